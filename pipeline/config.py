@@ -1,0 +1,219 @@
+"""The recipe: one frozen tree that says everything a run does.
+
+Each field has a type, a range and a sentence with its unit. Nothing here reads a file: see ``flows/recipes.py``.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Corpus = Literal["film_reviews", "additions"]
+Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]
+
+
+class Config(BaseModel):
+    """Base of every part of a recipe: immutable, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PretrainedPolicy(Config):
+    """A policy that exists: a local directory in the hub's format, or a hub id."""
+
+    source: Literal["pretrained"]
+    path: str = Field(min_length=1, description="local directory, or id on the model hub")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+
+
+class WarmStartPolicy(Config):
+    """A small Llama-shaped policy, trained from scratch on a generated corpus before round 1 (the supervised warm start)."""
+
+    source: Literal["warm_start"]
+    corpus: Corpus = Field(description="the generated corpus that it learns")
+    examples: int = Field(20_000, ge=100, le=10_000_000, description="texts in the corpus")
+    steps: int = Field(600, ge=1, le=1_000_000, description="optimizer steps")
+    batch_size: int = Field(32, ge=1, le=4096, description="texts per optimizer step")
+    learning_rate: float = Field(3e-3, gt=0, le=1, description="peak learning rate of AdamW")
+    hidden_size: int = Field(128, ge=16, le=8192, multiple_of=16, description="width of the residual stream")
+    layers: int = Field(4, ge=1, le=128, description="transformer blocks")
+    heads: int = Field(4, ge=1, le=128, description="attention heads; divides hidden_size")
+    vocabulary: int = Field(512, ge=32, le=200_000, description="most tokens that the tokenizer may learn")
+    context: int = Field(128, ge=16, le=131_072, description="longest sequence, in tokens")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of corpus, initial weights and batch order")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "WarmStartPolicy":
+        head = self.hidden_size // self.heads
+        if self.hidden_size % self.heads or head % 2:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} does not split into {self.heads} heads of an even width: "
+                "choose heads so that hidden_size / heads is an even number"
+            )
+        return self
+
+
+class GeneratedPrompts(Config):
+    """Prompts from a corpus that rondo generates; those of warm start, training and evaluation are disjoint by construction."""
+
+    source: Literal["generated"]
+    corpus: Corpus = Field(description="the corpus whose openings (film_reviews) or problems (additions) are the prompts")
+    train: int = Field(4096, ge=1, le=10_000_000, description="training prompts to generate")
+
+
+class FilePrompts(Config):
+    """Prompts from a JSONL or Parquet file with a column of texts or of conversations."""
+
+    source: Literal["jsonl", "parquet"]
+    path: str = Field(min_length=1, description="the file")
+    column: str = Field("prompt", description="column with a text, or a list of {role, content} messages")
+    reference_column: str | None = Field(None, description="column with the right answer, for judges that need one")
+
+
+class DatasetPrompts(Config):
+    """Prompts from a dataset by name, or from a local directory in the hub's format, read by the datasets library."""
+
+    source: Literal["datasets"]
+    name: str = Field(min_length=1, description="name on the data hub, or a local directory")
+    subset: str | None = Field(None, description="configuration of the dataset, where it has several")
+    split: str = Field("train", description="split to read")
+    column: str = Field("prompt", description="column with a text, or a list of {role, content} messages")
+    reference_column: str | None = Field(None, description="column with the right answer, for judges that need one")
+
+
+Prompts = Annotated[GeneratedPrompts | FilePrompts | DatasetPrompts, Field(discriminator="source")]
+Policy = Annotated[PretrainedPolicy | WarmStartPolicy, Field(discriminator="source")]
+
+
+class SamplingConfig(Config):
+    """How the candidates of a round are sampled from the current policy."""
+
+    engine: Literal["vllm", "transformers"] = Field(
+        "vllm", description="vllm, or the plain and slow transformers loop that tests use in its place"
+    )
+    prompts_per_round: int = Field(256, ge=1, le=10_000_000, description="prompts of one round (P)")
+    candidates: int = Field(4, ge=2, le=256, description="candidates per prompt (K)")
+    temperature: float = Field(1.0, gt=0, le=5, description="sampling temperature")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus: smallest share of probability mass to sample from")
+    max_tokens: int = Field(48, ge=1, le=131_072, description="longest answer, in tokens")
+    shard_prompts: int = Field(128, ge=1, le=1_000_000, description="prompts in one shard, the unit that is committed")
+    max_sequences: int = Field(256, ge=1, le=65_536, description="most sequences that the engine runs at once")
+    context: int | None = Field(None, ge=16, le=10_000_000, description="longest sequence of the engine, in tokens; the model's own where empty")
+    cache_gib: float = Field(1.0, gt=0, le=2000, description="memory of the engine's KV cache, in GiB")
+
+
+class VaderJudge(Config):
+    """Sentiment by the VADER lexicon: the compound score, from -1 to 1."""
+
+    kind: Literal["vader"]
+
+
+class ExactAnswerJudge(Config):
+    """1 where the answer's text equals the prompt's reference answer, else 0; surrounding white space is ignored."""
+
+    kind: Literal["exact_answer"]
+
+
+class GrammarJudge(Config):
+    """Share of an answer's clauses that the grammar of a generated corpus can produce, from 0 to 1."""
+
+    kind: Literal["grammar"]
+    corpus: Literal["film_reviews"] = Field("film_reviews", description="the corpus whose grammar is used")
+
+
+class RewardModelJudge(Config):
+    """A sequence classifier with one output, applied to prompt and answer."""
+
+    kind: Literal["reward_model"]
+    path: str = Field(min_length=1, description="local directory, or id on the model hub")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    batch_size: int = Field(16, ge=1, le=4096, description="sequences per forward pass")
+
+
+Judge = Annotated[VaderJudge | ExactAnswerJudge | GrammarJudge | RewardModelJudge, Field(discriminator="kind")]
+
+
+class PreferencesConfig(Config):
+    """How judgments become pairs or rankings."""
+
+    rule: Literal["best_vs_worst", "best_vs_random", "all_pairs", "full_ranking"] = Field(
+        "best_vs_worst", description="which candidates of a prompt are set against each other"
+    )
+    min_margin: float = Field(0.0, ge=0, description="least difference in score; what is not above it is a tie")
+    drop_truncated: bool = Field(False, description="leave out candidates that were cut at max_tokens")
+    soft_labels: bool = Field(False, description="weigh each pair by the probability that its order is right; needs a judge with uncertainty")
+
+
+class UpdateConfig(Config):
+    """The DPO update of a round."""
+
+    objective: str = Field("sigmoid", pattern=r"^[a-z_]+$", description="a name in pipeline.losses.OBJECTIVES")
+    beta: float = Field(0.1, gt=0, le=100, description="strength of the pull towards the reference")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="probability that a pair's order is wrong")
+    nll_weight: float = Field(0.0, ge=0, le=100, description="weight of the chosen answer's negative log-likelihood")
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate of AdamW")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate over the steps of a round")
+    warmup_steps: int = Field(0, ge=0, le=1_000_000, description="steps of linear warm-up at the start of a round")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="decoupled weight decay of AdamW")
+    max_grad_norm: float = Field(1.0, gt=0, le=1e6, description="gradients are clipped to this norm")
+    epochs: int = Field(1, ge=1, le=100, description="passes over the round's preferences")
+    batch_size: int = Field(16, ge=1, le=1_000_000, description="preferences per optimizer step")
+    token_budget: int = Field(4096, ge=16, le=10_000_000, description="most tokens of one forward pass")
+    reference_logprobs: Literal["sampler", "trainer", "auto"] = Field(
+        "auto", description="whose log-probabilities the reference's are: see tolerance"
+    )
+    tolerance: float = Field(
+        1e-3, gt=0, le=10, description="largest difference between sampler and trainer, in nats per token, on the same weights"
+    )
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass; master weights are float32")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
+
+
+class EvaluationConfig(Config):
+    """Held-out evaluation after each round, and of the initial policy (round 0)."""
+
+    prompts: int = Field(256, ge=1, le=1_000_000, description="held-out prompts, never sampled in training")
+    temperature: float = Field(1.0, gt=0, le=5, description="sampling temperature")
+    judges: tuple[Judge, ...] = Field((), description="further judges, which training never sees")
+    kl_limit: float | None = Field(None, gt=0, description="raise an alarm above this KL to the initial policy, in nats per sequence")
+
+
+class DevicesConfig(Config):
+    """Where each part runs."""
+
+    sampler: Device = Field("cpu", description="device of the sampling engine")
+    trainer: Device = Field("cpu", description="device of the update")
+    judge: Device = Field("cpu", description="device of a reward model")
+    cpu_threads: int = Field(2, ge=1, le=1024, description="threads of one CPU worker; a change changes results in the last bits")
+
+
+class Recipe(Config):
+    """A whole run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="name of the recipe, and of a run that is given none")
+    description: str = Field("", max_length=1000, description="one sentence for people")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of the run: prompts, samples and batch order follow from it")
+    rounds: int = Field(5, ge=1, le=100_000, description="rounds of the run")
+    policy: Policy
+    prompts: Prompts
+    sampling: SamplingConfig = SamplingConfig()
+    judge: Judge
+    preferences: PreferencesConfig = PreferencesConfig()
+    update: UpdateConfig = UpdateConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    devices: DevicesConfig = DevicesConfig()
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> "Recipe":
+        policy, sampling = self.policy, self.sampling
+        if isinstance(policy, WarmStartPolicy) and sampling.max_tokens >= policy.context:
+            raise ValueError(
+                f"sampling.max_tokens {sampling.max_tokens} leaves no room for a prompt in policy.context {policy.context}: "
+                "lower the first or raise the second"
+            )
+        ranking = self.preferences.rule == "full_ranking"
+        if ranking != (self.update.objective == "plackett_luce"):
+            raise ValueError(
+                f"preferences.rule '{self.preferences.rule}' does not go with update.objective '{self.update.objective}': "
+                "rankings need plackett_luce, and plackett_luce needs full_ranking"
+            )
+        return self

@@ -1,0 +1,53 @@
+"""The errors of the pipeline, one root, each also a standard exception.
+
+    RondoError
+    ├── ConfigError (ValueError)            a recipe that cannot be run
+    ├── DataError (ValueError)              prompts, candidates or judgments that do not fit their schema
+    │   └── PromptTooLongError              a prompt, or a prompt with its candidates, beyond a limit
+    ├── UnsupportedModelError (ValueError)  a model that a part cannot handle exactly
+    ├── JudgeError (RuntimeError)           a judge that cannot be loaded or asked
+    ├── EngineError (RuntimeError)          a sampling engine that failed
+    │   └── HandoverError                   sampler and trainer disagree on the same weights
+    ├── FirstLossError (RuntimeError)       the first loss of an update is not the value that theory gives
+    └── NonFiniteError (FloatingPointError) a loss or a gradient that is not a number
+"""
+
+
+class RondoError(Exception):
+    """Root of every error that a user of rondo can meet."""
+
+
+class ConfigError(RondoError, ValueError):
+    """A recipe, or a change to one, that cannot be run."""
+
+
+class DataError(RondoError, ValueError):
+    """Data that do not have the form that their record demands."""
+
+
+class PromptTooLongError(DataError):
+    """A prompt, alone or with its candidates, that exceeds a context or a token budget."""
+
+
+class UnsupportedModelError(RondoError, ValueError):
+    """A model whose computation this code would not reproduce exactly."""
+
+
+class JudgeError(RondoError, RuntimeError):
+    """A judge that cannot be loaded, or that failed on a shard."""
+
+
+class EngineError(RondoError, RuntimeError):
+    """A sampling engine that cannot start, or that died."""
+
+
+class HandoverError(EngineError):
+    """The sampler's log-probabilities differ from the trainer's on the same weights."""
+
+
+class FirstLossError(RondoError, RuntimeError):
+    """The first loss of an update differs from the value that holds when policy and reference are one."""
+
+
+class NonFiniteError(RondoError, FloatingPointError):
+    """A loss or a gradient that is not finite, found before the optimizer step."""

@@ -1,0 +1,140 @@
+"""The tables of a run: one Arrow schema each, versioned, every column documented.
+
+Axes, as they appear in names throughout: ``P`` prompts, ``K`` candidates per prompt, ``B`` sequences in a batch,
+``T`` tokens, ``V`` vocabulary; ``rewards_P_K[p][k]`` is the reward of candidate ``k`` of prompt ``p``.
+Log-probabilities are natural logarithms, in nats, of the untempered policy.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from pipeline.errors import DataError
+
+SCHEMA_VERSION = 1
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+
+def _column(name: str, kind: pa.DataType, doc: str, *, unit: str | None = None, nullable: bool = False) -> pa.Field:
+    metadata = {"doc": doc} | ({"unit": unit} if unit else {})
+    return pa.field(name, kind, nullable=nullable, metadata=metadata)
+
+
+def _schema(record: str, columns: list[pa.Field]) -> pa.Schema:
+    return pa.schema(columns, metadata={"rondo.record": record, "rondo.version": str(SCHEMA_VERSION)})
+
+
+_PROMPT_ID = _column("prompt_id", pa.string(), "first 16 hexadecimal digits of the SHA-256 of the prompt's content")
+_CANDIDATE = _column("candidate", pa.int32(), "index of the candidate among the K of its prompt")
+
+PROMPTS = _schema("prompts", [
+    _PROMPT_ID,
+    _column("text", pa.string(), "the prompt as the policy reads it, template applied"),
+    _column("messages", MESSAGES, "the conversation that the prompt came from", nullable=True),
+    _column("token_ids", pa.list_(pa.int32()), "the prompt's token ids, special tokens included"),
+    _column("source", pa.string(), "where the prompt came from"),
+    _column("reference_answer", pa.string(), "the right answer, where one is known", nullable=True),
+    _column("split", pa.string(), "train or evaluation; the two never share a prompt"),
+])  # fmt: skip
+
+CANDIDATES = _schema("candidates", [
+    _PROMPT_ID,
+    _CANDIDATE,
+    _column("token_ids", pa.list_(pa.int32()), "the answer exactly as sampled, end-of-sequence token included"),
+    _column("text", pa.string(), "the answer decoded from token_ids, special tokens left out"),
+    _column("logprobs", pa.list_(pa.float32()), "log-probability of each token under the sampling policy", unit="nats"),
+    _column("finish_reason", pa.string(), "stop (end of sequence) or length (cut at max_tokens)"),
+    _column("seed", pa.int64(), "seed of this candidate's random numbers"),
+    _column("policy", pa.string(), "hash of the weights that sampled"),
+])  # fmt: skip
+
+JUDGMENTS = _schema("judgments", [
+    _PROMPT_ID,
+    _CANDIDATE,
+    _column("score", pa.float64(), "the judge's score, higher is better; null where status is not ok", nullable=True),
+    _column("score_std", pa.float64(), "standard deviation of the score, where the judge states one", nullable=True),
+    _column("components", pa.map_(pa.string(), pa.float64()), "named parts of the score"),
+    _column("rationale", pa.string(), "the judge's reason, where it gives one", nullable=True),
+    _column("judge", pa.string(), "name of the judge"),
+    _column("judge_version", pa.string(), "version of the judge: library version or hash of its weights"),
+    _column("status", pa.string(), "ok, unparsable, timed_out or non_finite"),
+    _column("latency", pa.float64(), "time spent on this judgment", unit="seconds"),
+])  # fmt: skip
+
+PREFERENCES = _schema("preferences", [
+    _PROMPT_ID,
+    _column("kind", pa.string(), "pair, ranking or dropped"),
+    _column("candidates", pa.list_(pa.int32()), "indices of the candidates, best first; empty where dropped"),
+    _column("scores", pa.list_(pa.float64()), "their scores, in the same order"),
+    _column("margin", pa.float64(), "score of the best minus score of the worst", nullable=True),
+    _column("soft_label", pa.float64(), "probability that the order is right", nullable=True),
+    _column("reference_logps", pa.list_(pa.float64()),
+            "log-probability of each candidate under the policy that sampled it, summed over tokens", unit="nats"),
+    _column("token_counts", pa.list_(pa.int32()), "length of each candidate", unit="tokens"),
+    _column("rule", pa.string(), "the rule that selected, or dropped, this prompt"),
+    _column("drop_reason", pa.string(), "why the prompt gives no preference", nullable=True),
+    _column("policy", pa.string(), "hash of the weights that sampled"),
+])  # fmt: skip
+
+STEPS = _schema("metrics", [
+    _column("step", pa.int32(), "optimizer step within the round, from 1"),
+    _column("epoch", pa.float64(), "passes over the round's preferences so far"),
+    _column("loss", pa.float64(), "mean objective over the step's preferences, before the step"),
+    _column("reward_chosen", pa.float64(), "mean implicit reward of the best candidates: beta log(pi/pi_ref)"),
+    _column("reward_rejected", pa.float64(), "mean implicit reward of the worst candidates"),
+    _column("reward_margin", pa.float64(), "mean difference of the two"),
+    _column("accuracy", pa.float64(), "share of preferences whose best candidate has the larger implicit reward"),
+    _column("logp_change_chosen", pa.float64(), "mean change of the best candidates' log-probability since the "
+            "round's start", unit="nats"),
+    _column("logp_change_rejected", pa.float64(), "the same of the worst candidates", unit="nats"),
+    _column("grad_norm", pa.float64(), "norm of the gradient before clipping"),
+    _column("learning_rate", pa.float64(), "learning rate of the step"),
+    _column("tokens", pa.int64(), "tokens that the step processed, prompts counted once", unit="tokens"),
+    _column("seconds", pa.float64(), "duration of the step", unit="seconds"),
+])  # fmt: skip
+
+SCHEMAS: Mapping[str, pa.Schema] = {
+    "prompts": PROMPTS, "candidates": CANDIDATES, "judgments": JUDGMENTS, "preferences": PREFERENCES, "metrics": STEPS,
+}  # fmt: skip
+
+
+def to_table(rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> pa.Table:
+    """Rows as an Arrow table of exactly this schema.
+
+    Raises:
+        DataError: a row lacks a column, has one too many, or holds a value of another type.
+    """
+    names = set(schema.names)
+    for row in rows:
+        if set(row) != names:
+            raise DataError(
+                f"a row of the {_record(schema)} table has the columns {sorted(row)}, not {sorted(names)}: give each column, and no other"
+            )
+    try:
+        table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+        table.validate(full=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        raise DataError(f"a row does not fit the {_record(schema)} table: {error}") from error
+    for field in schema:
+        if not field.nullable and table[field.name].null_count:
+            raise DataError(f"column '{field.name}' of the {_record(schema)} table has an empty value: it must be given")
+    return table
+
+
+def _record(schema: pa.Schema) -> str:
+    return (schema.metadata or {}).get(b"rondo.record", b"unnamed").decode()
+
+
+def content_id(content: object) -> str:
+    """A short, stable name of a JSON value: the first 16 hexadecimal digits of its SHA-256."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def prompt_seed(run_seed: int, round_number: int, prompt_id: str) -> int:
+    """The seed of a prompt in a round, below 2**48; candidate ``k`` uses this seed plus ``k``."""
+    digest = hashlib.sha256(f"{run_seed}/{round_number}/{prompt_id}".encode()).digest()
+    return int.from_bytes(digest[:6], "big")
