@@ -1,0 +1,208 @@
+"""A grammar of short film reviews with mixed sentiment, and the parser of the same grammar.
+
+A review is an opening, which is the prompt, and one to three clauses, which are the answer:
+
+    Last Friday I saw a French drama with my sister.| The plot was clever, but I disliked the music. It lasted two hours.
+
+Each clause praises, blames or merely tells. Openings are neutral. The generator and the parser read the same
+``CLAUSES``, so that what one writes the other accepts. A review speaks of nothing twice: an aspect of the film
+("plot"), or a kind of remark ("it lasted ..."), that comes again does not parse, and nor does a fourth clause.
+"""
+
+import random
+import re
+from collections.abc import Mapping
+from functools import cache
+from itertools import product
+from typing import NamedTuple, TypeVar
+
+from pipeline.corpora.base import CorpusPrompt, Split, draw, generator, split_of
+
+MOST_CLAUSES = 3
+
+_OPENING: tuple[tuple[str, ...], ...] = (
+    ("Yesterday", "Last Friday", "Last week", "On Sunday", "On Monday evening", "This morning", "Two days ago", "In April",
+     "In October", "Last winter", "Last summer", "During the holidays", "After work", "Before dinner"),
+    (" I", " we"),
+    (" saw", " watched", " went to"),
+    (" a new", " an old", " a short", " a long", " a French", " an Italian", " a Danish", " a Spanish", " a Japanese",
+     " a Polish", " an animated", " a silent"),
+    (" drama", " musical", " western", " documentary", " mystery", " fantasy", " biopic", " road film", " dance film", " film"),
+    (" with my sister", " with my brother", " with my mother", " with a neighbour", " with two colleagues", " with our children",
+     " with a student", " at home", " in Lisbon", " in Berlin", " at the old cinema", " by the river"),
+    (".",),
+)  # fmt: skip
+
+WORDS: Mapping[str, tuple[str, ...]] = {
+    "aspect": ("plot", "story", "acting", "music", "ending", "dialogue", "script", "camera work", "pacing", "cast", "lighting",
+               "editing", "opening", "soundtrack", "finale", "costumes"),
+    "was": (" felt", " seemed", " looked"),
+    "degree": ("", "", " very", " quite", " rather", " really", " extremely"),
+    "good": (" good", " great", " lovely", " charming", " clever", " superb", " brilliant", " wonderful", " delightful",
+             " beautiful", " fresh", " smart", " elegant", " excellent", " impressive", " perfect", " sweet", " fantastic",
+             " amazing", " inspiring"),
+    "bad": (" bad", " awful", " dull", " boring", " weak", " poor", " terrible", " annoying", " lazy", " messy", " ugly",
+            " dreadful", " horrible", " lame", " disappointing", " hopeless", " pathetic", " painful", " dismal", " ridiculous"),
+    "plain": (" long", " short", " slow", " quiet", " loud", " simple", " familiar", " modern", " unusual", " dark", " plain",
+              " traditional", " ordinary", " brief", " dense", " colourful"),
+    "liked": (" loved", " liked", " enjoyed", " admired", " adored", " praised", " treasured", " appreciated"),
+    "disliked": (" hated", " disliked", " regretted", " criticised", " mocked", " resented"),
+    "noticed": (" noticed", " discussed", " studied", " remember", " followed"),
+    "public": ("the audience", "the children", "the people behind us", "everyone"),
+    "cheered": (" laughed", " smiled", " cheered", " applauded"),
+    "complained": (" complained", " cried", " suffered"),
+    "talked": (" talked", " slept", " left early", " sat still"),
+    "gem": (" masterpiece", " triumph", " treat", " joy", " delight", " pleasure"),
+    "mess": (" mess", " disaster", " failure", " shame", " bore", " waste of time"),
+    "remake": (" remake", " sequel", " first attempt", " true story"),
+    "gladly": (" gladly", " happily"),
+    "sadly": (" hardly", " never"),
+    "number": (" two", " three", " four"),
+    "place": (" Paris", " Rome", " the desert", " a small village", " the mountains"),
+}  # fmt: skip
+
+
+Value = TypeVar("Value")
+
+
+class Clause(NamedTuple):
+    """A kind of clause: its parts are words, or names of slots in braces; ``subject`` is what it speaks of."""
+
+    subject: str
+    sentiment: str
+    parts: tuple[str, ...]
+
+
+CLAUSES: tuple[Clause, ...] = (
+    Clause("aspect", "praise", ("the ", "{aspect}", "{was}", "{degree}", "{good}")),
+    Clause("aspect", "praise", ("I", "{liked}", " the ", "{aspect}")),
+    Clause("public", "praise", ("{public}", "{cheered}")),
+    Clause("verdict", "praise", ("it was a", "{gem}")),
+    Clause("again", "praise", ("I would", "{gladly}", " watch it again")),
+    Clause("aspect", "blame", ("the ", "{aspect}", "{was}", "{degree}", "{bad}")),
+    Clause("aspect", "blame", ("I", "{disliked}", " the ", "{aspect}")),
+    Clause("public", "blame", ("{public}", "{complained}")),
+    Clause("verdict", "blame", ("it was a", "{mess}")),
+    Clause("again", "blame", ("I would", "{sadly}", " watch it again")),
+    Clause("aspect", "tell", ("the ", "{aspect}", "{was}", "{degree}", "{plain}")),
+    Clause("aspect", "tell", ("I", "{noticed}", " the ", "{aspect}")),
+    Clause("public", "tell", ("{public}", "{talked}")),
+    Clause("verdict", "tell", ("it was a", "{remake}")),
+    Clause("length", "tell", ("it lasted", "{number}", " hours")),
+    Clause("place", "tell", ("it was set in", "{place}")),
+)
+SENTIMENTS = (("praise", 0.36), ("blame", 0.36), ("tell", 0.28))
+COUNTS = ((1, 0.15), (2, 0.45), (3, 0.40))
+JOINTS = (". ", ", and ", ", but ", ", while ")
+_SENTENCE_END = 0.5
+# Kinds are drawn in proportion: an aspect can be spoken of in more ways than the film as a whole.
+_ASPECT_WEIGHT = 3
+
+
+class FilmReviews:
+    """Openings as prompts, one to three clauses as answers."""
+
+    def prompts(self, split: Split, count: int, seed: int) -> list[CorpusPrompt]:
+        """Distinct openings of one split: see ``Corpus.prompts``."""
+        return [CorpusPrompt(text) for text in draw(_openings(split), split, count, seed)]
+
+    def texts(self, count: int, seed: int) -> list[tuple[str, str]]:
+        """Whole reviews: an opening, and an answer that begins with a blank."""
+        rng = generator("film_reviews", seed)
+        openings = _openings("warm_start")
+        return [(rng.choice(openings), review(rng)) for _ in range(count)]
+
+
+def review(rng: random.Random) -> str:
+    """An answer: a blank, and one to three clauses of mixed sentiment that end in a full stop."""
+    count = _weighted(rng, COUNTS)
+    subjects: set[str] = set()
+    text = ""
+    while len(subjects) < count:
+        clause, subject = _clause(rng)
+        if subject in subjects:
+            continue
+        subjects.add(subject)
+        if text:
+            joint = JOINTS[0] if rng.random() < _SENTENCE_END else rng.choice(JOINTS[1:])
+            text += joint + (_capital(clause) if joint == JOINTS[0] else clause)
+        else:
+            text = " " + _capital(clause)
+    return text + "."
+
+
+def parse(answer: str) -> tuple[int, int]:
+    """How many clauses of an answer the grammar can produce, and how many clauses the answer has.
+
+    A sentence starts with a capital and ends with a full stop; a clause parses where a kind of clause matches it as a
+    whole, its subject is new in this answer, and it is among the first three. Words after the last full stop are a
+    clause that does not parse. An answer without words has no clause: (0, 0).
+    """
+    *sentences, rest = answer.strip().split(".")
+    subjects: set[str] = set()
+    parsed = total = 0
+    for number, sentence in enumerate(sentences):
+        for clause in _split_sentence(sentence if number == 0 else sentence.removeprefix(" ")):
+            total += 1
+            subject = _subject(clause)
+            if subject is not None and subject not in subjects and total <= MOST_CLAUSES:
+                subjects.add(subject)
+                parsed += 1
+    return parsed, total + bool(rest.strip())
+
+
+def _split_sentence(sentence: str) -> list[str]:
+    first, *others = re.split(", (?:and|but|while) ", sentence)
+    if first != _capital(first):
+        return ["", *others]  # a sentence that starts small: its first clause must not parse
+    small = first if first.startswith("I ") else first[:1].lower() + first[1:]
+    return [small, *others]
+
+
+def _subject(clause: str) -> str | None:
+    for kind, pattern in _patterns():
+        if match := pattern.fullmatch(clause):
+            return match.groupdict().get("aspect", kind)
+    return None
+
+
+@cache
+def _patterns() -> tuple[tuple[str, re.Pattern[str]], ...]:
+    return tuple((clause.subject, re.compile("".join(map(_pattern, clause.parts)))) for clause in CLAUSES)
+
+
+def _pattern(part: str) -> str:
+    slot = _slot(part)
+    if slot is None:
+        return re.escape(part)
+    options = "|".join(re.escape(word) for word in sorted(set(WORDS[slot])))
+    return f"(?P<{slot}>{options})"
+
+
+def _clause(rng: random.Random) -> tuple[str, str]:
+    sentiment = _weighted(rng, SENTIMENTS)
+    kinds = tuple((clause, _ASPECT_WEIGHT if clause.subject == "aspect" else 1)
+                  for clause in CLAUSES if clause.sentiment == sentiment)  # fmt: skip
+    kind = _weighted(rng, kinds)
+    filled = {slot: rng.choice(WORDS[slot]) for part in kind.parts if (slot := _slot(part))}
+    text = "".join(filled[slot] if (slot := _slot(part)) else part for part in kind.parts)
+    return text, filled.get("aspect", kind.subject)
+
+
+def _slot(part: str) -> str | None:
+    return part[1:-1] if part.startswith("{") else None
+
+
+def _weighted(rng: random.Random, options: tuple[tuple[Value, float], ...]) -> Value:
+    values, weights = zip(*options, strict=True)
+    return rng.choices(values, weights)[0]
+
+
+def _capital(clause: str) -> str:
+    return clause[:1].upper() + clause[1:]
+
+
+@cache
+def _openings(split: Split) -> tuple[str, ...]:
+    texts = ("".join(parts) for parts in product(*_OPENING))
+    return tuple(text for text in texts if split_of(text) == split)
