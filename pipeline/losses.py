@@ -1,0 +1,336 @@
+"""Preference objectives: pure functions from log-probabilities to one loss for each preference.
+
+Shapes: ``[P]`` for pairs, ``[P, K]`` for rankings with the best candidate first. A *log-ratio* is the
+log-probability of a whole candidate under the policy minus that under the reference, in nats, summed over its
+tokens. Losses are in nats unless stated, one for each preference and never averaged: the caller divides by
+the number of preferences in the optimizer step.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.errors import ConfigError
+
+
+def _logistic(margins_P: Tensor, order_right_P: Tensor | float) -> Tensor:
+    """Cross-entropy in nats between the probability that the order is right and sigmoid(margin)."""
+    return -order_right_P * F.logsigmoid(margins_P) - (1 - order_right_P) * F.logsigmoid(-margins_P)
+
+
+def _smoothed(soft_labels_P: Tensor | None, label_smoothing: float) -> Tensor | float:
+    """Probability that the order is right, when a label is flipped with probability ``label_smoothing``."""
+    if soft_labels_P is None:
+        return 1 - label_smoothing
+    return soft_labels_P * (1 - label_smoothing) + (1 - soft_labels_P) * label_smoothing
+
+
+def sigmoid(
+    chosen_P: Tensor,
+    rejected_P: Tensor,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+    soft_labels_P: Tensor | None = None,
+) -> Tensor:
+    """Bradley-Terry on implicit rewards, arXiv:2305.18290 (7): ``-log sigmoid(beta (chosen - rejected))``.
+
+    Takes log-ratios. With ``label_smoothing`` e the label is right with probability 1 - e (conservative DPO);
+    with ``soft_labels_P`` p, it is right with probability p for that pair: ``-p log sigmoid(m) - (1 - p) log
+    sigmoid(-m)``.
+    """
+    return _logistic(beta * (chosen_P - rejected_P), _smoothed(soft_labels_P, label_smoothing))
+
+
+def sigmoid_norm(
+    chosen_P: Tensor,
+    rejected_P: Tensor,
+    chosen_lengths_P: Tensor,
+    rejected_lengths_P: Tensor,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+    soft_labels_P: Tensor | None = None,
+) -> Tensor:
+    """Length-normalised DPO, arXiv:2411.15124 (section 5): `sigmoid` of log-ratios divided by their lengths
+    in tokens.
+    """
+    margins_P = beta * (chosen_P / chosen_lengths_P - rejected_P / rejected_lengths_P)
+    return _logistic(margins_P, _smoothed(soft_labels_P, label_smoothing))
+
+
+def robust(chosen_P: Tensor, rejected_P: Tensor, *, beta: float, label_smoothing: float) -> Tensor:
+    """Unbiased under labels flipped at rate e, arXiv:2403.00409: ``(-(1 - e) log sigmoid(m) + e log
+    sigmoid(-m)) / (1 - 2 e)`` with ``m = beta (chosen - rejected)``. e < 1/2.
+    """
+    margins_P = beta * (chosen_P - rejected_P)
+    losses_P = -(1 - label_smoothing) * F.logsigmoid(margins_P) + label_smoothing * F.logsigmoid(-margins_P)
+    return losses_P / (1 - 2 * label_smoothing)
+
+
+def hinge(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
+    """SLiC's hinge on implicit rewards, arXiv:2305.10425, with the margin of arXiv:2309.06657:
+    ``max(0, 1 - beta (chosen - rejected))``.
+    """
+    return torch.relu(1 - beta * (chosen_P - rejected_P))
+
+
+def ipo(
+    chosen_P: Tensor, rejected_P: Tensor, chosen_lengths_P: Tensor, rejected_lengths_P: Tensor, *, beta: float
+) -> Tensor:
+    """IPO, arXiv:2310.12036 (17): ``(chosen - rejected - 1 / (2 beta))^2`` in square nats.
+
+    Log-ratios are divided by their lengths in tokens first, so that beta means the same at every length.
+    """
+    return (chosen_P / chosen_lengths_P - rejected_P / rejected_lengths_P - 1 / (2 * beta)).square()
+
+
+def simpo(
+    chosen_logps_P: Tensor,
+    rejected_logps_P: Tensor,
+    chosen_lengths_P: Tensor,
+    rejected_lengths_P: Tensor,
+    *,
+    beta: float,
+    target_margin: float,
+) -> Tensor:
+    """SimPO, arXiv:2405.14734 (6), without a reference: ``-log sigmoid(beta (chosen / length - rejected /
+    length) - margin)``.
+
+    Takes log-probabilities of the policy, not log-ratios.
+    """
+    means_P = chosen_logps_P / chosen_lengths_P - rejected_logps_P / rejected_lengths_P
+    return -F.logsigmoid(beta * means_P - target_margin)
+
+
+def sppo(chosen_P: Tensor, rejected_P: Tensor, *, beta: float, soft_labels_P: Tensor | None = None) -> Tensor:
+    """Self-play preference optimisation, arXiv:2405.00675 (4.7), in square nats.
+
+    ``(chosen - (p - 1/2) / beta)^2 + (rejected - (1/2 - p) / beta)^2``, where p is the probability that the
+    chosen answer wins: 1 without soft labels. The paper's step size eta is ``1 / beta``.
+    """
+    wins_P = 1.0 if soft_labels_P is None else soft_labels_P
+    return (chosen_P - (wins_P - 0.5) / beta).square() + (rejected_P - (0.5 - wins_P) / beta).square()
+
+
+def dpop(chosen_P: Tensor, rejected_P: Tensor, *, beta: float, penalty: float) -> Tensor:
+    """DPO-Positive, arXiv:2402.13228: ``-log sigmoid(beta (chosen - rejected - penalty max(0, -chosen)))``.
+
+    The penalty acts where the chosen answer has become less likely than under the reference.
+    """
+    return -F.logsigmoid(beta * (chosen_P - rejected_P - penalty * torch.relu(-chosen_P)))
+
+
+def apo_zero(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
+    """APO-zero, arXiv:2408.06266 (7), unitless: ``1 - sigmoid(beta chosen) + sigmoid(beta rejected)``.
+
+    For chosen answers that are better than what the policy writes.
+    """
+    return torch.sigmoid(-beta * chosen_P) + torch.sigmoid(beta * rejected_P)
+
+
+def apo_down(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
+    """APO-down, arXiv:2408.06266 (8), unitless: ``sigmoid(beta chosen) + 1 - sigmoid(beta (chosen -
+    rejected))``.
+
+    For chosen answers that are worse than what the policy writes.
+    """
+    return torch.sigmoid(beta * chosen_P) + torch.sigmoid(-beta * (chosen_P - rejected_P))
+
+
+def exo_pair(chosen_P: Tensor, rejected_P: Tensor, *, beta: float, label_smoothing: float) -> Tensor:
+    """EXO on pairs, arXiv:2402.00856 (16): KL from (q, 1 - q) to (1 - e, e), with ``q = sigmoid(beta (chosen
+    - rejected))``.
+
+    The smoothing e must be above 0: at 0 the divergence is infinite.
+    """
+    margins_P = beta * (chosen_P - rejected_P)
+    right_P = torch.sigmoid(margins_P) * (F.logsigmoid(margins_P) - math.log1p(-label_smoothing))
+    return right_P + torch.sigmoid(-margins_P) * (F.logsigmoid(-margins_P) - math.log(label_smoothing))
+
+
+def nca_pair(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
+    """Noise contrastive alignment on pairs, arXiv:2402.05369:
+    ``-log sigmoid(c) - log sigmoid(-c) / 2 - log sigmoid(-r) / 2`` with implicit rewards c and r.
+    """
+    noise_P = F.logsigmoid(-beta * chosen_P) + F.logsigmoid(-beta * rejected_P)
+    return -F.logsigmoid(beta * chosen_P) - noise_P / 2
+
+
+def bco_pair(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
+    """Binary classifier optimisation on pairs, arXiv:2404.04656, with no reward shift:
+    ``-log sigmoid(beta chosen) - log sigmoid(-beta rejected)``.
+    """
+    return -F.logsigmoid(beta * chosen_P) - F.logsigmoid(-beta * rejected_P)
+
+
+def plackett_luce(logratios_P_K: Tensor, ranks_P_K: Tensor, *, beta: float) -> Tensor:
+    """Plackett-Luce over rankings, arXiv:2305.18290 (appendix A.3): the sum over places of ``log sum_j
+    exp(beta logratio_j) - beta logratio_i``, where j runs over candidate i and all that are ranked below it.
+
+    ``ranks_P_K`` are integers, lower is better; a negative rank marks an entry that is absent. Equal ranks
+    are ties: a tie says nothing about the order within it, so each member competes with the strictly worse
+    candidates alone. A partial ranking, of which the first m places are known, is one whose others tie for
+    the last place. At K = 2 it equals `sigmoid`.
+    """
+    present = ranks_P_K >= 0
+    below = ranks_P_K[:, None, :] > ranks_P_K[:, :, None]
+    itself = torch.eye(ranks_P_K.shape[1], dtype=torch.bool, device=ranks_P_K.device)
+    rewards_P_K = beta * logratios_P_K
+    rivals_P_K_K = rewards_P_K[:, None, :].expand(below.shape).masked_fill(~(below | itself), -torch.inf)
+    return ((torch.logsumexp(rivals_P_K_K, dim=-1) - rewards_P_K) * present).sum(-1)
+
+
+def all_pairs(logratios_P_K: Tensor, ranks_P_K: Tensor, *, beta: float) -> Tensor:
+    """The sum of `sigmoid` over all pairs of a ranking whose ranks differ. Ranks as in `plackett_luce`."""
+    ordered = (ranks_P_K[:, :, None] >= 0) & (ranks_P_K[:, :, None] < ranks_P_K[:, None, :])
+    rewards_P_K = beta * logratios_P_K
+    margins_P_K_K = rewards_P_K[:, :, None] - rewards_P_K[:, None, :]
+    return -(F.logsigmoid(margins_P_K_K) * ordered).sum((1, 2))
+
+
+def nll(chosen_logps_P: Tensor, chosen_lengths_P: Tensor) -> Tensor:
+    """Negative log-likelihood of the chosen answer per token, in nats, the term that arXiv:2404.19733
+    adds.
+    """
+    return -chosen_logps_P / chosen_lengths_P
+
+
+@dataclass(frozen=True)
+class PreferenceBatch:
+    """Log-probabilities of P preferences over at most K candidates, best first.
+
+    ``ranks_P_K`` is -1 where a preference has fewer than K candidates; the other entries of those places are
+    ignored, and must be finite. ``soft_labels_P`` is the probability that a pair's order is right.
+    """
+
+    logps_P_K: Tensor
+    reference_logps_P_K: Tensor
+    lengths_P_K: Tensor
+    ranks_P_K: Tensor
+    soft_labels_P: Tensor | None = None
+
+    @property
+    def logratios_P_K(self) -> Tensor:
+        return self.logps_P_K - self.reference_logps_P_K
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """Constants of the objectives; each objective reads those that its formula has."""
+
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    target_margin: float = 0.5
+    dpop_penalty: float = 50.0
+
+
+Loss = Callable[[PreferenceBatch, ObjectiveSettings], Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A named loss.
+
+    ``first_loss`` is its value where policy and reference are one, for settings and the ranks of one
+    preference; None where it depends on the data. ``rankings``: takes more than two candidates. ``soft``:
+    uses soft labels.
+    """
+
+    loss: Loss
+    first_loss: Callable[[ObjectiveSettings, list[int]], float] | None
+    rankings: bool = False
+    soft: bool = False
+    needs_smoothing: bool = False
+
+
+def _pairs(
+    function: Callable[..., Tensor], *constants: str, lengths: bool = False, soft: bool = False
+) -> Loss:
+    """Adapt a function of chosen and rejected log-ratios, whose keywords are named by ``constants``."""
+
+    def loss(batch: PreferenceBatch, settings: ObjectiveSettings) -> Tensor:
+        columns = list(batch.logratios_P_K.unbind(1))
+        if lengths:
+            columns += batch.lengths_P_K.unbind(1)
+        keywords = {"beta": settings.beta} | {name: getattr(settings, name) for name in constants}
+        if soft:
+            keywords["soft_labels_P"] = batch.soft_labels_P
+        return function(*columns, **keywords)
+
+    return loss
+
+
+def _simpo(batch: PreferenceBatch, settings: ObjectiveSettings) -> Tensor:
+    columns = [*batch.logps_P_K.unbind(1), *batch.lengths_P_K.unbind(1)]
+    return simpo(*columns, beta=settings.beta, target_margin=settings.target_margin)
+
+
+def _dpop(batch: PreferenceBatch, settings: ObjectiveSettings) -> Tensor:
+    return dpop(*batch.logratios_P_K.unbind(1), beta=settings.beta, penalty=settings.dpop_penalty)
+
+
+def _ranking(function: Callable[..., Tensor]) -> Loss:
+    return lambda batch, settings: function(batch.logratios_P_K, batch.ranks_P_K, beta=settings.beta)
+
+
+def _constant(value: float) -> Callable[[ObjectiveSettings, list[int]], float]:
+    return lambda settings, ranks: value
+
+
+def _first_plackett_luce(settings: ObjectiveSettings, ranks: list[int]) -> float:
+    """ln K! for a complete ranking: at equal rewards each place adds the log of the number that compete for
+    it.
+    """
+    return sum(math.log(1 + sum(other > rank for other in ranks)) for rank in ranks)
+
+
+def _first_all_pairs(settings: ObjectiveSettings, ranks: list[int]) -> float:
+    return math.log(2) * sum(other > rank for rank in ranks for other in ranks)
+
+
+def _first_exo(settings: ObjectiveSettings, ranks: list[int]) -> float:
+    return -math.log(2) - math.log(settings.label_smoothing * (1 - settings.label_smoothing)) / 2
+
+
+LN2 = math.log(2)
+
+OBJECTIVES: Mapping[str, Objective] = {
+    "sigmoid": Objective(_pairs(sigmoid, "label_smoothing", soft=True), _constant(LN2), soft=True),
+    "sigmoid_norm": Objective(
+        _pairs(sigmoid_norm, "label_smoothing", lengths=True, soft=True), _constant(LN2), soft=True
+    ),
+    "robust": Objective(_pairs(robust, "label_smoothing"), _constant(LN2)),
+    "hinge": Objective(_pairs(hinge), _constant(1.0)),
+    "ipo": Objective(_pairs(ipo, lengths=True), lambda settings, ranks: 1 / (4 * settings.beta**2)),
+    "simpo": Objective(_simpo, None),
+    "sppo": Objective(_pairs(sppo, soft=True), None, soft=True),
+    "dpop": Objective(_dpop, _constant(LN2)),
+    "apo_zero": Objective(_pairs(apo_zero), _constant(1.0)),
+    "apo_down": Objective(_pairs(apo_down), _constant(1.0)),
+    "exo_pair": Objective(_pairs(exo_pair, "label_smoothing"), _first_exo, needs_smoothing=True),
+    "nca_pair": Objective(_pairs(nca_pair), _constant(2 * LN2)),
+    "bco_pair": Objective(_pairs(bco_pair), _constant(2 * LN2)),
+    "plackett_luce": Objective(_ranking(plackett_luce), _first_plackett_luce, rankings=True),
+    "all_pairs": Objective(_ranking(all_pairs), _first_all_pairs, rankings=True),
+}
+
+
+def find_objective(name: str, settings: ObjectiveSettings) -> Objective:
+    """The objective of that name, with its constants checked.
+
+    Raises:
+        ConfigError: an unknown name, or a constant outside the objective's range.
+    """
+    if name not in OBJECTIVES:
+        raise ConfigError(f"there is no objective '{name}': choose one of {', '.join(OBJECTIVES)}")
+    objective = OBJECTIVES[name]
+    if objective.needs_smoothing and not 0 < settings.label_smoothing < 1:
+        raise ConfigError(
+            f"objective '{name}' needs label_smoothing above 0 and got {settings.label_smoothing}: try 0.001"
+        )
+    return objective

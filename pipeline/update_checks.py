@@ -1,0 +1,129 @@
+"""The guards of an update: before it starts, at its first loss, and before each optimizer step."""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ConfigError, DataError, FirstLossError, NonFiniteError, UnsupportedModelError
+from pipeline.losses import Objective, PreferenceBatch, find_objective
+from pipeline.packing import check_budget
+from pipeline.update_types import PreferenceGroup, UpdateSettings
+
+NAMED = 8
+"""Prompts or weights that a message names at most."""
+
+
+def check_inputs(
+    groups: Sequence[PreferenceGroup], settings: UpdateSettings
+) -> list[tuple[Objective, float]]:
+    """The objectives with their weights, once settings and preferences are known to go together.
+
+    Raises:
+        ConfigError, DataError, PromptTooLongError: they do not.
+    """
+    if not groups:
+        raise DataError(
+            "an update needs at least one preference and got none: every prompt of the round was dropped"
+        )
+    if not settings.objectives:
+        raise ConfigError("an update needs at least one objective and got none")
+    check_budget(groups, settings.token_budget)
+    terms = []
+    for name, weight in settings.objectives.items():
+        objective = find_objective(name, settings.constants)
+        _check_fit(name, objective, groups)
+        terms.append((objective, weight))
+    return terms
+
+
+def _check_fit(name: str, objective: Objective, groups: Sequence[PreferenceGroup]) -> None:
+    for group in groups:
+        candidates = len(group.candidate_token_ids)
+        if candidates > 2 and not objective.rankings:
+            raise DataError(
+                f"objective '{name}' compares two candidates and prompt {group.prompt_id} has {candidates}: "
+                "make pairs, or use plackett_luce or all_pairs"
+            )
+        if group.soft_label is not None and not objective.soft:
+            raise DataError(
+                f"objective '{name}' has no soft labels and prompt {group.prompt_id} has {group.soft_label}: "
+                "leave soft labels out, or use sigmoid, sigmoid_norm or sppo"
+            )
+
+
+def check_weights(model: Any) -> None:
+    """Refuse trained weights in half precision, in which small steps of AdamW round to nothing."""
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and weight.dtype not in (torch.float32, torch.float64):
+            raise UnsupportedModelError(
+                f"weight {name} is {weight.dtype} and the update trains float32 master weights: load the "
+                'model with dtype="float32"; precision "bfloat16" still runs the forward pass in half precision'
+            )
+
+
+def check_losses(
+    loss_P: Tensor, preferences: PreferenceBatch, members: Sequence[PreferenceGroup], step: int
+) -> None:
+    """Raise NonFiniteError, naming the prompts, where a loss is not finite."""
+    finite = torch.isfinite(loss_P)
+    if finite.all():
+        return
+    rows = torch.nonzero(~finite)[:NAMED, 0].tolist()
+    named = ", ".join(
+        f"{members[row].prompt_id} (log-probabilities {preferences.logps_P_K[row].tolist()})" for row in rows
+    )
+    raise NonFiniteError(
+        f"the loss of step {step} is not finite for {int((~finite).sum())} preferences: {named}; the step "
+        "was not taken. Look for weights that are not finite, or a learning rate that is too high"
+    )
+
+
+def check_gradient(norm: Tensor, model: Any, batch: Sequence[PreferenceGroup], step: int) -> None:
+    """Raise NonFiniteError, naming weights and prompts, where the gradient's norm is not finite."""
+    if torch.isfinite(norm):
+        return
+    largest = {
+        name: weight.grad.abs().max().item()
+        for name, weight in model.named_parameters()
+        if weight.grad is not None
+    }
+    worst = sorted(largest, key=lambda name: largest[name] if math.isfinite(largest[name]) else math.inf)
+    raise NonFiniteError(
+        f"the gradient of step {step} is not finite, largest entries: "
+        f"{', '.join(f'{name} {largest[name]:.3g}' for name in worst[::-1][:NAMED])}; first prompts of the "
+        f"step: {', '.join(group.prompt_id for group in batch[:NAMED])}; the step was not taken. Lower the "
+        "learning rate or beta"
+    )
+
+
+def expected_first_loss(
+    batch: Sequence[PreferenceGroup], terms: Sequence[tuple[Objective, float]], settings: UpdateSettings
+) -> float | None:
+    """The mean objective of a step where policy and reference are one, where theory gives it."""
+    total = 0.0
+    for objective, weight in terms:
+        if not settings.reference_is_start or objective.first_loss is None:
+            return None
+        first = objective.first_loss
+        total += weight * fmean(first(settings.constants, list(group.places)) for group in batch)
+    return total
+
+
+def check_first_loss(loss: float, expected: float | None, *, drift: float, tolerance: float) -> None:
+    """Raise FirstLossError where the first loss is further from the expected one the relative tolerance allows.
+
+    ``drift`` is the largest difference between reference and policy, in nats a sequence, for the message.
+    """
+    if expected is None or abs(loss - expected) <= tolerance * abs(expected):
+        return
+    raise FirstLossError(
+        f"the first loss is {loss:.6f} and theory gives {expected:.6f} where policy and reference are one; "
+        f"the largest difference between the two is {drift:.3g} nats a sequence. The reference "
+        "log-probabilities are not those of these weights: look for a sampler that kept older weights, other "
+        "token ids (a missing end-of-sequence token), tempered log-probabilities, or dropout; "
+        "reference_logprobs: trainer computes them here. No step was taken"
+    )

@@ -1,0 +1,138 @@
+"""What goes into an update and what comes out of it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline.errors import DataError
+from pipeline.losses import ObjectiveSettings
+from pipeline.optimization import Schedule
+from pipeline.packing import TokenGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceGroup(TokenGroup):
+    """A preference over the candidates of a prompt, best first: two of them for a pair, more for a ranking.
+
+    ``reference_logps``: log-probability of each candidate under the reference, in nats, summed over its
+    tokens. ``ranks``: place of each candidate where some are tied, never falling; 0, 1, 2, ... where None.
+    ``soft_label``: probability that the order of a pair is right.
+    """
+
+    reference_logps: Sequence[float]
+    ranks: Sequence[int] | None = None
+    soft_label: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        candidates = len(self.candidate_token_ids)
+        if candidates < 2:
+            raise DataError(
+                f"prompt {self.prompt_id} has {candidates} candidates: a preference needs at least 2"
+            )
+        if len(self.reference_logps) != candidates or not all(map(math.isfinite, self.reference_logps)):
+            raise DataError(
+                f"prompt {self.prompt_id} has {candidates} candidates and reference log-probabilities "
+                f"{list(self.reference_logps)}: give one finite number for each"
+            )
+        places = self.places
+        if (
+            len(places) != candidates
+            or places[0] < 0
+            or list(places) != sorted(places)
+            or places[0] == places[-1]
+        ):
+            raise DataError(
+                f"prompt {self.prompt_id} has ranks {list(places)} for {candidates} candidates: give one for "
+                "each, best first, not all equal"
+            )
+        if self.soft_label is not None and not 0 <= self.soft_label <= 1:
+            raise DataError(
+                f"prompt {self.prompt_id} has soft label {self.soft_label}: give a probability from 0 to 1"
+            )
+
+    @property
+    def places(self) -> Sequence[int]:
+        """Rank of each candidate, lower is better."""
+        return range(len(self.candidate_token_ids)) if self.ranks is None else self.ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateSettings:
+    """What an update does.
+
+    ``objectives``: weight of each objective in the loss, by name. ``batch_size``: preferences of an optimizer
+    step. ``token_budget``: positions of one forward pass. ``reference_is_start``: the reference
+    log-probabilities are those of the weights that the update starts from, so that the first loss is known
+    beforehand and is checked.
+    """
+
+    objectives: Mapping[str, float] = field(default_factory=lambda: {"sigmoid": 1.0})
+    constants: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    nll_weight: float = 0.0
+    learning_rate: float = 1e-4
+    schedule: Schedule = "constant"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    epochs: int = 1
+    batch_size: int = 16
+    token_budget: int = 4096
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    reference_is_start: bool = True
+    first_loss_tolerance: float = 1e-3
+    """Relative. Float32 engines agree to 1e-6 nats a token, which moves the loss by less than 1e-5; a swapped
+    sign, another tokenisation, a stale reference or a missing end-of-sequence token moves it by more than
+    1e-2.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """One optimizer step: means over its preferences, before the step is taken.
+
+    Rewards are ``beta * (logp - reference logp)`` in nats; *chosen* is the best candidate, *rejected* the
+    worst. Accuracy is the share of preferences with the higher reward for the chosen one. A change is against
+    the reference. Log-probabilities are in nats a sequence, ``grad_norm`` is that before clipping, ``tokens``
+    are those processed.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    reward_chosen: float
+    reward_rejected: float
+    reward_margin: float
+    accuracy: float
+    logp_chosen: float
+    logp_rejected: float
+    logp_chosen_change: float
+    logp_rejected_change: float
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateResult:
+    """An update as a whole.
+
+    ``first_loss`` is the objective on the first step without the NLL term, ``first_loss_expected`` what
+    theory gives for it (None where the reference is not the start, or theory gives no number).
+    ``reference_drift`` is the largest difference, in nats a sequence, between the reference and the policy on
+    the first step. The last three compare the policy after the last step with the reference: share of
+    preferences whose chosen candidate became less likely, and mean change, in nats a sequence.
+    ``final_logps`` holds the log-probability of each candidate after the last step.
+    """
+
+    first_loss: float
+    first_loss_expected: float | None
+    reference_drift: float
+    steps: list[StepMetrics]
+    final_logps: list[list[float]]
+    chosen_fell_share: float
+    chosen_change: float
+    rejected_change: float

@@ -1,0 +1,123 @@
+"""A packed forward pass is the plain one: values and gradients, for every shape of model."""
+
+import pytest
+import torch
+from numerics.tiny_models import BUILDERS, SHAPE, build, gradients, plain_logps, token_groups
+from transformers import GraniteConfig, GraniteForCausalLM
+
+from pipeline.errors import DataError, PromptTooLongError, UnsupportedModelError
+from pipeline.logprobs import check_context, check_model, pack_logps, sequence_logps, sum_by_sequence
+from pipeline.packing import TokenGroup, pack_groups
+
+# Float32 sums of up to 9 log-probabilities near 5 nats, computed in another order.
+CLOSE = {"rtol": 1e-5, "atol": 2e-5}
+# Gradients pass through two softmaxes and add up over a whole pack.
+CLOSE_GRADIENT = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def packed_sums(model, groups, budget, **layout):
+    sums = [None] * len(groups)
+    for pack in pack_groups(groups, budget, **layout):
+        flat = sum_by_sequence(pack_logps(model, pack), pack).split(pack.candidates)
+        for index, values in zip(pack.groups, flat, strict=True):
+            sums[index] = values
+    return torch.cat(sums)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_packed_equals_plain_in_value_and_gradient(name):
+    model, groups = build(name), token_groups(5, candidates=3)
+    weights = torch.linspace(-1, 1, 15)  # every candidate pulls differently
+    plain = torch.cat([plain_logps(model, group) for group in groups])
+    (plain * weights).sum().backward()
+    expected = gradients(model)
+    packed = packed_sums(model, groups, budget=80)
+    (packed * weights).sum().backward()
+    torch.testing.assert_close(packed, plain, **CLOSE)
+    torch.testing.assert_close(gradients(model), expected, **CLOSE_GRADIENT)
+
+
+@pytest.mark.parametrize(("budget", "row_tokens"), [(40, 0), (64, 64), (200, 0), (200, 90), (10_000, 10_000)])
+def test_layout_does_not_matter(budget, row_tokens):
+    model, groups = build(), token_groups(9, candidates=2, seed=3)
+    expected = torch.cat([plain_logps(model, group) for group in groups])
+    torch.testing.assert_close(packed_sums(model, groups, budget, row_tokens=row_tokens), expected, **CLOSE)
+
+
+def test_order_of_groups_does_not_matter():
+    model, groups = build(), token_groups(7, seed=5)
+    forward = sequence_logps(model, groups, 100)
+    backward = sequence_logps(model, groups[::-1], 100)
+    for one, other in zip(forward, backward[::-1], strict=True):
+        assert one == pytest.approx(other, rel=1e-5, abs=2e-5)
+
+
+def test_candidates_do_not_see_each_other():
+    model, (group,) = build(), token_groups(1, candidates=2, seed=7)
+    first, second = group.candidate_token_ids
+    swapped = TokenGroup("swapped", group.prompt_token_ids, [first, [(token + 1) % 61 for token in second]])
+    one, other = sequence_logps(model, [group], 64)[0], sequence_logps(model, [swapped], 64)[0]
+    assert one[0] == other[0]  # to the bit: the first candidate computes the same thing
+    assert one[1] != other[1]
+
+
+@pytest.mark.parametrize("row_tokens", [0, 50])
+def test_packs_hold_every_group_once_within_the_budget(row_tokens):
+    groups = token_groups(40, candidates=3, seed=11)
+    packs = pack_groups(groups, 120, row_tokens=row_tokens)
+    assert sorted(index for pack in packs for index in pack.groups) == list(range(40))
+    assert all(pack.input_ids_R_L.numel() <= 120 for pack in packs)
+    assert sum(pack.tokens for pack in packs) == sum(group.packed_tokens for group in groups)
+
+
+def test_no_groups_are_no_packs():
+    assert pack_groups([], 100) == []
+
+
+def test_group_beyond_the_budget_names_its_prompt():
+    # 3 prompt tokens and 2 candidates of 4, the last token of each left out: 3 + 3 + 3 = 9 positions.
+    group = TokenGroup("prompt-x", [1, 2, 3], [[4, 5, 6, 7], [8, 9, 10, 11]])
+    assert len(pack_groups([group], 9)) == 1
+    with pytest.raises(PromptTooLongError, match="prompt-x.* 9 tokens.* 8"):
+        pack_groups([group], 8)
+
+
+def test_sequence_beyond_the_window_names_its_prompt():
+    model = build("gemma2")
+    check_context(model, [TokenGroup("fits", [1] * 10, [[2] * 30])])
+    with pytest.raises(PromptTooLongError, match=r"prompt-y.* 41 tokens.*sliding_window is 40"):
+        check_context(model, [TokenGroup("prompt-y", [1] * 10, [[2] * 31])])
+    with pytest.raises(PromptTooLongError, match="max_position_embeddings is 64"):
+        sequence_logps(build("gpt2"), [TokenGroup("prompt-z", [1] * 10, [[2] * 55])], 1000)
+
+
+def test_empty_prompt_or_candidate_is_refused():
+    with pytest.raises(DataError, match="prompt-e has no tokens"):
+        TokenGroup("prompt-e", [], [[1]])
+    with pytest.raises(DataError, match="candidate 1 of prompt prompt-e"):
+        TokenGroup("prompt-e", [1], [[1], []])
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_supported_models_pass_the_check(name):
+    check_model(build(name))
+
+
+def test_model_that_scales_its_logits_is_refused():
+    torch.manual_seed(0)
+    model = GraniteForCausalLM(GraniteConfig(**SHAPE, logits_scaling=4.0))
+    with pytest.raises(UnsupportedModelError, match="GraniteForCausalLM.*differ by"):
+        check_model(model)
+
+
+def test_model_that_ignores_the_mask_is_refused():
+    model = build()
+    attend = type(model.model.layers[0].self_attn).forward
+
+    def deaf(self, hidden_states, attention_mask=None, **keywords):
+        return attend(self, hidden_states, attention_mask=None, **keywords)
+
+    for layer in model.model.layers:
+        layer.self_attn.forward = deaf.__get__(layer.self_attn)
+    with pytest.raises(UnsupportedModelError, match="ignores custom masks"):
+        check_model(model)
