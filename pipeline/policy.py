@@ -1,0 +1,238 @@
+"""The policy on disk and in memory: load it, save it, and prepare the directory that the sampler reads.
+
+Weights are safetensors; nothing here reads or writes a pickle.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from pipeline.errors import ConfigError, UnsupportedModelError
+
+Precision = Literal["float32", "bfloat16"]
+Shapes = dict[str, tuple[int, ...]]
+
+_EMBEDDINGS = "model.embed_tokens.weight"
+_HEAD = "lm_head.weight"
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+# Files beside the weights that an engine may need.
+_SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+
+
+def load_policy(
+    directory_or_hub_id: str | Path,
+    *,
+    device: str,
+    precision: Precision = "float32",
+    revision: str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a local directory or of the hub, in evaluation mode.
+
+    Master weights are float32 unless ``precision`` says otherwise. Only safetensors are read, and no code of
+    the checkpoint is run.
+
+    Raises:
+        ConfigError: there is no such directory, the hub cannot be reached, or it is no causal language model.
+    """
+    source = str(directory_or_hub_id)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=revision,
+            dtype=getattr(torch, precision),
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+        tokenizer = load_tokenizer(source, revision=revision)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ConfigError(_cannot_load(source, error)) from error
+    return model.to(device).eval(), tokenizer
+
+
+def load_tokenizer(
+    directory_or_hub_id: str | Path, *, revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local directory or of the hub.
+
+    Raises:
+        ConfigError: it cannot be loaded, or it has no end-of-sequence token, so that no answer could end.
+    """
+    source = str(directory_or_hub_id)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(_cannot_load(source, error)) from error
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"the tokenizer of '{source}' has no end-of-sequence token: set eos_token in tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write safetensors, configurations and tokenizer files, as ``from_pretrained`` and vLLM open them."""
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def max_context(directory_or_hub_id: str | Path, *, revision: str | None = None) -> int:
+    """The longest sequence, in tokens, that the model can read.
+
+    Raises:
+        ConfigError: the model cannot be found, or its configuration does not say.
+    """
+    source = str(directory_or_hub_id)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(_cannot_load(source, error)) from error
+    found = getattr(config, "max_position_embeddings", None)
+    if not isinstance(found, int):
+        raise ConfigError(
+            f"the configuration of '{source}' has no max_position_embeddings: set sampling.context"
+        )
+    return found
+
+
+def sampler_copy(checkpoint: Path, scratch: Path) -> Path:
+    """The directory that the sampler loads: the checkpoint itself, or an untied copy of it in ``scratch``.
+
+    Where input and output embeddings are one tensor, vLLM's CPU build packs the output head for its matrix
+    kernels when it starts, and a reload in place renews the embeddings but not that packed head. The sampler
+    then mixes two policies: log-probabilities were off by 0.5 nats per token after one reload, without any
+    error. With a head of its own (``lm_head.weight``, ``tie_word_embeddings`` false) a reload is exact, and the
+    model computes the same function.
+
+    Files of weights pass through one at a time; the model is never built.
+
+    Args:
+        checkpoint: directory in the hub's format.
+        scratch: directory that the copy may fill; what an earlier copy left in it is replaced.
+
+    Raises:
+        ConfigError: the checkpoint has no configuration or no safetensors.
+        UnsupportedModelError: its embeddings are tied and not where they are expected.
+    """
+    config = read_config(checkpoint)
+    if not is_tied(config):
+        return checkpoint
+    if scratch.exists():
+        shutil.rmtree(scratch)
+    scratch.mkdir(parents=True)
+    for pattern in _SMALL_FILES:
+        for path in checkpoint.glob(pattern):
+            if path.name not in (_INDEX, "config.json"):
+                shutil.copyfile(path, scratch / path.name)
+    (scratch / "config.json").write_text(
+        json.dumps({**config, "tie_word_embeddings": False}, indent=2), encoding="utf-8"
+    )
+    _copy_untied(checkpoint, scratch)
+    return scratch
+
+
+def is_tied(config: dict[str, Any]) -> bool:
+    """Whether input and output embeddings are one tensor; where the configuration is silent, its class decides."""
+    if "tie_word_embeddings" in config:
+        return bool(config["tie_word_embeddings"])
+    default: bool = AutoConfig.for_model(config["model_type"]).tie_word_embeddings
+    return default
+
+
+def weight_shapes(directory: Path) -> Shapes:
+    """Names and shapes of the tensors of a checkpoint, read from the headers alone.
+
+    Raises:
+        ConfigError: it has no readable safetensors.
+    """
+    shapes: Shapes = {}
+    for path in _weight_files(directory):
+        with _open(path) as tensors:
+            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    return shapes
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The model configuration of a checkpoint directory.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"{directory} holds no config.json: give the directory of a checkpoint")
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config
+
+
+def _copy_untied(checkpoint: Path, scratch: Path) -> None:
+    weight_map: dict[str, str] = {}
+    found = False
+    for path in _weight_files(checkpoint):
+        tensors: dict[str, torch.Tensor] = {}
+        with _open(path) as source:
+            for name in source.keys():  # noqa: SIM118
+                if name != _HEAD:
+                    tensors[name] = source.get_tensor(name)
+        if _EMBEDDINGS in tensors:
+            found = True
+            # safetensors refuses tensors that share memory.
+            tensors[_HEAD] = tensors[_EMBEDDINGS].clone()
+        save_file(tensors, scratch / path.name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, path.name)
+    if not found:
+        raise UnsupportedModelError(
+            f"the checkpoint {checkpoint} has tied embeddings, but no tensor '{_EMBEDDINGS}': "
+            "save it with tie_word_embeddings false"
+        )
+    if (checkpoint / _INDEX).is_file():
+        index = {"metadata": {}, "weight_map": weight_map}
+        (scratch / _INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def _weight_files(directory: Path) -> Iterator[Path]:
+    paths = sorted(directory.glob("*.safetensors"))
+    if not paths:
+        raise ConfigError(f"{directory} holds no *.safetensors: give a checkpoint saved in that format")
+    yield from paths
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"{path} is not a readable safetensors file ({error}): fetch or save the checkpoint again"
+        ) from error
+
+
+def _cannot_load(source: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).exists()
+    if looks_local and not Path(source).is_dir():
+        return f"there is no directory '{source}': give that of a checkpoint, or the id of a model on the hub"
+    if looks_local:
+        return (
+            f"the checkpoint in '{source}' cannot be loaded ({reason}): "
+            "give a directory with config.json, safetensors and tokenizer files"
+        )
+    return (
+        f"'{source}' is neither a local directory nor a model that could be fetched from the hub ({reason}): "
+        "check the name, the network and the access token, or download it and give the directory"
+    )

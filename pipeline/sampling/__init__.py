@@ -1,0 +1,64 @@
+"""Sampling: one protocol, two engines behind it, each imported only when it is made."""
+
+from pathlib import Path
+
+from pipeline.config import SamplingConfig
+from pipeline.sampling.base import (
+    Candidate,
+    Progress,
+    Sampler,
+    SamplingRequest,
+    SamplingSettings,
+    candidates_table,
+    check_lengths,
+)
+
+__all__ = [
+    "Candidate",
+    "Progress",
+    "Sampler",
+    "SamplingRequest",
+    "SamplingSettings",
+    "candidates_table",
+    "check_lengths",
+    "make_sampler",
+]
+
+
+def make_sampler(
+    config: SamplingConfig, directory: Path, *, device: str, threads: int, seed: int = 0
+) -> Sampler:
+    """The engine that the recipe names, with the weights of a checkpoint directory.
+
+    Args:
+        config: the recipe's sampling section.
+        directory: what ``policy.sampler_copy`` returned for the checkpoint.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        threads: CPU threads of this process; another number changes results in the last bits.
+        seed: seed of the engine itself. Candidates have seeds of their own.
+
+    Raises:
+        ConfigError: the directory is no checkpoint, or the context does not fit the model.
+        EngineError: the engine cannot start.
+    """
+    if config.engine == "transformers":
+        from pipeline.sampling.transformers_engine import TransformersSampler
+
+        return TransformersSampler(
+            directory,
+            device=device,
+            threads=threads,
+            context=config.context,
+            max_sequences=config.max_sequences,
+        )
+    from pipeline.sampling.vllm_engine import VllmSampler
+
+    return VllmSampler(
+        directory,
+        device=device,
+        threads=threads,
+        context=config.context,
+        cache_gib=config.cache_gib,
+        max_sequences=config.max_sequences,
+        seed=seed,
+    )

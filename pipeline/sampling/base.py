@@ -1,0 +1,213 @@
+"""What every sampling engine does, and the records that go in and come out.
+
+Token ids in, token ids and raw log-probabilities out. Text is derived from ids, never the other way round.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import pyarrow as pa
+
+from pipeline.errors import ConfigError, PromptTooLongError
+from pipeline.records import CANDIDATES, to_table
+
+FinishReason = Literal["stop", "length"]
+Progress = Callable[[int, int], None]
+"""Called about twice a second with the candidates finished and the tokens sampled so far in this call."""
+
+PROGRESS_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class SamplingRequest:
+    """One prompt. Candidate ``k`` draws its random numbers from ``seed + k``: space seeds by at least K."""
+
+    prompt_id: str
+    token_ids: Sequence[int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How to sample: K candidates per prompt, a temperature above 0, a nucleus, at most ``max_tokens`` each."""
+
+    candidates: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One answer, token for token as it was sampled.
+
+    ``token_ids`` ends with the end-of-sequence token where ``finish_reason`` is ``stop``. ``logprobs`` holds one
+    value in nats for each of them, under the untempered policy: the same for every temperature and top-p.
+    """
+
+    prompt_id: str
+    candidate: int
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: FinishReason
+    seed: int
+
+
+class Sampler(Protocol):
+    """A sampling engine that holds one policy.
+
+    The same call on the same weights and device gives the same result to the bit, whatever was called before.
+    """
+
+    def sample(
+        self,
+        requests: Sequence[SamplingRequest],
+        settings: SamplingSettings,
+        on_progress: Progress | None = None,
+    ) -> list[Candidate]:
+        """Sample K candidates for each request; they come in the order of the requests, then by index.
+
+        Raises:
+            PromptTooLongError: a prompt and ``max_tokens`` do not fit the context; nothing was sampled.
+            EngineError: the engine failed.
+        """
+        ...
+
+    def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        """Log-probability, in nats, of each token of each answer; a sequence is (prompt, answer) in token ids.
+
+        Raises:
+            PromptTooLongError: a sequence does not fit the context.
+            EngineError: the engine failed.
+        """
+        ...
+
+    def load_weights(self, directory: Path) -> None:
+        """Replace the weights in place by those of a checkpoint of the same shape; nothing of the old stays.
+
+        Raises:
+            EngineError: the checkpoint does not fit, or the engine failed on it.
+        """
+        ...
+
+
+class Tokenizer(Protocol):
+    """The one thing that the candidates' table asks of a tokenizer."""
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = ..., **kwargs: Any) -> Any:
+        """The text of token ids."""
+        ...
+
+
+def candidates_table(candidates: Sequence[Candidate], tokenizer: Tokenizer, policy: str) -> pa.Table:
+    """Candidates as a table of the ``CANDIDATES`` schema; ``policy`` is the hash of the weights that sampled.
+
+    Raises:
+        DataError: a candidate does not fit the schema.
+    """
+    rows = [
+        {
+            "prompt_id": candidate.prompt_id,
+            "candidate": candidate.candidate,
+            "token_ids": candidate.token_ids,
+            "text": tokenizer.decode(candidate.token_ids, skip_special_tokens=True),
+            "logprobs": candidate.logprobs,
+            "finish_reason": candidate.finish_reason,
+            "seed": candidate.seed,
+            "policy": policy,
+        }
+        for candidate in candidates
+    ]
+    return to_table(rows, CANDIDATES)
+
+
+def check_lengths(requests: Sequence[SamplingRequest], max_tokens: int, context: int) -> None:
+    """Refuse a prompt that is empty, or that leaves no room for an answer of ``max_tokens`` tokens.
+
+    Raises:
+        PromptTooLongError: names the prompt and the lengths.
+        ConfigError: the prompt is empty.
+    """
+    for request in requests:
+        length = len(request.token_ids)
+        if length == 0:
+            raise ConfigError(
+                f"prompt {request.prompt_id} has no tokens: give it a text, or a begin-of-sequence token"
+            )
+        if length + max_tokens > context:
+            raise PromptTooLongError(
+                f"prompt {request.prompt_id} has {length} tokens, and with max_tokens {max_tokens} that is more "
+                f"than the context of {context} tokens: shorten or drop the prompt, or lower sampling.max_tokens"
+            )
+
+
+def check_sequences(sequences: Sequence[tuple[Sequence[int], Sequence[int]]], context: int) -> None:
+    """Refuse a sequence to score that has an empty part or does not fit the context.
+
+    Raises:
+        PromptTooLongError: names the sequence and its length.
+        ConfigError: prompt or answer is empty.
+    """
+    for index, (prompt, answer) in enumerate(sequences):
+        if not prompt or not answer:
+            raise ConfigError(
+                f"sequence {index} has {len(prompt)} prompt and {len(answer)} answer tokens: give each at least 1"
+            )
+        if len(prompt) + len(answer) > context:
+            raise PromptTooLongError(
+                f"sequence {index} has {len(prompt) + len(answer)} tokens, more than the context of {context}: "
+                "shorten or drop it"
+            )
+
+
+def read_json(directory: Path, name: str) -> Mapping[str, Any]:
+    """A JSON file of a checkpoint directory; empty where the file does not exist."""
+    path = directory / name
+    if not path.is_file():
+        return {}
+    content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def stop_tokens(directory: Path) -> frozenset[int]:
+    """The tokens that end an answer, from the checkpoint's generation configuration or else its model's."""
+    for name in ("generation_config.json", "config.json"):
+        found = read_json(directory, name).get("eos_token_id")
+        if found is not None:
+            return frozenset([found] if isinstance(found, int) else found)
+    return frozenset()
+
+
+def model_context(directory: Path) -> int:
+    """The longest sequence, in tokens, that the checkpoint's model can read.
+
+    Raises:
+        ConfigError: the directory has no model configuration that says so.
+    """
+    found = read_json(directory, "config.json").get("max_position_embeddings")
+    if not isinstance(found, int):
+        raise ConfigError(
+            f"{directory} has no config.json with max_position_embeddings: give a checkpoint, "
+            "or set sampling.context"
+        )
+    return found
+
+
+def choose_context(directory: Path, wanted: int | None) -> int:
+    """The engine's context: the wanted one, or the model's own where none is wanted.
+
+    Raises:
+        ConfigError: more is wanted than the model can read.
+    """
+    if wanted is None:
+        return model_context(directory)
+    if (
+        own := read_json(directory, "config.json").get("max_position_embeddings")
+    ) is not None and wanted > own:
+        raise ConfigError(
+            f"sampling.context {wanted} is more than the model's own {own}: lower it, or leave it empty"
+        )
+    return wanted

@@ -1,0 +1,183 @@
+"""A sampler in plain transformers: slow, small, easy to check. Tests use it, and machines without vLLM."""
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.errors import ConfigError, EngineError
+from pipeline.policy import load_policy
+from pipeline.sampling.base import (
+    PROGRESS_SECONDS,
+    Candidate,
+    Progress,
+    SamplingRequest,
+    SamplingSettings,
+    check_lengths,
+    check_sequences,
+    choose_context,
+    stop_tokens,
+)
+
+Row = tuple[SamplingRequest, int]
+"""A request and the index of one of its candidates."""
+
+
+class TransformersSampler:
+    """Samples with a key-value cache, prompts of one length together, so that no row is ever padded.
+
+    Args:
+        directory: checkpoint of the policy.
+        device: where the model runs, in float32.
+        threads: CPU threads of this process, where given; another number changes results in the last bits.
+        context: longest sequence in tokens; the model's own where None.
+        max_sequences: most sequences in one batch.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        context: int | None = None,
+        max_sequences: int = 256,
+    ) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._device = torch.device(device)
+        self._context = choose_context(directory, context)
+        self._stop = stop_tokens(directory)
+        self._max_sequences = max_sequences
+        self._model, _ = load_policy(directory, device=device)
+        self._shapes = _shapes(self._model)
+
+    def sample(
+        self,
+        requests: Sequence[SamplingRequest],
+        settings: SamplingSettings,
+        on_progress: Progress | None = None,
+    ) -> list[Candidate]:
+        """See ``Sampler``. Random numbers depend on a candidate's seed alone, not on the batch that it is in."""
+        check_lengths(requests, settings.max_tokens, self._context)
+        rows_by_length: dict[int, list[Row]] = defaultdict(list)
+        for request in requests:
+            rows_by_length[len(request.token_ids)] += [(request, k) for k in range(settings.candidates)]
+        reporter = _Reporter(on_progress)
+        found: dict[tuple[int, int], Candidate] = {}
+        for rows in rows_by_length.values():
+            for start in range(0, len(rows), self._max_sequences):
+                batch = rows[start : start + self._max_sequences]
+                for (request, k), candidate in zip(
+                    batch, self._sample_batch(batch, settings, reporter), strict=True
+                ):
+                    found[id(request), k] = candidate
+        reporter.report(now=True)
+        return [found[id(request), k] for request in requests for k in range(settings.candidates)]
+
+    def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        """See ``Sampler``. One forward pass a sequence, so that a score does not depend on its neighbours."""
+        check_sequences(sequences, self._context)
+        with torch.inference_mode():
+            return [self._score_one(prompt, answer) for prompt, answer in sequences]
+
+    def load_weights(self, directory: Path) -> None:
+        """See ``Sampler``."""
+        try:
+            model, _ = load_policy(directory, device=str(self._device))
+        except ConfigError as error:
+            raise EngineError(f"the weights of {directory} cannot be loaded: {error}") from error
+        if _shapes(model) != self._shapes:
+            raise EngineError(
+                f"the weights of {directory} have other names or shapes than the sampler's: "
+                "start a new sampler"
+            )
+        self._model = model
+        self._stop = stop_tokens(directory)
+
+    def _score_one(self, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
+        ids_1_T = torch.tensor([[*prompt, *answer]], device=self._device)
+        logits_T_V = self._model(input_ids=ids_1_T).logits[0, len(prompt) - 1 : -1].float()
+        logps_T = logits_T_V.log_softmax(-1).gather(-1, ids_1_T[0, len(prompt) :, None])[:, 0]
+        values: list[float] = logps_T.tolist()
+        return values
+
+    def _sample_batch(
+        self, rows: Sequence[Row], settings: SamplingSettings, reporter: "_Reporter"
+    ) -> list[Candidate]:
+        seeds = [request.seed + k for request, k in rows]
+        # All random numbers of a candidate are drawn up front from its own seed.
+        uniforms_B_T = torch.from_numpy(
+            np.stack([np.random.default_rng(seed).random(settings.max_tokens) for seed in seeds])
+        )
+        ids_B_T = torch.tensor([list(request.token_ids) for request, _ in rows], device=self._device)
+        answers: list[list[int]] = [[] for _ in rows]
+        logps: list[list[float]] = [[] for _ in rows]
+        running = set(range(len(rows)))
+        cache: Any = None
+        for step in range(settings.max_tokens):
+            output = self._model(input_ids=ids_B_T, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache = output.past_key_values
+            logits_B_V = output.logits[:, -1].float().cpu()
+            tokens_B = _draw(logits_B_V, uniforms_B_T[:, step], settings)
+            logps_B = logits_B_V.log_softmax(-1).gather(-1, tokens_B[:, None])[:, 0]
+            tokens, values = tokens_B.tolist(), logps_B.tolist()
+            for row in sorted(running):
+                answers[row].append(tokens[row])
+                logps[row].append(values[row])
+                if tokens[row] in self._stop:
+                    running.discard(row)
+            reporter.add(tokens=len(running))
+            if not running:
+                break
+            ids_B_T = tokens_B[:, None].to(self._device)
+        reporter.add(candidates=len(rows))
+        return [
+            Candidate(request.prompt_id, k, ids, values, "stop" if ids[-1] in self._stop else "length", seed)
+            for (request, k), ids, values, seed in zip(rows, answers, logps, seeds, strict=True)
+        ]
+
+
+def _draw(logits_B_V: torch.Tensor, uniforms_B: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
+    """One token a row, by inverting the cumulative distribution at a uniform number in [0, 1).
+
+    The nucleus is the smallest set of most probable tokens whose mass reaches top-p (arXiv:1904.09751).
+    """
+    scaled_B_V = (logits_B_V.double() / settings.temperature).softmax(-1)
+    probs_B_V, order_B_V = torch.sort(scaled_B_V, dim=-1, descending=True, stable=True)
+
+    mass_B_V = probs_B_V.cumsum(-1)
+    # The first token is always kept: its preceding mass is 0.
+    kept_B_V = torch.where(mass_B_V - probs_B_V < settings.top_p, probs_B_V, 0.0).cumsum(-1)
+    targets_B_1 = uniforms_B[:, None] * kept_B_V[:, -1:]
+    ranks_B_1 = torch.searchsorted(kept_B_V, targets_B_1, right=True)
+    # Rounding may push a target to the very end of the mass: stay on the last token that has any.
+    last_B_1 = (kept_B_V < kept_B_V[:, -1:]).sum(-1, keepdim=True)
+    return order_B_V.gather(-1, torch.minimum(ranks_B_1, last_B_1))[:, 0]
+
+
+def _shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+class _Reporter:
+    """Counts, and tells the caller about twice a second."""
+
+    def __init__(self, on_progress: Progress | None) -> None:
+        self._on_progress = on_progress
+        self._candidates = self._tokens = 0
+        self._last = time.monotonic()
+
+    def add(self, *, candidates: int = 0, tokens: int = 0) -> None:
+        self._candidates += candidates
+        self._tokens += tokens
+        self.report(now=False)
+
+    def report(self, *, now: bool) -> None:
+        if self._on_progress and (now or time.monotonic() - self._last >= PROGRESS_SECONDS):
+            self._last = time.monotonic()
+            self._on_progress(self._candidates, self._tokens)

@@ -1,0 +1,264 @@
+"""The vLLM sampler: one engine inside the calling process, kept for a whole run, its weights replaced in place.
+
+One call of ``sample`` starts with an engine that is empty and a prefix cache that is reset, and adds its
+requests in order. The engine's schedule, and with it every sum of floating-point numbers, then follows from the
+call alone: the same shard on the same weights gives the same tokens and log-probabilities to the bit, in a new
+engine as in an old one.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import EngineError, RondoError
+from pipeline.policy import is_tied, read_config, weight_shapes
+from pipeline.sampling.base import (
+    PROGRESS_SECONDS,
+    Candidate,
+    FinishReason,
+    Progress,
+    SamplingRequest,
+    SamplingSettings,
+    check_lengths,
+    check_sequences,
+    choose_context,
+    stop_tokens,
+)
+
+GIB = 2**30
+# Tokens after which the engine hands out an unfinished answer: enough for a progress display, too few to cost.
+STREAM_INTERVAL = 16
+
+
+class VllmSampler:
+    """Samples with vLLM. ``environment.configure_environment`` must have been called in this process before.
+
+    Args:
+        directory: checkpoint with untied embeddings, as ``policy.sampler_copy`` gives it.
+        device: ``cpu`` (float32) or ``cuda`` (bfloat16).
+        threads: CPU threads; another number changes results in the last bits.
+        context: longest sequence in tokens; the model's own where None.
+        cache_gib: memory of the key-value cache, in GiB.
+        max_sequences: most sequences that run at once.
+        seed: seed of the engine; candidates have seeds of their own.
+
+    Raises:
+        ConfigError: the directory is no checkpoint, or the context does not fit the model.
+        EngineError: the engine cannot start.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        device: str = "cpu",
+        threads: int = 1,
+        context: int | None = None,
+        cache_gib: float = 1.0,
+        max_sequences: int = 256,
+        seed: int = 0,
+    ) -> None:
+        self._context = choose_context(directory, context)
+        self._stop = stop_tokens(directory)
+        _check_checkpoint(directory)
+        self._shapes = weight_shapes(directory)
+        arguments: dict[str, Any] = {
+            "model": str(directory),
+            "dtype": "float32" if device == "cpu" else "bfloat16",
+            "max_model_len": self._context,
+            "max_num_seqs": max_sequences,
+            "max_num_batched_tokens": max(2048, self._context, max_sequences),
+            "kv_cache_memory_bytes": int(cache_gib * GIB),
+            "enforce_eager": device == "cpu",
+            # Ids go in and come out, so no tokenizer is needed; and the checkpoint's sampling defaults stay out.
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",
+            "stream_interval": STREAM_INTERVAL,
+            "disable_log_stats": True,
+            "seed": seed,
+        }
+        try:
+            self._engine = _start(arguments, threads)
+        except Exception as error:
+            raise EngineError(
+                f"vLLM cannot start on '{directory}' ({_first_line(error)}): check sampling.cache_gib against "
+                "the free memory, and that vLLM supports this architecture"
+            ) from error
+
+    def sample(
+        self,
+        requests: Sequence[SamplingRequest],
+        settings: SamplingSettings,
+        on_progress: Progress | None = None,
+    ) -> list[Candidate]:
+        """See ``Sampler``."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        check_lengths(requests, settings.max_tokens, self._context)
+        work = [
+            _Work(
+                list(request.token_ids),
+                SamplingParams(
+                    temperature=settings.temperature,
+                    top_p=settings.top_p,
+                    max_tokens=settings.max_tokens,
+                    seed=request.seed + k,
+                    logprobs=0,
+                    flat_logprobs=True,
+                    stop_token_ids=sorted(self._stop),
+                    detokenize=False,
+                    output_kind=RequestOutputKind.CUMULATIVE,
+                ),
+            )
+            for request in requests
+            for k in range(settings.candidates)
+        ]
+        keys = [(request, k) for request in requests for k in range(settings.candidates)]
+        outputs = self._run(work, on_progress)
+        return [
+            Candidate(
+                prompt_id=request.prompt_id,
+                candidate=k,
+                token_ids=list(output.outputs[0].token_ids),
+                logprobs=list(output.outputs[0].logprobs.logprobs),
+                finish_reason=_finish_reason(output),
+                seed=request.seed + k,
+            )
+            for (request, k), output in zip(keys, outputs, strict=True)
+        ]
+
+    def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        """See ``Sampler``.
+
+        All tokens but the last are scored as a prompt, and the last one as the only token that may be sampled:
+        its raw log-probability is taken before that restriction. So a sequence may fill the whole context.
+        """
+        from vllm import SamplingParams
+
+        check_sequences(sequences, self._context)
+        work = [
+            _Work(
+                [*prompt, *answer[:-1]],
+                SamplingParams(
+                    max_tokens=1,
+                    temperature=0.0,
+                    logprobs=0,
+                    prompt_logprobs=0,
+                    flat_logprobs=True,
+                    allowed_token_ids=[answer[-1]],
+                    detokenize=False,
+                ),
+            )
+            for prompt, answer in sequences
+        ]
+        scores = []
+        for (prompt, answer), output in zip(sequences, self._run(work, None), strict=True):
+            # The first token of all has no log-probability, so the list is one shorter than the prompt.
+            before = list(output.prompt_logprobs.logprobs)[len(prompt) - 1 :] if len(answer) > 1 else []
+            scores.append([*before, *output.outputs[0].logprobs.logprobs])
+        return scores
+
+    def load_weights(self, directory: Path) -> None:
+        """See ``Sampler``. What can be checked is checked first: a reload that fails leaves a dead engine."""
+        _check_checkpoint(directory)
+        if weight_shapes(directory) != self._shapes:
+            raise EngineError(
+                f"the weights of {directory} have other names or shapes than the engine's: "
+                "start a new sampler"
+            )
+        try:
+            self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
+        except Exception as error:
+            raise EngineError(
+                f"the weights of {directory} could not be loaded in place ({_first_line(error)}): "
+                "the engine is lost, start a new sampler"
+            ) from error
+        self._stop = stop_tokens(directory)
+        # A reload keeps the prefix cache: long prompts would go on from the old weights' keys and values.
+        self._reset_cache()
+
+    def _run(self, work: Sequence["_Work"], on_progress: Progress | None) -> list[Any]:
+        """Run requests through the empty engine; the outputs come in their order."""
+        self._reset_cache()
+        finished: list[Any] = [None] * len(work)
+        try:
+            try:
+                for index, item in enumerate(work):
+                    self._engine.add_request(
+                        str(index), {"type": "token", "prompt_token_ids": item.token_ids}, item.params
+                    )
+                for output in self._outputs(len(work), on_progress):
+                    finished[int(output.request_id)] = output
+            except BaseException:
+                self._engine.abort_request(
+                    [str(index) for index, output in enumerate(finished) if output is None]
+                )
+                raise
+        except RondoError:
+            raise
+        except Exception as error:
+            raise EngineError(
+                f"vLLM failed while it sampled ({_first_line(error)}): start a new sampler"
+            ) from error
+        return finished
+
+    def _outputs(self, total: int, on_progress: Progress | None) -> Iterable[Any]:
+        """Step the engine until it is empty; yield each request when it is finished."""
+        tokens_by_request: dict[str, int] = {}
+        finished, last = 0, time.monotonic()
+        while finished < total:
+            for output in self._engine.step():
+                tokens_by_request[output.request_id] = len(output.outputs[0].token_ids)
+                if output.finished:
+                    finished += 1
+                    yield output
+            if on_progress and (finished == total or time.monotonic() - last >= PROGRESS_SECONDS):
+                last = time.monotonic()
+                on_progress(finished, sum(tokens_by_request.values()))
+
+    def _reset_cache(self) -> None:
+        if not self._engine.reset_prefix_cache():
+            raise EngineError(
+                "vLLM still holds requests of an earlier call, so no cache can be reset: start a new sampler"
+            )
+
+
+@dataclass(frozen=True)
+class _Work:
+    token_ids: list[int]
+    params: Any
+
+
+def _start(arguments: dict[str, Any], threads: int) -> Any:
+    import torch
+
+    # OMP_NUM_THREADS counts only where it is set before torch is imported, and vLLM forbids a later change.
+    torch.set_num_threads(threads)
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    return LLMEngine.from_engine_args(EngineArgs(**arguments))
+
+
+def _check_checkpoint(directory: Path) -> None:
+    """Refuse what would start or reload without an error and then sample from another policy."""
+    if is_tied(read_config(directory)):
+        raise EngineError(
+            f"the checkpoint {directory} has tied embeddings, which do not survive a reload: "
+            "pass what policy.sampler_copy makes of it"
+        )
+
+
+def _finish_reason(output: Any) -> FinishReason:
+    reason = output.outputs[0].finish_reason
+    if reason not in ("stop", "length"):
+        raise EngineError(f"vLLM gave up request {output.request_id} ({reason}): start a new sampler")
+    return "stop" if reason == "stop" else "length"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
