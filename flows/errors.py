@@ -1,0 +1,21 @@
+"""Errors of the flows; they share the pipeline's root, so that the command line catches one class.
+
+    RondoError
+    ├── WorkerError (RuntimeError)       a worker process reported a fault that is not the user's
+    │   └── WorkerDiedError              a worker process ended in the middle of its work
+    └── ServerError (RuntimeError)       no Prefect server could be reached or started
+"""
+
+from pipeline.errors import RondoError
+
+
+class WorkerError(RondoError, RuntimeError):
+    """A fault inside a worker process; the message ends with the place of its log."""
+
+
+class WorkerDiedError(WorkerError):
+    """A worker process that ended before it answered; the work may be tried again."""
+
+
+class ServerError(RondoError, RuntimeError):
+    """A Prefect server that cannot be reached or started."""

@@ -1,0 +1,18 @@
+"""Prefect's settings that rondo decides, as environment variables; imported before Prefect, which reads them once.
+
+Each is a default: what the user has set stays.
+"""
+
+import os
+
+_DEFAULTS = {
+    # Telemetry: no measurements leave the machine unasked, and their failure would print a traceback.
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # The progress display owns the terminal; flow logs still reach the server, and so its UI.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+}
+
+for _name, _value in _DEFAULTS.items():
+    os.environ.setdefault(_name, _value)
