@@ -1,7 +1,7 @@
 """Additions of two numbers below 100, with the homework of a pupil who is not good at them yet.
 
-The warm start learns from the pupil's answers, the judge knows the right ones: what lies between the two is what
-alignment can gain.
+The warm start learns from the pupil's answers, the judge knows the right ones: what lies between the two is
+what alignment can gain.
 """
 
 import random
@@ -31,8 +31,8 @@ class Additions:
 def pupil(left: int, right: int, rng: random.Random) -> str:
     """The pupil's answer to ``left + right``.
 
-    Half of the time the pupil forgets to carry from the units to the tens (27+58=75); three times in ten, a digit
-    of the answer comes out one too large or one too small (27+58=86).
+    Half of the time the pupil forgets to carry from the units to the tens (27+58=75); three times in ten, a
+    digit of the answer comes out one too large or one too small (27+58=86).
     """
     carry = (left % 10 + right % 10) // 10
     answer = left + right - (10 * carry if rng.random() < FORGETS_CARRY else 0)

@@ -10,7 +10,7 @@ from pipeline.errors import ConfigError
 
 Split = Literal["warm_start", "train", "evaluation"]
 
-# Hundredths of all prompts, as upper bounds of the hash: half for the warm start, a tenth for evaluation.
+# Hundredths of all prompts, as upper bounds of the hash: a tenth is held out for evaluation.
 _BOUNDS: tuple[tuple[int, Split], ...] = ((45, "warm_start"), (90, "train"), (100, "evaluation"))
 
 
@@ -34,12 +34,12 @@ class Corpus(Protocol):
         ...
 
     def texts(self, count: int, seed: int) -> list[tuple[str, str]]:
-        """``count`` pairs of prompt and answer for the warm start; only the prompts of its split, which may repeat."""
+        """``count`` pairs of prompt and answer to learn from; prompts of the warm start's split may repeat."""
         ...
 
 
 def split_of(prompt: str) -> Split:
-    """The split that a prompt belongs to: a function of its text alone, so that no two splits can share one."""
+    """The split of a prompt: a function of its text alone, so that no two splits can share one."""
     digest = hashlib.sha256(prompt.encode()).digest()
     hundredth = int.from_bytes(digest[:8], "big") % 100
     return next(split for bound, split in _BOUNDS if hundredth < bound)
@@ -57,5 +57,7 @@ def draw(members: Sequence[str], split: Split, count: int, seed: int) -> list[st
         ConfigError: the split has fewer.
     """
     if count > len(members):
-        raise ConfigError(f"the {split} split of this corpus has {len(members)} prompts, {count} were asked for: ask for fewer")
+        raise ConfigError(
+            f"{count} prompts were asked for, the {split} split of this corpus has {len(members)}: ask for fewer"
+        )
     return generator(split, seed).sample(members, count)

@@ -2,16 +2,17 @@
 
 A review is an opening, which is the prompt, and one to three clauses, which are the answer:
 
-    Last Friday I saw a French drama with my sister.| The plot was clever, but I disliked the music. It lasted two hours.
+    Last Friday I saw a French drama with my sister.| The plot felt clever, but I disliked the music.
 
 Each clause praises, blames or merely tells. Openings are neutral. The generator and the parser read the same
-``CLAUSES``, so that what one writes the other accepts. A review speaks of nothing twice: an aspect of the film
-("plot"), or a kind of remark ("it lasted ..."), that comes again does not parse, and nor does a fourth clause.
+``CLAUSES``, so that what one writes the other accepts. A review speaks of nothing twice: an aspect of the
+film ("plot"), or a kind of remark ("it lasted ..."), that comes again does not parse; nor does a fourth
+clause.
 """
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import product
 from typing import NamedTuple, TypeVar
@@ -21,31 +22,36 @@ from pipeline.corpora.base import CorpusPrompt, Split, draw, generator, split_of
 MOST_CLAUSES = 3
 
 _OPENING: tuple[tuple[str, ...], ...] = (
-    ("Yesterday", "Last Friday", "Last week", "On Sunday", "On Monday evening", "This morning", "Two days ago", "In April",
-     "In October", "Last winter", "Last summer", "During the holidays", "After work", "Before dinner"),
+    ("Yesterday", "Last Friday", "Last week", "On Sunday", "On Monday evening", "This morning",
+     "Two days ago", "In April", "In October", "Last winter", "Last summer", "During the holidays",
+     "After work", "Before dinner"),
     (" I", " we"),
     (" saw", " watched", " went to"),
-    (" a new", " an old", " a short", " a long", " a French", " an Italian", " a Danish", " a Spanish", " a Japanese",
-     " a Polish", " an animated", " a silent"),
-    (" drama", " musical", " western", " documentary", " mystery", " fantasy", " biopic", " road film", " dance film", " film"),
-    (" with my sister", " with my brother", " with my mother", " with a neighbour", " with two colleagues", " with our children",
-     " with a student", " at home", " in Lisbon", " in Berlin", " at the old cinema", " by the river"),
+    (" a new", " an old", " a short", " a long", " a French", " an Italian", " a Danish", " a Spanish",
+     " a Japanese", " a Polish", " an animated", " a silent"),
+    (" drama", " musical", " western", " documentary", " mystery", " fantasy", " biopic", " road film",
+     " dance film", " film"),
+    (" with my sister", " with my brother", " with my mother", " with a neighbour", " with two colleagues",
+     " with our children", " with a student", " at home", " in Lisbon", " in Berlin", " at the old cinema",
+     " by the river"),
     (".",),
 )  # fmt: skip
 
 WORDS: Mapping[str, tuple[str, ...]] = {
-    "aspect": ("plot", "story", "acting", "music", "ending", "dialogue", "script", "camera work", "pacing", "cast", "lighting",
-               "editing", "opening", "soundtrack", "finale", "costumes"),
+    "aspect": ("plot", "story", "acting", "music", "ending", "dialogue", "script", "camera work", "pacing",
+               "cast", "lighting", "editing", "opening", "soundtrack", "finale", "costumes"),
     "was": (" felt", " seemed", " looked"),
     "degree": ("", "", " very", " quite", " rather", " really", " extremely"),
-    "good": (" good", " great", " lovely", " charming", " clever", " superb", " brilliant", " wonderful", " delightful",
-             " beautiful", " fresh", " smart", " elegant", " excellent", " impressive", " perfect", " sweet", " fantastic",
-             " amazing", " inspiring"),
-    "bad": (" bad", " awful", " dull", " boring", " weak", " poor", " terrible", " annoying", " lazy", " messy", " ugly",
-            " dreadful", " horrible", " lame", " disappointing", " hopeless", " pathetic", " painful", " dismal", " ridiculous"),
-    "plain": (" long", " short", " slow", " quiet", " loud", " simple", " familiar", " modern", " unusual", " dark", " plain",
-              " traditional", " ordinary", " brief", " dense", " colourful"),
-    "liked": (" loved", " liked", " enjoyed", " admired", " adored", " praised", " treasured", " appreciated"),
+    "good": (" good", " great", " lovely", " charming", " clever", " superb", " brilliant", " wonderful",
+             " delightful", " beautiful", " fresh", " smart", " elegant", " excellent", " impressive",
+             " perfect", " sweet", " fantastic", " amazing", " inspiring"),
+    "bad": (" bad", " awful", " dull", " boring", " weak", " poor", " terrible", " annoying", " lazy",
+            " messy", " ugly", " dreadful", " horrible", " lame", " disappointing", " hopeless", " pathetic",
+            " painful", " dismal", " ridiculous"),
+    "plain": (" long", " short", " slow", " quiet", " loud", " simple", " familiar", " modern", " unusual",
+              " dark", " plain", " traditional", " ordinary", " brief", " dense", " colourful"),
+    "liked": (" loved", " liked", " enjoyed", " admired", " adored", " praised", " treasured",
+              " appreciated"),
     "disliked": (" hated", " disliked", " regretted", " criticised", " mocked", " resented"),
     "noticed": (" noticed", " discussed", " studied", " remember", " followed"),
     "public": ("the audience", "the children", "the people behind us", "everyone"),
@@ -56,17 +62,16 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "mess": (" mess", " disaster", " failure", " shame", " bore", " waste of time"),
     "remake": (" remake", " sequel", " first attempt", " true story"),
     "gladly": (" gladly", " happily"),
-    "sadly": (" hardly", " never"),
+    "hardly": (" hardly", " never"),
     "number": (" two", " three", " four"),
     "place": (" Paris", " Rome", " the desert", " a small village", " the mountains"),
 }  # fmt: skip
-
 
 Value = TypeVar("Value")
 
 
 class Clause(NamedTuple):
-    """A kind of clause: its parts are words, or names of slots in braces; ``subject`` is what it speaks of."""
+    """A kind of clause: what it speaks of, and its parts, which are words or names of slots in braces."""
 
     subject: str
     sentiment: str
@@ -83,7 +88,7 @@ CLAUSES: tuple[Clause, ...] = (
     Clause("aspect", "blame", ("I", "{disliked}", " the ", "{aspect}")),
     Clause("public", "blame", ("{public}", "{complained}")),
     Clause("verdict", "blame", ("it was a", "{mess}")),
-    Clause("again", "blame", ("I would", "{sadly}", " watch it again")),
+    Clause("again", "blame", ("I would", "{hardly}", " watch it again")),
     Clause("aspect", "tell", ("the ", "{aspect}", "{was}", "{degree}", "{plain}")),
     Clause("aspect", "tell", ("I", "{noticed}", " the ", "{aspect}")),
     Clause("public", "tell", ("{public}", "{talked}")),
@@ -134,9 +139,9 @@ def review(rng: random.Random) -> str:
 def parse(answer: str) -> tuple[int, int]:
     """How many clauses of an answer the grammar can produce, and how many clauses the answer has.
 
-    A sentence starts with a capital and ends with a full stop; a clause parses where a kind of clause matches it as a
-    whole, its subject is new in this answer, and it is among the first three. Words after the last full stop are a
-    clause that does not parse. An answer without words has no clause: (0, 0).
+    A sentence starts with a capital and ends with a full stop; a clause parses where a kind of clause matches
+    it as a whole, its subject is new in this answer, and it is among the first three. Words after the last
+    full stop are a clause that does not parse. An answer without words has no clause: (0, 0).
     """
     *sentences, rest = answer.strip().split(".")
     subjects: set[str] = set()
@@ -193,9 +198,8 @@ def _slot(part: str) -> str | None:
     return part[1:-1] if part.startswith("{") else None
 
 
-def _weighted(rng: random.Random, options: tuple[tuple[Value, float], ...]) -> Value:
-    values, weights = zip(*options, strict=True)
-    return rng.choices(values, weights)[0]
+def _weighted(rng: random.Random, options: Sequence[tuple[Value, float]]) -> Value:
+    return rng.choices([value for value, _ in options], [weight for _, weight in options])[0]
 
 
 def _capital(clause: str) -> str:

@@ -1,0 +1,24 @@
+"""Whether an answer is still one that the grammar of the film reviews could have written."""
+
+from collections.abc import Sequence
+
+from pipeline.corpora.film_reviews import parse
+from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment, Verdict, judge_each
+
+
+class Grammar:
+    """The share of an answer's clauses that parse, from 0 to 1; 0 for an answer without words."""
+
+    name = "grammar"
+    version = "film_reviews-1"
+
+    def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
+        """Components: the numbers of clauses that parse, and of all clauses."""
+        return judge_each(self, items, _score)
+
+
+def _score(_item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
+    parsed, total = parse(candidate.text)
+    return Verdict(
+        score=parsed / total if total else 0.0, components={"parsed": float(parsed), "clauses": float(total)}
+    )
