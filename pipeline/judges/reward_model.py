@@ -139,7 +139,7 @@ def _load(config: RewardModelJudge, device: str) -> tuple[Any, Any]:
 def _context(model: Any, tokenizer: Any) -> float:
     """Most tokens that the classifier reads. Some count two positions more than they can use; the tokenizer knows."""
     positions = getattr(model.config, "max_position_embeddings", None)
-    return min(positions or math.inf, tokenizer.model_max_length)
+    return min(float(positions or math.inf), float(tokenizer.model_max_length))
 
 
 def _version(model: Any, config: RewardModelJudge) -> str:

@@ -1,0 +1,182 @@
+"""Evaluation of a round: pure functions of scores, answers and log-probabilities.
+
+Scores are given by prompt id, so that two rounds are compared on the same prompts, and a score that the judge could
+not give is None. Answers come as ``CANDIDATES`` tables.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+import pyarrow as pa
+
+from pipeline.errors import DataError
+
+Scores = Mapping[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over ``count`` independent values, and its standard error (NaN where there is only one)."""
+
+    mean: float
+    standard_error: float
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerStatistics:
+    """Of the answers of a round. Lengths are in tokens, end of sequence included; log-probabilities in nats.
+
+    ``distinct_share``: different sequences of tokens among all; ``logp_per_token``: under the policy that sampled,
+    over all tokens, so that its negative is the policy's entropy per token, estimated on its own samples.
+    """
+
+    mean_length: float
+    truncated_share: float
+    empty_share: float
+    distinct_share: float
+    logp_per_token: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangedAnswer:
+    """A held-out prompt with its answer before and after."""
+
+    prompt_id: str
+    prompt: str
+    answer_before: str
+    answer_after: str
+    score_before: float
+    score_after: float
+
+
+def scores_by_prompt(judgments: pa.Table) -> dict[str, float | None]:
+    """Score of each prompt from a ``JUDGMENTS`` table: the mean over its candidates that have one, else None.
+
+    Raises:
+        DataError: more than one judge.
+    """
+    judges = set(judgments["judge"].to_pylist())
+    if len(judges) > 1:
+        raise DataError(f"the judgments are of {len(judges)} judges, {', '.join(sorted(judges))}: give those of one")
+    scores: dict[str, list[float]] = {}
+    for row in judgments.select(["prompt_id", "score", "status"]).to_pylist():
+        found = scores.setdefault(row["prompt_id"], [])
+        if row["status"] == "ok" and _is_number(row["score"]):
+            found.append(row["score"])
+    return {prompt_id: fmean(found) if found else None for prompt_id, found in scores.items()}
+
+
+def mean_score(scores: Scores) -> Estimate:
+    """Mean over the prompts that have a score.
+
+    Raises:
+        DataError: none has.
+    """
+    return _estimate([score for score in scores.values() if score is not None], "no prompt has a score")
+
+
+def win_rate(scores: Scores, baseline_scores: Scores) -> Estimate:
+    """Share of prompts whose score is above the baseline's; a tie counts one half.
+
+    Paired by prompt: only those that have a score on both sides count.
+
+    Raises:
+        DataError: no prompt does.
+    """
+    pairs = [(score, baseline_scores.get(prompt_id)) for prompt_id, score in scores.items()]
+    wins = [
+        0.5 * ((score > baseline) + (score >= baseline))
+        for score, baseline in pairs
+        if score is not None and baseline is not None
+    ]
+    return _estimate(wins, "no prompt has a score in both rounds")
+
+
+def kl_estimate(logps_policy_B: Sequence[float], logps_reference_B: Sequence[float]) -> Estimate:
+    """KL divergence of the policy from a reference, in nats per sequence.
+
+    The Monte Carlo estimate of ``E[log pi(y|x) - log pi_ref(y|x)]`` over answers ``y`` that were sampled from the
+    policy ``pi`` itself, at temperature 1 and without truncation of the distribution; of answers sampled otherwise it
+    is no KL. Unbiased, so that it can fall below zero where the true value is near it.
+
+    Args:
+        logps_policy_B: log-probability of each answer under the policy, summed over its tokens, in nats.
+        logps_reference_B: the same under the reference.
+
+    Raises:
+        DataError: the two differ in length, are empty, or hold a number that is not finite.
+    """
+    if len(logps_policy_B) != len(logps_reference_B):
+        raise DataError(
+            f"{len(logps_policy_B)} log-probabilities of the policy and {len(logps_reference_B)} of the reference: "
+            "give both for each answer"
+        )
+    ratios_B = [policy - reference for policy, reference in zip(logps_policy_B, logps_reference_B, strict=True)]
+    return _estimate(ratios_B, "no answer was given")
+
+
+def answer_statistics(candidates: pa.Table) -> AnswerStatistics:
+    """Lengths, ends and variety of the answers in a ``CANDIDATES`` table.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not candidates.num_rows:
+        raise DataError("the table of answers is empty: give at least one")
+    ids = [tuple(row) for row in candidates["token_ids"].to_pylist()]
+    logps = [math.fsum(row) for row in candidates["logprobs"].to_pylist()]
+    texts = candidates["text"].to_pylist()
+    reasons = candidates["finish_reason"].to_pylist()
+    return AnswerStatistics(
+        mean_length=fmean(map(len, ids)),
+        truncated_share=fmean(reason == "length" for reason in reasons),
+        empty_share=fmean(not text.strip() for text in texts),
+        distinct_share=len(set(ids)) / len(ids),
+        logp_per_token=math.fsum(logps) / max(1, sum(map(len, ids))),
+    )
+
+
+def most_changed(
+    prompts: Mapping[str, str],
+    answers_before: Mapping[str, str],
+    answers_after: Mapping[str, str],
+    scores_before: Scores,
+    scores_after: Scores,
+    count: int,
+) -> list[ChangedAnswer]:
+    """The ``count`` prompts whose score changed most, either way, largest change first; all by prompt id.
+
+    Prompts with the same answer, or without a score on either side, are passed over. Equal changes are ordered by
+    prompt id.
+    """
+    changed = []
+    for prompt_id, answer in answers_after.items():
+        before, after = scores_before.get(prompt_id), scores_after.get(prompt_id)
+        if before is None or after is None or answers_before.get(prompt_id, answer) == answer:
+            continue
+        changed.append(ChangedAnswer(
+            prompt_id=prompt_id,
+            prompt=prompts[prompt_id],
+            answer_before=answers_before[prompt_id],
+            answer_after=answer,
+            score_before=before,
+            score_after=after,
+        ))  # fmt: skip
+    changed.sort(key=lambda answer: (-abs(answer.score_after - answer.score_before), answer.prompt_id))
+    return changed[:count]
+
+
+def _estimate(values: Sequence[float], if_empty: str) -> Estimate:
+    if not values:
+        raise DataError(f"{if_empty}: there is nothing to take a mean of")
+    if not all(map(math.isfinite, values)):
+        raise DataError("a value is not a finite number: leave it out, or mend what made it")
+    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Estimate(mean=fmean(values), standard_error=error, count=len(values))
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
