@@ -1,0 +1,131 @@
+"""The generated corpora: splits that cannot overlap, a grammar that parses what it writes and nothing else."""
+
+import random
+from statistics import fmean
+
+import pytest
+
+from pipeline.corpora import CORPORA, get_corpus, split_of
+from pipeline.corpora.additions import pupil
+from pipeline.corpora.film_reviews import CLAUSES, WORDS, parse, review
+from pipeline.errors import ConfigError
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+SPLITS = ("warm_start", "train", "evaluation")
+# How many prompts each split has: of 120,960 openings and 10,000 problems, 45, 45 and 10 in a hundred.
+SIZES = {"film_reviews": (50_000, 50_000, 12_000), "additions": (4_300, 4_300, 900)}
+
+
+@pytest.mark.parametrize("name", sorted(CORPORA))
+def test_the_splits_never_share_a_prompt(name: str) -> None:
+    corpus = get_corpus(name)
+    train, evaluation = ({prompt.text for prompt in corpus.prompts(split, 900, 0)} for split in SPLITS[1:])
+    other_seed = {prompt.text for prompt in corpus.prompts("evaluation", 900, 7)}
+    warm_start = {prompt for prompt, _ in corpus.texts(5000, 0)}
+    assert len(train) == len(evaluation) == 900
+    assert not train & evaluation
+    assert not train & other_seed
+    assert not warm_start & (train | evaluation | other_seed)
+
+
+@pytest.mark.parametrize("name", sorted(CORPORA))
+def test_every_prompt_of_a_split_hashes_to_it(name: str) -> None:
+    corpus = get_corpus(name)
+    for split, size in zip(SPLITS, SIZES[name], strict=True):
+        prompts = [prompt.text for prompt in corpus.prompts(split, size, 3)]
+        assert len(set(prompts)) == size
+        assert {split_of(prompt) for prompt in prompts} == {split}
+
+
+@pytest.mark.parametrize("name", sorted(CORPORA))
+def test_the_seed_decides_and_nothing_else(name: str) -> None:
+    corpus = get_corpus(name)
+    assert corpus.prompts("train", 50, 1) == corpus.prompts("train", 50, 1) != corpus.prompts("train", 50, 2)
+    assert corpus.texts(50, 1) == corpus.texts(50, 1) != corpus.texts(50, 2)
+
+
+@pytest.mark.parametrize("name", sorted(CORPORA))
+def test_more_prompts_than_there_are(name: str) -> None:
+    with pytest.raises(ConfigError, match="1000000 prompts were asked for, the evaluation split"):
+        get_corpus(name).prompts("evaluation", 1_000_000, 0)
+
+
+def test_an_unknown_corpus() -> None:
+    with pytest.raises(ConfigError, match=r"no corpus 'limericks': choose one of additions, film_reviews"):
+        get_corpus("limericks")
+
+
+def test_every_review_parses_whole() -> None:
+    rng = random.Random(0)
+    for _ in range(5000):
+        text = review(rng)
+        parsed, total = parse(text)
+        assert parsed == total, text
+        assert 1 <= total <= 3
+        assert text.startswith(" ")
+        assert text.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("answer", "parsed", "total"),
+    [
+        ("", 0, 0),
+        ("  ", 0, 0),
+        (".", 0, 1),
+        (" The plot felt great.", 1, 1),
+        (" The plot felt very great, and I loved the music. It lasted two hours.", 3, 3),
+        (" The plot felt great great.", 0, 1),
+        (" great great great.", 0, 1),
+        (" the plot felt great.", 0, 1),  # no capital
+        (" The plot felt great", 0, 1),  # no full stop
+        (" The plot felt great. I loved", 1, 2),  # cut at max_tokens
+        (" The plot felt great, but.", 0, 1),  # a joint without a second clause
+        (" The plot felt great. The plot looked sweet.", 1, 2),  # one aspect twice
+        (" Everyone laughed, and everyone laughed, and everyone laughed.", 1, 3),
+        (" The plot felt great.  I loved the music.", 1, 2),  # two blanks
+        (" I loved the plot. I loved the cast. I loved the music. I loved the finale.", 3, 4),  # four clauses
+        (" I loved the plot, and the film was good.", 1, 2),  # words that the grammar does not have
+        (" I loved the plot. Loved loved, and I loved the cast.", 2, 3),  # one bad clause spoils no other
+    ],
+)
+def test_parse(answer: str, parsed: int, total: int) -> None:
+    assert parse(answer) == (parsed, total)
+
+
+def test_openings_are_neutral_and_reviews_mixed() -> None:
+    texts = get_corpus("film_reviews").texts(2000, 0)
+    polarity = SentimentIntensityAnalyzer().polarity_scores
+    openings = [polarity(prompt)["compound"] for prompt, _ in texts]
+    answers = [polarity(answer)["compound"] for _, answer in texts]
+    assert abs(fmean(openings)) < 0.05
+    # Measured 0.08. The standard error of this mean is 0.51 / sqrt(2000) = 0.011.
+    assert 0 < fmean(answers) < 0.15
+    assert fmean(answer > 0.3 for answer in answers) > 0.3
+    assert fmean(answer < -0.3 for answer in answers) > 0.3
+
+
+def test_each_sentiment_has_many_words() -> None:
+    for sentiment in ("praise", "blame", "tell"):
+        slots = {part[1:-1] for clause in CLAUSES if clause.sentiment == sentiment for part in clause.parts if "{" in part}
+        assert sum(len(WORDS[slot]) for slot in slots) > 40
+
+
+def test_the_pupil_is_right_about_every_other_time() -> None:
+    texts = get_corpus("additions").texts(5000, 0)
+    right = [answer == str(sum(map(int, problem[:-1].split("+")))) for problem, answer in texts]
+    # The standard error is 0.007.
+    assert 0.45 < fmean(right) < 0.65
+
+
+def test_the_pupil_forgets_carries_and_slips_by_one() -> None:
+    rng = random.Random(0)
+    answers = {pupil(27, 58, rng) for _ in range(500)}
+    # 85 is right, 75 lacks the carry; each may slip by one in the units or in the tens.
+    assert answers == {"85", "84", "86", "95", "75", "74", "76", "65"}
+    assert {pupil(0, 0, rng) for _ in range(100)} == {"0", "1"}
+
+
+def test_the_reference_answers_are_the_sums() -> None:
+    for prompt in get_corpus("additions").prompts("evaluation", 50, 0):
+        left, right = prompt.text.removesuffix("=").split("+")
+        assert prompt.reference_answer == str(int(left) + int(right))
