@@ -1,0 +1,82 @@
+"""Writes to a local disk that are still there after a power cut: files and directories are fsynced."""
+
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from storage.errors import (
+    BackendError,
+    InvalidNameError,
+    MissingObjectError,
+    StorageAccessError,
+    StorageFullError,
+    StoreError,
+)
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@contextmanager
+def clear_errors(path: Path | str) -> Iterator[None]:
+    """Turn the errors of the operating system into those of the store, each one clear sentence."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except FileNotFoundError as error:
+        raise MissingObjectError(f"there is no {path}") from error
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageFullError(f"no room left to write {path}: free some space, then resume") from error
+        if error.errno in _DENIED:
+            raise StorageAccessError(f"cannot access {path}: {error.strerror}; check its permissions") from error
+        if error.errno == errno.ENAMETOOLONG:
+            raise InvalidNameError(f"the file system does not take a name as long as {path}") from error
+        raise BackendError(f"the file system failed at {path}: {error}") from error
+
+
+def make_directories(path: Path) -> None:
+    """Create the directory and its missing ancestors, durably."""
+    if path.is_dir():
+        return
+    make_directories(path.parent)
+    with suppress(FileExistsError):  # another process was faster
+        path.mkdir()
+    sync(path.parent)
+
+
+def create(path: Path, data: bytes) -> bool:
+    """Put-if-absent: True if the file was written, False if one was there. Durable when it returns.
+
+    The bytes are on disk before the name is: a power cut leaves the whole file or none, never an empty or torn one.
+    """
+    with clear_errors(path):
+        make_directories(path.parent)
+        # Listings of obstore leave out names that end in '#' and digits, as they do for its own staged files.
+        staged = path.with_name(f"{path.name}-{uuid.uuid4().hex}#1")
+        try:
+            with staged.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(staged, path)
+            except FileExistsError:
+                return False
+        finally:
+            staged.unlink(missing_ok=True)
+        sync(path.parent)
+    return True
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

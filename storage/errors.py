@@ -1,0 +1,85 @@
+"""What can go wrong in the store.
+
+::
+
+    StoreError
+    ├── InvalidNameError (ValueError)        a name or path that the store does not accept
+    ├── InvalidEntryError (ValueError)       a commit that cannot be recorded: meta that is no JSON, no files, ...
+    ├── RoundFinishedError (ValueError)      a commit to a round that is already finished
+    ├── RunExistsError (FileExistsError)     the run is already there
+    ├── RunNotFoundError (LookupError)       no such run
+    ├── NotCommittedError (LookupError)      no commit of that stage in that round
+    ├── RunBusyError (RuntimeError)          another process writes to the run
+    ├── CorruptEntryError (ValueError)       a log entry, summary or manifest is damaged
+    ├── DamagedFileError (ValueError)        a data file is missing, or not the one that was committed
+    ├── QueryError (ValueError)              a wrong SQL expression
+    ├── UnsupportedStoreError (ValueError)   a root that the store cannot be kept on
+    └── BackendError (OSError)               the backend failed; a write may or may not have taken place
+        ├── StorageFullError                 no room
+        ├── StorageAccessError               no permission, or read-only
+        └── MissingObjectError               no object under that name
+"""
+
+
+class StoreError(Exception):
+    """Root of every error of this package."""
+
+
+class InvalidNameError(StoreError, ValueError):
+    """A run name, stage name or path that the store does not accept."""
+
+
+class InvalidEntryError(StoreError, ValueError):
+    """A commit that cannot be recorded as it was given."""
+
+
+class RoundFinishedError(StoreError, ValueError):
+    """A new commit to a round that is already finished."""
+
+
+class RunExistsError(StoreError, FileExistsError):
+    """A run of that name is already there."""
+
+
+class RunNotFoundError(StoreError, LookupError):
+    """No run has that name."""
+
+
+class NotCommittedError(StoreError, LookupError):
+    """Nothing was committed for that stage in that round."""
+
+
+class RunBusyError(StoreError, RuntimeError):
+    """Another writer has the run, or has taken it over."""
+
+
+class CorruptEntryError(StoreError, ValueError):
+    """A log entry, summary or manifest is not what was written."""
+
+
+class DamagedFileError(StoreError, ValueError):
+    """A data file is missing, or its bytes are not the ones that were committed."""
+
+
+class QueryError(StoreError, ValueError):
+    """An SQL expression that cannot be run over the tables."""
+
+
+class UnsupportedStoreError(StoreError, ValueError):
+    """A root that the store cannot be kept on."""
+
+
+class BackendError(StoreError, OSError):
+    """The backend failed. Where it failed in a write, the write may or may not have taken place."""
+
+
+class StorageFullError(BackendError):
+    """There is no room left."""
+
+
+class StorageAccessError(BackendError):
+    """The root is read-only, or access to it is denied."""
+
+
+class MissingObjectError(BackendError):
+    """There is no object under that name."""

@@ -1,0 +1,139 @@
+"""The only place that builds paths.
+
+::
+
+    ROOT/runs/NAME/log/0000000000.json                         entry 0 is of kind "run" and holds the header
+    ROOT/runs/NAME/summaries/000003-0000000042.json            round 3, whose "round" entry is number 42
+    ROOT/runs/NAME/rounds/0003/<stage>-<shard or all>-<id>.parquet
+    ROOT/runs/NAME/rounds/0003/<stage>-<id>/model.safetensors  a directory, such as a checkpoint
+    ROOT/runs/NAME/report.html
+    ROOT/shared/<kind>/<digest>/manifest.json                  content-addressed, shared by all runs
+    ROOT/shared/<kind>/<digest>/<id>/model.safetensors
+
+Keys are POSIX paths relative to the root, on every backend.
+"""
+
+import re
+import uuid
+
+from storage.errors import InvalidNameError
+
+RUNS = "runs"
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_STAGE = re.compile(r"[a-z0-9_-]{1,64}")
+_DIGEST = re.compile(r"[0-9a-f]{8,64}")
+_SEGMENT = re.compile(r"[^/\\\x00-\x1f\x7f]{1,255}")
+_RESERVED = frozenset({"runs", "shared", "reports", "latest", "all"})
+_ENTRY = re.compile(r"(\d{10})\.json")
+_SUMMARY = re.compile(r"(\d{6})-(\d{10})\.json")
+
+
+def check_run_name(name: str) -> str:
+    """The name itself.
+
+    Raises:
+        InvalidNameError: it is not 1 to 100 letters, digits, dots, underscores and hyphens, or is reserved.
+    """
+    if not _RUN_NAME.fullmatch(name):
+        raise InvalidNameError(
+            f"{name!r} is no run name: use 1 to 100 letters, digits, dots, underscores and hyphens, "
+            "the first a letter or digit"
+        )
+    if name.lower() in _RESERVED:
+        raise InvalidNameError(f"the run name {name!r} is reserved: choose another")
+    return name
+
+
+def check_stage(stage: str) -> str:
+    """The stage name itself; InvalidNameError where it is not made of ``a-z 0-9 _ -``."""
+    if not _STAGE.fullmatch(stage):
+        raise InvalidNameError(f"{stage!r} is no stage name: use 1 to 64 of a-z, 0-9, underscore and hyphen")
+    return stage
+
+
+def check_digest(digest: str) -> str:
+    """The digest itself; InvalidNameError where it is not 8 to 64 lower-case hexadecimal digits."""
+    if not _DIGEST.fullmatch(digest):
+        raise InvalidNameError(f"{digest!r} is no digest: use 8 to 64 lower-case hexadecimal digits")
+    return digest
+
+
+def check_relative(path: str) -> str:
+    """The path itself, if it stays below the directory that it is relative to.
+
+    Raises:
+        InvalidNameError: it is absolute, empty, or has a segment that is empty, '.', '..' or holds a backslash or
+            a control character.
+    """
+    for segment in path.split("/"):
+        if segment in ("", ".", "..") or not _SEGMENT.fullmatch(segment):
+            raise InvalidNameError(
+                f"{path!r} is no path inside the store: it must be relative, without '..' or empty parts"
+            )
+    return path
+
+
+def check_data_path(path: str) -> str:
+    """The path itself, if data files may lie there: inside a run or in the shared part of the root."""
+    if path.partition("/")[0] not in (RUNS, "shared"):
+        raise InvalidNameError(f"{path!r} lies outside the runs and the shared files of the root")
+    return check_relative(path)
+
+
+def run_prefix(run: str) -> str:
+    return f"{RUNS}/{check_run_name(run)}"
+
+
+def log_prefix(run: str) -> str:
+    return f"{run_prefix(run)}/log"
+
+
+def entry_key(run: str, number: int) -> str:
+    return f"{log_prefix(run)}/{number:010d}.json"
+
+
+def entry_number(key: str) -> int | None:
+    """The number of the log entry under that key; None for a stray file."""
+    match = _ENTRY.fullmatch(key.rpartition("/")[2])
+    return int(match[1]) if match else None
+
+
+def summaries_prefix(run: str) -> str:
+    return f"{run_prefix(run)}/summaries"
+
+
+def summary_key(run: str, round_number: int, number: int) -> str:
+    return f"{summaries_prefix(run)}/{round_number:06d}-{number:010d}.json"
+
+
+def summary_numbers(key: str) -> tuple[int, int] | None:
+    """Round, and number of its "round" entry, of the summary under that key; None for a stray file."""
+    match = _SUMMARY.fullmatch(key.rpartition("/")[2])
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def report_key(run: str) -> str:
+    return f"{run_prefix(run)}/report.html"
+
+
+def new_shard_key(run: str, round_number: int, stage: str, shard: int | None) -> str:
+    """A new, unique key for a Parquet file."""
+    which = "all" if shard is None else f"{shard:05d}"
+    return f"{_round_prefix(run, round_number)}/{check_stage(stage)}-{which}-{uuid.uuid4().hex}.parquet"
+
+
+def new_directory_key(run: str, round_number: int, stage: str) -> str:
+    """A new, unique key for a directory of files."""
+    return f"{_round_prefix(run, round_number)}/{check_stage(stage)}-{uuid.uuid4().hex}"
+
+
+def shared_manifest_key(kind: str, digest: str) -> str:
+    return f"shared/{check_stage(kind)}/{check_digest(digest)}/manifest.json"
+
+
+def new_shared_directory_key(kind: str, digest: str) -> str:
+    return f"shared/{check_stage(kind)}/{check_digest(digest)}/{uuid.uuid4().hex}"
+
+
+def _round_prefix(run: str, round_number: int) -> str:
+    return f"{run_prefix(run)}/rounds/{round_number:04d}"
