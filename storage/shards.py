@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from pyarrow.fs import LocalFileSystem
 
 from storage import layout
 from storage.errors import DamagedFileError, MissingObjectError, NotCommittedError, QueryError
@@ -69,9 +70,10 @@ def open_dataset(store: Store, files: Sequence[FileRef], *, rounds: Mapping[str,
     for file in files:
         check_size(store, file)
         partition = None if rounds is None else ds.field("round") == pa.scalar(rounds[file.path], pa.int32())
-        local = store.objects.local_path(file.path)
-        source = pa.PythonFile(store.objects.open(file.path), mode="r") if local is None else str(local)
-        fragments.append(_FORMAT.make_fragment(source, partition_expression=partition))
+        path = store.objects.local_path(file.path)
+        source = pa.PythonFile(store.objects.open(file.path), mode="r") if path is None else str(path)
+        system = None if path is None else LocalFileSystem()
+        fragments.append(_FORMAT.make_fragment(source, system, partition_expression=partition))
     # The files of a stage have one schema; a version that added a column shows in the newest file.
     schemas = [_schema(fragment, file) for fragment, file in ((fragments[0], files[0]), (fragments[-1], files[-1]))]
     schema = pa.unify_schemas(schemas)
