@@ -106,7 +106,9 @@ def test_openings_are_neutral_and_reviews_mixed() -> None:
 
 def test_each_sentiment_has_many_words() -> None:
     for sentiment in ("praise", "blame", "tell"):
-        slots = {part[1:-1] for clause in CLAUSES if clause.sentiment == sentiment for part in clause.parts if "{" in part}
+        slots = {
+            part[1:-1] for clause in CLAUSES if clause.sentiment == sentiment for part in clause.parts if "{" in part
+        }
         assert sum(len(WORDS[slot]) for slot in slots) > 40
 
 

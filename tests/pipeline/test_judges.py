@@ -1,0 +1,196 @@
+"""Judges: what they say of good, bad, empty and overlong answers, and what a reward model shares with its own forward."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from support.tiny import tiny_tokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+from pipeline.config import ExactAnswerJudge, GrammarJudge, RewardModelJudge, VaderJudge
+from pipeline.errors import DataError, JudgeError
+from pipeline.judges import JudgedCandidate, JudgeItem, judge_items, judgments_table, make_judge
+from pipeline.records import CANDIDATES, JUDGMENTS, PROMPTS, to_table
+
+
+def item(*answers: str, prompt: str = "w1 w2", reference: str | None = None, **more: Any) -> JudgeItem:
+    candidates = [JudgedCandidate(index=k, text=text, finish_reason="stop") for k, text in enumerate(answers)]
+    return JudgeItem(prompt_id=prompt, prompt_text=prompt, reference_answer=reference, candidates=candidates, **more)
+
+
+def test_vader_scores_the_answer_alone() -> None:
+    judge = make_judge(VaderJudge(kind="vader"))
+    good, bad, plain, empty = judge.judge([
+        item(" I loved the music.", " The plot felt dreadful.", " It lasted two hours.", "", prompt="a great joy")
+    ])  # fmt: skip
+    # 2.9 is the lexicon's value of "loved"; the compound score is x / sqrt(x * x + 15).
+    assert good.score == pytest.approx(2.9 / math.sqrt(2.9**2 + 15), abs=5e-5)  # rounded to four digits
+    assert bad.score is not None
+    assert bad.score < -0.3
+    assert plain.score == empty.score == 0.0
+    assert (good.judge, good.judge_version, good.status) == ("vader", "3.3.2", "ok")
+    assert good.components["positive"] > good.components["negative"] == 0
+    assert [judgment.candidate for judgment in (good, bad, plain, empty)] == [0, 1, 2, 3]
+
+
+def test_exact_answer_ignores_white_space_around_and_nothing_else() -> None:
+    judge = make_judge(ExactAnswerJudge(kind="exact_answer"))
+    scores = [j.score for j in judge.judge([item("85", " 85\n", "8 5", "085", "", reference="85 ")])]
+    assert scores == [1.0, 1.0, 0.0, 0.0, 0.0]
+
+
+def test_exact_answer_needs_a_reference() -> None:
+    judge = make_judge(ExactAnswerJudge(kind="exact_answer"))
+    with pytest.raises(JudgeError, match="prompt w1 w2 has no reference answer"):
+        judge.judge([item("85", reference="85"), item("85")])
+
+
+def test_grammar_gives_the_share_of_clauses() -> None:
+    judge = make_judge(GrammarJudge(kind="grammar"))
+    judgments = judge.judge([item(" I loved the plot. Great great.", " I loved the plot.", "")])
+    assert [j.score for j in judgments] == [0.5, 1.0, 0.0]
+    assert judgments[0].components == {"parsed": 1.0, "clauses": 2.0}
+
+
+@pytest.mark.parametrize("kind", ["VaderJudge(kind='vader')", "ExactAnswerJudge(kind='exact_answer')"])
+def test_a_judge_by_rules_imports_no_torch(kind: str) -> None:
+    code = (
+        f"import sys; from pipeline.config import *; from pipeline.judges import make_judge; make_judge({kind}); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_judgments_become_a_table() -> None:
+    judge = make_judge(GrammarJudge(kind="grammar"))
+    table = judgments_table(judge.judge([item(" I loved the plot.", "")]))
+    assert table.schema.equals(JUDGMENTS, check_metadata=True)
+    assert table["score"].to_pylist() == [1.0, 0.0]
+    assert table["components"].to_pylist()[0] == [("parsed", 1.0), ("clauses", 1.0)]
+
+
+def test_prompts_and_candidates_are_joined() -> None:
+    prompts = to_table([prompt_row("p1", "w1"), prompt_row("p2", "w2"), prompt_row("p3", "w3")], PROMPTS)
+    candidates = to_table([candidate_row("p2", 1), candidate_row("p2", 0), candidate_row("p1", 0)], CANDIDATES)
+    items = judge_items(prompts, candidates)
+    assert [(i.prompt_id, i.prompt_text, [c.index for c in i.candidates]) for i in items] == [
+        ("p2", "w2", [1, 0]),
+        ("p1", "w1", [0]),
+    ]
+    with pytest.raises(DataError, match="prompt p9 has candidates"):
+        judge_items(prompts, pa.concat_tables([candidates, to_table([candidate_row("p9", 0)], CANDIDATES)]))
+
+
+def prompt_row(prompt_id: str, text: str) -> dict[str, object]:
+    return {
+        "prompt_id": prompt_id, "text": text, "messages": None, "token_ids": [1], "source": "test",
+        "reference_answer": None, "split": "train",
+    }  # fmt: skip
+
+
+def candidate_row(prompt_id: str, candidate: int) -> dict[str, object]:
+    return {
+        "prompt_id": prompt_id, "candidate": candidate, "token_ids": [1, 2], "text": "w1", "logprobs": [-1.0, -1.0],
+        "finish_reason": "stop", "seed": candidate, "policy": "x",
+    }  # fmt: skip
+
+
+def classifier(
+    directory: Path, tokenizer: PreTrainedTokenizerFast, *, labels: int = 1, pad: int | None = 0, context: int = 32
+) -> RewardModelJudge:
+    """A tiny sequence classifier with random weights, in the hub's format."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=context, initializer_range=0.3, pad_token_id=pad,
+        bos_token_id=1, eos_token_id=2, num_labels=labels,
+    )  # fmt: skip
+    LlamaForSequenceClassification(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return RewardModelJudge(kind="reward_model", path=str(directory), batch_size=3)
+
+
+def alone(config: RewardModelJudge, ids: list[int]) -> float:
+    """The score of one sequence without any padding, by the classifier itself."""
+    model = AutoModelForSequenceClassification.from_pretrained(config.path).eval()
+    with torch.inference_mode():
+        return float(model(input_ids=torch.tensor([ids])).logits)
+
+
+ANSWERS = (" w3", " w4 w5 w6 w7", "", " w8 w9", " w4 w4 w4 w4 w4 w4")
+
+
+@pytest.mark.parametrize("pad", [0, None])
+def test_reward_model_scores_a_batch_as_it_scores_one(tmp_path: Path, pad: int | None) -> None:
+    tokenizer = tiny_tokenizer()
+    config = classifier(tmp_path, tokenizer, pad=pad)
+    judgments = make_judge(config).judge([item(*ANSWERS[:2]), item(*ANSWERS[2:], prompt="w7")])
+    expected = [alone(config, tokenizer(f"w1 w2{text}").input_ids) for text in ANSWERS[:2]]
+    expected += [alone(config, tokenizer(f"w7{text}").input_ids) for text in ANSWERS[2:]]
+    # float32 of a batch against one sequence: other orders of summation.
+    assert [j.score for j in judgments] == pytest.approx(expected, abs=1e-5)
+    assert [j.candidate for j in judgments] == [0, 1, 0, 1, 2]
+    assert len(judgments[0].judge_version) == 16
+
+
+@pytest.mark.parametrize("pad", [0, None])
+def test_reward_model_reads_the_conversation_through_its_template(tmp_path: Path, pad: int | None) -> None:
+    tokenizer = tiny_tokenizer(chat_template=True)
+    config = classifier(tmp_path, tokenizer, pad=pad)
+    messages = [{"role": "system", "content": "w1"}, {"role": "user", "content": "w2"}]
+    judge = make_judge(config)
+    chat = judge.judge([item("w3", "w4 w5", prompt="<s> system : ...", messages=messages)])
+    text = judge.judge([item("w3", prompt="w2")])
+    written = "<s> system : w1 </s> <s> user : w2 </s> <s> assistant : {} </s> "
+    # Every sequence ends with the end of sequence: were it taken for padding, the score would come too early.
+    expected = [
+        alone(config, tokenizer(written.format(a), add_special_tokens=False).input_ids) for a in ("w3", "w4 w5")
+    ]
+    assert [j.score for j in chat] == pytest.approx(expected, abs=1e-5)
+    user = tokenizer("<s> user : w2 </s> <s> assistant : w3 </s> ", add_special_tokens=False).input_ids
+    assert text[0].score == pytest.approx(alone(config, user), abs=1e-5)
+
+
+def test_reward_model_does_not_cut_what_is_too_long(tmp_path: Path) -> None:
+    judge = make_judge(classifier(tmp_path, tiny_tokenizer(), context=6))
+    fits, beyond = judge.judge([item(" w1 w1 w1 w1", " w1 w1 w1 w1 w1")])
+    assert (fits.status, beyond.status, beyond.score) == ("ok", "too_long", None)
+    assert beyond.rationale == "7 tokens, and the judge reads 6"
+
+
+def test_reward_model_that_gives_no_number(tmp_path: Path) -> None:
+    config = classifier(tmp_path, tiny_tokenizer())
+    model = LlamaForSequenceClassification.from_pretrained(tmp_path)
+    with torch.no_grad():
+        model.score.weight.fill_(math.nan)
+    model.save_pretrained(tmp_path)
+    (judgment,) = make_judge(config).judge([item("w3")])
+    assert (judgment.status, judgment.score) == ("non_finite", None)
+    assert judgments_table([judgment])["score"].to_pylist() == [None]
+
+
+def test_reward_model_versions_differ_by_weights(tmp_path: Path) -> None:
+    config = classifier(tmp_path, tiny_tokenizer())
+    first, again = make_judge(config).version, make_judge(config).version
+    model = LlamaForSequenceClassification.from_pretrained(tmp_path)
+    with torch.no_grad():
+        model.score.weight[0, 0] += 1e-3
+    model.save_pretrained(tmp_path)
+    assert first == again != make_judge(config).version
+
+
+def test_reward_models_that_cannot_serve(tmp_path: Path) -> None:
+    with pytest.raises(JudgeError, match="has 3 outputs: a reward model has 1"):
+        make_judge(classifier(tmp_path / "many", tiny_tokenizer(), labels=3))
+    with pytest.raises(JudgeError, match="cannot be loaded: check its path or id"):
+        make_judge(RewardModelJudge(kind="reward_model", path=str(tmp_path / "none")))
