@@ -2,7 +2,8 @@
 
 Pure functions. Of a prompt's candidates these are left out first: *unjudged* (no score, or one that is not a number),
 *truncated* (where the recipe says so), *empty* (no text), and *duplicate* (the same token ids as an earlier
-candidate: the policy cannot be moved from a sequence to itself). A difference in score that is not above
+candidate: the policy cannot be moved from a sequence to itself). Where fewer than two are left, the commonest of these
+reasons is the prompt's (*single* where there was one candidate from the start). A difference in score that is not above
 ``min_margin`` is a *tie*, and no preference. Equal scores are taken in the order of the candidates' indices.
 """
 
@@ -21,8 +22,8 @@ from pipeline.config import PreferencesConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.records import PREFERENCES, to_table
 
-REASONS = ("unjudged", "truncated", "empty", "duplicate", "tie")
-"""Why a prompt gives no preference, in the order in which candidates are left out."""
+REASONS = ("unjudged", "truncated", "empty", "duplicate", "tie", "single")
+"""Why a prompt gives no preference; the first four in the order in which candidates are left out."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,7 @@ def build_preferences(candidates: pa.Table, judgments: pa.Table, config: Prefere
         if orders:
             rows += [common | _row(order, prompt_id, config) for order in orders]
         else:
-            reason = "tie" if len(kept) > 1 else _commonest(left_out)
-            rows.append(common | _dropped(reason))
+            rows.append(common | _dropped(_reason(kept, left_out)))
     return to_table(rows, PREFERENCES)
 
 
@@ -158,8 +158,10 @@ def _filter(candidates: Sequence[_Candidate], config: PreferencesConfig) -> tupl
     return kept, left_out
 
 
-def _commonest(left_out: Counter[str]) -> str:
-    return max(REASONS, key=lambda reason: left_out[reason])
+def _reason(kept: Sequence[_Candidate], left_out: Counter[str]) -> str:
+    if len(kept) > 1:
+        return "tie"
+    return max(REASONS, key=lambda reason: left_out[reason]) if left_out else "single"
 
 
 def _best_vs_worst(kept: Sequence[_Candidate], min_margin: float, _rng: random.Random) -> list[Order]:

@@ -39,7 +39,8 @@ _OPENING: tuple[tuple[str, ...], ...] = (
 
 WORDS: Mapping[str, tuple[str, ...]] = {
     "aspect": ("plot", "story", "acting", "music", "ending", "dialogue", "script", "camera work", "pacing",
-               "cast", "lighting", "editing", "opening", "soundtrack", "finale", "costumes"),
+               "cast", "lighting", "editing", "opening", "soundtrack", "finale", "costumes", "scenery", "title",
+               "narrator", "photography", "make-up", "language", "tone", "set"),
     "was": (" felt", " seemed", " looked"),
     "degree": ("", "", " very", " quite", " rather", " really", " extremely"),
     "good": (" good", " great", " lovely", " charming", " clever", " superb", " brilliant", " wonderful",
@@ -94,7 +95,7 @@ CLAUSES: tuple[Clause, ...] = (
     Clause("public", "tell", ("{public}", "{talked}")),
     Clause("verdict", "tell", ("it was a", "{remake}")),
     Clause("length", "tell", ("it lasted", "{number}", " hours")),
-    Clause("place", "tell", ("it was set in", "{place}")),
+    Clause("setting", "tell", ("it was set in", "{place}")),
 )
 SENTIMENTS = (("praise", 0.36), ("blame", 0.36), ("tell", 0.28))
 COUNTS = ((1, 0.15), (2, 0.45), (3, 0.40))
@@ -167,7 +168,7 @@ def _split_sentence(sentence: str) -> list[str]:
 def _subject(clause: str) -> str | None:
     for kind, pattern in _patterns():
         if match := pattern.fullmatch(clause):
-            return match.groupdict().get("aspect", kind)
+            return _speaks_of(kind, match.groupdict())
     return None
 
 
@@ -191,7 +192,11 @@ def _clause(rng: random.Random) -> tuple[str, str]:
     kind = _weighted(rng, kinds)
     filled = {slot: rng.choice(WORDS[slot]) for part in kind.parts if (slot := _slot(part))}
     text = "".join(filled[slot] if (slot := _slot(part)) else part for part in kind.parts)
-    return text, filled.get("aspect", kind.subject)
+    return text, _speaks_of(kind.subject, filled)
+
+
+def _speaks_of(kind: str, filled: Mapping[str, str]) -> str:
+    return filled.get(kind, kind)
 
 
 def _slot(part: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Judges: what they say of good, bad, empty and overlong answers, and what a reward model shares with its own forward."""
+"""Judges: what they say of good, bad, empty and overlong answers; a reward model against its own plain forward."""
 
 import math
 import subprocess
@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from support.tiny import tiny_tokenizer
 from transformers import (
     AutoModelForSequenceClassification,
     LlamaConfig,
@@ -21,6 +20,7 @@ from pipeline.config import ExactAnswerJudge, GrammarJudge, RewardModelJudge, Va
 from pipeline.errors import DataError, JudgeError
 from pipeline.judges import JudgedCandidate, JudgeItem, judge_items, judgments_table, make_judge
 from pipeline.records import CANDIDATES, JUDGMENTS, PROMPTS, to_table
+from support.tiny import tiny_tokenizer
 
 
 def item(*answers: str, prompt: str = "w1 w2", reference: str | None = None, **more: Any) -> JudgeItem:

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.tiny import tiny_tokenizer
 
 from pipeline.config import DatasetPrompts, FilePrompts, GeneratedPrompts
 from pipeline.errors import ConfigError, DataError, PromptTooLongError
 from pipeline.prompts import check_lengths, load_prompts, round_slice
 from pipeline.records import PROMPTS, content_id, to_table
+from support.tiny import tiny_tokenizer
 
 PLAIN = tiny_tokenizer()
 CHAT = tiny_tokenizer(chat_template=True)
