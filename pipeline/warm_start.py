@@ -218,9 +218,6 @@ def _loss(model: LlamaForCausalLM, rows: Sequence[Sequence[int]], padding: int) 
 
 
 def _learning_rate_factor(step: int, steps: int) -> float:
-    """Linear warm-up over the first twentieth, then half a cosine down to a tenth."""
+    """Linear warm-up over the first twentieth, then linear decay to zero."""
     warmup = max(1, round(_WARMUP_SHARE * steps))
-    if step <= warmup:
-        return step / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
+    return min(step / warmup, (steps - step + 1) / max(1, steps - warmup))

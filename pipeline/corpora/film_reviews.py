@@ -5,8 +5,8 @@ A review is an opening, which is the prompt, and one to three clauses, which are
     Last Friday I saw a French drama with my sister.| The plot felt clever, but I disliked the music.
 
 Each clause praises, blames or merely tells. Openings are neutral. The generator and the parser read the same
-``CLAUSES``, so that what one writes the other accepts. A review speaks of nothing twice: an aspect of the
-film ("plot"), or a kind of remark ("it lasted ..."), that comes again does not parse; nor does a fourth
+``CLAUSES``, so that what one writes the other accepts. A review makes no remark twice: "the plot felt ..." may
+be followed by "I liked the plot", but not by "the plot seemed ...". A second one does not parse; nor does a fourth
 clause.
 """
 
@@ -72,26 +72,34 @@ Value = TypeVar("Value")
 
 
 class Clause(NamedTuple):
-    """A kind of clause: what it speaks of, and its parts, which are words or names of slots in braces."""
+    """A kind of clause. Its parts are words, or names of slots in braces.
 
-    subject: str
+    Clauses of one remark exclude each other in a review, unless they speak of different things: see ``_topic``.
+    """
+
+    remark: str
     sentiment: str
     parts: tuple[str, ...]
 
+    @property
+    def weight(self) -> int:
+        """How often it is drawn, in proportion: an aspect can be spoken of in more ways than the film as a whole."""
+        return 3 if "{aspect}" in self.parts else 1
+
 
 CLAUSES: tuple[Clause, ...] = (
-    Clause("aspect", "praise", ("the ", "{aspect}", "{was}", "{degree}", "{good}")),
-    Clause("aspect", "praise", ("I", "{liked}", " the ", "{aspect}")),
+    Clause("quality", "praise", ("the ", "{aspect}", "{was}", "{degree}", "{good}")),
+    Clause("opinion", "praise", ("I", "{liked}", " the ", "{aspect}")),
     Clause("public", "praise", ("{public}", "{cheered}")),
     Clause("verdict", "praise", ("it was a", "{gem}")),
     Clause("again", "praise", ("I would", "{gladly}", " watch it again")),
-    Clause("aspect", "blame", ("the ", "{aspect}", "{was}", "{degree}", "{bad}")),
-    Clause("aspect", "blame", ("I", "{disliked}", " the ", "{aspect}")),
+    Clause("quality", "blame", ("the ", "{aspect}", "{was}", "{degree}", "{bad}")),
+    Clause("opinion", "blame", ("I", "{disliked}", " the ", "{aspect}")),
     Clause("public", "blame", ("{public}", "{complained}")),
     Clause("verdict", "blame", ("it was a", "{mess}")),
     Clause("again", "blame", ("I would", "{hardly}", " watch it again")),
-    Clause("aspect", "tell", ("the ", "{aspect}", "{was}", "{degree}", "{plain}")),
-    Clause("aspect", "tell", ("I", "{noticed}", " the ", "{aspect}")),
+    Clause("quality", "tell", ("the ", "{aspect}", "{was}", "{degree}", "{plain}")),
+    Clause("opinion", "tell", ("I", "{noticed}", " the ", "{aspect}")),
     Clause("public", "tell", ("{public}", "{talked}")),
     Clause("verdict", "tell", ("it was a", "{remake}")),
     Clause("length", "tell", ("it lasted", "{number}", " hours")),
@@ -101,8 +109,6 @@ SENTIMENTS = (("praise", 0.36), ("blame", 0.36), ("tell", 0.28))
 COUNTS = ((1, 0.15), (2, 0.45), (3, 0.40))
 JOINTS = (". ", ", and ", ", but ", ", while ")
 _SENTENCE_END = 0.5
-# Kinds are drawn in proportion: an aspect can be spoken of in more ways than the film as a whole.
-_ASPECT_WEIGHT = 3
 
 
 class FilmReviews:
@@ -122,37 +128,34 @@ class FilmReviews:
 def review(rng: random.Random) -> str:
     """An answer: a blank, and one to three clauses of mixed sentiment that end in a full stop."""
     count = _weighted(rng, COUNTS)
-    subjects: set[str] = set()
-    text = ""
-    while len(subjects) < count:
-        clause, subject = _clause(rng)
-        if subject in subjects:
-            continue
-        subjects.add(subject)
-        if text:
-            joint = JOINTS[0] if rng.random() < _SENTENCE_END else rng.choice(JOINTS[1:])
-            text += joint + (_capital(clause) if joint == JOINTS[0] else clause)
-        else:
-            text = " " + _capital(clause)
-    return text + "."
+    clauses: dict[str, str] = {}
+    while len(clauses) < count:
+        topic, text = _draw_clause(rng)
+        clauses.setdefault(topic, text)
+    first, *others = clauses.values()
+    answer = " " + _capital(first)
+    for clause in others:
+        joint = JOINTS[0] if rng.random() < _SENTENCE_END else rng.choice(JOINTS[1:])
+        answer += joint + (_capital(clause) if joint == JOINTS[0] else clause)
+    return answer + "."
 
 
 def parse(answer: str) -> tuple[int, int]:
     """How many clauses of an answer the grammar can produce, and how many clauses the answer has.
 
-    A sentence starts with a capital and ends with a full stop; a clause parses where a kind of clause matches
-    it as a whole, its subject is new in this answer, and it is among the first three. Words after the last
-    full stop are a clause that does not parse. An answer without words has no clause: (0, 0).
+    A sentence starts with a capital and ends with a full stop; a clause parses where a kind of clause matches it as a
+    whole, its topic is new in this answer, and it is among the first three. Words after the last full stop are a
+    clause that does not parse. An answer without words has no clause: (0, 0).
     """
     *sentences, rest = answer.strip().split(".")
-    subjects: set[str] = set()
+    topics: set[str] = set()
     parsed = total = 0
     for number, sentence in enumerate(sentences):
         for clause in _split_sentence(sentence if number == 0 else sentence.removeprefix(" ")):
             total += 1
-            subject = _subject(clause)
-            if subject is not None and subject not in subjects and total <= MOST_CLAUSES:
-                subjects.add(subject)
+            topic = _find_topic(clause)
+            if topic is not None and topic not in topics and total <= MOST_CLAUSES:
+                topics.add(topic)
                 parsed += 1
     return parsed, total + bool(rest.strip())
 
@@ -165,16 +168,16 @@ def _split_sentence(sentence: str) -> list[str]:
     return [small, *others]
 
 
-def _subject(clause: str) -> str | None:
+def _find_topic(clause: str) -> str | None:
     for kind, pattern in _patterns():
         if match := pattern.fullmatch(clause):
-            return _speaks_of(kind, match.groupdict())
+            return _topic(kind, match.groupdict())
     return None
 
 
 @cache
-def _patterns() -> tuple[tuple[str, re.Pattern[str]], ...]:
-    return tuple((clause.subject, re.compile("".join(map(_pattern, clause.parts)))) for clause in CLAUSES)
+def _patterns() -> tuple[tuple[Clause, re.Pattern[str]], ...]:
+    return tuple((clause, re.compile("".join(map(_pattern, clause.parts)))) for clause in CLAUSES)
 
 
 def _pattern(part: str) -> str:
@@ -185,18 +188,16 @@ def _pattern(part: str) -> str:
     return f"(?P<{slot}>{options})"
 
 
-def _clause(rng: random.Random) -> tuple[str, str]:
+def _draw_clause(rng: random.Random) -> tuple[str, str]:
     sentiment = _weighted(rng, SENTIMENTS)
-    kinds = tuple((clause, _ASPECT_WEIGHT if clause.subject == "aspect" else 1)
-                  for clause in CLAUSES if clause.sentiment == sentiment)  # fmt: skip
-    kind = _weighted(rng, kinds)
+    kind = _weighted(rng, [(clause, clause.weight) for clause in CLAUSES if clause.sentiment == sentiment])
     filled = {slot: rng.choice(WORDS[slot]) for part in kind.parts if (slot := _slot(part))}
     text = "".join(filled[slot] if (slot := _slot(part)) else part for part in kind.parts)
-    return text, _speaks_of(kind.subject, filled)
+    return _topic(kind, filled), text
 
 
-def _speaks_of(kind: str, filled: Mapping[str, str]) -> str:
-    return filled.get(kind, kind)
+def _topic(clause: Clause, filled: Mapping[str, str]) -> str:
+    return f"{clause.remark} {filled.get('aspect') or filled.get('public', '')}"
 
 
 def _slot(part: str) -> str | None:

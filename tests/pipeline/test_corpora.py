@@ -80,8 +80,9 @@ def test_every_review_parses_whole() -> None:
         (" The plot felt great", 0, 1),  # no full stop
         (" The plot felt great. I loved", 1, 2),  # cut at max_tokens
         (" The plot felt great, but.", 0, 1),  # a joint without a second clause
-        (" The plot felt great. The plot looked sweet.", 1, 2),  # one aspect twice
-        (" Everyone laughed, and everyone laughed, and everyone laughed.", 1, 3),
+        (" The plot felt great. The plot looked sweet.", 1, 2),  # one remark twice
+        (" The plot felt great. I loved the plot.", 2, 2),
+        (" Everyone laughed, and everyone cried, and the audience laughed.", 2, 3),
         (" The plot felt great.  I loved the music.", 1, 2),  # two blanks
         (" I loved the plot. I loved the cast. I loved the music. I loved the finale.", 3, 4),  # four clauses
         (" I loved the plot, and the film was good.", 1, 2),  # words that the grammar does not have
