@@ -31,12 +31,13 @@ class _State:
     digest: str
     session: Entry | None = None
     closed: bool = True
+    rounds: int = 0
     pending: dict[Key, Entry] = field(default_factory=dict)
 
     @staticmethod
     def after(summary: Summary) -> "_State":
         pending = {item.key: item for item in summary.pending if item.key is not None}
-        return _State(summary.entry, summary.head, summary.session, False, pending)
+        return _State(summary.entry, summary.head, summary.session, False, summary.rank + 1, pending)
 
     def apply(self, entry: Entry, digest: str) -> Summary | None:
         """Move on by one entry; the summary of the round that it finishes, if it does."""
@@ -60,7 +61,8 @@ class _State:
             raise CorruptEntryError(f"log entry {entry.number} finishes a round outside any session")
         commits = tuple(item for item in self.pending.values() if item.round == entry.round)
         self.pending = {key: item for key, item in self.pending.items() if key.round != entry.round}
-        return Summary(entry, self.digest, self.session, commits, tuple(self.pending.values()))
+        self.rounds += 1
+        return Summary(entry, self.rounds - 1, self.digest, self.session, commits, tuple(self.pending.values()))
 
 
 class Log:
@@ -212,6 +214,8 @@ class Log:
 
     def _decode_summary(self, round_number: int, data: bytes) -> Summary:
         summary = decode_summary(data)
-        if (summary.entry.round, summary.entry.number) != (round_number, self._listed[round_number]):
-            raise CorruptEntryError(f"the summary of round {round_number} of run '{self.run}' is that of another round")
+        rank = sum(listed < round_number for listed in self._listed)
+        expected = (round_number, self._listed[round_number], rank)
+        if (summary.entry.round, summary.entry.number, summary.rank) != expected:
+            raise CorruptEntryError(f"the summaries of run '{self.run}' up to round {round_number} are not complete")
         return summary

@@ -130,8 +130,12 @@ class Writer:
         self._run, self._objects, self._log = run, objects, log
         self._ended: str | None = None
         self.session = uuid.uuid4().hex
-        self._begin(take_over)
-        log.write_summaries()
+        try:
+            self._begin(take_over)
+            log.write_summaries()
+        except BaseException:
+            session.end(self.session)
+            raise
 
     def commit(self, key: Key, files: Sequence[FileRef], meta: dict[str, Any] | None = None) -> Entry:
         """Make files visible; where the key is committed already, return that entry and change nothing.
@@ -177,10 +181,11 @@ class Writer:
             log.refresh()
             while True:
                 self._check_free(take_over)
-                entry = self._draft("session", None, (), session.describe_process())
-                if self._put(entry):
+                draft = self._draft("session", None, (), session.describe_process())
+                entry = self._put(draft)
+                if entry is not None:
                     break
-                self._catch_up(entry.number)
+                self._catch_up(draft.number)
             if self._objects.create(layout.entry_key(name, entry.number), encode_entry(entry)):
                 raise UnsupportedStoreError(
                     "the backend overwrites objects that it is asked to create: keep the store on another one"
@@ -201,10 +206,11 @@ class Writer:
         if self._ended is not None:
             raise RunBusyError(self._ended)
         while True:
-            entry = self._draft(kind, key, files, meta)
-            if self._put(entry):
+            draft = self._draft(kind, key, files, meta)
+            entry = self._put(draft)
+            if entry is not None:
                 return entry
-            self._catch_up(entry.number)
+            self._catch_up(draft.number)
             self._check_fence()
             # An earlier attempt of this session, whose outcome was unknown, arrived late.
             if kind == "commit" and key is not None and (found := self._run.find(key)) is not None:
@@ -235,17 +241,18 @@ class Writer:
             raise InvalidEntryError(f"the log of run '{self._run.name}' is full")
         return Entry(number, kind, self.session, key, files, meta, self._log.head_digest, session.utc_now())
 
-    def _put(self, entry: Entry) -> bool:
-        """Whether the entry has its number; False where another entry does."""
-        data = encode_entry(entry)
-        key = layout.entry_key(self._run.name, entry.number)
-        if not put_once(self._objects, key, data):
-            return False
-        self._log.append(decode_entry(data), data)
-        return True
+    def _put(self, draft: Entry) -> Entry | None:
+        """The entry as readers see it; None where another entry has its number."""
+        data = encode_entry(draft)
+        if not put_once(self._objects, layout.entry_key(self._run.name, draft.number), data):
+            return None
+        entry = decode_entry(data)
+        self._log.append(entry, data)
+        return entry
 
     def _close(self, error: str | None) -> None:
         with self._log.lock:
+            session.end(self.session)
             if self._ended is None:
                 with suppress(RunBusyError):  # the newer session closes this one
                     self._publish("close", None, (), {"error": error})

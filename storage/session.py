@@ -14,6 +14,9 @@ Holder = Literal["alive", "dead", "unknown"]
 # The start time that psutil gives is computed from the wall clock, so that it moves when the clock is set.
 _CLOCK_TOLERANCE_S = 5.0
 
+# Sessions of this process that are over, though their closing entry may have failed.
+_over: set[str] = set()
+
 
 def describe_process() -> dict[str, Any]:
     """This process, as the meta of a "session" entry."""
@@ -21,9 +24,16 @@ def describe_process() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": process.pid, "started": process.create_time()}
 
 
+def end(session_id: str) -> None:
+    """Remember that a session of this process writes no more."""
+    _over.add(session_id)
+
+
 def holder(session: Entry) -> Holder:
     """Whether the process that opened the session still runs; "unknown" on another host."""
     meta = session.meta
+    if session.session in _over:
+        return "dead"
     if meta.get("host") != socket.gethostname():
         return "unknown"
     pid, started = meta.get("pid"), meta.get("started")
