@@ -1,9 +1,9 @@
 """Errors of the flows; they share the pipeline's root, so that the command line catches one class.
 
-    RondoError
-    ├── WorkerError (RuntimeError)       a worker process reported a fault that is not the user's
-    │   └── WorkerDiedError              a worker process ended in the middle of its work
-    └── ServerError (RuntimeError)       no Prefect server could be reached or started
+RondoError
+├── WorkerError (RuntimeError)       a worker process reported a fault that is not the user's
+│   └── WorkerDiedError              a worker process ended in the middle of its work
+└── ServerError (RuntimeError)       no Prefect server could be reached or started
 """
 
 from pipeline.errors import RondoError

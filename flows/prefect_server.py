@@ -81,7 +81,8 @@ async def _check_server(url: str, key: str | None) -> None:
             (await client.get(f"{url}/health")).raise_for_status()
     except httpx.HTTPError as error:
         raise ServerError(
-            f"the Prefect server at {url} does not answer ({error}): start it, or unset PREFECT_API_URL to run without one"
+            f"the Prefect server at {url} does not answer ({error}): start it, "
+            "or unset PREFECT_API_URL to run without one"
         ) from error
 
 

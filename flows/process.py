@@ -1,4 +1,4 @@
-"""The parent's side of a worker process: started when first asked, asked one thing at a time, started again when it dies.
+"""The parent's side of a worker process: started when asked, asked one thing at a time, started again when it dies.
 
 Workers keep no state that matters: each call names the policy and the files that it needs. So a call to a worker
 that has died starts a new one and is simply made again, by whoever asked (see ``retry`` in ``flows/round.py``).
@@ -41,6 +41,7 @@ class WorkerProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()
         self._requests = 0
+        self._stopped = False
         self.starts = 0
 
     @property
@@ -81,11 +82,13 @@ class WorkerProcess:
                 raise
 
     async def stop(self) -> None:
-        """Ends the child: closes its pipe, and kills it where that is not enough."""
-        async with self._lock:
-            await self._end()
+        """Ends the child, whatever it is doing: closes its pipe, and kills it where that is not enough."""
+        self._stopped = True
+        await self._end()
 
     async def _ensure_started(self) -> None:
+        if self._stopped:
+            raise WorkerError(f"the {self.kind} was asked after it had been stopped")
         if self._process is not None and self._process.returncode is None:
             return
         self._log.parent.mkdir(parents=True, exist_ok=True)

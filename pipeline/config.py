@@ -26,7 +26,7 @@ class PretrainedPolicy(Config):
 
 
 class WarmStartPolicy(Config):
-    """A small Llama-shaped policy, trained from scratch on a generated corpus before round 1 (the supervised warm start)."""
+    """The supervised warm start: a small Llama-shaped policy, trained from scratch on a generated corpus."""
 
     source: Literal["warm_start"]
     corpus: Corpus = Field(description="the generated corpus that it learns")
@@ -53,10 +53,12 @@ class WarmStartPolicy(Config):
 
 
 class GeneratedPrompts(Config):
-    """Prompts from a corpus that rondo generates; those of warm start, training and evaluation are disjoint by construction."""
+    """Prompts from a corpus that rondo generates; warm start, training and evaluation never share one."""
 
     source: Literal["generated"]
-    corpus: Corpus = Field(description="the corpus whose openings (film_reviews) or problems (additions) are the prompts")
+    corpus: Corpus = Field(
+        description="the corpus whose openings (film_reviews) or problems (additions) are the prompts"
+    )
     train: int = Field(4096, ge=1, le=10_000_000, description="training prompts to generate")
 
 
@@ -97,7 +99,18 @@ class SamplingConfig(Config):
     max_tokens: int = Field(48, ge=1, le=131_072, description="longest answer, in tokens")
     shard_prompts: int = Field(128, ge=1, le=1_000_000, description="prompts in one shard, the unit that is committed")
     max_sequences: int = Field(256, ge=1, le=65_536, description="most sequences that the engine runs at once")
-    context: int | None = Field(None, ge=16, le=10_000_000, description="longest sequence of the engine, in tokens; the model's own where empty")
+    context: int | None = Field(
+        None,
+        ge=16,
+        le=10_000_000,
+        description="longest sequence of the engine, in tokens; the model's own where empty",
+    )
+    handover_tolerance: float = Field(
+        1e-3,
+        gt=0,
+        le=10,
+        description="largest difference to the trainer after a hand-over of weights, in nats per token",
+    )
     cache_gib: float = Field(1.0, gt=0, le=2000, description="memory of the engine's KV cache, in GiB")
 
 
@@ -140,7 +153,10 @@ class PreferencesConfig(Config):
     )
     min_margin: float = Field(0.0, ge=0, description="least difference in score; what is not above it is a tie")
     drop_truncated: bool = Field(False, description="leave out candidates that were cut at max_tokens")
-    soft_labels: bool = Field(False, description="weigh each pair by the probability that its order is right; needs a judge with uncertainty")
+    soft_labels: bool = Field(
+        False,
+        description="weigh each pair by the probability that its order is right; needs a judge with uncertainty",
+    )
 
 
 class UpdateConfig(Config):
@@ -151,7 +167,9 @@ class UpdateConfig(Config):
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="probability that a pair's order is wrong")
     nll_weight: float = Field(0.0, ge=0, le=100, description="weight of the chosen answer's negative log-likelihood")
     learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate of AdamW")
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate over the steps of a round")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="learning rate over the steps of a round"
+    )
     warmup_steps: int = Field(0, ge=0, le=1_000_000, description="steps of linear warm-up at the start of a round")
     weight_decay: float = Field(0.0, ge=0, le=1, description="decoupled weight decay of AdamW")
     max_grad_norm: float = Field(1.0, gt=0, le=1e6, description="gradients are clipped to this norm")
@@ -159,22 +177,32 @@ class UpdateConfig(Config):
     batch_size: int = Field(16, ge=1, le=1_000_000, description="preferences per optimizer step")
     token_budget: int = Field(4096, ge=16, le=10_000_000, description="most tokens of one forward pass")
     reference_logprobs: Literal["sampler", "trainer", "auto"] = Field(
-        "auto", description="whose log-probabilities the reference's are: see tolerance"
+        "auto", description="whose log-probabilities are the reference's"
     )
-    tolerance: float = Field(
-        1e-3, gt=0, le=10, description="largest difference between sampler and trainer, in nats per token, on the same weights"
+    reference_tolerance: float = Field(
+        1e-2,
+        gt=0,
+        le=100,
+        description="auto takes the sampler's where they differ from the trainer's by less, in nats per sequence",
     )
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the forward pass; master weights are float32")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the forward pass; master weights are float32"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
 
 
 class EvaluationConfig(Config):
-    """Held-out evaluation after each round, and of the initial policy (round 0)."""
+    """Held-out evaluation after each round, and of the initial policy (round 0).
+
+    One answer for each prompt, at temperature 1 and from the whole distribution: only then is the mean log-ratio an
+    estimate of the divergence.
+    """
 
     prompts: int = Field(256, ge=1, le=1_000_000, description="held-out prompts, never sampled in training")
-    temperature: float = Field(1.0, gt=0, le=5, description="sampling temperature")
     judges: tuple[Judge, ...] = Field((), description="further judges, which training never sees")
-    kl_limit: float | None = Field(None, gt=0, description="raise an alarm above this KL to the initial policy, in nats per sequence")
+    kl_limit: float | None = Field(
+        None, gt=0, description="raise an alarm above this KL to the initial policy, in nats per sequence"
+    )
 
 
 class DevicesConfig(Config):
@@ -183,13 +211,18 @@ class DevicesConfig(Config):
     sampler: Device = Field("cpu", description="device of the sampling engine")
     trainer: Device = Field("cpu", description="device of the update")
     judge: Device = Field("cpu", description="device of a reward model")
-    cpu_threads: int = Field(2, ge=1, le=1024, description="threads of one CPU worker; a change changes results in the last bits")
+    cpu_threads: int = Field(
+        2, ge=1, le=1024, description="threads of one CPU worker; a change changes results in the last bits"
+    )
 
 
 class Recipe(Config):
     """A whole run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="name of the recipe, and of a run that is given none")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="name of the recipe, and of a run that is given none",
+    )
     description: str = Field("", max_length=1000, description="one sentence for people")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the run: prompts, samples and batch order follow from it")
     rounds: int = Field(5, ge=1, le=100_000, description="rounds of the run")
@@ -207,13 +240,13 @@ class Recipe(Config):
         policy, sampling = self.policy, self.sampling
         if isinstance(policy, WarmStartPolicy) and sampling.max_tokens >= policy.context:
             raise ValueError(
-                f"sampling.max_tokens {sampling.max_tokens} leaves no room for a prompt in policy.context {policy.context}: "
-                "lower the first or raise the second"
+                f"sampling.max_tokens {sampling.max_tokens} leaves no room for a prompt in policy.context "
+                f"{policy.context}: lower the first or raise the second"
             )
         ranking = self.preferences.rule == "full_ranking"
         if ranking != (self.update.objective == "plackett_luce"):
             raise ValueError(
-                f"preferences.rule '{self.preferences.rule}' does not go with update.objective '{self.update.objective}': "
-                "rankings need plackett_luce, and plackett_luce needs full_ranking"
+                f"preferences.rule '{self.preferences.rule}' does not go with update.objective "
+                f"'{self.update.objective}': rankings need plackett_luce, and plackett_luce needs full_ranking"
             )
         return self

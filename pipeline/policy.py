@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -80,9 +80,7 @@ def load_tokenizer(
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(_cannot_load(source, error)) from error
     if tokenizer.eos_token_id is None:
-        raise ConfigError(
-            f"the tokenizer of '{source}' has no end-of-sequence token: set eos_token in tokenizer_config.json"
-        )
+        raise ConfigError(f"the tokenizer of '{source}' has no end-of-sequence token: set its eos_token")
     return tokenizer
 
 
@@ -117,8 +115,8 @@ def sampler_copy(checkpoint: Path, scratch: Path) -> Path:
     Where input and output embeddings are one tensor, vLLM's CPU build packs the output head for its matrix
     kernels when it starts, and a reload in place renews the embeddings but not that packed head. The sampler
     then mixes two policies: log-probabilities were off by 0.5 nats per token after one reload, without any
-    error. With a head of its own (``lm_head.weight``, ``tie_word_embeddings`` false) a reload is exact, and the
-    model computes the same function.
+    error. With a head of its own (``lm_head.weight``, ``tie_word_embeddings`` false) a reload is exact, and
+    the model computes the same function.
 
     Files of weights pass through one at a time; the model is never built.
 
@@ -148,7 +146,7 @@ def sampler_copy(checkpoint: Path, scratch: Path) -> Path:
 
 
 def is_tied(config: dict[str, Any]) -> bool:
-    """Whether input and output embeddings are one tensor; where the configuration is silent, its class decides."""
+    """Whether input and output embeddings are one tensor; its class decides where it does not say."""
     if "tie_word_embeddings" in config:
         return bool(config["tie_word_embeddings"])
     default: bool = AutoConfig.for_model(config["model_type"]).tie_word_embeddings
@@ -236,3 +234,21 @@ def _cannot_load(source: str, error: Exception) -> str:
         f"'{source}' is neither a local directory nor a model that could be fetched from the hub ({reason}): "
         "check the name, the network and the access token, or download it and give the directory"
     )
+
+
+def load_weights(model: PreTrainedModel, directory: Path) -> None:
+    """Puts a checkpoint's weights into a model of the same shape, in place.
+
+    Raises:
+        ConfigError: the checkpoint lacks a weight, or holds one of another shape.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for path in _weight_files(directory):
+        tensors |= load_file(path)
+    expected = dict(model.named_parameters())
+    missing = [name for name, tensor in expected.items() if name not in tensors or tensors[name].shape != tensor.shape]
+    if missing:
+        raise ConfigError(f"the weights in {directory} do not fit the model: '{missing[0]}' is missing or of another shape")
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(tensors[name])

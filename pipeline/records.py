@@ -60,7 +60,7 @@ JUDGMENTS = _schema("judgments", [
     _column("rationale", pa.string(), "the judge's reason, where it gives one", nullable=True),
     _column("judge", pa.string(), "name of the judge"),
     _column("judge_version", pa.string(), "version of the judge: library version or hash of its weights"),
-    _column("status", pa.string(), "ok, unparsable, timed_out or non_finite"),
+    _column("status", pa.string(), "ok, unparsable, timed_out, non_finite or too_long"),
     _column("latency", pa.float64(), "time spent on this judgment", unit="seconds"),
 ])  # fmt: skip
 
@@ -80,25 +80,37 @@ PREFERENCES = _schema("preferences", [
 ])  # fmt: skip
 
 STEPS = _schema("metrics", [
-    _column("step", pa.int32(), "optimizer step within the round, from 1"),
-    _column("epoch", pa.float64(), "passes over the round's preferences so far"),
-    _column("loss", pa.float64(), "mean objective over the step's preferences, before the step"),
+    _column("step", pa.int32(), "optimizer step, from 0; means are over its preferences, before it is taken"),
+    _column("epoch", pa.int32(), "pass over the round's preferences, from 0"),
+    _column("loss", pa.float64(), "mean loss"),
     _column("reward_chosen", pa.float64(), "mean implicit reward of the best candidates: beta log(pi/pi_ref)"),
     _column("reward_rejected", pa.float64(), "mean implicit reward of the worst candidates"),
     _column("reward_margin", pa.float64(), "mean difference of the two"),
     _column("accuracy", pa.float64(), "share of preferences whose best candidate has the larger implicit reward"),
-    _column("logp_change_chosen", pa.float64(), "mean change of the best candidates' log-probability since the "
-            "round's start", unit="nats"),
-    _column("logp_change_rejected", pa.float64(), "the same of the worst candidates", unit="nats"),
+    _column("logp_chosen", pa.float64(), "mean log-probability of the best candidates", unit="nats per sequence"),
+    _column("logp_rejected", pa.float64(), "mean log-probability of the worst candidates", unit="nats per sequence"),
+    _column("logp_chosen_change", pa.float64(), "the former against the reference", unit="nats per sequence"),
+    _column("logp_rejected_change", pa.float64(), "the latter against the reference", unit="nats per sequence"),
     _column("grad_norm", pa.float64(), "norm of the gradient before clipping"),
     _column("learning_rate", pa.float64(), "learning rate of the step"),
     _column("tokens", pa.int64(), "tokens that the step processed, prompts counted once", unit="tokens"),
     _column("seconds", pa.float64(), "duration of the step", unit="seconds"),
 ])  # fmt: skip
 
-SCHEMAS: Mapping[str, pa.Schema] = {
-    "prompts": PROMPTS, "candidates": CANDIDATES, "judgments": JUDGMENTS, "preferences": PREFERENCES, "metrics": STEPS,
-}  # fmt: skip
+PROBE = _schema("probe", [
+    _column("prompt_token_ids", pa.list_(pa.int32()), "what the scored tokens follow"),
+    _column("token_ids", pa.list_(pa.int32()), "the scored tokens"),
+    _column("logp", pa.float64(), "their log-probability by the trainer, after the update", unit="nats per sequence"),
+])  # fmt: skip
+
+EVALUATION_LOGPS = _schema("eval_logps", [
+    _PROMPT_ID,
+    _CANDIDATE,
+    _column("policy", pa.float64(), "log-probability under the policy that sampled", unit="nats per sequence"),
+    _column("previous", pa.float64(), "the same under the previous round's policy", unit="nats per sequence"),
+    _column("initial", pa.float64(), "the same under the policy of round 0", unit="nats per sequence"),
+    _column("tokens", pa.int32(), "length of the candidate", unit="tokens"),
+])  # fmt: skip
 
 
 def to_table(rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> pa.Table:
@@ -111,7 +123,8 @@ def to_table(rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> pa.Tabl
     for row in rows:
         if set(row) != names:
             raise DataError(
-                f"a row of the {_record(schema)} table has the columns {sorted(row)}, not {sorted(names)}: give each column, and no other"
+                f"a row of the {_record(schema)} table has the columns {sorted(row)}, not {sorted(names)}: "
+                "give each column, and no other"
             )
     try:
         table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
@@ -120,7 +133,9 @@ def to_table(rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> pa.Tabl
         raise DataError(f"a row does not fit the {_record(schema)} table: {error}") from error
     for field in schema:
         if not field.nullable and table[field.name].null_count:
-            raise DataError(f"column '{field.name}' of the {_record(schema)} table has an empty value: it must be given")
+            raise DataError(
+                f"column '{field.name}' of the {_record(schema)} table has an empty value: it must be given"
+            )
     return table
 
 

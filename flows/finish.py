@@ -1,0 +1,54 @@
+"""The end of a round: its figures, its alarms, and the one entry that makes it visible."""
+
+from typing import Any
+
+from prefect.artifacts import acreate_table_artifact
+
+from flows.session import Session, current
+from flows.summary import RoundSummary, row_of, summaries
+from pipeline.figures import alarms
+
+
+async def finish_round(run: str, number: int, evaluation: dict[str, Any]) -> RoundSummary:
+    """Makes the round visible as a whole: after this it counts, before it never was."""
+    session = current()
+    figures = {**evaluation, **_costs(session, number)}
+    if number:
+        preferences = session.run.entries(round=number, stage="preferences")[-1].meta
+        trained = {key: value for key, value in _checkpoint(session, number).items() if key != "seconds"}
+        figures |= {**preferences, **trained}
+        figures["alarms"] = alarms(figures, session.run.rounds()[0].meta, session.recipe.evaluation)
+    summary = RoundSummary(
+        round=number,
+        policy=session.policy_hash(number),
+        handover_drift=session.handed_over(number).meta["per_token"],
+        **{key: value for key, value in figures.items() if key in RoundSummary.model_fields and key != "policy"},
+    )
+    session.writer.finish_round(number, summary.model_dump(mode="json"))
+    for alarm in summary.alarms:
+        session.display.say(f"alarm in round {number}: {alarm}")
+    await acreate_table_artifact(
+        key=f"rounds-{run.lower().replace('.', '-').replace('_', '-')}",
+        table=[row_of(finished) for finished in summaries(session.run.rounds())],
+        description=f"Rounds of run {run}",
+    )
+    return summary
+
+
+def _checkpoint(session: Session, number: int) -> dict[str, Any]:
+    return session.run.entries(round=number, stage="checkpoint")[-1].meta
+
+
+def _costs(session: Session, number: int) -> dict[str, Any]:
+    sampled = [
+        entry.meta
+        for stage in ("candidates", "eval_candidates")
+        for entry in session.run.entries(round=number, stage=stage)
+    ]
+    seconds = {
+        "sample": sum(meta["seconds"] for meta in sampled),
+        "hand over": session.handed_over(number).meta["seconds"],
+    }
+    if number:
+        seconds["update"] = _checkpoint(session, number)["seconds"]
+    return {"sampled_tokens": sum(meta["tokens"] for meta in sampled), "seconds": seconds}

@@ -1,0 +1,165 @@
+"""Recipes on disk: read YAML, apply changes from the command line, and say what is wrong in one sentence a fault."""
+
+import difflib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from pipeline.config import FilePrompts, PretrainedPolicy, Recipe
+from pipeline.errors import ConfigError
+
+_NOT_COMPARED = ("rounds", "description")
+"""What may differ between a recipe and the run that was started with it."""
+
+
+def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
+    """The recipe of a file, with ``dotted.key=value`` changes applied; values are read as YAML.
+
+    Raises:
+        ConfigError: the file, a change or a field is wrong; the message names each fault, its value and the remedy.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no recipe '{path}': give the path of a YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the recipe '{path}' cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the recipe '{path}' is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"the recipe '{path}' is not a mapping of fields to values: begin it with 'name: ...'")
+    return parse_recipe(content, changes, str(path))
+
+
+def parse_recipe(content: Mapping[str, Any], changes: Sequence[str] = (), source: str = "the recipe") -> Recipe:
+    """A recipe from plain data; see ``load_recipe``."""
+    tree = _copy(content)
+    for change in changes:
+        _apply(tree, change)
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        faults = "\n  ".join(_sentence(fault) for fault in error.errors())
+        raise ConfigError(f"{source} cannot be run:\n  {faults}") from None
+    check_files(recipe)
+    return recipe
+
+
+def check_files(recipe: Recipe) -> None:
+    """Checks that the local files that a recipe names are there.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    if isinstance(recipe.prompts, FilePrompts) and not Path(recipe.prompts.path).is_file():
+        raise ConfigError(f"prompts.path: there is no file '{recipe.prompts.path}': correct the path")
+    policy = recipe.policy
+    # A hub id has the form owner/name; anything else can only be a directory.
+    if isinstance(policy, PretrainedPolicy) and policy.path.startswith((".", "/", "~")):
+        directory = Path(policy.path).expanduser()
+        if not (directory / "config.json").is_file():
+            raise ConfigError(f"policy.path: '{policy.path}' is no directory with a config.json: give a checkpoint")
+
+
+def differences(recipe: Recipe, other: Recipe) -> list[str]:
+    """The fields in which two recipes would give different runs, as ``field: a -> b``."""
+    flat, flat_other = _flatten(recipe.model_dump(mode="json")), _flatten(other.model_dump(mode="json"))
+    return [
+        f"{key}: {flat.get(key)} -> {flat_other.get(key)}"
+        for key in sorted(flat.keys() | flat_other.keys())
+        if flat.get(key) != flat_other.get(key) and key not in _NOT_COMPARED
+    ]
+
+
+def _copy(tree: Any) -> Any:
+    return {key: _copy(value) for key, value in tree.items()} if isinstance(tree, Mapping) else tree
+
+
+def _apply(tree: dict[str, Any], change: str) -> None:
+    key, equals, text = change.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(names):
+        raise ConfigError(f"--set '{change}' has not the form dotted.key=value, such as update.beta=0.2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set '{change}': the value is not YAML: {' '.join(str(error).split())}") from error
+    for name in names[:-1]:
+        inner = tree.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set '{change}': '{name}' is a value and has no fields below it")
+        tree = inner
+    tree[names[-1]] = value
+
+
+def _sentence(fault: ErrorDetails) -> str:
+    """One fault as ``field: what is wrong with the value: remedy``."""
+    location, owners = _locate(fault["loc"])
+    value = fault["input"]
+    match fault["type"]:
+        case "extra_forbidden":
+            fields = [name for owner in owners for name in owner.model_fields]
+            close = difflib.get_close_matches(location.rpartition(".")[2], fields, n=1)
+            remedy = f"did you mean '{close[0]}'?" if close else f"its neighbours are {', '.join(fields)}"
+            return f"{location}: there is no such field (its value is {value!r}): {remedy}"
+        case "missing":
+            return f"{location}: this field is missing: give it a value"
+        case "union_tag_invalid":
+            tag = fault["ctx"]
+            name = tag["discriminator"].strip("'")
+            return f"{location}.{name}: '{tag['tag']}' does not exist: choose one of {tag['expected_tags']}"
+        case "union_tag_not_found":
+            name = fault["ctx"]["discriminator"].strip("'")
+            return f"{location}.{name}: this field is missing: it says what kind of {location} is meant"
+        case "value_error":
+            return fault["msg"].removeprefix("Value error, ")
+    message = fault["msg"][0].lower() + fault["msg"][1:]
+    name = location.rpartition(".")[2]
+    meaning = next((owner.model_fields[name].description for owner in owners if name in owner.model_fields), None)
+    return f"{location}: {value!r} is not allowed: {message}" + (f" ({meaning})" if meaning else "")
+
+
+def _locate(loc: Sequence[int | str]) -> tuple[str, list[type[BaseModel]]]:
+    """The dotted name of a place, without the tags that choose among kinds, and the models that its last part is in."""
+    names: list[str] = []
+    models: list[type[BaseModel]] = [Recipe]
+    for position, part in enumerate(loc):
+        known = [model for model in models if part in model.model_fields]
+        last = position == len(loc) - 1
+        if isinstance(part, int) or known or last:
+            names.append(str(part))
+        if known and not last:
+            models = [inner for model in known for inner in _models(model.model_fields[str(part)].annotation)]
+        elif not last and not isinstance(part, int):
+            # A tag such as 'warm_start' narrows the models to those that carry it.
+            models = [model for model in models if part in _tags(model)]
+    return ".".join(names), models
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models within an annotation such as ``tuple[A | B, ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in typing.get_args(annotation):
+        yield from _models(inner)
+
+
+def _tags(model: type[BaseModel]) -> Iterator[Any]:
+    for field in model.model_fields.values():
+        if typing.get_origin(field.annotation) is typing.Literal:
+            yield from typing.get_args(field.annotation)
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        key: value
+        for name, part in tree.items()
+        for key, value in _flatten(part, f"{prefix}.{name}".strip(".")).items()
+    }

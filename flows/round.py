@@ -1,0 +1,87 @@
+"""A round, from top to bottom.
+
+    sample    K candidates for each prompt, shard by shard, from the policy of the round before
+    judge     each shard as soon as it is there
+    prefer    judgments become chosen/rejected pairs or rankings, or reasons why not
+    update    DPO on them, with the policy that sampled as the reference: a new checkpoint
+    hand over the new weights to the sampler, in place, and check that it computes with them
+    evaluate  the new policy on held-out prompts
+    finish    the round becomes visible as a whole
+
+Each step looks into the run's log first and does nothing that is there already: to resume is to run again.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar
+
+from prefect import flow
+
+from flows import stages
+from flows.finish import finish_round
+from flows.session import current
+from flows.summary import RoundSummary
+from storage.manifest import Entry
+
+Result = TypeVar("Result")
+
+
+@flow(name="round", flow_run_name="{run} round {number}")
+async def run_round(run: str, number: int) -> RoundSummary:
+    """One round of online DPO; round 0 only evaluates the initial policy."""
+    if number > 0:
+        candidates, judgments = await sample_and_judge(run, number, number - 1, "candidates")
+        preferences = await stages.prefer(run, number, candidates, judgments)
+        await stages.update(run, number, candidates, preferences)
+    await stages.hand_over(run, number)
+    evaluation = await evaluate(run, number)
+    return await finish_round(run, number, evaluation)
+
+
+async def sample_and_judge(
+    run: str, number: int, policy: int, stage: stages.CandidateStage
+) -> tuple[list[Entry], list[Entry]]:
+    """Samples and judges the prompts of a round, or the held-out ones; shards are judged while later ones are sampled.
+
+    Args:
+        policy: the round whose policy samples.
+    """
+    session = current()
+    recipe = session.recipe
+    shards = session.shards(number, held_out=stage == "eval_candidates")
+    total = sum(map(len, shards)) * (recipe.sampling.candidates if stage == "candidates" else 1)
+    label = "" if stage == "candidates" else "held-out "
+    with (
+        session.display.stage(number, f"{label}sample", total) as sampling,
+        session.display.stage(number, f"{label}judge", total) as judging,
+    ):
+
+        async def one(shard: int, rows: list[int]) -> tuple[Entry, Entry]:
+            sampled = await stages.sample_shard(run, number, stage, shard, session.policy(policy), rows, sampling)
+            return sampled, await stages.judge_shard(run, number, sampled, judging)
+
+        done = await _all(one(shard, rows) for shard, rows in enumerate(shards))
+    return [sampled for sampled, _ in done], [judged for _, judged in done]
+
+
+async def evaluate(run: str, number: int) -> dict[str, Any]:
+    """Held-out reward, win rates against the previous round and round 0, and KL to both of their policies."""
+    candidates, judgments = await sample_and_judge(run, number, number, "eval_candidates")
+    if number == 0:
+        return await stages.compare(run, number, candidates, judgments)
+    # Found in the log, unless a fork has other judges than its parent: then these judge the earlier answers anew.
+    _, previous = await sample_and_judge(run, number - 1, number - 1, "eval_candidates")
+    _, initial = await sample_and_judge(run, 0, 0, "eval_candidates")
+    logps = await stages.score(run, number, candidates)
+    return await stages.compare(run, number, candidates, judgments, previous, initial, [logps])
+
+
+async def _all(parts: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """What all parts return; where one fails, the others are ended first."""
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for running in tasks:
+            running.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,57 @@
+"""A run: prepare the initial policy once, then one round after another."""
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from prefect import flow
+
+from flows import stages
+from flows.display import Display
+from flows.prefect_server import prefect_api
+from flows.round import run_round
+from flows.session import Session, current, enter
+from pipeline.config import Recipe
+from storage.run import Run
+from storage.store import Store
+
+
+@flow(name="rondo", flow_run_name="{run}")
+async def run_rounds(run: str, rounds: int) -> None:
+    """Brings a run to this many rounds; those that are finished stay as they are."""
+    session = current()
+    await stages.prepare_policy(run)
+    await stages.prepare_prompts(run)
+    for number in range(len(session.run.rounds()), rounds + 1):
+        session.display.rounds(number, rounds + 1)
+        await run_round(run, number)
+
+
+async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: Display, take_over: bool) -> None:
+    """Opens the run for writing, starts workers and scheduler side by side, and runs the rounds that are missing."""
+    with run.writer(take_over=take_over) as writer, tempfile.TemporaryDirectory(prefix="rondo-") as scratch:
+        logs = worker_logs(store, run)
+        session = Session.create(store, run, writer, recipe, display, Path(scratch), logs or Path(scratch))
+        enter(session)
+        async with _workers(session), prefect_api():
+            await run_rounds(run.name, rounds)
+
+
+def worker_logs(store: Store, run: Run) -> Path | None:
+    """Where the workers' logs are kept; on a remote store they go with the process."""
+    return store.local_root / "logs" / run.name if store.local_root else None
+
+
+@contextlib.asynccontextmanager
+async def _workers(session: Session) -> AsyncIterator[None]:
+    """Starts the workers without waiting for them: the first call to each does that, and reports what went wrong."""
+    starts = [asyncio.create_task(worker.start()) for worker in session.workers]
+    try:
+        yield
+    finally:
+        for start in starts:
+            start.cancel()
+        await asyncio.gather(*starts, return_exceptions=True)
+        await session.stop()

@@ -1,0 +1,135 @@
+"""What a run holds while it is running: its recipe, its store, its three workers and its display."""
+
+import asyncio
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.display import Display
+from flows.process import WorkerProcess
+from flows.references import PolicyRef
+from pipeline.config import Recipe
+from pipeline.prompts import round_slice
+from pipeline.records import prompt_seed
+from storage.manifest import Entry, FileRef, Key
+from storage.run import Run, Writer
+from storage.shards import read_table
+from storage.store import Store
+
+# CPU libraries of two workers side by side must not spin while they wait: each would hold a core from the other.
+_QUIET_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@dataclass
+class Session:
+    """One writer's time with a run. Only this process publishes; workers write files that nobody sees until then."""
+
+    store: Store
+    run: Run
+    writer: Writer
+    recipe: Recipe
+    display: Display
+    sampler: WorkerProcess
+    judge: WorkerProcess
+    trainer: WorkerProcess
+
+    @classmethod
+    def create(
+        cls, store: Store, run: Run, writer: Writer, recipe: Recipe, display: Display, scratch: Path, logs: Path
+    ) -> "Session":
+        """A session whose workers are not started yet."""
+        common = {
+            "root": store.root,
+            "run": run.name,
+            "recipe": recipe.model_dump(mode="json"),
+            "scratch": str(scratch),
+        }
+        threads = {"OMP_NUM_THREADS": str(recipe.devices.cpu_threads), **_QUIET_THREADS}
+        workers = {
+            kind: WorkerProcess(kind, common, logs / f"{kind}.log", threads) for kind in ("sampler", "judge", "trainer")
+        }
+        return cls(store=store, run=run, writer=writer, recipe=recipe, display=display, **workers)
+
+    @property
+    def workers(self) -> tuple[WorkerProcess, ...]:
+        """The three worker processes."""
+        return self.trainer, self.sampler, self.judge
+
+    async def stop(self) -> None:
+        """Ends the workers."""
+        await asyncio.gather(*(worker.stop() for worker in self.workers))
+
+    def find(self, round: int, stage: str, inputs: str = "", shard: int | None = None) -> Entry | None:
+        """The entry of a finished piece of work."""
+        return self.run.find(Key(round=round, stage=stage, shard=shard, inputs=inputs))
+
+    def commit(
+        self,
+        round: int,
+        stage: str,
+        files: Sequence[FileRef],
+        meta: dict[str, Any] | None = None,
+        inputs: str = "",
+        shard: int | None = None,
+    ) -> Entry:
+        """Publishes a finished piece of work; where it is there already, that one stays."""
+        return self.writer.commit(Key(round=round, stage=stage, shard=shard, inputs=inputs), files, meta)
+
+    def files(self, round: int, stage: str) -> tuple[FileRef, ...]:
+        """The committed files of a stage, in shard order."""
+        return tuple(self.run.files(round, stage))
+
+    def policy_hash(self, round: int) -> str:
+        """Hash of the weights that a round ended with; round 0's are the initial ones."""
+        policy: str = self._latest(round, "checkpoint").meta["policy"]
+        return policy
+
+    def policy(self, round: int) -> PolicyRef:
+        """The policy that a round ended with."""
+        (probe,) = self._latest(round, "probe").files
+        return PolicyRef(self.policy_hash(round), self._latest(round, "checkpoint").files, probe)
+
+    def handed_over(self, round: int) -> Entry:
+        """The entry of the hand-over to the sampler of the policy that a round ended with."""
+        return self._latest(round, "handover")
+
+    def shards(self, round: int, *, held_out: bool) -> list[list[int]]:
+        """Rows of the prompts table that a round samples, or those held out, cut into shards."""
+        prompts = read_table(self.store, self.files(0, "prompts"), columns=["split"])
+        sampling = self.recipe.sampling
+        if held_out:
+            rows = [row for row, split in enumerate(prompts["split"].to_pylist()) if split == "evaluation"]
+        else:
+            rows = round_slice(prompts, round, sampling.prompts_per_round, self.recipe.seed)
+        size = sampling.shard_prompts
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+    def seed(self, round: int) -> int:
+        """Seed of a round's own random choices: the order of its preferences, random opponents."""
+        return prompt_seed(self.recipe.seed, round, "round")
+
+    @staticmethod
+    def references(files: Sequence[dict[str, Any]]) -> list[FileRef]:
+        """A worker's answer as the references that it means."""
+        return [FileRef.from_json(file) for file in files]
+
+    def _latest(self, round: int, stage: str) -> Entry:
+        return self.run.entries(round=round, stage=stage)[-1]
+
+
+_CURRENT: ContextVar[Session] = ContextVar("session")
+
+
+def current() -> Session:
+    """The session of the run that is being executed.
+
+    Prefect records the parameters of flows and tasks: they are small and plain, and the session is not among them.
+    """
+    return _CURRENT.get()
+
+
+def enter(session: Session) -> None:
+    """Makes a session the current one."""
+    _CURRENT.set(session)

@@ -1,0 +1,239 @@
+"""The steps of a round as Prefect tasks. Each finds its entry in the run's log, or does the work and commits it.
+
+What a step depends on is hashed into the key of its entry: with other inputs it is another piece of work. Prefect
+shows and retries; whether a step is done, the log alone says.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
+from prefect.states import State
+from prefect.tasks import Task
+from pydantic import BaseModel
+
+from flows.display import Stage
+from flows.errors import WorkerDiedError
+from flows.references import PolicyRef
+from flows.session import current
+from pipeline.errors import DataError
+from pipeline.records import content_id
+from storage.checkpoints import weights_digest
+from storage.manifest import Entry
+
+CandidateStage = Literal["candidates", "eval_candidates"]
+
+
+def _worker_died(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """A worker that was killed, for lack of memory perhaps, is worth another try; a wrong input is not."""
+    return isinstance(state.data, WorkerDiedError)
+
+
+step = partial(
+    task, cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=1, retry_condition_fn=_worker_died
+)
+
+
+@step(task_run_name="{run} prepare policy")
+async def prepare_policy(run: str) -> Entry:
+    """Round 0's checkpoint: the warm start or the pretrained policy."""
+    session = current()
+    if done := session.find(0, "checkpoint"):
+        return done
+    with session.display.stage(0, "policy") as stage:
+        stage.begin()
+        files, report = await session.trainer.call("prepare_policy", on_progress=stage.report)
+    files = session.references(files)
+    return session.commit(0, "checkpoint", files, {**report, "policy": weights_digest(files)})
+
+
+@step(task_run_name="{run} prepare prompts")
+async def prepare_prompts(run: str) -> Entry:
+    """The prompts of the whole run, and a probe of the initial policy on some of them."""
+    session = current()
+    recipe = session.recipe
+    checkpoint = _json(session.files(0, "checkpoint"))
+    inputs = content_id([
+        session.policy_hash(0), _settings(recipe.prompts), recipe.evaluation.prompts, recipe.seed,
+        recipe.sampling.max_tokens, recipe.sampling.context,
+    ])  # fmt: skip
+    prompts = session.find(0, "prompts", inputs)
+    if prompts is None:
+        with session.display.stage(0, "prompts") as stage:
+            stage.begin()
+            file = await session.trainer.call("prepare_prompts", checkpoint=checkpoint)
+        prompts = session.commit(0, "prompts", session.references([file]), None, inputs)
+    if session.find(0, "probe") is None:
+        file = await session.trainer.call("probe", checkpoint=checkpoint, prompts=_json(prompts.files))
+        session.commit(0, "probe", session.references([file]))
+    return prompts
+
+
+@step(task_run_name="{run} r{number} sample {shard}")
+async def sample_shard(
+    run: str, number: int, stage: CandidateStage, shard: int, policy: PolicyRef, rows: list[int], display: Stage
+) -> Entry:
+    """Samples the candidates of one shard of prompts."""
+    session = current()
+    prompts = session.files(0, "prompts")
+    sampling = _settings(session.recipe.sampling)
+    inputs = content_id([policy.policy, _hashes(prompts), rows, session.recipe.seed, sampling])
+    if done := session.find(number, stage, inputs, shard):
+        return done
+    display.begin()
+    sampled = await session.sampler.call(
+        "sample",
+        policy=policy.to_json(), prompts=_json(prompts), rows=rows, round=number, stage=stage, shard=shard,
+        on_progress=lambda figures: display.report(figures, shard),
+    )  # fmt: skip
+    (file,) = session.references([sampled["file"]])
+    meta = {
+        "policy": policy.policy,
+        "candidates": file.rows,
+        "tokens": sampled["tokens"],
+        "seconds": sampled["seconds"],
+    }
+    return session.commit(number, stage, [file], meta, inputs, shard)
+
+
+@step(task_run_name="{run} r{number} judge {candidates.key.shard}")
+async def judge_shard(run: str, number: int, candidates: Entry, display: Stage) -> Entry:
+    """Judges one shard of candidates."""
+    session = current()
+    assert candidates.key is not None
+    held_out = candidates.key.stage == "eval_candidates"
+    stage, shard = ("eval_judgments" if held_out else "judgments"), candidates.key.shard
+    judges = [session.recipe.judge, *(session.recipe.evaluation.judges if held_out else ())]
+    inputs = content_id([_hashes(candidates.files), [_settings(judge) for judge in judges]])
+    if done := session.find(number, stage, inputs, shard):
+        return done
+    display.begin()
+    file = await session.judge.call(
+        "judge",
+        prompts=_json(session.files(0, "prompts")), candidates=_json(candidates.files)[0],
+        round=number, stage=stage, shard=shard,
+    )  # fmt: skip
+    done = session.commit(number, stage, session.references([file]), None, inputs, shard)
+    display.report({"done": candidates.meta["candidates"]}, shard or 0)
+    return done
+
+
+@step(task_run_name="{run} r{number} prefer")
+async def prefer(run: str, number: int, candidates: Sequence[Entry], judgments: Sequence[Entry]) -> Entry:
+    """Turns the round's judgments into preferences.
+
+    Raises:
+        DataError: no prompt gave a preference, so that there is nothing to learn from.
+    """
+    session = current()
+    sampled, judged = _files(candidates), _files(judgments)
+    inputs = content_id([_hashes(sampled), _hashes(judged), _settings(session.recipe.preferences)])
+    if done := session.find(number, "preferences", inputs):
+        return done
+    with session.display.stage(number, "prefer") as stage:
+        stage.begin()
+        file, figures = await session.judge.call(
+            "prefer", candidates=_json(sampled), judgments=_json(judged), round=number, seed=session.seed(number)
+        )
+    if not figures["preferences"]:
+        raise DataError(
+            f"round {number} of run '{run}' gave no preference: all its prompts were dropped ({figures['dropped']}); "
+            "sample more candidates, raise the temperature or lower preferences.min_margin"
+        )
+    return session.commit(number, "preferences", session.references([file]), figures, inputs)
+
+
+@step(task_run_name="{run} r{number} update")
+async def update(run: str, number: int, candidates: Sequence[Entry], preferences: Entry) -> Entry:
+    """The DPO update: from the policy that sampled to the round's checkpoint."""
+    session = current()
+    policy = session.policy(number - 1)
+    inputs = content_id([policy.policy, _hashes(preferences.files), _settings(session.recipe.update)])
+    if done := session.find(number, "checkpoint", inputs):
+        return done
+    with session.display.stage(number, "update") as stage:
+        stage.begin()
+        trained = await session.trainer.call(
+            "update",
+            policy=policy.to_json(), prompts=_json(session.files(0, "prompts")),
+            candidates=_json(_files(candidates)), preferences=_json(preferences.files),
+            round=number, seed=session.seed(number), drift=session.handed_over(number - 1).meta["per_sequence"],
+            on_progress=stage.report,
+        )  # fmt: skip
+    after = trained["policy"]
+    session.commit(number, "metrics", session.references([trained["metrics"]]), None, inputs)
+    session.commit(number, "probe", session.references([after["probe"]]), None, inputs)
+    # The checkpoint comes last: where it is, its probe and its metrics are.
+    meta = {"policy": after["policy"], "reference": policy.policy, **trained["figures"]}
+    return session.commit(number, "checkpoint", session.references(after["files"]), meta, inputs)
+
+
+@step(task_run_name="{run} r{number} hand over")
+async def hand_over(run: str, number: int) -> Entry:
+    """Gives the sampler the round's weights, in place, and keeps how far it then is from the trainer."""
+    session = current()
+    policy = session.policy(number)
+    done = session.find(number, "handover", policy.policy)
+    if done is None:
+        with session.display.stage(number, "hand over") as stage:
+            stage.begin()
+            drift = await session.sampler.call("use", policy=policy.to_json())
+        done = session.commit(number, "handover", [], drift, policy.policy)
+    return done
+
+
+@step(task_run_name="{run} r{number} score")
+async def score(run: str, number: int, candidates: Sequence[Entry]) -> Entry:
+    """Log-probabilities of the held-out answers under this policy, the previous one and the initial one."""
+    session = current()
+    policy, previous, initial = (session.policy(round) for round in (number, max(number - 1, 0), 0))
+    files = _files(candidates)
+    inputs = content_id([policy.policy, previous.policy, initial.policy, _hashes(files)])
+    if done := session.find(number, "eval_logps", inputs):
+        return done
+    with session.display.stage(number, "score") as stage:
+        stage.begin()
+        file = await session.trainer.call(
+            "score",
+            policy=policy.to_json(), previous=previous.to_json(), initial=initial.to_json(),
+            prompts=_json(session.files(0, "prompts")), candidates=_json(files), round=number,
+        )  # fmt: skip
+    return session.commit(number, "eval_logps", session.references([file]), None, inputs)
+
+
+@step(task_run_name="{run} r{number} compare")
+async def compare(
+    run: str,
+    number: int,
+    candidates: Sequence[Entry],
+    judgments: Sequence[Entry],
+    previous: Sequence[Entry] = (),
+    initial: Sequence[Entry] = (),
+    logps: Sequence[Entry] = (),
+) -> dict[str, Any]:
+    """The figures of an evaluation: alone, or against the judgments of the previous round and of round 0."""
+    tables = {
+        "candidates": candidates, "judgments": judgments, "previous": previous, "initial": initial, "logps": logps,
+    }  # fmt: skip
+    files = {name: _json(_files(entries)) for name, entries in tables.items()}
+    figures: dict[str, Any] = await current().judge.call("compare", **files)
+    return figures
+
+
+def _files(entries: Sequence[Entry]) -> tuple[Any, ...]:
+    return tuple(file for entry in entries for file in entry.files)
+
+
+def _hashes(files: Sequence[Any]) -> list[str]:
+    return [file.sha256 for file in files]
+
+
+def _json(files: Sequence[Any]) -> list[dict[str, Any]]:
+    return [file.to_json() for file in files]
+
+
+def _settings(config: BaseModel) -> dict[str, Any]:
+    return config.model_dump(mode="json")

@@ -1,0 +1,87 @@
+"""The figures that a round leaves: a record in the log, and a row of the table that people read."""
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from storage.manifest import Entry
+
+
+class RoundSummary(BaseModel):
+    """A finished round. Shares are from 0 to 1, lengths in tokens, divergences in nats per sequence.
+
+    What compares with an earlier round, or tells of an update, is empty for round 0.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    round: int
+    policy: str = Field(description="hash of the weights")
+    reference: str | None = Field(None, description="hash of the reference policy's weights")
+    reward: float = Field(description="mean score of the training judge on held-out prompts")
+    reward_se: float = Field(description="its standard error")
+    judges: dict[str, float] = Field(description="mean score of each judge that training does not hear")
+    win_rate_initial: float | None = None
+    win_rate_previous: float | None = None
+    kl_previous: float | None = None
+    kl_previous_se: float | None = None
+    kl_initial: float | None = None
+    kl_initial_se: float | None = None
+    initial_logp_per_token: float | None = Field(None, description="log-probability under round 0, nats per token")
+    length: float
+    truncated: float
+    distinct: float
+    entropy_per_token: float = Field(description="nats per token")
+    sampled_reward: float | None = None
+    sampled_length: float | None = None
+    unjudged: int | None = None
+    preferences: int | None = None
+    margin: float | None = None
+    dropped: dict[str, int] = {}
+    reference_logprobs: str | None = None
+    reference_drift: float | None = None
+    first_loss: float | None = None
+    first_loss_expected: float | None = None
+    last_loss: float | None = None
+    steps: int | None = None
+    train_tokens: int | None = None
+    train_accuracy: float | None = None
+    chosen_fell: float | None = Field(None, description="share of pairs whose chosen answer became less likely")
+    chosen_change: float | None = None
+    rejected_change: float | None = None
+    handover_drift: float = Field(description="sampler against trainer after the hand-over, nats per token")
+    sampled_tokens: int
+    seconds: dict[str, float] = Field(description="time of each stage")
+    alarms: list[str] = []
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Throughput of the sampler while it sampled."""
+        return self.sampled_tokens / max(self.seconds["sample"], 1e-9)
+
+
+def summaries(rounds: Sequence[Entry]) -> list[RoundSummary]:
+    """The finished rounds of a run, from their entries."""
+    return [RoundSummary.model_validate(entry.meta) for entry in rounds]
+
+
+def row_of(summary: RoundSummary) -> dict[str, str]:
+    """A round as people read it; what does not apply to a round is a dash."""
+    return {
+        "round": str(summary.round),
+        "reward": f"{summary.reward:+.3f}±{summary.reward_se:.3f}",
+        "win/0": _share(summary.win_rate_initial),
+        "win/prev": _share(summary.win_rate_previous),
+        "KL/0": _nats(summary.kl_initial, summary.kl_initial_se),
+        "KL/prev": _nats(summary.kl_previous, summary.kl_previous_se),
+        "length": f"{summary.length:.1f}",
+        "chosen fell": _share(summary.chosen_fell),
+    }
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _nats(value: float | None, error: float | None) -> str:
+    return "-" if value is None or error is None else f"{value:.2f}±{error:.2f}"

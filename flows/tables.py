@@ -1,0 +1,67 @@
+"""Results in the terminal: tables for people, JSON for machines."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from flows.commands import Finished
+from flows.summary import RoundSummary, row_of
+
+_LONGEST_CELL = 160
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], *, title: str, as_json: bool, empty: str) -> None:
+    """Rows as a table, or as a JSON array."""
+    if as_json:
+        print(json.dumps(list(rows), ensure_ascii=False, default=str))  # noqa: T201  standard output is the interface
+    elif not rows:
+        Console().print(empty, markup=False)
+    else:
+        Console().print(_table(rows, title))
+
+
+def print_rounds(run: str, rounds: Sequence[RoundSummary], *, as_json: bool) -> None:
+    """One row a round; with its alarms below."""
+    if as_json:
+        print_rows([summary.model_dump(mode="json") for summary in rounds], title=run, as_json=True, empty="")
+        return
+    print_rows(
+        [row_of(summary) for summary in rounds], title=f"Run {run}", as_json=False, empty="no round is finished yet"
+    )
+    console = Console()
+    for summary in rounds:
+        for alarm in summary.alarms:
+            console.print(f"alarm in round {summary.round}: {alarm}", markup=False, style="yellow")
+
+
+def print_finished(finished: Finished) -> None:
+    """What a run came to: its table and its report."""
+    print_rounds(finished.run, finished.rounds, as_json=False)
+    console = Console()
+    console.print(finished.message, markup=False, soft_wrap=True)
+    if finished.report is not None:
+        console.print(f"report: {finished.report}", markup=False, soft_wrap=True)
+
+
+def _table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+    table = Table(title=Text(title))
+    for name in rows[0]:
+        numeric = all(isinstance(row[name], int | float) for row in rows)
+        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        # Text, not markup: what a model wrote must not colour or hide anything.
+        table.add_row(*(Text(_cell(value)) for value in row.values()))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = str(value)
+    return text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…"

@@ -1,0 +1,50 @@
+"""What every worker has: the store, the recipe, and a reader of committed files."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.config import Recipe
+from storage import checkpoints, shards
+from storage.manifest import FileRef
+from storage.store import Store
+
+ProgressCall = Callable[..., None]
+"""Called with keyword figures, such as ``done=3, total=9, tokens=512``."""
+
+
+class Worker:
+    """Reads its inputs from the store, writes its outputs there, and returns references to them.
+
+    Args:
+        root: directory or URI of the store.
+        run: name of the run.
+        recipe: the recipe, as JSON.
+        scratch: a local directory for copies that the run's end removes.
+    """
+
+    def __init__(self, root: str, run: str, recipe: Mapping[str, Any], scratch: str) -> None:
+        self.store = Store.open(root)
+        self.run = run
+        self.recipe = Recipe.model_validate(recipe)
+        self.scratch = Path(scratch)
+        # A round's shards all read the run's prompts: the last few tables stay in memory.
+        self._read = lru_cache(maxsize=4)(self._read_table)
+
+    def table(self, files: Sequence[FileRef]) -> pa.Table:
+        """Committed shards as one table, in the order given."""
+        return self._read(tuple(files))
+
+    def directory(self, files: Sequence[FileRef]) -> Path:
+        """A committed checkpoint as a local directory."""
+        return checkpoints.local_directory(self.store, files, self.scratch / "checkpoints")
+
+    def write(self, table: pa.Table, round: int, stage: str, shard: int | None = None) -> FileRef:
+        """Writes a table that the flow will commit."""
+        return shards.write_table(self.store, self.run, round, stage, table, shard)
+
+    def _read_table(self, files: tuple[FileRef, ...]) -> pa.Table:
+        return shards.read_table(self.store, files)

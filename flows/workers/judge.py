@@ -1,0 +1,84 @@
+"""The judge: scores shards, and turns a round's scores into preferences and into the figures of its evaluation."""
+
+from typing import Any, Literal
+
+from flows.workers.base import ProgressCall, Worker
+from pipeline import figures
+from pipeline.judges import JudgeProtocol, judge_items, judgments_table, make_judge
+from pipeline.preferences import build_preferences
+from storage.manifest import FileRef
+
+JudgmentStage = Literal["judgments", "eval_judgments"]
+
+
+class JudgeWorker(Worker):
+    """Holds the recipe's judges; the first is the one that training hears."""
+
+    def __init__(self, **common: Any) -> None:
+        super().__init__(**common)
+        devices = self.recipe.devices
+        configs = (self.recipe.judge, *self.recipe.evaluation.judges)
+        self._judges: list[JudgeProtocol] = [
+            make_judge(config, device=devices.judge, threads=devices.cpu_threads) for config in configs
+        ]
+
+    def versions(self, *, progress: ProgressCall) -> list[str]:
+        """Name and version of each judge."""
+        del progress
+        return [f"{judge.name} {judge.version}" for judge in self._judges]
+
+    def judge(
+        self,
+        prompts: tuple[FileRef, ...],
+        candidates: FileRef,
+        round: int,
+        stage: JudgmentStage,
+        shard: int,
+        *,
+        progress: ProgressCall,
+    ) -> FileRef:
+        """Judges one shard of candidates: by the training judge, and for an evaluation by all of them."""
+        items = judge_items(self.table(prompts), self.table((candidates,)))
+        judges = self._judges if stage == "eval_judgments" else self._judges[:1]
+        judgments = []
+        for number, judge in enumerate(judges):
+            progress(done=number, total=len(judges))
+            judgments += judge.judge(items)
+        return self.write(judgments_table(judgments), round, stage, shard)
+
+    def prefer(
+        self,
+        candidates: tuple[FileRef, ...],
+        judgments: tuple[FileRef, ...],
+        round: int,
+        seed: int,
+        *,
+        progress: ProgressCall,
+    ) -> tuple[FileRef, dict[str, Any]]:
+        """Turns a round's judgments into preferences; returns their file and what the round's table says of them."""
+        del progress
+        candidates_table, judgments_table_ = self.table(candidates), self.table(judgments)
+        preferences = build_preferences(candidates_table, judgments_table_, self.recipe.preferences, seed=seed)
+        described = figures.describe_preferences(candidates_table, judgments_table_, preferences)
+        return self.write(preferences, round, "preferences"), described
+
+    def compare(
+        self,
+        candidates: tuple[FileRef, ...],
+        judgments: tuple[FileRef, ...],
+        previous: tuple[FileRef, ...],
+        initial: tuple[FileRef, ...],
+        logps: tuple[FileRef, ...],
+        *,
+        progress: ProgressCall,
+    ) -> dict[str, Any]:
+        """The figures of an evaluation: against earlier rounds' judgments where these are given."""
+        del progress
+        return figures.describe_evaluation(
+            candidates=self.table(candidates),
+            judgments=self.table(judgments),
+            previous=self.table(previous) if previous else None,
+            initial=self.table(initial) if initial else None,
+            logps=self.table(logps) if logps else None,
+            judges=[judge.name for judge in self._judges],
+        )

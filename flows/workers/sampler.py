@@ -1,0 +1,139 @@
+"""The sampler: one engine for the whole run, which takes each round's weights in place."""
+
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from flows.references import Drift, PolicyRef
+from flows.workers.base import ProgressCall, Worker
+from pipeline.errors import HandoverError
+from pipeline.records import prompt_seed
+from pipeline.sampling import Sampler, SamplingRequest, SamplingSettings, candidates_table, make_sampler
+from pipeline.sampling.environment import configure_environment
+from storage.manifest import FileRef
+
+EVALUATION_SEED_ROUND = 0
+"""Held-out prompts keep their seeds over the rounds, so that two rounds differ by their policies alone."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A sampled shard: its file, the tokens that were sampled, and the time it took in seconds."""
+
+    file: FileRef
+    tokens: int
+    seconds: float
+
+
+class SamplerWorker(Worker):
+    """Samples shards of candidates from any committed policy."""
+
+    def __init__(self, **common: Any) -> None:
+        super().__init__(**common)
+        devices = self.recipe.devices
+        configure_environment(devices.sampler, devices.cpu_threads)
+        if self.recipe.sampling.engine == "vllm":
+            # The import takes 6 to 20 s: it is paid while the first policy is still being prepared.
+            import vllm  # noqa: F401
+        self._sampler: Sampler | None = None
+        self._tokenizer: Any = None
+        self._drift: Drift | None = None
+        self._policy: str | None = None
+
+    def use(self, policy: PolicyRef, *, progress: ProgressCall) -> Drift:
+        """Takes the weights of a policy, and shows on its probe that the engine now computes with them.
+
+        Raises:
+            HandoverError: the engine's log-probabilities are not the trainer's.
+        """
+        del progress
+        if self._policy == policy.policy and self._drift is not None:
+            return self._drift
+        started = time.perf_counter()
+        self._policy = None
+        self._load(policy)
+        self._drift = self._compare(policy, started)
+        self._policy = policy.policy
+        return self._drift
+
+    def sample(
+        self,
+        policy: PolicyRef,
+        prompts: tuple[FileRef, ...],
+        rows: list[int],
+        round: int,
+        stage: Literal["candidates", "eval_candidates"],
+        shard: int,
+        *,
+        progress: ProgressCall,
+    ) -> Sampled:
+        """Samples the candidates of these rows of the prompts table and writes them as one shard."""
+        self.use(policy, progress=progress)
+        assert self._sampler is not None
+        held_out = stage == "eval_candidates"
+        seed_round = EVALUATION_SEED_ROUND if held_out else round
+        chosen = self.table(prompts).take(rows).select(["prompt_id", "token_ids"]).to_pylist()
+        requests = [
+            SamplingRequest(
+                prompt_id=row["prompt_id"],
+                token_ids=row["token_ids"],
+                seed=prompt_seed(self.recipe.seed, seed_round, row["prompt_id"]),
+            )
+            for row in chosen
+        ]
+        settings = self._settings(held_out)
+        total = len(requests) * settings.candidates
+        started = time.perf_counter()
+
+        def report(done: int, tokens: int) -> None:
+            progress(done=done, total=total, tokens=tokens, seconds=time.perf_counter() - started)
+
+        candidates = self._sampler.sample(requests, settings, report)
+        seconds = time.perf_counter() - started
+        table = candidates_table(candidates, self._tokenizer, policy.policy)
+        tokens = sum(len(candidate.token_ids) for candidate in candidates)
+        return Sampled(self.write(table, round, stage, shard), tokens, seconds)
+
+    def _settings(self, held_out: bool) -> SamplingSettings:
+        sampling = self.recipe.sampling
+        if held_out:
+            return SamplingSettings(candidates=1, temperature=1.0, top_p=1.0, max_tokens=sampling.max_tokens)
+        return SamplingSettings(
+            candidates=sampling.candidates,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+        )
+
+    def _load(self, policy: PolicyRef) -> None:
+        from pipeline.policy import load_tokenizer, sampler_copy
+
+        checkpoint = self.directory(policy.files)
+        source = sampler_copy(checkpoint, self.scratch / f"sampler-{policy.policy[:16]}")
+        if self._sampler is None:
+            devices = self.recipe.devices
+            self._sampler = make_sampler(
+                self.recipe.sampling, source, device=devices.sampler, threads=devices.cpu_threads
+            )
+            self._tokenizer = load_tokenizer(checkpoint)
+        else:
+            self._sampler.load_weights(source)
+
+    def _compare(self, policy: PolicyRef, started: float) -> Drift:
+        assert self._sampler is not None
+        probe = self.table((policy.probe,)).to_pylist()
+        scored = self._sampler.score([(row["prompt_token_ids"], row["token_ids"]) for row in probe])
+        gaps = [abs(sum(logps) - row["logp"]) for logps, row in zip(scored, probe, strict=True)]
+        drift = Drift(
+            per_token=max(gap / len(row["token_ids"]) for gap, row in zip(gaps, probe, strict=True)),
+            per_sequence=max(gaps),
+            seconds=time.perf_counter() - started,
+        )
+        tolerance = self.recipe.sampling.handover_tolerance
+        if not drift.per_token <= tolerance:
+            raise HandoverError(
+                f"after the hand-over of policy {policy.policy[:12]} the sampler's log-probabilities differ from the "
+                f"trainer's by {drift.per_token:.3g} nats per token, more than sampling.handover_tolerance "
+                f"{tolerance:g}: the engine holds other weights or computes in a lower precision"
+            )
+        return drift

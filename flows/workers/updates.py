@@ -1,0 +1,102 @@
+"""From the tables and the recipe of a round to the arguments of its update, and back to its figures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import ceil
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.config import UpdateConfig
+from pipeline.losses import ObjectiveSettings
+from pipeline.update import PreferenceGroup, UpdateSettings, sequence_logps
+from pipeline.update_types import UpdateResult
+
+
+def prompt_token_ids(prompts: pa.Table) -> dict[str, list[int]]:
+    """Token ids of each prompt, by its id."""
+    return dict(zip(prompts["prompt_id"].to_pylist(), prompts["token_ids"].to_pylist(), strict=True))
+
+
+def preference_groups(
+    prompts: pa.Table, candidates: pa.Table, preferences: Sequence[Mapping[str, Any]]
+) -> list[PreferenceGroup]:
+    """The preferences of a round with the token ids of their prompts and candidates, exactly as sampled."""
+    prompt_ids = prompt_token_ids(prompts)
+    keys = zip(candidates["prompt_id"].to_pylist(), candidates["candidate"].to_pylist(), strict=True)
+    token_ids = dict(zip(keys, candidates["token_ids"].to_pylist(), strict=True))
+    return [
+        PreferenceGroup(
+            prompt_id=row["prompt_id"],
+            prompt_token_ids=prompt_ids[row["prompt_id"]],
+            candidate_token_ids=[token_ids[row["prompt_id"], index] for index in row["candidates"]],
+            reference_logps=row["reference_logps"],
+            soft_label=row["soft_label"],
+        )
+        for row in preferences
+    ]
+
+
+def with_reference(
+    model: Any, groups: Sequence[PreferenceGroup], config: UpdateConfig, drift: float
+) -> tuple[list[PreferenceGroup], dict[str, Any]]:
+    """The groups with the reference's log-probabilities by the engine that the recipe asks for.
+
+    ``auto`` compares the two engines on the first step's worth of preferences, and takes the sampler's where no
+    sequence, here or at the hand-over, differs by more than ``reference_tolerance`` nats.
+
+    Returns:
+        The groups, and for the record which engine it is and how far the two were apart, in nats per sequence.
+    """
+    if config.reference_logprobs == "sampler":
+        return list(groups), {"reference_logprobs": "sampler", "reference_drift": drift}
+    scored = sequence_logps(model, groups[: config.batch_size], config.token_budget)
+    pairs = zip(groups, scored, strict=False)
+    drift = max(
+        drift, *(abs(a - b) for group, logps in pairs for a, b in zip(group.reference_logps, logps, strict=True))
+    )
+    if config.reference_logprobs == "auto" and drift <= config.reference_tolerance:
+        return list(groups), {"reference_logprobs": "sampler", "reference_drift": drift}
+    scored += sequence_logps(model, groups[config.batch_size :], config.token_budget)
+    exact = [replace(group, reference_logps=logps) for group, logps in zip(groups, scored, strict=True)]
+    return exact, {"reference_logprobs": "trainer", "reference_drift": drift}
+
+
+def update_settings(config: UpdateConfig) -> UpdateSettings:
+    """The recipe's update as ``run_update`` takes it."""
+    return UpdateSettings(
+        objectives={config.objective: 1.0},
+        constants=ObjectiveSettings(beta=config.beta, label_smoothing=config.label_smoothing),
+        nll_weight=config.nll_weight,
+        learning_rate=config.learning_rate,
+        schedule=config.schedule,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        token_budget=config.token_budget,
+        precision=config.precision,
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
+
+
+def steps_of_round(preferences: int, settings: UpdateSettings) -> int:
+    """Optimizer steps of an update over so many preferences."""
+    return settings.epochs * ceil(preferences / settings.batch_size)
+
+
+def summary(result: UpdateResult) -> dict[str, Any]:
+    """What the round's table and report keep of an update."""
+    last = result.steps[-1]
+    return {
+        "first_loss": result.first_loss,
+        "first_loss_expected": result.first_loss_expected,
+        "last_loss": last.loss,
+        "steps": len(result.steps),
+        "train_tokens": sum(step.tokens for step in result.steps),
+        "train_accuracy": last.accuracy,
+        "chosen_fell": result.chosen_fell_share,
+        "chosen_change": result.chosen_change,
+        "rejected_change": result.rejected_change,
+    }

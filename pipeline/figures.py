@@ -1,0 +1,94 @@
+"""The figures of a round: what its table, its alarms and its report say.
+
+Lengths are in tokens with the end-of-sequence token, divergences in nats per sequence, shares from 0 to 1.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import EvaluationConfig
+from pipeline.evaluation import Scores, answer_statistics, kl_estimate, mean_score, scores_by_prompt, win_rate
+
+DISPLACEMENT_SHARE = 0.5
+LENGTH_GROWTH = 1.5
+
+
+def judged_by(judgments: pa.Table, judge: str) -> Scores:
+    """Score of each prompt by one of several judges."""
+    return scores_by_prompt(judgments.filter(pc.field("judge") == judge))
+
+
+def describe_preferences(candidates: pa.Table, judgments: pa.Table, preferences: pa.Table) -> dict[str, Any]:
+    """What a round's candidates were worth, how many preferences they gave, and why prompts gave none."""
+    scores = [score for score in judgments["score"].to_pylist() if score is not None]
+    statuses = Counter(judgments["status"].to_pylist())
+    rows = preferences.select(["kind", "margin", "drop_reason"]).to_pylist()
+    kept = [row for row in rows if row["kind"] != "dropped"]
+    return {
+        "sampled_reward": fmean(scores) if scores else None,
+        "sampled_length": answer_statistics(candidates).mean_length,
+        "unjudged": len(judgments) - statuses["ok"],
+        "preferences": len(kept),
+        "margin": fmean(row["margin"] for row in kept) if kept else None,
+        "dropped": dict(sorted(Counter(row["drop_reason"] for row in rows if row["kind"] == "dropped").items())),
+    }
+
+
+def describe_evaluation(
+    *,
+    candidates: pa.Table,
+    judgments: pa.Table,
+    previous: pa.Table | None,
+    initial: pa.Table | None,
+    logps: pa.Table | None,
+    judges: Sequence[str],
+) -> dict[str, Any]:
+    """The held-out figures of a round; without earlier rounds those of the initial policy.
+
+    Args:
+        candidates: the held-out answers of this round.
+        judgments: what each of ``judges`` said of them; the first is the one that training hears.
+        previous, initial: the judgments of the previous round and of round 0 on the same prompts.
+        logps: the answers' log-probabilities under the three policies.
+    """
+    scores = judged_by(judgments, judges[0])
+    reward, answers = mean_score(scores), answer_statistics(candidates)
+    figures: dict[str, Any] = {
+        "reward": reward.mean,
+        "reward_se": reward.standard_error,
+        "judges": {name: mean_score(judged_by(judgments, name)).mean for name in judges[1:]},
+        "length": answers.mean_length,
+        "truncated": answers.truncated_share,
+        "distinct": answers.distinct_share,
+        "entropy_per_token": -answers.logp_per_token,
+    }
+    for name, table in (("previous", previous), ("initial", initial)):
+        if table is not None:
+            figures[f"win_rate_{name}"] = win_rate(scores, judged_by(table, judges[0])).mean
+    if logps is not None:
+        for name in ("previous", "initial"):
+            kl = kl_estimate(logps["policy"].to_pylist(), logps[name].to_pylist())
+            figures |= {f"kl_{name}": kl.mean, f"kl_{name}_se": kl.standard_error}
+        figures["initial_logp_per_token"] = sum(logps["initial"].to_pylist()) / sum(logps["tokens"].to_pylist())
+    return figures
+
+
+def alarms(figures: Mapping[str, Any], initial: Mapping[str, Any], config: EvaluationConfig) -> list[str]:
+    """What a person should look at before trusting this round, one sentence each."""
+    found = []
+    fell, change = figures["chosen_fell"], figures["chosen_change"]
+    if fell > DISPLACEMENT_SHARE and change < 0:
+        found.append(
+            f"likelihood displacement: {fell:.0%} of the chosen answers became less likely "
+            f"({change:+.2f} nats on average)"
+        )
+    if figures["length"] > LENGTH_GROWTH * initial["length"]:
+        found.append(f"length: answers grew from {initial['length']:.1f} to {figures['length']:.1f} tokens")
+    if config.kl_limit is not None and figures["kl_initial"] > config.kl_limit:
+        found.append(f"drift: KL to the initial policy is {figures['kl_initial']:.2f} nats, above {config.kl_limit:g}")
+    return found
