@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
+from pipeline.attention import shared_prefix_attention
 from pipeline.errors import PromptTooLongError, UnsupportedModelError
 from pipeline.packing import Pack, TokenGroup, pack_groups
 
@@ -20,7 +22,10 @@ CHUNK_ELEMENTS = 1 << 22
 
 
 class _ChunkedLogProbs(torch.autograd.Function):  # type: ignore[misc]
-    """log softmax(softcap(hidden @ weight.T + bias))[target], and its gradient, chunk by chunk over N."""
+    """log softmax(softcap(hidden @ weight.T + bias))[target], and its gradient, chunk by chunk over N.
+
+    The logits of a single chunk are kept for the backward pass: it would need that memory anyway.
+    """
 
     @staticmethod
     def forward(
@@ -35,25 +40,27 @@ class _ChunkedLogProbs(torch.autograd.Function):  # type: ignore[misc]
         wide = torch.promote_types(hidden_N_D.dtype, torch.float32)
         normalizer_N = torch.empty(len(target_N), dtype=wide, device=hidden_N_D.device)
         logps_N = torch.empty_like(normalizer_N)
-        for rows in _chunks(len(target_N), chunk):
-            logits, _ = _logits(hidden_N_D[rows], weight_V_D, bias_V, softcap)
+        chunks = _chunks(len(target_N), chunk)
+        for rows in chunks:
+            kept = _logits(hidden_N_D[rows], weight_V_D, bias_V, softcap)
+            logits, _ = kept
             normalizer_N[rows] = torch.logsumexp(logits, dim=-1)
             logps_N[rows] = logits.gather(1, target_N[rows, None])[:, 0] - normalizer_N[rows]
         ctx.save_for_backward(hidden_N_D, weight_V_D, bias_V, target_N, normalizer_N)
-        ctx.softcap, ctx.chunk = softcap, chunk
+        ctx.softcap, ctx.chunks, ctx.kept = softcap, chunks, kept if len(chunks) == 1 else None
         return logps_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (grad_N,) = grads
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_N: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden_N_D, weight_V_D, bias_V, target_N, normalizer_N = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_N_D)
         grad_weight = torch.zeros_like(weight_V_D) if ctx.needs_input_grad[1] else None
-        grad_bias = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
-        for rows in _chunks(len(target_N), ctx.chunk):
-            logits, slope = _logits(hidden_N_D[rows], weight_V_D, bias_V, ctx.softcap)
+        grad_bias = torch.zeros_like(bias_V) if ctx.needs_input_grad[2] else None
+        for rows in ctx.chunks:
+            logits, slope = ctx.kept or _logits(hidden_N_D[rows], weight_V_D, bias_V, ctx.softcap)
             # d logp / d logits = onehot(target) - softmax
-            grad_logits = logits.sub_(normalizer_N[rows, None]).exp_().mul_(-grad_N[rows, None])
+            grad_logits = (logits - normalizer_N[rows, None]).exp_().mul_(-grad_N[rows, None])
             grad_logits.scatter_add_(1, target_N[rows, None], grad_N[rows, None])
             if slope is not None:
                 grad_logits.mul_(slope)
@@ -113,22 +120,19 @@ def chunked_logps(
 
 def pack_logps(model: Any, pack: Pack) -> torch.Tensor:
     """Log-probability of each predicted token of a pack, in nats, shape ``[N]``. Differentiable in the
-    model's weights.
+    weights.
     """
     head = model.get_output_embeddings()
-    body = model.base_model
-    device, dtype = head.weight.device, head.weight.dtype
-    seen = pack.mask_R_1_L_L.to(device)
-    hidden_R_L_D = body(
-        input_ids=pack.input_ids_R_L.to(device),
-        attention_mask=torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(
-            ~seen, torch.finfo(dtype).min
-        ),
-        position_ids=pack.position_ids_R_L.to(device),
-        use_cache=False,
-    ).last_hidden_state
+    device = head.weight.device
+    with shared_prefix_attention(model):
+        hidden_1_T_D = model.base_model(
+            input_ids=pack.input_ids_T.to(device)[None],
+            position_ids=pack.position_ids_T.to(device)[None],
+            sequence_layout=pack.layout.to(device),
+            use_cache=False,
+        ).last_hidden_state
     return chunked_logps(
-        hidden_R_L_D.flatten(0, 1).index_select(0, pack.source_N.to(device)),
+        hidden_1_T_D[0].index_select(0, pack.source_N.to(device)),
         head.weight,
         pack.target_N.to(device),
         bias_V=getattr(head, "bias", None),
@@ -162,14 +166,12 @@ def sequence_logps(model: Any, groups: Sequence[TokenGroup], token_budget: int) 
 
 
 def check_context(model: Any, groups: Sequence[TokenGroup]) -> None:
-    """Refuse sequences beyond the model's context or its attention window.
+    """Raise PromptTooLongError where a prompt with its longest candidate exceeds the model's context.
 
-    A pack replaces the model's own mask. Within the window of sliding or chunked attention that is exact, as
-    such a window hides nothing; beyond it the pack would let the model see more than it does elsewhere.
+    Attention in fixed chunks is exact up to the length of one chunk, in which it hides nothing.
     """
-    config = model.config
-    names = ("max_position_embeddings", "sliding_window", "attention_chunk_size", "window_size")
-    known = {name: limit for name in names if isinstance(limit := getattr(config, name, None), int)}
+    names = ("max_position_embeddings", "attention_chunk_size")
+    known = {name: limit for name in names if isinstance(limit := getattr(model.config, name, None), int)}
     if not known or not groups:
         return
     name, limit = min(known.items(), key=lambda item: item[1])
@@ -184,8 +186,8 @@ def check_context(model: Any, groups: Sequence[TokenGroup]) -> None:
 def check_model(model: Any) -> None:
     """Compare a packed forward pass with the model's own on three short sequences, before any work starts.
 
-    This finds models that ignore a custom mask or positions (recurrent layers, position biases computed from
-    the plain order) and models that change the logits after the projection in a way that is not handled here.
+    This finds models whose attention cannot be replaced, or whose layers mix tokens in another way, and
+    models that change the logits after the projection in a way that is not handled here.
 
     Raises:
         UnsupportedModelError: the two differ.
@@ -193,9 +195,7 @@ def check_model(model: Any) -> None:
     model.eval()
     head = model.get_output_embeddings()
     if head is None:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no vocabulary: load it with AutoModelForCausalLM"
-        )
+        raise UnsupportedModelError(f"{type(model).__name__} has no vocabulary: load it with AutoModelForCausalLM")
     top = head.weight.shape[0] - 1
     prompt, candidates = [top, 1, 0], [[top // 2, top // 3, 1], [top // 5, top], [0, top // 2, top // 2]]
     (pack,) = pack_groups([TokenGroup("probe", prompt, candidates)], token_budget=64)
@@ -208,9 +208,8 @@ def check_model(model: Any) -> None:
     if not difference <= tolerance:
         raise UnsupportedModelError(
             f"{type(model).__name__} gives log-probabilities that differ by {difference:.3g} nats between a "
-            "packed and a plain forward pass: it ignores custom masks or positions, or changes its logits "
-            "after "
-            'the projection; load it with attn_implementation="sdpa" or "eager", or use another model'
+            "packed and a plain forward pass: its attention cannot be replaced, its layers mix tokens in "
+            "another way, or it changes its logits after the projection; use another model"
         )
 
 

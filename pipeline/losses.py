@@ -248,9 +248,7 @@ class Objective:
     needs_smoothing: bool = False
 
 
-def _pairs(
-    function: Callable[..., Tensor], *constants: str, lengths: bool = False, soft: bool = False
-) -> Loss:
+def _pairs(function: Callable[..., Tensor], *constants: str, lengths: bool = False, soft: bool = False) -> Loss:
     """Adapt a function of chosen and rejected log-ratios, whose keywords are named by ``constants``."""
 
     def loss(batch: PreferenceBatch, settings: ObjectiveSettings) -> Tensor:

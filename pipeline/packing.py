@@ -1,13 +1,11 @@
 """Shared-prefix packing: the prompt of a group is processed once, however many candidates it has.
 
-A group is laid out as ``prompt | candidate 0 | candidate 1 | ...`` in one row. Each candidate attends to the
-prompt and to itself, and its positions restart after the prompt, so that every token sees exactly what it
-would see in a plain sequence of prompt and candidate. The last token of a candidate predicts nothing and is
-left out of the input. Several groups may share a row, and rows of similar length share a pack (one forward
-pass).
+A pack is one flat row ``prompt | candidate 0 | candidate 1 | ... | prompt | ...`` without padding. Positions
+restart after each prompt, and attention lets every candidate see its prompt and itself (see
+``pipeline/attention.py``), so that every token sees exactly what it would see in a plain sequence of prompt
+and candidate. The last token of a candidate predicts nothing and is left out of the input.
 
-Axes: ``R`` rows of a pack, ``L`` tokens of its longest row, ``N`` predicted candidate tokens in a pack, ``S``
-candidates in a pack, ordered by group and then by candidate.
+Axes: ``T`` input tokens of a pack, ``N`` predicted candidate tokens, ordered by group, then by candidate.
 """
 
 from collections.abc import Sequence
@@ -15,9 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.attention import SequenceLayout, lay_out
 from pipeline.errors import DataError, PromptTooLongError
-
-PADDING = -1
 
 
 @dataclass(frozen=True)
@@ -30,9 +27,7 @@ class TokenGroup:
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:
-            raise DataError(
-                f"prompt {self.prompt_id} has no tokens: begin it with a beginning-of-sequence token"
-            )
+            raise DataError(f"prompt {self.prompt_id} has no tokens: begin it with a beginning-of-sequence token")
         for index, candidate in enumerate(self.candidate_token_ids):
             if not candidate:
                 raise DataError(
@@ -41,7 +36,7 @@ class TokenGroup:
 
     @property
     def packed_tokens(self) -> int:
-        """Input tokens that the group takes in a row."""
+        """Input tokens that the group takes in a pack."""
         return len(self.prompt_token_ids) + sum(len(candidate) - 1 for candidate in self.candidate_token_ids)
 
     @property
@@ -52,43 +47,42 @@ class TokenGroup:
 
 @dataclass(frozen=True)
 class Pack:
-    """The tensors of one forward pass, and which group each part belongs to.
+    """The tensors of one forward pass, and which groups they belong to.
 
-    ``mask_R_1_L_L`` is True where a query (third axis) sees a key (fourth axis). ``source_N`` is the flat
-    index into ``R * L`` of the position whose hidden state predicts ``target_N``; ``sequence_N`` is the
-    candidate it belongs to.
+    ``source_N`` is the input token whose hidden state predicts ``target_N``; ``sequence_N`` numbers the
+    candidate it belongs to, over all groups of the pack. ``candidates`` is the number of candidates of each
+    group.
     """
 
     groups: list[int]
     candidates: list[int]
-    tokens: int
-    input_ids_R_L: torch.Tensor
-    position_ids_R_L: torch.Tensor
-    mask_R_1_L_L: torch.Tensor
+    input_ids_T: torch.Tensor
+    position_ids_T: torch.Tensor
+    layout: SequenceLayout
     source_N: torch.Tensor
     target_N: torch.Tensor
     sequence_N: torch.Tensor
 
 
-def pack_groups(groups: Sequence[TokenGroup], token_budget: int, *, row_tokens: int = 0) -> list[Pack]:
-    """Lay groups out in packs of at most ``token_budget`` positions (rows times longest row, padding
-    included).
-
-    Rows are filled to ``row_tokens``, or to the longest group where that is more, by first fit in order of
-    decreasing length. The layout depends on the lengths and their order alone.
+def pack_groups(groups: Sequence[TokenGroup], token_budget: int) -> list[Pack]:
+    """Lay groups out in as few packs of at most ``token_budget`` tokens as first fit by falling length finds.
 
     Raises:
         PromptTooLongError: a group is longer than the budget.
     """
     check_budget(groups, token_budget)
-    rows = _fill_rows(groups, min(row_tokens, token_budget))
-    packs: list[Pack] = []
-    while rows:
-        width = sum(groups[index].packed_tokens for index in rows[0])
-        height = max(1, token_budget // width)
-        packs.append(_build_pack(groups, rows[:height], width))
-        rows = rows[height:]
-    return packs
+    members: list[list[int]] = []
+    free: list[int] = []
+    for index in sorted(range(len(groups)), key=lambda index: -groups[index].packed_tokens):
+        tokens = groups[index].packed_tokens
+        place = next((place for place, room in enumerate(free) if room >= tokens), None)
+        if place is None:
+            members.append([])
+            free.append(token_budget)
+            place = len(members) - 1
+        members[place].append(index)
+        free[place] -= tokens
+    return [_build_pack(groups, pack) for pack in members]
 
 
 def check_budget(groups: Sequence[TokenGroup], token_budget: int) -> None:
@@ -102,83 +96,35 @@ def check_budget(groups: Sequence[TokenGroup], token_budget: int) -> None:
             )
 
 
-def _fill_rows(groups: Sequence[TokenGroup], row_tokens: int) -> list[list[int]]:
-    """Group indices of each row, the longest row first."""
-    by_length = sorted(range(len(groups)), key=lambda index: -groups[index].packed_tokens)
-    capacity = max(row_tokens, groups[by_length[0]].packed_tokens) if groups else 0
-    rows: list[list[int]] = []
-    free: list[int] = []
-    for index in by_length:
-        tokens = groups[index].packed_tokens
-        row = next((row for row, room in enumerate(free) if room >= tokens), None)
-        if row is None:
-            rows.append([])
-            free.append(capacity)
-            row = len(rows) - 1
-        rows[row].append(index)
-        free[row] -= tokens
-    order = sorted(range(len(rows)), key=lambda row: free[row])
-    return [rows[row] for row in order]
-
-
-def _build_pack(groups: Sequence[TokenGroup], rows: list[list[int]], width: int) -> Pack:
-    ids: list[list[int]] = []
-    positions: list[list[int]] = []
-    owners: list[list[int]] = []  # the group of a token, by its place in the pack
-    branches: list[list[int]] = []  # 0 in a prompt, k + 1 in candidate k
+def _build_pack(groups: Sequence[TokenGroup], members: list[int]) -> Pack:
+    ids: list[int] = []
+    positions: list[int] = []
+    sequences: list[list[int]] = []
     source: list[int] = []
     target: list[int] = []
     lengths: list[int] = []
-    members = [index for row in rows for index in row]
-    place = iter(range(len(members)))
-    for row_number, row in enumerate(rows):
-        row_ids: list[int] = []
-        row_positions: list[int] = []
-        row_owners: list[int] = []
-        row_branches: list[int] = []
-        for index in row:
-            group, owner = groups[index], next(place)
-            prompt = group.prompt_token_ids
-            last_of_prompt = row_number * width + len(row_ids) + len(prompt) - 1
-            row_ids.extend(prompt)
-            row_positions.extend(range(len(prompt)))
-            row_branches.extend([0] * len(prompt))
-            for branch, candidate in enumerate(group.candidate_token_ids, start=1):
-                inputs = len(candidate) - 1
-                start = row_number * width + len(row_ids)
-                source.append(last_of_prompt)
-                source.extend(range(start, start + inputs))
-                target.extend(candidate)
-                lengths.append(len(candidate))
-                row_ids.extend(candidate[:-1])
-                row_positions.extend(range(len(prompt), len(prompt) + inputs))
-                row_branches.extend([branch] * inputs)
-            row_owners.extend([owner] * group.packed_tokens)
-        missing = width - len(row_ids)
-        ids.append(row_ids + [0] * missing)
-        positions.append(row_positions + [0] * missing)
-        owners.append(row_owners + [PADDING] * missing)
-        branches.append(row_branches + [0] * missing)
+    for index in members:
+        prompt = groups[index].prompt_token_ids
+        prompt_places = list(range(len(ids), len(ids) + len(prompt)))
+        ids.extend(prompt)
+        positions.extend(range(len(prompt)))
+        for candidate in groups[index].candidate_token_ids:
+            inputs = len(candidate) - 1
+            places = list(range(len(ids), len(ids) + inputs))
+            ids.extend(candidate[:-1])
+            positions.extend(range(len(prompt), len(prompt) + inputs))
+            sequences.append(prompt_places + places)
+            source.append(prompt_places[-1])
+            source.extend(places)
+            target.extend(candidate)
+            lengths.append(len(candidate))
     return Pack(
         groups=members,
         candidates=[len(groups[index].candidate_token_ids) for index in members],
-        tokens=sum(groups[index].packed_tokens for index in members),
-        input_ids_R_L=torch.tensor(ids),
-        position_ids_R_L=torch.tensor(positions),
-        mask_R_1_L_L=_visible(torch.tensor(owners), torch.tensor(branches)),
+        input_ids_T=torch.tensor(ids),
+        position_ids_T=torch.tensor(positions),
+        layout=lay_out(sequences, len(ids)),
         source_N=torch.tensor(source),
         target_N=torch.tensor(target),
         sequence_N=torch.repeat_interleave(torch.tensor(lengths)),
     )
-
-
-def _visible(owners_R_L: torch.Tensor, branches_R_L: torch.Tensor) -> torch.Tensor:
-    """Which key each query sees. Padding sees earlier padding and itself: a query that sees nothing would
-    give NaN.
-    """
-    query_owner, key_owner = owners_R_L[:, :, None], owners_R_L[:, None, :]
-    query_branch, key_branch = branches_R_L[:, :, None], branches_R_L[:, None, :]
-    length = owners_R_L.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    shared = (key_branch == 0) | (key_branch == query_branch)
-    return (causal & (query_owner == key_owner) & shared)[:, None]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.attention import shared_prefix_attention
 from pipeline.logprobs import check_context, check_model, pack_logps, sequence_logps, sum_by_sequence
 from pipeline.losses import Objective, PreferenceBatch, nll
 from pipeline.optimization import build_optimizer, learning_rate_factor
@@ -74,9 +75,7 @@ def run_update(
     check_model(model)
     check_context(model, groups)
     _prepare(model, gradient_checkpointing=settings.gradient_checkpointing)
-    optimizer = build_optimizer(
-        model, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
-    )
+    optimizer = build_optimizer(model, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay)
     plan = plan_steps(len(groups), batch_size=settings.batch_size, epochs=settings.epochs, seed=seed)
     factor = learning_rate_factor(settings.schedule, steps=len(plan), warmup_steps=settings.warmup_steps)
     first_batch = [groups[index] for index in plan[0][1]]
@@ -87,7 +86,8 @@ def run_update(
         started = time.perf_counter()
         batch = [groups[index] for index in members]
         optimizer.zero_grad(set_to_none=True)
-        outcome, tokens = _accumulate(model, batch, terms, settings, step)
+        with shared_prefix_attention(model):  # around the backward pass too, which may recompute layers
+            outcome, tokens = _accumulate(model, batch, terms, settings, step)
         if step == 0:
             first_loss, drift = outcome.objective.mean().item(), outcome.drift.max().item()
             check_first_loss(first_loss, expected, drift=drift, tolerance=settings.first_loss_tolerance)
@@ -170,7 +170,7 @@ def _accumulate(
         check_losses(loss_P, preferences, members, step)
         (loss_P.sum() / len(batch)).backward()
         parts.append(_outcome(objective_P, loss_P, preferences))
-        tokens += pack.tokens
+        tokens += len(pack.input_ids_T)
     names = [column.name for column in fields(_Outcome)]
     return _Outcome(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names}), tokens
 

@@ -17,18 +17,14 @@ NAMED = 8
 """Prompts or weights that a message names at most."""
 
 
-def check_inputs(
-    groups: Sequence[PreferenceGroup], settings: UpdateSettings
-) -> list[tuple[Objective, float]]:
+def check_inputs(groups: Sequence[PreferenceGroup], settings: UpdateSettings) -> list[tuple[Objective, float]]:
     """The objectives with their weights, once settings and preferences are known to go together.
 
     Raises:
         ConfigError, DataError, PromptTooLongError: they do not.
     """
     if not groups:
-        raise DataError(
-            "an update needs at least one preference and got none: every prompt of the round was dropped"
-        )
+        raise DataError("an update needs at least one preference and got none: every prompt of the round was dropped")
     if not settings.objectives:
         raise ConfigError("an update needs at least one objective and got none")
     check_budget(groups, settings.token_budget)
@@ -61,13 +57,11 @@ def check_weights(model: Any) -> None:
         if weight.requires_grad and weight.dtype not in (torch.float32, torch.float64):
             raise UnsupportedModelError(
                 f"weight {name} is {weight.dtype} and the update trains float32 master weights: load the "
-                'model with dtype="float32"; precision "bfloat16" still runs the forward pass in half precision'
+                'model with dtype="float32"; precision "bfloat16" still runs the forward pass in half'
             )
 
 
-def check_losses(
-    loss_P: Tensor, preferences: PreferenceBatch, members: Sequence[PreferenceGroup], step: int
-) -> None:
+def check_losses(loss_P: Tensor, preferences: PreferenceBatch, members: Sequence[PreferenceGroup], step: int) -> None:
     """Raise NonFiniteError, naming the prompts, where a loss is not finite."""
     finite = torch.isfinite(loss_P)
     if finite.all():
@@ -87,9 +81,7 @@ def check_gradient(norm: Tensor, model: Any, batch: Sequence[PreferenceGroup], s
     if torch.isfinite(norm):
         return
     largest = {
-        name: weight.grad.abs().max().item()
-        for name, weight in model.named_parameters()
-        if weight.grad is not None
+        name: weight.grad.abs().max().item() for name, weight in model.named_parameters() if weight.grad is not None
     }
     worst = sorted(largest, key=lambda name: largest[name] if math.isfinite(largest[name]) else math.inf)
     raise NonFiniteError(
@@ -114,7 +106,7 @@ def expected_first_loss(
 
 
 def check_first_loss(loss: float, expected: float | None, *, drift: float, tolerance: float) -> None:
-    """Raise FirstLossError where the first loss is further from the expected one the relative tolerance allows.
+    """Raise FirstLossError where the first loss is not the expected one, within a relative tolerance.
 
     ``drift`` is the largest difference between reference and policy, in nats a sequence, for the message.
     """

@@ -28,29 +28,20 @@ class PreferenceGroup(TokenGroup):
         super().__post_init__()
         candidates = len(self.candidate_token_ids)
         if candidates < 2:
-            raise DataError(
-                f"prompt {self.prompt_id} has {candidates} candidates: a preference needs at least 2"
-            )
+            raise DataError(f"prompt {self.prompt_id} has {candidates} candidates: a preference needs at least 2")
         if len(self.reference_logps) != candidates or not all(map(math.isfinite, self.reference_logps)):
             raise DataError(
                 f"prompt {self.prompt_id} has {candidates} candidates and reference log-probabilities "
                 f"{list(self.reference_logps)}: give one finite number for each"
             )
         places = self.places
-        if (
-            len(places) != candidates
-            or places[0] < 0
-            or list(places) != sorted(places)
-            or places[0] == places[-1]
-        ):
+        if len(places) != candidates or places[0] < 0 or list(places) != sorted(places) or places[0] == places[-1]:
             raise DataError(
                 f"prompt {self.prompt_id} has ranks {list(places)} for {candidates} candidates: give one for "
                 "each, best first, not all equal"
             )
         if self.soft_label is not None and not 0 <= self.soft_label <= 1:
-            raise DataError(
-                f"prompt {self.prompt_id} has soft label {self.soft_label}: give a probability from 0 to 1"
-            )
+            raise DataError(f"prompt {self.prompt_id} has soft label {self.soft_label}: give a probability from 0 to 1")
 
     @property
     def places(self) -> Sequence[int]:

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from numerics.tiny_models import BUILDERS, SHAPE, build, gradients, plain_logps, token_groups
-from transformers import GraniteConfig, GraniteForCausalLM
+from transformers import BloomConfig, BloomForCausalLM, GraniteConfig, GraniteForCausalLM
 
+from pipeline.attention import shared_prefix_attention
 from pipeline.errors import DataError, PromptTooLongError, UnsupportedModelError
 from pipeline.logprobs import check_context, check_model, pack_logps, sequence_logps, sum_by_sequence
 from pipeline.packing import TokenGroup, pack_groups
@@ -15,9 +16,9 @@ CLOSE = {"rtol": 1e-5, "atol": 2e-5}
 CLOSE_GRADIENT = {"rtol": 1e-4, "atol": 1e-4}
 
 
-def packed_sums(model, groups, budget, **layout):
+def packed_sums(model, groups, budget):
     sums = [None] * len(groups)
-    for pack in pack_groups(groups, budget, **layout):
+    for pack in pack_groups(groups, budget):
         flat = sum_by_sequence(pack_logps(model, pack), pack).split(pack.candidates)
         for index, values in zip(pack.groups, flat, strict=True):
             sums[index] = values
@@ -37,11 +38,11 @@ def test_packed_equals_plain_in_value_and_gradient(name):
     torch.testing.assert_close(gradients(model), expected, **CLOSE_GRADIENT)
 
 
-@pytest.mark.parametrize(("budget", "row_tokens"), [(40, 0), (64, 64), (200, 0), (200, 90), (10_000, 10_000)])
-def test_layout_does_not_matter(budget, row_tokens):
+@pytest.mark.parametrize("budget", [30, 40, 64, 10_000])
+def test_split_into_packs_does_not_matter(budget):
     model, groups = build(), token_groups(9, candidates=2, seed=3)
     expected = torch.cat([plain_logps(model, group) for group in groups])
-    torch.testing.assert_close(packed_sums(model, groups, budget, row_tokens=row_tokens), expected, **CLOSE)
+    torch.testing.assert_close(packed_sums(model, groups, budget), expected, **CLOSE)
 
 
 def test_order_of_groups_does_not_matter():
@@ -61,13 +62,12 @@ def test_candidates_do_not_see_each_other():
     assert one[1] != other[1]
 
 
-@pytest.mark.parametrize("row_tokens", [0, 50])
-def test_packs_hold_every_group_once_within_the_budget(row_tokens):
+def test_packs_hold_every_group_once_within_the_budget():
     groups = token_groups(40, candidates=3, seed=11)
-    packs = pack_groups(groups, 120, row_tokens=row_tokens)
+    packs = pack_groups(groups, 120)
     assert sorted(index for pack in packs for index in pack.groups) == list(range(40))
-    assert all(pack.input_ids_R_L.numel() <= 120 for pack in packs)
-    assert sum(pack.tokens for pack in packs) == sum(group.packed_tokens for group in groups)
+    assert all(len(pack.input_ids_T) <= 120 for pack in packs)
+    assert sum(len(pack.input_ids_T) for pack in packs) == sum(group.packed_tokens for group in groups)
 
 
 def test_no_groups_are_no_packs():
@@ -78,17 +78,15 @@ def test_group_beyond_the_budget_names_its_prompt():
     # 3 prompt tokens and 2 candidates of 4, the last token of each left out: 3 + 3 + 3 = 9 positions.
     group = TokenGroup("prompt-x", [1, 2, 3], [[4, 5, 6, 7], [8, 9, 10, 11]])
     assert len(pack_groups([group], 9)) == 1
-    with pytest.raises(PromptTooLongError, match="prompt-x.* 9 tokens.* 8"):
+    with pytest.raises(PromptTooLongError, match=r"prompt-x.* 9 tokens.* 8"):
         pack_groups([group], 8)
 
 
-def test_sequence_beyond_the_window_names_its_prompt():
-    model = build("gemma2")
-    check_context(model, [TokenGroup("fits", [1] * 10, [[2] * 30])])
-    with pytest.raises(PromptTooLongError, match=r"prompt-y.* 41 tokens.*sliding_window is 40"):
-        check_context(model, [TokenGroup("prompt-y", [1] * 10, [[2] * 31])])
-    with pytest.raises(PromptTooLongError, match="max_position_embeddings is 64"):
-        sequence_logps(build("gpt2"), [TokenGroup("prompt-z", [1] * 10, [[2] * 55])], 1000)
+def test_sequence_beyond_the_context_names_its_prompt():
+    model = build("gpt2")
+    check_context(model, [TokenGroup("fits", [1] * 10, [[2] * 54])])
+    with pytest.raises(PromptTooLongError, match=r"prompt-z.* 65 tokens.*max_position_embeddings is 64"):
+        sequence_logps(model, [TokenGroup("prompt-z", [1] * 10, [[2] * 55])], 1000)
 
 
 def test_empty_prompt_or_candidate_is_refused():
@@ -106,18 +104,31 @@ def test_supported_models_pass_the_check(name):
 def test_model_that_scales_its_logits_is_refused():
     torch.manual_seed(0)
     model = GraniteForCausalLM(GraniteConfig(**SHAPE, logits_scaling=4.0))
-    with pytest.raises(UnsupportedModelError, match="GraniteForCausalLM.*differ by"):
+    with pytest.raises(UnsupportedModelError, match=r"GraniteForCausalLM.*differ by"):
         check_model(model)
 
 
-def test_model_that_ignores_the_mask_is_refused():
+def test_model_whose_attention_cannot_be_replaced_is_refused():
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=61, hidden_size=32, n_layer=1, n_head=4, initializer_range=0.2)
+    with pytest.raises(UnsupportedModelError, match="BloomForCausalLM"):
+        check_model(BloomForCausalLM(config))
+
+
+def test_model_that_hides_its_sliding_window_is_refused_beyond_it():
     model = build()
-    attend = type(model.model.layers[0].self_attn).forward
+    model.config.sliding_window = 8
+    sequence_logps(model, [TokenGroup("fits", [1, 2, 3], [[4] * 6])], 100)
+    with pytest.raises(UnsupportedModelError, match=r"sliding window of 8 tokens.* has 9"):
+        sequence_logps(model, [TokenGroup("beyond", [1, 2, 3], [[4] * 7])], 100)
 
-    def deaf(self, hidden_states, attention_mask=None, **keywords):
-        return attend(self, hidden_states, attention_mask=None, **keywords)
 
-    for layer in model.model.layers:
-        layer.self_attn.forward = deaf.__get__(layer.self_attn)
-    with pytest.raises(UnsupportedModelError, match="ignores custom masks"):
-        check_model(model)
+@pytest.mark.parametrize("name", BUILDERS)
+def test_model_keeps_its_own_attention(name):
+    model, groups = build(name), token_groups(2)
+    own = model.config._attn_implementation
+    sequence_logps(model, groups, 100)
+    assert model.config._attn_implementation == own
+    with pytest.raises(RuntimeError, match="stop"), shared_prefix_attention(model):
+        raise RuntimeError("stop")
+    assert model.config._attn_implementation == own

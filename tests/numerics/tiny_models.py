@@ -1,4 +1,4 @@
-"""Tiny models with random weights, one of each shape that the update meets, and plain log-probabilities to compare with."""
+"""Tiny models with random weights, one of each shape, and plain log-probabilities to compare with."""
 
 import random
 from collections.abc import Callable
@@ -14,6 +14,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -42,10 +44,9 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "gemma": lambda: GemmaForCausalLM(GemmaConfig(**SHAPE, head_dim=8, attn_implementation="sdpa")),
     "gemma2": lambda: Gemma2ForCausalLM(
         # eager, because only that applies the cap on attention scores
-        Gemma2Config(
-            **SHAPE, head_dim=8, sliding_window=40, final_logit_softcapping=2.0, attn_implementation="eager"
-        )
+        Gemma2Config(**SHAPE, head_dim=8, sliding_window=5, final_logit_softcapping=2.0, attn_implementation="eager")
     ),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=5, attn_implementation="sdpa")),
     "gpt2": lambda: GPT2LMHeadModel(
         GPT2Config(
             vocab_size=VOCABULARY,
@@ -66,7 +67,7 @@ def build(name: str = "llama", seed: int = 0) -> Any:
 
 
 def token_groups(count: int, candidates: int = 2, seed: int = 0, longest: int = 9) -> list[TokenGroup]:
-    draw = random.Random(seed)
+    draw = random.Random(seed)  # noqa: S311
 
     def ids(least: int) -> list[int]:
         return [draw.randrange(VOCABULARY) for _ in range(draw.randint(least, longest))]
@@ -75,21 +76,17 @@ def token_groups(count: int, candidates: int = 2, seed: int = 0, longest: int = 
 
 
 def plain_logps(model: Any, group: TokenGroup) -> torch.Tensor:
-    """Candidate sums by `transformers` alone: one unpacked sequence at a time, the whole softmax, shape [K]."""
+    """Candidate sums by `transformers` alone: one unpacked sequence at a time, shape [K]."""
     sums = []
     for candidate in group.candidate_token_ids:
         ids = torch.tensor([[*group.prompt_token_ids, *candidate]])
         logits = model(input_ids=ids, use_cache=False).logits[0, len(group.prompt_token_ids) - 1 : -1]
-        sums.append(
-            torch.log_softmax(logits.float(), dim=-1).gather(1, torch.tensor(candidate)[:, None]).sum()
-        )
+        sums.append(torch.log_softmax(logits.float(), dim=-1).gather(1, torch.tensor(candidate)[:, None]).sum())
     return torch.stack(sums)
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:
     """A copy of each weight's gradient; the model's own is cleared."""
-    found = {
-        name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None
-    }
+    found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
     model.zero_grad(set_to_none=True)
     return found
