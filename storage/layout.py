@@ -75,7 +75,7 @@ def check_relative(path: str) -> str:
 
 def check_data_path(path: str) -> str:
     """The path itself, if data files may lie there: inside a run or in the shared part of the root."""
-    if path.partition("/")[0] not in (RUNS, "shared"):
+    if path.partition("/")[0] not in (RUNS, "shared") or path.count("/") < 2:
         raise InvalidNameError(f"{path!r} lies outside the runs and the shared files of the root")
     return check_relative(path)
 

@@ -1,8 +1,10 @@
 """The store on each backend: a local directory, memory, and S3 as moto serves it on loopback."""
 
 import logging
+import os
 import subprocess
 import sys
+import tempfile
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -41,10 +43,18 @@ def s3_environment(monkeypatch: pytest.MonkeyPatch, s3_endpoint: str) -> None:
         monkeypatch.setenv(name, value)
 
 
+@pytest.fixture
+def disk() -> Iterator[Path]:
+    """A directory in memory where there is one: thousands of fsyncs of a busy disk would take minutes."""
+    memory = Path("/dev/shm")  # noqa: S108
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as directory:
+        yield Path(directory)
+
+
 @pytest.fixture(params=["local", "memory", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+def store(request: pytest.FixtureRequest, disk: Path) -> Store:
     if request.param == "local":
-        return Store.open(tmp_path / "root")
+        return Store.open(disk / "root")
     if request.param == "memory":
         return Store.open("memory://")
     request.getfixturevalue("s3_environment")
@@ -52,8 +62,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def local(tmp_path: Path) -> Store:
-    return Store.open(tmp_path / "root")
+def local(disk: Path) -> Store:
+    return Store.open(disk / "root")
 
 
 @pytest.fixture

@@ -122,7 +122,10 @@ def test_second_writer_is_refused_while_the_first_lives(store: Store) -> None:
     with run.writer() as first:
         other = store.run("a")
         assert other.state == "running"
-        with pytest.raises(RunBusyError, match=r"run 'a' is written by process \d+ \(this very process\)"), other.writer(take_over=True):
+        with (
+            pytest.raises(RunBusyError, match=r"run 'a' is written by process \d+ \(this very process\)"),
+            other.writer(take_over=True),
+        ):
             pass
         first.commit(Key(1, "candidates"), [])
     other.refresh()
@@ -146,23 +149,24 @@ def test_dead_writer_is_succeeded(store: Store, act_as: ActAs) -> None:
 def test_revived_writer_is_fenced(store: Store, act_as: ActAs) -> None:
     act_as("elsewhere")
     run = store.create_run("a", {})
-    with pytest.raises(RunBusyError, match="taken over"), run.writer() as paused:
-        paused.commit(Key(1, "candidates", 0), [])
-        act_as("self")
-        other = store.run("a")
-        with pytest.raises(RunBusyError, match="elsewhere.example.*take_over"), other.writer():
-            pass
-        with other.writer(take_over=True) as successor:
-            successor.commit(Key(1, "candidates", 1), [])
-            before = store.objects.keys("runs/a/log")
-            for _ in range(2):  # it stays stopped
-                with pytest.raises(RunBusyError, match="taken over"):
-                    paused.commit(Key(1, "candidates", 2), [])
+    paused = run.writer()
+    writer = paused.__enter__()
+    writer.commit(Key(1, "candidates", 0), [])
+    act_as("self")
+    other = store.run("a")
+    with pytest.raises(RunBusyError, match=r"elsewhere\.example.*take_over"), other.writer():
+        pass
+    with other.writer(take_over=True) as successor:
+        successor.commit(Key(1, "candidates", 1), [])
+        before = store.objects.keys("runs/a/log")
+        for _ in range(2):  # it stays stopped
             with pytest.raises(RunBusyError, match="taken over"):
-                paused.finish_round(1, {})
-            assert store.objects.keys("runs/a/log") == before
-            successor.commit(Key(1, "candidates", 3), [])
-        paused.commit(Key(1, "candidates", 4), [])
+                writer.commit(Key(1, "candidates", 2), [])
+        with pytest.raises(RunBusyError, match="taken over"):
+            writer.finish_round(1, {})
+        paused.__exit__(None, None, None)
+        assert store.objects.keys("runs/a/log") == before
+        successor.commit(Key(1, "candidates", 3), [])
     assert [entry.key.shard for entry in store.run("a").entries()] == [0, 1, 3]
     assert store.run("a").state == "stopped"
 
@@ -277,30 +281,50 @@ def test_unsupported_roots(root: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "../x", "a/b", "/etc", "a\\b", "-x", ".x", "_x", "a\n", "a\0", "a b", "ä", "x" * 101, "runs", "Latest", "a%2F..", "~"],
+    [
+        "",
+        ".",
+        "..",
+        "../x",
+        "a/b",
+        "/etc",
+        "a\\b",
+        "-x",
+        ".x",
+        "_x",
+        "a\n",
+        "a\0",
+        "a b",
+        "ä",
+        "x" * 101,
+        "runs",
+        "Latest",
+        "a%2F..",
+        "~",
+    ],
 )
-def test_names_that_are_refused(store: Store, name: str) -> None:
+def test_names_that_are_refused(local: Store, name: str) -> None:
     with pytest.raises(InvalidNameError):
-        store.create_run(name, {})
+        local.create_run(name, {})
     with pytest.raises(InvalidNameError):
-        store.run(name)
+        local.run(name)
     with pytest.raises(InvalidNameError):
-        write_table(store, name, 1, "candidates", pa.table({"x": [1]}))
-    assert store.run_names() == []
+        write_table(local, name, 1, "candidates", pa.table({"x": [1]}))
+    assert local.run_names() == []
 
 
 @pytest.mark.parametrize("name", ["a", "0", "A.b-c_d", "x" * 100, "a..b"])
-def test_names_that_are_taken(store: Store, name: str) -> None:
-    store.create_run(name, {})
-    assert store.run_names() == [name]
+def test_names_that_are_taken(local: Store, name: str) -> None:
+    local.create_run(name, {})
+    assert local.run_names() == [name]
 
 
 @pytest.mark.parametrize("stage", ["", "..", "a/b", "A", "a.b", "a b", "x" * 65])
-def test_stages_that_are_refused(store: Store, stage: str) -> None:
+def test_stages_that_are_refused(local: Store, stage: str) -> None:
     with pytest.raises(InvalidNameError):
         Key(1, stage)
     with pytest.raises(InvalidNameError):
-        write_table(store, "a", 1, stage, pa.table({"x": [1]}))
+        write_table(local, "a", 1, stage, pa.table({"x": [1]}))
 
 
 def test_gap_in_the_log_is_damage(store: Store) -> None:
