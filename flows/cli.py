@@ -104,7 +104,7 @@ def show(
 ) -> None:
     """Look into a round's candidates, judgments or preferences."""
     rows = commands.show(source, root, table=table.value, prompt=prompt, limit=limit, where=where)
-    tables.print_rows(rows, title=f"{table.value} of {source}", as_json=json, empty="no row fits")
+    tables.print_table(rows, table.value, source, as_json=json)
 
 
 @app.command()

@@ -59,11 +59,26 @@ def start(
     recipe = load_recipe(path, [*changes, *([f"rounds={rounds}"] if rounds else [])])
     store = Store.open(root)
     name = name or recipe.name
-    if resume and name in store.run_names():
-        existing = store.run(name)
-        _check_same(recipe, existing)
-        return _bring_to(store, existing, recipe.rounds, display)
-    return _bring_to(store, store.create_run(name, header(recipe)), recipe.rounds, display)
+    run = create_or_open(store, name, recipe) if resume else store.create_run(name, header(recipe))
+    return _bring_to(store, run, recipe.rounds, display)
+
+
+def create_or_open(store: Store, name: str, recipe: Recipe) -> Run:
+    """The run of this name, which is created where there is none.
+
+    Raises:
+        ConfigError: it was started with another recipe.
+    """
+    if name not in store.run_names():
+        return store.create_run(name, header(recipe))
+    run = store.run(name)
+    changed = differences(recipe_of(run), recipe)
+    if changed:
+        raise ConfigError(
+            f"run '{name}' was started with another recipe ({'; '.join(changed)}): give the same recipe, "
+            f"or change it in a fork: rondo fork {name}@ROUND --name NEW --set KEY=VALUE"
+        )
+    return run
 
 
 def resume(name: str, rounds: int | None, root: str, *, take_over: bool, display: Display) -> Finished:
@@ -169,9 +184,7 @@ def serve(
         raise ConfigError("a schedule needs either --cron or --interval: give one of the two")
     recipe = load_recipe(path, changes)
     store = Store.open(root)
-    name = name or recipe.name
-    if name in store.run_names():
-        _check_same(recipe, store.run(name))
+    name = create_or_open(store, name or recipe.name, recipe).name
     import flows.prefect_settings  # noqa: F401  before Prefect
     from flows.schedule import serve_rounds
 
@@ -207,15 +220,6 @@ def _bring_to(store: Store, run: Run, rounds: int, display: Display, *, take_ove
     return Finished(
         run.name, summaries(run.rounds()), f"run '{run.name}' has {rounds} rounds", write_report(store, run)
     )
-
-
-def _check_same(recipe: Recipe, run: Run) -> None:
-    changed = differences(recipe_of(run), recipe)
-    if changed:
-        raise ConfigError(
-            f"run '{run.name}' was started with another recipe ({'; '.join(changed)}): give the same recipe, "
-            f"or change it in a fork: rondo fork {run.name}@ROUND --name NEW --set KEY=VALUE"
-        )
 
 
 def _run_at_round(store: Store, source: str) -> tuple[Run, int]:

@@ -4,14 +4,12 @@ What a step depends on is hashed into the key of its entry: with other inputs it
 shows and retries; whether a step is done, the log alone says.
 """
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import TaskRun
-from prefect.states import State
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 from pydantic import BaseModel
 
@@ -25,6 +23,9 @@ from storage.checkpoints import weights_digest
 from storage.manifest import Entry
 
 CandidateStage = Literal["candidates", "eval_candidates"]
+P = ParamSpec("P")
+Result = TypeVar("Result")
+Step = Callable[P, Coroutine[Any, Any, Result]]
 
 
 def _worker_died(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -32,12 +33,20 @@ def _worker_died(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> boo
     return isinstance(state.data, WorkerDiedError)
 
 
-step = partial(
-    task, cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=1, retry_condition_fn=_worker_died
-)
+def step(name: str) -> Callable[[Step[P, Result]], Step[P, Result]]:
+    """Makes a Prefect task of this run name: never cached, for the log decides; tried again where a worker died."""
+    made: Callable[[Step[P, Result]], Step[P, Result]] = task(
+        task_run_name=name,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=2,
+        retry_delay_seconds=1,
+        retry_condition_fn=_worker_died,
+    )
+    return made
 
 
-@step(task_run_name="{run} prepare policy")
+@step("{run} prepare policy")
 async def prepare_policy(run: str) -> Entry:
     """Round 0's checkpoint: the warm start or the pretrained policy."""
     session = current()
@@ -50,7 +59,7 @@ async def prepare_policy(run: str) -> Entry:
     return session.commit(0, "checkpoint", files, {**report, "policy": weights_digest(files)})
 
 
-@step(task_run_name="{run} prepare prompts")
+@step("{run} prepare prompts")
 async def prepare_prompts(run: str) -> Entry:
     """The prompts of the whole run, and a probe of the initial policy on some of them."""
     session = current()
@@ -72,7 +81,7 @@ async def prepare_prompts(run: str) -> Entry:
     return prompts
 
 
-@step(task_run_name="{run} r{number} sample {shard}")
+@step("{run} r{number} sample {shard}")
 async def sample_shard(
     run: str, number: int, stage: CandidateStage, shard: int, policy: PolicyRef, rows: list[int], display: Stage
 ) -> Entry:
@@ -99,7 +108,7 @@ async def sample_shard(
     return session.commit(number, stage, [file], meta, inputs, shard)
 
 
-@step(task_run_name="{run} r{number} judge {candidates.key.shard}")
+@step("{run} r{number} judge {candidates.key.shard}")
 async def judge_shard(run: str, number: int, candidates: Entry, display: Stage) -> Entry:
     """Judges one shard of candidates."""
     session = current()
@@ -121,7 +130,7 @@ async def judge_shard(run: str, number: int, candidates: Entry, display: Stage) 
     return done
 
 
-@step(task_run_name="{run} r{number} prefer")
+@step("{run} r{number} prefer")
 async def prefer(run: str, number: int, candidates: Sequence[Entry], judgments: Sequence[Entry]) -> Entry:
     """Turns the round's judgments into preferences.
 
@@ -146,7 +155,7 @@ async def prefer(run: str, number: int, candidates: Sequence[Entry], judgments: 
     return session.commit(number, "preferences", session.references([file]), figures, inputs)
 
 
-@step(task_run_name="{run} r{number} update")
+@step("{run} r{number} update")
 async def update(run: str, number: int, candidates: Sequence[Entry], preferences: Entry) -> Entry:
     """The DPO update: from the policy that sampled to the round's checkpoint."""
     session = current()
@@ -171,7 +180,7 @@ async def update(run: str, number: int, candidates: Sequence[Entry], preferences
     return session.commit(number, "checkpoint", session.references(after["files"]), meta, inputs)
 
 
-@step(task_run_name="{run} r{number} hand over")
+@step("{run} r{number} hand over")
 async def hand_over(run: str, number: int) -> Entry:
     """Gives the sampler the round's weights, in place, and keeps how far it then is from the trainer."""
     session = current()
@@ -185,7 +194,7 @@ async def hand_over(run: str, number: int) -> Entry:
     return done
 
 
-@step(task_run_name="{run} r{number} score")
+@step("{run} r{number} score")
 async def score(run: str, number: int, candidates: Sequence[Entry]) -> Entry:
     """Log-probabilities of the held-out answers under this policy, the previous one and the initial one."""
     session = current()
@@ -204,7 +213,7 @@ async def score(run: str, number: int, candidates: Sequence[Entry]) -> Entry:
     return session.commit(number, "eval_logps", session.references([file]), None, inputs)
 
 
-@step(task_run_name="{run} r{number} compare")
+@step("{run} r{number} compare")
 async def compare(
     run: str,
     number: int,
@@ -218,7 +227,7 @@ async def compare(
     tables = {
         "candidates": candidates, "judgments": judgments, "previous": previous, "initial": initial, "logps": logps,
     }  # fmt: skip
-    files = {name: _json(_files(entries)) for name, entries in tables.items()}
+    files: dict[str, Any] = {name: _json(_files(entries)) for name, entries in tables.items()}
     figures: dict[str, Any] = await current().judge.call("compare", **files)
     return figures
 

@@ -75,7 +75,7 @@ def row_of(summary: RoundSummary) -> dict[str, str]:
         "KL/0": _nats(summary.kl_initial, summary.kl_initial_se),
         "KL/prev": _nats(summary.kl_previous, summary.kl_previous_se),
         "length": f"{summary.length:.1f}",
-        "chosen fell": _share(summary.chosen_fell),
+        "chosen↓": _share(summary.chosen_fell),
     }
 
 

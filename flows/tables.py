@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,6 +13,14 @@ from flows.commands import Finished
 from flows.summary import RoundSummary, row_of
 
 _LONGEST_CELL = 160
+
+# What a person wants to see of a row; the rest is there with --json.
+_READABLE = {
+    "candidates": ("prompt_id", "candidate", "score", "finish_reason", "prompt", "text"),
+    "judgments": ("prompt_id", "candidate", "judge", "score", "status", "prompt", "text"),
+    "preferences": ("prompt_id", "kind", "margin", "prompt", "chosen", "rejected", "drop_reason"),
+}
+_SHORT_ID = 8
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], *, title: str, as_json: bool, empty: str) -> None:
@@ -22,6 +31,16 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, title: str, as_json: bool, 
         Console().print(empty, markup=False)
     else:
         Console().print(_table(rows, title))
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], table: str, source: str, *, as_json: bool) -> None:
+    """Rows of a round's table: everything for machines, the readable columns for people."""
+    if not as_json:
+        rows = [
+            {name: row[name][:_SHORT_ID] if name == "prompt_id" else row.get(name) for name in _READABLE[table]}
+            for row in rows
+        ]
+    print_rows(rows, title=f"{table} of {source}", as_json=as_json, empty="no row fits")
 
 
 def print_rounds(run: str, rounds: Sequence[RoundSummary], *, as_json: bool) -> None:
@@ -48,14 +67,21 @@ def print_finished(finished: Finished) -> None:
 
 
 def _table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
-    table = Table(title=Text(title))
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in rows[0]:
         numeric = all(isinstance(row[name], int | float) for row in rows)
-        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+        # Ids and figures stay whole; texts share what is left of the line.
+        table.add_column(
+            Text(name), justify="right" if numeric else "left", overflow="fold", no_wrap=not _is_prose(rows, name)
+        )
     for row in rows:
         # Text, not markup: what a model wrote must not colour or hide anything.
         table.add_row(*(Text(_cell(value)) for value in row.values()))
     return table
+
+
+def _is_prose(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return any(" " in str(row[name]) for row in rows)
 
 
 def _cell(value: Any) -> str:

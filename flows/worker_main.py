@@ -86,7 +86,8 @@ def _public_method(worker: object, name: str) -> Callable[..., Any]:
     method = None if name.startswith("_") else getattr(type(worker), name, None)
     if not callable(method):
         raise AttributeError(f"{type(worker).__name__} has no method '{name}'")
-    return validate_call(getattr(worker, name))
+    checked: Callable[..., Any] = validate_call(getattr(worker, name))
+    return checked
 
 
 def _describe(error: Exception) -> dict[str, str]:

@@ -140,7 +140,8 @@ def to_table(rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> pa.Tabl
 
 
 def _record(schema: pa.Schema) -> str:
-    return (schema.metadata or {}).get(b"rondo.record", b"unnamed").decode()
+    name: bytes = (schema.metadata or {}).get(b"rondo.record", b"unnamed")
+    return name.decode()
 
 
 def content_id(content: object) -> str:

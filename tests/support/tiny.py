@@ -44,8 +44,8 @@ def tiny_llama(
 ) -> Path:
     """A Llama of two layers with random weights, saved with its tokenizer; returns the directory.
 
-    Heads are 32 wide, the narrowest that vLLM's CPU attention takes. A larger ``scale`` (standard deviation of
-    the weights) makes the distribution over tokens less uniform.
+    Heads are 32 wide, the narrowest that vLLM's CPU attention takes. A larger ``scale`` (standard deviation
+    of the weights) makes the distribution over tokens less uniform.
     """
     config = LlamaConfig(
         vocab_size=vocab,

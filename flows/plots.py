@@ -1,0 +1,238 @@
+"""Figures as SVG text: pure functions of numbers.
+
+Figures of the report take their colours and their font from the page's CSS variables, so that they follow its light
+and its dark mode; a picture that stands alone has the light colours and its letters drawn as paths. Matplotlib is used
+through its objects alone: there is no current figure, and no window.
+"""
+
+import html
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from flows.summary import RoundSummary
+
+INTERVAL = 1.96
+"""Standard errors on each side that make a 95% interval of a normal estimate."""
+
+# Colours that stand for a role until the figure is written; no other colour is drawn with.
+_INK, _MUTED, _GRID, _PAPER = "#100001", "#100002", "#100003", "#100004"
+_SERIES = ("#100011", "#100012", "#100013")
+_ROLES = (_INK, _MUTED, _GRID, _PAPER, *_SERIES)
+_PAGE = ("var(--ink)", "var(--muted)", "var(--line)", "var(--card)", "var(--s1)", "var(--s2)", "var(--s3)")
+LIGHT = ("#1c1d22", "#63656e", "#e3e1db", "#ffffff", "#1f5fbf", "#b8480f", "#217a52")
+"""Ink, muted ink, lines, paper and three series: the light colours of page and pictures."""
+
+_MARKERS = ("o", "s", "^")
+_MOST_MARKERS = 40
+_BINS = 36
+_STYLE = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": _GRID,
+    "axes.facecolor": "none",
+    "axes.labelcolor": _MUTED,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": _INK,
+    "figure.facecolor": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.8,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "legend.labelcolor": _INK,
+    "text.color": _INK,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "xtick.color": _GRID,
+    "xtick.labelcolor": _MUTED,
+    "ytick.color": "none",
+    "ytick.labelcolor": _MUTED,
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve: its points in ascending x, and where it is an estimate the standard error of each."""
+
+    label: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    errors: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the axes of a figure mean.
+
+    Attributes:
+        unit: of the values, written above the axis.
+        x: what runs along the bottom.
+        percent: values are shares, shown as percentages.
+        reference: a value to compare with, drawn as a dashed line.
+        boundaries: positions of thin vertical lines, such as the beginnings of rounds.
+        bars: errors as bars rather than as a band.
+    """
+
+    unit: str = ""
+    x: str = "round"
+    percent: bool = False
+    reference: float | None = None
+    boundaries: Sequence[float] = ()
+    bars: bool = False
+
+
+def series_of(rounds: Sequence[RoundSummary], label: str, value: str, error: str | None = None) -> Series:
+    """A figure of the rounds as a curve; rounds that have no such figure are left out."""
+    there = [summary for summary in rounds if getattr(summary, value) is not None]
+    errors = None if error is None else [float(getattr(summary, error)) for summary in there]
+    return Series(label, [summary.round for summary in there], [getattr(summary, value) for summary in there], errors)
+
+
+def curves(title: str, series: Sequence[Series], scale: Scale = Scale()) -> str:
+    """Curves over rounds or steps; bands and bars are 95% intervals.
+
+    Args:
+        title: said to those who cannot see the figure, with where each curve begins and ends.
+    """
+    with _figure(5.2, 2.9) as figure:
+        axes = figure.add_subplot()
+        _draw(axes, series, scale)
+        text = _svg(figure, _PAGE, as_text=True)
+    return _described(text, f"{title}. {'; '.join(_in_words(curve, scale) for curve in series)}.")
+
+
+def distributions(title: str, scores_by_round: Mapping[int, Sequence[float]], unit: str) -> str:
+    """A histogram of scores for each round, one below the other on the same scale, the mean marked.
+
+    The histograms have equal areas.
+    """
+    everything = np.concatenate([np.asarray(scores, float) for scores in scores_by_round.values()])
+    low, high = everything.min(), everything.max()
+    edges = np.linspace(low, high, _BINS + 1) if high > low else np.linspace(low - 0.5, high + 0.5, _BINS + 1)
+    shares = {number: np.histogram(scores, edges)[0] / len(scores) for number, scores in scores_by_round.items()}
+    tallest = max(float(share.max()) for share in shares.values())
+    with _figure(5.2, 0.9 + 0.42 * len(shares)) as figure:
+        axes = figure.add_subplot()
+        for row, (number, share) in enumerate(shares.items()):
+            heights = -row + 0.92 * share / tallest
+            axes.stairs(heights, edges, baseline=-row, fill=True, color=_SERIES[0], alpha=0.35)
+            axes.stairs(heights, edges, baseline=-row, color=_SERIES[0], linewidth=1)
+            axes.plot([np.mean(scores_by_round[number])] * 2, [-row, -row + 0.92], color=_SERIES[1], linewidth=1.6)
+        axes.set_yticks([-row for row in range(len(shares))], [f"round {number}" for number in shares])
+        axes.grid(axis="x")
+        axes.set_xlabel(unit)
+        text = _svg(figure, _PAGE, as_text=True)
+    means = ", ".join(f"round {number}: {np.mean(scores):.3g}" for number, scores in scores_by_round.items())
+    return _described(text, f"{title}. Mean by round: {means}.")
+
+
+def summary_picture(rounds: Sequence[RoundSummary], title: str) -> str:
+    """Reward, win rate against round 0 and KL to the initial policy, side by side, as an SVG that stands alone.
+
+    On white paper, so that it reads in a README whatever the colours around it.
+    """
+    wins = series_of(rounds, "against round 0", "win_rate_initial")
+    kl = series_of(rounds, "to the initial policy", "kl_initial", "kl_initial_se")
+    panels = [
+        ("held-out reward", series_of(rounds, "reward", "reward", "reward_se"), Scale()),
+        ("wins against round 0", wins, Scale(percent=True, reference=0.5)),
+        ("KL to round 0, nats per sequence", kl, Scale(bars=True)),
+    ]
+    shown = [panel for panel in panels if panel[1].xs]
+    with _figure(10, 3.1) as figure:
+        figure.set_facecolor(_PAPER)
+        figure.suptitle(title, fontsize=11.5, fontweight="bold", x=0.012, ha="left")
+        for place, (name, series, scale) in enumerate(shown, 1):
+            axes = figure.add_subplot(1, len(shown), place)
+            _draw(axes, [replace(series, label="")], scale)
+            axes.set_title(name, fontsize=9.5, loc="left", pad=9)
+        text = _svg(figure, LIGHT, as_text=False)
+    words = "; ".join(f"{name}: {_in_words(series, scale)}" for name, series, scale in shown)
+    return _described(text, f"{title}. {words}.")
+
+
+def _draw(axes: Axes, series: Sequence[Series], scale: Scale) -> None:
+    if scale.reference is not None:
+        axes.axhline(scale.reference, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    for boundary in scale.boundaries:
+        axes.axvline(boundary, color=_GRID, linewidth=0.8)
+    for curve, colour, marker in zip(series, _SERIES, _MARKERS, strict=False):
+        _draw_curve(axes, curve, colour, marker, scale)
+    axes.grid(axis="y")
+    axes.margins(x=0.04, y=0.12)
+    axes.set_xlabel(scale.x)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    if scale.percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    named = [curve for curve in series if curve.label]
+    if len(named) > 1:
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=3, borderaxespad=0.2, columnspacing=1.4)
+    if scale.unit:
+        axes.set_ylabel(scale.unit)
+
+
+def _draw_curve(axes: Axes, curve: Series, colour: str, marker: str, scale: Scale) -> None:
+    on_rounds = scale.x == "round"
+    style: dict[str, Any] = {"color": colour, "label": curve.label, "linewidth": 1.8 if on_rounds else 1.1}
+    if on_rounds and len(curve.xs) <= _MOST_MARKERS:
+        style |= {"marker": marker, "markersize": 4.5, "markeredgewidth": 0}
+    if curve.errors is not None:
+        spread = INTERVAL * np.nan_to_num(np.asarray(curve.errors, float))
+        ys = np.asarray(curve.ys, float)
+        if scale.bars or len(curve.xs) == 1:
+            axes.errorbar(curve.xs, ys, yerr=spread, capsize=3, elinewidth=1.2, **style)
+            return
+        axes.fill_between(curve.xs, ys - spread, ys + spread, color=colour, alpha=0.16, linewidth=0)
+    axes.plot(curve.xs, curve.ys, **style)
+
+
+def _in_words(curve: Series, scale: Scale) -> str:
+    def say(value: float) -> str:
+        return f"{value:.1%}" if scale.percent else f"{value:.3g}"
+
+    name = f"{curve.label} " if curve.label else ""
+    if len(curve.xs) == 1:
+        return f"{name}{say(curve.ys[0])} in {scale.x} {curve.xs[0]:g}"
+    first, last = f"{say(curve.ys[0])} in {scale.x} {curve.xs[0]:g}", f"{say(curve.ys[-1])} in {curve.xs[-1]:g}"
+    return f"{name}from {first} to {last}"
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Iterator[Figure]:
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        yield figure
+
+
+def _svg(figure: Figure, colours: Sequence[str], *, as_text: bool) -> str:
+    written = io.StringIO()
+    # A fixed salt makes the ids, and so the bytes, the same each time.
+    with mpl.rc_context({"svg.fonttype": "none" if as_text else "path", "svg.hashsalt": "rondo"}):
+        figure.savefig(written, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = written.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text)
+    for role, colour in zip(_ROLES, colours, strict=True):
+        text = text.replace(role, colour)
+    return re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 var(--font)", text) if as_text else text
+
+
+def _described(text: str, description: str) -> str:
+    """The SVG with a description for screen readers, and ids that no other figure of the page has."""
+    own = f"f{hash_of(text)}-"
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{own}", text)
+    return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)

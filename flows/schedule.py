@@ -1,0 +1,55 @@
+"""Scheduled rounds: a Prefect deployment whose every run adds rounds to the same run of rondo."""
+
+import asyncio
+from datetime import timedelta
+
+from prefect import flow
+
+from flows.commands import create_or_open
+from flows.display import Display
+from flows.prefect_server import prefect_api
+from flows.run import execute
+from pipeline.config import Recipe
+from storage.store import Store
+
+
+@flow(name="rondo-schedule", flow_run_name="{run} scheduled")
+async def add_rounds(recipe: Recipe, run: str, root: str, rounds: int) -> None:
+    """Adds rounds to a run, which the first scheduled run creates.
+
+    Args:
+        recipe: the recipe; that of the run, where it exists.
+        run: name of the run.
+        root: directory or URI of the store.
+        rounds: how many rounds to add.
+    """
+    store = Store.open(root)
+    existing = create_or_open(store, run, recipe)
+    done = max(len(existing.rounds()) - 1, 0)
+    with Display() as display:
+        await execute(store, existing, recipe, done + rounds, display, take_over=False)
+
+
+def serve_rounds(recipe: Recipe, run: str, root: str, rounds: int, *, cron: str | None, interval: int | None) -> None:
+    """Creates the deployment and waits for its runs, one at a time, until it is interrupted."""
+    asyncio.run(_serve(recipe, run, root, rounds, cron, interval))
+
+
+async def _serve(recipe: Recipe, run: str, root: str, rounds: int, cron: str | None, interval: int | None) -> None:
+    from prefect.runner import Runner
+
+    async with prefect_api(scheduling=True) as url:
+        runner = Runner(name=f"rondo-{run}", limit=1)
+        await runner.aadd_flow(
+            add_rounds,
+            name=run,
+            cron=cron,
+            interval=timedelta(seconds=interval) if interval else None,
+            parameters={"recipe": recipe.model_dump(mode="json"), "run": run, "root": root, "rounds": rounds},
+            concurrency_limit=1,
+        )
+        when = f"cron '{cron}'" if cron else f"every {interval} s"
+        Display().say(
+            f"run '{run}' gets {rounds} more rounds by {when}; Prefect's API is {url}; Ctrl-C ends the schedule"
+        )
+        await runner.start()

@@ -1,0 +1,70 @@
+"""One Prefect server for all end-to-end tests, and a way to call the command line as a user does."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.recipes import TINY
+
+Rondo = Callable[..., subprocess.CompletedProcess[str]]
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a user whose Prefect server runs; a settled home, so that nothing of the developer's is read."""
+    import asyncio
+    import contextlib
+
+    home = tmp_path_factory.mktemp("prefect")
+    variables = {**os.environ, "PREFECT_HOME": str(home), "PYTHONPATH": str(TESTS), "COLUMNS": "200"}
+    variables.pop("PREFECT_API_URL", None)
+    os.environ["PREFECT_HOME"] = str(home)
+    from flows.prefect_server import prefect_api
+
+    with asyncio.Runner() as runner, contextlib.ExitStack() as stack:
+        server = prefect_api()
+        variables["PREFECT_API_URL"] = runner.run(server.__aenter__())
+        stack.callback(lambda: runner.run(server.__aexit__(None, None, None)))
+        yield variables
+
+
+@pytest.fixture(scope="session")
+def rondo(environment: dict[str, str]) -> Rondo:
+    """Runs ``rondo`` with these arguments, or with ``kill=...`` the one of ``support.killed``."""
+
+    def call(*arguments: str, kill: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+        module = ["support.killed", kill] if kill else ["flows.cli"]
+        command = [sys.executable, "-m", *module, *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        if check and kill is None:
+            assert done.returncode == 0, done.stderr + done.stdout
+        return done
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+@pytest.fixture(scope="session")
+def whole(rondo: Rondo, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a run that nothing interrupted; tests only read it, or add runs beside it."""
+    root = tmp_path_factory.mktemp("whole")
+    rondo("run", str(tiny_recipe), "--name", "whole", "--root", str(root))
+    return root
+
+
+@pytest.fixture(scope="session")
+def read_json(rondo: Rondo) -> Callable[..., Any]:
+    return lambda *arguments: json.loads(rondo(*arguments, "--json").stdout)

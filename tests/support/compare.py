@@ -1,0 +1,42 @@
+"""What two runs have in common, apart from their names, paths and times."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from storage.run import Run
+from storage.shards import read_table
+from storage.store import Store
+
+STAGES = (
+    "prompts", "candidates", "judgments", "preferences", "metrics", "probe", "eval_candidates", "eval_judgments",
+    "eval_logps",
+)  # fmt: skip
+TIMES = ("latency", "seconds")
+
+
+def tables(store: Store, run: Run, round: int) -> dict[str, pa.Table]:
+    """The tables of a round, without the columns that tell times."""
+    found = {}
+    for stage in STAGES:
+        if files := run.files(round, stage):
+            table = read_table(store, files)
+            found[stage] = table.drop_columns([name for name in TIMES if name in table.column_names])
+    return found
+
+
+def weights(run: Run, round: int) -> dict[str | None, str]:
+    """Name and SHA-256 of each file of a round's checkpoint."""
+    return {file.name: file.sha256 for file in run.entries(round=round, stage="checkpoint")[-1].files}
+
+
+def assert_same(root: Any, name: str, other_root: Any, other_name: str, rounds: range) -> None:
+    """Every table has the same rows in the same order, every checkpoint the same bytes."""
+    store, other_store = Store.open(root), Store.open(other_root)
+    run, other = store.run(name), other_store.run(other_name)
+    for round in rounds:
+        mine, theirs = tables(store, run, round), tables(other_store, other, round)
+        assert mine.keys() == theirs.keys()
+        for stage, table in mine.items():
+            assert table.equals(theirs[stage]), f"round {round}: {stage} differs"
+        assert weights(run, round) == weights(other, round), f"round {round}: the weights differ"

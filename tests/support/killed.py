@@ -1,0 +1,60 @@
+"""Runs the command line in this process, and kills the process (SIGKILL) at a chosen point of a chosen stage.
+
+    python -m support.killed STAGE:ROUND:WHEN rondo-arguments...
+
+WHEN is ``before`` the commit of the stage's first shard in that round, ``after`` it, or ``during`` the work, at the
+worker's second message of progress.
+"""
+
+import os
+import signal
+import sys
+from typing import Any
+
+from flows.process import WorkerProcess
+from storage.manifest import Key
+from storage.run import Writer
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(stage: str, number: int, when: str) -> None:
+    """Wraps the real commit, or the real call to a worker, with the kill."""
+    commit, call = Writer.commit, WorkerProcess.call
+
+    def killing_commit(self: Writer, key: Key, *arguments: Any, **named: Any) -> Any:
+        hit = (key.stage, key.round) == (stage, number)
+        if hit and when == "before":
+            _die()
+        entry = commit(self, key, *arguments, **named)
+        if hit and when == "after":
+            _die()
+        return entry
+
+    async def killing_call(self: WorkerProcess, method: str, **arguments: Any) -> Any:
+        if method != stage or arguments.get("round", 0) != number:
+            return await call(self, method, **arguments)
+        messages = 0
+
+        def count(_figures: Any) -> None:
+            nonlocal messages
+            messages += 1
+            if messages == 2:
+                _die()
+
+        return await call(self, method, **{**arguments, "on_progress": count})
+
+    Writer.commit = killing_commit  # type: ignore[method-assign]
+    if when == "during":
+        WorkerProcess.call = killing_call  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    stage, number, when = sys.argv[1].split(":")
+    arm(stage, int(number), when)
+    sys.argv = ["rondo", *sys.argv[2:]]
+    from flows.cli import main
+
+    main()
