@@ -67,10 +67,14 @@ def split_rows(widths: Sequence[int]) -> list[tuple[int, int]]:
     fewest.
     """
     count = len(widths)
-    cost, cut = [0] * (count + 1), [0] * (count + 1)  # of the rows from here on, and where their first bucket ends
-    for start in range(count - 1, -1, -1):
+    changes = [
+        row for row in range(1, count) if widths[row] != widths[row - 1]
+    ]  # a bucket ends where the width changes
+    cost: dict[int, int] = {count: 0}  # of the rows from here on
+    cut: dict[int, int] = {}  # where the first bucket of those rows ends
+    for start in [*changes[::-1], 0]:
         cost[start], cut[start] = min(
-            ((end - start) * widths[start] + BUCKET_OVERHEAD + cost[end], end) for end in range(start + 1, count + 1)
+            ((end - start) * widths[start] + BUCKET_OVERHEAD + rest, end) for end, rest in cost.items()
         )
     buckets, start = [], 0
     while start < count:
@@ -164,7 +168,9 @@ def _causal(
     scores = (query * scale) @ key.transpose(2, 3)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    weights = torch.softmax(scores.masked_fill(hidden, -torch.inf), dim=-1, dtype=torch.float32)
+    weights = torch.softmax(
+        scores.masked_fill(hidden, -torch.inf), dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)
+    )
     return weights.to(value.dtype) @ value
 
 

@@ -36,23 +36,29 @@ class _ChunkedLogProbs(torch.autograd.Function):  # type: ignore[misc]
         target_N: torch.Tensor,
         softcap: float | None,
         chunk: int,
-    ) -> torch.Tensor:
+        squares: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         wide = torch.promote_types(hidden_N_D.dtype, torch.float32)
         normalizer_N = torch.empty(len(target_N), dtype=wide, device=hidden_N_D.device)
         logps_N = torch.empty_like(normalizer_N)
+        square_N = torch.empty_like(normalizer_N) if squares else None
         chunks = _chunks(len(target_N), chunk)
         for rows in chunks:
             kept = _logits(hidden_N_D[rows], weight_V_D, bias_V, softcap)
             logits, _ = kept
             normalizer_N[rows] = torch.logsumexp(logits, dim=-1)
             logps_N[rows] = logits.gather(1, target_N[rows, None])[:, 0] - normalizer_N[rows]
+            if square_N is not None:
+                square_N[rows] = torch.logsumexp(2 * logits, dim=-1) - 2 * normalizer_N[rows]
         ctx.save_for_backward(hidden_N_D, weight_V_D, bias_V, target_N, normalizer_N)
         ctx.softcap, ctx.chunks, ctx.kept = softcap, chunks, kept if len(chunks) == 1 else None
-        return logps_N
+        if square_N is not None:
+            ctx.mark_non_differentiable(square_N)
+        return logps_N, square_N
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad_N: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_N: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         hidden_N_D, weight_V_D, bias_V, target_N, normalizer_N = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_N_D)
         grad_weight = torch.zeros_like(weight_V_D) if ctx.needs_input_grad[1] else None
@@ -70,7 +76,7 @@ class _ChunkedLogProbs(torch.autograd.Function):  # type: ignore[misc]
                 grad_weight.addmm_(grad_logits.T, hidden_N_D[rows])
             if grad_bias is not None:
                 grad_bias.add_(grad_logits.sum(0))
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
 def _chunks(length: int, chunk: int) -> list[slice]:
@@ -101,12 +107,14 @@ def chunked_logps(
     *,
     bias_V: torch.Tensor | None = None,
     softcap: float | None = None,
+    squares: bool = False,
     chunk_elements: int = CHUNK_ELEMENTS,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probability of each target under ``softmax(hidden @ weight.T + bias)``, in nats, shape ``[N]``,
     float32 or wider.
 
-    ``softcap`` c replaces each logit z by ``c * tanh(z / c)``. At most ``chunk_elements`` logits (but at
+    ``softcap`` c replaces each logit z by ``c * tanh(z / c)``. With ``squares`` also ``log sum_v p(v)^2`` of
+    each distribution, shape ``[N]``, without gradient; else None. At most ``chunk_elements`` logits (but at
     least one row of V) exist at a time. The values and the gradient equal those of the plain formula.
     """
     device = hidden_N_D.device.type
@@ -114,14 +122,14 @@ def chunked_logps(
         dtype = torch.get_autocast_dtype(device)
         hidden_N_D, weight_V_D = hidden_N_D.to(dtype), weight_V_D.to(dtype)
     chunk = max(1, chunk_elements // weight_V_D.shape[0])
-    logps_N: torch.Tensor = _ChunkedLogProbs.apply(hidden_N_D, weight_V_D, bias_V, target_N, softcap, chunk)
-    return logps_N
+    logps_N: torch.Tensor
+    square_N: torch.Tensor | None
+    logps_N, square_N = _ChunkedLogProbs.apply(hidden_N_D, weight_V_D, bias_V, target_N, softcap, chunk, squares)
+    return logps_N, square_N
 
 
-def pack_logps(model: Any, pack: Pack) -> torch.Tensor:
-    """Log-probability of each predicted token of a pack, in nats, shape ``[N]``. Differentiable in the
-    weights.
-    """
+def pack_logps(model: Any, pack: Pack, *, squares: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`chunked_logps` of each predicted token of a pack, differentiable in the model's weights."""
     head = model.get_output_embeddings()
     device = head.weight.device
     with shared_prefix_attention(model):
@@ -137,7 +145,13 @@ def pack_logps(model: Any, pack: Pack) -> torch.Tensor:
         pack.target_N.to(device),
         bias_V=getattr(head, "bias", None),
         softcap=getattr(model.config, "final_logit_softcapping", None),
+        squares=squares,
     )
+
+
+def pack_sums(model: Any, pack: Pack) -> torch.Tensor:
+    """Log-probability of each candidate of a pack, summed over its tokens, in nats, shape ``[S]``."""
+    return sum_by_sequence(pack_logps(model, pack)[0], pack)
 
 
 def sum_by_sequence(logps_N: torch.Tensor, pack: Pack) -> torch.Tensor:
@@ -159,7 +173,7 @@ def sequence_logps(model: Any, groups: Sequence[TokenGroup], token_budget: int) 
     result: list[list[float]] = [[] for _ in groups]
     for pack in pack_groups(groups, token_budget):
         with torch.no_grad():
-            sums = iter(sum_by_sequence(pack_logps(model, pack), pack).tolist())
+            sums = iter(pack_sums(model, pack).tolist())
         for index, candidates in zip(pack.groups, pack.candidates, strict=True):
             result[index] = [next(sums) for _ in range(candidates)]
     return result
@@ -200,7 +214,7 @@ def check_model(model: Any) -> None:
     prompt, candidates = [top, 1, 0], [[top // 2, top // 3, 1], [top // 5, top], [0, top // 2, top // 2]]
     (pack,) = pack_groups([TokenGroup("probe", prompt, candidates)], token_budget=64)
     with torch.no_grad():
-        packed_S = sum_by_sequence(pack_logps(model, pack), pack)
+        packed_S = pack_sums(model, pack)
         plain_S = torch.stack([_plain_logp(model, prompt, candidate) for candidate in candidates])
     difference = (packed_S - plain_S).abs().max().item()
     # Over these few tokens float32 agrees to 1e-5 nats and half precision to 0.1.

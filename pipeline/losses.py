@@ -9,12 +9,15 @@ the number of preferences in the optimizer step.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError
+
+Divergence = Literal["reverse_kl", "forward_kl", "jensen_shannon", "alpha"]
 
 
 def _logistic(margins_P: Tensor, order_right_P: Tensor | float) -> Tensor:
@@ -200,6 +203,38 @@ def nll(chosen_logps_P: Tensor, chosen_lengths_P: Tensor) -> Tensor:
     return -chosen_logps_P / chosen_lengths_P
 
 
+def exploration(logps_P_K: Tensor, ranks_P_K: Tensor) -> Tensor:
+    """XPO's optimism, arXiv:2405.21046 (algorithm 1), in nats: the mean log-probability of a prompt's
+    candidates, which were sampled from the reference. Added with a small positive weight, it moves mass to
+    answers that the reference does not give.
+    """
+    present = ranks_P_K >= 0
+    return (logps_P_K * present).sum(-1) / present.sum(-1)
+
+
+def wpo_weights(mean_alignments_P_K: Tensor) -> Tensor:
+    """Weights of pairs by their probability under the policy, arXiv:2406.11827 (2), without gradient:
+    ``exp(chosen + rejected)``, where each is the mean over tokens of ``log p(token) - log sum_v p(v)^2``.
+    """
+    return mean_alignments_P_K.detach().sum(-1).exp()
+
+
+def divergence_scores(logratios: Tensor, divergence: Divergence, alpha: float) -> Tensor:
+    """Log-ratios u as seen by another divergence than the reverse KL, arXiv:2309.16240 (table 1): ``f'(exp
+    u)``, shifted to be 0 where policy and reference are one.
+
+    ``reverse_kl``: u. ``forward_kl``: ``1 - exp(-u)``. ``jensen_shannon``: ``log 2 + log sigmoid(u)``.
+    ``alpha``: ``(1 - exp(-alpha u)) / alpha`` for alpha between 0 (reverse KL) and 1 (forward KL).
+    """
+    if divergence == "forward_kl":
+        return -torch.expm1(-logratios)
+    if divergence == "jensen_shannon":
+        return math.log(2) + F.logsigmoid(logratios)
+    if divergence == "alpha":
+        return -torch.expm1(-alpha * logratios) / alpha
+    return logratios
+
+
 @dataclass(frozen=True)
 class PreferenceBatch:
     """Log-probabilities of P preferences over at most K candidates, best first.
@@ -227,6 +262,8 @@ class ObjectiveSettings:
     label_smoothing: float = 0.0
     target_margin: float = 0.5
     dpop_penalty: float = 50.0
+    divergence: Divergence = "reverse_kl"
+    divergence_alpha: float = 0.5
 
 
 Loss = Callable[[PreferenceBatch, ObjectiveSettings], Tensor]
@@ -239,20 +276,26 @@ class Objective:
     ``first_loss`` is its value where policy and reference are one, for settings and the ranks of one
     preference; None where it depends on the data. ``rankings``: takes more than two candidates. ``soft``:
     uses soft labels.
+    ``margin``: depends on differences of scores alone, so that another divergence may make the scores.
     """
 
     loss: Loss
     first_loss: Callable[[ObjectiveSettings, list[int]], float] | None
     rankings: bool = False
     soft: bool = False
+    margin: bool = False
     needs_smoothing: bool = False
+
+
+def _scores(batch: PreferenceBatch, settings: ObjectiveSettings) -> Tensor:
+    return divergence_scores(batch.logratios_P_K, settings.divergence, settings.divergence_alpha)
 
 
 def _pairs(function: Callable[..., Tensor], *constants: str, lengths: bool = False, soft: bool = False) -> Loss:
     """Adapt a function of chosen and rejected log-ratios, whose keywords are named by ``constants``."""
 
     def loss(batch: PreferenceBatch, settings: ObjectiveSettings) -> Tensor:
-        columns = list(batch.logratios_P_K.unbind(1))
+        columns = list(_scores(batch, settings).unbind(1))
         if lengths:
             columns += batch.lengths_P_K.unbind(1)
         keywords = {"beta": settings.beta} | {name: getattr(settings, name) for name in constants}
@@ -273,7 +316,7 @@ def _dpop(batch: PreferenceBatch, settings: ObjectiveSettings) -> Tensor:
 
 
 def _ranking(function: Callable[..., Tensor]) -> Loss:
-    return lambda batch, settings: function(batch.logratios_P_K, batch.ranks_P_K, beta=settings.beta)
+    return lambda batch, settings: function(_scores(batch, settings), batch.ranks_P_K, beta=settings.beta)
 
 
 def _constant(value: float) -> Callable[[ObjectiveSettings, list[int]], float]:
@@ -291,6 +334,10 @@ def _first_all_pairs(settings: ObjectiveSettings, ranks: list[int]) -> float:
     return math.log(2) * sum(other > rank for rank in ranks for other in ranks)
 
 
+def _first_ipo(settings: ObjectiveSettings, ranks: list[int]) -> float:
+    return 1 / (4 * settings.beta**2)
+
+
 def _first_exo(settings: ObjectiveSettings, ranks: list[int]) -> float:
     return -math.log(2) - math.log(settings.label_smoothing * (1 - settings.label_smoothing)) / 2
 
@@ -298,24 +345,25 @@ def _first_exo(settings: ObjectiveSettings, ranks: list[int]) -> float:
 LN2 = math.log(2)
 
 OBJECTIVES: Mapping[str, Objective] = {
-    "sigmoid": Objective(_pairs(sigmoid, "label_smoothing", soft=True), _constant(LN2), soft=True),
+    "sigmoid": Objective(_pairs(sigmoid, "label_smoothing", soft=True), _constant(LN2), soft=True, margin=True),
     "sigmoid_norm": Objective(
-        _pairs(sigmoid_norm, "label_smoothing", lengths=True, soft=True), _constant(LN2), soft=True
+        _pairs(sigmoid_norm, "label_smoothing", lengths=True, soft=True), _constant(LN2), soft=True, margin=True
     ),
-    "robust": Objective(_pairs(robust, "label_smoothing"), _constant(LN2)),
-    "hinge": Objective(_pairs(hinge), _constant(1.0)),
-    "ipo": Objective(_pairs(ipo, lengths=True), lambda settings, ranks: 1 / (4 * settings.beta**2)),
+    "robust": Objective(_pairs(robust, "label_smoothing"), _constant(LN2), margin=True),
+    "hinge": Objective(_pairs(hinge), _constant(1.0), margin=True),
+    "ipo": Objective(_pairs(ipo, lengths=True), _first_ipo, margin=True),
     "simpo": Objective(_simpo, None),
     "sppo": Objective(_pairs(sppo, soft=True), None, soft=True),
     "dpop": Objective(_dpop, _constant(LN2)),
     "apo_zero": Objective(_pairs(apo_zero), _constant(1.0)),
     "apo_down": Objective(_pairs(apo_down), _constant(1.0)),
-    "exo_pair": Objective(_pairs(exo_pair, "label_smoothing"), _first_exo, needs_smoothing=True),
+    "exo_pair": Objective(_pairs(exo_pair, "label_smoothing"), _first_exo, margin=True, needs_smoothing=True),
     "nca_pair": Objective(_pairs(nca_pair), _constant(2 * LN2)),
     "bco_pair": Objective(_pairs(bco_pair), _constant(2 * LN2)),
-    "plackett_luce": Objective(_ranking(plackett_luce), _first_plackett_luce, rankings=True),
-    "all_pairs": Objective(_ranking(all_pairs), _first_all_pairs, rankings=True),
+    "plackett_luce": Objective(_ranking(plackett_luce), _first_plackett_luce, rankings=True, margin=True),
+    "all_pairs": Objective(_ranking(all_pairs), _first_all_pairs, rankings=True, margin=True),
 }
+"""Every objective that a recipe can name."""
 
 
 def find_objective(name: str, settings: ObjectiveSettings) -> Objective:
@@ -331,4 +379,8 @@ def find_objective(name: str, settings: ObjectiveSettings) -> Objective:
         raise ConfigError(
             f"objective '{name}' needs label_smoothing above 0 and got {settings.label_smoothing}: try 0.001"
         )
+    if settings.divergence != "reverse_kl" and not objective.margin:
+        raise ConfigError(f"objective '{name}' is defined for the reverse KL alone and got '{settings.divergence}'")
+    if settings.divergence == "alpha" and not 0 < settings.divergence_alpha < 1:
+        raise ConfigError(f"divergence_alpha is {settings.divergence_alpha}: choose it between 0 and 1")
     return objective

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.attention import shared_prefix_attention
 from pipeline.logprobs import check_context, check_model, pack_logps, sequence_logps, sum_by_sequence
-from pipeline.losses import Objective, PreferenceBatch, nll
+from pipeline.losses import Objective, PreferenceBatch, exploration, nll, wpo_weights
 from pipeline.optimization import build_optimizer, learning_rate_factor
 from pipeline.packing import Pack, pack_groups
 from pipeline.update_checks import (
@@ -158,21 +158,34 @@ def _accumulate(
     for pack in pack_groups(batch, settings.token_budget):
         members = [batch[index] for index in pack.groups]
         with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            logps_S = sum_by_sequence(pack_logps(model, pack), pack)
-        preferences = _preference_batch(pack, members, logps_S)
+            logps_N, squares_N = pack_logps(model, pack, squares=settings.wpo)
+        preferences = _preference_batch(pack, members, sum_by_sequence(logps_N, pack))
         objective_P = torch.zeros_like(preferences.logps_P_K[:, 0])
         for objective, weight in terms:
             objective_P = objective_P + weight * objective.loss(preferences, settings.constants)
         loss_P = objective_P
-        if settings.nll_weight:
-            chosen_nll_P = nll(preferences.logps_P_K[:, 0], preferences.lengths_P_K[:, 0])
-            loss_P = loss_P + settings.nll_weight * chosen_nll_P
+        if squares_N is not None:
+            aligned_P_K = sum_by_sequence(logps_N.detach() - squares_N, pack).view_as(preferences.lengths_P_K)
+            loss_P = loss_P * wpo_weights(aligned_P_K / preferences.lengths_P_K)
+        loss_P = loss_P + _extra_terms(preferences, settings)
         check_losses(loss_P, preferences, members, step)
         (loss_P.sum() / len(batch)).backward()
         parts.append(_outcome(objective_P, loss_P, preferences))
         tokens += len(pack.input_ids_T)
     names = [column.name for column in fields(_Outcome)]
     return _Outcome(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names}), tokens
+
+
+def _extra_terms(preferences: PreferenceBatch, settings: UpdateSettings) -> Tensor | float:
+    """What is added to the objective; not part of the first loss that theory gives."""
+    extra: Tensor | float = 0.0
+    if settings.nll_weight:
+        chosen_nll_P = nll(preferences.logps_P_K[:, 0], preferences.lengths_P_K[:, 0])
+        extra = extra + settings.nll_weight * chosen_nll_P
+    if settings.exploration_weight:
+        optimism_P = exploration(preferences.logps_P_K, preferences.ranks_P_K)
+        extra = extra + settings.exploration_weight * optimism_P
+    return extra
 
 
 def _preference_batch(pack: Pack, members: Sequence[PreferenceGroup], logps_S: Tensor) -> PreferenceBatch:

@@ -28,6 +28,8 @@ def check_inputs(groups: Sequence[PreferenceGroup], settings: UpdateSettings) ->
     if not settings.objectives:
         raise ConfigError("an update needs at least one objective and got none")
     check_budget(groups, settings.token_budget)
+    if settings.wpo and any(len(group.candidate_token_ids) > 2 for group in groups):
+        raise ConfigError("wpo weighs pairs, and some preferences are rankings: leave wpo out, or make pairs")
     terms = []
     for name, weight in settings.objectives.items():
         objective = find_objective(name, settings.constants)

@@ -54,14 +54,17 @@ class UpdateSettings:
     """What an update does.
 
     ``objectives``: weight of each objective in the loss, by name. ``batch_size``: preferences of an optimizer
-    step. ``token_budget``: positions of one forward pass. ``reference_is_start``: the reference
-    log-probabilities are those of the weights that the update starts from, so that the first loss is known
-    beforehand and is checked.
+    step. ``nll_weight`` and ``exploration_weight``: of the terms `losses.nll` and `losses.exploration`.
+    ``wpo``: weigh pairs by `losses.wpo_weights`. ``token_budget``: positions of one forward pass.
+    ``reference_is_start``: the reference log-probabilities are those of the weights that the update starts
+    from, so that the first loss is known beforehand and is checked.
     """
 
     objectives: Mapping[str, float] = field(default_factory=lambda: {"sigmoid": 1.0})
     constants: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     nll_weight: float = 0.0
+    exploration_weight: float = 0.0
+    wpo: bool = False
     learning_rate: float = 1e-4
     schedule: Schedule = "constant"
     warmup_steps: int = 0

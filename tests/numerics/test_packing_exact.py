@@ -7,7 +7,7 @@ from transformers import BloomConfig, BloomForCausalLM, GraniteConfig, GraniteFo
 
 from pipeline.attention import shared_prefix_attention
 from pipeline.errors import DataError, PromptTooLongError, UnsupportedModelError
-from pipeline.logprobs import check_context, check_model, pack_logps, sequence_logps, sum_by_sequence
+from pipeline.logprobs import check_context, check_model, pack_sums, sequence_logps
 from pipeline.packing import TokenGroup, pack_groups
 
 # Float32 sums of up to 9 log-probabilities near 5 nats, computed in another order.
@@ -19,7 +19,7 @@ CLOSE_GRADIENT = {"rtol": 1e-4, "atol": 1e-4}
 def packed_sums(model, groups, budget):
     sums = [None] * len(groups)
     for pack in pack_groups(groups, budget):
-        flat = sum_by_sequence(pack_logps(model, pack), pack).split(pack.candidates)
+        flat = pack_sums(model, pack).split(pack.candidates)
         for index, values in zip(pack.groups, flat, strict=True):
             sums[index] = values
     return torch.cat(sums)
