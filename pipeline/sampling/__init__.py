@@ -12,6 +12,7 @@ from pipeline.sampling.base import (
     candidates_table,
     check_lengths,
 )
+from pipeline.sampling.environment import configure_environment, without_garbage_collection
 
 __all__ = [
     "Candidate",
@@ -21,14 +22,15 @@ __all__ = [
     "SamplingSettings",
     "candidates_table",
     "check_lengths",
+    "configure_environment",
     "make_sampler",
 ]
 
 
-def make_sampler(
-    config: SamplingConfig, directory: Path, *, device: str, threads: int, seed: int = 0
-) -> Sampler:
+def make_sampler(config: SamplingConfig, directory: Path, *, device: str, threads: int, seed: int = 0) -> Sampler:
     """The engine that the recipe names, with the weights of a checkpoint directory.
+
+    Before vLLM, ``configure_environment`` must have been called in this process, and before torch was imported.
 
     Args:
         config: the recipe's sampling section.
@@ -41,24 +43,25 @@ def make_sampler(
         ConfigError: the directory is no checkpoint, or the context does not fit the model.
         EngineError: the engine cannot start.
     """
-    if config.engine == "transformers":
-        from pipeline.sampling.transformers_engine import TransformersSampler
+    with without_garbage_collection():
+        if config.engine == "transformers":
+            from pipeline.sampling.transformers_engine import TransformersSampler
 
-        return TransformersSampler(
+            return TransformersSampler(
+                directory,
+                device=device,
+                threads=threads,
+                context=config.context,
+                max_sequences=config.max_sequences,
+            )
+        from pipeline.sampling.vllm_engine import VllmSampler
+
+        return VllmSampler(
             directory,
             device=device,
             threads=threads,
             context=config.context,
+            cache_gib=config.cache_gib,
             max_sequences=config.max_sequences,
+            seed=seed,
         )
-    from pipeline.sampling.vllm_engine import VllmSampler
-
-    return VllmSampler(
-        directory,
-        device=device,
-        threads=threads,
-        context=config.context,
-        cache_gib=config.cache_gib,
-        max_sequences=config.max_sequences,
-        seed=seed,
-    )

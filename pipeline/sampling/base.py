@@ -32,7 +32,7 @@ class SamplingRequest:
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How to sample: K candidates per prompt, a temperature above 0, a nucleus, at most ``max_tokens`` each."""
+    """How to sample: K candidates per prompt, temperature above 0, nucleus, most tokens of an answer."""
 
     candidates: int
     temperature: float
@@ -44,8 +44,8 @@ class SamplingSettings:
 class Candidate:
     """One answer, token for token as it was sampled.
 
-    ``token_ids`` ends with the end-of-sequence token where ``finish_reason`` is ``stop``. ``logprobs`` holds one
-    value in nats for each of them, under the untempered policy: the same for every temperature and top-p.
+    ``token_ids`` ends with the end-of-sequence token where ``finish_reason`` is ``stop``. ``logprobs`` holds
+    one value in nats for each of them, under the untempered policy: the same for every temperature and top-p.
     """
 
     prompt_id: str
@@ -77,7 +77,7 @@ class Sampler(Protocol):
         ...
 
     def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
-        """Log-probability, in nats, of each token of each answer; a sequence is (prompt, answer) in token ids.
+        """Log-probability, in nats, of each token of each answer, given pairs (prompt, answer) of token ids.
 
         Raises:
             PromptTooLongError: a sequence does not fit the context.
@@ -134,13 +134,11 @@ def check_lengths(requests: Sequence[SamplingRequest], max_tokens: int, context:
     for request in requests:
         length = len(request.token_ids)
         if length == 0:
-            raise ConfigError(
-                f"prompt {request.prompt_id} has no tokens: give it a text, or a begin-of-sequence token"
-            )
+            raise ConfigError(f"prompt {request.prompt_id} has no tokens: give it a text, or a begin-of-sequence token")
         if length + max_tokens > context:
             raise PromptTooLongError(
-                f"prompt {request.prompt_id} has {length} tokens, and with max_tokens {max_tokens} that is more "
-                f"than the context of {context} tokens: shorten or drop the prompt, or lower sampling.max_tokens"
+                f"prompt {request.prompt_id} has {length} tokens, and with max_tokens {max_tokens} that is "
+                f"more than the context of {context}: shorten or drop the prompt, or lower max_tokens"
             )
 
 
@@ -154,12 +152,12 @@ def check_sequences(sequences: Sequence[tuple[Sequence[int], Sequence[int]]], co
     for index, (prompt, answer) in enumerate(sequences):
         if not prompt or not answer:
             raise ConfigError(
-                f"sequence {index} has {len(prompt)} prompt and {len(answer)} answer tokens: give each at least 1"
+                f"sequence {index} has {len(prompt)} prompt and {len(answer)} answer tokens: give each some"
             )
         if len(prompt) + len(answer) > context:
             raise PromptTooLongError(
-                f"sequence {index} has {len(prompt) + len(answer)} tokens, more than the context of {context}: "
-                "shorten or drop it"
+                f"sequence {index} has {len(prompt) + len(answer)} tokens, more than the context of "
+                f"{context}: shorten or drop it"
             )
 
 
@@ -190,8 +188,7 @@ def model_context(directory: Path) -> int:
     found = read_json(directory, "config.json").get("max_position_embeddings")
     if not isinstance(found, int):
         raise ConfigError(
-            f"{directory} has no config.json with max_position_embeddings: give a checkpoint, "
-            "or set sampling.context"
+            f"{directory} has no config.json with max_position_embeddings: give a checkpoint, or set sampling.context"
         )
     return found
 
@@ -204,10 +201,6 @@ def choose_context(directory: Path, wanted: int | None) -> int:
     """
     if wanted is None:
         return model_context(directory)
-    if (
-        own := read_json(directory, "config.json").get("max_position_embeddings")
-    ) is not None and wanted > own:
-        raise ConfigError(
-            f"sampling.context {wanted} is more than the model's own {own}: lower it, or leave it empty"
-        )
+    if (own := read_json(directory, "config.json").get("max_position_embeddings")) is not None and wanted > own:
+        raise ConfigError(f"sampling.context {wanted} is more than the model's own {own}: lower it, or leave it empty")
     return wanted

@@ -1,8 +1,12 @@
 """The environment that vLLM needs. Nothing heavy is imported: this has to run before anything heavy is."""
 
+import gc
 import logging
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pipeline.errors import EngineError
 
@@ -11,7 +15,7 @@ def configure_environment(device: str, threads: int) -> None:
     """Set what vLLM and the thread pools read once, when they are imported. A worker's first act.
 
     Raises:
-        EngineError: vLLM is imported already, so that most of them would have no effect.
+        EngineError: vLLM is imported already, so that most of it would have no effect.
     """
     if "vllm" in sys.modules:
         raise EngineError(
@@ -22,14 +26,32 @@ def configure_environment(device: str, threads: int) -> None:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
+        # Threads that spin while they wait starve the others on a busy machine: 500 against 8,000 tokens/s.
+        "OMP_WAIT_POLICY": "PASSIVE",
     }
     if device == "cpu":
-        # Without the first, early batches wait for a compiler.
+        # Without the first, early batches wait for a compiler (18 s against 2.3 s for the first shard).
         settings |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    elif ":" in device:
-        settings["CUDA_VISIBLE_DEVICES"] = device.split(":")[1]
     os.environ.update(settings)
-    # Some messages come before vLLM has read its logging level.
+    # Some messages come before vLLM has read its logging level, and a failed step dumps its whole input.
     logging.getLogger("vllm").setLevel(logging.ERROR)
+    logging.getLogger("vllm.logging_utils.dump_input").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(vllm|torch)\.")
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Switch the cyclic collector off, and leave what was made here out of its later passes.
+
+    Importing torch, transformers and vLLM makes millions of objects, none of them garbage, which the collector walks
+    again and again: a start takes 5.8 s instead of 8.2.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

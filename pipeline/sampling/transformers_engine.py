@@ -23,8 +23,8 @@ from pipeline.sampling.base import (
     stop_tokens,
 )
 
-Row = tuple[SamplingRequest, int]
-"""A request and the index of one of its candidates."""
+Row = tuple[int, int]
+"""Index of a request, and of one of its candidates."""
 
 
 class TransformersSampler:
@@ -62,22 +62,20 @@ class TransformersSampler:
         settings: SamplingSettings,
         on_progress: Progress | None = None,
     ) -> list[Candidate]:
-        """See ``Sampler``. Random numbers depend on a candidate's seed alone, not on the batch that it is in."""
+        """See ``Sampler``. Random numbers depend on a candidate's seed alone, not on its batch."""
         check_lengths(requests, settings.max_tokens, self._context)
         rows_by_length: dict[int, list[Row]] = defaultdict(list)
-        for request in requests:
-            rows_by_length[len(request.token_ids)] += [(request, k) for k in range(settings.candidates)]
+        for index, request in enumerate(requests):
+            rows_by_length[len(request.token_ids)] += [(index, k) for k in range(settings.candidates)]
         reporter = _Reporter(on_progress)
-        found: dict[tuple[int, int], Candidate] = {}
+        found: dict[Row, Candidate] = {}
         for rows in rows_by_length.values():
             for start in range(0, len(rows), self._max_sequences):
                 batch = rows[start : start + self._max_sequences]
-                for (request, k), candidate in zip(
-                    batch, self._sample_batch(batch, settings, reporter), strict=True
-                ):
-                    found[id(request), k] = candidate
+                pairs = [(requests[index], k) for index, k in batch]
+                found |= zip(batch, self._sample_batch(pairs, settings, reporter), strict=True)
         reporter.report(now=True)
-        return [found[id(request), k] for request in requests for k in range(settings.candidates)]
+        return [found[index, k] for index in range(len(requests)) for k in range(settings.candidates)]
 
     def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """See ``Sampler``. One forward pass a sequence, so that a score does not depend on its neighbours."""
@@ -93,8 +91,7 @@ class TransformersSampler:
             raise EngineError(f"the weights of {directory} cannot be loaded: {error}") from error
         if _shapes(model) != self._shapes:
             raise EngineError(
-                f"the weights of {directory} have other names or shapes than the sampler's: "
-                "start a new sampler"
+                f"the weights of {directory} have other names or shapes than the sampler's: start a new sampler"
             )
         self._model = model
         self._stop = stop_tokens(directory)
@@ -106,8 +103,13 @@ class TransformersSampler:
         values: list[float] = logps_T.tolist()
         return values
 
+    def _next_logits(self, ids_B_T: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+        with torch.inference_mode():
+            output = self._model(input_ids=ids_B_T, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return output.logits[:, -1].float().cpu(), output.past_key_values
+
     def _sample_batch(
-        self, rows: Sequence[Row], settings: SamplingSettings, reporter: "_Reporter"
+        self, rows: Sequence[tuple[SamplingRequest, int]], settings: SamplingSettings, reporter: "_Reporter"
     ) -> list[Candidate]:
         seeds = [request.seed + k for request, k in rows]
         # All random numbers of a candidate are drawn up front from its own seed.
@@ -120,9 +122,7 @@ class TransformersSampler:
         running = set(range(len(rows)))
         cache: Any = None
         for step in range(settings.max_tokens):
-            output = self._model(input_ids=ids_B_T, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache = output.past_key_values
-            logits_B_V = output.logits[:, -1].float().cpu()
+            logits_B_V, cache = self._next_logits(ids_B_T, cache)
             tokens_B = _draw(logits_B_V, uniforms_B_T[:, step], settings)
             logps_B = logits_B_V.log_softmax(-1).gather(-1, tokens_B[:, None])[:, 0]
             tokens, values = tokens_B.tolist(), logps_B.tolist()
@@ -149,7 +149,6 @@ def _draw(logits_B_V: torch.Tensor, uniforms_B: torch.Tensor, settings: Sampling
     """
     scaled_B_V = (logits_B_V.double() / settings.temperature).softmax(-1)
     probs_B_V, order_B_V = torch.sort(scaled_B_V, dim=-1, descending=True, stable=True)
-
     mass_B_V = probs_B_V.cumsum(-1)
     # The first token is always kept: its preceding mass is 0.
     kept_B_V = torch.where(mass_B_V - probs_B_V < settings.top_p, probs_B_V, 0.0).cumsum(-1)

@@ -1,9 +1,9 @@
-"""The vLLM sampler: one engine inside the calling process, kept for a whole run, its weights replaced in place.
+"""The vLLM sampler: one engine inside the calling process, kept for a run, its weights replaced in place.
 
 One call of ``sample`` starts with an engine that is empty and a prefix cache that is reset, and adds its
-requests in order. The engine's schedule, and with it every sum of floating-point numbers, then follows from the
-call alone: the same shard on the same weights gives the same tokens and log-probabilities to the bit, in a new
-engine as in an old one.
+requests in order. The engine's schedule, and with it every sum of floating-point numbers, then follows from
+the call alone: the same shard on the same weights gives the same tokens and log-probabilities to the bit, in
+a new engine as in an old one.
 """
 
 import time
@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import EngineError, RondoError
+import torch
+
+from pipeline.errors import EngineError, RondoError, UnsupportedModelError
 from pipeline.policy import is_tied, read_config, weight_shapes
 from pipeline.sampling.base import (
     PROGRESS_SECONDS,
@@ -28,7 +30,7 @@ from pipeline.sampling.base import (
 )
 
 GIB = 2**30
-# Tokens after which the engine hands out an unfinished answer: enough for a progress display, too few to cost.
+# Tokens after which the engine hands out an unfinished answer: often enough for a progress display.
 STREAM_INTERVAL = 16
 
 
@@ -47,6 +49,7 @@ class VllmSampler:
     Raises:
         ConfigError: the directory is no checkpoint, or the context does not fit the model.
         EngineError: the engine cannot start.
+        UnsupportedModelError: vLLM's CPU attention has no kernel for heads of this width.
     """
 
     def __init__(
@@ -72,19 +75,27 @@ class VllmSampler:
             "max_num_batched_tokens": max(2048, self._context, max_sequences),
             "kv_cache_memory_bytes": int(cache_gib * GIB),
             "enforce_eager": device == "cpu",
-            # Ids go in and come out, so no tokenizer is needed; and the checkpoint's sampling defaults stay out.
+            # A seeded request whose prompt is cut into chunks kills the CPU engine: to take back the number drawn
+            # for an unfinished prompt it rewinds the generator, and "CPU Generator does not use offset".
+            "enable_chunked_prefill": device != "cpu",
+            # Ids go in and come out: no tokenizer, and none of the checkpoint's sampling defaults.
             "skip_tokenizer_init": True,
             "generation_config": "vllm",
             "stream_interval": STREAM_INTERVAL,
+            "use_tqdm_on_load": False,
             "disable_log_stats": True,
             "seed": seed,
         }
+        if ":" in device:
+            arguments["device_ids"] = [int(device.split(":")[1])]
         try:
-            self._engine = _start(arguments, threads)
+            self._engine = _start(arguments, directory, threads)
+        except RondoError:
+            raise
         except Exception as error:
             raise EngineError(
-                f"vLLM cannot start on '{directory}' ({_first_line(error)}): check sampling.cache_gib against "
-                "the free memory, and that vLLM supports this architecture"
+                f"vLLM cannot start on '{directory}' ({_first_line(error)}): check sampling.cache_gib "
+                "against the free memory, and that vLLM supports this architecture"
             ) from error
 
     def sample(
@@ -133,7 +144,7 @@ class VllmSampler:
     def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """See ``Sampler``.
 
-        All tokens but the last are scored as a prompt, and the last one as the only token that may be sampled:
+        All tokens but the last are scored as a prompt, and the last as the only token that may be sampled:
         its raw log-probability is taken before that restriction. So a sequence may fill the whole context.
         """
         from vllm import SamplingParams
@@ -166,8 +177,7 @@ class VllmSampler:
         _check_checkpoint(directory)
         if weight_shapes(directory) != self._shapes:
             raise EngineError(
-                f"the weights of {directory} have other names or shapes than the engine's: "
-                "start a new sampler"
+                f"the weights of {directory} have other names or shapes than the engine's: start a new sampler"
             )
         try:
             self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
@@ -193,16 +203,12 @@ class VllmSampler:
                 for output in self._outputs(len(work), on_progress):
                     finished[int(output.request_id)] = output
             except BaseException:
-                self._engine.abort_request(
-                    [str(index) for index, output in enumerate(finished) if output is None]
-                )
+                self._engine.abort_request([str(index) for index, output in enumerate(finished) if output is None])
                 raise
         except RondoError:
             raise
         except Exception as error:
-            raise EngineError(
-                f"vLLM failed while it sampled ({_first_line(error)}): start a new sampler"
-            ) from error
+            raise EngineError(f"vLLM failed while it sampled ({_first_line(error)}): start a new sampler") from error
         return finished
 
     def _outputs(self, total: int, on_progress: Progress | None) -> Iterable[Any]:
@@ -232,14 +238,14 @@ class _Work:
     params: Any
 
 
-def _start(arguments: dict[str, Any], threads: int) -> Any:
-    import torch
-
+def _start(arguments: dict[str, Any], directory: Path, threads: int) -> Any:
     # OMP_NUM_THREADS counts only where it is set before torch is imported, and vLLM forbids a later change.
     torch.set_num_threads(threads)
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
+    if arguments["dtype"] == "float32":
+        _check_head_width(directory)
     return LLMEngine.from_engine_args(EngineArgs(**arguments))
 
 
@@ -249,6 +255,20 @@ def _check_checkpoint(directory: Path) -> None:
         raise EngineError(
             f"the checkpoint {directory} has tied embeddings, which do not survive a reload: "
             "pass what policy.sampler_copy makes of it"
+        )
+
+
+def _check_head_width(directory: Path) -> None:
+    """vLLM's CPU attention starts with any width of the heads, and fails on the first prompt."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    config = read_config(directory)
+    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    supported = CPUAttentionBackend.get_supported_head_sizes()
+    if width not in supported:
+        raise UnsupportedModelError(
+            f"the attention heads of {directory} are {width} wide, and vLLM on a CPU takes {supported}: "
+            "choose hidden_size / heads among these, or sampling.engine transformers"
         )
 
 
