@@ -1,13 +1,14 @@
 """A grammar of short film reviews with mixed sentiment, and the parser of the same grammar.
 
-A review is an opening, which is the prompt, and one to three clauses, which are the answer:
+A review is an opening, which is the prompt, and two clauses, which are the answer:
 
     Last Friday I saw a French drama with my sister.| The plot felt clever, but I disliked the music.
 
 Each clause praises, blames or merely tells. Openings are neutral. The generator and the parser read the same
 ``CLAUSES``, so that what one writes the other accepts. A review makes no remark twice: "the plot felt ..." may
-be followed by "I liked the plot", but not by "the plot seemed ...". A second one does not parse; nor does a fourth
-clause.
+be followed by "I liked the plot", but not by "the plot seemed ...". A second one does not parse; nor does a third
+clause. All reviews have as many clauses, because a judge of sentiment gives more to a longer text of equal sentiment:
+with one to three clauses, a policy first learned to write three, and then never to stop.
 """
 
 import random
@@ -19,7 +20,7 @@ from typing import NamedTuple, TypeVar
 
 from pipeline.corpora.base import CorpusPrompt, Split, draw, generator, split_of
 
-MOST_CLAUSES = 3
+CLAUSES_OF_A_REVIEW = 2
 
 _OPENING: tuple[tuple[str, ...], ...] = (
     ("Yesterday", "Last Friday", "Last week", "On Sunday", "On Monday evening", "This morning",
@@ -101,13 +102,12 @@ CLAUSES: tuple[Clause, ...] = (
     Clause("setting", "tell", ("it was set in", "{place}")),
 )
 SENTIMENTS = (("praise", 0.36), ("blame", 0.36), ("tell", 0.28))
-COUNTS = ((1, 0.15), (2, 0.45), (3, 0.40))
 JOINTS = (". ", ", and ", ", but ", ", while ")
 _SENTENCE_END = 0.5
 
 
 class FilmReviews:
-    """Openings as prompts, one to three clauses as answers."""
+    """Openings as prompts, two clauses as answers."""
 
     def prompts(self, split: Split, count: int, seed: int) -> list[CorpusPrompt]:
         """Distinct openings of one split: see ``Corpus.prompts``."""
@@ -121,10 +121,9 @@ class FilmReviews:
 
 
 def review(rng: random.Random) -> str:
-    """An answer: a blank, and one to three clauses of mixed sentiment that end in a full stop."""
-    count = _weighted(rng, COUNTS)
+    """An answer: a blank, and two clauses of mixed sentiment that end in a full stop."""
     clauses: dict[str, str] = {}
-    while len(clauses) < count:
+    while len(clauses) < CLAUSES_OF_A_REVIEW:
         topic, text = _draw_clause(rng)
         clauses.setdefault(topic, text)
     first, *others = clauses.values()
@@ -139,7 +138,7 @@ def parse(answer: str) -> tuple[int, int]:
     """How many clauses of an answer the grammar can produce, and how many clauses the answer has.
 
     A sentence starts with a capital and ends with a full stop; a clause parses where a kind of clause matches it as a
-    whole, its topic is new in this answer, and it is among the first three. Words after the last full stop are a
+    whole, its topic is new in this answer, and it is among the first two. Words after the last full stop are a
     clause that does not parse. An answer without words has no clause: (0, 0).
     """
     *sentences, rest = answer.strip().split(".")
@@ -149,7 +148,7 @@ def parse(answer: str) -> tuple[int, int]:
         for clause in _split_sentence(sentence if number == 0 else sentence.removeprefix(" ")):
             total += 1
             topic = _find_topic(clause)
-            if topic is not None and topic not in topics and total <= MOST_CLAUSES:
+            if topic is not None and topic not in topics and total <= CLAUSES_OF_A_REVIEW:
                 topics.add(topic)
                 parsed += 1
     return parsed, total + bool(rest.strip())

@@ -61,7 +61,7 @@ def test_every_review_parses_whole() -> None:
         text = review(rng)
         parsed, total = parse(text)
         assert parsed == total, text
-        assert 1 <= total <= 3
+        assert total == 2
         assert text.startswith(" ")
         assert text.endswith(".")
 
@@ -73,7 +73,8 @@ def test_every_review_parses_whole() -> None:
         ("  ", 0, 0),
         (".", 0, 1),
         (" The plot felt great.", 1, 1),
-        (" The plot felt very great, and I loved the music. It lasted two hours.", 3, 3),
+        (" The plot felt very great, and I loved the music.", 2, 2),
+        (" The plot felt very great. It lasted two hours.", 2, 2),
         (" The plot felt great great.", 0, 1),
         (" great great great.", 0, 1),
         (" the plot felt great.", 0, 1),  # no capital
@@ -82,11 +83,12 @@ def test_every_review_parses_whole() -> None:
         (" The plot felt great, but.", 0, 1),  # a joint without a second clause
         (" The plot felt great. The plot looked sweet.", 1, 2),  # one remark twice
         (" The plot felt great. I loved the plot.", 2, 2),
-        (" Everyone laughed, and everyone cried, and the audience laughed.", 2, 3),
+        (" Everyone laughed, and everyone cried.", 1, 2),
+        (" Everyone laughed, and the audience laughed.", 2, 2),
         (" The plot felt great.  I loved the music.", 1, 2),  # two blanks
-        (" I loved the plot. I loved the cast. I loved the music. I loved the finale.", 3, 4),  # four clauses
+        (" I loved the plot. I loved the cast. I loved the music.", 2, 3),  # three clauses
         (" I loved the plot, and the film was good.", 1, 2),  # words that the grammar does not have
-        (" I loved the plot. Loved loved, and I loved the cast.", 2, 3),  # one bad clause spoils no other
+        (" Loved loved, and I loved the cast.", 1, 2),  # one bad clause spoils no other
     ],
 )
 def test_parse(answer: str, parsed: int, total: int) -> None:
@@ -110,7 +112,7 @@ def test_each_sentiment_has_many_words() -> None:
         slots = {
             part[1:-1] for clause in CLAUSES if clause.sentiment == sentiment for part in clause.parts if "{" in part
         }
-        assert sum(len(WORDS[slot]) for slot in slots) > 40
+        assert sum(len(WORDS[slot]) for slot in slots) > 35
 
 
 def test_the_pupil_is_right_about_every_other_time() -> None:
