@@ -8,7 +8,7 @@ the hidden state, ``V`` vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -16,6 +16,9 @@ from torch.autograd.function import once_differentiable
 from pipeline.attention import shared_prefix_attention
 from pipeline.errors import PromptTooLongError, UnsupportedModelError
 from pipeline.packing import Pack, TokenGroup, pack_groups
+
+Precision = Literal["float32", "bfloat16"]
+"""Of the forward pass; the weights are float32 either way."""
 
 CHUNK_ELEMENTS = 1 << 22
 """Logits that may exist at one time: 16 MiB in float32."""
@@ -128,30 +131,32 @@ def chunked_logps(
     return logps_N, square_N
 
 
-def pack_logps(model: Any, pack: Pack, *, squares: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+def pack_logps(
+    model: Any, pack: Pack, *, squares: bool = False, precision: Precision = "float32"
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`chunked_logps` of each predicted token of a pack, differentiable in the model's weights."""
     head = model.get_output_embeddings()
     device = head.weight.device
-    with shared_prefix_attention(model):
+    with shared_prefix_attention(model), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         hidden_1_T_D = model.base_model(
             input_ids=pack.input_ids_T.to(device)[None],
             position_ids=pack.position_ids_T.to(device)[None],
             sequence_layout=pack.layout.to(device),
             use_cache=False,
         ).last_hidden_state
-    return chunked_logps(
-        hidden_1_T_D[0].index_select(0, pack.source_N.to(device)),
-        head.weight,
-        pack.target_N.to(device),
-        bias_V=getattr(head, "bias", None),
-        softcap=getattr(model.config, "final_logit_softcapping", None),
-        squares=squares,
-    )
+        return chunked_logps(
+            hidden_1_T_D[0].index_select(0, pack.source_N.to(device)),
+            head.weight,
+            pack.target_N.to(device),
+            bias_V=getattr(head, "bias", None),
+            softcap=getattr(model.config, "final_logit_softcapping", None),
+            squares=squares,
+        )
 
 
-def pack_sums(model: Any, pack: Pack) -> torch.Tensor:
+def pack_sums(model: Any, pack: Pack, *, precision: Precision = "float32") -> torch.Tensor:
     """Log-probability of each candidate of a pack, summed over its tokens, in nats, shape ``[S]``."""
-    return sum_by_sequence(pack_logps(model, pack)[0], pack)
+    return sum_by_sequence(pack_logps(model, pack, precision=precision)[0], pack)
 
 
 def sum_by_sequence(logps_N: torch.Tensor, pack: Pack) -> torch.Tensor:
@@ -160,7 +165,9 @@ def sum_by_sequence(logps_N: torch.Tensor, pack: Pack) -> torch.Tensor:
     return sums_S.index_add(0, pack.sequence_N.to(logps_N.device), logps_N)
 
 
-def sequence_logps(model: Any, groups: Sequence[TokenGroup], token_budget: int) -> list[list[float]]:
+def sequence_logps(
+    model: Any, groups: Sequence[TokenGroup], token_budget: int, *, precision: Precision = "float32"
+) -> list[list[float]]:
     """Log-probability of each candidate given its prompt, in nats, summed over its tokens, for each group.
 
     The model is put into evaluation mode. No gradient is kept.
@@ -173,7 +180,7 @@ def sequence_logps(model: Any, groups: Sequence[TokenGroup], token_budget: int) 
     result: list[list[float]] = [[] for _ in groups]
     for pack in pack_groups(groups, token_budget):
         with torch.no_grad():
-            sums = iter(pack_sums(model, pack).tolist())
+            sums = iter(pack_sums(model, pack, precision=precision).tolist())
         for index, candidates in zip(pack.groups, pack.candidates, strict=True):
             result[index] = [next(sums) for _ in range(candidates)]
     return result

@@ -35,6 +35,7 @@ __all__ = [
     "StepMetrics",
     "UpdateResult",
     "UpdateSettings",
+    "accumulate_gradient",
     "plan_steps",
     "run_update",
     "sequence_logps",
@@ -42,7 +43,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class _Outcome:
+class StepOutcome:
     """Detached values of a step's preferences, each of shape ``[P]``."""
 
     objective: Tensor
@@ -87,7 +88,7 @@ def run_update(
         batch = [groups[index] for index in members]
         optimizer.zero_grad(set_to_none=True)
         with shared_prefix_attention(model):  # around the backward pass too, which may recompute layers
-            outcome, tokens = _accumulate(model, batch, terms, settings, step)
+            outcome, tokens = accumulate_gradient(model, batch, terms, settings, step)
         if step == 0:
             first_loss, drift = outcome.objective.mean().item(), outcome.drift.max().item()
             check_first_loss(first_loss, expected, drift=drift, tolerance=settings.first_loss_tolerance)
@@ -105,7 +106,7 @@ def run_update(
         rows.append(row)
         if on_step is not None:
             on_step(row)
-    final = sequence_logps(model, groups, settings.token_budget)
+    final = sequence_logps(model, groups, settings.token_budget, precision=settings.precision)
     return UpdateResult(
         first_loss=first_loss,
         first_loss_expected=expected,
@@ -142,23 +143,22 @@ def _prepare(model: Any, *, gradient_checkpointing: bool) -> None:
                 module.training = True
 
 
-def _accumulate(
+def accumulate_gradient(
     model: Any,
     batch: Sequence[PreferenceGroup],
     terms: Sequence[tuple[Objective, float]],
     settings: UpdateSettings,
     step: int,
-) -> tuple[_Outcome, int]:
+) -> tuple[StepOutcome, int]:
     """Add the gradient of the step's mean loss, pack by pack, and count the tokens.
 
     The denominator is the number of preferences of the step, however they are spread over packs.
     """
-    parts: list[_Outcome] = []
+    parts: list[StepOutcome] = []
     tokens = 0
     for pack in pack_groups(batch, settings.token_budget):
         members = [batch[index] for index in pack.groups]
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            logps_N, squares_N = pack_logps(model, pack, squares=settings.wpo)
+        logps_N, squares_N = pack_logps(model, pack, squares=settings.wpo, precision=settings.precision)
         preferences = _preference_batch(pack, members, sum_by_sequence(logps_N, pack))
         objective_P = torch.zeros_like(preferences.logps_P_K[:, 0])
         for objective, weight in terms:
@@ -172,8 +172,8 @@ def _accumulate(
         (loss_P.sum() / len(batch)).backward()
         parts.append(_outcome(objective_P, loss_P, preferences))
         tokens += len(pack.input_ids_T)
-    names = [column.name for column in fields(_Outcome)]
-    return _Outcome(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names}), tokens
+    names = [column.name for column in fields(StepOutcome)]
+    return StepOutcome(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names}), tokens
 
 
 def _extra_terms(preferences: PreferenceBatch, settings: UpdateSettings) -> Tensor | float:
@@ -213,11 +213,11 @@ def _preference_batch(pack: Pack, members: Sequence[PreferenceGroup], logps_S: T
     )
 
 
-def _outcome(objective_P: Tensor, loss_P: Tensor, preferences: PreferenceBatch) -> _Outcome:
+def _outcome(objective_P: Tensor, loss_P: Tensor, preferences: PreferenceBatch) -> StepOutcome:
     worst = preferences.ranks_P_K.argmax(dim=1, keepdim=True)
     logps = preferences.logps_P_K.detach()
     ratios = preferences.logratios_P_K.detach()
-    return _Outcome(
+    return StepOutcome(
         objective=objective_P.detach(),
         loss=loss_P.detach(),
         chosen=logps[:, 0],
@@ -247,7 +247,7 @@ def _take_step(
     return float(norm)
 
 
-def _means(outcome: _Outcome, beta: float) -> dict[str, float]:
+def _means(outcome: StepOutcome, beta: float) -> dict[str, float]:
     margin = outcome.chosen_ratio - outcome.rejected_ratio
     chosen, rejected = outcome.chosen_ratio.mean().item(), outcome.rejected_ratio.mean().item()
     return {

@@ -54,8 +54,12 @@ def _check_fit(name: str, objective: Objective, groups: Sequence[PreferenceGroup
 
 
 def check_weights(model: Any) -> None:
-    """Refuse trained weights in half precision, in which small steps of AdamW round to nothing."""
+    """Refuse weights that are not finite, and trained ones in half precision, where small steps round to
+    nothing.
+    """
     for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise NonFiniteError(f"weight {name} is not finite before the first step: take an earlier checkpoint")
         if weight.requires_grad and weight.dtype not in (torch.float32, torch.float64):
             raise UnsupportedModelError(
                 f"weight {name} is {weight.dtype} and the update trains float32 master weights: load the "

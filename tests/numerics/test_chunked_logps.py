@@ -1,0 +1,100 @@
+"""Chunked log-probabilities against the plain softmax over the whole vocabulary."""
+
+import pytest
+import torch
+
+from pipeline.logprobs import chunked_logps
+
+ROWS, WIDTH, VOCABULARY = 13, 8, 29
+
+
+def inputs(dtype=torch.float64, bias=True):
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(ROWS, WIDTH, generator=generator, dtype=dtype).requires_grad_()
+    weight = torch.randn(VOCABULARY, WIDTH, generator=generator, dtype=dtype).requires_grad_()
+    target = torch.randint(VOCABULARY, (ROWS,), generator=generator)
+    offset = torch.randn(VOCABULARY, generator=generator, dtype=dtype).requires_grad_() if bias else None
+    return hidden, weight, target, offset
+
+
+def plain(hidden, weight, target, bias, softcap):
+    logits = hidden @ weight.T + (0 if bias is None else bias)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    logps = torch.log_softmax(logits, dim=-1)
+    return logps.gather(1, target[:, None])[:, 0], torch.logsumexp(2 * logps, dim=-1)
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 4, 13, 100])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_equals_the_plain_formula(chunk_rows, softcap):
+    """In float64, where the order of sums leaves 1e-12."""
+    hidden, weight, target, bias = inputs()
+    ours, squares = chunked_logps(
+        hidden,
+        weight,
+        target,
+        bias_V=bias,
+        softcap=softcap,
+        squares=True,
+        chunk_elements=chunk_rows * VOCABULARY,
+    )
+    expected, expected_squares = plain(hidden, weight, target, bias, softcap)
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(squares, expected_squares, rtol=1e-12, atol=1e-12)
+    assert not squares.requires_grad
+    pull = torch.linspace(-1, 1, ROWS, dtype=torch.float64)
+    found = torch.autograd.grad((ours * pull).sum(), [hidden, weight, bias])
+    wanted = torch.autograd.grad((expected * pull).sum(), [hidden, weight, bias])
+    torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("chunk_rows", [3, 100])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_gradcheck(chunk_rows, softcap):
+    hidden, weight, target, bias = inputs()
+
+    def logps(hidden, weight, bias):
+        chunk = chunk_rows * VOCABULARY
+        return chunked_logps(hidden, weight, target, bias_V=bias, softcap=softcap, chunk_elements=chunk)[0]
+
+    assert torch.autograd.gradcheck(logps, (hidden, weight, bias))
+
+
+def test_frozen_projection_gets_no_gradient():
+    hidden, weight, target, _ = inputs(bias=False)
+    ours, _ = chunked_logps(hidden, weight.detach(), target)
+    ours.sum().backward()
+    assert weight.grad is None
+    assert hidden.grad is not None
+
+
+def test_half_precision_sums_in_float32():
+    """bfloat16 holds 8 bits: products of width 8 are off by up to 1%, while the log-sum-exp adds nothing to
+    that.
+    """
+    hidden, weight, target, _ = inputs(torch.float32, bias=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, _ = chunked_logps(hidden, weight, target)
+    assert ours.dtype == torch.float32
+    expected, _ = plain(hidden, weight, target, None, None)
+    torch.testing.assert_close(ours, expected, rtol=0.02, atol=0.05)
+    ours.sum().backward()
+    assert hidden.grad.dtype == weight.grad.dtype == torch.float32
+
+
+def test_only_a_chunk_of_logits_is_kept():
+    """What the graph holds for the backward pass: inputs and one number a token, never [N, V] when there are
+    several chunks.
+    """
+    hidden, weight, target, _ = inputs(bias=False)
+    kept: list[int] = []
+
+    def pack(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        ours, _ = chunked_logps(hidden, weight, target, chunk_elements=4 * VOCABULARY)
+    assert max(kept) == VOCABULARY * WIDTH < ROWS * VOCABULARY
+    assert ours.grad_fn.kept is None

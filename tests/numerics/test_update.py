@@ -1,0 +1,349 @@
+"""The update as a whole, on tiny models in float32."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from numerics.tiny_models import build, gradients, plain_logps, token_groups
+from torch.nn.functional import logsigmoid
+
+from pipeline.errors import (
+    ConfigError,
+    DataError,
+    FirstLossError,
+    NonFiniteError,
+    PromptTooLongError,
+    UnsupportedModelError,
+)
+from pipeline.optimization import build_optimizer, learning_rate_factor
+from pipeline.update import (
+    PreferenceGroup,
+    UpdateSettings,
+    accumulate_gradient,
+    plan_steps,
+    run_update,
+    sequence_logps,
+)
+from pipeline.update_checks import check_inputs
+
+SEED = 4
+SETTINGS = UpdateSettings(batch_size=4, learning_rate=1e-3)
+RANKING = replace(SETTINGS, objectives={"plackett_luce": 1.0})
+# Float32 gradients of a mean over a handful of preferences, added up in another order.
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def preferences(model, count=12, candidates=2, seed=0, **fields) -> list[PreferenceGroup]:
+    """Preferences whose reference is the model as it is."""
+    groups = token_groups(count, candidates, seed)
+    return [
+        PreferenceGroup(
+            prompt_id=group.prompt_id,
+            prompt_token_ids=group.prompt_token_ids,
+            candidate_token_ids=group.candidate_token_ids,
+            reference_logps=logps,
+            **fields,
+        )
+        for group, logps in zip(groups, sequence_logps(model, groups, 200), strict=True)
+    ]
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_first_loss_of_pairs_is_ln_2(name):
+    model = build(name)
+    result = run_update(model, preferences(model), SETTINGS, seed=SEED)
+    assert result.first_loss_expected == math.log(2)
+    assert result.first_loss == pytest.approx(math.log(2), abs=1e-6)
+    assert result.reference_drift < 1e-4  # packs of another make-up: the last digits of sums near 50 nats
+    assert result.steps[0].loss == result.first_loss
+
+
+@pytest.mark.parametrize("candidates", [2, 4])
+def test_first_loss_of_rankings_is_ln_factorial(candidates):
+    model = build()
+    result = run_update(model, preferences(model, candidates=candidates), RANKING, seed=SEED)
+    assert result.first_loss == pytest.approx(math.log(math.factorial(candidates)), abs=1e-5)
+
+
+def test_first_loss_of_ties_and_of_weighted_sums():
+    """Ranks 0, 0, 1 leave two comparisons with the last: 2 ln 2, and as many pairs; 0.5 * 2 ln 2 + 2 * 2 ln 2
+    = 5 ln 2.
+    """
+    model = build()
+    groups = preferences(model, candidates=3, ranks=(0, 0, 1))
+    both = replace(SETTINGS, objectives={"plackett_luce": 0.5, "all_pairs": 2.0})
+    assert run_update(model, groups, both, seed=SEED).first_loss == pytest.approx(5 * math.log(2), abs=1e-5)
+
+
+def test_wrong_reference_stops_before_any_weight_changes():
+    model = build()
+    before = weights(model)
+    # one nat a sequence, as a missing end-of-sequence token would give, on every chosen answer
+    wrong = [
+        replace(group, reference_logps=[group.reference_logps[0] - 1, group.reference_logps[1]])
+        for group in preferences(model)
+    ]
+    with pytest.raises(FirstLossError, match=r"first loss is 0\.64.* gives 0\.693147.*largest difference .* 1 nats"):
+        run_update(model, wrong, SETTINGS, seed=SEED)
+    torch.testing.assert_close(weights(model), before, rtol=0, atol=0)
+    # the same preferences against a reference that is known to be another model
+    result = run_update(model, wrong, replace(SETTINGS, reference_is_start=False), seed=SEED)
+    assert result.first_loss_expected is None
+    assert result.first_loss == pytest.approx(-math.log(1 / (1 + math.exp(-0.1))), abs=1e-5)
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, nll_weight=0.3, exploration_weight=0.1)])
+def test_gradient_equals_plain_autograd_over_one_large_batch(settings):
+    """One batch of 7 pairs through `transformers` alone, against packs of 60 tokens with the count of the
+    step below them.
+    """
+    model = build()
+    groups = preferences(model, count=7)
+    shifted = [
+        replace(group, reference_logps=[logp + 1.5 for logp in group.reference_logps[:1]] + [-30.0]) for group in groups
+    ]
+    losses = []
+    for group in shifted:
+        logps = plain_logps(model, group)
+        ratios = logps - torch.tensor(group.reference_logps)
+        loss = -logsigmoid(0.1 * (ratios[0] - ratios[1]))
+        loss = loss - settings.nll_weight * logps[0] / len(group.candidate_token_ids[0])
+        losses.append(loss + settings.exploration_weight * logps.mean())
+    expected_loss = torch.stack(losses).mean()
+    expected_loss.backward()
+    expected = gradients(model)
+    for budget in (60, 10_000):
+        part = replace(settings, token_budget=budget)
+        outcome, tokens = accumulate_gradient(model, shifted, check_inputs(shifted, part), part, step=0)
+        assert outcome.loss.mean().item() == pytest.approx(expected_loss.item(), rel=1e-5)
+        assert tokens == sum(group.packed_tokens for group in groups)
+        torch.testing.assert_close(gradients(model), expected, **CLOSE)
+
+
+def test_wpo_gradient_equals_plain_autograd():
+    """Weight of a pair: exp of the mean over tokens of log p - log sum p^2, for both answers, without
+    gradient.
+    """
+    model = build()
+    groups = preferences(model, count=5)
+    losses = []
+    for group in groups:
+        ratios, weight = [], 1.0
+        for candidate, reference in zip(group.candidate_token_ids, group.reference_logps, strict=True):
+            ids = torch.tensor([[*group.prompt_token_ids, *candidate]])
+            table = model(input_ids=ids).logits[0, len(group.prompt_token_ids) - 1 : -1].log_softmax(-1)
+            logps = table.gather(1, torch.tensor(candidate)[:, None])[:, 0]
+            weight *= (logps - (2 * table).logsumexp(-1)).mean().exp().item()
+            ratios.append(logps.sum() - reference)
+        losses.append(-weight * logsigmoid(0.1 * (ratios[0] - ratios[1])))
+    torch.stack(losses).mean().backward()
+    expected = gradients(model)
+    settings = replace(SETTINGS, wpo=True, token_budget=60)
+    outcome, _ = accumulate_gradient(model, groups, check_inputs(groups, settings), settings, step=0)
+    torch.testing.assert_close(gradients(model), expected, **CLOSE)
+    assert outcome.objective.mean().item() == pytest.approx(math.log(2), abs=1e-6)  # what theory is compared with
+
+
+def test_rankings_of_different_sizes_share_a_step():
+    """Mean over 3 preferences of 2, 3 and 4 candidates at the start: (ln 2! + ln 3! + ln 4!) / 3."""
+    model = build()
+    groups = [preferences(model, count=1, candidates=candidates, seed=candidates)[0] for candidates in (2, 3, 4)]
+    result = run_update(model, groups, RANKING, seed=SEED)
+    assert result.first_loss == pytest.approx(math.log(2 * 6 * 24) / 3, abs=1e-5)
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, epochs=2, schedule="cosine", weight_decay=0.1)])
+def test_same_seed_gives_the_same_weights_to_the_bit(settings):
+    models = [build(), build()]
+    results = [run_update(model, preferences(model), settings, seed=SEED) for model in models]
+    torch.testing.assert_close(weights(models[0]), weights(models[1]), rtol=0, atol=0)
+    assert results[0].final_logps == results[1].final_logps
+    other = build()
+    run_update(other, preferences(other), settings, seed=SEED + 1)
+    assert any(not torch.equal(one, weights(other)[name]) for name, one in weights(models[0]).items())
+
+
+def test_gradient_checkpointing_changes_nothing():
+    """The same operations twice: equal to the bit."""
+    plain, saving = build(), build()
+    run_update(plain, preferences(plain), SETTINGS, seed=SEED)
+    run_update(saving, preferences(saving), replace(SETTINGS, gradient_checkpointing=True), seed=SEED)
+    torch.testing.assert_close(weights(saving), weights(plain), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_dropout_is_off(gradient_checkpointing):
+    """GPT-2 drops a tenth of its activations in training mode; the policy must be the one that was sampled
+    from.
+    """
+    model = build("gpt2")
+    groups = preferences(model)
+    model.train()
+    settings = replace(SETTINGS, gradient_checkpointing=gradient_checkpointing)
+    assert run_update(model, groups, settings, seed=SEED).reference_drift < 1e-4
+
+
+def test_it_learns_the_preferences():
+    model = build()
+    groups = preferences(model)
+    seen = []
+    result = run_update(model, groups, replace(SETTINGS, epochs=8), seed=SEED, on_step=seen.append)
+    assert seen == result.steps
+    assert [row.step for row in seen] == list(range(24))
+    last = result.steps[-1]
+    assert last.accuracy == 1
+    assert last.loss < 0.5 < math.log(2)
+    assert last.reward_margin == pytest.approx(last.reward_chosen - last.reward_rejected, abs=1e-5)
+
+
+def test_metrics_are_those_of_the_step():
+    """One step over all preferences, before it is taken: means of the log-probabilities under the model as it
+    was.
+    """
+    model = build()
+    groups = [replace(group, reference_logps=[-20.0, -30.0]) for group in preferences(model)]
+    start = sequence_logps(model, groups, 200)
+    settings = replace(SETTINGS, batch_size=100, reference_is_start=False)
+    result = run_update(model, groups, settings, seed=SEED)
+    (row,) = result.steps
+    chosen, rejected = (sum(logps[place] for logps in start) / len(start) for place in (0, 1))
+    assert row.logp_chosen == pytest.approx(chosen, rel=1e-5)
+    assert row.logp_rejected_change == pytest.approx(rejected + 30, rel=1e-4)
+    assert row.reward_chosen == pytest.approx(0.1 * (chosen + 20), rel=1e-4)
+    assert row.accuracy == sum(logps[0] + 20 > logps[1] + 30 for logps in start) / len(start)
+    assert result.reference_drift == pytest.approx(
+        max(max(abs(logps[0] + 20), abs(logps[1] + 30)) for logps in start), rel=1e-5
+    )
+
+
+def test_displacement_is_measured_after_the_last_step():
+    model = build()
+    groups = preferences(model)
+    result = run_update(model, groups, replace(SETTINGS, epochs=3), seed=SEED)
+    final = sequence_logps(model, groups, SETTINGS.token_budget)
+    assert result.final_logps == final
+    changes = [logps[0] - group.reference_logps[0] for logps, group in zip(final, groups, strict=True)]
+    assert result.chosen_change == pytest.approx(sum(changes) / len(changes))
+    assert result.chosen_fell_share == sum(change < 0 for change in changes) / len(changes)
+    assert result.rejected_change < 0
+
+
+def test_bfloat16_stays_near_float32():
+    """8 bits of mantissa: a sequence of 9 tokens moves by some tenths of a nat, the first loss by less than
+    1%.
+    """
+    model, rounded = build(), build()
+    exact = run_update(model, preferences(model), SETTINGS, seed=SEED)
+    result = run_update(rounded, preferences(rounded), replace(SETTINGS, precision="bfloat16"), seed=SEED)
+    assert 0 < result.reference_drift < 1
+    assert result.first_loss == pytest.approx(exact.first_loss, rel=0.01)
+    assert all(weight.dtype == torch.float32 for weight in rounded.parameters())
+
+
+def test_runaway_step_is_named():
+    """A learning rate that sends the weights to 1e30: the second step overflows, and is not taken."""
+    model = build()
+    taken = []
+    with pytest.raises(NonFiniteError, match=r"loss of step 1 is not finite for 4 preferences: prompt-\d+ .*not taken"):
+        run_update(model, preferences(model), replace(SETTINGS, learning_rate=1e30), seed=SEED, on_step=taken.append)
+    assert len(taken) == 1
+
+
+def test_gradient_that_is_not_finite_is_named_before_the_step():
+    model = build()
+    groups, before = preferences(model), weights(model)
+    model.model.layers[1].mlp.up_proj.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(NonFiniteError, match=r"gradient of step 0.*layers\.1\.mlp\.up_proj\.weight.*prompt-\d+"):
+        run_update(model, groups, SETTINGS, seed=SEED)
+    torch.testing.assert_close(weights(model), before, rtol=0, atol=0)
+
+
+def test_unfit_inputs_are_refused_before_work_starts():
+    model = build()
+    pairs, rankings = preferences(model, count=3), preferences(model, count=3, candidates=3)
+    for groups, settings, error, words in [
+        ([], SETTINGS, DataError, "got none: every prompt"),
+        (pairs, replace(SETTINGS, objectives={}), ConfigError, "at least one objective"),
+        (rankings, SETTINGS, DataError, "'sigmoid' compares two candidates and prompt prompt-0 has 3"),
+        (
+            [replace(pairs[0], soft_label=0.9)],
+            replace(SETTINGS, objectives={"hinge": 1.0}),
+            DataError,
+            "no soft labels",
+        ),
+        (rankings, replace(RANKING, wpo=True), ConfigError, "wpo weighs pairs"),
+        (pairs, replace(SETTINGS, token_budget=8), PromptTooLongError, "token budget is 8"),
+    ]:
+        with pytest.raises(error, match=words):
+            run_update(model, groups, settings, seed=SEED)
+
+
+def test_unfit_weights_are_refused_before_work_starts():
+    model = build()
+    pairs = preferences(model)
+    with pytest.raises(UnsupportedModelError, match="is torch.bfloat16 and the update trains float32"):
+        run_update(build().to(torch.bfloat16), pairs, SETTINGS, seed=SEED)
+    with torch.no_grad():
+        model.lm_head.weight[3, 5] = math.nan
+    with pytest.raises(NonFiniteError, match=r"lm_head\.weight is not finite before the first step"):
+        run_update(model, pairs, SETTINGS, seed=SEED)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"reference_logps": [-1.0]}, "2 candidates and reference log-probabilities"),
+        ({"reference_logps": [-1.0, math.nan]}, "finite"),
+        ({"ranks": [1, 0]}, r"ranks \[1, 0\]"),
+        ({"ranks": [0, 0]}, "not all equal"),
+        ({"soft_label": 1.2}, "soft label 1.2"),
+        ({"candidate_token_ids": [[1]]}, "1 candidates: a preference needs at least 2"),
+    ],
+)
+def test_malformed_preference_names_its_prompt(fields, words):
+    good = {
+        "prompt_id": "p7",
+        "prompt_token_ids": [1],
+        "candidate_token_ids": [[1], [2]],
+        "reference_logps": [-1.0, -2.0],
+    }
+    PreferenceGroup(**good)
+    with pytest.raises(DataError, match=f"prompt p7 .*{words}"):
+        PreferenceGroup(**(good | fields))
+
+
+def test_plan_covers_every_epoch_in_an_order_of_its_own():
+    plan = plan_steps(10, batch_size=4, epochs=2, seed=SEED)
+    assert [(epoch, len(members)) for epoch, members in plan] == [(0, 4), (0, 4), (0, 2), (1, 4), (1, 4), (1, 2)]
+    first, second = (sum((members for epoch, members in plan if epoch == which), []) for which in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    assert plan == plan_steps(10, batch_size=4, epochs=2, seed=SEED)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        ("constant", [1 / 3, 2 / 3, 1, 1, 1, 1]),
+        ("linear", [1 / 3, 2 / 3, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [1 / 3, 2 / 3, 1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]),
+    ],
+)
+def test_learning_rate_of_each_step(schedule, factors):
+    """Six steps, two of them warm-up."""
+    factor = learning_rate_factor(schedule, steps=6, warmup_steps=2)
+    assert [factor(step) for step in range(6)] == pytest.approx(factors)
+
+
+def test_only_matrices_decay():
+    optimizer = build_optimizer(build("gpt2"), learning_rate=1e-3, weight_decay=0.1)
+    decayed, kept = optimizer.param_groups
+    assert decayed["weight_decay"] == 0.1
+    assert kept["weight_decay"] == 0
+    assert {weight.ndim for weight in decayed["params"]} == {2}
+    assert {weight.ndim for weight in kept["params"]} == {1}
