@@ -1,14 +1,13 @@
 """A grammar of short film reviews with mixed sentiment, and the parser of the same grammar.
 
-A review is an opening, which is the prompt, and two clauses, which are the answer:
+A review is an opening, which is the prompt, and an answer of three clauses: a quality, an opinion, and a remark.
 
-    Last Friday I saw a French drama with my sister.| The plot felt clever, but I disliked the music.
+    Last Friday I saw a French drama with my sister.| The plot felt clever, but I disliked the music. Everyone slept.
 
-Each clause praises, blames or merely tells. Openings are neutral. The generator and the parser read the same
-``CLAUSES``, so that what one writes the other accepts. A review makes no remark twice: "the plot felt ..." may
-be followed by "I liked the plot", but not by "the plot seemed ...". A second one does not parse; nor does a third
-clause. All reviews have as many clauses, because a judge of sentiment gives more to a longer text of equal sentiment:
-with one to three clauses, a policy first learned to write three, and then never to stop.
+Each clause praises, blames or merely tells; openings are neutral. The generator and the parser read the same
+``CLAUSES``, so that what one writes the other accepts. All answers have as many clauses, and each place has a kind of
+its own: a judge of sentiment gives more to a longer text of equal sentiment, and where a grammar allowed one to three
+clauses a policy first learned to write three, and then never to stop.
 """
 
 import random
@@ -19,8 +18,6 @@ from itertools import product
 from typing import NamedTuple, TypeVar
 
 from pipeline.corpora.base import CorpusPrompt, Split, draw, generator, split_of
-
-CLAUSES_OF_A_REVIEW = 2
 
 _OPENING: tuple[tuple[str, ...], ...] = (
     ("Yesterday", "Last Friday", "Last week", "On Sunday", "On Monday evening", "This morning",
@@ -68,46 +65,39 @@ Value = TypeVar("Value")
 
 
 class Clause(NamedTuple):
-    """A kind of clause. Its parts are words, or names of slots in braces.
+    """A way to write a clause: its kind, its sentiment, and its parts, which are words or names of slots in braces."""
 
-    Clauses of one remark exclude each other in a review, unless they speak of different things: see ``_topic``.
-    """
-
-    remark: str
+    kind: str
     sentiment: str
     parts: tuple[str, ...]
-
-    @property
-    def weight(self) -> int:
-        """How often it is drawn, in proportion: an aspect can be spoken of in more ways than the film as a whole."""
-        return 3 if "{aspect}" in self.parts else 1
 
 
 CLAUSES: tuple[Clause, ...] = (
     Clause("quality", "praise", ("the ", "{aspect}", "{was}", "{degree}", "{good}")),
-    Clause("opinion", "praise", ("I", "{liked}", " the ", "{aspect}")),
-    Clause("public", "praise", ("{public}", "{cheered}")),
-    Clause("verdict", "praise", ("it was a", "{gem}")),
-    Clause("again", "praise", ("I would", "{gladly}", " watch it again")),
     Clause("quality", "blame", ("the ", "{aspect}", "{was}", "{degree}", "{bad}")),
-    Clause("opinion", "blame", ("I", "{disliked}", " the ", "{aspect}")),
-    Clause("public", "blame", ("{public}", "{complained}")),
-    Clause("verdict", "blame", ("it was a", "{mess}")),
-    Clause("again", "blame", ("I would", "{hardly}", " watch it again")),
     Clause("quality", "tell", ("the ", "{aspect}", "{was}", "{degree}", "{plain}")),
+    Clause("opinion", "praise", ("I", "{liked}", " the ", "{aspect}")),
+    Clause("opinion", "blame", ("I", "{disliked}", " the ", "{aspect}")),
     Clause("opinion", "tell", ("I", "{noticed}", " the ", "{aspect}")),
-    Clause("public", "tell", ("{public}", "{talked}")),
-    Clause("verdict", "tell", ("it was a", "{remake}")),
-    Clause("length", "tell", ("it lasted", "{number}", " hours")),
-    Clause("setting", "tell", ("it was set in", "{place}")),
+    Clause("remark", "praise", ("{public}", "{cheered}")),
+    Clause("remark", "praise", ("it was a", "{gem}")),
+    Clause("remark", "praise", ("I would", "{gladly}", " watch it again")),
+    Clause("remark", "blame", ("{public}", "{complained}")),
+    Clause("remark", "blame", ("it was a", "{mess}")),
+    Clause("remark", "blame", ("I would", "{hardly}", " watch it again")),
+    Clause("remark", "tell", ("{public}", "{talked}")),
+    Clause("remark", "tell", ("it was a", "{remake}")),
+    Clause("remark", "tell", ("it lasted", "{number}", " hours")),
+    Clause("remark", "tell", ("it was set in", "{place}")),
 )
+PLACES: tuple[tuple[str, ...], ...] = (("quality", "opinion"), ("remark",))
+"""The kinds of the clauses of each sentence, in order."""
+JOINTS = (", and ", ", but ", ", while ")
 SENTIMENTS = (("praise", 0.36), ("blame", 0.36), ("tell", 0.28))
-JOINTS = (". ", ", and ", ", but ", ", while ")
-_SENTENCE_END = 0.5
 
 
 class FilmReviews:
-    """Openings as prompts, two clauses as answers."""
+    """Openings as prompts, three clauses as answers."""
 
     def prompts(self, split: Split, count: int, seed: int) -> list[CorpusPrompt]:
         """Distinct openings of one split: see ``Corpus.prompts``."""
@@ -121,77 +111,57 @@ class FilmReviews:
 
 
 def review(rng: random.Random) -> str:
-    """An answer: a blank, and two clauses of mixed sentiment that end in a full stop."""
-    clauses: dict[str, str] = {}
-    while len(clauses) < CLAUSES_OF_A_REVIEW:
-        topic, text = _draw_clause(rng)
-        clauses.setdefault(topic, text)
-    first, *others = clauses.values()
-    answer = " " + _capital(first)
-    for clause in others:
-        joint = JOINTS[0] if rng.random() < _SENTENCE_END else rng.choice(JOINTS[1:])
-        answer += joint + (_capital(clause) if joint == JOINTS[0] else clause)
-    return answer + "."
+    """An answer: sentences of clauses of mixed sentiment, each after a blank and ending in a full stop."""
+    answer = ""
+    for kinds in PLACES:
+        first, *others = [_draw_clause(kind, rng) for kind in kinds]
+        answer += " " + _capital(first) + "".join(rng.choice(JOINTS) + clause for clause in others) + "."
+    return answer
 
 
 def parse(answer: str) -> tuple[int, int]:
-    """How many clauses of an answer the grammar can produce, and how many clauses the answer has.
+    """How many clauses of an answer the grammar can produce in their place, and of how many.
 
-    A sentence starts with a capital and ends with a full stop; a clause parses where a kind of clause matches it as a
-    whole, its topic is new in this answer, and it is among the first two. Words after the last full stop are a
-    clause that does not parse. An answer without words has no clause: (0, 0).
+    A clause parses where one of the kind that belongs to its place matches it as a whole. A sentence begins with a
+    capital and ends with a full stop; words after the last one are a clause that does not parse. A missing clause
+    counts as one that does not parse, so that the second number is at least three.
     """
     *sentences, rest = answer.strip().split(".")
-    topics: set[str] = set()
     parsed = total = 0
-    for number, sentence in enumerate(sentences):
-        for clause in _split_sentence(sentence if number == 0 else sentence.removeprefix(" ")):
-            total += 1
-            topic = _find_topic(clause)
-            if topic is not None and topic not in topics and total <= CLAUSES_OF_A_REVIEW:
-                topics.add(topic)
-                parsed += 1
-    return parsed, total + bool(rest.strip())
+    for place, sentence in enumerate(sentences):
+        kinds = PLACES[place] if place < len(PLACES) else ()
+        clauses = _split_sentence(sentence.removeprefix(" ") if place else sentence)
+        total += len(clauses)
+        parsed += sum(_matches(kind, clause) for kind, clause in zip(kinds, clauses, strict=False))
+    return parsed, max(total + bool(rest.strip()), sum(map(len, PLACES)))
 
 
 def _split_sentence(sentence: str) -> list[str]:
-    first, *others = re.split(", (?:and|but|while) ", sentence)
+    """The clauses of a sentence; the first is empty, which nothing matches, where it does not begin with a capital."""
+    first, *others = re.split("|".join(JOINTS), sentence)
     if first != _capital(first):
-        return ["", *others]  # a sentence that starts small: its first clause must not parse
-    small = first if first.startswith("I ") else first[:1].lower() + first[1:]
-    return [small, *others]
+        return ["", *others]
+    return [first if first.startswith("I ") else first[:1].lower() + first[1:], *others]
 
 
-def _find_topic(clause: str) -> str | None:
-    for kind, pattern in _patterns():
-        if match := pattern.fullmatch(clause):
-            return _topic(kind, match.groupdict())
-    return None
+def _matches(kind: str, clause: str) -> bool:
+    return any(pattern.fullmatch(clause) for pattern in _patterns(kind))
 
 
 @cache
-def _patterns() -> tuple[tuple[Clause, re.Pattern[str]], ...]:
-    return tuple((clause, re.compile("".join(map(_pattern, clause.parts)))) for clause in CLAUSES)
+def _patterns(kind: str) -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile("".join(map(_pattern, clause.parts))) for clause in CLAUSES if clause.kind == kind)
 
 
 def _pattern(part: str) -> str:
     slot = _slot(part)
-    if slot is None:
-        return re.escape(part)
-    options = "|".join(re.escape(word) for word in sorted(set(WORDS[slot])))
-    return f"(?P<{slot}>{options})"
+    return re.escape(part) if slot is None else "(?:" + "|".join(map(re.escape, WORDS[slot])) + ")"
 
 
-def _draw_clause(rng: random.Random) -> tuple[str, str]:
+def _draw_clause(kind: str, rng: random.Random) -> str:
     sentiment = _weighted(rng, SENTIMENTS)
-    kind = _weighted(rng, [(clause, clause.weight) for clause in CLAUSES if clause.sentiment == sentiment])
-    filled = {slot: rng.choice(WORDS[slot]) for part in kind.parts if (slot := _slot(part))}
-    text = "".join(filled[slot] if (slot := _slot(part)) else part for part in kind.parts)
-    return _topic(kind, filled), text
-
-
-def _topic(clause: Clause, filled: Mapping[str, str]) -> str:
-    return f"{clause.remark} {filled.get('aspect') or filled.get('public', '')}"
+    clause = rng.choice([clause for clause in CLAUSES if (clause.kind, clause.sentiment) == (kind, sentiment)])
+    return "".join(part if (slot := _slot(part)) is None else rng.choice(WORDS[slot]) for part in clause.parts)
 
 
 def _slot(part: str) -> str | None:

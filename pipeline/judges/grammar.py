@@ -7,7 +7,7 @@ from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment, Verdict, 
 
 
 class Grammar:
-    """The share of an answer's clauses that parse, from 0 to 1; 0 for an answer without words."""
+    """The share of an answer's clauses that parse in their place, from 0 to 1; a missing clause does not parse."""
 
     name = "grammar"
     version = "film_reviews-1"
@@ -19,6 +19,4 @@ class Grammar:
 
 def _score(_item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
     parsed, total = parse(candidate.text)
-    return Verdict(
-        score=parsed / total if total else 0.0, components={"parsed": float(parsed), "clauses": float(total)}
-    )
+    return Verdict(score=parsed / total, components={"parsed": float(parsed), "clauses": float(total)})

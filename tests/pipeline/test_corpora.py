@@ -60,8 +60,7 @@ def test_every_review_parses_whole() -> None:
     for _ in range(5000):
         text = review(rng)
         parsed, total = parse(text)
-        assert parsed == total, text
-        assert total == 2
+        assert (parsed, total) == (3, 3), text
         assert text.startswith(" ")
         assert text.endswith(".")
 
@@ -69,26 +68,23 @@ def test_every_review_parses_whole() -> None:
 @pytest.mark.parametrize(
     ("answer", "parsed", "total"),
     [
-        ("", 0, 0),
-        ("  ", 0, 0),
-        (".", 0, 1),
-        (" The plot felt great.", 1, 1),
-        (" The plot felt very great, and I loved the music.", 2, 2),
-        (" The plot felt very great. It lasted two hours.", 2, 2),
-        (" The plot felt great great.", 0, 1),
-        (" great great great.", 0, 1),
-        (" the plot felt great.", 0, 1),  # no capital
-        (" The plot felt great", 0, 1),  # no full stop
-        (" The plot felt great. I loved", 1, 2),  # cut at max_tokens
-        (" The plot felt great, but.", 0, 1),  # a joint without a second clause
-        (" The plot felt great. The plot looked sweet.", 1, 2),  # one remark twice
-        (" The plot felt great. I loved the plot.", 2, 2),
-        (" Everyone laughed, and everyone cried.", 1, 2),
-        (" Everyone laughed, and the audience laughed.", 2, 2),
-        (" The plot felt great.  I loved the music.", 1, 2),  # two blanks
-        (" I loved the plot. I loved the cast. I loved the music.", 2, 3),  # three clauses
-        (" I loved the plot, and the film was good.", 1, 2),  # words that the grammar does not have
-        (" Loved loved, and I loved the cast.", 1, 2),  # one bad clause spoils no other
+        (" The plot felt great, and I loved the music. It was set in Rome.", 3, 3),
+        (" The plot felt great, while I loved the plot. I would never watch it again.", 3, 3),
+        ("", 0, 3),
+        ("  ", 0, 3),
+        (".", 0, 3),
+        (" great great great.", 0, 3),
+        (" The plot felt great great, and I loved the music. It was set in Rome.", 2, 3),
+        (" the plot felt great, and I loved the music. it was set in Rome.", 1, 3),  # no capitals
+        (" The plot felt great, and I loved the music. It was set in", 2, 3),  # cut at max_tokens
+        (" The plot felt great, and I loved the music.", 2, 3),  # a clause is missing
+        (" The plot felt great, but. It was set in Rome.", 1, 3),
+        (" The plot felt great, and I loved the music.  It was set in Rome.", 2, 3),  # two blanks
+        (" The plot felt great. I loved the music. It was set in Rome.", 1, 3),  # right clauses in wrong places
+        (" I loved the music, and the plot felt great. It was set in Rome.", 1, 3),
+        (" The plot felt great, and I loved the music. It was set in Rome. It was a joy.", 3, 4),  # one too many
+        (" The plot felt great, and I loved the music, and I loved the plot. It was set in Rome.", 3, 4),
+        (" The film felt great, and I loved the music. It was set in Oslo.", 1, 3),  # words that it does not have
     ],
 )
 def test_parse(answer: str, parsed: int, total: int) -> None:

@@ -57,9 +57,10 @@ def test_exact_answer_needs_a_reference() -> None:
 
 def test_grammar_gives_the_share_of_clauses() -> None:
     judge = make_judge(GrammarJudge(kind="grammar"))
-    judgments = judge.judge([item(" I loved the plot. Great great.", " I loved the plot.", "")])
-    assert [j.score for j in judgments] == [0.5, 1.0, 0.0]
-    assert judgments[0].components == {"parsed": 1.0, "clauses": 2.0}
+    whole = " The plot felt great, and I loved the music. Everyone laughed."
+    judgments = judge.judge([item(whole, whole + " Great.", "")])
+    assert [j.score for j in judgments] == [1.0, 0.75, 0.0]
+    assert judgments[1].components == {"parsed": 3.0, "clauses": 4.0}
 
 
 @pytest.mark.parametrize("kind", ["VaderJudge(kind='vader')", "ExactAnswerJudge(kind='exact_answer')"])
@@ -73,10 +74,10 @@ def test_a_judge_by_rules_imports_no_torch(kind: str) -> None:
 
 def test_judgments_become_a_table() -> None:
     judge = make_judge(GrammarJudge(kind="grammar"))
-    table = judgments_table(judge.judge([item(" I loved the plot.", "")]))
+    table = judgments_table(judge.judge([item(" Great, and I loved the plot. Everyone laughed.", "")]))
     assert table.schema.equals(JUDGMENTS, check_metadata=True)
-    assert table["score"].to_pylist() == [1.0, 0.0]
-    assert table["components"].to_pylist()[0] == [("parsed", 1.0), ("clauses", 1.0)]
+    assert table["score"].to_pylist() == [2 / 3, 0.0]
+    assert table["components"].to_pylist()[0] == [("parsed", 2.0), ("clauses", 3.0)]
 
 
 def test_prompts_and_candidates_are_joined() -> None:
