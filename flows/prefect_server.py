@@ -17,6 +17,7 @@ from pathlib import Path
 
 import httpx
 
+import flows.prefect_settings  # noqa: F401  before Prefect
 from flows.errors import ServerError
 
 START_SECONDS = 180.0  # a busy two-core machine needs up to a minute

@@ -38,3 +38,34 @@ class Drift:
     per_token: float
     per_sequence: float
     seconds: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts that are sampled and judged together.
+
+    Args:
+        policy: the round whose policy samples.
+        held_out: whether the prompts are the held-out ones.
+        places: where the tables may lie already, as round and prefix of the stage's name; the last is where they
+            are committed.
+    """
+
+    policy: int
+    held_out: bool
+    places: tuple[tuple[int, str], ...]
+
+    @classmethod
+    def training(cls, number: int) -> "Batch":
+        """A round's own prompts, answered by the policy of the round before."""
+        return cls(number - 1, False, ((number, ""),))
+
+    @classmethod
+    def evaluation(cls, number: int) -> "Batch":
+        """The held-out prompts, answered by the round's new policy."""
+        return cls(number, True, ((number, "eval_"),))
+
+    @classmethod
+    def baseline(cls, number: int, earlier: int) -> "Batch":
+        """The same, answered by an earlier policy: found in its round, unless a fork samples or judges otherwise."""
+        return cls(earlier, True, ((earlier, "eval_"), (number, "baseline_")))

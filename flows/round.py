@@ -19,6 +19,7 @@ from prefect import flow
 
 from flows import stages
 from flows.finish import finish_round
+from flows.references import Batch
 from flows.session import current
 from flows.summary import RoundSummary
 from storage.manifest import Entry
@@ -30,7 +31,7 @@ Result = TypeVar("Result")
 async def run_round(run: str, number: int) -> RoundSummary:
     """One round of online DPO; round 0 only evaluates the initial policy."""
     if number > 0:
-        candidates, judgments = await sample_and_judge(run, number, number - 1, "candidates")
+        candidates, judgments = await sample_and_judge(run, number, Batch.training(number))
         preferences = await stages.prefer(run, number, candidates, judgments)
         await stages.update(run, number, candidates, preferences)
     await stages.hand_over(run, number)
@@ -38,27 +39,20 @@ async def run_round(run: str, number: int) -> RoundSummary:
     return await finish_round(run, number, evaluation)
 
 
-async def sample_and_judge(
-    run: str, number: int, policy: int, stage: stages.CandidateStage
-) -> tuple[list[Entry], list[Entry]]:
-    """Samples and judges the prompts of a round, or the held-out ones; shards are judged while later ones are sampled.
-
-    Args:
-        policy: the round whose policy samples.
-    """
+async def sample_and_judge(run: str, number: int, batch: Batch) -> tuple[list[Entry], list[Entry]]:
+    """Samples and judges a batch of prompts, shard by shard; each is judged while later ones are sampled."""
     session = current()
-    recipe = session.recipe
-    shards = session.shards(number, held_out=stage == "eval_candidates")
-    total = sum(map(len, shards)) * (recipe.sampling.candidates if stage == "candidates" else 1)
-    label = "" if stage == "candidates" else "held-out "
+    shards = session.shards(number, held_out=batch.held_out)
+    total = sum(map(len, shards)) * (1 if batch.held_out else session.recipe.sampling.candidates)
+    label = "held-out " if batch.held_out else ""
     with (
-        session.display.stage(number, f"{label}sample", total) as sampling,
         session.display.stage(number, f"{label}judge", total) as judging,
+        session.display.stage(number, f"{label}sample", total) as sampling,
     ):
 
         async def one(shard: int, rows: list[int]) -> tuple[Entry, Entry]:
-            sampled = await stages.sample_shard(run, number, stage, shard, session.policy(policy), rows, sampling)
-            return sampled, await stages.judge_shard(run, number, sampled, judging)
+            sampled = await stages.sample_shard(run, number, shard, rows, batch, sampling)
+            return sampled, await stages.judge_shard(run, number, shard, sampled, batch, judging)
 
         done = await _all(one(shard, rows) for shard, rows in enumerate(shards))
     return [sampled for sampled, _ in done], [judged for _, judged in done]
@@ -66,12 +60,11 @@ async def sample_and_judge(
 
 async def evaluate(run: str, number: int) -> dict[str, Any]:
     """Held-out reward, win rates against the previous round and round 0, and KL to both of their policies."""
-    candidates, judgments = await sample_and_judge(run, number, number, "eval_candidates")
+    candidates, judgments = await sample_and_judge(run, number, Batch.evaluation(number))
     if number == 0:
         return await stages.compare(run, number, candidates, judgments)
-    # Found in the log, unless a fork has other judges than its parent: then these judge the earlier answers anew.
-    _, previous = await sample_and_judge(run, number - 1, number - 1, "eval_candidates")
-    _, initial = await sample_and_judge(run, 0, 0, "eval_candidates")
+    _, previous = await sample_and_judge(run, number, Batch.baseline(number, number - 1))
+    _, initial = await sample_and_judge(run, number, Batch.baseline(number, 0))
     logps = await stages.score(run, number, candidates)
     return await stages.compare(run, number, candidates, judgments, previous, initial, [logps])
 

@@ -1,6 +1,7 @@
 """Scheduled rounds: a Prefect deployment whose every run adds rounds to the same run of rondo."""
 
 import asyncio
+import signal
 from datetime import timedelta
 
 from prefect import flow
@@ -23,6 +24,8 @@ async def add_rounds(recipe: Recipe, run: str, root: str, rounds: int) -> None:
         root: directory or URI of the store.
         rounds: how many rounds to add.
     """
+    # Ctrl-C is for the schedule, which then ends this process in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     store = Store.open(root)
     existing = create_or_open(store, run, recipe)
     done = max(len(existing.rounds()) - 1, 0)

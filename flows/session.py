@@ -65,6 +65,17 @@ class Session:
         """The entry of a finished piece of work."""
         return self.run.find(Key(round=round, stage=stage, shard=shard, inputs=inputs))
 
+    def find_in(
+        self, places: Sequence[tuple[int, str]], table: str, inputs: str, shard: int
+    ) -> tuple[Entry | None, str]:
+        """The entry of a shard in the first of these places that has it, and the stage to commit it to otherwise."""
+        stage = ""
+        for round, prefix in places:
+            stage = f"{prefix}{table}"
+            if done := self.find(round, stage, inputs, shard):
+                return done, stage
+        return None, stage
+
     def commit(
         self,
         round: int,

@@ -5,7 +5,7 @@ shows and retries; whether a step is done, the log alone says.
 """
 
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -15,14 +15,13 @@ from pydantic import BaseModel
 
 from flows.display import Stage
 from flows.errors import WorkerDiedError
-from flows.references import PolicyRef
+from flows.references import Batch
 from flows.session import current
 from pipeline.errors import DataError
 from pipeline.records import content_id
 from storage.checkpoints import weights_digest
 from storage.manifest import Entry
 
-CandidateStage = Literal["candidates", "eval_candidates"]
 P = ParamSpec("P")
 Result = TypeVar("Result")
 Step = Callable[P, Coroutine[Any, Any, Result]]
@@ -63,18 +62,13 @@ async def prepare_policy(run: str) -> Entry:
 async def prepare_prompts(run: str) -> Entry:
     """The prompts of the whole run, and a probe of the initial policy on some of them."""
     session = current()
-    recipe = session.recipe
     checkpoint = _json(session.files(0, "checkpoint"))
-    inputs = content_id([
-        session.policy_hash(0), _settings(recipe.prompts), recipe.evaluation.prompts, recipe.seed,
-        recipe.sampling.max_tokens, recipe.sampling.context,
-    ])  # fmt: skip
-    prompts = session.find(0, "prompts", inputs)
+    prompts = session.find(0, "prompts")
     if prompts is None:
         with session.display.stage(0, "prompts") as stage:
             stage.begin()
             file = await session.trainer.call("prepare_prompts", checkpoint=checkpoint)
-        prompts = session.commit(0, "prompts", session.references([file]), None, inputs)
+        prompts = session.commit(0, "prompts", session.references([file]))
     if session.find(0, "probe") is None:
         file = await session.trainer.call("probe", checkpoint=checkpoint, prompts=_json(prompts.files))
         session.commit(0, "probe", session.references([file]))
@@ -82,21 +76,20 @@ async def prepare_prompts(run: str) -> Entry:
 
 
 @step("{run} r{number} sample {shard}")
-async def sample_shard(
-    run: str, number: int, stage: CandidateStage, shard: int, policy: PolicyRef, rows: list[int], display: Stage
-) -> Entry:
+async def sample_shard(run: str, number: int, shard: int, rows: list[int], batch: Batch, display: Stage) -> Entry:
     """Samples the candidates of one shard of prompts."""
     session = current()
-    prompts = session.files(0, "prompts")
-    sampling = _settings(session.recipe.sampling)
-    inputs = content_id([policy.policy, _hashes(prompts), rows, session.recipe.seed, sampling])
-    if done := session.find(number, stage, inputs, shard):
+    policy, prompts, sampling = session.policy(batch.policy), session.files(0, "prompts"), session.recipe.sampling
+    settings = {"max_tokens": sampling.max_tokens} if batch.held_out else _settings(sampling)
+    inputs = content_id([policy.policy, _hashes(prompts), rows, session.recipe.seed, settings])
+    done, stage = session.find_in(batch.places, "candidates", inputs, shard)
+    if done is not None:
         return done
     display.begin()
     sampled = await session.sampler.call(
         "sample",
         policy=policy.to_json(), prompts=_json(prompts), rows=rows, round=number, stage=stage, shard=shard,
-        on_progress=lambda figures: display.report(figures, shard),
+        held_out=batch.held_out, on_progress=lambda figures: display.report(figures, shard),
     )  # fmt: skip
     (file,) = session.references([sampled["file"]])
     meta = {
@@ -108,25 +101,23 @@ async def sample_shard(
     return session.commit(number, stage, [file], meta, inputs, shard)
 
 
-@step("{run} r{number} judge {candidates.key.shard}")
-async def judge_shard(run: str, number: int, candidates: Entry, display: Stage) -> Entry:
-    """Judges one shard of candidates."""
+@step("{run} r{number} judge {shard}")
+async def judge_shard(run: str, number: int, shard: int, candidates: Entry, batch: Batch, display: Stage) -> Entry:
+    """Judges one shard of candidates: those of a round by the judge that training hears, held-out ones by all."""
     session = current()
-    assert candidates.key is not None
-    held_out = candidates.key.stage == "eval_candidates"
-    stage, shard = ("eval_judgments" if held_out else "judgments"), candidates.key.shard
-    judges = [session.recipe.judge, *(session.recipe.evaluation.judges if held_out else ())]
+    judges = [session.recipe.judge, *(session.recipe.evaluation.judges if batch.held_out else ())]
     inputs = content_id([_hashes(candidates.files), [_settings(judge) for judge in judges]])
-    if done := session.find(number, stage, inputs, shard):
+    done, stage = session.find_in(batch.places, "judgments", inputs, shard)
+    if done is not None:
         return done
     display.begin()
     file = await session.judge.call(
         "judge",
         prompts=_json(session.files(0, "prompts")), candidates=_json(candidates.files)[0],
-        round=number, stage=stage, shard=shard,
+        round=number, stage=stage, shard=shard, judges=len(judges),
     )  # fmt: skip
     done = session.commit(number, stage, session.references([file]), None, inputs, shard)
-    display.report({"done": candidates.meta["candidates"]}, shard or 0)
+    display.report({"done": candidates.meta["candidates"]}, shard)
     return done
 
 

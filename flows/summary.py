@@ -19,7 +19,7 @@ class RoundSummary(BaseModel):
     policy: str = Field(description="hash of the weights")
     reference: str | None = Field(None, description="hash of the reference policy's weights")
     reward: float = Field(description="mean score of the training judge on held-out prompts")
-    reward_se: float = Field(description="its standard error")
+    reward_se: float | None = Field(description="its standard error; none of a single prompt")
     judges: dict[str, float] = Field(description="mean score of each judge that training does not hear")
     win_rate_initial: float | None = None
     win_rate_previous: float | None = None
@@ -69,7 +69,7 @@ def row_of(summary: RoundSummary) -> dict[str, str]:
     """A round as people read it; what does not apply to a round is a dash."""
     return {
         "round": str(summary.round),
-        "reward": f"{summary.reward:+.3f}±{summary.reward_se:.3f}",
+        "reward": f"{summary.reward:+.3f}{_error(summary.reward_se, 3)}",
         "win/0": _share(summary.win_rate_initial),
         "win/prev": _share(summary.win_rate_previous),
         "KL/0": _nats(summary.kl_initial, summary.kl_initial_se),
@@ -84,4 +84,8 @@ def _share(value: float | None) -> str:
 
 
 def _nats(value: float | None, error: float | None) -> str:
-    return "-" if value is None or error is None else f"{value:.2f}±{error:.2f}"
+    return "-" if value is None else f"{value:.2f}{_error(error, 2)}"
+
+
+def _error(error: float | None, digits: int) -> str:
+    return "" if error is None else f"±{error:.{digits}f}"

@@ -5,6 +5,7 @@ Lengths are in tokens with the end-of-sequence token, divergences in nats per se
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from statistics import fmean
 from typing import Any
 
@@ -60,7 +61,7 @@ def describe_evaluation(
     reward, answers = mean_score(scores), answer_statistics(candidates)
     figures: dict[str, Any] = {
         "reward": reward.mean,
-        "reward_se": reward.standard_error,
+        "reward_se": _finite(reward.standard_error),
         "judges": {name: mean_score(judged_by(judgments, name)).mean for name in judges[1:]},
         "length": answers.mean_length,
         "truncated": answers.truncated_share,
@@ -73,7 +74,7 @@ def describe_evaluation(
     if logps is not None:
         for name in ("previous", "initial"):
             kl = kl_estimate(logps["policy"].to_pylist(), logps[name].to_pylist())
-            figures |= {f"kl_{name}": kl.mean, f"kl_{name}_se": kl.standard_error}
+            figures |= {f"kl_{name}": kl.mean, f"kl_{name}_se": _finite(kl.standard_error)}
         figures["initial_logp_per_token"] = sum(logps["initial"].to_pylist()) / sum(logps["tokens"].to_pylist())
     return figures
 
@@ -92,3 +93,8 @@ def alarms(figures: Mapping[str, Any], initial: Mapping[str, Any], config: Evalu
     if config.kl_limit is not None and figures["kl_initial"] > config.kl_limit:
         found.append(f"drift: KL to the initial policy is {figures['kl_initial']:.2f} nats, above {config.kl_limit:g}")
     return found
+
+
+def _finite(error: float) -> float | None:
+    """A standard error, or None: of a single value there is none."""
+    return error if isfinite(error) else None

@@ -1,14 +1,12 @@
 """The judge: scores shards, and turns a round's scores into preferences and into the figures of its evaluation."""
 
-from typing import Any, Literal
+from typing import Any
 
 from flows.workers.base import ProgressCall, Worker
 from pipeline import figures
 from pipeline.judges import JudgeProtocol, judge_items, judgments_table, make_judge
 from pipeline.preferences import build_preferences
 from storage.manifest import FileRef
-
-JudgmentStage = Literal["judgments", "eval_judgments"]
 
 
 class JudgeWorker(Worker):
@@ -32,17 +30,17 @@ class JudgeWorker(Worker):
         prompts: tuple[FileRef, ...],
         candidates: FileRef,
         round: int,
-        stage: JudgmentStage,
+        stage: str,
         shard: int,
+        judges: int,
         *,
         progress: ProgressCall,
     ) -> FileRef:
-        """Judges one shard of candidates: by the training judge, and for an evaluation by all of them."""
+        """Judges one shard of candidates by the first so many judges."""
         items = judge_items(self.table(prompts), self.table((candidates,)))
-        judges = self._judges if stage == "eval_judgments" else self._judges[:1]
         judgments = []
-        for number, judge in enumerate(judges):
-            progress(done=number, total=len(judges))
+        for number, judge in enumerate(self._judges[:judges]):
+            progress(done=number, total=judges)
             judgments += judge.judge(items)
         return self.write(judgments_table(judgments), round, stage, shard)
 

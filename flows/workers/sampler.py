@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from flows.references import Drift, PolicyRef
 from flows.workers.base import ProgressCall, Worker
@@ -62,15 +62,15 @@ class SamplerWorker(Worker):
         prompts: tuple[FileRef, ...],
         rows: list[int],
         round: int,
-        stage: Literal["candidates", "eval_candidates"],
+        stage: str,
         shard: int,
+        held_out: bool,
         *,
         progress: ProgressCall,
     ) -> Sampled:
         """Samples the candidates of these rows of the prompts table and writes them as one shard."""
         self.use(policy, progress=progress)
         assert self._sampler is not None
-        held_out = stage == "eval_candidates"
         seed_round = EVALUATION_SEED_ROUND if held_out else round
         chosen = self.table(prompts).take(rows).select(["prompt_id", "token_ids"]).to_pylist()
         requests = [
