@@ -141,7 +141,7 @@ def _window(module: Any, given: dict[str, Any], *, longest: int) -> int | None:
         window: int | None = given["sliding_window"]
         return window
     limit = getattr(getattr(module, "config", None), "sliding_window", None)
-    if limit is not None and longest > limit:
+    if limit and longest > limit:
         raise UnsupportedModelError(
             f"{type(module).__name__} has a sliding window of {limit} tokens that it does not hand on, and a "
             f"sequence has {longest}: shorten prompts or candidates, or use another model"

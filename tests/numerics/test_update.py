@@ -286,7 +286,7 @@ def test_unfit_inputs_are_refused_before_work_starts():
 def test_unfit_weights_are_refused_before_work_starts():
     model = build()
     pairs = preferences(model)
-    with pytest.raises(UnsupportedModelError, match="is torch.bfloat16 and the update trains float32"):
+    with pytest.raises(UnsupportedModelError, match=r"is torch\.bfloat16 and the update trains float32"):
         run_update(build().to(torch.bfloat16), pairs, SETTINGS, seed=SEED)
     with torch.no_grad():
         model.lm_head.weight[3, 5] = math.nan
@@ -313,14 +313,14 @@ def test_malformed_preference_names_its_prompt(fields, words):
         "reference_logps": [-1.0, -2.0],
     }
     PreferenceGroup(**good)
-    with pytest.raises(DataError, match=f"prompt p7 .*{words}"):
+    with pytest.raises(DataError, match=rf"prompt p7 .*{words}"):
         PreferenceGroup(**(good | fields))
 
 
 def test_plan_covers_every_epoch_in_an_order_of_its_own():
     plan = plan_steps(10, batch_size=4, epochs=2, seed=SEED)
     assert [(epoch, len(members)) for epoch, members in plan] == [(0, 4), (0, 4), (0, 2), (1, 4), (1, 4), (1, 2)]
-    first, second = (sum((members for epoch, members in plan if epoch == which), []) for which in (0, 1))
+    first, second = ([index for epoch, members in plan if epoch == which for index in members] for which in (0, 1))
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
     assert plan == plan_steps(10, batch_size=4, epochs=2, seed=SEED)
