@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,11 +20,18 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import ConfigError, UnsupportedModelError
 
+HUB_TIMEOUT = 15.0
+"""Seconds that the hub has to say whether it has a model."""
+
 Precision = Literal["float32", "bfloat16"]
 Shapes = dict[str, tuple[int, ...]]
+
+# Its bars, one for every load and save, would cut through the run's own display.
+transformers_logging.disable_progress_bar()
 
 _EMBEDDINGS = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
@@ -49,35 +57,42 @@ def load_policy(
         ConfigError: there is no such directory, the hub cannot be reached, or it is no causal language model.
     """
     source = str(directory_or_hub_id)
+    _check_source(source, revision)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,
             dtype=getattr(torch, precision),
             attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
-        tokenizer = load_tokenizer(source, revision=revision)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except Exception as error:
         raise ConfigError(_cannot_load(source, error)) from error
+    if loading["missing_keys"]:
+        raise ConfigError(
+            f"the checkpoint '{source}' lacks {sorted(loading['missing_keys'])[:3]}, which would be random: give a "
+            "complete checkpoint of a causal language model"
+        )
+    tokenizer = load_tokenizer(source, revision=revision)
+    _check_fit(source, model, tokenizer)
     return model.to(device).eval(), tokenizer
 
 
-def load_tokenizer(
-    directory_or_hub_id: str | Path, *, revision: str | None = None
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(directory_or_hub_id: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a local directory or of the hub.
 
     Raises:
         ConfigError: it cannot be loaded, or it has no end-of-sequence token, so that no answer could end.
     """
     source = str(directory_or_hub_id)
+    _check_source(source, revision)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         raise ConfigError(_cannot_load(source, error)) from error
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of '{source}' has no end-of-sequence token: set its eos_token")
@@ -97,16 +112,36 @@ def max_context(directory_or_hub_id: str | Path, *, revision: str | None = None)
         ConfigError: the model cannot be found, or its configuration does not say.
     """
     source = str(directory_or_hub_id)
+    _check_source(source, revision)
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         raise ConfigError(_cannot_load(source, error)) from error
     found = getattr(config, "max_position_embeddings", None)
     if not isinstance(found, int):
-        raise ConfigError(
-            f"the configuration of '{source}' has no max_position_embeddings: set sampling.context"
-        )
+        raise ConfigError(f"the configuration of '{source}' has no max_position_embeddings: set sampling.context")
     return found
+
+
+def load_weights(model: PreTrainedModel, directory: Path) -> None:
+    """Put a checkpoint's weights into a model of the same shape, in place. Where they do not fit, nothing changes.
+
+    Raises:
+        ConfigError: the checkpoint is unreadable, lacks a weight, or holds one of another shape.
+    """
+    expected = dict(model.named_parameters())
+    found = weight_shapes(directory)
+    for name, parameter in expected.items():
+        if found.get(name) != tuple(parameter.shape):
+            raise ConfigError(
+                f"the weights in {directory} do not fit the model: '{name}' is {found.get(name, 'missing')}, "
+                f"not {tuple(parameter.shape)}"
+            )
+    with torch.no_grad():
+        for path in _weight_files(directory):
+            with _open(path) as tensors:
+                for name in expected.keys() & set(tensors.keys()):
+                    expected[name].copy_(tensors.get_tensor(name))
 
 
 def sampler_copy(checkpoint: Path, scratch: Path) -> Path:
@@ -220,35 +255,48 @@ def _open(path: Path) -> Any:
         ) from error
 
 
-def _cannot_load(source: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).exists()
-    if looks_local and not Path(source).is_dir():
-        return f"there is no directory '{source}': give that of a checkpoint, or the id of a model on the hub"
-    if looks_local:
-        return (
-            f"the checkpoint in '{source}' cannot be loaded ({reason}): "
-            "give a directory with config.json, safetensors and tokenizer files"
+def _check_source(source: str, revision: str | None) -> None:
+    """Refuse at once what is no directory and not on the hub: the loaders would try again for most of a minute."""
+    if Path(source).is_dir():
+        return
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).exists():
+        raise ConfigError(
+            f"there is no directory '{source}': give that of a checkpoint, or the id of a model on the hub"
         )
+    if try_to_load_from_cache(source, "config.json", revision=revision):
+        return
+    try:
+        HfApi().model_info(source, revision=revision, timeout=HUB_TIMEOUT)
+    except Exception as error:
+        raise ConfigError(
+            f"'{source}' is neither a local directory nor a model that the hub gives ({_first_line(error)}): check the "
+            "name, the revision, the network and the access token, or download it and give the directory"
+        ) from error
+
+
+def _check_fit(source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer whose ids the model does not know, or whose end of sequence does not end its answers."""
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > vocabulary:
+        raise ConfigError(
+            f"the tokenizer of '{source}' has {len(tokenizer)} tokens and its model {vocabulary}: give the tokenizer "
+            "that the model was trained with, or resize its embeddings"
+        )
+    stops = model.generation_config.eos_token_id if model.generation_config else model.config.eos_token_id
+    if tokenizer.eos_token_id not in (stops if isinstance(stops, list) else [stops]):
+        raise ConfigError(
+            f"the tokenizer of '{source}' ends texts with token {tokenizer.eos_token_id}, but the model's answers end "
+            f"with {stops}: put the same eos_token_id into its generation_config.json"
+        )
+
+
+def _cannot_load(source: str, error: Exception) -> str:
     return (
-        f"'{source}' is neither a local directory nor a model that could be fetched from the hub ({reason}): "
-        "check the name, the network and the access token, or download it and give the directory"
+        f"the checkpoint '{source}' cannot be loaded ({_first_line(error)}): "
+        "give one with config.json, safetensors and tokenizer files"
     )
 
 
-def load_weights(model: PreTrainedModel, directory: Path) -> None:
-    """Puts a checkpoint's weights into a model of the same shape, in place.
-
-    Raises:
-        ConfigError: the checkpoint lacks a weight, or holds one of another shape.
-    """
-    tensors: dict[str, torch.Tensor] = {}
-    for path in _weight_files(directory):
-        tensors |= load_file(path)
-    expected = dict(model.named_parameters())
-    missing = [name for name, tensor in expected.items() if name not in tensors or tensors[name].shape != tensor.shape]
-    if missing:
-        raise ConfigError(f"the weights in {directory} do not fit the model: '{missing[0]}' is missing or of another shape")
-    with torch.no_grad():
-        for name, tensor in expected.items():
-            tensor.copy_(tensors[name])
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,5 +1,6 @@
 """Sampling: one protocol, two engines behind it, each imported only when it is made."""
 
+from importlib import import_module
 from pathlib import Path
 
 from pipeline.config import SamplingConfig
@@ -23,8 +24,19 @@ __all__ = [
     "candidates_table",
     "check_lengths",
     "configure_environment",
+    "import_engine",
     "make_sampler",
 ]
+
+
+def import_engine(config: SamplingConfig) -> None:
+    """Import all that the recipe's engine needs, which takes seconds, while its weights are still being made."""
+    modules = ["pipeline.sampling.transformers_engine"]
+    if config.engine == "vllm":
+        modules = ["pipeline.sampling.vllm_engine", "vllm.v1.engine.llm_engine", "vllm.v1.worker.gpu_worker"]
+    with without_garbage_collection():
+        for module in modules:
+            import_module(module)
 
 
 def make_sampler(config: SamplingConfig, directory: Path, *, device: str, threads: int, seed: int = 0) -> Sampler:

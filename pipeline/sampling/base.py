@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, PromptTooLongError
+from pipeline.errors import ConfigError, DataError, PromptTooLongError
 from pipeline.records import CANDIDATES, to_table
 
 FinishReason = Literal["stop", "length"]
@@ -129,12 +129,12 @@ def check_lengths(requests: Sequence[SamplingRequest], max_tokens: int, context:
 
     Raises:
         PromptTooLongError: names the prompt and the lengths.
-        ConfigError: the prompt is empty.
+        DataError: the prompt is empty.
     """
     for request in requests:
         length = len(request.token_ids)
         if length == 0:
-            raise ConfigError(f"prompt {request.prompt_id} has no tokens: give it a text, or a begin-of-sequence token")
+            raise DataError(f"prompt {request.prompt_id} has no tokens: give it a text, or a begin-of-sequence token")
         if length + max_tokens > context:
             raise PromptTooLongError(
                 f"prompt {request.prompt_id} has {length} tokens, and with max_tokens {max_tokens} that is "
@@ -147,11 +147,11 @@ def check_sequences(sequences: Sequence[tuple[Sequence[int], Sequence[int]]], co
 
     Raises:
         PromptTooLongError: names the sequence and its length.
-        ConfigError: prompt or answer is empty.
+        DataError: prompt or answer is empty.
     """
     for index, (prompt, answer) in enumerate(sequences):
         if not prompt or not answer:
-            raise ConfigError(
+            raise DataError(
                 f"sequence {index} has {len(prompt)} prompt and {len(answer)} answer tokens: give each some"
             )
         if len(prompt) + len(answer) > context:

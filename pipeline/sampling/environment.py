@@ -1,5 +1,6 @@
 """The environment that vLLM needs. Nothing heavy is imported: this has to run before anything heavy is."""
 
+import atexit
 import gc
 import logging
 import os
@@ -55,3 +56,5 @@ def without_garbage_collection() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+        # Libraries that look for leaks at the end must find what they made.
+        atexit.register(gc.unfreeze)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import ConfigError, EngineError
-from pipeline.policy import load_policy
+from pipeline.policy import load_policy, load_weights
 from pipeline.sampling.base import (
     PROGRESS_SECONDS,
     Candidate,
@@ -54,7 +54,6 @@ class TransformersSampler:
         self._stop = stop_tokens(directory)
         self._max_sequences = max_sequences
         self._model, _ = load_policy(directory, device=device)
-        self._shapes = _shapes(self._model)
 
     def sample(
         self,
@@ -86,14 +85,9 @@ class TransformersSampler:
     def load_weights(self, directory: Path) -> None:
         """See ``Sampler``."""
         try:
-            model, _ = load_policy(directory, device=str(self._device))
+            load_weights(self._model, directory)
         except ConfigError as error:
-            raise EngineError(f"the weights of {directory} cannot be loaded: {error}") from error
-        if _shapes(model) != self._shapes:
-            raise EngineError(
-                f"the weights of {directory} have other names or shapes than the sampler's: start a new sampler"
-            )
-        self._model = model
+            raise EngineError(f"the sampler cannot take these weights: {error}") from error
         self._stop = stop_tokens(directory)
 
     def _score_one(self, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
@@ -111,35 +105,37 @@ class TransformersSampler:
     def _sample_batch(
         self, rows: Sequence[tuple[SamplingRequest, int]], settings: SamplingSettings, reporter: "_Reporter"
     ) -> list[Candidate]:
-        seeds = [request.seed + k for request, k in rows]
         # All random numbers of a candidate are drawn up front from its own seed.
+        seeds = [request.seed + k for request, k in rows]
         uniforms_B_T = torch.from_numpy(
             np.stack([np.random.default_rng(seed).random(settings.max_tokens) for seed in seeds])
         )
         ids_B_T = torch.tensor([list(request.token_ids) for request, _ in rows], device=self._device)
-        answers: list[list[int]] = [[] for _ in rows]
-        logps: list[list[float]] = [[] for _ in rows]
-        running = set(range(len(rows)))
-        cache: Any = None
+        stop = torch.tensor(sorted(self._stop), dtype=torch.long)
+        running_B = torch.ones(len(rows), dtype=torch.bool)
+        tokens, logps, cache = [], [], None
         for step in range(settings.max_tokens):
             logits_B_V, cache = self._next_logits(ids_B_T, cache)
             tokens_B = _draw(logits_B_V, uniforms_B_T[:, step], settings)
-            logps_B = logits_B_V.log_softmax(-1).gather(-1, tokens_B[:, None])[:, 0]
-            tokens, values = tokens_B.tolist(), logps_B.tolist()
-            for row in sorted(running):
-                answers[row].append(tokens[row])
-                logps[row].append(values[row])
-                if tokens[row] in self._stop:
-                    running.discard(row)
-            reporter.add(tokens=len(running))
-            if not running:
+            tokens.append(tokens_B)
+            logps.append(logits_B_V.log_softmax(-1).gather(-1, tokens_B[:, None])[:, 0])
+            reporter.add(tokens=int(running_B.sum()))
+            running_B &= ~torch.isin(tokens_B, stop)
+            if not running_B.any():
                 break
             ids_B_T = tokens_B[:, None].to(self._device)
         reporter.add(candidates=len(rows))
+        tokens_B_T, logps_B_T = torch.stack(tokens, 1).tolist(), torch.stack(logps, 1).tolist()
         return [
-            Candidate(request.prompt_id, k, ids, values, "stop" if ids[-1] in self._stop else "length", seed)
-            for (request, k), ids, values, seed in zip(rows, answers, logps, seeds, strict=True)
+            self._candidate(request.prompt_id, k, seed, row_tokens, row_logps)
+            for (request, k), seed, row_tokens, row_logps in zip(rows, seeds, tokens_B_T, logps_B_T, strict=True)
         ]
+
+    def _candidate(self, prompt_id: str, k: int, seed: int, tokens: list[int], logps: list[float]) -> Candidate:
+        """The row up to and with its first end of sequence: the batch went on until its last row ended."""
+        end = next((index for index, token in enumerate(tokens) if token in self._stop), None)
+        length = len(tokens) if end is None else end + 1
+        return Candidate(prompt_id, k, tokens[:length], logps[:length], "length" if end is None else "stop", seed)
 
 
 def _draw(logits_B_V: torch.Tensor, uniforms_B: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
@@ -157,10 +153,6 @@ def _draw(logits_B_V: torch.Tensor, uniforms_B: torch.Tensor, settings: Sampling
     # Rounding may push a target to the very end of the mass: stay on the last token that has any.
     last_B_1 = (kept_B_V < kept_B_V[:, -1:]).sum(-1, keepdim=True)
     return order_B_V.gather(-1, torch.minimum(ranks_B_1, last_B_1))[:, 0]
-
-
-def _shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 class _Reporter:

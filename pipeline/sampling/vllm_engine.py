@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import EngineError, RondoError, UnsupportedModelError
-from pipeline.policy import is_tied, read_config, weight_shapes
+from pipeline.errors import ConfigError, EngineError, RondoError, UnsupportedModelError
+from pipeline.policy import Shapes, is_tied, read_config, weight_shapes
 from pipeline.sampling.base import (
     PROGRESS_SECONDS,
     Candidate,
@@ -65,8 +65,7 @@ class VllmSampler:
     ) -> None:
         self._context = choose_context(directory, context)
         self._stop = stop_tokens(directory)
-        _check_checkpoint(directory)
-        self._shapes = weight_shapes(directory)
+        self._shapes = _untied_shapes(directory)
         arguments: dict[str, Any] = {
             "model": str(directory),
             "dtype": "float32" if device == "cpu" else "bfloat16",
@@ -174,8 +173,11 @@ class VllmSampler:
 
     def load_weights(self, directory: Path) -> None:
         """See ``Sampler``. What can be checked is checked first: a reload that fails leaves a dead engine."""
-        _check_checkpoint(directory)
-        if weight_shapes(directory) != self._shapes:
+        try:
+            shapes = _untied_shapes(directory)
+        except ConfigError as error:
+            raise EngineError(f"the sampler cannot take these weights: {error}") from error
+        if shapes != self._shapes:
             raise EngineError(
                 f"the weights of {directory} have other names or shapes than the engine's: start a new sampler"
             )
@@ -249,13 +251,14 @@ def _start(arguments: dict[str, Any], directory: Path, threads: int) -> Any:
     return LLMEngine.from_engine_args(EngineArgs(**arguments))
 
 
-def _check_checkpoint(directory: Path) -> None:
-    """Refuse what would start or reload without an error and then sample from another policy."""
+def _untied_shapes(directory: Path) -> Shapes:
+    """Names and shapes of the weights; tied embeddings are refused: a reload would silently mix two policies."""
     if is_tied(read_config(directory)):
         raise EngineError(
             f"the checkpoint {directory} has tied embeddings, which do not survive a reload: "
             "pass what policy.sampler_copy makes of it"
         )
+    return weight_shapes(directory)
 
 
 def _check_head_width(directory: Path) -> None:

@@ -1,0 +1,72 @@
+"""The real vLLM against the contract of all samplers, and against itself in another process.
+
+One engine for the whole module: vLLM has one to a process.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import SamplingConfig
+from pipeline.errors import EngineError
+from pipeline.sampling import Sampler, configure_environment, make_sampler
+from support.sampler_contract import CONTEXT, SETTINGS, SamplerContract, Weights, make_weights, requests
+
+pytestmark = pytest.mark.vllm
+
+CONFIG = SamplingConfig(context=CONTEXT, max_sequences=64, cache_gib=0.25)
+IN_A_NEW_PROCESS = """
+import dataclasses, json, sys
+from pathlib import Path
+from pipeline.sampling import configure_environment, make_sampler
+configure_environment("cpu", int(sys.argv[2]))
+from support.sampler_contract import SETTINGS, requests
+from test_vllm_engine import CONFIG
+sampler = make_sampler(CONFIG, Path(sys.argv[1]), device="cpu", threads=int(sys.argv[2]))
+candidates = sampler.sample(requests(8, length=150), SETTINGS)
+print(json.dumps([dataclasses.asdict(candidate) for candidate in candidates]))
+"""
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    return make_weights(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def engine(weights: Weights) -> Sampler:
+    configure_environment("cpu", 1)
+    return make_sampler(CONFIG, weights.second, device="cpu", threads=1)
+
+
+class TestVllmSampler(SamplerContract):
+    def test_another_process_samples_the_same_bits(self, sampler: Sampler, weights: Weights) -> None:
+        # This engine has sampled other shards and taken other weights before; the other one is new.
+        here = sampler.sample(requests(8, length=150), SETTINGS)
+        tests = Path(__file__).parents[1]
+        paths = os.pathsep.join([str(tests), str(tests / "e2e"), str(tests.parent)])
+        done = subprocess.run(
+            [sys.executable, "-c", IN_A_NEW_PROCESS, str(weights.first), "1"],
+            env={**os.environ, "PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        there = json.loads(done.stdout.splitlines()[-1])
+        assert [(row["token_ids"], row["logprobs"]) for row in there] == [
+            (candidate.token_ids, candidate.logprobs) for candidate in here
+        ]
+
+    def test_tied_embeddings_are_refused(self, sampler: Sampler, weights: Weights) -> None:
+        with pytest.raises(EngineError, match=r"tied embeddings.*sampler_copy"):
+            sampler.load_weights(weights.tied[0])
+
+
+def test_the_environment_comes_first(engine: Sampler) -> None:
+    with pytest.raises(EngineError, match="imported before"):
+        configure_environment("cpu", 1)
