@@ -5,6 +5,7 @@ and its dark mode; a picture that stands alone has the light colours and its let
 through its objects alone: there is no current figure, and no window.
 """
 
+import hashlib
 import html
 import io
 import re
@@ -18,7 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from flows.summary import RoundSummary
 
@@ -36,6 +37,9 @@ LIGHT = ("#1c1d22", "#63656e", "#e3e1db", "#ffffff", "#1f5fbf", "#b8480f", "#217
 _MARKERS = ("o", "s", "^")
 _MOST_MARKERS = 40
 _BINS = 36
+_LEAST_SPAN = 0.1
+_EDGE = 0.005
+"""Room for the line beyond 0% and 100%."""
 _STYLE = {
     "axes.axisbelow": True,
     "axes.edgecolor": _GRID,
@@ -47,18 +51,20 @@ _STYLE = {
     "axes.titlecolor": _INK,
     "figure.facecolor": "none",
     "font.family": "DejaVu Sans",
-    "font.size": 9,
+    "font.size": 9.5,
     "grid.color": _GRID,
     "grid.linewidth": 0.8,
-    "legend.fontsize": 8.5,
+    "legend.fontsize": 9,
     "legend.frameon": False,
     "legend.labelcolor": _INK,
     "text.color": _INK,
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "xtick.color": _GRID,
+    "ytick.color": _GRID,
     "xtick.labelcolor": _MUTED,
-    "ytick.color": "none",
     "ytick.labelcolor": _MUTED,
+    "ytick.major.size": 0,
+    "ytick.major.pad": 6,
 }
 
 
@@ -78,7 +84,7 @@ class Scale:
 
     Attributes:
         unit: of the values, written above the axis.
-        x: what runs along the bottom.
+        x: what runs along the bottom; after a comma, which of them.
         percent: values are shares, shown as percentages.
         reference: a value to compare with, drawn as a dashed line.
         boundaries: positions of thin vertical lines, such as the beginnings of rounds.
@@ -131,6 +137,7 @@ def distributions(title: str, scores_by_round: Mapping[int, Sequence[float]], un
             axes.stairs(heights, edges, baseline=-row, color=_SERIES[0], linewidth=1)
             axes.plot([np.mean(scores_by_round[number])] * 2, [-row, -row + 0.92], color=_SERIES[1], linewidth=1.6)
         axes.set_yticks([-row for row in range(len(shares))], [f"round {number}" for number in shares])
+        axes.set_ylim(-len(shares) + 0.8, 1)
         axes.grid(axis="x")
         axes.set_xlabel(unit)
         text = _svg(figure, _PAGE, as_text=True)
@@ -153,7 +160,8 @@ def summary_picture(rounds: Sequence[RoundSummary], title: str) -> str:
     shown = [panel for panel in panels if panel[1].xs]
     with _figure(10, 3.1) as figure:
         figure.set_facecolor(_PAPER)
-        figure.suptitle(title, fontsize=11.5, fontweight="bold", x=0.012, ha="left")
+        figure.set_layout_engine("constrained", w_pad=0.16, h_pad=0.14, wspace=0.03)
+        figure.suptitle(title, fontsize=11.5, fontweight="bold", x=0.016, ha="left")
         for place, (name, series, scale) in enumerate(shown, 1):
             axes = figure.add_subplot(1, len(shown), place)
             _draw(axes, [replace(series, label="")], scale)
@@ -172,11 +180,12 @@ def _draw(axes: Axes, series: Sequence[Series], scale: Scale) -> None:
         _draw_curve(axes, curve, colour, marker, scale)
     axes.grid(axis="y")
     axes.margins(x=0.04, y=0.12)
+    _widen(axes, scale)
     axes.set_xlabel(scale.x)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     if scale.percent:
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%"))
     named = [curve for curve in series if curve.label]
     if len(named) > 1:
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=3, borderaxespad=0.2, columnspacing=1.4)
@@ -193,10 +202,21 @@ def _draw_curve(axes: Axes, curve: Series, colour: str, marker: str, scale: Scal
         spread = INTERVAL * np.nan_to_num(np.asarray(curve.errors, float))
         ys = np.asarray(curve.ys, float)
         if scale.bars or len(curve.xs) == 1:
-            axes.errorbar(curve.xs, ys, yerr=spread, capsize=3, elinewidth=1.2, **style)
+            axes.errorbar(curve.xs, ys, yerr=spread, elinewidth=1.2, **style)
             return
         axes.fill_between(curve.xs, ys - spread, ys + spread, color=colour, alpha=0.16, linewidth=0)
     axes.plot(curve.xs, curve.ys, **style)
+
+
+def _widen(axes: Axes, scale: Scale) -> None:
+    """Widens the range of values, so that a change of next to nothing does not fill the height of the figure."""
+    low, high = axes.get_ylim()
+    least = _LEAST_SPAN * (1 if scale.percent else max(abs(low), abs(high)))
+    if (missing := least - (high - low)) > 0:
+        low, high = low - missing / 2, high + missing / 2
+    if scale.percent:
+        low, high = (max(low, -_EDGE), max(high, least)) if low < 0 else (min(low, 1 - least), min(high, 1 + _EDGE))
+    axes.set_ylim(low, high)
 
 
 def _in_words(curve: Series, scale: Scale) -> str:
@@ -204,10 +224,10 @@ def _in_words(curve: Series, scale: Scale) -> str:
         return f"{value:.1%}" if scale.percent else f"{value:.3g}"
 
     name = f"{curve.label} " if curve.label else ""
+    x = scale.x.partition(",")[0]
     if len(curve.xs) == 1:
-        return f"{name}{say(curve.ys[0])} in {scale.x} {curve.xs[0]:g}"
-    first, last = f"{say(curve.ys[0])} in {scale.x} {curve.xs[0]:g}", f"{say(curve.ys[-1])} in {curve.xs[-1]:g}"
-    return f"{name}from {first} to {last}"
+        return f"{name}{say(curve.ys[0])} in {x} {curve.xs[0]:g}"
+    return f"{name}from {say(curve.ys[0])} in {x} {curve.xs[0]:g} to {say(curve.ys[-1])} in {curve.xs[-1]:g}"
 
 
 @contextmanager
@@ -233,6 +253,6 @@ def _svg(figure: Figure, colours: Sequence[str], *, as_text: bool) -> str:
 
 def _described(text: str, description: str) -> str:
     """The SVG with a description for screen readers, and ids that no other figure of the page has."""
-    own = f"f{hash_of(text)}-"
+    own = f"f{hashlib.sha256((description + text).encode()).hexdigest()[:8]}-"
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{own}", text)
     return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)

@@ -1,0 +1,174 @@
+"""Preferences of a round as a dataset in the conversational form that other preference trainers read.
+
+Pairs have a ``prompt``, and a ``chosen`` and a ``rejected`` answer; rankings have a ``prompt`` and its ``completions``,
+best first. Each is a list of messages, {role, content}.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from flows.summary import RoundSummary
+from pipeline.errors import ConfigError, DataError
+from storage.durable import clear_errors
+from storage.inspect import table
+from storage.run import Run
+from storage.store import Store
+
+Message = dict[str, str]
+_PARQUET = "data/train-00000-of-00001.parquet"
+_COLUMNS = {
+    "pair": {
+        "prompt": "the conversation so far, a list of messages; a plain text is one message of the user",
+        "chosen": "the better answer, one message of the assistant",
+        "rejected": "the worse answer, one message of the assistant",
+        "score_chosen": "the judge's score of the better answer",
+        "score_rejected": "the judge's score of the worse answer",
+        "prompt_id": "first 16 hexadecimal digits of the SHA-256 of the prompt's content",
+    },
+    "ranking": {
+        "prompt": "the conversation so far, a list of messages; a plain text is one message of the user",
+        "completions": "the answers, best first, each a list with one message of the assistant",
+        "scores": "the judge's scores, in the same order",
+        "prompt_id": "first 16 hexadecimal digits of the SHA-256 of the prompt's content",
+    },
+}
+
+
+def export_preferences(store: Store, run: Run, round: int, to: Path) -> int:
+    """Writes the preferences of a round to a new directory, with a dataset card; returns how many there are.
+
+    ``datasets.load_dataset(str(to), split="train")`` reads it. The directory appears as a whole, or not at all.
+
+    Raises:
+        ConfigError: there is something at ``to`` already.
+        NotCommittedError: the round has no preferences, as round 0.
+        StorageFullError, StorageAccessError: it could not be written; nothing is left behind.
+        DataError: every prompt of the round was dropped, or pairs and rankings are mixed.
+    """
+    to = to.expanduser().resolve()
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ConfigError(f"'{to}' is already there, and not an empty directory: give a new one")
+    kind, rows = _rows(store, run, round)
+    card = _card(store, run, round, kind, len(rows))
+    staged = to.with_name(f".{to.name}-{uuid.uuid4().hex}")
+    with clear_errors(to):
+        try:
+            (staged / _PARQUET).parent.mkdir(parents=True)
+            _write_parquet(rows, kind, staged / _PARQUET)
+            (staged / "README.md").write_text(card, encoding="utf-8")
+            os.replace(staged, to)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+    return len(rows)
+
+
+def _rows(store: Store, run: Run, round: int) -> tuple[str, list[dict[str, Any]]]:
+    kept = [row for row in table(store, run, round, "preferences").to_pylist() if row["kind"] != "dropped"]
+    kinds = {row["kind"] for row in kept}
+    if len(kinds) != 1:
+        found = f"both {' and '.join(sorted(kinds))}" if kinds else "no preference, for all its prompts were dropped"
+        raise DataError(f"round {round} of run '{run.name}' has {found}: there is nothing to export as one dataset")
+    (kind,) = kinds
+    prompts = _prompts(table(store, run, 0, "prompts"))
+    answers = _answers(table(store, run, round, "candidates"))
+    form = _pair if kind == "pair" else _ranking
+    return kind, [
+        {
+            "prompt": prompts[row["prompt_id"]],
+            **form([answers[row["prompt_id"], index] for index in row["candidates"]], row["scores"]),
+            "prompt_id": row["prompt_id"],
+        }
+        for row in kept
+    ]
+
+
+def _pair(answers: Sequence[list[Message]], scores: Sequence[float]) -> dict[str, Any]:
+    chosen, rejected = answers
+    return {"chosen": chosen, "rejected": rejected, "score_chosen": scores[0], "score_rejected": scores[1]}
+
+
+def _ranking(answers: Sequence[list[Message]], scores: Sequence[float]) -> dict[str, Any]:
+    return {"completions": list(answers), "scores": list(scores)}
+
+
+def _prompts(prompts: pa.Table) -> dict[str, list[Message]]:
+    rows = prompts.select(["prompt_id", "text", "messages"]).to_pylist()
+    return {row["prompt_id"]: row["messages"] or [{"role": "user", "content": row["text"]}] for row in rows}
+
+
+def _answers(candidates: pa.Table) -> dict[tuple[str, int], list[Message]]:
+    rows = candidates.select(["prompt_id", "candidate", "text"]).to_pylist()
+    return {(row["prompt_id"], row["candidate"]): [{"role": "assistant", "content": row["text"]}] for row in rows}
+
+
+def _write_parquet(rows: list[dict[str, Any]], kind: str, path: Path) -> None:
+    from datasets import Dataset, Features, List, Value
+    from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+    messages = List({"role": Value("string"), "content": Value("string")})
+    kinds = {"prompt_id": Value("string"), "score_chosen": Value("float64"), "score_rejected": Value("float64")}
+    kinds |= {"completions": List(messages), "scores": List(Value("float64"))}
+    features = Features({name: kinds.get(name, messages) for name in _COLUMNS[kind]})
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()  # rondo has a display of its own
+    try:
+        Dataset.from_list(rows, features=features).to_parquet(path)
+    finally:
+        if shown:
+            enable_progress_bar()
+
+
+def _card(store: Store, run: Run, round: int, kind: str, rows: int) -> str:
+    """The README of the dataset: a front matter for machines, and what it is for people."""
+    meta = RoundSummary.model_validate(run.rounds()[round].meta)
+    judge = table(store, run, round, "judgments").select(["judge", "judge_version"]).to_pylist()[0]
+    recipe = run.header["recipe"]
+    front = yaml.safe_dump(
+        {
+            "pretty_name": f"{run.name}, round {round}",
+            "tags": ["preference", "dpo", "rondo"],
+            "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
+        },
+        sort_keys=False,
+    )
+    dropped = ", ".join(f"{count} {reason}" for reason, count in meta.dropped.items()) or "none"
+    columns = "\n".join(f"| `{name}` | {what} |" for name, what in _COLUMNS[kind].items())
+    return f"""---
+{front}---
+
+# Preferences of run {run.name}, round {round}
+
+{"Pairs" if kind == "pair" else "Rankings"} in the conversational form, written by rondo: answers that a policy gave to
+prompts, put in order by a judge. The texts are as they were sampled, white space included.
+
+| | |
+|---|---|
+| rows | {rows} |
+| prompts dropped | {dropped} |
+| run | {run.name}, from recipe {recipe["name"]} |
+| round | {round} |
+| policy that sampled | `{meta.reference}` |
+| judge | {judge["judge"]}, version `{judge["judge_version"]}` |
+| rule | {recipe["preferences"]["rule"]} |
+
+## Columns
+
+| column | what it is |
+|---|---|
+{columns}
+
+## Use
+
+```python
+from datasets import load_dataset
+
+preferences = load_dataset("path/to/this/directory", split="train")
+```
+"""
