@@ -45,13 +45,15 @@ class SequenceLayout:
         return SequenceLayout(self.buckets, self.gather.to(device), self.scatter_T.to(device))
 
 
-def lay_out(sequences: Sequence[Sequence[int]], tokens: int) -> SequenceLayout:
+def lay_out(
+    sequences: Sequence[Sequence[int]], tokens: int, *, bucket_overhead: int = BUCKET_OVERHEAD
+) -> SequenceLayout:
     """Sort sequences, each a list of its tokens' places in the pack, into buckets of similar length."""
     ordered = sorted(sequences, key=len, reverse=True)
     gather: list[int] = []
     scatter = [0] * tokens
     buckets: list[tuple[int, int]] = []
-    for start, end in split_rows([len(sequence) for sequence in ordered]):
+    for start, end in _split_rows([len(sequence) for sequence in ordered], bucket_overhead):
         width = len(ordered[start])
         for sequence in ordered[start:end]:
             for place, token in enumerate(sequence, start=len(gather)):
@@ -62,19 +64,15 @@ def lay_out(sequences: Sequence[Sequence[int]], tokens: int) -> SequenceLayout:
     return SequenceLayout(tuple(buckets), torch.tensor(gather), torch.tensor(scatter))
 
 
-def split_rows(widths: Sequence[int]) -> list[tuple[int, int]]:
-    """Split rows of falling width into buckets so that padded positions and the buckets' overhead are
-    fewest.
-    """
+def _split_rows(widths: Sequence[int], bucket_overhead: int) -> list[tuple[int, int]]:
+    """Split rows of falling width into buckets so that padded positions and the buckets' overhead are fewest."""
     count = len(widths)
-    changes = [
-        row for row in range(1, count) if widths[row] != widths[row - 1]
-    ]  # a bucket ends where the width changes
+    changes = [row for row in range(1, count) if widths[row] != widths[row - 1]]
     cost: dict[int, int] = {count: 0}  # of the rows from here on
-    cut: dict[int, int] = {}  # where the first bucket of those rows ends
+    cut: dict[int, int] = {}  # where the first bucket of those rows ends: only where the width changes
     for start in [*changes[::-1], 0]:
         cost[start], cut[start] = min(
-            ((end - start) * widths[start] + BUCKET_OVERHEAD + rest, end) for end, rest in cost.items()
+            ((end - start) * widths[start] + bucket_overhead + rest, end) for end, rest in cost.items()
         )
     buckets, start = [], 0
     while start < count:
@@ -85,9 +83,7 @@ def split_rows(widths: Sequence[int]) -> list[tuple[int, int]]:
 
 @contextmanager
 def shared_prefix_attention(model: Any) -> Iterator[None]:
-    """Let the model compute attention by the layout that its forward pass is given; restore its own on
-    exit.
-    """
+    """Let the model compute attention by the layout that its forward pass is given; restore its own on exit."""
     own = model.config._attn_implementation
     if own == NAME:
         yield
@@ -152,9 +148,7 @@ def _window(module: Any, given: dict[str, Any], *, longest: int) -> int | None:
 def _causal(
     query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None, window: int | None
 ) -> Tensor:
-    """Causal attention on [S, H, L, D], with a cap on scores and a sliding window where the model has
-    them.
-    """
+    """Causal attention on [S, H, L, D], with a cap on scores and a sliding window where the model has them."""
     length, groups = query.shape[2], query.shape[1] // key.shape[1]
     if window is not None and window >= length:
         window = None

@@ -21,7 +21,10 @@ Precision = Literal["float32", "bfloat16"]
 """Of the forward pass; the weights are float32 either way."""
 
 CHUNK_ELEMENTS = 1 << 22
-"""Logits that may exist at one time: 16 MiB in float32."""
+"""Logits that may exist at one time: 16 MiB in float32, unless that is less than CHUNK_ROWS rows."""
+
+CHUNK_ROWS = 128
+"""Fewest rows of a chunk: with 32 the products take half as long again on CPU, as each chunk reads all weights."""
 
 
 class _ChunkedLogProbs(torch.autograd.Function):  # type: ignore[misc]
@@ -89,9 +92,7 @@ def _chunks(length: int, chunk: int) -> list[slice]:
 def _logits(
     hidden_N_D: torch.Tensor, weight_V_D: torch.Tensor, bias_V: torch.Tensor | None, softcap: float | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Logits in at least float32, and their slope with respect to the uncapped logits where there is a
-    cap.
-    """
+    """Logits in at least float32, and their slope with respect to the uncapped logits where there is a cap."""
     with torch.autocast(hidden_N_D.device.type, enabled=False):
         logits = hidden_N_D @ weight_V_D.T
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -111,20 +112,20 @@ def chunked_logps(
     bias_V: torch.Tensor | None = None,
     softcap: float | None = None,
     squares: bool = False,
-    chunk_elements: int = CHUNK_ELEMENTS,
+    chunk_rows: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probability of each target under ``softmax(hidden @ weight.T + bias)``, in nats, shape ``[N]``,
     float32 or wider.
 
     ``softcap`` c replaces each logit z by ``c * tanh(z / c)``. With ``squares`` also ``log sum_v p(v)^2`` of
-    each distribution, shape ``[N]``, without gradient; else None. At most ``chunk_elements`` logits (but at
-    least one row of V) exist at a time. The values and the gradient equal those of the plain formula.
+    each distribution, shape ``[N]``, without gradient; else None. The logits of ``chunk_rows`` targets
+    exist at a time, by default about `CHUNK_ELEMENTS` in all. Values and gradient equal those of the plain formula.
     """
     device = hidden_N_D.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden_N_D, weight_V_D = hidden_N_D.to(dtype), weight_V_D.to(dtype)
-    chunk = max(1, chunk_elements // weight_V_D.shape[0])
+    chunk = chunk_rows or max(CHUNK_ROWS, CHUNK_ELEMENTS // weight_V_D.shape[0])
     logps_N: torch.Tensor
     square_N: torch.Tensor | None
     logps_N, square_N = _ChunkedLogProbs.apply(hidden_N_D, weight_V_D, bias_V, target_N, softcap, chunk, squares)

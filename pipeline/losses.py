@@ -59,9 +59,7 @@ def sigmoid_norm(
     label_smoothing: float = 0.0,
     soft_labels_P: Tensor | None = None,
 ) -> Tensor:
-    """Length-normalised DPO, arXiv:2411.15124 (section 5): `sigmoid` of log-ratios divided by their lengths
-    in tokens.
-    """
+    """Length-normalised DPO, arXiv:2411.15124: `sigmoid` of log-ratios divided by their lengths in tokens."""
     margins_P = beta * (chosen_P / chosen_lengths_P - rejected_P / rejected_lengths_P)
     return _logistic(margins_P, _smoothed(soft_labels_P, label_smoothing))
 
@@ -197,9 +195,7 @@ def all_pairs(logratios_P_K: Tensor, ranks_P_K: Tensor, *, beta: float) -> Tenso
 
 
 def nll(chosen_logps_P: Tensor, chosen_lengths_P: Tensor) -> Tensor:
-    """Negative log-likelihood of the chosen answer per token, in nats, the term that arXiv:2404.19733
-    adds.
-    """
+    """Negative log-likelihood of the chosen answer per token, in nats, the term that arXiv:2404.19733 adds."""
     return -chosen_logps_P / chosen_lengths_P
 
 
@@ -220,7 +216,7 @@ def wpo_weights(mean_alignments_P_K: Tensor) -> Tensor:
 
 
 def divergence_scores(logratios: Tensor, divergence: Divergence, alpha: float) -> Tensor:
-    """Log-ratios u as seen by another divergence than the reverse KL, arXiv:2309.16240 (table 1): ``f'(exp
+    """Log-ratios u as seen by another divergence than the reverse KL, arXiv:2309.16240: ``f'(exp
     u)``, shifted to be 0 where policy and reference are one.
 
     ``reverse_kl``: u. ``forward_kl``: ``1 - exp(-u)``. ``jensen_shannon``: ``log 2 + log sigmoid(u)``.
@@ -275,8 +271,8 @@ class Objective:
 
     ``first_loss`` is its value where policy and reference are one, for settings and the ranks of one
     preference; None where it depends on the data. ``rankings``: takes more than two candidates. ``soft``:
-    uses soft labels.
-    ``margin``: depends on differences of scores alone, so that another divergence may make the scores.
+    uses soft labels. ``margin``: depends on differences of scores alone, so that another divergence may make
+    the scores. ``needs_smoothing``: is infinite without label smoothing.
     """
 
     loss: Loss
@@ -324,9 +320,7 @@ def _constant(value: float) -> Callable[[ObjectiveSettings, list[int]], float]:
 
 
 def _first_plackett_luce(settings: ObjectiveSettings, ranks: list[int]) -> float:
-    """ln K! for a complete ranking: at equal rewards each place adds the log of the number that compete for
-    it.
-    """
+    """ln K! for a complete ranking: at equal rewards each place adds the log of the number that compete for it."""
     return sum(math.log(1 + sum(other > rank for other in ranks)) for rank in ranks)
 
 
@@ -375,7 +369,11 @@ def find_objective(name: str, settings: ObjectiveSettings) -> Objective:
     if name not in OBJECTIVES:
         raise ConfigError(f"there is no objective '{name}': choose one of {', '.join(OBJECTIVES)}")
     objective = OBJECTIVES[name]
-    if objective.needs_smoothing and not 0 < settings.label_smoothing < 1:
+    if not settings.beta > 0:
+        raise ConfigError(f"beta is {settings.beta}: choose it above 0")
+    if not 0 <= settings.label_smoothing < 0.5:
+        raise ConfigError(f"label_smoothing is {settings.label_smoothing}: choose it from 0 to below 0.5")
+    if objective.needs_smoothing and settings.label_smoothing == 0:
         raise ConfigError(
             f"objective '{name}' needs label_smoothing above 0 and got {settings.label_smoothing}: try 0.001"
         )

@@ -19,7 +19,7 @@ from pipeline.errors import DataError, PromptTooLongError
 
 @dataclass(frozen=True)
 class TokenGroup:
-    """A prompt and its candidates, as token ids. Each has at least one token."""
+    """A prompt and its candidates, at least one, as token ids. Each has at least one token."""
 
     prompt_id: str
     prompt_token_ids: Sequence[int]
@@ -28,6 +28,8 @@ class TokenGroup:
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:
             raise DataError(f"prompt {self.prompt_id} has no tokens: begin it with a beginning-of-sequence token")
+        if not self.candidate_token_ids:
+            raise DataError(f"prompt {self.prompt_id} has no candidates: drop it before the update")
         for index, candidate in enumerate(self.candidate_token_ids):
             if not candidate:
                 raise DataError(
@@ -42,7 +44,7 @@ class TokenGroup:
     @property
     def longest_sequence(self) -> int:
         """Tokens of the prompt with its longest candidate."""
-        return len(self.prompt_token_ids) + max(map(len, self.candidate_token_ids), default=0)
+        return len(self.prompt_token_ids) + max(map(len, self.candidate_token_ids))
 
 
 @dataclass(frozen=True)

@@ -118,9 +118,7 @@ def run_update(
 
 
 def plan_steps(preferences: int, *, batch_size: int, epochs: int, seed: int) -> list[tuple[int, list[int]]]:
-    """Epoch and members of each optimizer step. Each epoch is a fresh permutation; its last step may be
-    smaller.
-    """
+    """Epoch and members of each optimizer step. Each epoch is a fresh permutation; its last step may be smaller."""
     generator = torch.Generator().manual_seed(seed)
     steps: list[tuple[int, list[int]]] = []
     for epoch in range(epochs):
@@ -266,7 +264,8 @@ def _means(outcome: StepOutcome, beta: float) -> dict[str, float]:
 def _displacement(groups: Sequence[PreferenceGroup], final: list[list[float]]) -> dict[str, float]:
     pairs = list(zip(groups, final, strict=True))
     chosen = [logps[0] - group.reference_logps[0] for group, logps in pairs]
-    rejected = [logps[-1] - group.reference_logps[-1] for group, logps in pairs]
+    worst = [group.places.index(max(group.places)) for group in groups]
+    rejected = [logps[k] - group.reference_logps[k] for (group, logps), k in zip(pairs, worst, strict=True)]
     return {
         "chosen_fell_share": fmean(change < 0 for change in chosen),
         "chosen_change": fmean(chosen),

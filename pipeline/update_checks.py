@@ -54,9 +54,7 @@ def _check_fit(name: str, objective: Objective, groups: Sequence[PreferenceGroup
 
 
 def check_weights(model: Any) -> None:
-    """Refuse weights that are not finite, and trained ones in half precision, where small steps round to
-    nothing.
-    """
+    """Refuse weights that are not finite, and trained ones in half precision, where small steps round to nothing."""
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
             raise NonFiniteError(f"weight {name} is not finite before the first step: take an earlier checkpoint")

@@ -37,7 +37,7 @@ def test_equals_the_plain_formula(chunk_rows, softcap):
         bias_V=bias,
         softcap=softcap,
         squares=True,
-        chunk_elements=chunk_rows * VOCABULARY,
+        chunk_rows=chunk_rows,
     )
     expected, expected_squares = plain(hidden, weight, target, bias, softcap)
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
@@ -55,8 +55,7 @@ def test_gradcheck(chunk_rows, softcap):
     hidden, weight, target, bias = inputs()
 
     def logps(hidden, weight, bias):
-        chunk = chunk_rows * VOCABULARY
-        return chunked_logps(hidden, weight, target, bias_V=bias, softcap=softcap, chunk_elements=chunk)[0]
+        return chunked_logps(hidden, weight, target, bias_V=bias, softcap=softcap, chunk_rows=chunk_rows)[0]
 
     assert torch.autograd.gradcheck(logps, (hidden, weight, bias))
 
@@ -70,9 +69,7 @@ def test_frozen_projection_gets_no_gradient():
 
 
 def test_half_precision_sums_in_float32():
-    """bfloat16 holds 8 bits: products of width 8 are off by up to 1%, while the log-sum-exp adds nothing to
-    that.
-    """
+    """bfloat16 holds 8 bits: products of width 8 are off by up to 1%, while the log-sum-exp adds nothing to that."""
     hidden, weight, target, _ = inputs(torch.float32, bias=False)
     with torch.autocast("cpu", torch.bfloat16):
         ours, _ = chunked_logps(hidden, weight, target)
@@ -95,6 +92,6 @@ def test_only_a_chunk_of_logits_is_kept():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        ours, _ = chunked_logps(hidden, weight, target, chunk_elements=4 * VOCABULARY)
+        ours, _ = chunked_logps(hidden, weight, target, chunk_rows=4)
     assert max(kept) == VOCABULARY * WIDTH < ROWS * VOCABULARY
     assert ours.grad_fn.kept is None

@@ -26,9 +26,7 @@ def test_reward_of_a_rejected_answer():
 
 
 def test_loss_of_a_small_gap():
-    """Gap 0.059: sigmoid = 1 / (1 + exp(-0.059)) = 1 / 1.9427068 = 0.5147457, loss = -ln 0.5147457 =
-    0.6640823.
-    """
+    """Gap 0.059: sigmoid = 1 / (1 + exp(-0.059)) = 1 / 1.9427068 = 0.5147457, loss = -ln 0.5147457 = 0.6640823."""
     loss = losses.sigmoid(torch.tensor([0.59]).double(), torch.zeros(1).double(), beta=0.1).item()
     assert loss == pytest.approx(0.6640823, **CLOSE)
     assert round(math.exp(-loss), 3) == 0.515
@@ -59,9 +57,7 @@ def test_soft_label_and_smoothing_together():
 
 
 def test_sigmoid_norm():
-    """Lengths 2 and 3: 0.5 / 2 + 1.5 / 3 = 0.75, times 0.5 is 0.375; ln(1 + exp(-0.375)) = ln 1.6872893 =
-    0.5231232.
-    """
+    """Lengths 2 and 3: 0.5 / 2 + 1.5 / 3 = 0.75, times 0.5 is 0.375; ln(1 + exp(-0.375)) = ln 1.6872893 = 0.5231232."""
     lengths = torch.tensor([2.0]).double(), torch.tensor([3.0]).double()
     assert losses.sigmoid_norm(CHOSEN, REJECTED, *lengths, beta=BETA).item() == pytest.approx(0.5231232, **CLOSE)
 
@@ -84,17 +80,13 @@ def test_ipo():
 
 
 def test_simpo():
-    """Log-probabilities -4 over 2 and -9 over 3 tokens, beta 2, margin 1: 2 (-2 + 3) - 1 = 1; loss
-    0.3132617.
-    """
+    """Log-probabilities -4 over 2 and -9 over 3 tokens, beta 2, margin 1: 2 (-2 + 3) - 1 = 1; loss 0.3132617."""
     values = [torch.tensor([value]).double() for value in (-4.0, -9.0, 2.0, 3.0)]
     assert losses.simpo(*values, beta=2.0, target_margin=1.0).item() == pytest.approx(0.3132617, **CLOSE)
 
 
 def test_sppo():
-    """(0.5 - 0.5 / 0.5)^2 + (-1.5 + 0.5 / 0.5)^2 = 0.25 + 0.25; with p = 0.6: (0.5 - 0.2)^2 + (-1.5 + 0.2)^2
-    = 1.78.
-    """
+    """(0.5 - 0.5 / 0.5)^2 + (-1.5 + 0.5 / 0.5)^2 = 0.25 + 0.25; with p = 0.6: (0.5 - 0.2)^2 + (-1.5 + 0.2)^2 = 1.78."""
     assert losses.sppo(CHOSEN, REJECTED, beta=BETA).item() == pytest.approx(0.5, **CLOSE)
     soft = losses.sppo(CHOSEN, REJECTED, beta=BETA, soft_labels_P=torch.tensor([0.6]).double())
     assert soft.item() == pytest.approx(1.78, **CLOSE)
@@ -275,5 +267,9 @@ def test_constants_are_checked():
         find_objective("exo_pair", ObjectiveSettings())
     with pytest.raises(ConfigError, match=r"apo_zero.*reverse KL alone"):
         find_objective("apo_zero", ObjectiveSettings(divergence="forward_kl"))
+    with pytest.raises(ConfigError, match="beta is 0"):
+        find_objective("sigmoid", ObjectiveSettings(beta=0))
+    with pytest.raises(ConfigError, match=r"label_smoothing is 0\.5"):
+        find_objective("robust", ObjectiveSettings(label_smoothing=0.5))
     with pytest.raises(ConfigError, match="divergence_alpha is 1"):
         find_objective("sigmoid", ObjectiveSettings(divergence="alpha", divergence_alpha=1.0))

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numerics.tiny_models import BUILDERS, SHAPE, build, gradients, plain_logps, token_groups
 from transformers import BloomConfig, BloomForCausalLM, GraniteConfig, GraniteForCausalLM
 
-from pipeline.attention import shared_prefix_attention
+from pipeline.attention import lay_out, shared_prefix_attention
 from pipeline.errors import DataError, PromptTooLongError, UnsupportedModelError
 from pipeline.logprobs import check_context, check_model, pack_sums, sequence_logps
 from pipeline.packing import TokenGroup, pack_groups
@@ -94,6 +96,8 @@ def test_empty_prompt_or_candidate_is_refused():
         TokenGroup("prompt-e", [], [[1]])
     with pytest.raises(DataError, match="candidate 1 of prompt prompt-e"):
         TokenGroup("prompt-e", [1], [[1], []])
+    with pytest.raises(DataError, match="prompt-e has no candidates"):
+        TokenGroup("prompt-e", [1], [])
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -132,3 +136,22 @@ def test_model_keeps_its_own_attention(name):
     with pytest.raises(RuntimeError, match="stop"), shared_prefix_attention(model):
         raise RuntimeError("stop")
     assert model.config._attn_implementation == own
+
+
+@settings(derandomize=True, deadline=None)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30), overhead=st.sampled_from([0, 3, 64]))
+def test_layout_finds_every_token_and_splits_at_least_cost(lengths, overhead):
+    """Each sequence reads its own tokens, every token is read back, and no split of the sorted rows into at most 2 is
+    cheaper.
+    """
+    starts = [sum(lengths[:index]) for index in range(len(lengths))]
+    sequences = [list(range(start, start + length)) for start, length in zip(starts, lengths, strict=True)]
+    layout = lay_out(sequences, sum(lengths), bucket_overhead=overhead)
+    assert layout.gather[layout.scatter_T].tolist() == list(range(sum(lengths)))
+    rows = torch.cat([torch.tensor([length] * count) for count, length in layout.buckets])
+    assert len(rows) == len(lengths)
+    cost = int(rows.sum()) + overhead * len(layout.buckets)
+    ordered = sorted(lengths, reverse=True)
+    for cut in range(1, len(ordered)):
+        assert cost <= cut * ordered[0] + (len(ordered) - cut) * ordered[cut] + 2 * overhead
+    assert cost <= len(ordered) * ordered[0] + overhead

@@ -126,9 +126,7 @@ def test_gradient_equals_plain_autograd_over_one_large_batch(settings):
 
 
 def test_wpo_gradient_equals_plain_autograd():
-    """Weight of a pair: exp of the mean over tokens of log p - log sum p^2, for both answers, without
-    gradient.
-    """
+    """Weight of a pair: exp of the mean over tokens of log p - log sum p^2, for both answers, without gradient."""
     model = build()
     groups = preferences(model, count=5)
     losses = []
@@ -178,9 +176,7 @@ def test_gradient_checkpointing_changes_nothing():
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_dropout_is_off(gradient_checkpointing):
-    """GPT-2 drops a tenth of its activations in training mode; the policy must be the one that was sampled
-    from.
-    """
+    """GPT-2 drops a tenth of its activations in training mode; the policy must be the one that was sampled from."""
     model = build("gpt2")
     groups = preferences(model)
     model.train()
@@ -202,9 +198,7 @@ def test_it_learns_the_preferences():
 
 
 def test_metrics_are_those_of_the_step():
-    """One step over all preferences, before it is taken: means of the log-probabilities under the model as it
-    was.
-    """
+    """One step over all preferences, before it is taken: means of the log-probabilities under the model as it was."""
     model = build()
     groups = [replace(group, reference_logps=[-20.0, -30.0]) for group in preferences(model)]
     start = sequence_logps(model, groups, 200)
@@ -234,9 +228,7 @@ def test_displacement_is_measured_after_the_last_step():
 
 
 def test_bfloat16_stays_near_float32():
-    """8 bits of mantissa: a sequence of 9 tokens moves by some tenths of a nat, the first loss by less than
-    1%.
-    """
+    """8 bits of mantissa: a sequence of 9 tokens moves by some tenths of a nat, the first loss by less than 1%."""
     model, rounded = build(), build()
     exact = run_update(model, preferences(model), SETTINGS, seed=SEED)
     result = run_update(rounded, preferences(rounded), replace(SETTINGS, precision="bfloat16"), seed=SEED)
