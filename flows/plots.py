@@ -182,7 +182,7 @@ def _draw(axes: Axes, series: Sequence[Series], scale: Scale) -> None:
     axes.margins(x=0.04, y=0.12)
     _widen(axes, scale)
     axes.set_xlabel(scale.x)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     if scale.percent:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%"))
@@ -209,7 +209,12 @@ def _draw_curve(axes: Axes, curve: Series, colour: str, marker: str, scale: Scal
 
 
 def _widen(axes: Axes, scale: Scale) -> None:
-    """Widens the range of values, so that a change of next to nothing does not fill the height of the figure."""
+    """Widens the range of values, so that a change of next to nothing does not fill the height of the figure.
+
+    A single round, which has no range of its own, gets one.
+    """
+    left, right = axes.get_xlim()
+    axes.set_xlim(min(left, (left + right - 1) / 2), max(right, (left + right + 1) / 2))
     low, high = axes.get_ylim()
     least = _LEAST_SPAN * (1 if scale.percent else max(abs(low), abs(high)))
     if (missing := least - (high - low)) > 0:

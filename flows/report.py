@@ -186,7 +186,7 @@ def _commands(store: Store, run: Run, recipe: Recipe, done: int) -> dict[str, li
     else:
         again = f"rondo run {recipe.name}.yaml --name {run.name}-again {rounds}"
     tables = [f"rondo show {run.name}@{done} --table preferences", f"rondo export {run.name}@{done} --to pairs"]
-    look = [f"rondo rounds {run.name}", *(tables if done else [f"rondo show {run.name}@0 --table eval_candidates"])]
+    look = [f"rondo rounds {run.name}", *(tables if done else [])]
     more = [f"rondo resume {run.name} --rounds {done + 1}", f"rondo fork {run.name}@{done} --name NEW --set KEY=VALUE"]
     return {
         "Run it again": [f"{again} --root {root}"],

@@ -1,6 +1,7 @@
 """The report of a run in a real store: what it says, that it needs nothing else, and that nothing escapes."""
 
 import re
+import shlex
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from flows.cli import app
 from flows.plots import LIGHT, Scale, Series, curves, distributions, summary_picture
 from flows.report import write_report
 from flows.summary import row_of, summaries
@@ -216,6 +219,17 @@ def test_the_recipe_and_the_commands_are_complete(store: Store) -> None:
     assert run.header["packages"]["torch"] in page.text
 
 
+def test_the_commands_work(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = Page.parse(Path(write_report(store, finished_run(store, rounds=1))).read_text())
+    look = page.texts["pre"][1].strip().splitlines()
+    assert [command.split()[1] for command in look] == ["rounds", "show", "export"]
+    for command in look:
+        result = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "pairs" / "README.md").exists()
+
+
 def test_a_fork_says_whose_it_is_and_what_it_changed(store: Store) -> None:
     finished_run(store, "parent", rounds=0)
     recipe = small_recipe(update={"beta": 0.7}, rounds=5)
@@ -292,6 +306,12 @@ def test_a_share_that_hardly_moves_looks_like_it() -> None:
     # The axis spans ten points at least, so that one point takes a tenth of the height that twenty points fill.
     assert 4 < height([0.4, 0.6]) / height([0.5, 0.51]) < 12
     assert height([0.99, 1.0]) == pytest.approx(height([0.0, 0.01]), rel=0.1)
+
+
+def test_a_single_round_stands_alone_on_its_axis() -> None:
+    drawing = curves("Test", [Series("", [4], [0.5], [0.1])])
+    assert re.findall(r">(-?[\d.]+)</text>", drawing)[0] == "4"
+    assert 'aria-label="Test. 0.5 in round 4."' in drawing
 
 
 def test_distributions_of_one_value_are_drawn() -> None:
