@@ -102,7 +102,7 @@ def show(
     root: Root = DEFAULT_ROOT,
     json: Json = False,
 ) -> None:
-    """Look into a round's candidates, judgments or preferences."""
+    """Look into a round: its candidates, judgments and preferences, and the held-out ones of its evaluation."""
     rows = commands.show(source, root, table=table.value, prompt=prompt, limit=limit, where=where)
     tables.print_table(rows, table.value, source, as_json=json)
 

@@ -29,6 +29,8 @@ class Table(StrEnum):
     candidates = "candidates"
     judgments = "judgments"
     preferences = "preferences"
+    eval_candidates = "eval_candidates"
+    eval_judgments = "eval_judgments"
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,10 @@ def print_table(rows: Sequence[Mapping[str, Any]], table: str, source: str, *, a
     """Rows of a round's table: everything for machines, the readable columns for people."""
     if not as_json:
         rows = [
-            {name: row[name][:_SHORT_ID] if name == "prompt_id" else row.get(name) for name in _READABLE[table]}
+            {
+                name: row[name][:_SHORT_ID] if name == "prompt_id" else row.get(name)
+                for name in _READABLE[table.removeprefix("eval_")]
+            }
             for row in rows
         ]
     print_rows(rows, title=f"{table} of {source}", as_json=as_json, empty="no row fits")

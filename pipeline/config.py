@@ -8,6 +8,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Corpus = Literal["film_reviews", "additions"]
+Objective = Literal[
+    "sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "simpo", "sppo", "dpop", "apo_zero", "apo_down", "exo_pair",
+    "nca_pair", "bco_pair", "plackett_luce", "all_pairs",
+]  # fmt: skip
+RANKING_OBJECTIVES = ("plackett_luce", "all_pairs")
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]
 
 
@@ -162,7 +167,7 @@ class PreferencesConfig(Config):
 class UpdateConfig(Config):
     """The DPO update of a round."""
 
-    objective: str = Field("sigmoid", pattern=r"^[a-z_]+$", description="a name in pipeline.losses.OBJECTIVES")
+    objective: Objective = Field("sigmoid", description="loss of a pair, or of a ranking")
     beta: float = Field(0.1, gt=0, le=100, description="strength of the pull towards the reference")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="probability that a pair's order is wrong")
     nll_weight: float = Field(0.0, ge=0, le=100, description="weight of the chosen answer's negative log-likelihood")
@@ -212,7 +217,7 @@ class DevicesConfig(Config):
     trainer: Device = Field("cpu", description="device of the update")
     judge: Device = Field("cpu", description="device of a reward model")
     cpu_threads: int = Field(
-        2, ge=1, le=1024, description="threads of one CPU worker; a change changes results in the last bits"
+        1, ge=1, le=1024, description="threads of one CPU worker; a change changes results in the last bits"
     )
 
 
@@ -244,9 +249,9 @@ class Recipe(Config):
                 f"{policy.context}: lower the first or raise the second"
             )
         ranking = self.preferences.rule == "full_ranking"
-        if ranking != (self.update.objective == "plackett_luce"):
+        if ranking != (self.update.objective in RANKING_OBJECTIVES):
             raise ValueError(
                 f"preferences.rule '{self.preferences.rule}' does not go with update.objective "
-                f"'{self.update.objective}': rankings need plackett_luce, and plackett_luce needs full_ranking"
+                f"'{self.update.objective}': full_ranking goes with {' and '.join(RANKING_OBJECTIVES)}, and they with it"
             )
         return self

@@ -146,7 +146,7 @@ class TrainerWorker(Worker):
         logps: dict[str, list[float]] = {}
         for name, reference in (("policy", policy), ("previous", previous), ("initial", initial)):
             self._use(reference.files, reference.policy)
-            scored = sequence_logps(self._model, groups, self.recipe.update.token_budget)
+            scored = self._logps(groups)
             logps[name] = [candidate for (candidate,) in scored]
         rows = [
             {
@@ -184,8 +184,12 @@ class TrainerWorker(Worker):
         metrics = self.write(steps, round, "metrics")
         return Trained(PolicyRef(digest, staged.files, probe), metrics, {**figures, **updates.summary(result)})
 
+    def _logps(self, groups: Sequence[TokenGroup]) -> list[list[float]]:
+        config = self.recipe.update
+        return sequence_logps(self._model, groups, config.token_budget, precision=config.precision)
+
     def _write_probe(self, round: int, groups: Sequence[TokenGroup]) -> FileRef:
-        scored = sequence_logps(self._model, groups, self.recipe.update.token_budget)
+        scored = self._logps(groups)
         rows = [
             {"prompt_token_ids": group.prompt_token_ids, "token_ids": group.candidate_token_ids[0], "logp": logp}
             for group, (logp,) in zip(groups, scored, strict=True)

@@ -50,14 +50,14 @@ def with_reference(
     """
     if config.reference_logprobs == "sampler":
         return list(groups), {"reference_logprobs": "sampler", "reference_drift": drift}
-    scored = sequence_logps(model, groups[: config.batch_size], config.token_budget)
+    scored = sequence_logps(model, groups[: config.batch_size], config.token_budget, precision=config.precision)
     pairs = zip(groups, scored, strict=False)
     drift = max(
         drift, *(abs(a - b) for group, logps in pairs for a, b in zip(group.reference_logps, logps, strict=True))
     )
     if config.reference_logprobs == "auto" and drift <= config.reference_tolerance:
         return list(groups), {"reference_logprobs": "sampler", "reference_drift": drift}
-    scored += sequence_logps(model, groups[config.batch_size :], config.token_budget)
+    scored += sequence_logps(model, groups[config.batch_size :], config.token_budget, precision=config.precision)
     exact = [replace(group, reference_logps=logps) for group, logps in zip(groups, scored, strict=True)]
     return exact, {"reference_logprobs": "trainer", "reference_drift": drift}
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+
 from support.compare import assert_same
 
 Rondo = Callable[..., subprocess.CompletedProcess[str]]
@@ -29,4 +30,12 @@ def test_killed_in_every_stage(rondo: Rondo, tiny_recipe: Path, whole: Path, tmp
         arguments = ["resume", "killed", "--root", str(tmp_path)]
     rondo(*arguments)
     assert_same(whole, "whole", tmp_path, "killed", range(3))
-    assert not [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(process.info["cmdline"])]
+    left = [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(process.info["cmdline"])]
+    assert left == []
+
+
+def test_a_killed_worker_costs_only_its_work(rondo: Rondo, tiny_recipe: Path, whole: Path, tmp_path: Path) -> None:
+    """The trainer is killed in the middle of its update; Prefect tries the step again, and the run ends as ever."""
+    arguments = ["run", str(tiny_recipe), "--name", "hurt", "--root", str(tmp_path)]
+    rondo(*arguments, kill="update:1:worker")
+    assert_same(whole, "whole", tmp_path, "hurt", range(3))

@@ -3,7 +3,7 @@
     python -m support.killed STAGE:ROUND:WHEN rondo-arguments...
 
 WHEN is ``before`` the commit of the stage's first shard in that round, ``after`` it, or ``during`` the work, at the
-worker's second message of progress.
+worker's second message of progress; with ``worker`` it is the worker that is killed there, once, and not this process.
 """
 
 import os
@@ -23,6 +23,7 @@ def _die() -> None:
 def arm(stage: str, number: int, when: str) -> None:
     """Wraps the real commit, or the real call to a worker, with the kill."""
     commit, call = Writer.commit, WorkerProcess.call
+    messages = 0
 
     def killing_commit(self: Writer, key: Key, *arguments: Any, **named: Any) -> Any:
         hit = (key.stage, key.round) == (stage, number)
@@ -36,18 +37,17 @@ def arm(stage: str, number: int, when: str) -> None:
     async def killing_call(self: WorkerProcess, method: str, **arguments: Any) -> Any:
         if method != stage or arguments.get("round", 0) != number:
             return await call(self, method, **arguments)
-        messages = 0
 
         def count(_figures: Any) -> None:
             nonlocal messages
             messages += 1
             if messages == 2:
-                _die()
+                os.kill(self.pid or 0 if when == "worker" else os.getpid(), signal.SIGKILL)
 
         return await call(self, method, **{**arguments, "on_progress": count})
 
     Writer.commit = killing_commit  # type: ignore[method-assign]
-    if when == "during":
+    if when in ("during", "worker"):
         WorkerProcess.call = killing_call  # type: ignore[method-assign]
 
 

@@ -1,0 +1,129 @@
+"""Worker processes: errors keep their class, death is noticed, and no worker outlives its parent."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from flows.errors import WorkerDiedError, WorkerError
+from flows.process import WorkerProcess
+from pipeline.errors import DataError
+from pipeline.records import CANDIDATES, PROMPTS, to_table
+from storage.shards import write_table
+from storage.store import Store
+from support.recipes import TINY
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[[], WorkerProcess]:
+    """A judge in a process of its own: the worker that starts quickest."""
+    arguments = {"root": str(tmp_path / "root"), "run": "r", "recipe": TINY, "scratch": str(tmp_path)}
+    Store.open(tmp_path / "root").create_run("r", {})
+    return lambda: WorkerProcess("judge", arguments, tmp_path / "judge.log", {})
+
+
+def use(worker: WorkerProcess, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    async def run() -> Any:
+        try:
+            return await work()
+        finally:
+            await worker.stop()
+
+    return asyncio.run(run())
+
+
+def test_a_call_is_answered(make: Callable[[], WorkerProcess]) -> None:
+    worker = make()
+    assert use(worker, lambda: worker.call("versions")) == ["vader 3.3.2", use_grammar_version()]
+    assert worker.pid is None
+
+
+def use_grammar_version() -> str:
+    from pipeline.config import GrammarJudge
+    from pipeline.judges import make_judge
+
+    judge = make_judge(GrammarJudge(kind="grammar"))
+    return f"{judge.name} {judge.version}"
+
+
+def test_a_users_error_keeps_its_class_and_its_sentence(make: Callable[[], WorkerProcess], tmp_path: Path) -> None:
+    """Candidates whose prompt is missing: the judge raises DataError in the child, and so does the call here."""
+    store = Store.open(tmp_path / "root")
+    prompts = write_table(store, "r", 0, "prompts", to_table([], PROMPTS))
+    orphan = {
+        "prompt_id": "lost", "candidate": 0, "token_ids": [1], "text": "a", "logprobs": [-1.0],
+        "finish_reason": "stop", "seed": 1, "policy": "p",
+    }  # fmt: skip
+    candidates = write_table(store, "r", 1, "candidates", to_table([orphan], CANDIDATES), 0)
+    worker = make()
+
+    def call() -> Coroutine[Any, Any, Any]:
+        return worker.call(
+            "judge", prompts=[prompts.to_json()], candidates=candidates.to_json(), round=1, stage="judgments",
+            shard=0, judges=1,
+        )  # fmt: skip
+
+    with pytest.raises(DataError, match="prompt lost"):
+        use(worker, call)
+
+
+def test_a_fault_of_ours_names_the_log(make: Callable[[], WorkerProcess]) -> None:
+    worker = make()
+    with pytest.raises(WorkerError, match=r"has no method '_serve'.*judge\.log"):
+        use(worker, lambda: worker.call("_serve"))
+
+
+def test_wrong_arguments_are_refused(make: Callable[[], WorkerProcess]) -> None:
+    worker = make()
+    with pytest.raises(WorkerError, match="judges"):
+        use(worker, lambda: worker.call("judge", prompts=[], candidates={}, round=1, stage="x", shard=0, judges="many"))
+
+
+def test_a_killed_worker_is_started_again_at_the_next_call(make: Callable[[], WorkerProcess]) -> None:
+    worker = make()
+
+    async def work() -> None:
+        first = await worker.call("versions")
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(WorkerDiedError, match="ended with status -9"):
+            await worker.call("versions")
+        assert await worker.call("versions") == first
+        assert worker.starts == 2
+
+    use(worker, work)
+
+
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    """The parent is SIGKILLed, so that none of its own cleaning up can run; the child is gone within seconds."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import asyncio, sys, time\n"
+        "from pathlib import Path\n"
+        "from flows.process import WorkerProcess\n"
+        "async def main():\n"
+        f"    arguments = {{'root': {str(tmp_path / 'root')!r}, 'run': 'r', 'recipe': {TINY!r}, 'scratch': '.'}}\n"
+        f"    worker = WorkerProcess('judge', arguments, Path({str(tmp_path / 'log')!r}), {{}})\n"
+        "    await worker.start()\n"
+        "    print(worker.pid, flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(main())\n"
+    )
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert psutil.pid_exists(child)
+        parent.kill()
+        parent.wait()
+    deadline = time.monotonic() + 30  # usually milliseconds; a busy machine may take longer to schedule the child
+    while psutil.pid_exists(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(child)
