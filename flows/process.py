@@ -16,6 +16,7 @@ from typing import Any
 import pipeline.errors
 import storage.errors
 from flows.errors import WorkerDiedError, WorkerError
+from pipeline.errors import EngineError
 
 LINE_LIMIT = 64 * 2**20  # longest answer, in bytes
 GRACE_SECONDS = 5.0
@@ -114,7 +115,10 @@ class WorkerProcess:
                 if on_progress is not None:
                     on_progress(message["progress"])
             elif "error" in message:
-                raise self._error(message["error"])
+                error = self._error(message["error"])
+                if isinstance(error, EngineError):
+                    await self._end()  # an engine that failed is not asked again: the next call starts a new one
+                raise error
             else:
                 return message["result"]
         raise await self._died()

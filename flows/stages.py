@@ -17,7 +17,7 @@ from flows.display import Stage
 from flows.errors import WorkerDiedError
 from flows.references import Batch
 from flows.session import current
-from pipeline.errors import DataError
+from pipeline.errors import DataError, EngineError
 from pipeline.records import content_id
 from storage.checkpoints import weights_digest
 from storage.manifest import Entry
@@ -28,8 +28,8 @@ Step = Callable[P, Coroutine[Any, Any, Result]]
 
 
 def _worker_died(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """A worker that was killed, for lack of memory perhaps, is worth another try; a wrong input is not."""
-    return isinstance(state.data, WorkerDiedError)
+    """A worker or an engine that died, for lack of memory perhaps, is worth another try; a wrong input is not."""
+    return isinstance(state.data, WorkerDiedError | EngineError)
 
 
 def step(name: str) -> Callable[[Step[P, Result]], Step[P, Result]]:

@@ -12,6 +12,8 @@ Objective = Literal[
     "sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "simpo", "sppo", "dpop", "apo_zero", "apo_down", "exo_pair",
     "nca_pair", "bco_pair", "plackett_luce", "all_pairs",
 ]  # fmt: skip
+VLLM_CPU_HEAD_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""With another width vLLM 0.32 starts, and dies on the first prompt."""
 RANKING_OBJECTIVES = ("plackett_luce", "all_pairs")
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]
 
@@ -252,6 +254,19 @@ class Recipe(Config):
         if ranking != (self.update.objective in RANKING_OBJECTIVES):
             raise ValueError(
                 f"preferences.rule '{self.preferences.rule}' does not go with update.objective "
-                f"'{self.update.objective}': full_ranking goes with {' and '.join(RANKING_OBJECTIVES)}, and they with it"
+                f"'{self.update.objective}': full_ranking goes with {' and '.join(RANKING_OBJECTIVES)}, "
+                "and they with it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _engine_takes_the_policy(self) -> "Recipe":
+        policy = self.policy
+        if isinstance(policy, WarmStartPolicy) and (self.sampling.engine, self.devices.sampler) == ("vllm", "cpu"):
+            width = policy.hidden_size // policy.heads
+            if width not in VLLM_CPU_HEAD_WIDTHS:
+                raise ValueError(
+                    f"policy.hidden_size {policy.hidden_size} over {policy.heads} heads makes heads {width} wide: "
+                    f"vLLM on a CPU takes {', '.join(map(str, VLLM_CPU_HEAD_WIDTHS))}"
+                )
         return self

@@ -8,7 +8,14 @@ from flows.references import Drift, PolicyRef
 from flows.workers.base import ProgressCall, Worker
 from pipeline.errors import HandoverError
 from pipeline.records import prompt_seed
-from pipeline.sampling import Sampler, SamplingRequest, SamplingSettings, candidates_table, make_sampler
+from pipeline.sampling import (
+    Sampler,
+    SamplingRequest,
+    SamplingSettings,
+    candidates_table,
+    import_engine,
+    make_sampler,
+)
 from pipeline.sampling.environment import configure_environment
 from storage.manifest import FileRef
 
@@ -32,9 +39,8 @@ class SamplerWorker(Worker):
         super().__init__(**common)
         devices = self.recipe.devices
         configure_environment(devices.sampler, devices.cpu_threads)
-        if self.recipe.sampling.engine == "vllm":
-            # The import takes 6 to 20 s: it is paid while the first policy is still being prepared.
-            import vllm  # noqa: F401
+        # The imports take 5 to 20 s: they are paid while the first policy is still being prepared.
+        import_engine(self.recipe.sampling)
         self._sampler: Sampler | None = None
         self._tokenizer: Any = None
         self._drift: Drift | None = None
@@ -109,7 +115,7 @@ class SamplerWorker(Worker):
         from pipeline.policy import load_tokenizer, sampler_copy
 
         checkpoint = self.directory(policy.files)
-        source = sampler_copy(checkpoint, self.scratch / f"sampler-{policy.policy[:16]}")
+        source = sampler_copy(checkpoint, self.scratch / "sampler")
         if self._sampler is None:
             devices = self.recipe.devices
             self._sampler = make_sampler(

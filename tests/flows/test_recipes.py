@@ -45,6 +45,12 @@ def test_a_fault_is_one_sentence(change: str, sentence: str) -> None:
     assert sentence in str(caught.value)
 
 
+def test_heads_that_kill_vllm_are_refused() -> None:
+    """64 / 4 = 16, which vLLM's CPU attention does not take."""
+    with pytest.raises(ConfigError, match="makes heads 16 wide"):
+        parse_recipe(TINY, ["sampling.engine=vllm", "policy.heads=4"])
+
+
 def test_every_fault_is_named() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_recipe(TINY, ["sampling.candidates=1", "rounds=0"])
