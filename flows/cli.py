@@ -119,9 +119,13 @@ def export(
 
 
 @app.command()
-def report(run: RunName, root: Root = DEFAULT_ROOT) -> None:
+def report(
+    run: RunName,
+    root: Root = DEFAULT_ROOT,
+    picture: Annotated[Path | None, typer.Option(help="write the main curves to this SVG file as well")] = None,
+) -> None:
     """Write a run's report: one HTML file with its curves, figures and answers."""
-    typer.echo(commands.report(run, root))
+    typer.echo(commands.report(run, root, picture))
 
 
 @app.command()

@@ -166,12 +166,17 @@ def export(source: str, root: str, to: Path) -> int:
     return export_preferences(store, existing, number, to)
 
 
-def report(name: str, root: str) -> str:
-    """Writes a run's report and returns where it is."""
+def report(name: str, root: str, picture: Path | None = None) -> str:
+    """Writes a run's report, and its main curves as a picture where one is asked for; returns where the report is."""
+    from flows.plots import summary_picture
     from flows.report import write_report
 
     store = Store.open(root)
-    return write_report(store, store.run(name))
+    run = store.run(name)
+    written = write_report(store, run)
+    if picture is not None:
+        picture.write_text(summary_picture(summaries(run.rounds()), f"Run {name}"), encoding="utf-8")
+    return written
 
 
 def serve(
