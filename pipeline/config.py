@@ -3,18 +3,24 @@
 Each field has a type, a range and a sentence with its unit. Nothing here reads a file: see ``flows/recipes.py``.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 Corpus = Literal["film_reviews", "additions"]
-Objective = Literal[
+OBJECTIVES = (
     "sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "simpo", "sppo", "dpop", "apo_zero", "apo_down", "exo_pair",
     "nca_pair", "bco_pair", "plackett_luce", "all_pairs",
-]  # fmt: skip
+)  # fmt: skip
+RANKING_OBJECTIVES = ("plackett_luce", "all_pairs")
+SOFT_LABEL_OBJECTIVES = ("sigmoid", "sigmoid_norm", "sppo")
+SMOOTHED_OBJECTIVES = ("exo_pair",)
+"""Infinite without label smoothing."""
+REVERSE_KL_OBJECTIVES = ("simpo", "sppo", "dpop", "apo_zero", "apo_down", "nca_pair", "bco_pair")
+"""Not functions of a difference of rewards, without which no other divergence is defined."""
 VLLM_CPU_HEAD_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """With another width vLLM 0.32 starts, and dies on the first prompt."""
-RANKING_OBJECTIVES = ("plackett_luce", "all_pairs")
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]
 
 
@@ -22,6 +28,12 @@ class Config(BaseModel):
     """Base of every part of a recipe: immutable, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _among(objectives: Iterable[str], names: Iterable[str]) -> str | None:
+    """The first objective that is one of those."""
+    known = set(names)
+    return next((name for name in objectives if name in known), None)
 
 
 class PretrainedPolicy(Config):
@@ -167,12 +179,35 @@ class PreferencesConfig(Config):
 
 
 class UpdateConfig(Config):
-    """The DPO update of a round."""
+    """The DPO update of a round.
 
-    objective: Objective = Field("sigmoid", description="loss of a pair, or of a ranking")
+    ``objective`` is a name, or a mapping of names to weights for a weighted sum; it is kept as a mapping, and written
+    as a name where there is one of weight 1. The sources of the formulas are in ``pipeline/losses.py``.
+
+    ``exploration_weight`` is that of XPO's optimism, arXiv:2405.21046, which is meant as a mean over answers that were
+    sampled from the reference. It is taken over the candidates that are in the preference: where a rule picked a pair
+    out of more than two by their scores, the mean is biased towards the picked ones. It is unbiased with two candidates
+    for each prompt, and with rankings of all of them.
+    """
+
+    objective: Mapping[str, Annotated[float, Field(gt=0, le=1000)]] = Field(
+        default_factory=lambda: {"sigmoid": 1.0},
+        min_length=1,
+        description="loss of a pair or of a ranking: a name, or a mapping of names to weights",
+    )
     beta: float = Field(0.1, gt=0, le=100, description="strength of the pull towards the reference")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="probability that a pair's order is wrong")
+    target_margin: float = Field(0.5, ge=0, le=100, description="margin of simpo, in its rewards' unit")
+    dpop_penalty: float = Field(50.0, ge=0, le=1e6, description="factor of dpop's penalty on chosen answers that fall")
+    divergence: Literal["reverse_kl", "forward_kl", "jensen_shannon", "alpha"] = Field(
+        "reverse_kl", description="divergence that the rewards are derived from"
+    )
+    divergence_alpha: float = Field(
+        0.5, gt=0, lt=1, description="of the divergence alpha, between reverse KL (0) and forward KL (1)"
+    )
+    wpo: bool = Field(False, description="weigh each pair by its probability under the policy (WPO)")
     nll_weight: float = Field(0.0, ge=0, le=100, description="weight of the chosen answer's negative log-likelihood")
+    exploration_weight: float = Field(0.0, ge=0, le=100, description="weight of the exploration term (XPO)")
     learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate of AdamW")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="learning rate over the steps of a round"
@@ -196,6 +231,34 @@ class UpdateConfig(Config):
         "float32", description="of the forward pass; master weights are float32"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _weights(cls, value: Any) -> Any:
+        weights = {value: 1.0} if isinstance(value, str) else value
+        for name in weights if isinstance(weights, Mapping) else ():
+            if name not in OBJECTIVES:
+                raise ValueError(
+                    f"update.objective: there is no objective '{name}': choose among {', '.join(OBJECTIVES)}"
+                )
+        return weights
+
+    @field_serializer("objective")
+    def _shortest(self, weights: Mapping[str, float]) -> str | dict[str, float]:
+        return next(iter(weights)) if list(weights.values()) == [1.0] else dict(weights)
+
+    @model_validator(mode="after")
+    def _constants_fit(self) -> "UpdateConfig":
+        if self.label_smoothing == 0 and (found := _among(self.objective, SMOOTHED_OBJECTIVES)):
+            raise ValueError(
+                f"update.label_smoothing 0 makes update.objective '{found}' infinite: choose it above 0, such as 0.001"
+            )
+        if self.divergence != "reverse_kl" and (found := _among(self.objective, REVERSE_KL_OBJECTIVES)):
+            raise ValueError(
+                f"update.divergence '{self.divergence}' does not go with update.objective '{found}', which is defined "
+                "for reverse_kl alone: change one of them"
+            )
+        return self
 
 
 class EvaluationConfig(Config):
@@ -250,12 +313,26 @@ class Recipe(Config):
                 f"sampling.max_tokens {sampling.max_tokens} leaves no room for a prompt in policy.context "
                 f"{policy.context}: lower the first or raise the second"
             )
-        ranking = self.preferences.rule == "full_ranking"
-        if ranking != (self.update.objective in RANKING_OBJECTIVES):
+        return self
+
+    @model_validator(mode="after")
+    def _objective_takes_the_preferences(self) -> "Recipe":
+        rule, objectives = self.preferences.rule, self.update.objective
+        pairwise = [name for name in OBJECTIVES if name not in RANKING_OBJECTIVES]
+        if found := _among(objectives, pairwise if rule == "full_ranking" else RANKING_OBJECTIVES):
             raise ValueError(
-                f"preferences.rule '{self.preferences.rule}' does not go with update.objective "
-                f"'{self.update.objective}': full_ranking goes with {' and '.join(RANKING_OBJECTIVES)}, "
-                "and they with it"
+                f"preferences.rule '{rule}' does not go with update.objective '{found}': full_ranking goes with "
+                f"{' and '.join(RANKING_OBJECTIVES)}, and they with it"
+            )
+        if self.update.wpo and rule == "full_ranking":
+            raise ValueError(
+                "update.wpo weighs pairs, and preferences.rule is 'full_ranking': turn it off, or make pairs"
+            )
+        hard = [name for name in OBJECTIVES if name not in SOFT_LABEL_OBJECTIVES]
+        if self.preferences.soft_labels and (found := _among(objectives, hard)):
+            raise ValueError(
+                f"preferences.soft_labels do not go with update.objective '{found}': they go with "
+                f"{', '.join(SOFT_LABEL_OBJECTIVES)}"
             )
         return self
 

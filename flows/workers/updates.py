@@ -65,9 +65,18 @@ def with_reference(
 def update_settings(config: UpdateConfig) -> UpdateSettings:
     """The recipe's update as ``run_update`` takes it."""
     return UpdateSettings(
-        objectives={config.objective: 1.0},
-        constants=ObjectiveSettings(beta=config.beta, label_smoothing=config.label_smoothing),
+        objectives=config.objective,
+        constants=ObjectiveSettings(
+            beta=config.beta,
+            label_smoothing=config.label_smoothing,
+            target_margin=config.target_margin,
+            dpop_penalty=config.dpop_penalty,
+            divergence=config.divergence,
+            divergence_alpha=config.divergence_alpha,
+        ),
         nll_weight=config.nll_weight,
+        exploration_weight=config.exploration_weight,
+        wpo=config.wpo,
         learning_rate=config.learning_rate,
         schedule=config.schedule,
         warmup_steps=config.warmup_steps,

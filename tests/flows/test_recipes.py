@@ -1,12 +1,19 @@
 """Recipes: what ships parses, and what is wrong is said in one sentence with the field, the value and the remedy."""
 
+from dataclasses import fields
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from flows.recipes import differences, load_recipe, parse_recipe
-from pipeline.config import RANKING_OBJECTIVES, Objective
+from pipeline.config import (
+    OBJECTIVES,
+    RANKING_OBJECTIVES,
+    REVERSE_KL_OBJECTIVES,
+    SMOOTHED_OBJECTIVES,
+    SOFT_LABEL_OBJECTIVES,
+    UpdateConfig,
+)
 from pipeline.errors import ConfigError
 from support.recipes import TINY
 
@@ -34,6 +41,23 @@ def test_shipped_recipes_parse(path: Path) -> None:
         ("name=../escape", "name: '../escape' is not allowed"),
         ("sampling.max_tokens=96", "sampling.max_tokens 96 leaves no room for a prompt in policy.context 96"),
         ("update.objective=plackett_luce", "full_ranking goes with plackett_luce and all_pairs"),
+        ("update.objective=dpo", "update.objective: there is no objective 'dpo': choose among sigmoid, "),
+        ("update.objective={sigmoid: 1, dpo: 1}", "update.objective: there is no objective 'dpo'"),
+        (
+            "update.objective={sigmoid: -1}",
+            "update.objective.sigmoid: -1 is not allowed: input should be greater than 0",
+        ),
+        ("update.objective={}", "update.objective: {} is not allowed: dictionary should have at least 1 item"),
+        (
+            "update.objective=3",
+            "update.objective: 3 is not allowed: input should be a valid dictionary (loss of a pair",
+        ),
+        ("update.objective={sigmoid: 1, all_pairs: 1}", "update.objective 'all_pairs': full_ranking goes with"),
+        ("update.objective=exo_pair", "update.label_smoothing 0 makes update.objective 'exo_pair' infinite"),
+        (
+            "update={objective: {ipo: 1, dpop: 1}, divergence: alpha}",
+            "'alpha' does not go with update.objective 'dpop'",
+        ),
         ("update", "--set 'update' has not the form dotted.key=value"),
         ("name.first=a", "'name' is a value and has no fields below it"),
         ("seed=[", "--set 'seed=[': the value is not YAML"),
@@ -42,6 +66,23 @@ def test_shipped_recipes_parse(path: Path) -> None:
 def test_a_fault_is_one_sentence(change: str, sentence: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_recipe(TINY, [change])
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (["update.objective=hinge", "preferences.soft_labels=true"], "do not go with update.objective 'hinge'"),
+        (["preferences.rule=full_ranking"], "'full_ranking' does not go with update.objective 'sigmoid'"),
+        (
+            ["preferences.rule=full_ranking", "update={objective: all_pairs, wpo: true}"],
+            "update.wpo weighs pairs, and preferences.rule is 'full_ranking'",
+        ),
+    ],
+)
+def test_an_update_that_does_not_take_the_preferences(changes: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_recipe(TINY, changes)
     assert sentence in str(caught.value)
 
 
@@ -77,8 +118,46 @@ def test_differences_name_fields_and_values() -> None:
     assert differences(recipe, other) == ["update.beta: 0.1 -> 0.25"]
 
 
-def test_a_recipe_offers_every_objective_that_there_is() -> None:
-    from pipeline.losses import OBJECTIVES
+def test_an_objective_of_weight_1_is_its_name() -> None:
+    named, weighted = parse_recipe(TINY), parse_recipe(TINY, ["update.objective={sigmoid: 1}"])
+    assert differences(named, weighted) == []
+    assert named.model_dump(mode="json")["update"]["objective"] == "sigmoid"
+    mixed = parse_recipe(TINY, ["update.objective={sigmoid: 1, ipo: 0.1}"])
+    assert mixed.update.objective == {"sigmoid": 1.0, "ipo": 0.1}
+    assert parse_recipe(mixed.model_dump(mode="json")) == mixed
 
-    assert set(get_args(Objective)) == set(OBJECTIVES)
-    assert set(RANKING_OBJECTIVES) == {name for name, objective in OBJECTIVES.items() if objective.rankings}
+
+def test_a_recipe_offers_every_objective_that_there_is() -> None:
+    from pipeline.losses import OBJECTIVES as LOSSES
+
+    assert set(OBJECTIVES) == set(LOSSES)
+    assert set(RANKING_OBJECTIVES) == {name for name, objective in LOSSES.items() if objective.rankings}
+    assert set(SOFT_LABEL_OBJECTIVES) == {name for name, objective in LOSSES.items() if objective.soft}
+    assert set(SMOOTHED_OBJECTIVES) == {name for name, objective in LOSSES.items() if objective.needs_smoothing}
+    assert set(REVERSE_KL_OBJECTIVES) == {name for name, objective in LOSSES.items() if not objective.margin}
+
+
+def test_a_recipe_says_all_that_an_update_can_do() -> None:
+    """Each setting reaches the update, and what a recipe leaves out is what the update itself would take."""
+    from flows.workers.updates import update_settings
+    from pipeline.losses import ObjectiveSettings
+    from pipeline.update import UpdateSettings
+
+    assert update_settings(UpdateConfig()) == UpdateSettings()
+    constants = {
+        "beta": 0.3, "label_smoothing": 0.1, "target_margin": 2.0, "dpop_penalty": 5.0, "divergence": "alpha",
+        "divergence_alpha": 0.25,
+    }  # fmt: skip
+    others = {
+        "nll_weight": 0.1, "exploration_weight": 0.01, "wpo": True, "learning_rate": 0.01, "schedule": "linear",
+        "warmup_steps": 3, "weight_decay": 0.1, "max_grad_norm": 2.0, "epochs": 2, "batch_size": 5, "token_budget": 99,
+        "precision": "bfloat16", "gradient_checkpointing": True,
+    }  # fmt: skip
+    objective = {"sigmoid": 0.5, "hinge": 2.0}
+    # the one setting that a recipe has no field for: the reference always is the start of the round
+    assert {field.name for field in fields(UpdateSettings)} == {
+        "objectives", "constants", "reference_is_start", *others
+    }  # fmt: skip
+    assert {field.name for field in fields(ObjectiveSettings)} == set(constants)
+    expected = UpdateSettings(objectives=objective, constants=ObjectiveSettings(**constants), **others)
+    assert update_settings(UpdateConfig(objective=objective, **constants, **others)) == expected
