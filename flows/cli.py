@@ -9,6 +9,7 @@ from rich.console import Console
 
 from flows import commands, tables
 from flows.display import Display
+from flows.errors import InterruptedRunError
 from pipeline.errors import RondoError
 from storage.errors import StoreError
 
@@ -36,6 +37,7 @@ TakeOver = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
 DEFAULT_ROOT = "runs"
+INTERRUPTED = 130  # as shells count an end by Ctrl-C
 
 
 @app.command()
@@ -146,12 +148,12 @@ def main() -> None:
     """Runs a command; what a user can mend is one sentence on standard error and exit status 1."""
     try:
         app()
+    except InterruptedRunError as interruption:
+        Console(stderr=True).print(str(interruption), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(INTERRUPTED)
     except (RondoError, StoreError) as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True, style="red")
         sys.exit(1)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted: what was committed stays; 'rondo resume RUN' goes on")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.display import Display
+from flows.errors import InterruptedRunError
 from flows.recipes import differences, load_recipe, parse_recipe
 from flows.summary import RoundSummary, summaries
 from pipeline.config import Recipe
@@ -224,7 +225,13 @@ def _bring_to(store: Store, run: Run, rounds: int, display: Display, *, take_ove
     from flows.report import write_report
     from flows.run import execute
 
-    asyncio.run(execute(store, run, recipe_of(run), rounds, display, take_over))
+    going_on = f", going on after round {done}" if done >= 0 else ""
+    display.say(f"run '{run.name}' in {store.root}: {rounds} rounds{going_on}")
+    try:
+        asyncio.run(execute(store, run, recipe_of(run), rounds, display, take_over))
+    except KeyboardInterrupt:
+        message = f"interrupted: what is committed stays, and 'rondo resume {run.name}' goes on"
+        raise InterruptedRunError(message) from None
     run.refresh()
     return Finished(
         run.name, summaries(run.rounds()), f"run '{run.name}' has {rounds} rounds", write_report(store, run)

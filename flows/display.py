@@ -5,7 +5,7 @@ On a terminal the lines move; elsewhere (a log file, CI) each stage prints one l
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -86,6 +86,7 @@ class Display:
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(compact=True),
             console=self._console,
+            transient=True,
             disable=not self._console.is_terminal,
         )
         self._rounds: TaskID | None = None
@@ -100,6 +101,15 @@ class Display:
     def say(self, text: str) -> None:
         """A line that stays."""
         self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @contextlib.asynccontextmanager
+    async def waiting(self, text: str) -> AsyncIterator[None]:
+        """A line that says what is being waited for, until the block ends."""
+        task = self._progress.add_task(text, total=None, note="")
+        try:
+            yield
+        finally:
+            self._progress.remove_task(task)
 
     def rounds(self, done: int, total: int) -> None:
         """Shows how far the whole run is."""

@@ -3,7 +3,8 @@
 RondoError
 ├── WorkerError (RuntimeError)       a worker process reported a fault that is not the user's
 │   └── WorkerDiedError              a worker process ended in the middle of its work
-└── ServerError (RuntimeError)       no Prefect server could be reached or started
+├── ServerError (RuntimeError)       no Prefect server could be reached or started
+└── InterruptedRunError              a person ended the command
 """
 
 from pipeline.errors import RondoError
@@ -15,6 +16,10 @@ class WorkerError(RondoError, RuntimeError):
 
 class WorkerDiedError(WorkerError):
     """A worker process that ended before it answered; the work may be tried again."""
+
+
+class InterruptedRunError(RondoError):
+    """A run that a person interrupted; what was committed stays."""
 
 
 class ServerError(RondoError, RuntimeError):

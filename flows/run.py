@@ -35,7 +35,9 @@ async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: 
         logs = worker_logs(store, run)
         session = Session.create(store, run, writer, recipe, display, Path(scratch), logs or Path(scratch))
         enter(session)
-        async with _workers(session), prefect_api():
+        async with _workers(session), contextlib.AsyncExitStack() as stack:
+            async with display.waiting("starting Prefect and the workers"):
+                await stack.enter_async_context(prefect_api())
             await run_rounds(run.name, rounds)
 
 
