@@ -69,7 +69,7 @@ def test_every_review_parses_whole() -> None:
     ("answer", "parsed", "total"),
     [
         (" The plot felt great, and I loved the music. It was set in Rome.", 3, 3),
-        (" The plot felt great, while I loved the plot. I would never watch it again.", 3, 3),
+        (" The plot felt great, while I loved the plot. I would never recommend it.", 3, 3),
         ("", 0, 3),
         ("  ", 0, 3),
         (".", 0, 3),
