@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from flows.adopt import adopt_rounds
 from flows.display import Display
 from flows.errors import InterruptedRunError
 from flows.recipes import differences, load_recipe, parse_recipe
@@ -87,7 +89,7 @@ def create_or_open(store: Store, name: str, recipe: Recipe) -> Run:
 
 def resume(name: str, rounds: int | None, root: str, *, take_over: bool, display: Display) -> Finished:
     """Continues a run, up to its recipe's rounds or to as many as are asked for."""
-    store = Store.open(root)
+    store = _existing(root)
     existing = store.run(name)
     return _bring_to(store, existing, rounds or recipe_of(existing).rounds, display, take_over=take_over)
 
@@ -100,7 +102,7 @@ def fork(
     Raises:
         ConfigError: the round is not finished, or the change is one that only a new run can make.
     """
-    store = Store.open(root)
+    store = _existing(root)
     parent, number = _run_at_round(store, source)
     before = recipe_of(parent)
     recipe = parse_recipe(before.model_dump(mode="json"), [*changes, *([f"rounds={rounds}"] if rounds else [])])
@@ -111,20 +113,16 @@ def fork(
             "run instead, with policy.source=pretrained and the checkpoint's directory as policy.path"
         )
     child = store.create_run(name, {**header(recipe), "parent": {"run": parent.name, "round": number}})
-    with child.writer() as writer:
-        for round_ in range(number + 1):
-            for entry in parent.entries(round=round_):
-                assert entry.key is not None
-                writer.commit(entry.key, entry.files, entry.meta)
-            writer.finish_round(round_, parent.rounds()[round_].meta)
     if not start:
+        with child.writer() as writer:
+            adopt_rounds(store, child, writer)
         return Finished(name, summaries(child.rounds()), f"'{name}' begins at {source}: rondo resume {name}", None)
     return _bring_to(store, child, recipe.rounds, display)
 
 
 def list_runs(root: str) -> list[dict[str, Any]]:
     """A row for each run under a root."""
-    store = Store.open(root)
+    store = _existing(root)
     rows = []
     for name in store.run_names():
         existing = store.run(name)
@@ -144,16 +142,17 @@ def list_runs(root: str) -> list[dict[str, Any]]:
 
 def list_rounds(name: str, root: str) -> list[RoundSummary]:
     """The finished rounds of a run."""
-    return summaries(Store.open(root).run(name).rounds())
+    return summaries(_existing(root).run(name).rounds())
 
 
 def show(
     source: str, root: str, *, table: str, prompt: str | None, limit: int, where: str | None
 ) -> list[dict[str, Any]]:
     """Rows of a round's table, joined with what one wants to read beside them."""
-    store = Store.open(root)
+    store = _existing(root)
     existing, number = _run_at_round(store, source)
-    found = inspect.query(store, existing, number, table=table, where=where, prompt=prompt, limit=limit)
+    judge = existing.rounds()[number].meta["judge"]
+    found = inspect.query(store, existing, number, table=table, where=where, prompt=prompt, limit=limit, judge=judge)
     rows: list[dict[str, Any]] = found.to_pylist()
     return rows
 
@@ -162,7 +161,7 @@ def export(source: str, root: str, to: Path) -> int:
     """Writes a round's preferences as a dataset; see ``flows/export.py``."""
     from flows.export import export_preferences
 
-    store = Store.open(root)
+    store = _existing(root)
     existing, number = _run_at_round(store, source)
     return export_preferences(store, existing, number, to)
 
@@ -172,7 +171,7 @@ def report(name: str, root: str, picture: Path | None = None) -> str:
     from flows.plots import summary_picture
     from flows.report import write_report
 
-    store = Store.open(root)
+    store = _existing(root)
     run = store.run(name)
     written = write_report(store, run)
     if picture is not None:
@@ -192,12 +191,14 @@ def serve(
     """Serves a deployment until it is interrupted; see ``flows/schedule.py``."""
     if (cron is None) == (interval is None):
         raise ConfigError("a schedule needs either --cron or --interval: give one of the two")
+    import flows.prefect_settings  # noqa: F401  before Prefect
+    from flows.schedule import check_cron, serve_rounds
+
+    if cron is not None:
+        check_cron(cron)
     recipe = load_recipe(path, changes)
     store = Store.open(root)
     name = create_or_open(store, name or recipe.name, recipe).name
-    import flows.prefect_settings  # noqa: F401  before Prefect
-    from flows.schedule import serve_rounds
-
     serve_rounds(recipe, name, store.root, rounds_per_run, cron=cron, interval=interval)
 
 
@@ -218,24 +219,34 @@ def recipe_of(run: Run) -> Recipe:
 def _bring_to(store: Store, run: Run, rounds: int, display: Display, *, take_over: bool = False) -> Finished:
     done = len(run.rounds()) - 1
     if done >= rounds:
-        where = store.report_path(run.name)
         message = f"run '{run.name}' is finished: it has {done} rounds; 'rondo resume {run.name} --rounds N' adds more"
-        return Finished(run.name, summaries(run.rounds()), message, str(where) if where and where.exists() else None)
+        where = store.report_path(run.name)
+        written = str(where) if where and where.exists() else report(run.name, store.root)
+        return Finished(run.name, summaries(run.rounds()), message, written)
     import flows.prefect_settings  # noqa: F401  before Prefect
-    from flows.report import write_report
     from flows.run import execute
 
     going_on = f", going on after round {done}" if done >= 0 else ""
     display.say(f"run '{run.name}' in {store.root}: {rounds} rounds{going_on}")
+    # Who ends the process, by Ctrl-C or as a service manager does, gets the same orderly end.
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         asyncio.run(execute(store, run, recipe_of(run), rounds, display, take_over))
     except KeyboardInterrupt:
         message = f"interrupted: what is committed stays, and 'rondo resume {run.name}' goes on"
         raise InterruptedRunError(message) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
     run.refresh()
-    return Finished(
-        run.name, summaries(run.rounds()), f"run '{run.name}' has {rounds} rounds", write_report(store, run)
-    )
+    message = f"run '{run.name}' has {rounds} rounds"
+    return Finished(run.name, summaries(run.rounds()), message, report(run.name, store.root))
+
+
+def _existing(root: str) -> Store:
+    """The store under a root that is there: to look at a misspelt one must not create it."""
+    if "://" not in root and not Path(root).is_dir():
+        raise ConfigError(f"there is no root '{root}': give the one that the run was started with, as --root")
+    return Store.open(root)
 
 
 def _run_at_round(store: Store, source: str) -> tuple[Run, int]:

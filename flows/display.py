@@ -26,11 +26,12 @@ class Stage:
     A stage without any work, because the run's log has it all, is never shown.
     """
 
-    def __init__(self, progress: Progress, label: str, total: float | None) -> None:
+    def __init__(self, progress: Progress, label: str, total: float | None, shards: int) -> None:
         self._progress = progress
         self._task: TaskID | None = None
         self._shards: dict[int, Mapping[str, Any]] = {}
         self._total = total
+        self._all_shards = shards
         self._started = 0.0
         self.label = label
 
@@ -63,7 +64,8 @@ class Stage:
     def note(self) -> str:
         """Throughput and loss, where the stage has them."""
         tokens = sum(figures.get("tokens", 0) for figures in self._shards.values())
-        notes = [f"{tokens / self.seconds:,.0f} tokens/s"] if tokens else []
+        notes = [f"shard {len(self._shards)}/{self._all_shards}"] if self._all_shards > 1 else []
+        notes += [f"{tokens / self.seconds:,.0f} tokens/s"] if tokens else []
         notes += [f"loss {figures['loss']:.4f}" for figures in list(self._shards.values())[-1:] if "loss" in figures]
         return "  ".join(notes)
 
@@ -118,9 +120,9 @@ class Display:
         self._progress.update(self._rounds, completed=done)
 
     @contextlib.contextmanager
-    def stage(self, round: int, name: str, total: float | None = None) -> Iterator[Stage]:
+    def stage(self, round: int, name: str, total: float | None = None, shards: int = 1) -> Iterator[Stage]:
         """A stage of a round: shown while the block works, and then as one line with its time."""
-        stage = Stage(self._progress, f"round {round}  {name}", total)
+        stage = Stage(self._progress, f"round {round}  {name}", total, shards)
         try:
             yield stage
         finally:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from prefect import get_run_logger
 from prefect.artifacts import acreate_table_artifact
 
 from flows.session import Session, current
@@ -25,8 +26,11 @@ async def finish_round(run: str, number: int, evaluation: dict[str, Any]) -> Rou
         **{key: value for key, value in figures.items() if key in RoundSummary.model_fields and key != "policy"},
     )
     session.writer.finish_round(number, summary.model_dump(mode="json"))
+    logger = get_run_logger()
+    logger.info("round %d: held-out reward %.4f", number, summary.reward)
     for alarm in summary.alarms:
         session.display.say(f"alarm in round {number}: {alarm}")
+        logger.warning("alarm in round %d: %s", number, alarm)
     await acreate_table_artifact(
         key=f"rounds-{run.lower().replace('.', '-').replace('_', '-')}",
         table=[row_of(finished) for finished in summaries(session.run.rounds())],

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.config import FilePrompts, PretrainedPolicy, Recipe
+from pipeline.config import FilePrompts, PretrainedPolicy, Recipe, RewardModelJudge
 from pipeline.errors import ConfigError
 
 _NOT_COMPARED = ("rounds", "description")
@@ -58,12 +58,18 @@ def check_files(recipe: Recipe) -> None:
     """
     if isinstance(recipe.prompts, FilePrompts) and not Path(recipe.prompts.path).is_file():
         raise ConfigError(f"prompts.path: there is no file '{recipe.prompts.path}': correct the path")
-    policy = recipe.policy
+    for judge in (recipe.judge, *recipe.evaluation.judges):
+        if isinstance(judge, RewardModelJudge):
+            _check_model("judge.path", judge.path)
+    if isinstance(recipe.policy, PretrainedPolicy):
+        _check_model("policy.path", recipe.policy.path)
+
+
+def _check_model(field: str, path: str) -> None:
     # A hub id has the form owner/name; anything else can only be a directory.
-    if isinstance(policy, PretrainedPolicy) and policy.path.startswith((".", "/", "~")):
-        directory = Path(policy.path).expanduser()
-        if not (directory / "config.json").is_file():
-            raise ConfigError(f"policy.path: '{policy.path}' is no directory with a config.json: give a checkpoint")
+    local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    if local and not (Path(path) / "config.json").is_file():
+        raise ConfigError(f"{field}: '{path}' is no directory with a config.json: give a checkpoint, or owner/name")
 
 
 def differences(recipe: Recipe, other: Recipe) -> list[str]:

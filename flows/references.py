@@ -55,6 +55,11 @@ class Batch:
     held_out: bool
     places: tuple[tuple[int, str], ...]
 
+    @property
+    def name(self) -> str:
+        """How the batch is called among a round's tasks."""
+        return f"held-out of round {self.policy}" if self.held_out else "train"
+
     @classmethod
     def training(cls, number: int) -> "Batch":
         """A round's own prompts, answered by the policy of the round before."""

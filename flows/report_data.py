@@ -37,9 +37,8 @@ def held_out_answers(store: Store, run: Run, last: RoundSummary) -> Answers:
     if last.round == 0:
         return Answers([], [])
     after = table(store, run, last.round, "eval_judgments")
-    judge = next(name for name in after["judge"].to_pylist() if name not in last.judges)
-    scores_after = judged_by(after, judge)
-    scores_before = judged_by(table(store, run, 0, "eval_judgments"), judge)
+    scores_after = judged_by(after, last.judge)
+    scores_before = judged_by(table(store, run, 0, "eval_judgments"), last.judge)
     texts_before, texts_after = (_texts(table(store, run, number, "eval_candidates")) for number in (0, last.round))
     prompts = _prompts(table(store, run, 0, "prompts"))
     changed = most_changed(prompts, texts_before, texts_after, scores_before, scores_after, _CHANGED)

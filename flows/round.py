@@ -46,8 +46,8 @@ async def sample_and_judge(run: str, number: int, batch: Batch) -> tuple[list[En
     total = sum(map(len, shards)) * (1 if batch.held_out else session.recipe.sampling.candidates)
     label = "held-out " if batch.held_out else ""
     with (
-        session.display.stage(number, f"{label}judge", total) as judging,
-        session.display.stage(number, f"{label}sample", total) as sampling,
+        session.display.stage(number, f"{label}judge", total, len(shards)) as judging,
+        session.display.stage(number, f"{label}sample", total, len(shards)) as sampling,
     ):
 
         async def one(shard: int, rows: list[int]) -> tuple[Entry, Entry]:

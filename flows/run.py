@@ -9,6 +9,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows import stages
+from flows.adopt import adopt_rounds
 from flows.display import Display
 from flows.prefect_server import prefect_api
 from flows.round import run_round
@@ -22,6 +23,8 @@ from storage.store import Store
 async def run_rounds(run: str, rounds: int) -> None:
     """Brings a run to this many rounds; those that are finished stay as they are."""
     session = current()
+    # Before anything is paid for: judges that cannot be loaded say so here.
+    session.judge_versions = await session.judge.call("versions")
     await stages.prepare_policy(run)
     await stages.prepare_prompts(run)
     for number in range(len(session.run.rounds()), rounds + 1):
@@ -35,6 +38,7 @@ async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: 
         logs = worker_logs(store, run)
         session = Session.create(store, run, writer, recipe, display, Path(scratch), logs or Path(scratch))
         enter(session)
+        adopt_rounds(store, run, writer)
         async with _workers(session), contextlib.AsyncExitStack() as stack:
             async with display.waiting("starting Prefect and the workers"):
                 await stack.enter_async_context(prefect_api())

@@ -5,12 +5,16 @@ import signal
 from datetime import timedelta
 
 from prefect import flow
+from prefect.client.schemas.schedules import CronSchedule
+from pydantic import ValidationError
 
-from flows.commands import create_or_open
+from flows.commands import create_or_open, report
 from flows.display import Display
 from flows.prefect_server import prefect_api
 from flows.run import execute
 from pipeline.config import Recipe
+from pipeline.errors import ConfigError, RondoError
+from storage.errors import StoreError
 from storage.store import Store
 
 
@@ -30,7 +34,26 @@ async def add_rounds(recipe: Recipe, run: str, root: str, rounds: int) -> None:
     existing = create_or_open(store, run, recipe)
     done = max(len(existing.rounds()) - 1, 0)
     with Display() as display:
-        await execute(store, existing, recipe, done + rounds, display, take_over=False)
+        try:
+            await execute(store, existing, recipe, done + rounds, display, take_over=False)
+        except (RondoError, StoreError) as error:
+            display.say(f"error: {error}")
+            raise
+        display.say(f"run '{run}' has {done + rounds} rounds; report: {report(run, root)}")
+
+
+def check_cron(expression: str) -> None:
+    """Refuses what Prefect would not take as a cron expression.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        CronSchedule(cron=expression)
+    except ValidationError:
+        raise ConfigError(
+            f"'{expression}' is no cron expression: give minute, hour, day, month and weekday, such as '0 3 * * *'"
+        ) from None
 
 
 def serve_rounds(recipe: Recipe, run: str, root: str, rounds: int, *, cron: str | None, interval: int | None) -> None:
@@ -55,4 +78,6 @@ async def _serve(recipe: Recipe, run: str, root: str, rounds: int, cron: str | N
         Display().say(
             f"run '{run}' gets {rounds} more rounds by {when}; Prefect's API is {url}; Ctrl-C ends the schedule"
         )
+        # A service manager's SIGTERM ends the schedule as Ctrl-C does: Prefect's own handler would not wait for it.
+        runner.handle_sigterm = lambda *_: signal.raise_signal(signal.SIGINT)  # type: ignore[method-assign]
         await runner.start()

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Session:
     sampler: WorkerProcess
     judge: WorkerProcess
     trainer: WorkerProcess
+    judge_versions: list[str] = field(default_factory=list)
 
     @classmethod
     def create(
@@ -47,10 +48,12 @@ class Session:
             "scratch": str(scratch),
         }
         threads = {"OMP_NUM_THREADS": str(recipe.devices.cpu_threads), **_QUIET_THREADS}
-        workers = {
-            kind: WorkerProcess(kind, common, logs / f"{kind}.log", threads) for kind in ("sampler", "judge", "trainer")
-        }
-        return cls(store=store, run=run, writer=writer, recipe=recipe, display=display, **workers)
+
+        def worker(kind: str) -> WorkerProcess:
+            return WorkerProcess(kind, common, logs / f"{kind}.log", threads)
+
+        sampler, judge, trainer = map(worker, ("sampler", "judge", "trainer"))
+        return cls(store, run, writer, recipe, display, sampler, judge, trainer)
 
     @property
     def workers(self) -> tuple[WorkerProcess, ...]:

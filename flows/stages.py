@@ -75,7 +75,7 @@ async def prepare_prompts(run: str) -> Entry:
     return prompts
 
 
-@step("{run} r{number} sample {shard}")
+@step("{run} r{number} sample {batch.name} {shard}")
 async def sample_shard(run: str, number: int, shard: int, rows: list[int], batch: Batch, display: Stage) -> Entry:
     """Samples the candidates of one shard of prompts."""
     session = current()
@@ -101,12 +101,13 @@ async def sample_shard(run: str, number: int, shard: int, rows: list[int], batch
     return session.commit(number, stage, [file], meta, inputs, shard)
 
 
-@step("{run} r{number} judge {shard}")
+@step("{run} r{number} judge {batch.name} {shard}")
 async def judge_shard(run: str, number: int, shard: int, candidates: Entry, batch: Batch, display: Stage) -> Entry:
     """Judges one shard of candidates: those of a round by the judge that training hears, held-out ones by all."""
     session = current()
     judges = [session.recipe.judge, *(session.recipe.evaluation.judges if batch.held_out else ())]
-    inputs = content_id([_hashes(candidates.files), [_settings(judge) for judge in judges]])
+    versions = session.judge_versions[: len(judges)]
+    inputs = content_id([_hashes(candidates.files), [_settings(judge) for judge in judges], versions])
     done, stage = session.find_in(batch.places, "judgments", inputs, shard)
     if done is not None:
         return done
@@ -164,9 +165,10 @@ async def update(run: str, number: int, candidates: Sequence[Entry], preferences
             on_progress=stage.report,
         )  # fmt: skip
     after = trained["policy"]
-    session.commit(number, "metrics", session.references([trained["metrics"]]), None, inputs)
-    session.commit(number, "probe", session.references([after["probe"]]), None, inputs)
-    # The checkpoint comes last: where it is, its probe and its metrics are.
+    # The checkpoint comes last: where it is, its probe and its metrics are. These are keyed by the weights, so that an
+    # update that is done again after a crash never meets those of the first try.
+    session.commit(number, "metrics", session.references([trained["metrics"]]), None, after["policy"])
+    session.commit(number, "probe", session.references([after["probe"]]), None, after["policy"])
     meta = {"policy": after["policy"], "reference": policy.policy, **trained["figures"]}
     return session.commit(number, "checkpoint", session.references(after["files"]), meta, inputs)
 

@@ -18,6 +18,7 @@ class RoundSummary(BaseModel):
     round: int
     policy: str = Field(description="hash of the weights")
     reference: str | None = Field(None, description="hash of the reference policy's weights")
+    judge: str = Field(description="name of the judge that training hears")
     reward: float = Field(description="mean score of the training judge on held-out prompts")
     reward_se: float | None = Field(description="its standard error; none of a single prompt")
     judges: dict[str, float] = Field(description="mean score of each judge that training does not hear")

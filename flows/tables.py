@@ -55,6 +55,9 @@ def print_rounds(run: str, rounds: Sequence[RoundSummary], *, as_json: bool) -> 
         [row_of(summary) for summary in rounds], title=f"Run {run}", as_json=False, empty="no round is finished yet"
     )
     console = Console()
+    judges = list(dict.fromkeys(summary.judge for summary in rounds))
+    if len(judges) > 1:
+        console.print(f"rewards do not compare across judges: {', then '.join(judges)}", markup=False, style="yellow")
     for summary in rounds:
         for alarm in summary.alarms:
             console.print(f"alarm in round {summary.round}: {alarm}", markup=False, style="yellow")

@@ -6,7 +6,15 @@ Each field has a type, a range and a sentence with its unit. Nothing here reads 
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 Corpus = Literal["film_reviews", "additions"]
 OBJECTIVES = (
@@ -56,7 +64,7 @@ class WarmStartPolicy(Config):
     hidden_size: int = Field(128, ge=16, le=8192, multiple_of=16, description="width of the residual stream")
     layers: int = Field(4, ge=1, le=128, description="transformer blocks")
     heads: int = Field(4, ge=1, le=128, description="attention heads; divides hidden_size")
-    vocabulary: int = Field(512, ge=32, le=200_000, description="most tokens that the tokenizer may learn")
+    vocabulary: int = Field(512, ge=258, le=200_000, description="most tokens that the tokenizer may learn")
     context: int = Field(128, ge=16, le=131_072, description="longest sequence, in tokens")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of corpus, initial weights and batch order")
 
@@ -133,26 +141,37 @@ class SamplingConfig(Config):
     cache_gib: float = Field(1.0, gt=0, le=2000, description="memory of the engine's KV cache, in GiB")
 
 
-class VaderJudge(Config):
+class JudgeConfig(Config):
+    """Base of the judges' configurations."""
+
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="name in the tables; the kind where empty"
+    )
+
+
+class VaderJudge(JudgeConfig):
     """Sentiment by the VADER lexicon: the compound score, from -1 to 1."""
 
     kind: Literal["vader"]
 
 
-class ExactAnswerJudge(Config):
-    """1 where the answer's text equals the prompt's reference answer, else 0; surrounding white space is ignored."""
+class ExactAnswerJudge(JudgeConfig):
+    """1 where the answer equals the prompt's reference answer, else 0; surrounding white space is ignored."""
 
     kind: Literal["exact_answer"]
+    after: str | None = Field(
+        None, min_length=1, description="the answer is what follows the last of these marks; the whole text where empty"
+    )
 
 
-class GrammarJudge(Config):
+class GrammarJudge(JudgeConfig):
     """Share of an answer's clauses that the grammar of a generated corpus can produce, from 0 to 1."""
 
     kind: Literal["grammar"]
     corpus: Literal["film_reviews"] = Field("film_reviews", description="the corpus whose grammar is used")
 
 
-class RewardModelJudge(Config):
+class RewardModelJudge(JudgeConfig):
     """A sequence classifier with one output, applied to prompt and answer."""
 
     kind: Literal["reward_model"]
@@ -178,6 +197,15 @@ class PreferencesConfig(Config):
     )
 
 
+# What a form offers: schedulers check parameters against it, in the short form that a recipe has.
+_OBJECTIVE_FORM = {
+    "anyOf": [
+        {"type": "string", "enum": list(OBJECTIVES)},
+        {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0, "maximum": 1000}},
+    ]
+}
+
+
 class UpdateConfig(Config):
     """The DPO update of a round.
 
@@ -190,7 +218,7 @@ class UpdateConfig(Config):
     for each prompt, and with rankings of all of them.
     """
 
-    objective: Mapping[str, Annotated[float, Field(gt=0, le=1000)]] = Field(
+    objective: Annotated[Mapping[str, Annotated[float, Field(gt=0, le=1000)]], WithJsonSchema(_OBJECTIVE_FORM)] = Field(
         default_factory=lambda: {"sigmoid": 1.0},
         min_length=1,
         description="loss of a pair or of a ranking: a name, or a mapping of names to weights",
@@ -296,14 +324,14 @@ class Recipe(Config):
     description: str = Field("", max_length=1000, description="one sentence for people")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the run: prompts, samples and batch order follow from it")
     rounds: int = Field(5, ge=1, le=100_000, description="rounds of the run")
-    policy: Policy
-    prompts: Prompts
-    sampling: SamplingConfig = SamplingConfig()
-    judge: Judge
-    preferences: PreferencesConfig = PreferencesConfig()
-    update: UpdateConfig = UpdateConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    devices: DevicesConfig = DevicesConfig()
+    policy: Policy = Field(description="the initial policy")
+    prompts: Prompts = Field(description="where prompts come from, in training and held out")
+    sampling: SamplingConfig = Field(SamplingConfig(), description="how candidates are sampled")
+    judge: Judge = Field(description="the judge that training hears")
+    preferences: PreferencesConfig = Field(PreferencesConfig(), description="how judgments become preferences")
+    update: UpdateConfig = Field(UpdateConfig(), description="the DPO update of a round")
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="what is measured after each round")
+    devices: DevicesConfig = Field(DevicesConfig(), description="where each part runs")
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "Recipe":
@@ -336,9 +364,61 @@ class Recipe(Config):
             )
         return self
 
+    @property
+    def judge_names(self) -> list[str]:
+        """Names of the judges in the tables; the first is the one that training hears."""
+        return [judge.name or judge.kind for judge in (self.judge, *self.evaluation.judges)]
+
+    @model_validator(mode="after")
+    def _judges_differ(self) -> "Recipe":
+        names = self.judge_names
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(
+                f"two judges are named '{twice}': give one of them another name, as evaluation.judges.0.name"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _prompts_suffice(self) -> "Recipe":
+        prompts, wanted = self.prompts, self.sampling.prompts_per_round
+        if isinstance(prompts, GeneratedPrompts) and prompts.train < wanted:
+            raise ValueError(
+                f"prompts.train {prompts.train} is less than sampling.prompts_per_round {wanted}: raise the first"
+            )
+        answers = prompts.corpus == "additions" if isinstance(prompts, GeneratedPrompts) else prompts.reference_column
+        if any(judge.kind == "exact_answer" for judge in (self.judge, *self.evaluation.judges)) and not answers:
+            raise ValueError(
+                "the judge exact_answer compares with reference answers, and these prompts have none: "
+                "name their column in prompts.reference_column, or choose another judge"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _budget_holds_a_preference(self) -> "Recipe":
+        candidates = self.sampling.candidates if self.preferences.rule == "full_ranking" else 2
+        least = candidates * self.sampling.max_tokens
+        if self.update.token_budget <= least:
+            raise ValueError(
+                f"update.token_budget {self.update.token_budget} does not hold a prompt with {candidates} answers of "
+                f"sampling.max_tokens {self.sampling.max_tokens}: raise it above {least} by the longest prompt"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _soft_labels_have_a_source(self) -> "Recipe":
+        if self.preferences.soft_labels:
+            raise ValueError(
+                f"preferences.soft_labels need a judge that states standard deviations, and '{self.judge.kind}' states "
+                "none: set it to false"
+            )
+        return self
+
     @model_validator(mode="after")
     def _engine_takes_the_policy(self) -> "Recipe":
         policy = self.policy
+        context = self.sampling.context
+        if isinstance(policy, WarmStartPolicy) and context is not None and context > policy.context:
+            raise ValueError(f"sampling.context {context} is more than policy.context {policy.context}: lower it")
         if isinstance(policy, WarmStartPolicy) and (self.sampling.engine, self.devices.sampler) == ("vllm", "cpu"):
             width = policy.hidden_size // policy.heads
             if width not in VLLM_CPU_HEAD_WIDTHS:

@@ -60,6 +60,7 @@ def describe_evaluation(
     scores = judged_by(judgments, judges[0])
     reward, answers = mean_score(scores), answer_statistics(candidates)
     figures: dict[str, Any] = {
+        "judge": judges[0],
         "reward": reward.mean,
         "reward_se": _finite(reward.standard_error),
         "judges": {name: mean_score(judged_by(judgments, name)).mean for name in judges[1:]},

@@ -22,10 +22,13 @@ _SQL_TABLES = ("candidates", "judgments", "preferences", "prompts", "metrics")
 _POSITION = "_position"
 
 # `_table` is the table asked for, `_candidates` and `_judgments` are those of the same round or evaluation, `_position`
-# is the order of the prompts. Of several judges, the candidates show the first by name, so that none appears twice.
+# is the order of the prompts. Of several judges, the candidates show the one asked for, so that none appears twice.
 _CANDIDATES = """
     SELECT c.*, j.score, j.status, p.prompt, p._position FROM _table AS c
-    LEFT JOIN (SELECT * FROM _judgments WHERE judge = (SELECT min(judge) FROM _judgments)) AS j
+    LEFT JOIN (
+        SELECT * FROM _judgments
+        WHERE judge = coalesce((SELECT name FROM _judge), (SELECT min(judge) FROM _judgments))
+    ) AS j
         USING (prompt_id, candidate)
     LEFT JOIN _prompts AS p USING (prompt_id)"""
 _JUDGMENTS = """
@@ -69,6 +72,7 @@ def query(
     where: str | None = None,
     prompt: str | None = None,
     limit: int | None = None,
+    judge: str | None = None,
 ) -> pa.Table:
     """The rows of one table of a round, in the order of the prompts and candidates.
 
@@ -78,6 +82,7 @@ def query(
         where: an SQL expression over the columns.
         prompt: the first characters of a prompt's id.
         limit: the largest number of rows.
+        judge: whose scores stand beside the candidates; the first by name where none is given.
 
     Raises:
         NotCommittedError: the round has no such table.
@@ -88,7 +93,7 @@ def query(
         raise QueryError(f"limit {limit} is negative: give the largest number of rows")
     with _connection() as connection:
         with _clear_errors([]):
-            rows = _rows(connection, store, run, round, table)
+            rows = _rows(connection, store, run, round, table, judge)
         columns = [name for name in rows.columns if name != _POSITION]
         with _clear_errors(columns):
             if prompt is not None:
@@ -163,7 +168,7 @@ def _lock(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def _rows(
-    connection: duckdb.DuckDBPyConnection, store: Store, run: Run, round: int, table: str
+    connection: duckdb.DuckDBPyConnection, store: Store, run: Run, round: int, table: str, judge: str | None
 ) -> duckdb.DuckDBPyRelation:
     stage = table.removeprefix("eval_")
     prefix = table.removesuffix(stage)
@@ -177,6 +182,7 @@ def _rows(
     )
     prompts = prompts.rename_columns(["prompt_id", "prompt"])
     connection.register("_prompts", prompts.append_column(_POSITION, pa.array(range(len(prompts)), pa.int64())))
+    connection.register("_judge", pa.table({"name": pa.array([judge], pa.string())}))
     _lock(connection)
     return connection.sql(_JOINED.get(stage, "SELECT * FROM _table"))
 

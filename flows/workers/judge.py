@@ -1,5 +1,6 @@
 """The judge: scores shards, and turns a round's scores into preferences and into the figures of its evaluation."""
 
+from dataclasses import replace
 from typing import Any
 
 from flows.workers.base import ProgressCall, Worker
@@ -21,9 +22,9 @@ class JudgeWorker(Worker):
         ]
 
     def versions(self, *, progress: ProgressCall) -> list[str]:
-        """Name and version of each judge."""
+        """Version of each judge: equal versions give equal scores."""
         del progress
-        return [f"{judge.name} {judge.version}" for judge in self._judges]
+        return [judge.version for judge in self._judges]
 
     def judge(
         self,
@@ -36,12 +37,12 @@ class JudgeWorker(Worker):
         *,
         progress: ProgressCall,
     ) -> FileRef:
-        """Judges one shard of candidates by the first so many judges."""
+        """Judges one shard of candidates by the first so many judges, under their names in the recipe."""
+        del progress
         items = judge_items(self.table(prompts), self.table((candidates,)))
         judgments = []
-        for number, judge in enumerate(self._judges[:judges]):
-            progress(done=number, total=judges)
-            judgments += judge.judge(items)
+        for name, judge in list(zip(self.recipe.judge_names, self._judges, strict=True))[:judges]:
+            judgments += [replace(judgment, judge=name) for judgment in judge.judge(items)]
         return self.write(judgments_table(judgments), round, stage, shard)
 
     def prefer(
@@ -78,5 +79,5 @@ class JudgeWorker(Worker):
             previous=self.table(previous) if previous else None,
             initial=self.table(initial) if initial else None,
             logps=self.table(logps) if logps else None,
-            judges=[judge.name for judge in self._judges],
+            judges=self.recipe.judge_names,
         )

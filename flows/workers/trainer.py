@@ -11,6 +11,7 @@ from flows.workers.base import ProgressCall, Worker
 from pipeline import policy as policies
 from pipeline import prompts as prompt_tables
 from pipeline.config import PretrainedPolicy, WarmStartPolicy
+from pipeline.errors import ConfigError
 from pipeline.packing import TokenGroup
 from pipeline.records import EVALUATION_LOGPS, PROBE, STEPS, to_table
 from pipeline.update import PreferenceGroup, run_update, sequence_logps
@@ -20,6 +21,7 @@ from storage import checkpoints
 from storage.manifest import FileRef
 
 PROBE_SEQUENCES = 8
+PROBE_TOKENS = 8  # of a prompt; twice as many fit into every context
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,10 @@ class TrainerWorker(Worker):
         super().__init__(**common)
         import torch
 
-        torch.set_num_threads(self.recipe.devices.cpu_threads)
+        devices = self.recipe.devices
+        torch.set_num_threads(devices.cpu_threads)
+        if devices.trainer != "cpu" and not torch.cuda.is_available():
+            raise ConfigError(f"devices.trainer is '{devices.trainer}', and torch finds no GPU here: set it to cpu")
         self._model: Any = None
         self._tokenizer: Any = None
         self._policy: str | None = None
@@ -85,10 +90,10 @@ class TrainerWorker(Worker):
     def probe(
         self, checkpoint: tuple[FileRef, ...], prompts: tuple[FileRef, ...], *, progress: ProgressCall
     ) -> FileRef:
-        """A probe for the initial policy. Any tokens serve: here some prompts, each followed by itself."""
+        """A probe for the initial policy. Any tokens serve: here the beginnings of prompts, each followed by itself."""
         del progress
         self._use(checkpoint)
-        ids = self.table(prompts).slice(0, PROBE_SEQUENCES)["token_ids"].to_pylist()
+        ids = [row[:PROBE_TOKENS] for row in self.table(prompts).slice(0, PROBE_SEQUENCES)["token_ids"].to_pylist()]
         return self._write_probe(0, [TokenGroup(f"probe {row}", tokens, [tokens]) for row, tokens in enumerate(ids)])
 
     def update(

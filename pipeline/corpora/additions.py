@@ -1,7 +1,7 @@
-"""Additions of two numbers below 100, with the homework of a pupil who is not good at them yet.
+"""Additions of two numbers of two digits, with the homework of a pupil who is not good at them yet.
 
-The warm start learns from the pupil's answers, the judge knows the right ones: what lies between the two is
-what alignment can gain.
+Answers show their working, units before tens: without it a small model does not learn to carry. The warm start learns
+from the pupil's answers, the judge knows the right sums: what lies between the two is what alignment can gain.
 """
 
 import random
@@ -9,13 +9,13 @@ from functools import cache
 
 from pipeline.corpora.base import CorpusPrompt, Split, draw, generator, split_of
 
-LARGEST = 99
-FORGETS_CARRY = 0.5
-SLIPS = 0.3
+SMALLEST, LARGEST = 10, 99
+FORGETS_CARRY = 0.6
+SLIPS = 0.25
 
 
 class Additions:
-    """Problems such as ``27+58=``; the answer is the sum in decimal digits."""
+    """Problems such as ``27+58=``, answered as ``7+8=15, 2+5+1=8, 85``; the reference answer is the sum alone."""
 
     def prompts(self, split: Split, count: int, seed: int) -> list[CorpusPrompt]:
         """Distinct problems of one split, with their sums: see ``Corpus.prompts``."""
@@ -29,24 +29,30 @@ class Additions:
 
 
 def pupil(left: int, right: int, rng: random.Random) -> str:
-    """The pupil's answer to ``left + right``.
+    """The pupil's working and answer to ``left + right``.
 
-    Half of the time the pupil forgets to carry from the units to the tens (27+58=75); three times in ten, a
-    digit of the answer comes out one too large or one too small (27+58=86).
+    Six times in ten the pupil forgets to carry from the units to the tens (27+58: 2+5+0=7, 75); one time in four, the
+    sum of the tens comes out one too large or one too small.
     """
-    carry = (left % 10 + right % 10) // 10
-    answer = left + right - (10 * carry if rng.random() < FORGETS_CARRY else 0)
-    if rng.random() < SLIPS:
-        step = rng.choice((1, 10)) if answer >= 10 else 1
-        answer += step if rng.random() < 0.5 or answer < step else -step
-    return str(answer)
+    units = left % 10 + right % 10
+    carry = 0 if rng.random() < FORGETS_CARRY else units // 10
+    slip = rng.choice((-1, 1)) if rng.random() < SLIPS else 0
+    tens = left // 10 + right // 10 + carry + slip
+    working = f"{left % 10}+{right % 10}={units}, {left // 10}+{right // 10}+{carry}={tens}"
+    return f"{working}, {tens}{units % 10}"
 
 
 @cache
 def _problems(split: Split) -> tuple[str, ...]:
-    numbers = range(LARGEST + 1)
+    numbers = range(SMALLEST, LARGEST + 1)
     texts = (f"{left}+{right}=" for left in numbers for right in numbers)
-    return tuple(text for text in texts if split_of(text) == split)
+    return tuple(text for text in texts if split_of(_unordered(text)) == split)
+
+
+def _unordered(problem: str) -> str:
+    """The same for ``27+58=`` and ``58+27=``: who has seen one has seen the other."""
+    smaller, larger = sorted(_terms(problem))
+    return f"{smaller}+{larger}="
 
 
 def _terms(problem: str) -> tuple[int, int]:

@@ -35,7 +35,7 @@ def make_judge(config: Judge, *, device: str = "cpu", threads: int = 1) -> Judge
     if isinstance(config, ExactAnswerJudge):
         from pipeline.judges.exact_answer import ExactAnswer
 
-        return ExactAnswer()
+        return ExactAnswer(config.after)
     if isinstance(config, GrammarJudge):
         from pipeline.judges.grammar import Grammar
 

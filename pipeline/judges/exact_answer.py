@@ -7,10 +7,17 @@ from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment, Verdict, 
 
 
 class ExactAnswer:
-    """1 where the answer is the prompt's reference answer, else 0; white space around either is ignored."""
+    """1 where the answer is the prompt's reference answer, else 0; white space around either is ignored.
+
+    Args:
+        after: where given, the answer is what follows the last of these marks, and its working is not judged.
+    """
 
     name = "exact_answer"
-    version = "1"
+    version = "2"
+
+    def __init__(self, after: str | None = None) -> None:
+        self._after = after
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
         """Judges by comparison of texts.
@@ -24,8 +31,8 @@ class ExactAnswer:
                     f"prompt {item.prompt_id} has no reference answer to compare with: name the prompts' "
                     "reference_column, or choose a judge that needs none"
                 )
-        return judge_each(self, items, _score)
+        return judge_each(self, items, self._verdict)
 
-
-def _score(item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
-    return Verdict(score=float(candidate.text.strip() == (item.reference_answer or "").strip()))
+    def _verdict(self, item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
+        text = candidate.text if self._after is None else candidate.text.rpartition(self._after)[2]
+        return Verdict(score=float(text.strip() == (item.reference_answer or "").strip()))

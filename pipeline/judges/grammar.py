@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 
-from pipeline.corpora.film_reviews import parse
+from pipeline.corpora.film_reviews import CLAUSES, JOINTS, PLACES, WORDS, parse
 from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment, Verdict, judge_each
+from pipeline.records import content_id
 
 
 class Grammar:
     """The share of an answer's clauses that parse in their place, from 0 to 1; a missing clause does not parse."""
 
     name = "grammar"
-    version = "film_reviews-1"
+    version = content_id([CLAUSES, WORDS, PLACES, JOINTS])
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
         """Components: the numbers of clauses that parse, and of all clauses."""

@@ -131,9 +131,10 @@ def test_the_report_is_one_file_that_needs_no_other(rondo: Rondo, whole: Path) -
         (["fork", "whole", "--name", "new"], "'whole' is not RUN@ROUND"),
         (["fork", "whole@1", "--name", "new", "--set", "prompts.train=9"], "cannot change prompts.train: 64 -> 9"),
         (["show", "whole@1", "--where", "scre > 1"], "scre"),
-        (["show", "whole@1", "--where", "1=1; drop table x"], "error"),
-        (["export", "whole@1", "--to", "{recipe}"], "error"),
+        (["show", "whole@1", "--where", "1=1; drop table x"], "syntax error"),
+        (["export", "whole@1", "--to", "{recipe}"], "is already there"),
         (["serve", "{recipe}"], "either --cron or --interval"),
+        (["serve", "{recipe}", "--cron", "often"], "'often' is no cron expression"),
     ],
 )
 def test_a_users_mistake_is_one_sentence(

@@ -15,7 +15,9 @@ import pytest
 
 from flows.errors import WorkerDiedError, WorkerError
 from flows.process import WorkerProcess
+from pipeline.config import GrammarJudge
 from pipeline.errors import DataError
+from pipeline.judges import make_judge
 from pipeline.records import CANDIDATES, PROMPTS, to_table
 from storage.shards import write_table
 from storage.store import Store
@@ -42,16 +44,12 @@ def use(worker: WorkerProcess, work: Callable[[], Coroutine[Any, Any, Any]]) -> 
 
 def test_a_call_is_answered(make: Callable[[], WorkerProcess]) -> None:
     worker = make()
-    assert use(worker, lambda: worker.call("versions")) == ["vader 3.3.2", use_grammar_version()]
+    assert use(worker, lambda: worker.call("versions")) == ["3.3.2", grammar_version()]
     assert worker.pid is None
 
 
-def use_grammar_version() -> str:
-    from pipeline.config import GrammarJudge
-    from pipeline.judges import make_judge
-
-    judge = make_judge(GrammarJudge(kind="grammar"))
-    return f"{judge.name} {judge.version}"
+def grammar_version() -> str:
+    return make_judge(GrammarJudge(kind="grammar")).version
 
 
 def test_a_users_error_keeps_its_class_and_its_sentence(make: Callable[[], WorkerProcess], tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ def judgment(prompt_id: str, score: float | None, **changes: Any) -> dict[str, A
 
 def candidate(prompt_id: str, token_ids: list[int], text: str, finish_reason: str = "stop") -> dict[str, Any]:
     return {
-        "prompt_id": prompt_id, "candidate": 0, "token_ids": token_ids, "text": text, "logprobs": [-0.5] * len(token_ids),
-        "finish_reason": finish_reason, "seed": 0, "policy": "x",
+        "prompt_id": prompt_id, "candidate": 0, "token_ids": token_ids, "text": text,
+        "logprobs": [-0.5] * len(token_ids), "finish_reason": finish_reason, "seed": 0, "policy": "x",
     }  # fmt: skip
 
 

@@ -134,7 +134,7 @@ def test_soft_labels_are_the_probability_of_the_order() -> None:
 
 
 def test_soft_labels_need_standard_deviations_and_pairs() -> None:
-    with pytest.raises(DataError, match="prompt p has scores with the standard deviations 0.5 and None"):
+    with pytest.raises(DataError, match=r"prompt p has scores with the standard deviations 0\.5 and None"):
         build([1.0, 0.0], stds=[0.5, None], soft_labels=True)
     with pytest.raises(ConfigError, match="soft_labels are for pairs"):
         build([1.0, 0.0], "full_ranking", soft_labels=True)

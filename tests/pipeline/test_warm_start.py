@@ -19,7 +19,7 @@ TINY = WarmStartPolicy(
     source="warm_start", corpus="film_reviews", examples=400, steps=12, batch_size=8, hidden_size=32, layers=1, heads=1,
     vocabulary=512, context=96,
 )  # fmt: skip
-SUMS = TINY.model_copy(update={"corpus": "additions", "vocabulary": 258, "context": 16})
+SUMS = TINY.model_copy(update={"corpus": "additions", "vocabulary": 258, "context": 48})
 
 
 @pytest.fixture(scope="module", params=[TINY, SUMS], ids=["film_reviews", "additions"])

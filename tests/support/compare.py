@@ -40,3 +40,5 @@ def assert_same(root: Any, name: str, other_root: Any, other_name: str, rounds: 
         for stage, table in mine.items():
             assert table.equals(theirs[stage]), f"round {round}: {stage} differs"
         assert weights(run, round) == weights(other, round), f"round {round}: the weights differ"
+        mine_figures, their_figures = ({**r.rounds()[round].meta, "seconds": None} for r in (run, other))
+        assert mine_figures == their_figures, f"round {round}: the figures differ"
