@@ -49,6 +49,13 @@ def test_exact_answer_ignores_white_space_around_and_nothing_else() -> None:
     assert scores == [1.0, 1.0, 0.0, 0.0, 0.0]
 
 
+def test_exact_answer_after_a_mark_does_not_judge_the_working() -> None:
+    judge = make_judge(ExactAnswerJudge(kind="exact_answer", after=","))
+    answers = ("7+8=15, 2+5+1=8, 85", "7+8=15, 2+5+0=8, 85", "7+8=15, 2+5+0=7, 75", "7+8=15, 2+5+1=8", "85", "")
+    scores = [j.score for j in judge.judge([item(*answers, reference="85")])]
+    assert scores == [1.0, 1.0, 0.0, 0.0, 1.0, 0.0]
+
+
 def test_exact_answer_needs_a_reference() -> None:
     judge = make_judge(ExactAnswerJudge(kind="exact_answer"))
     with pytest.raises(JudgeError, match="prompt w1 w2 has no reference answer"):
