@@ -1,7 +1,7 @@
 """The parent's side of a worker process: started when asked, asked one thing at a time, started again when it dies.
 
 Workers keep no state that matters: each call names the policy and the files that it needs. So a call to a worker
-that has died starts a new one and is simply made again, by whoever asked (see ``retry`` in ``flows/round.py``).
+that has died starts a new one and is simply made again, by whoever asked (see ``step`` in ``flows/stages.py``).
 """
 
 import asyncio

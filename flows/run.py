@@ -35,19 +35,14 @@ async def run_rounds(run: str, rounds: int) -> None:
 async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: Display, take_over: bool) -> None:
     """Opens the run for writing, starts workers and scheduler side by side, and runs the rounds that are missing."""
     with run.writer(take_over=take_over) as writer, tempfile.TemporaryDirectory(prefix="rondo-") as scratch:
-        logs = worker_logs(store, run)
-        session = Session.create(store, run, writer, recipe, display, Path(scratch), logs or Path(scratch))
+        logs = store.log_directory(run.name) or Path(scratch)  # on a remote store they go with the process
+        session = Session.create(store, run, writer, recipe, display, Path(scratch), logs)
         enter(session)
         adopt_rounds(store, run, writer)
         async with _workers(session), contextlib.AsyncExitStack() as stack:
             async with display.waiting("starting Prefect and the workers"):
                 await stack.enter_async_context(prefect_api())
             await run_rounds(run.name, rounds)
-
-
-def worker_logs(store: Store, run: Run) -> Path | None:
-    """Where the workers' logs are kept; on a remote store they go with the process."""
-    return store.local_root / "logs" / run.name if store.local_root else None
 
 
 @contextlib.asynccontextmanager

@@ -7,6 +7,7 @@
     ROOT/runs/NAME/rounds/0003/<stage>-<shard or all>-<id>.parquet
     ROOT/runs/NAME/rounds/0003/<stage>-<id>/model.safetensors  a directory, such as a checkpoint
     ROOT/runs/NAME/report.html
+    ROOT/runs/NAME/process-logs/trainer.log ...
     ROOT/shared/<kind>/<digest>/manifest.json                  content-addressed, shared by all runs
     ROOT/shared/<kind>/<digest>/<id>/model.safetensors
 
@@ -110,6 +111,11 @@ def summary_numbers(key: str) -> tuple[int, int] | None:
     """Round, and number of its "round" entry, of the summary under that key; None for a stray file."""
     match = _SUMMARY.fullmatch(key.rpartition("/")[2])
     return (int(match[1]), int(match[2])) if match else None
+
+
+def process_log_prefix(run: str) -> str:
+    """Logs of the processes that serve a run, for people; no reader of the store looks at them."""
+    return f"{run_prefix(run)}/process-logs"
 
 
 def report_key(run: str) -> str:

@@ -84,6 +84,10 @@ class Store:
         """Where the report of a run lies on a local disk; None elsewhere, where :meth:`report_key` names it."""
         return self.objects.local_path(self.report_key(run))
 
+    def log_directory(self, run: str) -> Path | None:
+        """Where processes that serve a run keep their logs on a local disk; None elsewhere."""
+        return self.objects.local_path(layout.process_log_prefix(run))
+
     def report_key(self, run: str) -> str:
         """The key of a run's report."""
         return layout.report_key(run)
