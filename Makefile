@@ -1,6 +1,7 @@
 # make demo   environment, then the default recipe from start to report
 # make test   environment, then linters, types, contracts and tests
 # make check  linters, types and contracts alone
+# make bench  the update's speed and memory against trl's; about ten minutes
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -11,7 +12,7 @@ ROOT ?= runs
 # Where a CPU build of torch comes from when no other index that pip knows holds one. Unreachable is fine: pip goes on.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: help demo test check clean
+.PHONY: help demo test check bench clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -39,6 +40,9 @@ check: $(VENV)/.ready
 test: check
 	$(BIN)/python -m pytest -m "not vllm"
 	$(BIN)/python -m pytest -m vllm
+
+bench: $(VENV)/.ready
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_update.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

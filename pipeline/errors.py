@@ -1,15 +1,15 @@
 """The errors of the pipeline, one root, each also a standard exception.
 
-    RondoError
-    ├── ConfigError (ValueError)            a recipe that cannot be run
-    ├── DataError (ValueError)              prompts, candidates or judgments that do not fit their schema
-    │   └── PromptTooLongError              a prompt, or a prompt with its candidates, beyond a limit
-    ├── UnsupportedModelError (ValueError)  a model that a part cannot handle exactly
-    ├── JudgeError (RuntimeError)           a judge that cannot be loaded or asked
-    ├── EngineError (RuntimeError)          a sampling engine that failed
-    │   └── HandoverError                   sampler and trainer disagree on the same weights
-    ├── FirstLossError (RuntimeError)       the first loss of an update is not the value that theory gives
-    └── NonFiniteError (FloatingPointError) a loss or a gradient that is not a number
+RondoError
+├── ConfigError (ValueError)            a recipe that cannot be run
+├── DataError (ValueError)              prompts, candidates or judgments that do not fit their schema
+│   └── PromptTooLongError              a prompt, or a prompt with its candidates, beyond a limit
+├── UnsupportedModelError (ValueError)  a model that a part cannot handle exactly
+├── JudgeError (RuntimeError)           a judge that cannot be loaded or asked
+├── EngineError (RuntimeError)          a sampling engine that failed
+│   └── HandoverError                   sampler and trainer disagree on the same weights
+├── FirstLossError (RuntimeError)       the first loss of an update is not the value that theory gives
+└── NonFiniteError (FloatingPointError) a loss or a gradient that is not a number
 """
 
 
