@@ -1,0 +1,96 @@
+"""After a hand-over the sampler computes with the new weights; the reference is the engine that the recipe trusts."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.references import PolicyRef
+from flows.workers.sampler import SamplerWorker
+from flows.workers.updates import with_reference
+from pipeline.config import Recipe, UpdateConfig
+from pipeline.errors import HandoverError
+from pipeline.packing import TokenGroup
+from pipeline.policy import load_policy
+from pipeline.records import PROBE, to_table
+from pipeline.update import PreferenceGroup, sequence_logps
+from storage.checkpoints import stage_directory, weights_digest
+from storage.shards import write_table
+from storage.store import Store
+from support.recipes import TINY
+from support.tiny import tiny_llama
+
+PROMPT, ANSWER = [5, 6, 7], [8, 9, 10, 2]
+
+
+def policy(store: Store, seed: int, *, probed_seed: int | None = None) -> PolicyRef:
+    """A committed policy of this seed; its probe is that of another where ``probed_seed`` says so."""
+    with stage_directory(store, "r", 0, "checkpoint") as staged:
+        tiny_llama(staged.path, seed=seed, scale=0.3)
+    probed = tiny_llama(Path(store.root) / f"probed-{seed}-{probed_seed}", seed=probed_seed or seed, scale=0.3)
+    model, _ = load_policy(probed, device="cpu")
+    ((logp,),) = sequence_logps(model, [TokenGroup("p", PROMPT, [ANSWER])], 64)
+    rows = [{"prompt_token_ids": PROMPT, "token_ids": ANSWER, "logp": logp}]
+    probe = write_table(store, "r", 0, "probe", to_table(rows, PROBE))
+    return PolicyRef(weights_digest(staged.files), staged.files, probe)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store.open(tmp_path / "root")
+    store.create_run("r", {})
+    return store
+
+
+@pytest.fixture
+def sampler(store: Store, tmp_path: Path) -> SamplerWorker:
+    recipe = Recipe.model_validate({**TINY, "sampling": {**TINY["sampling"], "context": 64}})
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    return SamplerWorker(root=store.root, run="r", recipe=recipe.model_dump(mode="json"), scratch=str(scratch))
+
+
+def ignore(**_figures: object) -> None:
+    """A worker's progress, which nobody wants here."""
+
+
+def test_new_weights_agree_with_their_probe(store: Store, sampler: SamplerWorker) -> None:
+    for seed in (1, 2):
+        drift = sampler.use(policy(store, seed), progress=ignore)
+        # Two float32 computations of the same sum: about 1e-6 nats.
+        assert drift.per_token < 1e-4
+
+
+def test_other_weights_than_the_trainers_stop_the_run(store: Store, sampler: SamplerWorker) -> None:
+    """The engine holds seed 2, and the probe says what seed 3 gives: as after a reload that did nothing."""
+    sampler.use(policy(store, 1), progress=ignore)
+    with pytest.raises(HandoverError, match=r"more than sampling\.handover_tolerance 0\.001"):
+        sampler.use(policy(store, 2, probed_seed=3), progress=ignore)
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "taken"),
+    [("sampler", 0.5, "sampler"), ("trainer", 0.0, "trainer"), ("auto", 0.0, "sampler"), ("auto", 0.5, "trainer")],
+)
+def test_whose_log_probabilities_are_the_references(tmp_path: Path, asked: str, error: float, taken: str) -> None:
+    """Three preferences whose sampler was off by ``error`` nats, against a tolerance of 0.01."""
+    model, _ = load_policy(tiny_llama(tmp_path, seed=4), device="cpu")
+    answers = [[8, 9, 2], [10, 11, 2]]
+    (exact,) = sequence_logps(model, [TokenGroup("p", PROMPT, answers)], 64)
+    groups = [
+        PreferenceGroup(
+            prompt_id=f"p{index}",
+            prompt_token_ids=PROMPT,
+            candidate_token_ids=answers,
+            reference_logps=[logp + error for logp in exact],
+        )
+        for index in range(3)
+    ]
+    config = UpdateConfig.model_validate({"reference_logprobs": asked, "batch_size": 2, "token_budget": 64})
+    found, figures = with_reference(model, groups, config, drift=0.0)
+    assert figures["reference_logprobs"] == taken
+    expected = exact if taken == "trainer" else list(groups[0].reference_logps)
+    for group in found:
+        # Packs of other sizes may sum in another order: float32, about 1e-6.
+        assert list(group.reference_logps) == pytest.approx(expected, abs=1e-5)
+    if asked != "sampler":
+        assert figures["reference_drift"] == pytest.approx(error, abs=1e-5)
