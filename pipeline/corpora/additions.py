@@ -10,8 +10,8 @@ from functools import cache
 from pipeline.corpora.base import CorpusPrompt, Split, draw, generator, split_of
 
 SMALLEST, LARGEST = 10, 99
-FORGETS_CARRY = 0.8
-SLIPS = 0.35
+FORGETS_CARRY = 0.6
+SLIPS = 0.25
 
 
 class Additions:
@@ -31,8 +31,8 @@ class Additions:
 def pupil(left: int, right: int, rng: random.Random) -> str:
     """The pupil's working and answer to ``left + right``.
 
-    Four times in five the pupil forgets to carry from the units to the tens (27+58: 2+5+0=7, 75); about one time in
-    three, the sum of the tens comes out one too large or one too small.
+    Six times in ten the pupil forgets to carry from the units to the tens (27+58: 2+5+0=7, 75); one time in four, the
+    sum of the tens comes out one too large or one too small.
     """
     units = left % 10 + right % 10
     carry = 0 if rng.random() < FORGETS_CARRY else units // 10
