@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import EvaluationConfig
 from pipeline.evaluation import Scores, answer_statistics, kl_estimate, mean_score, scores_by_prompt, win_rate
+from pipeline.preferences import drop_counts
 
 DISPLACEMENT_SHARE = 0.5
 LENGTH_GROWTH = 1.5
@@ -28,7 +29,7 @@ def describe_preferences(candidates: pa.Table, judgments: pa.Table, preferences:
     """What a round's candidates were worth, how many preferences they gave, and why prompts gave none."""
     scores = [score for score in judgments["score"].to_pylist() if score is not None]
     statuses = Counter(judgments["status"].to_pylist())
-    rows = preferences.select(["kind", "margin", "drop_reason"]).to_pylist()
+    rows = preferences.select(["kind", "margin"]).to_pylist()
     kept = [row for row in rows if row["kind"] != "dropped"]
     return {
         "sampled_reward": fmean(scores) if scores else None,
@@ -36,7 +37,7 @@ def describe_preferences(candidates: pa.Table, judgments: pa.Table, preferences:
         "unjudged": len(judgments) - statuses["ok"],
         "preferences": len(kept),
         "margin": fmean(row["margin"] for row in kept) if kept else None,
-        "dropped": dict(sorted(Counter(row["drop_reason"] for row in rows if row["kind"] == "dropped").items())),
+        "dropped": drop_counts(preferences),
     }
 
 
