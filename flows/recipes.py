@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.config import FilePrompts, PretrainedPolicy, Recipe, RewardModelJudge
+from pipeline.config import DatasetPrompts, FilePrompts, PretrainedPolicy, Recipe, RewardModelJudge
 from pipeline.errors import ConfigError
 
 _NOT_COMPARED = ("rounds", "description")
@@ -58,6 +58,11 @@ def check_files(recipe: Recipe) -> None:
     """
     if isinstance(recipe.prompts, FilePrompts) and not Path(recipe.prompts.path).is_file():
         raise ConfigError(f"prompts.path: there is no file '{recipe.prompts.path}': correct the path")
+    prompts = recipe.prompts
+    # Anything that does not look like a path may be a name on the data hub.
+    named = prompts.name if isinstance(prompts, DatasetPrompts) else ""
+    if named.startswith((".", "/", "~")) and not Path(named).is_dir():
+        raise ConfigError(f"prompts.name: there is no directory '{named}': correct the path")
     for judge in (recipe.judge, *recipe.evaluation.judges):
         if isinstance(judge, RewardModelJudge):
             _check_model("judge.path", judge.path)

@@ -36,6 +36,7 @@ def test_shipped_recipes_parse(path: Path) -> None:
         ("update.beta=.nan", "update.beta: nan is not allowed: input should be a finite number"),
         ("evaluation.judges=[{kind: vader, weight: 1}]", "evaluation.judges.0.weight: there is no such field"),
         ("prompts={source: jsonl, path: nowhere.jsonl}", "prompts.path: there is no file 'nowhere.jsonl'"),
+        ("prompts={source: datasets, name: ./nowhere}", "prompts.name: there is no directory './nowhere'"),
         ("policy={source: pretrained, path: ./nowhere}", "policy.path: './nowhere' is no directory with a config.json"),
         ("judge={}", "judge.kind: this field is missing"),
         ("name=../escape", "name: '../escape' is not allowed"),
