@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.recipes import differences, load_recipe, parse_recipe
-from pipeline.config import (
+from pipeline.config.update import (
     OBJECTIVES,
     RANKING_OBJECTIVES,
     REVERSE_KL_OBJECTIVES,

@@ -1,0 +1,45 @@
+"""Where the initial policy comes from."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Config, Corpus
+
+
+class PretrainedPolicy(Config):
+    """A policy that exists: a local directory in the hub's format, or a hub id."""
+
+    source: Literal["pretrained"]
+    path: str = Field(min_length=1, description="local directory, or id on the model hub")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+
+
+class WarmStartPolicy(Config):
+    """The supervised warm start: a small Llama-shaped policy, trained from scratch on a generated corpus."""
+
+    source: Literal["warm_start"]
+    corpus: Corpus = Field(description="the generated corpus that it learns")
+    examples: int = Field(20_000, ge=100, le=10_000_000, description="texts in the corpus")
+    steps: int = Field(600, ge=1, le=1_000_000, description="optimizer steps")
+    batch_size: int = Field(32, ge=1, le=4096, description="texts per optimizer step")
+    learning_rate: float = Field(3e-3, gt=0, le=1, description="peak learning rate of AdamW")
+    hidden_size: int = Field(128, ge=16, le=8192, multiple_of=16, description="width of the residual stream")
+    layers: int = Field(4, ge=1, le=128, description="transformer blocks")
+    heads: int = Field(4, ge=1, le=128, description="attention heads; divides hidden_size")
+    vocabulary: int = Field(512, ge=258, le=200_000, description="most tokens that the tokenizer may learn")
+    context: int = Field(128, ge=16, le=131_072, description="longest sequence, in tokens")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of corpus, initial weights and batch order")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "WarmStartPolicy":
+        head = self.hidden_size // self.heads
+        if self.hidden_size % self.heads or head % 2:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} does not split into {self.heads} heads of an even width: "
+                "choose heads so that hidden_size / heads is an even number"
+            )
+        return self
+
+
+Policy = Annotated[PretrainedPolicy | WarmStartPolicy, Field(discriminator="source")]

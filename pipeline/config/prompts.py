@@ -1,0 +1,40 @@
+"""Where prompts come from."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.config.base import Config, Corpus
+
+
+class GeneratedPrompts(Config):
+    """Prompts from a corpus that rondo generates; warm start, training and evaluation never share one."""
+
+    source: Literal["generated"]
+    corpus: Corpus = Field(
+        description="the corpus whose openings (film_reviews) or problems (additions) are the prompts"
+    )
+    train: int = Field(4096, ge=1, le=10_000_000, description="training prompts to generate")
+
+
+class FilePrompts(Config):
+    """Prompts from a JSONL or Parquet file with a column of texts or of conversations."""
+
+    source: Literal["jsonl", "parquet"]
+    path: str = Field(min_length=1, description="the file")
+    column: str = Field("prompt", description="column with a text, or a list of {role, content} messages")
+    reference_column: str | None = Field(None, description="column with the right answer, for judges that need one")
+
+
+class DatasetPrompts(Config):
+    """Prompts from a dataset by name, or from a local directory in the hub's format, read by the datasets library."""
+
+    source: Literal["datasets"]
+    name: str = Field(min_length=1, description="name on the data hub, or a local directory")
+    subset: str | None = Field(None, description="configuration of the dataset, where it has several")
+    split: str = Field("train", description="split to read")
+    column: str = Field("prompt", description="column with a text, or a list of {role, content} messages")
+    reference_column: str | None = Field(None, description="column with the right answer, for judges that need one")
+
+
+Prompts = Annotated[GeneratedPrompts | FilePrompts | DatasetPrompts, Field(discriminator="source")]

@@ -1,0 +1,144 @@
+"""The recipe: one frozen tree that says everything a run does.
+
+Each field has a type, a range and a sentence with its unit. Nothing here reads a file: see ``flows/recipes.py``.
+"""
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Config, Device, among
+from pipeline.config.evaluation import EvaluationConfig
+from pipeline.config.judges import Judge
+from pipeline.config.policy import Policy, WarmStartPolicy
+from pipeline.config.preferences import PreferencesConfig
+from pipeline.config.prompts import GeneratedPrompts, Prompts
+from pipeline.config.sampling import SamplingConfig
+from pipeline.config.update import OBJECTIVES, RANKING_OBJECTIVES, SOFT_LABEL_OBJECTIVES, UpdateConfig
+
+VLLM_CPU_HEAD_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""With another width vLLM 0.32 starts, and dies on the first prompt."""
+
+
+class DevicesConfig(Config):
+    """Where each part runs."""
+
+    sampler: Device = Field("cpu", description="device of the sampling engine")
+    trainer: Device = Field("cpu", description="device of the update")
+    judge: Device = Field("cpu", description="device of a reward model")
+    cpu_threads: int = Field(
+        1, ge=1, le=1024, description="threads of one CPU worker; a change changes results in the last bits"
+    )
+
+
+class Recipe(Config):
+    """A whole run."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="name of the recipe, and of a run that is given none",
+    )
+    description: str = Field("", max_length=1000, description="one sentence for people")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of the run: prompts, samples and batch order follow from it")
+    rounds: int = Field(5, ge=1, le=100_000, description="rounds of the run")
+    policy: Policy = Field(description="the initial policy")
+    prompts: Prompts = Field(description="where prompts come from, in training and held out")
+    sampling: SamplingConfig = Field(SamplingConfig(), description="how candidates are sampled")
+    judge: Judge = Field(description="the judge that training hears")
+    preferences: PreferencesConfig = Field(PreferencesConfig(), description="how judgments become preferences")
+    update: UpdateConfig = Field(UpdateConfig(), description="the DPO update of a round")
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="what is measured after each round")
+    devices: DevicesConfig = Field(DevicesConfig(), description="where each part runs")
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> "Recipe":
+        policy, sampling = self.policy, self.sampling
+        if isinstance(policy, WarmStartPolicy) and sampling.max_tokens >= policy.context:
+            raise ValueError(
+                f"sampling.max_tokens {sampling.max_tokens} leaves no room for a prompt in policy.context "
+                f"{policy.context}: lower the first or raise the second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_takes_the_preferences(self) -> "Recipe":
+        rule, objectives = self.preferences.rule, self.update.objective
+        pairwise = [name for name in OBJECTIVES if name not in RANKING_OBJECTIVES]
+        if found := among(objectives, pairwise if rule == "full_ranking" else RANKING_OBJECTIVES):
+            raise ValueError(
+                f"preferences.rule '{rule}' does not go with update.objective '{found}': full_ranking goes with "
+                f"{' and '.join(RANKING_OBJECTIVES)}, and they with it"
+            )
+        if self.update.wpo and rule == "full_ranking":
+            raise ValueError(
+                "update.wpo weighs pairs, and preferences.rule is 'full_ranking': turn it off, or make pairs"
+            )
+        hard = [name for name in OBJECTIVES if name not in SOFT_LABEL_OBJECTIVES]
+        if self.preferences.soft_labels and (found := among(objectives, hard)):
+            raise ValueError(
+                f"preferences.soft_labels do not go with update.objective '{found}': they go with "
+                f"{', '.join(SOFT_LABEL_OBJECTIVES)}"
+            )
+        return self
+
+    @property
+    def judge_names(self) -> list[str]:
+        """Names of the judges in the tables; the first is the one that training hears."""
+        return [judge.name or judge.kind for judge in (self.judge, *self.evaluation.judges)]
+
+    @model_validator(mode="after")
+    def _judges_differ(self) -> "Recipe":
+        names = self.judge_names
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(
+                f"two judges are named '{twice}': give one of them another name, as evaluation.judges.0.name"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _prompts_suffice(self) -> "Recipe":
+        prompts, wanted = self.prompts, self.sampling.prompts_per_round
+        if isinstance(prompts, GeneratedPrompts) and prompts.train < wanted:
+            raise ValueError(
+                f"prompts.train {prompts.train} is less than sampling.prompts_per_round {wanted}: raise the first"
+            )
+        answers = prompts.corpus == "additions" if isinstance(prompts, GeneratedPrompts) else prompts.reference_column
+        if any(judge.kind == "exact_answer" for judge in (self.judge, *self.evaluation.judges)) and not answers:
+            raise ValueError(
+                "the judge exact_answer compares with reference answers, and these prompts have none: "
+                "name their column in prompts.reference_column, or choose another judge"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _budget_holds_a_preference(self) -> "Recipe":
+        candidates = self.sampling.candidates if self.preferences.rule == "full_ranking" else 2
+        least = candidates * self.sampling.max_tokens
+        if self.update.token_budget <= least:
+            raise ValueError(
+                f"update.token_budget {self.update.token_budget} does not hold a prompt with {candidates} answers of "
+                f"sampling.max_tokens {self.sampling.max_tokens}: raise it above {least} by the longest prompt"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _soft_labels_have_a_source(self) -> "Recipe":
+        if self.preferences.soft_labels:
+            raise ValueError(
+                f"preferences.soft_labels need a judge that states standard deviations, and '{self.judge.kind}' states "
+                "none: set it to false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _engine_takes_the_policy(self) -> "Recipe":
+        policy = self.policy
+        context = self.sampling.context
+        if isinstance(policy, WarmStartPolicy) and context is not None and context > policy.context:
+            raise ValueError(f"sampling.context {context} is more than policy.context {policy.context}: lower it")
+        if isinstance(policy, WarmStartPolicy) and (self.sampling.engine, self.devices.sampler) == ("vllm", "cpu"):
+            width = policy.hidden_size // policy.heads
+            if width not in VLLM_CPU_HEAD_WIDTHS:
+                raise ValueError(
+                    f"policy.hidden_size {policy.hidden_size} over {policy.heads} heads makes heads {width} wide: "
+                    f"vLLM on a CPU takes {', '.join(map(str, VLLM_CPU_HEAD_WIDTHS))}"
+                )
+        return self

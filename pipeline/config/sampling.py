@@ -1,0 +1,35 @@
+"""How candidates are sampled."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.config.base import Config
+
+
+class SamplingConfig(Config):
+    """How the candidates of a round are sampled from the current policy."""
+
+    engine: Literal["vllm", "transformers"] = Field(
+        "vllm", description="vllm, or the plain and slow transformers loop that tests use in its place"
+    )
+    prompts_per_round: int = Field(256, ge=1, le=10_000_000, description="prompts of one round (P)")
+    candidates: int = Field(4, ge=2, le=256, description="candidates per prompt (K)")
+    temperature: float = Field(1.0, gt=0, le=5, description="sampling temperature")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus: smallest share of probability mass to sample from")
+    max_tokens: int = Field(48, ge=1, le=131_072, description="longest answer, in tokens")
+    shard_prompts: int = Field(128, ge=1, le=1_000_000, description="prompts in one shard, the unit that is committed")
+    max_sequences: int = Field(256, ge=1, le=65_536, description="most sequences that the engine runs at once")
+    context: int | None = Field(
+        None,
+        ge=16,
+        le=10_000_000,
+        description="longest sequence of the engine, in tokens; the model's own where empty",
+    )
+    handover_tolerance: float = Field(
+        1e-3,
+        gt=0,
+        le=10,
+        description="largest difference to the trainer after a hand-over of weights, in nats per token",
+    )
+    cache_gib: float = Field(1.0, gt=0, le=2000, description="memory of the engine's KV cache, in GiB")

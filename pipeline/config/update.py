@@ -1,0 +1,110 @@
+"""The DPO update of a recipe."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, WithJsonSchema, field_serializer, field_validator, model_validator
+
+from pipeline.config.base import Config, among
+
+OBJECTIVES = (
+    "sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "simpo", "sppo", "dpop", "apo_zero", "apo_down", "exo_pair",
+    "nca_pair", "bco_pair", "plackett_luce", "all_pairs",
+)  # fmt: skip
+RANKING_OBJECTIVES = ("plackett_luce", "all_pairs")
+SOFT_LABEL_OBJECTIVES = ("sigmoid", "sigmoid_norm", "sppo")
+SMOOTHED_OBJECTIVES = ("exo_pair",)
+"""Infinite without label smoothing."""
+REVERSE_KL_OBJECTIVES = ("simpo", "sppo", "dpop", "apo_zero", "apo_down", "nca_pair", "bco_pair")
+"""Not functions of a difference of rewards, without which no other divergence is defined."""
+
+# What a form offers: schedulers check parameters against it, in the short form that a recipe has.
+_OBJECTIVE_FORM = {
+    "anyOf": [
+        {"type": "string", "enum": list(OBJECTIVES)},
+        {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0, "maximum": 1000}},
+    ]
+}
+
+
+class UpdateConfig(Config):
+    """The DPO update of a round.
+
+    ``objective`` is a name, or a mapping of names to weights for a weighted sum; it is kept as a mapping, and written
+    as a name where there is one of weight 1. The sources of the formulas are in ``pipeline/losses.py``.
+
+    ``exploration_weight`` is that of XPO's optimism, arXiv:2405.21046, which is meant as a mean over answers that were
+    sampled from the reference. It is taken over the candidates that are in the preference: where a rule picked a pair
+    out of more than two by their scores, the mean is biased towards the picked ones. It is unbiased with two candidates
+    for each prompt, and with rankings of all of them.
+    """
+
+    objective: Annotated[Mapping[str, Annotated[float, Field(gt=0, le=1000)]], WithJsonSchema(_OBJECTIVE_FORM)] = Field(
+        default_factory=lambda: {"sigmoid": 1.0},
+        min_length=1,
+        description="loss of a pair or of a ranking: a name, or a mapping of names to weights",
+    )
+    beta: float = Field(0.1, gt=0, le=100, description="strength of the pull towards the reference")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="probability that a pair's order is wrong")
+    target_margin: float = Field(0.5, ge=0, le=100, description="margin of simpo, in its rewards' unit")
+    dpop_penalty: float = Field(50.0, ge=0, le=1e6, description="factor of dpop's penalty on chosen answers that fall")
+    divergence: Literal["reverse_kl", "forward_kl", "jensen_shannon", "alpha"] = Field(
+        "reverse_kl", description="divergence that the rewards are derived from"
+    )
+    divergence_alpha: float = Field(
+        0.5, gt=0, lt=1, description="of the divergence alpha, between reverse KL (0) and forward KL (1)"
+    )
+    wpo: bool = Field(False, description="weigh each pair by its probability under the policy (WPO)")
+    nll_weight: float = Field(0.0, ge=0, le=100, description="weight of the chosen answer's negative log-likelihood")
+    exploration_weight: float = Field(0.0, ge=0, le=100, description="weight of the exploration term (XPO)")
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate of AdamW")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="learning rate over the steps of a round"
+    )
+    warmup_steps: int = Field(0, ge=0, le=1_000_000, description="steps of linear warm-up at the start of a round")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="decoupled weight decay of AdamW")
+    max_grad_norm: float = Field(1.0, gt=0, le=1e6, description="gradients are clipped to this norm")
+    epochs: int = Field(1, ge=1, le=100, description="passes over the round's preferences")
+    batch_size: int = Field(16, ge=1, le=1_000_000, description="preferences per optimizer step")
+    token_budget: int = Field(4096, ge=16, le=10_000_000, description="most tokens of one forward pass")
+    reference_logprobs: Literal["sampler", "trainer", "auto"] = Field(
+        "auto", description="whose log-probabilities are the reference's"
+    )
+    reference_tolerance: float = Field(
+        1e-2,
+        gt=0,
+        le=100,
+        description="auto takes the sampler's where they differ from the trainer's by less, in nats per sequence",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the forward pass; master weights are float32"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _weights(cls, value: Any) -> Any:
+        weights = {value: 1.0} if isinstance(value, str) else value
+        for name in weights if isinstance(weights, Mapping) else ():
+            if name not in OBJECTIVES:
+                raise ValueError(
+                    f"update.objective: there is no objective '{name}': choose among {', '.join(OBJECTIVES)}"
+                )
+        return weights
+
+    @field_serializer("objective")
+    def _shortest(self, weights: Mapping[str, float]) -> str | dict[str, float]:
+        return next(iter(weights)) if list(weights.values()) == [1.0] else dict(weights)
+
+    @model_validator(mode="after")
+    def _constants_fit(self) -> "UpdateConfig":
+        if self.label_smoothing == 0 and (found := among(self.objective, SMOOTHED_OBJECTIVES)):
+            raise ValueError(
+                f"update.label_smoothing 0 makes update.objective '{found}' infinite: choose it above 0, such as 0.001"
+            )
+        if self.divergence != "reverse_kl" and (found := among(self.objective, REVERSE_KL_OBJECTIVES)):
+            raise ValueError(
+                f"update.divergence '{self.divergence}' does not go with update.objective '{found}', which is defined "
+                "for reverse_kl alone: change one of them"
+            )
+        return self
