@@ -14,11 +14,41 @@ class PolicyRef:
         policy: hash of its weights, as every candidate that it samples records it.
         files: the checkpoint's directory.
         probe: a few sequences with the trainer's log-probabilities under these very weights.
+        base: the checkpoint that it changes, where it is an adapter.
     """
 
     policy: str
     files: tuple[FileRef, ...]
     probe: FileRef
+    base: tuple[FileRef, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, from which pydantic builds the same object again."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class UpdateInputs:
+    """What a round's update reads.
+
+    Args:
+        policy: the policy that sampled, from which the update starts.
+        reference: the policy that holds it back, where that is another one.
+        optimizer: the optimizer's state of the round before, where it is carried on.
+        average: the moving average of the policies, where one is kept.
+        state: what an update that was interrupted had done.
+        drift: difference of sampler and trainer after the hand-over, in nats per sequence.
+    """
+
+    policy: PolicyRef
+    reference: PolicyRef | None
+    prompts: tuple[FileRef, ...]
+    candidates: tuple[FileRef, ...]
+    preferences: tuple[FileRef, ...]
+    optimizer: tuple[FileRef, ...]
+    average: tuple[FileRef, ...]
+    state: tuple[FileRef, ...]
+    drift: float
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, from which pydantic builds the same object again."""

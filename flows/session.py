@@ -103,7 +103,35 @@ class Session:
     def policy(self, round: int) -> PolicyRef:
         """The policy that a round ended with."""
         (probe,) = self._latest(round, "probe").files
-        return PolicyRef(self.policy_hash(round), self._latest(round, "checkpoint").files, probe)
+        checkpoint = self._latest(round, "checkpoint")
+        return PolicyRef(checkpoint.meta["policy"], checkpoint.files, probe, self._base(round))
+
+    def average(self, round: int) -> PolicyRef:
+        """The moving average of the policies up to a round; up to round 0 it is the initial one."""
+        found = self.run.entries(round=round, stage="ema")
+        if not found:
+            return self.policy(0)
+        return PolicyRef(found[-1].meta["policy"], found[-1].files, self.policy(round).probe)
+
+    def reference(self, round: int) -> PolicyRef | None:
+        """The reference of a round's update, where it is not the policy that sampled."""
+        kind = self.recipe.update.reference
+        reference = self.policy(0) if kind == "initial" else self.average(round - 1)
+        return None if kind == "previous" or reference.policy == self.policy_hash(round - 1) else reference
+
+    def interrupted_update(self, round: int, inputs: str) -> tuple[FileRef, ...]:
+        """The newest state that an update of these inputs left, where it was interrupted."""
+        states = [entry for entry in self.run.entries(round=round, stage="update_state") if entry.key]
+        found = [entry for entry in states if entry.key and entry.key.inputs == inputs]
+        return found[-1].files if found else ()
+
+    def _base(self, round: int) -> tuple[FileRef, ...]:
+        """The whole checkpoint that a round's adapter changes: that of the last round before it which has one."""
+        files = self._latest(round, "checkpoint").files
+        if not is_adapter(files):
+            return ()
+        earlier = (self._latest(number, "checkpoint").files for number in range(round - 1, -1, -1))
+        return next(files for files in earlier if not is_adapter(files))
 
     def handed_over(self, round: int) -> Entry:
         """The entry of the hand-over to the sampler of the policy that a round ended with."""
@@ -131,6 +159,11 @@ class Session:
 
     def _latest(self, round: int, stage: str) -> Entry:
         return self.run.entries(round=round, stage=stage)[-1]
+
+
+def is_adapter(checkpoint: Sequence[FileRef]) -> bool:
+    """Whether a checkpoint is an adapter, in peft's format, and not a whole model."""
+    return any(file.name == "adapter_config.json" for file in checkpoint)
 
 
 _CURRENT: ContextVar[Session] = ContextVar("session")

@@ -4,7 +4,7 @@ What a step depends on is hashed into the key of its entry: with other inputs it
 shows and retries; whether a step is done, the log alone says.
 """
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import task
@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from flows.display import Stage
 from flows.errors import WorkerDiedError
-from flows.references import Batch
+from flows.references import Batch, UpdateInputs
 from flows.session import current
 from pipeline.errors import DataError, EngineError
 from pipeline.records import content_id
@@ -151,25 +151,42 @@ async def prefer(run: str, number: int, candidates: Sequence[Entry], judgments: 
 async def update(run: str, number: int, candidates: Sequence[Entry], preferences: Entry) -> Entry:
     """The DPO update: from the policy that sampled to the round's checkpoint."""
     session = current()
-    policy = session.policy(number - 1)
-    inputs = content_id([policy.policy, _hashes(preferences.files), _settings(session.recipe.update)])
+    config, policy, reference = session.recipe.update, session.policy(number - 1), session.reference(number)
+    carried = session.files(number - 1, "optimizer") if config.optimizer_state == "carried" else ()
+    average = session.average(number - 1) if config.reference == "ema" else None
+    inputs = content_id([
+        policy.policy, reference and reference.policy, average and average.policy, _hashes(carried),
+        _hashes(preferences.files), _settings(config), session.recipe.rounds if config.schedule_over == "run" else None,
+    ])  # fmt: skip
     if done := session.find(number, "checkpoint", inputs):
         return done
+    given = UpdateInputs(
+        policy=policy, reference=reference, prompts=session.files(0, "prompts"), candidates=_files(candidates),
+        preferences=preferences.files, optimizer=carried, average=average.files if average else (),
+        state=session.interrupted_update(number, inputs), drift=session.handed_over(number - 1).meta["per_sequence"],
+    )  # fmt: skip
     with session.display.stage(number, "update") as stage:
         stage.begin()
+
+        def report(figures: Mapping[str, Any]) -> None:
+            if "notice" in figures:
+                session.display.say(f"round {number}: {figures['notice']}")
+            elif "state" in figures:
+                saved = session.references(figures["state"])
+                session.commit(number, "update_state", saved, None, inputs, shard=figures["step"])
+            else:
+                stage.report(figures)
+
         trained = await session.trainer.call(
-            "update",
-            policy=policy.to_json(), prompts=_json(session.files(0, "prompts")),
-            candidates=_json(_files(candidates)), preferences=_json(preferences.files),
-            round=number, seed=session.seed(number), drift=session.handed_over(number - 1).meta["per_sequence"],
-            on_progress=stage.report,
-        )  # fmt: skip
+            "update", inputs=given.to_json(), round=number, seed=session.seed(number), on_progress=report
+        )
     after = trained["policy"]
-    # The checkpoint comes last: where it is, its probe and its metrics are. These are keyed by the weights, so that an
-    # update that is done again after a crash never meets those of the first try.
-    session.commit(number, "metrics", session.references([trained["metrics"]]), None, after["policy"])
-    session.commit(number, "probe", session.references([after["probe"]]), None, after["policy"])
-    meta = {"policy": after["policy"], "reference": policy.policy, **trained["figures"]}
+    # The checkpoint comes last: where it is, all else is. That is keyed by the weights, so that an update that is done
+    # again after a crash never meets what the first try left.
+    for name, files in trained["others"].items():
+        meta = {"policy": weights_digest(session.references(files))} if name == "ema" else None
+        session.commit(number, name, session.references(files), meta, after["policy"])
+    meta = {"policy": after["policy"], "reference": (reference or policy).policy, **trained["figures"]}
     return session.commit(number, "checkpoint", session.references(after["files"]), meta, inputs)
 
 

@@ -45,6 +45,9 @@ class RoundSummary(BaseModel):
     first_loss_expected: float | None = None
     last_loss: float | None = None
     steps: int | None = None
+    stopped: str | None = Field(None, description="why the steps ended before their plan did")
+    token_budget: int | None = None
+    last_kl: float | None = Field(None, description="divergence from the reference at the last step, estimated")
     train_tokens: int | None = None
     train_accuracy: float | None = None
     chosen_fell: float | None = Field(None, description="share of pairs whose chosen answer became less likely")

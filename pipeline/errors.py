@@ -9,6 +9,7 @@ RondoError
 ├── EngineError (RuntimeError)          a sampling engine that failed
 │   └── HandoverError                   sampler and trainer disagree on the same weights
 ├── FirstLossError (RuntimeError)       the first loss of an update is not the value that theory gives
+├── OutOfMemoryError (MemoryError)      a device that does not hold a single preference
 └── NonFiniteError (FloatingPointError) a loss or a gradient that is not a number
 """
 
@@ -47,6 +48,10 @@ class HandoverError(EngineError):
 
 class FirstLossError(RondoError, RuntimeError):
     """The first loss of an update differs from the value that holds when policy and reference are one."""
+
+
+class OutOfMemoryError(RondoError, MemoryError):
+    """A device whose memory does not hold the smallest piece of an update."""
 
 
 class NonFiniteError(RondoError, FloatingPointError):

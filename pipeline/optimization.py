@@ -1,38 +1,72 @@
-"""AdamW and the learning rate over the steps of an update."""
+"""The optimizer of an update, and its learning rate over the steps."""
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-Schedule = Literal["constant", "linear", "cosine"]
+from pipeline.errors import ConfigError
+from pipeline.update_types import UpdateSettings
 
 
-def build_optimizer(model: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (arXiv:1711.05101), fused. Weights decay, vectors (biases, gains of norms) do not."""
+def build_optimizer(model: nn.Module, settings: UpdateSettings) -> torch.optim.Optimizer:
+    """AdamW (arXiv:1711.05101), fused, or with moments of 8 bits (arXiv:2110.02861), paged or not, by bitsandbytes.
+
+    Weights decay, vectors (biases, gains of norms) do not.
+
+    Raises:
+        ConfigError: the optimizer needs bitsandbytes, which is not installed, or a GPU, which is not there.
+    """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     groups = [
-        {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=True)
+    groups = [group for group in groups if group["params"]]
+    common: dict[str, Any] = {
+        "lr": settings.learning_rate,
+        "betas": (settings.adam_beta1, settings.adam_beta2),
+        "eps": settings.adam_epsilon,
+    }
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, **common, fused=True)
+    return _eight_bit(settings.optimizer, weights[0].device)(groups, **common)
 
 
-def learning_rate_factor(schedule: Schedule, *, steps: int, warmup_steps: int) -> Callable[[int], float]:
-    """Share of the peak learning rate at a step, counted from 0.
+def _eight_bit(name: str, device: torch.device) -> Callable[..., torch.optim.Optimizer]:
+    if device.type == "cpu":
+        raise ConfigError(f"update.optimizer '{name}' runs on a GPU and devices.trainer is cpu: choose adamw")
+    try:
+        import bitsandbytes.optim
+    except ImportError as error:
+        raise ConfigError(
+            f"update.optimizer '{name}' needs bitsandbytes, which is not installed: pip install 'rondo[gpu]'"
+        ) from error
+    found: Callable[..., torch.optim.Optimizer] = {
+        "adamw_8bit": bitsandbytes.optim.AdamW8bit,
+        "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit,
+    }[name]
+    return found
+
+
+def learning_rate_factor(settings: UpdateSettings, *, steps: int) -> Callable[[int], float]:
+    """Share of the peak learning rate at a step, counted from 0, of an update with so many steps.
 
     It rises linearly over ``warmup_steps`` (the first step is not zero), then stays, or falls to zero just
-    after the last step along a line or half a cosine.
+    after the last step along a line or half a cosine. An update that covers a part of the schedule, from
+    ``schedule_start`` to ``schedule_end``, falls along that part; only the first one warms up.
     """
+    warmup = settings.warmup_steps if settings.schedule_start == 0 else 0
+    span = settings.schedule_end - settings.schedule_start
 
     def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        done = (step - warmup_steps) / max(1, steps - warmup_steps)
-        if schedule == "constant":
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        done = settings.schedule_start + span * (step - warmup) / max(1, steps - warmup)
+        if settings.schedule == "constant":
             return 1.0
-        return 1 - done if schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+        return 1 - done if settings.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
 
     return factor

@@ -38,7 +38,7 @@ _HEAD = "lm_head.weight"
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 # Files beside the weights that an engine may need.
-_SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 
 
 def load_policy(
@@ -126,10 +126,14 @@ def max_context(directory_or_hub_id: str | Path, *, revision: str | None = None)
 def load_weights(model: PreTrainedModel, directory: Path) -> None:
     """Put a checkpoint's weights into a model of the same shape, in place. Where they do not fit, nothing changes.
 
+    Of a model with an adapter this loads the base.
+
     Raises:
         ConfigError: the checkpoint is unreadable, lacks a weight, or holds one of another shape.
     """
-    expected = dict(model.named_parameters())
+    expected = {
+        name.replace(".base_layer.", "."): weight for name, weight in model.named_parameters() if ".lora_" not in name
+    }
     found = weight_shapes(directory)
     for name, parameter in expected.items():
         if found.get(name) != tuple(parameter.shape):
@@ -138,7 +142,7 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
                 f"not {tuple(parameter.shape)}"
             )
     with torch.no_grad():
-        for path in _weight_files(directory):
+        for path in weight_files(directory):
             with _open(path) as tensors:
                 for name in expected.keys() & set(tensors.keys()):
                     expected[name].copy_(tensors.get_tensor(name))
@@ -169,7 +173,7 @@ def sampler_copy(checkpoint: Path, scratch: Path) -> Path:
     if scratch.exists():
         shutil.rmtree(scratch)
     scratch.mkdir(parents=True)
-    for pattern in _SMALL_FILES:
+    for pattern in SMALL_FILES:
         for path in checkpoint.glob(pattern):
             if path.name not in (_INDEX, "config.json"):
                 shutil.copyfile(path, scratch / path.name)
@@ -195,7 +199,7 @@ def weight_shapes(directory: Path) -> Shapes:
         ConfigError: it has no readable safetensors.
     """
     shapes: Shapes = {}
-    for path in _weight_files(directory):
+    for path in weight_files(directory):
         with _open(path) as tensors:
             shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     return shapes
@@ -217,7 +221,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 def _copy_untied(checkpoint: Path, scratch: Path) -> None:
     weight_map: dict[str, str] = {}
     found = False
-    for path in _weight_files(checkpoint):
+    for path in weight_files(checkpoint):
         tensors: dict[str, torch.Tensor] = {}
         with _open(path) as source:
             for name in source.keys():  # noqa: SIM118
@@ -239,7 +243,12 @@ def _copy_untied(checkpoint: Path, scratch: Path) -> None:
         (scratch / _INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
-def _weight_files(directory: Path) -> Iterator[Path]:
+def weight_files(directory: Path) -> Iterator[Path]:
+    """The safetensors of a checkpoint.
+
+    Raises:
+        ConfigError: there are none.
+    """
     paths = sorted(directory.glob("*.safetensors"))
     if not paths:
         raise ConfigError(f"{directory} holds no *.safetensors: give a checkpoint saved in that format")

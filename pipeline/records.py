@@ -91,6 +91,8 @@ STEPS = _schema("metrics", [
     _column("logp_rejected", pa.float64(), "mean log-probability of the worst candidates", unit="nats per sequence"),
     _column("logp_chosen_change", pa.float64(), "the former against the reference", unit="nats per sequence"),
     _column("logp_rejected_change", pa.float64(), "the latter against the reference", unit="nats per sequence"),
+    _column("kl", pa.float64(), "KL to the reference, estimated by half the mean squared change of all candidates",
+            unit="nats per sequence"),
     _column("grad_norm", pa.float64(), "norm of the gradient before clipping"),
     _column("learning_rate", pa.float64(), "learning rate of the step"),
     _column("tokens", pa.int64(), "tokens that the step processed, prompts counted once", unit="tokens"),

@@ -1,58 +1,184 @@
 """The DPO update of a round: preferences in, new weights in place, a row of metrics for each optimizer step.
 
-There is no reference model: the reference is given as one log-probability for each candidate. Every token of
-a step is processed once, in shared-prefix packs whose gradients add up to that of the step's mean loss.
-
-Axes: ``P`` preferences of a pack or step, ``K`` candidates of a preference, ``S`` candidates of a pack.
+What an update has done so far can be saved at any step and loaded into a new one, which then ends with the same
+weights, to the bit on CPU. No random numbers are drawn on the way: the order of the preferences follows from the seed,
+and dropout is off.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pipeline.attention import shared_prefix_attention
-from pipeline.logprobs import check_context, check_model, pack_logps, sequence_logps, sum_by_sequence
-from pipeline.losses import Objective, PreferenceBatch, exploration, nll, wpo_weights
+from pipeline.gradients import StepOutcome, accumulate_gradient
+from pipeline.logprobs import check_context, check_model, sequence_logps
 from pipeline.optimization import build_optimizer, learning_rate_factor
-from pipeline.packing import Pack, pack_groups
+from pipeline.records import content_id
+from pipeline.training_state import load_optimizer, load_state, save_optimizer, save_state
 from pipeline.update_checks import (
     check_first_loss,
     check_gradient,
     check_inputs,
-    check_losses,
     check_weights,
     expected_first_loss,
+    halved_budget,
 )
 from pipeline.update_types import PreferenceGroup, StepMetrics, UpdateResult, UpdateSettings
 
-__all__ = [
-    "PreferenceGroup",
-    "StepMetrics",
-    "UpdateResult",
-    "UpdateSettings",
-    "accumulate_gradient",
-    "plan_steps",
-    "run_update",
-    "sequence_logps",
-]
+__all__ = ["PreferenceGroup", "StepMetrics", "Update", "UpdateResult", "UpdateSettings", "plan_steps", "run_update"]
+
+OnStep = Callable[[StepMetrics], None]
 
 
-@dataclass(frozen=True)
-class StepOutcome:
-    """Detached values of a step's preferences, each of shape ``[P]``."""
+@dataclass
+class _Progress:
+    """What an update has done so far, apart from weights and the optimizer's state."""
 
-    objective: Tensor
-    loss: Tensor
-    chosen: Tensor
-    rejected: Tensor
-    chosen_ratio: Tensor
-    rejected_ratio: Tensor
-    drift: Tensor
+    identity: str
+    rows: list[StepMetrics]
+    token_budget: int
+    first_loss: float = 0.0
+    drift: float = 0.0
+
+
+class Update:
+    """An update of ``model``, in place, on ``groups``. The same inputs, seed and thread count give the same weights.
+
+    Args:
+        say: takes a sentence for people, such as that memory ran out and the packs are smaller from here on.
+
+    Raises:
+        ConfigError, DataError, PromptTooLongError, UnsupportedModelError: model, preferences and settings do not go
+            together; nothing has been done.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        groups: Sequence[PreferenceGroup],
+        settings: UpdateSettings,
+        *,
+        seed: int,
+        say: Callable[[str], None] = lambda _sentence: None,
+    ) -> None:
+        self._terms = check_inputs(groups, settings)
+        check_weights(model)
+        check_model(model)
+        check_context(model, groups)
+        _prepare(model, gradient_checkpointing=settings.gradient_checkpointing)
+        self._model, self._groups, self._settings, self._say = model, groups, settings, say
+        self._optimizer = build_optimizer(model, settings)
+        self._plan = plan_steps(len(groups), batch_size=settings.batch_size, epochs=settings.epochs, seed=seed)
+        self._factor = learning_rate_factor(settings, steps=len(self._plan))
+        self._expected = expected_first_loss(self._batch(0), self._terms, settings)
+        self._done = _Progress(_identity(groups, settings, seed), [], settings.token_budget)
+
+    def carry_optimizer(self, directory: Path) -> None:
+        """Begin with the optimizer's state that an earlier update saved, in place of an empty one."""
+        load_optimizer(self._model, self._optimizer, directory)
+
+    def save_optimizer(self, directory: Path) -> None:
+        """Write the optimizer's state for a later round."""
+        save_optimizer(self._model, self._optimizer, directory)
+
+    def save(self, directory: Path) -> None:
+        """Write what has been done so far: weights, the optimizer's state, and the rows of the steps."""
+        save_state(self._model, self._optimizer, asdict(self._done), directory)
+
+    def load(self, directory: Path) -> list[StepMetrics]:
+        """Go on from where another one of the same inputs was saved; returns the rows of the steps that it had taken.
+
+        Raises:
+            DataError: it was saved by an update of other preferences, settings or seed, or is damaged.
+        """
+        found = load_state(self._model, self._optimizer, directory, self._done.identity)
+        self._done = _Progress(**{**found, "rows": [StepMetrics(**row) for row in found["rows"]]})
+        return list(self._done.rows)
+
+    def run(self, on_step: OnStep | None = None) -> UpdateResult:
+        """Take the steps that are missing, up to the end of the plan or to a limit of the settings.
+
+        Raises:
+            FirstLossError: the first loss is not the one that theory gives; no weight has changed.
+            NonFiniteError: a loss or a gradient is not finite; the step at fault has not been taken.
+            OutOfMemoryError: a single preference does not fit into the device's memory.
+        """
+        while not self.stopped and len(self._done.rows) < len(self._plan):
+            row = self._step(len(self._done.rows))
+            self._done.rows.append(row)
+            if on_step is not None:
+                on_step(row)
+        settings, done = self._settings, self._done
+        final = sequence_logps(self._model, self._groups, done.token_budget, precision=settings.precision)
+        return UpdateResult(
+            first_loss=done.first_loss,
+            first_loss_expected=self._expected,
+            reference_drift=done.drift,
+            steps=done.rows,
+            stopped=self.stopped,
+            token_budget=done.token_budget,
+            final_logps=final,
+            **_displacement(self._groups, final),
+        )
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the steps end before the plan does, where the last one met a limit."""
+        if not self._done.rows:
+            return None
+        row, settings = self._done.rows[-1], self._settings
+        if settings.stop_at_kl is not None and row.kl > settings.stop_at_kl:
+            return f"KL {row.kl:.3g} nats at step {row.step}, above {settings.stop_at_kl:g}"
+        if settings.stop_at_margin is not None and row.reward_margin > settings.stop_at_margin:
+            return f"reward margin {row.reward_margin:.3g} at step {row.step}, above {settings.stop_at_margin:g}"
+        return None
+
+    def _batch(self, step: int) -> list[PreferenceGroup]:
+        return [self._groups[index] for index in self._plan[step][1]]
+
+    def _step(self, step: int) -> StepMetrics:
+        started = time.perf_counter()
+        batch = self._batch(step)
+        outcome, tokens = self._gradient(batch, step)
+        if step == 0:
+            done, tolerance = self._done, self._settings.first_loss_tolerance
+            done.first_loss, done.drift = outcome.objective.mean().item(), outcome.drift.max().item()
+            check_first_loss(done.first_loss, self._expected, drift=done.drift, tolerance=tolerance)
+        learning_rate = self._settings.learning_rate * self._factor(step)
+        grad_norm = _take_step(self._model, self._optimizer, learning_rate, self._settings.max_grad_norm, batch, step)
+        return StepMetrics(
+            step=step,
+            epoch=self._plan[step][0],
+            grad_norm=grad_norm,
+            learning_rate=learning_rate,
+            tokens=tokens,
+            seconds=time.perf_counter() - started,
+            **_means(outcome, self._settings.constants.beta),
+        )
+
+    def _gradient(self, batch: Sequence[PreferenceGroup], step: int) -> tuple[StepOutcome, int]:
+        """The step's gradient; where the device's memory does not hold a pack, with packs of half the size."""
+        while True:
+            self._optimizer.zero_grad(set_to_none=True)
+            settings = replace(self._settings, token_budget=self._done.token_budget)
+            try:
+                with shared_prefix_attention(self._model):  # around the backward pass too, which may recompute layers
+                    return accumulate_gradient(self._model, batch, self._terms, settings, step)
+            except torch.OutOfMemoryError as error:
+                reason = str(error).partition("\n")[0]
+            # Outside of the handler, whose traceback would keep the activations alive.
+            self._done.token_budget = halved_budget(self._groups, self._done.token_budget, reason)
+            self._say(
+                f"out of memory at step {step}: going on with packs of {self._done.token_budget} tokens; the result "
+                "changes in the last digits only. Set update.token_budget to that to avoid the waste"
+            )
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
 
 def run_update(
@@ -61,60 +187,10 @@ def run_update(
     settings: UpdateSettings,
     *,
     seed: int,
-    on_step: Callable[[StepMetrics], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> UpdateResult:
-    """Train ``model`` in place on ``groups``. The same inputs, seed and thread count give the same weights to
-    the bit on CPU.
-
-    Raises:
-        ConfigError, DataError, PromptTooLongError, UnsupportedModelError: before the first step.
-        FirstLossError: the first loss is not the one that theory gives; no weight has changed.
-        NonFiniteError: a loss or a gradient is not finite; the step at fault has not been taken.
-    """
-    terms = check_inputs(groups, settings)
-    check_weights(model)
-    check_model(model)
-    check_context(model, groups)
-    _prepare(model, gradient_checkpointing=settings.gradient_checkpointing)
-    optimizer = build_optimizer(model, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay)
-    plan = plan_steps(len(groups), batch_size=settings.batch_size, epochs=settings.epochs, seed=seed)
-    factor = learning_rate_factor(settings.schedule, steps=len(plan), warmup_steps=settings.warmup_steps)
-    first_batch = [groups[index] for index in plan[0][1]]
-    expected = expected_first_loss(first_batch, terms, settings)
-    first_loss = drift = 0.0
-    rows: list[StepMetrics] = []
-    for step, (epoch, members) in enumerate(plan):
-        started = time.perf_counter()
-        batch = [groups[index] for index in members]
-        optimizer.zero_grad(set_to_none=True)
-        with shared_prefix_attention(model):  # around the backward pass too, which may recompute layers
-            outcome, tokens = accumulate_gradient(model, batch, terms, settings, step)
-        if step == 0:
-            first_loss, drift = outcome.objective.mean().item(), outcome.drift.max().item()
-            check_first_loss(first_loss, expected, drift=drift, tolerance=settings.first_loss_tolerance)
-        learning_rate = settings.learning_rate * factor(step)
-        grad_norm = _take_step(model, optimizer, learning_rate, settings.max_grad_norm, batch, step)
-        row = StepMetrics(
-            step=step,
-            epoch=epoch,
-            grad_norm=grad_norm,
-            learning_rate=learning_rate,
-            tokens=tokens,
-            seconds=time.perf_counter() - started,
-            **_means(outcome, settings.constants.beta),
-        )
-        rows.append(row)
-        if on_step is not None:
-            on_step(row)
-    final = sequence_logps(model, groups, settings.token_budget, precision=settings.precision)
-    return UpdateResult(
-        first_loss=first_loss,
-        first_loss_expected=expected,
-        reference_drift=drift,
-        steps=rows,
-        final_logps=final,
-        **_displacement(groups, final),
-    )
+    """A whole update, from its first step to its last; see `Update`."""
+    return Update(model, groups, settings, seed=seed).run(on_step)
 
 
 def plan_steps(preferences: int, *, batch_size: int, epochs: int, seed: int) -> list[tuple[int, list[int]]]:
@@ -125,6 +201,15 @@ def plan_steps(preferences: int, *, batch_size: int, epochs: int, seed: int) -> 
         order = torch.randperm(preferences, generator=generator).tolist()
         steps += [(epoch, order[start : start + batch_size]) for start in range(0, preferences, batch_size)]
     return steps
+
+
+def _identity(groups: Sequence[PreferenceGroup], settings: UpdateSettings, seed: int) -> str:
+    """Hash of all that decides the steps, so that a saved state is never continued with other inputs."""
+    fields = [
+        [group.prompt_id, group.candidate_token_ids, list(group.reference_logps), list(group.places), group.soft_label]
+        for group in groups
+    ]
+    return content_id([fields, asdict(settings), seed])
 
 
 def _prepare(model: Any, *, gradient_checkpointing: bool) -> None:
@@ -139,91 +224,6 @@ def _prepare(model: Any, *, gradient_checkpointing: bool) -> None:
         for module in model.modules():
             if getattr(module, "gradient_checkpointing", False):
                 module.training = True
-
-
-def accumulate_gradient(
-    model: Any,
-    batch: Sequence[PreferenceGroup],
-    terms: Sequence[tuple[Objective, float]],
-    settings: UpdateSettings,
-    step: int,
-) -> tuple[StepOutcome, int]:
-    """Add the gradient of the step's mean loss, pack by pack, and count the tokens.
-
-    The denominator is the number of preferences of the step, however they are spread over packs.
-    """
-    parts: list[StepOutcome] = []
-    tokens = 0
-    for pack in pack_groups(batch, settings.token_budget):
-        members = [batch[index] for index in pack.groups]
-        logps_N, squares_N = pack_logps(model, pack, squares=settings.wpo, precision=settings.precision)
-        preferences = _preference_batch(pack, members, sum_by_sequence(logps_N, pack))
-        objective_P = torch.zeros_like(preferences.logps_P_K[:, 0])
-        for objective, weight in terms:
-            objective_P = objective_P + weight * objective.loss(preferences, settings.constants)
-        loss_P = objective_P
-        if squares_N is not None:
-            aligned_P_K = sum_by_sequence(logps_N.detach() - squares_N, pack).view_as(preferences.lengths_P_K)
-            loss_P = loss_P * wpo_weights(aligned_P_K / preferences.lengths_P_K)
-        loss_P = loss_P + _extra_terms(preferences, settings)
-        check_losses(loss_P, preferences, members, step)
-        (loss_P.sum() / len(batch)).backward()
-        parts.append(_outcome(objective_P, loss_P, preferences))
-        tokens += len(pack.input_ids_T)
-    names = [column.name for column in fields(StepOutcome)]
-    return StepOutcome(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names}), tokens
-
-
-def _extra_terms(preferences: PreferenceBatch, settings: UpdateSettings) -> Tensor | float:
-    """What is added to the objective; not part of the first loss that theory gives."""
-    extra: Tensor | float = 0.0
-    if settings.nll_weight:
-        chosen_nll_P = nll(preferences.logps_P_K[:, 0], preferences.lengths_P_K[:, 0])
-        extra = extra + settings.nll_weight * chosen_nll_P
-    if settings.exploration_weight:
-        optimism_P = exploration(preferences.logps_P_K, preferences.ranks_P_K)
-        extra = extra + settings.exploration_weight * optimism_P
-    return extra
-
-
-def _preference_batch(pack: Pack, members: Sequence[PreferenceGroup], logps_S: Tensor) -> PreferenceBatch:
-    """Arrange a pack's candidates as [P, K]; places that a preference lacks have rank -1 and repeat its first
-    candidate.
-    """
-    widest = max(pack.candidates)
-    index, reference, lengths, ranks = [], [], [], []
-    start = 0
-    for group, candidates in zip(members, pack.candidates, strict=True):
-        missing = widest - candidates
-        index.append([*range(start, start + candidates), *[start] * missing])
-        reference.append([*group.reference_logps, *[group.reference_logps[0]] * missing])
-        lengths.append([*map(len, group.candidate_token_ids), *[1] * missing])
-        ranks.append([*group.places, *[-1] * missing])
-        start += candidates
-    labels = [1.0 if group.soft_label is None else group.soft_label for group in members]
-    device, dtype = logps_S.device, logps_S.dtype
-    return PreferenceBatch(
-        logps_P_K=logps_S[torch.tensor(index, device=device)],
-        reference_logps_P_K=torch.tensor(reference, device=device, dtype=dtype),
-        lengths_P_K=torch.tensor(lengths, device=device, dtype=dtype),
-        ranks_P_K=torch.tensor(ranks, device=device),
-        soft_labels_P=torch.tensor(labels, device=device, dtype=dtype),
-    )
-
-
-def _outcome(objective_P: Tensor, loss_P: Tensor, preferences: PreferenceBatch) -> StepOutcome:
-    worst = preferences.ranks_P_K.argmax(dim=1, keepdim=True)
-    logps = preferences.logps_P_K.detach()
-    ratios = preferences.logratios_P_K.detach()
-    return StepOutcome(
-        objective=objective_P.detach(),
-        loss=loss_P.detach(),
-        chosen=logps[:, 0],
-        rejected=logps.gather(1, worst)[:, 0],
-        chosen_ratio=ratios[:, 0],
-        rejected_ratio=ratios.gather(1, worst)[:, 0],
-        drift=ratios.abs().amax(dim=1),
-    )
 
 
 def _take_step(
@@ -258,6 +258,7 @@ def _means(outcome: StepOutcome, beta: float) -> dict[str, float]:
         "logp_rejected": outcome.rejected.mean().item(),
         "logp_chosen_change": chosen,
         "logp_rejected_change": rejected,
+        "kl": outcome.kl.mean().item(),
     }
 
 

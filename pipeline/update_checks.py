@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError, DataError, FirstLossError, NonFiniteError, UnsupportedModelError
+from pipeline.errors import (
+    ConfigError,
+    DataError,
+    FirstLossError,
+    NonFiniteError,
+    OutOfMemoryError,
+    UnsupportedModelError,
+)
 from pipeline.losses import Objective, PreferenceBatch, find_objective
 from pipeline.packing import check_budget
 from pipeline.update_types import PreferenceGroup, UpdateSettings
@@ -94,6 +101,22 @@ def check_gradient(norm: Tensor, model: Any, batch: Sequence[PreferenceGroup], s
         f"step: {', '.join(group.prompt_id for group in batch[:NAMED])}; the step was not taken. Lower the "
         "learning rate or beta"
     )
+
+
+def halved_budget(groups: Sequence[PreferenceGroup], token_budget: int, reason: str) -> int:
+    """Half the token budget, or that of the largest preference alone.
+
+    Raises:
+        OutOfMemoryError: it was no more than that already.
+    """
+    largest = max(groups, key=lambda group: group.packed_tokens)
+    if token_budget <= largest.packed_tokens:
+        raise OutOfMemoryError(
+            f"the device's memory does not hold prompt {largest.prompt_id} with its candidates, "
+            f"{largest.packed_tokens} tokens ({reason}): turn on update.gradient_checkpointing, take fewer or shorter "
+            "candidates, or use lora or a larger device"
+        )
+    return max(token_budget // 2, largest.packed_tokens)
 
 
 def expected_first_loss(

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pipeline.errors import DataError
 from pipeline.logprobs import Precision
 from pipeline.losses import ObjectiveSettings
-from pipeline.optimization import Schedule
 from pipeline.packing import TokenGroup
+
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+Schedule = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,8 @@ class UpdateSettings:
     ``objectives``: weight of each objective in the loss, by name. ``batch_size``: preferences of an optimizer
     step. ``nll_weight`` and ``exploration_weight``: of the terms `losses.nll` and `losses.exploration`.
     ``wpo``: weigh pairs by `losses.wpo_weights`. ``token_budget``: positions of one forward pass.
+    ``schedule_start`` and ``schedule_end``: the share of the learning rate's schedule that the update covers.
+    ``stop_at_kl`` (nats a sequence) and ``stop_at_margin`` (of rewards): the steps end after one that found more.
     ``reference_is_start``: the reference log-probabilities are those of the weights that the update starts
     from, so that the first loss is known beforehand and is checked.
     """
@@ -67,7 +72,13 @@ class UpdateSettings:
     wpo: bool = False
     learning_rate: float = 1e-4
     schedule: Schedule = "constant"
+    schedule_start: float = 0.0
+    schedule_end: float = 1.0
     warmup_steps: int = 0
+    optimizer: Optimizer = "adamw"
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     epochs: int = 1
@@ -76,6 +87,8 @@ class UpdateSettings:
     precision: Precision = "float32"
     gradient_checkpointing: bool = False
     reference_is_start: bool = True
+    stop_at_kl: float | None = None
+    stop_at_margin: float | None = None
 
     @property
     def first_loss_tolerance(self) -> float:
@@ -94,8 +107,9 @@ class StepMetrics:
 
     Rewards are ``beta * (logp - reference logp)`` in nats; *chosen* is the best candidate, *rejected* the
     worst. Accuracy is the share of preferences with the higher reward for the chosen one. A change is against
-    the reference. Log-probabilities are in nats a sequence, ``grad_norm`` is that before clipping, ``tokens``
-    are those processed.
+    the reference, and ``kl`` half the mean square of it over all candidates, an estimate of the divergence from the
+    reference. Log-probabilities are in nats a sequence, ``grad_norm`` is that before clipping, ``tokens`` are those
+    processed.
     """
 
     step: int
@@ -109,6 +123,7 @@ class StepMetrics:
     logp_rejected: float
     logp_chosen_change: float
     logp_rejected_change: float
+    kl: float
     grad_norm: float
     learning_rate: float
     tokens: int
@@ -124,13 +139,16 @@ class UpdateResult:
     ``reference_drift`` is the largest difference, in nats a sequence, between the reference and the policy on
     the first step. The last three compare the policy after the last step with the reference: share of
     preferences whose chosen candidate became less likely, and mean change, in nats a sequence.
-    ``final_logps`` holds the log-probability of each candidate after the last step.
+    ``final_logps`` holds the log-probability of each candidate after the last step. ``stopped`` says why the steps
+    ended before the plan did, ``token_budget`` is that of the last step, less than asked for where memory ran out.
     """
 
     first_loss: float
     first_loss_expected: float | None
     reference_drift: float
     steps: list[StepMetrics]
+    stopped: str | None
+    token_budget: int
     final_logps: list[list[float]]
     chosen_fell_share: float
     chosen_change: float

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from flows.references import PolicyRef
 from pipeline.config import Recipe
 from storage import checkpoints, shards
 from storage.manifest import FileRef
@@ -41,6 +42,14 @@ class Worker:
     def directory(self, files: Sequence[FileRef]) -> Path:
         """A committed checkpoint as a local directory."""
         return checkpoints.local_directory(self.store, files, self.scratch / "checkpoints")
+
+    def whole(self, policy: PolicyRef) -> Path:
+        """A policy as a local directory with all its weights: an adapter is merged with its base."""
+        if not policy.base:
+            return self.directory(policy.files)
+        from pipeline.lora import merge
+
+        return merge(self.directory(policy.base), self.directory(policy.files), self.scratch / "merged")
 
     def write(self, table: pa.Table, round: int, stage: str, shard: int | None = None) -> FileRef:
         """Writes a table that the flow will commit."""

@@ -114,7 +114,7 @@ class SamplerWorker(Worker):
     def _load(self, policy: PolicyRef) -> None:
         from pipeline.policy import load_tokenizer, sampler_copy
 
-        checkpoint = self.directory(policy.files)
+        checkpoint = self.whole(policy)
         source = sampler_copy(checkpoint, self.scratch / "sampler")
         if self._sampler is None:
             devices = self.recipe.devices

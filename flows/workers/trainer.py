@@ -1,21 +1,23 @@
 """The trainer: makes the initial policy, updates it each round, and scores sequences under any of the policies."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from flows.references import PolicyRef
+from flows.references import PolicyRef, UpdateInputs
 from flows.workers import updates
 from flows.workers.base import ProgressCall, Worker
 from pipeline import policy as policies
 from pipeline import prompts as prompt_tables
 from pipeline.config import PretrainedPolicy, WarmStartPolicy
 from pipeline.errors import ConfigError
+from pipeline.logprobs import sequence_logps
 from pipeline.packing import TokenGroup
 from pipeline.records import EVALUATION_LOGPS, PROBE, STEPS, to_table
-from pipeline.update import PreferenceGroup, run_update, sequence_logps
-from pipeline.update_types import StepMetrics, UpdateResult
+from pipeline.update import Update
+from pipeline.update_types import PreferenceGroup, StepMetrics
 from pipeline.warm_start import train_warm_start, warm_start_digest
 from storage import checkpoints
 from storage.manifest import FileRef
@@ -26,10 +28,10 @@ PROBE_TOKENS = 8  # of a prompt; twice as many fit into every context
 
 @dataclass(frozen=True)
 class Trained:
-    """An update: the new checkpoint with its probe, the table of its steps, and its figures."""
+    """An update: the new checkpoint with its probe, what else it wrote by stage, and its figures."""
 
     policy: PolicyRef
-    metrics: FileRef
+    others: dict[str, list[FileRef]]
     figures: dict[str, Any]
 
 
@@ -47,6 +49,8 @@ class TrainerWorker(Worker):
         self._model: Any = None
         self._tokenizer: Any = None
         self._policy: str | None = None
+        self._base: str | None = None
+        self._adapter: Any = None
 
     def prepare_policy(self, *, progress: ProgressCall) -> tuple[list[FileRef], dict[str, Any]]:
         """The checkpoint of round 0: a warm start, trained once for its configuration, or a pretrained policy."""
@@ -92,45 +96,49 @@ class TrainerWorker(Worker):
     ) -> FileRef:
         """A probe for the initial policy. Any tokens serve: here the beginnings of prompts, each followed by itself."""
         del progress
-        self._use(checkpoint)
+        self._load(self.directory(checkpoint))
         ids = [row[:PROBE_TOKENS] for row in self.table(prompts).slice(0, PROBE_SEQUENCES)["token_ids"].to_pylist()]
         return self._write_probe(0, [TokenGroup(f"probe {row}", tokens, [tokens]) for row, tokens in enumerate(ids)])
 
-    def update(
-        self,
-        policy: PolicyRef,
-        prompts: tuple[FileRef, ...],
-        candidates: tuple[FileRef, ...],
-        preferences: tuple[FileRef, ...],
-        round: int,
-        seed: int,
-        drift: float,
-        *,
-        progress: ProgressCall,
-    ) -> Trained:
-        """One round's DPO update, from the policy that sampled, which is also the reference.
-
-        Args:
-            drift: difference of sampler and trainer after the hand-over, in nats per sequence.
-        """
-        self._use(policy.files, policy.policy)
-        rows = [row for row in self.table(preferences).to_pylist() if row["kind"] != "dropped"]
-        groups = updates.preference_groups(self.table(prompts), self.table(candidates), rows)
-        groups, reference = updates.with_reference(self._model, groups, self.recipe.update, drift)
-        settings = updates.update_settings(self.recipe.update)
-        total = updates.steps_of_round(len(groups), settings)
-        started, tokens = time.perf_counter(), 0
+    def update(self, inputs: UpdateInputs, round: int, seed: int, *, progress: ProgressCall) -> Trained:
+        """One round's DPO update, from the policy that sampled."""
+        config = self.recipe.update
+        rows = [row for row in self.table(inputs.preferences).to_pylist() if row["kind"] != "dropped"]
+        groups = updates.preference_groups(self.table(inputs.prompts), self.table(inputs.candidates), rows)
+        groups, figures = self._with_reference(inputs, groups)
+        settings = updates.update_settings(
+            config, round, self.recipe.rounds, reference_is_start=inputs.reference is None
+        )
+        self._policy = None  # from here on the model is no committed policy, whatever happens
+        update = Update(self._model, groups, settings, seed=seed, say=lambda notice: progress(notice=notice))
+        if inputs.optimizer:
+            update.carry_optimizer(self.directory(inputs.optimizer))
+        taken = update.load(self.directory(inputs.state)) if inputs.state else []
+        steps, tokens = updates.steps_of_round(len(groups), settings), sum(step.tokens for step in taken)
+        started = time.perf_counter()
 
         def on_step(step: StepMetrics) -> None:
             nonlocal tokens
             tokens += step.tokens
-            progress(
-                done=step.step + 1, total=total, tokens=tokens, loss=step.loss, seconds=time.perf_counter() - started
-            )
+            done = step.step + 1
+            progress(done=done, total=steps, tokens=tokens, loss=step.loss, seconds=time.perf_counter() - started)
+            if config.checkpoint_steps and done % config.checkpoint_steps == 0 and done < steps:
+                progress(state=[file.to_json() for file in self._stage(round, "update_state", update.save)], step=done)
 
-        self._policy = None  # from here on the model is no committed policy, whatever happens
-        result = run_update(self._model, groups, settings, seed=seed, on_step=on_step)
-        return self._save(round, groups, result, {**reference, "seconds": time.perf_counter() - started})
+        result = update.run(on_step)
+        files = self._stage(round, "checkpoint", self._save_policy)
+        digest = checkpoints.weights_digest(files)
+        self._policy = digest
+        others = {
+            "metrics": [self.write(to_table([asdict(step) for step in result.steps], STEPS), round, "metrics")],
+            "probe": [self._write_probe(round, [_best_answer(group) for group in groups[:PROBE_SEQUENCES]])],
+        }
+        if config.optimizer_state == "carried":
+            others["optimizer"] = list(self._stage(round, "optimizer", update.save_optimizer))
+        if inputs.average:
+            others["ema"] = list(self._stage_average(round, inputs.average, files))
+        (probe,) = others["probe"]
+        return Trained(PolicyRef(digest, files, probe), others, {**figures, **updates.summary(result)})
 
     def score(
         self,
@@ -150,7 +158,7 @@ class TrainerWorker(Worker):
         groups = [TokenGroup(row["prompt_id"], ids[row["prompt_id"]], [row["token_ids"]]) for row in answers]
         logps: dict[str, list[float]] = {}
         for name, reference in (("policy", policy), ("previous", previous), ("initial", initial)):
-            self._use(reference.files, reference.policy)
+            self._use(reference)
             scored = self._logps(groups)
             logps[name] = [candidate for (candidate,) in scored]
         rows = [
@@ -164,30 +172,69 @@ class TrainerWorker(Worker):
         ]
         return self.write(to_table(rows, EVALUATION_LOGPS), round, "eval_logps")
 
-    def _use(self, checkpoint: Sequence[FileRef], policy: str | None = None) -> None:
+    def _with_reference(
+        self, inputs: UpdateInputs, groups: Sequence[PreferenceGroup]
+    ) -> tuple[list[PreferenceGroup], dict[str, Any]]:
+        """The preferences with the reference's log-probabilities; the policy's weights are in place afterwards."""
+        config = self.recipe.update
+        if inputs.reference is None:
+            self._use(inputs.policy)
+            return updates.with_reference(self._model, groups, config, inputs.drift)
+        self._use(inputs.reference)
+        found = updates.with_other_reference(self._model, groups, config)
+        self._use(inputs.policy)
+        return found
+
+    def _use(self, policy: PolicyRef) -> None:
         """Puts a policy's weights into the one model."""
-        wanted = policy or checkpoints.weights_digest(checkpoint)
-        if self._policy == wanted:
-            return
-        directory = self.directory(tuple(checkpoint))
-        self._policy = None
+        if self._policy != policy.policy:
+            self._policy = None
+            if self.recipe.update.lora is None:
+                self._load(self.whole(policy))
+            else:
+                self._load_adapted(policy)
+            self._policy = policy.policy
+
+    def _load(self, directory: Path) -> None:
         if self._model is None:
             self._model, self._tokenizer = policies.load_policy(directory, device=self.recipe.devices.trainer)
         else:
             policies.load_weights(self._model, directory)
-        self._policy = wanted
 
-    def _save(
-        self, round: int, groups: Sequence[PreferenceGroup], result: UpdateResult, figures: Mapping[str, Any]
-    ) -> Trained:
-        with checkpoints.stage_directory(self.store, self.run, round, "checkpoint") as staged:
-            policies.save_policy(self._model, self._tokenizer, staged.path)
-        digest = checkpoints.weights_digest(staged.files)
-        self._policy = digest
-        probe = self._write_probe(round, [_best_answer(group) for group in groups[:PROBE_SEQUENCES]])
-        steps = to_table([asdict(step) for step in result.steps], STEPS)
-        metrics = self.write(steps, round, "metrics")
-        return Trained(PolicyRef(digest, staged.files, probe), metrics, {**figures, **updates.summary(result)})
+    def _load_adapted(self, policy: PolicyRef) -> None:
+        """The base's weights, where they are not those in place, and the adapter; a whole policy has an empty one."""
+        from pipeline.lora import Adapter
+
+        base = policy.base or policy.files
+        digest = checkpoints.weights_digest(base)
+        if self._base != digest:
+            self._base = None
+            self._load(self.directory(base))
+            self._base = digest
+        if self._adapter is None:
+            assert self.recipe.update.lora is not None
+            self._adapter = Adapter(self._model, self.recipe.update.lora, seed=self.recipe.seed)
+        if policy.base:
+            self._adapter.load(self.directory(policy.files))
+        else:
+            self._adapter.reset()
+
+    def _save_policy(self, directory: Path) -> None:
+        if self._adapter is None:
+            policies.save_policy(self._model, self._tokenizer, directory)
+        else:
+            self._adapter.save(self._tokenizer, directory)
+
+    def _stage(self, round: int, stage: str, save: Callable[[Path], None]) -> tuple[FileRef, ...]:
+        with checkpoints.stage_directory(self.store, self.run, round, stage) as staged:
+            save(staged.path)
+        return staged.files
+
+    def _stage_average(self, round: int, average: Sequence[FileRef], policy: Sequence[FileRef]) -> tuple[FileRef, ...]:
+        from pipeline.ema import blend
+
+        before, after, decay = self.directory(average), self.directory(policy), self.recipe.update.ema_decay
+        return self._stage(round, "ema", lambda target: blend(before, after, target, decay=decay))
 
     def _logps(self, groups: Sequence[TokenGroup]) -> list[list[float]]:
         config = self.recipe.update

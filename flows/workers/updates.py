@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config import UpdateConfig
+from pipeline.logprobs import sequence_logps
 from pipeline.losses import ObjectiveSettings
-from pipeline.update import PreferenceGroup, UpdateSettings, sequence_logps
-from pipeline.update_types import UpdateResult
+from pipeline.update_types import PreferenceGroup, UpdateResult, UpdateSettings
 
 
 def prompt_token_ids(prompts: pa.Table) -> dict[str, list[int]]:
@@ -62,8 +62,18 @@ def with_reference(
     return exact, {"reference_logprobs": "trainer", "reference_drift": drift}
 
 
-def update_settings(config: UpdateConfig) -> UpdateSettings:
-    """The recipe's update as ``run_update`` takes it."""
+def with_other_reference(
+    model: Any, groups: Sequence[PreferenceGroup], config: UpdateConfig
+) -> tuple[list[PreferenceGroup], dict[str, Any]]:
+    """The groups with the log-probabilities of a model that holds the weights of another policy than the sampler's."""
+    scored = sequence_logps(model, groups, config.token_budget, precision=config.precision)
+    exact = [replace(group, reference_logps=logps) for group, logps in zip(groups, scored, strict=True)]
+    return exact, {"reference_logprobs": "trainer", "reference_drift": None}
+
+
+def update_settings(config: UpdateConfig, round: int, rounds: int, *, reference_is_start: bool) -> UpdateSettings:
+    """The recipe's update as it is in one of the run's rounds."""
+    over_run = config.schedule_over == "run"
     return UpdateSettings(
         objectives=config.objective,
         constants=ObjectiveSettings(
@@ -79,7 +89,13 @@ def update_settings(config: UpdateConfig) -> UpdateSettings:
         wpo=config.wpo,
         learning_rate=config.learning_rate,
         schedule=config.schedule,
+        schedule_start=(round - 1) / rounds if over_run else 0.0,
+        schedule_end=round / rounds if over_run else 1.0,
         warmup_steps=config.warmup_steps,
+        optimizer=config.optimizer,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        adam_epsilon=config.adam_epsilon,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         epochs=config.epochs,
@@ -87,6 +103,9 @@ def update_settings(config: UpdateConfig) -> UpdateSettings:
         token_budget=config.token_budget,
         precision=config.precision,
         gradient_checkpointing=config.gradient_checkpointing,
+        reference_is_start=reference_is_start,
+        stop_at_kl=config.stop_at_kl,
+        stop_at_margin=config.stop_at_margin,
     )
 
 
@@ -103,6 +122,10 @@ def summary(result: UpdateResult) -> dict[str, Any]:
         "first_loss_expected": result.first_loss_expected,
         "last_loss": last.loss,
         "steps": len(result.steps),
+        "stopped": result.stopped,
+        "token_budget": result.token_budget,
+        "last_kl": last.kl,
+        "seconds": sum(step.seconds for step in result.steps),
         "train_tokens": sum(step.tokens for step in result.steps),
         "train_accuracy": last.accuracy,
         "chosen_fell": result.chosen_fell_share,

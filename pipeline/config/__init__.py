@@ -7,7 +7,7 @@ from pipeline.config.preferences import PreferencesConfig
 from pipeline.config.prompts import DatasetPrompts, FilePrompts, GeneratedPrompts, Prompts
 from pipeline.config.recipe import DevicesConfig, Recipe
 from pipeline.config.sampling import SamplingConfig
-from pipeline.config.update import OBJECTIVES, UpdateConfig
+from pipeline.config.update import OBJECTIVES, LoraConfig, UpdateConfig
 
 __all__ = [
     "OBJECTIVES",
@@ -19,6 +19,7 @@ __all__ = [
     "GeneratedPrompts",
     "GrammarJudge",
     "Judge",
+    "LoraConfig",
     "PreferencesConfig",
     "PretrainedPolicy",
     "Prompts",

@@ -15,8 +15,26 @@ RANKING_OBJECTIVES = ("plackett_luce", "all_pairs")
 SOFT_LABEL_OBJECTIVES = ("sigmoid", "sigmoid_norm", "sppo")
 SMOOTHED_OBJECTIVES = ("exo_pair",)
 """Infinite without label smoothing."""
+CONSTANTS_OF = {
+    "label_smoothing": ("sigmoid", "sigmoid_norm", "robust", "exo_pair"),
+    "target_margin": ("simpo",),
+    "dpop_penalty": ("dpop",),
+}
+"""The constants that only some objectives have."""
 REVERSE_KL_OBJECTIVES = ("simpo", "sppo", "dpop", "apo_zero", "apo_down", "nca_pair", "bco_pair")
 """Not functions of a difference of rewards, without which no other divergence is defined."""
+
+
+class LoraConfig(Config):
+    """A low-rank adapter, arXiv:2106.09685, in place of all weights: the checkpoint of a round is the adapter."""
+
+    rank: int = Field(16, ge=1, le=4096, description="rank of the change of each weight")
+    alpha: int = Field(32, ge=1, le=100_000, description="the change is scaled by alpha / rank")
+    rank_stabilised: bool = Field(False, description="scale by alpha / sqrt(rank) instead, arXiv:2312.03732")
+    target_modules: tuple[str, ...] = Field(
+        (), description="names of the modules to adapt; all linear layers but the output head where empty"
+    )
+
 
 # What a form offers: schedulers check parameters against it, in the short form that a recipe has.
 _OBJECTIVE_FORM = {
@@ -57,16 +75,42 @@ class UpdateConfig(Config):
     wpo: bool = Field(False, description="weigh each pair by its probability under the policy (WPO)")
     nll_weight: float = Field(0.0, ge=0, le=100, description="weight of the chosen answer's negative log-likelihood")
     exploration_weight: float = Field(0.0, ge=0, le=100, description="weight of the exploration term (XPO)")
+    lora: LoraConfig | None = Field(None, description="train a low-rank adapter; all weights where empty")
     learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate of AdamW")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="learning rate over the steps of a round"
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate over the steps")
+    schedule_over: Literal["round", "run"] = Field(
+        "round", description="whether the schedule and its warm-up begin anew in each round, or span all of them"
     )
-    warmup_steps: int = Field(0, ge=0, le=1_000_000, description="steps of linear warm-up at the start of a round")
+    warmup_steps: int = Field(0, ge=0, le=1_000_000, description="steps of linear warm-up at the schedule's start")
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw", description="adamw is torch's fused one; the others are those of bitsandbytes, on a GPU"
+    )
+    optimizer_state: Literal["reset", "carried"] = Field(
+        "reset", description="whether a round begins with empty moments, or with those of the round before"
+    )
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of AdamW's mean of gradients")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of AdamW's mean of squared gradients")
+    adam_epsilon: float = Field(
+        1e-8, gt=0, le=1, description="added to the root of the latter; gradients far below it move a weight little"
+    )
     weight_decay: float = Field(0.0, ge=0, le=1, description="decoupled weight decay of AdamW")
     max_grad_norm: float = Field(1.0, gt=0, le=1e6, description="gradients are clipped to this norm")
     epochs: int = Field(1, ge=1, le=100, description="passes over the round's preferences")
     batch_size: int = Field(16, ge=1, le=1_000_000, description="preferences per optimizer step")
     token_budget: int = Field(4096, ge=16, le=10_000_000, description="most tokens of one forward pass")
+    reference: Literal["previous", "initial", "ema"] = Field(
+        "previous", description="the policy of the round before, that of round 0, or a moving average of all"
+    )
+    ema_decay: float = Field(0.9, gt=0, lt=1, description="share of the moving average that a round keeps")
+    stop_at_kl: float | None = Field(
+        None, gt=0, description="end a round's steps after one above this KL to the reference, in nats per sequence"
+    )
+    stop_at_margin: float | None = Field(
+        None, gt=0, description="end a round's steps after one whose mean reward margin is above this"
+    )
+    checkpoint_steps: int = Field(
+        0, ge=0, le=1_000_000, description="steps between checkpoints within a round, to resume from; none where 0"
+    )
     reference_logprobs: Literal["sampler", "trainer", "auto"] = Field(
         "auto", description="whose log-probabilities are the reference's"
     )
@@ -102,9 +146,30 @@ class UpdateConfig(Config):
             raise ValueError(
                 f"update.label_smoothing 0 makes update.objective '{found}' infinite: choose it above 0, such as 0.001"
             )
+        for constant, objectives in CONSTANTS_OF.items():
+            changed = getattr(self, constant) != UpdateConfig.model_fields[constant].default
+            if changed and not among(self.objective, objectives):
+                raise ValueError(
+                    f"update.{constant} is {getattr(self, constant)} and no part of update.objective has it: it goes "
+                    f"with {', '.join(objectives)}; leave it out"
+                )
+        if self.divergence_alpha != 0.5 and self.divergence != "alpha":
+            raise ValueError(
+                f"update.divergence_alpha is {self.divergence_alpha} and update.divergence '{self.divergence}': it "
+                "goes with alpha; leave it out"
+            )
         if self.divergence != "reverse_kl" and (found := among(self.objective, REVERSE_KL_OBJECTIVES)):
             raise ValueError(
                 f"update.divergence '{self.divergence}' does not go with update.objective '{found}', which is defined "
                 "for reverse_kl alone: change one of them"
+            )
+        if self.reference == "ema" and self.lora is not None:
+            raise ValueError(
+                "update.reference 'ema' averages whole weights and update.lora trains an adapter: take another"
+            )
+        if self.reference != "previous" and self.reference_logprobs == "sampler":
+            raise ValueError(
+                "update.reference_logprobs 'sampler' are those of the policy that sampled, and update.reference is "
+                f"'{self.reference}': leave the former at auto"
             )
         return self

@@ -57,7 +57,8 @@ from update_contestants import (
     with_reference,
 )
 
-from pipeline.update import UpdateSettings, sequence_logps
+from pipeline.logprobs import sequence_logps
+from pipeline.update_types import UpdateSettings
 
 REPETITIONS = 3
 SIDES = ("ours", "theirs", "theirs, answers only")

@@ -29,9 +29,12 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from pipeline.attention import shared_prefix_attention
+from pipeline.gradients import accumulate_gradient
+from pipeline.logprobs import sequence_logps
 from pipeline.packing import Pack, TokenGroup, pack_groups
-from pipeline.update import PreferenceGroup, UpdateSettings, accumulate_gradient, run_update, sequence_logps
+from pipeline.update import run_update
 from pipeline.update_checks import check_inputs
+from pipeline.update_types import PreferenceGroup, UpdateSettings
 from support.tiny import SPECIAL_TOKENS, tiny_tokenizer
 
 torch.set_num_threads(1)

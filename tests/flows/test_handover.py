@@ -9,10 +9,11 @@ from flows.workers.sampler import SamplerWorker
 from flows.workers.updates import with_reference
 from pipeline.config import Recipe, UpdateConfig
 from pipeline.errors import HandoverError
+from pipeline.logprobs import sequence_logps
 from pipeline.packing import TokenGroup
 from pipeline.policy import load_policy
 from pipeline.records import PROBE, to_table
-from pipeline.update import PreferenceGroup, sequence_logps
+from pipeline.update_types import PreferenceGroup
 from storage.checkpoints import stage_directory, weights_digest
 from storage.shards import write_table
 from storage.store import Store

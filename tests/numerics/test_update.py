@@ -16,15 +16,10 @@ from pipeline.errors import (
     PromptTooLongError,
     UnsupportedModelError,
 )
+from pipeline.gradients import accumulate_gradient
+from pipeline.logprobs import sequence_logps
 from pipeline.optimization import build_optimizer, learning_rate_factor
-from pipeline.update import (
-    PreferenceGroup,
-    UpdateSettings,
-    accumulate_gradient,
-    plan_steps,
-    run_update,
-    sequence_logps,
-)
+from pipeline.update import PreferenceGroup, UpdateSettings, plan_steps, run_update
 from pipeline.update_checks import check_inputs
 
 SEED = 4
@@ -328,12 +323,12 @@ def test_plan_covers_every_epoch_in_an_order_of_its_own():
 )
 def test_learning_rate_of_each_step(schedule, factors):
     """Six steps, two of them warm-up."""
-    factor = learning_rate_factor(schedule, steps=6, warmup_steps=2)
+    factor = learning_rate_factor(UpdateSettings(schedule=schedule, warmup_steps=2), steps=6)
     assert [factor(step) for step in range(6)] == pytest.approx(factors)
 
 
 def test_only_matrices_decay():
-    optimizer = build_optimizer(build("gpt2"), learning_rate=1e-3, weight_decay=0.1)
+    optimizer = build_optimizer(build("gpt2"), UpdateSettings(weight_decay=0.1))
     decayed, kept = optimizer.param_groups
     assert decayed["weight_decay"] == 0.1
     assert kept["weight_decay"] == 0
