@@ -20,6 +20,7 @@ import uuid
 from storage.errors import InvalidNameError
 
 RUNS = "runs"
+SHARED = "shared"
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _STAGE = re.compile(r"[a-z0-9_-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
@@ -43,6 +44,11 @@ def check_run_name(name: str) -> str:
     if name.lower() in _RESERVED:
         raise InvalidNameError(f"the run name {name!r} is reserved: choose another")
     return name
+
+
+def is_run_name(name: str) -> bool:
+    """Whether :func:`check_run_name` accepts the name."""
+    return bool(_RUN_NAME.fullmatch(name)) and name.lower() not in _RESERVED
 
 
 def check_stage(stage: str) -> str:
@@ -76,9 +82,15 @@ def check_relative(path: str) -> str:
 
 def check_data_path(path: str) -> str:
     """The path itself, if data files may lie there: inside a run or in the shared part of the root."""
-    if path.partition("/")[0] not in (RUNS, "shared") or path.count("/") < 2:
+    if path.partition("/")[0] not in (RUNS, SHARED) or path.count("/") < 2:
         raise InvalidNameError(f"{path!r} lies outside the runs and the shared files of the root")
     return check_relative(path)
+
+
+def run_of(path: str) -> str | None:
+    """The run in whose directory the path lies; None for what runs share."""
+    first, _, rest = path.partition("/")
+    return rest.partition("/")[0] if first == RUNS else None
 
 
 def run_prefix(run: str) -> str:
@@ -122,6 +134,10 @@ def report_key(run: str) -> str:
     return f"{run_prefix(run)}/report.html"
 
 
+def rounds_prefix(run: str) -> str:
+    return f"{run_prefix(run)}/rounds"
+
+
 def new_shard_key(run: str, round_number: int, stage: str, shard: int | None) -> str:
     """A new, unique key for a Parquet file."""
     which = "all" if shard is None else f"{shard:05d}"
@@ -134,12 +150,17 @@ def new_directory_key(run: str, round_number: int, stage: str) -> str:
 
 
 def shared_manifest_key(kind: str, digest: str) -> str:
-    return f"shared/{check_stage(kind)}/{check_digest(digest)}/manifest.json"
+    return f"{SHARED}/{check_stage(kind)}/{check_digest(digest)}/manifest.json"
+
+
+def shared_manifest_of(path: str) -> str:
+    """The key of the manifest that makes a file of a shared directory visible."""
+    return "/".join([*path.split("/")[:3], "manifest.json"])
 
 
 def new_shared_directory_key(kind: str, digest: str) -> str:
-    return f"shared/{check_stage(kind)}/{check_digest(digest)}/{uuid.uuid4().hex}"
+    return f"{SHARED}/{check_stage(kind)}/{check_digest(digest)}/{uuid.uuid4().hex}"
 
 
 def _round_prefix(run: str, round_number: int) -> str:
-    return f"{run_prefix(run)}/rounds/{round_number:04d}"
+    return f"{rounds_prefix(run)}/{round_number:04d}"

@@ -1,8 +1,8 @@
 """The log of one run, as far as it was read: entries applied in order, finished rounds folded into summaries.
 
-A summary is derived from the log and can be built again from it. The one of round r holds that round's entries and
-those of rounds that were not finished then, so that the newest summary and the entries after it are the whole state,
-and an older round costs the reading of one more object.
+A summary is derived from the log and can be built again from it; one that is damaged, or of an older format, is. The
+one of round r holds that round's entries and those of rounds that were not finished then, so that the newest summary
+and the entries after it are the whole state, and an older round costs the reading of one more object.
 """
 
 import threading
@@ -11,16 +11,9 @@ from dataclasses import dataclass, field
 
 from storage import layout
 from storage.errors import CorruptEntryError, MissingObjectError
-from storage.manifest import (
-    Entry,
-    Key,
-    Summary,
-    decode_entry,
-    decode_summary,
-    digest_of,
-    encode_summary,
-)
+from storage.manifest import Entry, Key, decode_entry, digest_of
 from storage.objects import Objects
+from storage.summaries import Summary, decode_summary, encode_summary
 
 
 @dataclass
@@ -33,11 +26,13 @@ class _State:
     closed: bool = True
     rounds: int = 0
     pending: dict[Key, Entry] = field(default_factory=dict)
+    releases: list[int] = field(default_factory=list)
 
     @staticmethod
     def after(summary: Summary) -> "_State":
         pending = {item.key: item for item in summary.pending if item.key is not None}
-        return _State(summary.entry, summary.head, summary.session, False, summary.rank + 1, pending)
+        releases = list(summary.releases)
+        return _State(summary.entry, summary.head, summary.session, False, summary.rank + 1, pending, releases)
 
     def apply(self, entry: Entry, digest: str) -> Summary | None:
         """Move on by one entry; the summary of the round that it finishes, if it does."""
@@ -52,6 +47,8 @@ class _State:
             self.closed = True
         elif entry.kind == "commit" and entry.key is not None:
             self.pending[entry.key] = entry
+        elif entry.kind == "release":
+            self.releases.append(entry.number)
         elif entry.kind == "round":
             return self._fold(entry)
         return None
@@ -62,29 +59,38 @@ class _State:
         commits = tuple(item for item in self.pending.values() if item.round == entry.round)
         self.pending = {key: item for key, item in self.pending.items() if key.round != entry.round}
         self.rounds += 1
-        return Summary(entry, self.rounds - 1, self.digest, self.session, commits, tuple(self.pending.values()))
+        pending = tuple(self.pending.values())
+        return Summary(entry, self.rounds - 1, self.digest, self.session, commits, pending, tuple(self.releases))
 
 
 class Log:
     """What is known of a run's log. Safe to use from several threads.
+
+    Args:
+        intact_part: read as far as the log is intact, and stop there without an error.
 
     Raises:
         MissingObjectError: the run has no entry 0.
         CorruptEntryError: an entry is damaged or missing.
     """
 
-    def __init__(self, objects: Objects, run: str) -> None:
+    def __init__(self, objects: Objects, run: str, *, intact_part: bool = False) -> None:
         self.lock = threading.RLock()
         self.run = run
         self._objects = objects
         self._summaries: dict[int, Summary] = {}
+        self._damaged: set[int] = set()
+        self._releases: dict[int, Entry] = {}
         first = objects.read(layout.entry_key(run, 0))
         self.header = self._decode(0, first)
         self._start = _State(self.header, digest_of(first))
         found = map(layout.summary_numbers, objects.keys(layout.summaries_prefix(run)))
         self._listed = dict(sorted(numbers for numbers in found if numbers is not None))
         self._state = self._newest_state()
-        self.refresh()
+        if intact_part:
+            self._refresh_intact()
+        else:
+            self.refresh()
 
     @property
     def head(self) -> Entry:
@@ -118,12 +124,24 @@ class Log:
         with self.lock:
             return dict(self._state.pending)
 
+    @property
+    def released(self) -> dict[str, Entry]:
+        """The "release" entry of each file that the run has given up, by path; read when it is first asked for."""
+        with self.lock:
+            missing = [number for number in self._state.releases if number not in self._releases]
+            keys = [layout.entry_key(self.run, number) for number in missing]
+            try:
+                found = self._objects.read_many(keys)
+            except MissingObjectError as error:
+                raise CorruptEntryError(f"the log of run '{self.run}' has a gap: {error}") from error
+            for number, data in zip(missing, found, strict=True):
+                self._releases[number] = self._decode(number, data)
+            return {file.path: entry for _, entry in sorted(self._releases.items()) for file in entry.files}
+
     def refresh(self) -> None:
         """Read what was appended since."""
         with self.lock:
-            after = layout.entry_key(self.run, self.head.number)
-            listed = self._objects.keys(layout.log_prefix(self.run), after=after)
-            numbers = [number for number in map(layout.entry_number, listed) if number is not None]
+            numbers = self._newer()
             if numbers:
                 # By number, not by listing: a listing may miss an entry that was written while it ran.
                 self._advance(self._state, max(numbers))
@@ -135,6 +153,17 @@ class Log:
             if summary is not None:
                 self._summaries[entry.round] = summary
 
+    def _newer(self) -> list[int]:
+        after = layout.entry_key(self.run, self.head.number)
+        listed = self._objects.keys(layout.log_prefix(self.run), after=after)
+        return [number for number in map(layout.entry_number, listed) if number is not None]
+
+    def _refresh_intact(self) -> None:
+        numbers = set(self._newer())
+        with suppress(CorruptEntryError):
+            while self.head.number + 1 in numbers:
+                self._advance(self._state, self.head.number + 1)
+
     def summary(self, round_number: int) -> Summary:
         """The summary of a finished round, read where it was not yet."""
         with self.lock:
@@ -143,6 +172,7 @@ class Log:
                     self._summaries[round_number] = self._read_summary(round_number)
                 except (CorruptEntryError, MissingObjectError):
                     self._advance(self._state_before(round_number), self._listed[round_number])
+                    self._damaged.add(round_number)
             return self._summaries[round_number]
 
     def summaries(self) -> list[Summary]:
@@ -159,13 +189,14 @@ class Log:
     def write_summaries(self) -> None:
         """Write the summaries that are not there, or damaged; only a writer does."""
         with self.lock:
-            for number in [number for number in self.finished if number not in self._listed]:
+            for number in [number for number in self.finished if number not in self._listed or number in self._damaged]:
                 summary = self._summaries[number]
                 key, data = layout.summary_key(self.run, number, summary.entry.number), encode_summary(summary)
                 if not self._objects.create(key, data) and self._objects.read(key) != data:
                     self._objects.delete([key])
                     self._objects.create(key, data)
                 self._listed[number] = summary.entry.number
+                self._damaged.discard(number)
 
     def _newest_state(self) -> _State:
         """The state at the newest summary that can be read; the newer ones are forgotten, to come from the log."""

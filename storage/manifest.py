@@ -18,7 +18,7 @@ FORMAT = 1
 MAX_NUMBER = 10**10 - 1
 MAX_ROUND = 999_999
 
-Kind = Literal["run", "session", "close", "commit", "round"]
+Kind = Literal["run", "session", "close", "commit", "round", "release"]
 
 _Record = TypeVar("_Record")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -106,10 +106,11 @@ class Entry:
 
     Attributes:
         number: position in the log, from 0.
-        kind: "run" (entry 0), "session" and "close" (a writer comes and goes), "commit", "round" (a round is done).
+        kind: "run" (entry 0), "session" and "close" (a writer comes and goes), "commit", "round" (a round is done),
+            "release" (the run gives files up).
         session: id of the writer.
         key: what was committed; for "round" only its round; else None.
-        files: the files that the commit makes visible.
+        files: the files that the commit makes visible, or that the release gives up.
         meta: what the caller gave; for "run" the header of the run.
         parent: SHA-256 of the bytes of the entry before; None for entry 0.
         time: when it was written, UTC, ISO 8601.
@@ -168,7 +169,7 @@ def entry_from_json(value: object) -> Entry:
     number, kind, parent = value["number"], value["kind"], value["parent"]
     key = None if value["key"] is None else Key.from_json(value["key"])
     ok = (
-        _is_count(number)
+        is_count(number)
         and number <= MAX_NUMBER
         and kind in get_args(Kind)
         and isinstance(value["session"], str)
@@ -184,59 +185,6 @@ def entry_from_json(value: object) -> Entry:
     return Entry(number, kind, value["session"], key, files, value["meta"], parent, value["time"])
 
 
-@dataclass(frozen=True)
-class Summary:
-    """A finished round, folded into one object. Derived: the log is what counts.
-
-    Attributes:
-        entry: its "round" entry, the last entry that the summary covers.
-        rank: how many rounds were finished before; a summary that is gone shows by it.
-        head: SHA-256 of the bytes of that entry.
-        session: the "session" entry of the writer that finished it.
-        commits: the commits of the round, in log order.
-        pending: the commits before ``entry`` of rounds that were not finished then, in log order.
-    """
-
-    entry: Entry
-    rank: int
-    head: str
-    session: Entry
-    commits: tuple[Entry, ...]
-    pending: tuple[Entry, ...]
-
-
-def encode_summary(summary: Summary) -> bytes:
-    """The bytes of a summary."""
-    return seal(
-        {
-            "format": FORMAT,
-            "entry": entry_to_json(summary.entry),
-            "rank": summary.rank,
-            "head": summary.head,
-            "session": entry_to_json(summary.session),
-            "commits": [entry_to_json(entry) for entry in summary.commits],
-            "pending": [entry_to_json(entry) for entry in summary.pending],
-        },
-        what=f"the summary of round {summary.entry.round}",
-    )
-
-
-def decode_summary(data: bytes) -> Summary:
-    """The summary that :func:`encode_summary` wrote; CorruptEntryError where it is none."""
-    value = unseal(data)
-    if set(value) != {"format", "entry", "rank", "head", "session", "commits", "pending"} or value["format"] != FORMAT:
-        raise CorruptEntryError(f"the object is no summary of format {FORMAT}")
-    entry, session = entry_from_json(value["entry"]), entry_from_json(value["session"])
-    lists = [value["commits"], value["pending"]]
-    typed = _is_count(value["rank"]) and all(isinstance(items, list) for items in lists)
-    if not typed or entry.kind != "round" or session.kind != "session":
-        raise CorruptEntryError("the summary holds entries of another kind than it must")
-    commits, pending = (tuple(entry_from_json(item) for item in items) for items in lists)
-    if any(item.kind != "commit" for item in commits + pending):
-        raise CorruptEntryError("the summary holds entries of another kind than it must")
-    return Summary(entry, value["rank"], str(value["head"]), session, commits, pending)
-
-
 def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -244,12 +192,12 @@ def digest_of(data: bytes) -> str:
 def seal(value: Mapping[str, Any], what: str) -> bytes:
     """Canonical JSON of the mapping with a ``digest`` of itself; InvalidEntryError where it is not JSON."""
     try:
-        body = _canonical(dict(value))
+        body = canonical(dict(value))
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidEntryError(
             f"{what} cannot be written as JSON: {error} (give None for a number that is not finite)"
         ) from error
-    return _canonical({**value, "digest": digest_of(body)})
+    return canonical({**value, "digest": digest_of(body)})
 
 
 def unseal(data: bytes) -> dict[str, Any]:
@@ -259,8 +207,8 @@ def unseal(data: bytes) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise ValueError("it is no JSON object")
         digest = value.pop("digest", None)
-        body = _canonical(value)
-        intact = digest == digest_of(body) and _canonical({**value, "digest": digest}) == data
+        body = canonical(value)
+        intact = digest == digest_of(body) and canonical({**value, "digest": digest}) == data
     except (ValueError, TypeError, RecursionError) as error:
         raise CorruptEntryError(f"the object is no intact JSON: {error}") from error
     if not intact:
@@ -268,7 +216,8 @@ def unseal(data: bytes) -> dict[str, Any]:
     return value
 
 
-def _canonical(value: Any) -> bytes:
+def canonical(value: Any) -> bytes:
+    """JSON in one spelling: sorted keys, no spaces, no NaN; ValueError or TypeError where it is none."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -283,12 +232,13 @@ def _build(cls: type[_Record], value: object, required: set[str], optional: set[
         raise CorruptEntryError(f"a {cls.__name__} is damaged: {error}") from error
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> bool:
+    """Whether it is an integer from 0, and no truth value."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _count(value: int, what: str) -> int:
-    if not _is_count(value):
+    if not is_count(value):
         raise InvalidNameError(f"{what} {value!r} is no integer from 0")
     return value
 

@@ -15,15 +15,14 @@ from storage.manifest import (
     Entry,
     FileRef,
     Key,
-    Summary,
     decode_entry,
-    decode_summary,
+    digest_of,
     encode_entry,
-    encode_summary,
     seal,
     unseal,
 )
 from storage.store import Store
+from storage.summaries import Summary, decode_summary, encode_summary
 
 # The same examples each time; no deadline, since the machine may be busy.
 FUZZ = settings(deadline=None, derandomize=True)
@@ -88,9 +87,7 @@ entry_paths = st.sampled_from(
     + [["key", name] for name in ("round", "stage", "shard", "inputs", "more")]
     + [["files", 0], *(["files", 0, name] for name in ("path", "bytes", "sha256", "rows", "name", "more"))]
 )
-summary_paths = st.sampled_from(
-    [[name] for name in ("format", "entry", "rank", "head", "session", "commits", "pending", "more")]
-)
+summary_paths = st.sampled_from([[name] for name in ("format", "entry", "rank", "head", "session", "lines", "more")])
 odd_values = json_values | st.sampled_from([-1, True, 10**30, "../x", "/etc", 1e308, [], {}, "run", "commit"])
 
 
@@ -108,12 +105,48 @@ def test_sealed_but_wrong_entries_raise_only_store_errors(path: list[str | int],
 @FUZZ
 @given(summary_paths, odd_values)
 def test_sealed_but_wrong_summaries_raise_only_store_errors(path: list[str | int], new: object) -> None:
-    data = _sealed(unseal(encode_summary(SUMMARY)), path, new)
+    first, *lines = encode_summary(SUMMARY).split(b"\n")
+    data = b"\n".join([_sealed(unseal(first), path, new), *lines])
     try:
         summary = decode_summary(data)
     except CorruptEntryError:
         return
     assert decode_summary(encode_summary(summary)) == summary
+
+
+@FUZZ
+@given(json_values.map(lambda value: json.dumps(value).encode()) | st.sampled_from([b"[", b"[{}]", b"[" * 100_000]))
+def test_vouched_for_but_wrong_lines_raise_only_store_errors(line: bytes) -> None:
+    first, *_ = encode_summary(SUMMARY).split(b"\n")
+    data = b"\n".join([_sealed(unseal(first), ["lines"], [digest_of(line), digest_of(b"[]")]), line, b"[]"])
+    summary = decode_summary(data)
+    if line != b"[]":
+        with pytest.raises(CorruptEntryError):
+            list(summary.commits)
+
+
+@FUZZ
+@given(st.integers(0, len(encode_summary(SUMMARY)) * 8 - 1))
+def test_each_flipped_bit_of_a_summary_is_found(bit: int) -> None:
+    data = bytearray(encode_summary(SUMMARY))
+    data[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(CorruptEntryError):
+        decode_summary(bytes(data))
+
+
+def test_a_summary_of_an_older_format_is_built_again() -> None:
+    store = Store.open("memory://")
+    run = store.create_run("a", {})
+    with run.writer() as writer:
+        writer.commit(Key(1, "candidates", 0, "x"), [FILE])
+        writer.finish_round(1, {"n": 1})
+    (key,) = store.objects.keys("runs/a/summaries")
+    now = store.objects.read(key)
+    store.objects.delete([key])
+    store.objects.create(key, seal({"format": 1, "rank": 0}, "a summary"))
+    assert store.run("a").entries() == run.entries()
+    with store.run("a").writer():
+        assert store.objects.read(key) == now
 
 
 @FUZZ
