@@ -24,7 +24,8 @@ SHARED = "shared"
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _STAGE = re.compile(r"[a-z0-9_-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
-_SEGMENT = re.compile(r"[^/\\\x00-\x1f\x7f]{1,255}")
+_SEGMENT = r"(?!\.{1,2}(?:/|\Z))[^/\\\x00-\x1f\x7f]{1,255}"
+_RELATIVE = re.compile(f"{_SEGMENT}(?:/{_SEGMENT})*")
 _RESERVED = frozenset({"runs", "shared", "reports", "latest", "all"})
 _ENTRY = re.compile(r"(\d{10})\.json")
 _SUMMARY = re.compile(r"(\d{6})-(\d{10})\.json")
@@ -72,11 +73,10 @@ def check_relative(path: str) -> str:
         InvalidNameError: it is absolute, empty, or has a segment that is empty, '.', '..' or holds a backslash or
             a control character.
     """
-    for segment in path.split("/"):
-        if segment in ("", ".", "..") or not _SEGMENT.fullmatch(segment):
-            raise InvalidNameError(
-                f"{path!r} is no path inside the store: it must be relative, without '..' or empty parts"
-            )
+    if not _RELATIVE.fullmatch(path):
+        raise InvalidNameError(
+            f"{path!r} is no path inside the store: it must be relative, without '..' or empty parts"
+        )
     return path
 
 
@@ -91,6 +91,13 @@ def run_of(path: str) -> str | None:
     """The run in whose directory the path lies; None for what runs share."""
     first, _, rest = path.partition("/")
     return rest.partition("/")[0] if first == RUNS else None
+
+
+def unique_directory_of(path: str) -> str | None:
+    """The directory of a committed directory's file; None for a single file, whose directory others share."""
+    parts = path.split("/")
+    depth = 5 if parts[0] == RUNS else 4
+    return "/".join(parts[:depth]) if len(parts) > depth else None
 
 
 def run_prefix(run: str) -> str:

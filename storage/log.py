@@ -6,6 +6,7 @@ and the entries after it are the whole state, and an older round costs the readi
 """
 
 import threading
+from bisect import bisect_left
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -245,7 +246,7 @@ class Log:
 
     def _decode_summary(self, round_number: int, data: bytes) -> Summary:
         summary = decode_summary(data)
-        rank = sum(listed < round_number for listed in self._listed)
+        rank = bisect_left(sorted(self._listed), round_number)
         expected = (round_number, self._listed[round_number], rank)
         if (summary.entry.round, summary.entry.number, summary.rank) != expected:
             raise CorruptEntryError(f"the summaries of run '{self.run}' up to round {round_number} are not complete")

@@ -20,6 +20,7 @@ MAX_ROUND = 999_999
 
 Kind = Literal["run", "session", "close", "commit", "round", "release"]
 
+_KINDS = frozenset(get_args(Kind))
 _Record = TypeVar("_Record")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _INPUTS = re.compile(r"[0-9A-Za-z._:+-]{0,128}")
@@ -171,7 +172,8 @@ def entry_from_json(value: object) -> Entry:
     ok = (
         is_count(number)
         and number <= MAX_NUMBER
-        and kind in get_args(Kind)
+        and isinstance(kind, str)
+        and kind in _KINDS
         and isinstance(value["session"], str)
         and isinstance(value["time"], str)
         and isinstance(value["files"], list)
@@ -185,7 +187,7 @@ def entry_from_json(value: object) -> Entry:
     return Entry(number, kind, value["session"], key, files, value["meta"], parent, value["time"])
 
 
-def digest_of(data: bytes) -> str:
+def digest_of(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 

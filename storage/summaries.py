@@ -1,7 +1,7 @@
 """Finished rounds, each folded into one object, so that a run of a thousand rounds opens quickly."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import overload
@@ -30,13 +30,13 @@ class PackedEntries(Sequence[Entry]):
         CorruptEntryError: when first asked for, where they match their digest and are no commits all the same.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: memoryview) -> None:
         self._data = data
 
     @cached_property
     def _entries(self) -> tuple[Entry, ...]:
         try:
-            values = json.loads(self._data)
+            values = json.loads(self._data.tobytes())
         except (ValueError, RecursionError) as error:
             raise CorruptEntryError(f"the entries of the summary are no intact JSON: {error}") from error
         if not isinstance(values, list):
@@ -109,8 +109,8 @@ def decode_summary(data: bytes) -> Summary:
 
     Every byte is checked here. The commits are decoded when they are asked for.
     """
-    first, *lines = data.split(b"\n")
-    value = unseal(first)
+    first, *lines = _lines(memoryview(data), data)
+    value = unseal(first.tobytes())
     if set(value) != {"format", "entry", "rank", "head", "session", "releases", "lines"} or value["format"] != FORMAT:
         raise CorruptEntryError(f"the object is no summary of format {FORMAT}")
     if len(lines) != 2 or [digest_of(line) for line in lines] != value["lines"]:
@@ -122,6 +122,15 @@ def decode_summary(data: bytes) -> Summary:
         raise CorruptEntryError("the summary holds entries of another kind than it must")
     commits, pending = map(PackedEntries, lines)
     return Summary(entry, value["rank"], str(value["head"]), session, commits, pending, tuple(releases))
+
+
+def _lines(view: memoryview, data: bytes) -> Iterator[memoryview]:
+    """The lines of the data, without a copy: the summaries of a long run are many megabytes."""
+    start = 0
+    while (end := data.find(b"\n", start)) >= 0:
+        yield view[start:end]
+        start = end + 1
+    yield view[start:]
 
 
 def _pack(entries: Iterable[Entry]) -> bytes:
