@@ -20,6 +20,7 @@ from storage.errors import (
     MissingObjectError,
 )
 from storage.manifest import FORMAT, FileRef, seal, unseal
+from storage.releases import why_missing
 from storage.run import put_once
 from storage.shards import check_size
 from storage.store import Store
@@ -62,11 +63,15 @@ def local_directory(store: Store, files: Sequence[FileRef], cache: Path, *, veri
 
     Raises:
         DamagedFileError: a file is missing, is not the one that was committed, or was added since.
+        ReleasedFileError: the files were removed on purpose.
     """
     base = _base(files)
     local = store.objects.local_path(base)
     if local is not None:
-        _check_directory(local, files, verify)
+        try:
+            _check_directory(local, files, verify)
+        except DamagedFileError as error:
+            raise why_missing(store.objects, files) or error from None
         return local
     target = cache / directory_digest(files)
     if not target.is_dir():

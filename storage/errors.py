@@ -9,6 +9,7 @@
     ├── RunExistsError (FileExistsError)     the run is already there
     ├── RunNotFoundError (LookupError)       no such run
     ├── NotCommittedError (LookupError)      no commit of that stage in that round
+    ├── ReleasedFileError (LookupError)      a file that was removed on purpose
     ├── RunBusyError (RuntimeError)          another process writes to the run
     ├── CorruptEntryError (ValueError)       a log entry, summary or manifest is damaged
     ├── DamagedFileError (ValueError)        a data file is missing, or not the one that was committed
@@ -47,6 +48,10 @@ class RunNotFoundError(StoreError, LookupError):
 
 class NotCommittedError(StoreError, LookupError):
     """Nothing was committed for that stage in that round."""
+
+
+class ReleasedFileError(StoreError, LookupError):
+    """A file that was committed, and that its run has given up since: its bytes were removed on purpose."""
 
 
 class RunBusyError(StoreError, RuntimeError):

@@ -6,9 +6,12 @@ links that lead out of the root.
 
 import hashlib
 import io
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -29,6 +32,15 @@ from storage.errors import (
 
 _SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "memory")
 _PARALLEL_READS = 16
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An object as a listing shows it: its key, its size in bytes, and when it was written, by the backend's clock."""
+
+    key: str
+    bytes: int
+    modified: datetime
 
 
 class Sink:
@@ -150,6 +162,13 @@ class Objects:
             listed = obstore.list(self._store, prefix, offset=after, chunk_size=1000).collect()
         return sorted(item["path"] for item in listed)
 
+    def listing(self, prefix: str) -> list[Listed]:
+        """The objects below a prefix, sorted by key."""
+        with clear_errors(prefix):
+            listed = obstore.list(self._store, prefix, chunk_size=1000).collect()
+        found = [Listed(item["path"], item["size"], item["last_modified"]) for item in listed]
+        return sorted(found, key=lambda item: item.key)
+
     def children(self, prefix: str) -> list[str]:
         """The names of the directories right below a prefix, sorted."""
         with clear_errors(prefix):
@@ -173,6 +192,9 @@ class Objects:
                     obstore.delete(self._store, key)
                 except FileNotFoundError:
                     continue
+
+    def remove_empty(self, prefix: str) -> None:
+        """Remove the directory below which no object is left; only local disks have such directories."""
 
 
 class LocalObjects(Objects):
@@ -212,6 +234,20 @@ class LocalObjects(Objects):
         self.local_path(prefix)
         return super().keys(prefix, after)
 
+    def listing(self, prefix: str) -> list[Listed]:
+        """Plain files; those too that obstore leaves out because a killed writer had not named them yet."""
+        base, found = self.local_path(prefix), []
+        with clear_errors(prefix):
+            for directory, _, names in os.walk(base):
+                for path in (Path(directory, name) for name in names):
+                    if path.is_symlink() or not path.is_file():
+                        continue
+                    with suppress(FileNotFoundError):  # it was removed meanwhile
+                        state = path.stat()
+                        key = f"{prefix}/{path.relative_to(base).as_posix()}"
+                        found.append(Listed(key, state.st_size, datetime.fromtimestamp(state.st_mtime, UTC)))
+        return sorted(found, key=lambda item: item.key)
+
     def children(self, prefix: str) -> list[str]:
         self.local_path(prefix)
         return super().children(prefix)
@@ -232,8 +268,14 @@ class LocalObjects(Objects):
 
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
-            self.local_path(key)
-        super().delete(keys)
+            with clear_errors(key):
+                self.local_path(key).unlink(missing_ok=True)
+
+    def remove_empty(self, prefix: str) -> None:
+        base = self.local_path(prefix)
+        for directory, _, _ in os.walk(base, topdown=False):
+            with suppress(OSError):  # not empty, or gone
+                Path(directory).rmdir()
 
 
 def open_objects(root: str | Path) -> Objects:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
-from storage import layout, session
+from storage import layout, releases, session
 from storage.errors import (
     BackendError,
     CorruptEntryError,
@@ -25,16 +25,19 @@ from storage.objects import Objects
 class Run:
     """A run as the log tells it. What no entry names does not exist here.
 
+    Args:
+        intact_part: read a damaged log as far as it is intact; nothing can be written to such a run.
+
     Attributes:
         name: the name of the run.
         header: what :meth:`storage.store.Store.create_run` was given.
     """
 
-    def __init__(self, objects: Objects, name: str) -> None:
+    def __init__(self, objects: Objects, name: str, *, intact_part: bool = False) -> None:
         self._objects = objects
         self.name = name
         try:
-            self._log = Log(objects, name)
+            self._log = Log(objects, name, intact_part=intact_part)
         except MissingObjectError as error:
             raise RunNotFoundError(f"there is no run '{name}'") from error
         self.header: dict[str, Any] = self._log.header.meta
@@ -49,6 +52,16 @@ class Run:
         last = self._log.session
         held = last is not None and not self._log.session_closed and session.holder(last) != "dead"
         return "running" if held else "stopped"
+
+    @property
+    def session(self) -> Entry | None:
+        """The newest "session" entry: whoever has the run open, or had it last."""
+        return self._log.session
+
+    @property
+    def released(self) -> dict[str, Entry]:
+        """The files that the run has given up, by path, each with the "release" entry that says why."""
+        return self._log.released
 
     def find(self, key: Key) -> Entry | None:
         """The commit with exactly this key."""
@@ -83,6 +96,10 @@ class Run:
         """The "round" entries, one for each finished round, ascending."""
         return [summary.entry for summary in self._log.summaries()]
 
+    def finished_by(self, round: int) -> Entry:
+        """The "session" entry of the writer that finished the round."""
+        return self._log.summary(round).session
+
     @property
     def last_round(self) -> Entry | None:
         """The "round" entry of the newest finished round; quicker than :meth:`rounds` in a long run."""
@@ -90,17 +107,18 @@ class Run:
         return self._log.summary(finished[-1]).entry if finished else None
 
     @contextmanager
-    def writer(self, take_over: bool = False) -> Iterator["Writer"]:
+    def writer(self, take_over: bool = False, meta: dict[str, Any] | None = None) -> Iterator["Writer"]:
         """The right to append to the run, until the end of the block.
 
         Args:
             take_over: take the run from a writer on another host that is known to be dead.
+            meta: what the "session" entry says of this writer, beside its process.
 
         Raises:
             RunBusyError: another process has it, or was faster.
             UnsupportedStoreError: the backend overwrites where it must not.
         """
-        writer = Writer(self, self._objects, self._log, take_over)
+        writer = Writer(self, self._objects, self._log, take_over, meta or {})
         try:
             yield writer
         except BaseException as error:
@@ -126,12 +144,12 @@ class Run:
 class Writer:
     """Appends to the log of a run. Safe to use from several threads of its process."""
 
-    def __init__(self, run: Run, objects: Objects, log: Log, take_over: bool) -> None:
+    def __init__(self, run: Run, objects: Objects, log: Log, take_over: bool, meta: dict[str, Any]) -> None:
         self._run, self._objects, self._log = run, objects, log
         self._ended: str | None = None
         self.session = uuid.uuid4().hex
         try:
-            self._begin(take_over)
+            self._begin(take_over, meta)
             log.write_summaries()
         except BaseException:
             session.end(self.session)
@@ -174,14 +192,42 @@ class Writer:
             self._log.write_summaries()
             return self._log.summary(round).entry
 
-    def _begin(self, take_over: bool) -> None:
+    def release(self, files: Sequence[FileRef], reason: str) -> Entry | None:
+        """Give files up for good, those of finished rounds too: publish that they are gone, then remove their bytes.
+
+        The bytes stay where they are another run's or shared, and where a fork names them; those that a crash leaves
+        behind are swept later.
+
+        Args:
+            files: those that are released already are passed over; None is returned where no other is left.
+            reason: as in "the weights of round 3 were ...": pruned, superseded.
+
+        Raises:
+            As for :meth:`commit`; CorruptEntryError where the log of a fork is damaged.
+        """
+        with self._log.lock:
+            released = self._log.released
+            left = tuple(file for file in files if file.path not in released)
+            needed = releases.needed_by_forks(self._objects, self._run.name)
+            entry = self._publish("release", None, left, {"reason": reason}) if left else None
+            own = [file.path for file in files if layout.run_of(file.path) == self._run.name]
+            releases.remove(self._objects, set(own) - needed)
+            return entry
+
+    def leave(self) -> None:
+        """Write no more, and leave the log as it is, without the entry that closes the session."""
+        with self._log.lock:
+            session.end(self.session)
+            self._ended = f"the writer of run '{self._run.name}' was closed: open another"
+
+    def _begin(self, take_over: bool, meta: dict[str, Any]) -> None:
         """Publish the session, once no other one holds the run."""
         log, name = self._log, self._run.name
         with log.lock:
             log.refresh()
             while True:
                 self._check_free(take_over)
-                draft = self._draft("session", None, (), session.describe_process())
+                draft = self._draft("session", None, (), {**meta, **session.describe_process()})
                 entry = self._put(draft)
                 if entry is not None:
                     break

@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
 from storage import layout
-from storage.errors import DamagedFileError, MissingObjectError, NotCommittedError, QueryError
+from storage.errors import DamagedFileError, MissingObjectError, NotCommittedError, QueryError, StoreError
 from storage.manifest import FileRef, digest_of
+from storage.releases import why_missing
 from storage.store import Store
 
 _FORMAT = ds.ParquetFileFormat()
@@ -86,7 +87,7 @@ def check_size(store: Store, file: FileRef) -> None:
     """DamagedFileError where the file is missing or has another size than was committed."""
     size = store.objects.size(file.path)
     if size is None:
-        raise DamagedFileError(f"{file.path} is missing: it was committed with {file.bytes} bytes")
+        raise _missing(store, file)
     if size != file.bytes:
         raise DamagedFileError(f"{file.path} is damaged: it has {size} bytes, and was committed with {file.bytes}")
 
@@ -114,12 +115,17 @@ def _verified(store: Store, file: FileRef) -> bytes:
     try:
         data = store.objects.read(file.path)
     except MissingObjectError as error:
-        raise DamagedFileError(f"{file.path} is missing: it was committed with {file.bytes} bytes") from error
+        raise _missing(store, file) from error
     if len(data) != file.bytes or digest_of(data) != file.sha256:
         raise DamagedFileError(
             f"{file.path} is damaged: its {len(data)} bytes are not the {file.bytes} bytes that were committed"
         )
     return data
+
+
+def _missing(store: Store, file: FileRef) -> StoreError:
+    damage = DamagedFileError(f"{file.path} is missing: it was committed with {file.bytes} bytes")
+    return why_missing(store.objects, [file]) or damage
 
 
 def _schema(fragment: ds.Fragment, file: FileRef) -> pa.Schema:
