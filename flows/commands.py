@@ -112,6 +112,7 @@ def fork(
             f"a fork shares its parent's initial policy and prompts, and cannot change {'; '.join(fixed)}: start a new "
             "run instead, with policy.source=pretrained and the checkpoint's directory as policy.path"
         )
+    _check_adapter(before, recipe)
     child = store.create_run(name, {**header(recipe), "parent": {"run": parent.name, "round": number}})
     if not start:
         with child.writer() as writer:
@@ -223,6 +224,12 @@ def _bring_to(store: Store, run: Run, rounds: int, display: Display, *, take_ove
         where = store.report_path(run.name)
         written = str(where) if where and where.exists() else report(run.name, store.root)
         return Finished(run.name, summaries(run.rounds()), message, written)
+    recipe = recipe_of(run)
+    if recipe.update.schedule_over == "run" and rounds > recipe.rounds:
+        raise ConfigError(
+            f"update.schedule_over is run, and its schedule ends with round {recipe.rounds}: to go on to round "
+            f"{rounds}, fork it: rondo fork {run.name}@{done} --name NEW --rounds {rounds}"
+        )
     import flows.prefect_settings  # noqa: F401  before Prefect
     from flows.run import execute
 
@@ -231,7 +238,7 @@ def _bring_to(store: Store, run: Run, rounds: int, display: Display, *, take_ove
     # Who ends the process, by Ctrl-C or as a service manager does, gets the same orderly end.
     before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        asyncio.run(execute(store, run, recipe_of(run), rounds, display, take_over))
+        asyncio.run(execute(store, run, recipe, rounds, display, take_over))
     except KeyboardInterrupt:
         message = f"interrupted: what is committed stays, and 'rondo resume {run.name}' goes on"
         raise InterruptedRunError(message) from None
@@ -240,6 +247,23 @@ def _bring_to(store: Store, run: Run, rounds: int, display: Display, *, take_ove
     run.refresh()
     message = f"run '{run.name}' has {rounds} rounds"
     return Finished(run.name, summaries(run.rounds()), message, report(run.name, store.root))
+
+
+def _check_adapter(before: Recipe, after: Recipe) -> None:
+    """What a fork may change of an adapter: to begin with one, and to merge it for good."""
+    old, new = before.update.lora, after.update.lora
+    if old == new:
+        return
+    if old is not None and new is not None:
+        raise ConfigError(
+            "a fork cannot change update.lora, for its adapters would not fit: keep it, or set update.lora=null to go "
+            "on with the merged weights"
+        )
+    if after.update.optimizer_state == "carried":
+        raise ConfigError(
+            "update.optimizer_state is carried, and the moments of an adapter are not those of whole weights: add "
+            "--set update.optimizer_state=reset"
+        )
 
 
 def _existing(root: str) -> Store:

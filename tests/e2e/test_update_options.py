@@ -1,0 +1,78 @@
+"""Whole runs with what an update offers besides: adapters, other references, carried moments, checkpoints within."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from storage.checkpoints import weights_digest
+from storage.store import Store
+from support.compare import assert_same
+from support.recipes import TINY
+
+Rondo = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def recipe(tmp_path: Path, **update: Any) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "update": {**TINY["update"], **update}}))
+    return str(path)
+
+
+def test_an_adapter_with_all_options_is_killed_within_its_update(rondo: Rondo, tmp_path: Path) -> None:
+    """Killed after the first saved state of round 2, it takes only the steps after that, and ends as the whole run."""
+    path = recipe(
+        tmp_path, lora={"rank": 4, "alpha": 8}, learning_rate=1e-2, optimizer_state="carried", schedule="linear",
+        schedule_over="run", checkpoint_steps=2, reference="initial",
+    )  # fmt: skip
+    rondo("run", path, "--name", "whole", "--root", str(tmp_path))
+    killed = rondo("run", path, "--name", "killed", "--root", str(tmp_path), kill="update_state:2:after")
+    assert killed.returncode == -9, killed.stderr
+    store = Store.open(tmp_path)
+    (state,) = store.run("killed").entries(round=2, stage="update_state")
+    rondo("resume", "killed", "--root", str(tmp_path))
+    assert_same(tmp_path, "whole", tmp_path, "killed", range(3))
+    run = store.run("killed")
+    names = [file.name for file in run.files(2, "checkpoint")]
+    assert "adapter_model.safetensors" in names
+    assert "model.safetensors" not in names
+    first, second = (run.rounds()[number].meta for number in (1, 2))
+    assert first["first_loss"] == pytest.approx(0.6931472, abs=1e-5)
+    assert second["first_loss_expected"] is None  # the reference is the initial policy, and no longer the start
+    assert second["reference"] == run.rounds()[0].meta["policy"]
+    assert state.key is not None
+    assert state.key.shard == 2
+
+    # A branch that goes on without an adapter begins with the merged weights.
+    branch = ["fork", "whole@1", "--name", "merged", "--root", str(tmp_path), "--set", "update.lora=null"]
+    refused = rondo(*branch, check=False)
+    assert "the moments of an adapter are not those of whole weights" in refused.stderr
+    rondo(*branch, "--set", "update.reference=previous", "--set", "update.optimizer_state=reset")
+    merged = store.run("merged")
+    assert "model.safetensors" in [file.name for file in merged.files(2, "checkpoint")]
+    assert merged.rounds()[2].meta["first_loss"] == pytest.approx(0.6931472, abs=1e-5)
+
+
+def test_the_moving_average_is_the_reference(rondo: Rondo, tmp_path: Path) -> None:
+    path = recipe(tmp_path, reference="ema", ema_decay=0.5, stop_at_margin=1e-6)
+    rondo("run", path, "--name", "slow", "--root", str(tmp_path))
+    run = Store.open(tmp_path).run("slow")
+    first, second = (run.rounds()[number].meta for number in (1, 2))
+    assert first["reference"] == run.rounds()[0].meta["policy"]
+    assert second["reference"] == weights_digest(run.files(1, "ema")) != run.rounds()[1].meta["policy"]
+    shown = json.loads(rondo("rounds", "slow", "--root", str(tmp_path), "--json").stdout)
+    assert "reward margin" in shown[1]["stopped"]
+    assert shown[1]["steps"] < 6  # of as many preferences at most, two a step
+
+
+def test_rounds_beyond_the_schedule_are_refused_before_work_starts(rondo: Rondo, tmp_path: Path) -> None:
+    path = recipe(tmp_path, schedule="cosine", schedule_over="run")
+    rondo("run", path, "--name", "short", "--root", str(tmp_path))
+    done = rondo("resume", "short", "--rounds", "3", "--root", str(tmp_path), check=False)
+    assert done.returncode == 1
+    assert "update.schedule_over is run, and its schedule ends with round 2" in done.stderr
+    assert len(Store.open(tmp_path).run("short").rounds()) == 3

@@ -1,0 +1,214 @@
+"""An update that is saved, interrupted and gone on with; moments that are carried on; limits that end it early."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from numerics.test_update import SEED, SETTINGS, preferences, weights
+from numerics.tiny_models import build
+
+from pipeline.errors import DataError, OutOfMemoryError
+from pipeline.logprobs import pack_logps
+from pipeline.optimization import learning_rate_factor
+from pipeline.update import Update, UpdateSettings, run_update
+
+LONG = replace(SETTINGS, epochs=3, schedule="cosine", weight_decay=0.1)  # nine steps
+
+
+class InterruptedError_(Exception):
+    """Ends an update in the middle, as a crash would."""
+
+
+def saved_at(step: int, directory: Path, settings: UpdateSettings = LONG) -> None:
+    """An update that is saved before this step and then lost."""
+    model = build()
+    update = Update(model, preferences(model), settings, seed=SEED)
+
+    def interrupt(row) -> None:
+        if row.step + 1 == step:
+            update.save(directory)
+        elif row.step == step:
+            raise InterruptedError_
+
+    with pytest.raises(InterruptedError_):
+        update.run(interrupt)
+
+
+@pytest.mark.parametrize("step", [1, 4, 8])
+def test_resumed_equals_uninterrupted_to_the_bit(step, tmp_path):
+    """Saved within an epoch, at the end of one, and before the last step; the model that goes on had other weights."""
+    whole = build()
+    expected = run_update(whole, preferences(whole), LONG, seed=SEED)
+    saved_at(step, tmp_path)
+    groups = preferences(build())
+    model = build(seed=5)  # whatever the process holds: the state has the weights
+    update = Update(model, groups, LONG, seed=SEED)
+    taken = update.load(tmp_path)
+    result = update.run()
+    assert [row.step for row in taken] == list(range(step))
+    torch.testing.assert_close(weights(model), weights(whole), rtol=0, atol=0)
+    assert result.final_logps == expected.final_logps
+    assert (result.first_loss, result.reference_drift) == (expected.first_loss, expected.reference_drift)
+    timeless = [[replace(row, seconds=0) for row in rows] for rows in (result.steps, expected.steps)]
+    assert timeless[0] == timeless[1]
+
+
+def test_state_of_other_inputs_is_refused(tmp_path):
+    saved_at(4, tmp_path)
+    model = build()
+    groups = preferences(model)
+    for other in (
+        Update(model, groups[:-1], LONG, seed=SEED),
+        Update(model, groups, LONG, seed=SEED + 1),
+        Update(model, groups, replace(LONG, learning_rate=2e-3), seed=SEED),
+    ):
+        with pytest.raises(DataError, match="had other preferences, settings or another seed"):
+            other.load(tmp_path)
+
+
+def test_damaged_state_is_refused_and_changes_nothing(tmp_path):
+    saved_at(4, tmp_path)
+    path = tmp_path / "optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    model = build()
+    before = weights(model)
+    with pytest.raises(DataError, match="is not a readable safetensors file"):
+        Update(model, preferences(model), LONG, seed=SEED).load(tmp_path)
+    torch.testing.assert_close(weights(model), before, rtol=0, atol=0)
+
+
+def test_figures_are_plain_json(tmp_path):
+    saved_at(4, tmp_path)
+    assert len(json.loads((tmp_path / "progress.json").read_text())["rows"]) == 4
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+
+
+def test_carried_moments_equal_one_longer_optimizer(tmp_path):
+    """Two rounds of one step each on the same preferences, the second with the moments of the first, against
+    torch's AdamW that takes two steps: the second gradient is that of the second round.
+    """
+    settings = replace(SETTINGS, batch_size=100, reference_is_start=False)
+    model = build()
+    groups = preferences(model)
+    first = Update(model, groups, settings, seed=SEED)
+    first.run()
+    first.save_optimizer(tmp_path)
+    carried = build()
+    carried.load_state_dict(model.state_dict())
+    second = Update(carried, groups, settings, seed=SEED)
+    second.carry_optimizer(tmp_path)
+    second.run()
+    both = build()
+    run_update(both, groups, replace(settings, epochs=2), seed=SEED)
+    # The second epoch has another order, which adds the same gradients up in another way.
+    for name, weight in weights(carried).items():
+        torch.testing.assert_close(weight, weights(both)[name], rtol=1e-4, atol=1e-5)
+    reset = build()
+    reset.load_state_dict(model.state_dict())
+    run_update(reset, groups, settings, seed=SEED)
+    assert any((weights(reset)[name] - weight).abs().max() > 1e-4 for name, weight in weights(carried).items())
+
+
+def test_moments_of_another_model_are_refused(tmp_path):
+    model = build("gpt2")
+    update = Update(model, preferences(model), SETTINGS, seed=SEED)
+    update.run()
+    update.save_optimizer(tmp_path)
+    other = build()
+    with pytest.raises(DataError, match=r"that of another model.*set update\.optimizer_state to reset"):
+        Update(other, preferences(other), SETTINGS, seed=SEED).carry_optimizer(tmp_path)
+
+
+def test_adam_with_a_large_epsilon_moves_by_the_gradient():
+    """With epsilon far above the gradients the first AdamW step is -lr * g / epsilon (bias-corrected moments are g
+    and g squared), with the default it is about -lr * sign(g).
+    """
+    model = build()
+    before, groups = weights(model), preferences(model)
+    settings = replace(SETTINGS, batch_size=100, adam_epsilon=1e3, max_grad_norm=1e6, learning_rate=1.0)
+    (row,) = run_update(model, groups, settings, seed=SEED).steps
+    moved = torch.sqrt(sum(((weights(model)[name] - old) ** 2).sum() for name, old in before.items()))
+    # 1e-2: the largest gradients are not entirely negligible against epsilon, and float32 differences of weights.
+    assert moved.item() == pytest.approx(row.grad_norm / 1e3, rel=1e-2)
+
+
+@pytest.mark.parametrize(("field", "limit", "word"), [("stop_at_kl", 0.05, "KL"), ("stop_at_margin", 0.3, "margin")])
+def test_steps_end_after_the_one_that_met_a_limit(field, limit, word):
+    model, free = build(), build()
+    settings = replace(LONG, **{field: limit})
+    rows = run_update(free, preferences(free), LONG, seed=SEED).steps
+    over = next(row.step for row in rows if (row.kl if field == "stop_at_kl" else row.reward_margin) > limit)
+    assert 0 < over < len(rows) - 1  # the limit is met in the middle
+    result = run_update(model, preferences(model), settings, seed=SEED)
+    assert [row.step for row in result.steps] == list(range(over + 1))
+    assert word in result.stopped
+    assert f"at step {over}" in result.stopped
+
+
+def test_an_update_that_met_its_limit_stays_ended_when_it_is_loaded(tmp_path):
+    model = build()
+    update = Update(model, preferences(model), replace(LONG, stop_at_kl=0.05), seed=SEED)
+    steps = len(update.run(lambda _row: update.save(tmp_path)).steps)
+    again = Update(build(), preferences(build()), replace(LONG, stop_at_kl=0.05), seed=SEED)
+    again.load(tmp_path)
+    assert len(again.run().steps) == steps
+
+
+def test_kl_of_a_step_is_half_the_mean_square():
+    """Differences of 1 and 3 nats: (1 + 9) / 2 / 2 = 2.5; of a pair beside a ranking of three the missing place does
+    not count.
+    """
+    model = build()
+    groups = preferences(model, count=1)
+    shifted = [replace(groups[0], reference_logps=[groups[0].reference_logps[0] - 1, groups[0].reference_logps[1] + 3])]
+    settings = replace(SETTINGS, reference_is_start=False)
+    assert run_update(model, shifted, settings, seed=SEED).steps[0].kl == pytest.approx(2.5, rel=1e-4)
+    model = build()
+    three = preferences(model, count=1, candidates=3, seed=3)
+    both = replace(settings, objectives={"plackett_luce": 1.0})
+    # The ranking has no difference: (2.5 + 0) / 2.
+    assert run_update(model, [*shifted, *three], both, seed=SEED).steps[0].kl == pytest.approx(1.25, rel=1e-3)
+
+
+def test_memory_that_runs_out_halves_the_packs(monkeypatch):
+    """A device that holds 60 tokens: the step is done again with smaller packs, and the result is the same."""
+    roomy, small = build(), build()
+    settings = replace(SETTINGS, batch_size=12, epochs=2, token_budget=200)
+    expected = run_update(roomy, preferences(roomy), settings, seed=SEED)
+
+    def limited(model, pack, **settings):
+        if model is small and torch.is_grad_enabled() and len(pack.input_ids_T) > 60:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore lines")
+        return pack_logps(model, pack, **settings)
+
+    monkeypatch.setattr("pipeline.gradients.pack_logps", limited)
+    said = []
+    groups = preferences(small)
+    result = Update(small, groups, settings, seed=SEED, say=said.append).run()
+    assert result.token_budget == 50
+    assert ["packs of 100 tokens" in sentence for sentence in said] == [True, False]
+    assert all("out of memory at step 0" in sentence for sentence in said)
+    assert result.steps[-1].loss == pytest.approx(expected.steps[-1].loss, rel=1e-4)  # summed in another order
+
+
+def test_memory_that_does_not_hold_one_preference_is_a_clear_error(monkeypatch):
+    def never(*_arguments, **_settings):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("pipeline.gradients.pack_logps", never)
+    model = build()
+    with pytest.raises(OutOfMemoryError, match=r"does not hold prompt prompt-\d+ .*gradient_checkpointing"):
+        run_update(model, preferences(model), SETTINGS, seed=SEED)
+
+
+def test_learning_rate_over_a_whole_run():
+    """Two rounds of four steps each along one line, after one step of warm-up in the first: 1/2, then 1, 5/6, 4/6;
+    1/2, 3/8, 2/8, 1/8.
+    """
+    settings = UpdateSettings(schedule="linear", warmup_steps=1, schedule_end=0.5)
+    first = learning_rate_factor(settings, steps=4)
+    second = learning_rate_factor(replace(settings, schedule_start=0.5, schedule_end=1.0), steps=4)
+    assert [first(step) for step in range(4)] == pytest.approx([1 / 2, 1, 5 / 6, 4 / 6])
+    assert [second(step) for step in range(4)] == pytest.approx([1 / 2, 3 / 8, 2 / 8, 1 / 8])
