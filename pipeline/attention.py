@@ -3,7 +3,7 @@
 A pack is one flat row of tokens without padding. All of a model works on that row; attention alone gathers
 each prompt with one candidate into a sequence of its own, where plain causal attention is exact and no mask
 is needed, and puts the results back. The prompt's keys are read once for each candidate; its projections and
-feed-forward layers are computed once.
+feed-forward layers are computed once. On a GPU `pipeline.block_attention` takes the place of the gathering.
 
 Axes: ``T`` tokens of a pack, ``S`` sequences (a prompt with one candidate) of a bucket, ``L`` its longest
 sequence, ``H`` heads, ``D`` width of a head.
@@ -12,7 +12,7 @@ sequence, ``H`` heads, ``D`` width of a head.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +26,18 @@ NAME = "rondo_shared_prefix"
 
 BUCKET_OVERHEAD = 64
 """What one more bucket costs, in positions of a sequence: measured on CPU for heads of width 32."""
+
+
+class Layout(Protocol):
+    """What attention knows of a pack: its longest sequence in tokens, and how to attend."""
+
+    @property
+    def longest(self) -> int: ...
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None, window: int | None
+    ) -> Tensor:
+        """[1, H, T, D] in, [1, T, H, D] out; ``window`` is None or a sliding window in tokens."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,29 @@ class SequenceLayout:
 
     def to(self, device: torch.device) -> "SequenceLayout":
         return SequenceLayout(self.buckets, self.gather.to(device), self.scatter_T.to(device))
+
+    @property
+    def longest(self) -> int:
+        return max(length for _, length in self.buckets)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None, window: int | None
+    ) -> Tensor:
+        sizes = [sequences * length for sequences, length in self.buckets]
+        gathered = [
+            states[0].transpose(0, 1).flatten(1).index_select(0, self.gather).split(sizes)
+            for states in (query, key, value)
+        ]
+        outputs = []
+        for (sequences, length), *states in zip(self.buckets, *gathered, strict=True):
+            heads = [
+                part.view(sequences, length, whole.shape[1], whole.shape[3]).transpose(1, 2)
+                for part, whole in zip(states, (query, key, value), strict=True)
+            ]
+            mixed = _causal(*heads, scale=scale, softcap=softcap, window=window)
+            outputs.append(mixed.transpose(1, 2).flatten(2).flatten(0, 1))
+        mixed_T = torch.cat(outputs).index_select(0, self.scatter_T)
+        return mixed_T.view(1, query.shape[2], query.shape[1], value.shape[3])
 
 
 def lay_out(
@@ -104,7 +139,7 @@ def _attention(
     *,
     scaling: float | None = None,
     softcap: float | None = None,
-    sequence_layout: SequenceLayout | None = None,
+    sequence_layout: Layout | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention of a flat pack, in the form that `transformers` calls: [1, H, T, D] in, [1, T, H, D] out."""
@@ -112,23 +147,9 @@ def _attention(
         raise UnsupportedModelError(
             f"{type(module).__name__} does not hand its attention the layout of a pack: use another model"
         )
-    window = _window(module, others, longest=max(length for _, length in sequence_layout.buckets))
+    window = _window(module, others, longest=sequence_layout.longest)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    sizes = [sequences * length for sequences, length in sequence_layout.buckets]
-    gathered = [
-        states[0].transpose(0, 1).flatten(1).index_select(0, sequence_layout.gather).split(sizes)
-        for states in (query, key, value)
-    ]
-    outputs = []
-    for (sequences, length), *states in zip(sequence_layout.buckets, *gathered, strict=True):
-        heads = [
-            part.view(sequences, length, whole.shape[1], whole.shape[3]).transpose(1, 2)
-            for part, whole in zip(states, (query, key, value), strict=True)
-        ]
-        mixed = _causal(*heads, scale=scale, softcap=softcap, window=window)
-        outputs.append(mixed.transpose(1, 2).flatten(2).flatten(0, 1))
-    mixed_T = torch.cat(outputs).index_select(0, sequence_layout.scatter_T)
-    return mixed_T.view(1, query.shape[2], query.shape[1], value.shape[3]), None
+    return sequence_layout.attend(query, key, value, scale=scale, softcap=softcap, window=window), None
 
 
 def _window(module: Any, given: dict[str, Any], *, longest: int) -> int | None:

@@ -142,7 +142,7 @@ def pack_logps(
         hidden_1_T_D = model.base_model(
             input_ids=pack.input_ids_T.to(device)[None],
             position_ids=pack.position_ids_T.to(device)[None],
-            sequence_layout=pack.layout.to(device),
+            sequence_layout=pack.layout_on(device),
             use_cache=False,
         ).last_hidden_state
         return chunked_logps(

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.attention import SequenceLayout, lay_out
+from pipeline.attention import Layout, SequenceLayout, lay_out
+from pipeline.block_attention import BLOCK_DEVICES, BlockLayout
 from pipeline.errors import DataError, PromptTooLongError
 
 
@@ -53,7 +54,8 @@ class Pack:
 
     ``source_N`` is the input token whose hidden state predicts ``target_N``; ``sequence_N`` numbers the
     candidate it belongs to, over all groups of the pack. ``candidates`` is the number of candidates of each
-    group.
+    group. ``segment_T`` is the place where the prompt or candidate begins that an input token is part of, ``prompt_T``
+    where its prompt begins.
     """
 
     groups: list[int]
@@ -61,9 +63,20 @@ class Pack:
     input_ids_T: torch.Tensor
     position_ids_T: torch.Tensor
     layout: SequenceLayout
+    segment_T: torch.Tensor
+    prompt_T: torch.Tensor
     source_N: torch.Tensor
     target_N: torch.Tensor
     sequence_N: torch.Tensor
+
+    def layout_on(self, device: torch.device) -> Layout:
+        """How attention finds its tokens on this device: by a mask of blocks, or by gathering."""
+        if device.type not in BLOCK_DEVICES:
+            return self.layout.to(device)
+        segment_T, prompt_T, position_T = (
+            part.to(device) for part in (self.segment_T, self.prompt_T, self.position_ids_T)
+        )
+        return BlockLayout(segment_T, prompt_T, position_T, self.layout.longest)
 
 
 def pack_groups(groups: Sequence[TokenGroup], token_budget: int) -> list[Pack]:
@@ -102,17 +115,22 @@ def _build_pack(groups: Sequence[TokenGroup], members: list[int]) -> Pack:
     ids: list[int] = []
     positions: list[int] = []
     sequences: list[list[int]] = []
+    segments: list[int] = []
+    prompts: list[int] = []
     source: list[int] = []
     target: list[int] = []
     lengths: list[int] = []
     for index in members:
         prompt = groups[index].prompt_token_ids
         prompt_places = list(range(len(ids), len(ids) + len(prompt)))
+        segments.extend([len(ids)] * len(prompt))
+        prompts.extend([len(ids)] * groups[index].packed_tokens)
         ids.extend(prompt)
         positions.extend(range(len(prompt)))
         for candidate in groups[index].candidate_token_ids:
             inputs = len(candidate) - 1
             places = list(range(len(ids), len(ids) + inputs))
+            segments.extend([len(ids)] * inputs)
             ids.extend(candidate[:-1])
             positions.extend(range(len(prompt), len(prompt) + inputs))
             sequences.append(prompt_places + places)
@@ -126,6 +144,8 @@ def _build_pack(groups: Sequence[TokenGroup], members: list[int]) -> Pack:
         input_ids_T=torch.tensor(ids),
         position_ids_T=torch.tensor(positions),
         layout=lay_out(sequences, len(ids)),
+        segment_T=torch.tensor(segments),
+        prompt_T=torch.tensor(prompts),
         source_N=torch.tensor(source),
         target_N=torch.tensor(target),
         sequence_N=torch.repeat_interleave(torch.tensor(lengths)),
