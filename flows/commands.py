@@ -89,7 +89,7 @@ def create_or_open(store: Store, name: str, recipe: Recipe) -> Run:
 
 def resume(name: str, rounds: int | None, root: str, *, take_over: bool, display: Display) -> Finished:
     """Continues a run, up to its recipe's rounds or to as many as are asked for."""
-    store = _existing(root)
+    store = existing_store(root)
     existing = store.run(name)
     return _bring_to(store, existing, rounds or recipe_of(existing).rounds, display, take_over=take_over)
 
@@ -102,7 +102,7 @@ def fork(
     Raises:
         ConfigError: the round is not finished, or the change is one that only a new run can make.
     """
-    store = _existing(root)
+    store = existing_store(root)
     parent, number = _run_at_round(store, source)
     before = recipe_of(parent)
     recipe = parse_recipe(before.model_dump(mode="json"), [*changes, *([f"rounds={rounds}"] if rounds else [])])
@@ -123,7 +123,7 @@ def fork(
 
 def list_runs(root: str) -> list[dict[str, Any]]:
     """A row for each run under a root."""
-    store = _existing(root)
+    store = existing_store(root)
     rows = []
     for name in store.run_names():
         existing = store.run(name)
@@ -143,16 +143,17 @@ def list_runs(root: str) -> list[dict[str, Any]]:
 
 def list_rounds(name: str, root: str) -> list[RoundSummary]:
     """The finished rounds of a run."""
-    return summaries(_existing(root).run(name).rounds())
+    return summaries(existing_store(root).run(name).rounds())
 
 
 def show(
     source: str, root: str, *, table: str, prompt: str | None, limit: int, where: str | None
 ) -> list[dict[str, Any]]:
     """Rows of a round's table, joined with what one wants to read beside them."""
-    store = _existing(root)
+    store = existing_store(root)
     existing, number = _run_at_round(store, source)
-    judge = existing.rounds()[number].meta["judge"]
+    # A round's own candidates have one judge; the held-out ones have several, and this one's scores are the reward.
+    judge = existing.rounds()[number].meta["judge"] if table.startswith("eval_") else None
     found = inspect.query(store, existing, number, table=table, where=where, prompt=prompt, limit=limit, judge=judge)
     rows: list[dict[str, Any]] = found.to_pylist()
     return rows
@@ -162,7 +163,7 @@ def export(source: str, root: str, to: Path) -> int:
     """Writes a round's preferences as a dataset; see ``flows/export.py``."""
     from flows.export import export_preferences
 
-    store = _existing(root)
+    store = existing_store(root)
     existing, number = _run_at_round(store, source)
     return export_preferences(store, existing, number, to)
 
@@ -172,7 +173,7 @@ def report(name: str, root: str, picture: Path | None = None) -> str:
     from flows.plots import summary_picture
     from flows.report import write_report
 
-    store = _existing(root)
+    store = existing_store(root)
     run = store.run(name)
     written = write_report(store, run)
     if picture is not None:
@@ -266,7 +267,7 @@ def _check_adapter(before: Recipe, after: Recipe) -> None:
         )
 
 
-def _existing(root: str) -> Store:
+def existing_store(root: str) -> Store:
     """The store under a root that is there: to look at a misspelt one must not create it."""
     if "://" not in root and not Path(root).is_dir():
         raise ConfigError(f"there is no root '{root}': give the one that the run was started with, as --root")

@@ -63,9 +63,9 @@ def check_files(recipe: Recipe) -> None:
     named = prompts.name if isinstance(prompts, DatasetPrompts) else ""
     if named.startswith((".", "/", "~")) and not Path(named).is_dir():
         raise ConfigError(f"prompts.name: there is no directory '{named}': correct the path")
-    for judge in (recipe.judge, *recipe.evaluation.judges):
-        if isinstance(judge, RewardModelJudge):
-            _check_model("judge.path", judge.path)
+    for part in (part for judge in recipe.judges for part in judge.parts()):
+        if isinstance(part, RewardModelJudge):
+            _check_model("judge.path", part.path)
     if isinstance(recipe.policy, PretrainedPolicy):
         _check_model("policy.path", recipe.policy.path)
 

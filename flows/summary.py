@@ -18,8 +18,8 @@ class RoundSummary(BaseModel):
     round: int
     policy: str = Field(description="hash of the weights")
     reference: str | None = Field(None, description="hash of the reference policy's weights")
-    judge: str = Field(description="name of the judge that training hears")
-    reward: float = Field(description="mean score of the training judge on held-out prompts")
+    judge: str = Field(description="judge of the reward: the one that training hears, where it scores one answer")
+    reward: float = Field(description="mean score of that judge on held-out prompts")
     reward_se: float | None = Field(description="its standard error; none of a single prompt")
     judges: dict[str, float] = Field(description="mean score of each judge that training does not hear")
     win_rate_initial: float | None = None

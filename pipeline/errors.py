@@ -6,6 +6,7 @@ RondoError
 │   └── PromptTooLongError              a prompt, or a prompt with its candidates, beyond a limit
 ├── UnsupportedModelError (ValueError)  a model that a part cannot handle exactly
 ├── JudgeError (RuntimeError)           a judge that cannot be loaded or asked
+│   └── BudgetError                     a judge that has spent what the recipe allows
 ├── EngineError (RuntimeError)          a sampling engine that failed
 │   └── HandoverError                   sampler and trainer disagree on the same weights
 ├── FirstLossError (RuntimeError)       the first loss of an update is not the value that theory gives
@@ -36,6 +37,10 @@ class UnsupportedModelError(RondoError, ValueError):
 
 class JudgeError(RondoError, RuntimeError):
     """A judge that cannot be loaded, or that failed on a shard."""
+
+
+class BudgetError(JudgeError):
+    """A judge that has spent the requests or tokens that its recipe allows."""
 
 
 class EngineError(RondoError, RuntimeError):

@@ -23,8 +23,8 @@ def _column(name: str, kind: pa.DataType, doc: str, *, unit: str | None = None, 
     return pa.field(name, kind, nullable=nullable, metadata=metadata)
 
 
-def _schema(record: str, columns: list[pa.Field]) -> pa.Schema:
-    return pa.schema(columns, metadata={"rondo.record": record, "rondo.version": str(SCHEMA_VERSION)})
+def _schema(record: str, columns: list[pa.Field], version: int = SCHEMA_VERSION) -> pa.Schema:
+    return pa.schema(columns, metadata={"rondo.record": record, "rondo.version": str(version)})
 
 
 _PROMPT_ID = _column("prompt_id", pa.string(), "first 16 hexadecimal digits of the SHA-256 of the prompt's content")
@@ -59,10 +59,11 @@ JUDGMENTS = _schema("judgments", [
     _column("components", pa.map_(pa.string(), pa.float64()), "named parts of the score"),
     _column("rationale", pa.string(), "the judge's reason, where it gives one", nullable=True),
     _column("judge", pa.string(), "name of the judge"),
-    _column("judge_version", pa.string(), "version of the judge: library version or hash of its weights"),
-    _column("status", pa.string(), "ok, unparsable, timed_out, non_finite or too_long"),
+    _column("judge_version", pa.string(), "hash of the judge's settings, libraries and weights, or a library version"),
+    _column("status", pa.string(), "ok, unparsable, timed_out, non_finite, too_long, failed or alone"),
     _column("latency", pa.float64(), "time spent on this judgment", unit="seconds"),
-])  # fmt: skip
+    _column("raw", pa.string(), "the verdict as the judge wrote it; version 1 has no such column", nullable=True),
+], version=2)  # fmt: skip
 
 PREFERENCES = _schema("preferences", [
     _PROMPT_ID,

@@ -10,6 +10,7 @@
     ROOT/runs/NAME/process-logs/trainer.log ...
     ROOT/shared/<kind>/<digest>/manifest.json                  content-addressed, shared by all runs
     ROOT/shared/<kind>/<digest>/<id>/model.safetensors
+    ROOT/shared/<kind>/<2 digits of it>/<digest>.json          a single value, such as a judge's reply; never swept
 
 Keys are POSIX paths relative to the root, on every backend.
 """
@@ -93,6 +94,23 @@ def run_of(path: str) -> str | None:
     return rest.partition("/")[0] if first == RUNS else None
 
 
+def is_file_of_run(path: str) -> bool:
+    """Whether the store itself, or a process that serves a run, writes files under such a key."""
+    parts = path.split("/")
+    return (
+        len(parts) > 2
+        and parts[0] == RUNS
+        and is_run_name(parts[1])
+        and (parts[2] in ("log", "summaries", "rounds", "process-logs") or parts[2:] == ["report.html"])
+    )
+
+
+def is_shared_file(path: str) -> bool:
+    """Whether the key is one of a shared directory."""
+    parts = path.split("/")
+    return len(parts) > 3 and parts[0] == SHARED and bool(_STAGE.fullmatch(parts[1]) and _DIGEST.fullmatch(parts[2]))
+
+
 def unique_directory_of(path: str) -> str | None:
     """The directory of a committed directory's file; None for a single file, whose directory others share."""
     parts = path.split("/")
@@ -167,6 +185,10 @@ def shared_manifest_of(path: str) -> str:
 
 def new_shared_directory_key(kind: str, digest: str) -> str:
     return f"{SHARED}/{check_stage(kind)}/{check_digest(digest)}/{uuid.uuid4().hex}"
+
+
+def shared_value_key(kind: str, digest: str) -> str:
+    return f"{SHARED}/{check_stage(kind)}/{check_digest(digest)[:2]}/{digest}.json"
 
 
 def _round_prefix(run: str, round_number: int) -> str:

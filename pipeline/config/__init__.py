@@ -1,7 +1,23 @@
 """The recipe: a tree of frozen parts, one module each."""
 
 from pipeline.config.evaluation import EvaluationConfig
-from pipeline.config.judges import ExactAnswerJudge, GrammarJudge, Judge, RewardModelJudge, VaderJudge
+from pipeline.config.judges import (
+    CharactersJudge,
+    CodeJudge,
+    EnsembleJudge,
+    ExactAnswerJudge,
+    GrammarJudge,
+    JsonSchemaJudge,
+    Judge,
+    JudgeConfig,
+    LengthJudge,
+    LlmJudge,
+    MathJudge,
+    PythonJudge,
+    RegexJudge,
+    RewardModelJudge,
+    VaderJudge,
+)
 from pipeline.config.policy import PretrainedPolicy, WarmStartPolicy
 from pipeline.config.preferences import PreferencesConfig
 from pipeline.config.prompts import DatasetPrompts, FilePrompts, GeneratedPrompts, Prompts
@@ -11,19 +27,29 @@ from pipeline.config.update import OBJECTIVES, LoraConfig, UpdateConfig
 
 __all__ = [
     "OBJECTIVES",
+    "CharactersJudge",
+    "CodeJudge",
     "DatasetPrompts",
     "DevicesConfig",
+    "EnsembleJudge",
     "EvaluationConfig",
     "ExactAnswerJudge",
     "FilePrompts",
     "GeneratedPrompts",
     "GrammarJudge",
+    "JsonSchemaJudge",
     "Judge",
+    "JudgeConfig",
+    "LengthJudge",
+    "LlmJudge",
     "LoraConfig",
+    "MathJudge",
     "PreferencesConfig",
     "PretrainedPolicy",
     "Prompts",
+    "PythonJudge",
     "Recipe",
+    "RegexJudge",
     "RewardModelJudge",
     "SamplingConfig",
     "UpdateConfig",

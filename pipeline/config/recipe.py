@@ -82,7 +82,17 @@ class Recipe(Config):
     @property
     def judge_names(self) -> list[str]:
         """Names of the judges in the tables; the first is the one that training hears."""
-        return [judge.name or judge.kind for judge in (self.judge, *self.evaluation.judges)]
+        return [judge.label for judge in self.judges]
+
+    @property
+    def judges(self) -> tuple[Judge, ...]:
+        """All judges; the first is the one that training hears."""
+        return (self.judge, *self.evaluation.judges)
+
+    @property
+    def held_out_judges(self) -> list[int]:
+        """Places among the judges of those that score the held-out answers, of which a prompt has one."""
+        return [place for place, judge in enumerate(self.judges) if not judge.compares]
 
     @model_validator(mode="after")
     def _judges_differ(self) -> "Recipe":
@@ -94,6 +104,20 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
+    def _held_out_answers_have_a_judge(self) -> "Recipe":
+        if found := next((judge.label for judge in self.evaluation.judges if judge.compares), None):
+            raise ValueError(
+                f"evaluation.judges: '{found}' compares the candidates of a prompt, and held-out prompts have one "
+                "answer: give judges that score an answer by itself"
+            )
+        if self.judge.compares and not self.evaluation.judges:
+            raise ValueError(
+                f"the judge '{self.judge.label}' compares the candidates of a prompt, and held-out prompts have one "
+                "answer: name a judge that scores an answer by itself in evaluation.judges, for the held-out reward"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _prompts_suffice(self) -> "Recipe":
         prompts, wanted = self.prompts, self.sampling.prompts_per_round
         if isinstance(prompts, GeneratedPrompts) and prompts.train < wanted:
@@ -101,9 +125,10 @@ class Recipe(Config):
                 f"prompts.train {prompts.train} is less than sampling.prompts_per_round {wanted}: raise the first"
             )
         answers = prompts.corpus == "additions" if isinstance(prompts, GeneratedPrompts) else prompts.reference_column
-        if any(judge.kind == "exact_answer" for judge in (self.judge, *self.evaluation.judges)) and not answers:
+        needing = next((part.kind for judge in self.judges for part in judge.parts() if part.needs_reference), None)
+        if needing is not None and not answers:
             raise ValueError(
-                "the judge exact_answer compares with reference answers, and these prompts have none: "
+                f"the judge {needing} compares with reference answers, and these prompts have none: "
                 "name their column in prompts.reference_column, or choose another judge"
             )
         return self
@@ -121,10 +146,11 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _soft_labels_have_a_source(self) -> "Recipe":
-        if self.preferences.soft_labels:
+        if self.preferences.soft_labels and not self.judge.states_uncertainty:
             raise ValueError(
-                f"preferences.soft_labels need a judge that states standard deviations, and '{self.judge.kind}' states "
-                "none: set it to false"
+                f"preferences.soft_labels need a judge that states standard deviations, and '{self.judge.label}' "
+                "states none as it is set: set soft_labels to false, or choose an ensemble, an llm (a rubric with "
+                "expected scores, or comparisons), or a python function with gives_std"
             )
         return self
 

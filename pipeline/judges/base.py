@@ -4,23 +4,29 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.errors import DataError
-from pipeline.records import JUDGMENTS, to_table
+from pipeline.config import JudgeConfig
+from pipeline.errors import DataError, JudgeError
+from pipeline.records import JUDGMENTS, content_id, to_table
 
-Status = Literal["ok", "unparsable", "timed_out", "non_finite", "too_long"]
+Status = Literal["ok", "unparsable", "timed_out", "non_finite", "too_long", "failed", "alone"]
+"""Why a candidate has no score, where it is not ok: the judge's reply had not the form asked for; it took too long; it
+was no number; the candidate was longer than the judge reads; the judge's own code failed on it; or the judge compares
+candidates, and the prompt had but one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedCandidate:
-    """An answer to judge: its index among the K of its prompt, its text, and why it ended."""
+    """An answer to judge: its index among the K of its prompt, its text, why it ended, and its length in tokens."""
 
     index: int
     text: str
     finish_reason: str
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +54,7 @@ class Judgment:
     judge_version: str
     status: Status = "ok"
     latency: float
+    raw: str | None = None
 
 
 class Judge(Protocol):
@@ -68,13 +75,24 @@ class Judge(Protocol):
         ...
 
 
+class ResponseCache(Protocol):
+    """Keeps what was paid for: JSON values under the SHA-256 of what was asked, written once."""
+
+    def get(self, key: str) -> dict[str, Any] | None: ...
+
+    def put(self, key: str, value: dict[str, Any]) -> None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """The part of a judgment that a rule decides: see ``judge_each``."""
 
-    score: float
+    score: float | None
+    score_std: float | None = None
     components: Mapping[str, float] = field(default_factory=dict)
     rationale: str | None = None
+    status: Status = "ok"
+    raw: str | None = None
 
 
 def judge_each(
@@ -86,19 +104,49 @@ def judge_each(
         for candidate in item.candidates:
             start = time.perf_counter()
             verdict = rule(item, candidate)
-            finite = math.isfinite(verdict.score)
-            judgments.append(Judgment(
-                prompt_id=item.prompt_id,
-                candidate=candidate.index,
-                score=verdict.score if finite else None,
-                components=verdict.components,
-                rationale=verdict.rationale,
-                judge=judge.name,
-                judge_version=judge.version,
-                status="ok" if finite else "non_finite",
-                latency=time.perf_counter() - start,
-            ))  # fmt: skip
+            judgments.append(judgment_of(judge, item, candidate, verdict, time.perf_counter() - start))
     return judgments
+
+
+def judgment_of(
+    judge: Judge, item: JudgeItem, candidate: JudgedCandidate, verdict: Verdict, latency: float
+) -> Judgment:
+    """A judge's verdict on a candidate; a number that is not finite is none."""
+    numbers = (verdict.score or 0.0, verdict.score_std or 0.0, *verdict.components.values())
+    finite = all(map(math.isfinite, numbers))
+    scored = verdict.status == "ok" and finite
+    return Judgment(
+        prompt_id=item.prompt_id,
+        candidate=candidate.index,
+        score=verdict.score if scored else None,
+        score_std=verdict.score_std if scored else None,
+        components={name: value for name, value in verdict.components.items() if math.isfinite(value)},
+        rationale=verdict.rationale,
+        judge=judge.name,
+        judge_version=judge.version,
+        status=verdict.status if finite else "non_finite",
+        latency=latency,
+        raw=verdict.raw,
+    )
+
+
+def judge_version(config: JudgeConfig, *parts: object) -> str:
+    """Hash of a judge's settings, its name apart, and of what else its scores depend on."""
+    return content_id([config.scoring(), *parts])
+
+
+def require_references(judge: Judge, items: Sequence[JudgeItem]) -> None:
+    """Checks that there is something to compare with.
+
+    Raises:
+        JudgeError: a prompt has no reference answer.
+    """
+    for item in items:
+        if item.reference_answer is None:
+            raise JudgeError(
+                f"prompt {item.prompt_id} has no reference answer, which the judge {judge.name} compares with: name "
+                "the prompts' reference_column, or choose a judge that needs none"
+            )
 
 
 def judge_items(prompts: pa.Table, candidates: pa.Table) -> list[JudgeItem]:
@@ -108,20 +156,24 @@ def judge_items(prompts: pa.Table, candidates: pa.Table) -> list[JudgeItem]:
         DataError: a candidate of a prompt that is not among the prompts.
     """
     answers: dict[str, list[JudgedCandidate]] = {}
-    for row in candidates.select(["prompt_id", "candidate", "text", "finish_reason"]).to_pylist():
-        answer = JudgedCandidate(index=row["candidate"], text=row["text"], finish_reason=row["finish_reason"])
+    lengths = pc.list_value_length(candidates["token_ids"]).to_pylist()
+    rows = candidates.select(["prompt_id", "candidate", "text", "finish_reason"]).to_pylist()
+    for row, tokens in zip(rows, lengths, strict=True):
+        answer = JudgedCandidate(
+            index=row["candidate"], text=row["text"], finish_reason=row["finish_reason"], tokens=tokens
+        )
         answers.setdefault(row["prompt_id"], []).append(answer)
     columns = ["prompt_id", "text", "messages", "reference_answer"]
     found = prompts.select(columns).to_pylist()
-    rows = {row["prompt_id"]: row for row in found if row["prompt_id"] in answers}
-    if missing := answers.keys() - rows.keys():
+    asked = {row["prompt_id"]: row for row in found if row["prompt_id"] in answers}
+    if missing := answers.keys() - asked.keys():
         raise DataError(f"prompt {min(missing)} has candidates, but is not among the prompts: give it too")
     return [
         JudgeItem(
             prompt_id=prompt_id,
-            prompt_text=rows[prompt_id]["text"],
-            messages=rows[prompt_id]["messages"],
-            reference_answer=rows[prompt_id]["reference_answer"],
+            prompt_text=asked[prompt_id]["text"],
+            messages=asked[prompt_id]["messages"],
+            reference_answer=asked[prompt_id]["reference_answer"],
             candidates=judged,
         )
         for prompt_id, judged in answers.items()

@@ -1,10 +1,10 @@
-"""A reward model: a sequence classifier with one output, on prompt and answer."""
+"""A reward model: a sequence classifier on prompt and answer, with one output or several."""
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -14,15 +14,25 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.config import RewardModelJudge
 from pipeline.errors import JudgeError
-from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment
+from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment, Verdict, judge_version, judgment_of
+
+
+@dataclass(frozen=True)
+class _Output:
+    """One output of the classifier that counts: its name among the components, its column, and its weight."""
+
+    name: str
+    column: int
+    weight: float
 
 
 class RewardModel:
-    """Scores are the classifier's raw output, of no fixed range.
+    """The classifier's raw output, of no fixed range; with several, the weighted sum of those that the recipe names.
 
     Where the classifier has a chat template, the conversation goes through it with the answer as the assistant's
-    message (a text prompt is the user's message); else prompt and answer are joined as they are. What is longer
-    than the classifier can read is not cut: its status says ``too_long``.
+    message (a text prompt is the user's message). Without one, or where the recipe says so, prompt and answer are
+    joined as they are; a conversation then has the policy's template around it, so that this has to be asked for.
+    What is longer than the classifier can read is not cut: its status says ``too_long``.
     """
 
     name = "reward_model"
@@ -32,57 +42,62 @@ class RewardModel:
         self._device = device
         self._threads = threads
         self._model, self._tokenizer = _load(config, device)
+        self._outputs = _outputs(self._model, config)
         self._pads_freely = self._model.config.pad_token_id is None
         self._context = _context(self._model, self._tokenizer)
-        self.version = _version(self._model, config)
+        self.version = judge_version(config, version("transformers"), _weights_digest(self._model))
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
-        """Batches by length, so that little is padded; the latency of a judgment is its share of the batch's."""
+        """Batches by length, so that little is padded; the latency of a judgment is its share of the batch's.
+
+        Components: each output by its name, where the recipe names outputs.
+
+        Raises:
+            JudgeError: out of memory; or conversations, and the classifier has no chat template.
+        """
         keys = [(item, candidate) for item in items for candidate in item.candidates]
         ids = [self._encode(item, candidate) for item, candidate in keys]
         fitting = [row for row in range(len(keys)) if len(ids[row]) <= self._context]
         fitting.sort(key=lambda row: (len(ids[row]), row))
-        scores: dict[int, tuple[float, float]] = {}
+        scored: dict[int, tuple[list[float], float]] = {}
         size = self._config.batch_size
         for start in range(0, len(fitting), size):
             rows = fitting[start : start + size]
             begin = time.perf_counter()
-            outputs = self._forward([ids[row] for row in rows])
+            logits = self._forward([ids[row] for row in rows])
             seconds = (time.perf_counter() - begin) / len(rows)
-            scores |= {row: (score, seconds) for row, score in zip(rows, outputs, strict=True)}
-        return [
-            self._judgment(item, candidate, len(ids[row]), scores.get(row))
-            for row, (item, candidate) in enumerate(keys)
-        ]
+            scored |= {row: (values, seconds) for row, values in zip(rows, logits, strict=True)}
+        judgments = []
+        for row, (item, candidate) in enumerate(keys):
+            values, seconds = scored.get(row, (None, 0.0))
+            judgments.append(judgment_of(self, item, candidate, self._verdict(values, len(ids[row])), seconds))
+        return judgments
 
-    def _judgment(
-        self, item: JudgeItem, candidate: JudgedCandidate, length: int, scored: tuple[float, float] | None
-    ) -> Judgment:
-        score, seconds = scored or (None, 0.0)
-        finite = score is not None and math.isfinite(score)
-        too_long = f"{length} tokens, and the judge reads {self._context:.0f}" if score is None else None
-        return Judgment(
-            prompt_id=item.prompt_id,
-            candidate=candidate.index,
-            score=score if finite else None,
-            rationale=too_long,
-            judge=self.name,
-            judge_version=self.version,
-            status="too_long" if score is None else "ok" if finite else "non_finite",
-            latency=seconds,
-        )
+    def _verdict(self, values: list[float] | None, length: int) -> Verdict:
+        if values is None:
+            reason = f"{length} tokens, and the judge reads {self._context:.0f}"
+            return Verdict(score=None, status="too_long", rationale=reason)
+        score = sum(output.weight * values[output.column] for output in self._outputs)
+        named = {output.name: values[output.column] for output in self._outputs} if self._config.heads else {}
+        return Verdict(score=score, components=named)
 
     def _encode(self, item: JudgeItem, candidate: JudgedCandidate) -> list[int]:
         tokenizer = self._tokenizer
-        if not tokenizer.chat_template:
+        if self._config.without_template or not (tokenizer.chat_template or item.messages):
             return list(tokenizer(item.prompt_text + candidate.text).input_ids)
+        if not tokenizer.chat_template:
+            raise JudgeError(
+                f"the reward model '{self._config.path}' has no chat template, and prompt {item.prompt_id} is a "
+                "conversation: add its template to the tokenizer's directory, or, if the model reads plain text in "
+                "the policy's own template, set judge.without_template"
+            )
         prompt = item.messages or [{"role": "user", "content": item.prompt_text}]
         messages = [*prompt, {"role": "assistant", "content": candidate.text}]
         text = tokenizer.apply_chat_template(messages, tokenize=False)
         # The template writes the special tokens itself: adding them again would double the first.
         return list(tokenizer(text, add_special_tokens=False).input_ids)
 
-    def _forward(self, rows: Sequence[Sequence[int]]) -> list[float]:
+    def _forward(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
         longest = max(map(len, rows))
         padding = self._padding(rows)
         ids_B_T = torch.tensor([[*row, *[padding] * (longest - len(row))] for row in rows])
@@ -92,7 +107,7 @@ class RewardModel:
         try:
             with torch.inference_mode():
                 inputs = {"input_ids": ids_B_T.to(self._device), "attention_mask": mask_B_T.to(self._device)}
-                scores_B = self._model(**inputs).logits.squeeze(-1)
+                logits_B_H = self._model(**inputs).logits
         except RuntimeError as error:  # out of memory, and every other fault of the device
             raise JudgeError(
                 f"the reward model '{self._config.path}' failed on {len(rows)} sequences of {longest} tokens: "
@@ -100,7 +115,7 @@ class RewardModel:
             ) from error
         finally:
             torch.set_num_threads(threads)
-        return [float(score) for score in scores_B.float().cpu()]
+        return [[float(value) for value in row] for row in logits_B_H.float().cpu()]
 
     def _padding(self, rows: Sequence[Sequence[int]]) -> int:
         """The padding's id. The classifier reads its score at the last token that is not padding.
@@ -131,8 +146,6 @@ def _load(config: RewardModelJudge, device: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(config.path, **options)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise JudgeError(f"the reward model '{config.path}' cannot be loaded: check its path or id; {error}") from error
-    if model.config.num_labels != 1:
-        raise JudgeError(f"the classifier '{config.path}' has {model.config.num_labels} outputs: a reward model has 1")
     return model.to(device).eval(), tokenizer
 
 
@@ -142,10 +155,36 @@ def _context(model: Any, tokenizer: Any) -> float:
     return min(float(positions or math.inf), float(tokenizer.model_max_length))
 
 
-def _version(model: Any, config: RewardModelJudge) -> str:
-    """Hash of configuration and weights: the first 16 hexadecimal digits of a SHA-256."""
-    digest = hashlib.sha256(json.dumps([config.path, version("transformers")]).encode())
+def _outputs(model: Any, config: RewardModelJudge) -> list[_Output]:
+    """The outputs that count.
+
+    Raises:
+        JudgeError: the classifier has several, and the recipe names none; or it has none of that name or number.
+    """
+    count = model.config.num_labels
+    labels = {str(label): int(column) for column, label in model.config.id2label.items()}
+    if not config.heads:
+        if count != 1:
+            raise JudgeError(
+                f"the classifier '{config.path}' has {count} outputs ({', '.join(labels)}): name those that count, and "
+                "their weights, in judge.heads"
+            )
+        return [_Output("", 0, 1.0)]
+    found = []
+    for head in config.heads:
+        column = labels.get(head.name) if head.output is None else head.output
+        if column is None or column >= count:
+            wanted = f"named '{head.name}'" if head.output is None else f"number {head.output}"
+            raise JudgeError(
+                f"the classifier '{config.path}' has no output {wanted}: it has {count} ({', '.join(labels)}), from 0"
+            )
+        found.append(_Output(head.name, column, head.weight))
+    return found
+
+
+def _weights_digest(model: Any) -> str:
+    digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()

@@ -23,7 +23,7 @@ from pipeline.records import CANDIDATES, JUDGMENTS, to_table
 def judgment(prompt_id: str, score: float | None, **changes: Any) -> dict[str, Any]:
     row = {
         "prompt_id": prompt_id, "candidate": 0, "score": score, "score_std": None, "components": [], "rationale": None,
-        "judge": "vader", "judge_version": "1", "status": "ok", "latency": 0.0,
+        "judge": "vader", "judge_version": "1", "status": "ok", "latency": 0.0, "raw": None,
     }  # fmt: skip
     return row | changes
 

@@ -198,7 +198,7 @@ def test_reward_model_versions_differ_by_weights(tmp_path: Path) -> None:
 
 
 def test_reward_models_that_cannot_serve(tmp_path: Path) -> None:
-    with pytest.raises(JudgeError, match="has 3 outputs: a reward model has 1"):
+    with pytest.raises(JudgeError, match=r"has 3 outputs \(LABEL_0, LABEL_1, LABEL_2\): name those that count"):
         make_judge(classifier(tmp_path / "many", tiny_tokenizer(), labels=3))
     with pytest.raises(JudgeError, match="cannot be loaded: check its path or id"):
         make_judge(RewardModelJudge(kind="reward_model", path=str(tmp_path / "none")))

@@ -30,7 +30,7 @@ def candidate(prompt_id: str, index: int, **changes: Any) -> dict[str, Any]:
 def judgment(prompt_id: str, index: int, score: float | None, **changes: Any) -> dict[str, Any]:
     row = {
         "prompt_id": prompt_id, "candidate": index, "score": score, "score_std": None, "components": [],
-        "rationale": None, "judge": "j", "judge_version": "1", "status": "ok", "latency": 0.0,
+        "rationale": None, "judge": "j", "judge_version": "1", "status": "ok", "latency": 0.0, "raw": None,
     }  # fmt: skip
     return row | changes
 

@@ -140,7 +140,7 @@ def _judgments(number: int, prompt_ids: tuple[str, ...], count: int, judges: tup
         {
             "prompt_id": prompt_id, "candidate": index, "score_std": None, "components": {}, "rationale": None,
             "score": score_of(number, prompt_id, index) if judge == "vader" else 0.9, "judge": judge,
-            "judge_version": "1", "status": "ok", "latency": 0.0,
+            "judge_version": "1", "status": "ok", "latency": 0.0, "raw": None,
         }
         for judge in judges for prompt_id in prompt_ids for index in range(count)
     ], JUDGMENTS)  # fmt: skip
@@ -159,5 +159,5 @@ def _step(step: int) -> Row:
         "step": step, "epoch": 0, "loss": LN2 - half, "reward_chosen": half, "reward_rejected": -half,
         "reward_margin": 2 * half, "accuracy": 0.5 + 0.1 * step, "logp_chosen": -3.0, "logp_rejected": -4.0,
         "logp_chosen_change": 0.0, "logp_rejected_change": 0.0, "grad_norm": 1.0 + step, "learning_rate": 1e-4,
-        "tokens": 10, "seconds": 0.1,
+        "kl": 0.01, "tokens": 10, "seconds": 0.1,
     }  # fmt: skip

@@ -1,0 +1,139 @@
+"""A language model as a judge, behind any endpoint that speaks OpenAI's chat completions."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.config.base import Config
+from pipeline.config.judges.base import JudgeConfig
+
+DIGITS = 9
+"""A score of one digit is one token for every tokenizer, so that its distribution can be read off."""
+
+
+class Rubric(Config):
+    """Each answer by itself gets a score from 1 to ``scale``."""
+
+    kind: Literal["rubric"]
+    scale: int = Field(5, ge=2, le=100, description="the best score; the worst is 1")
+    score: Literal["expected", "parsed"] = Field(
+        "expected",
+        description="mean over the score token's log-probabilities, with its standard deviation; or the written score",
+    )
+
+    @model_validator(mode="after")
+    def _one_token(self) -> "Rubric":
+        if self.score == "expected" and self.scale > DIGITS:
+            raise ValueError(
+                f"scale {self.scale} has scores of two digits, whose probabilities are not one token's: "
+                f"lower it to {DIGITS}, or set score to parsed"
+            )
+        return self
+
+
+class Pairwise(Config):
+    """Two answers at a time, each two of them in both orders; verdicts that turn with the order are ties."""
+
+    kind: Literal["pairwise"]
+    opponents: int | None = Field(
+        None, ge=2, le=1000, multiple_of=2, description="opponents of each answer, drawn by the seed; all where empty"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="of the drawing")
+
+
+class Listwise(Config):
+    """All answers of a prompt at once, in shuffled positions; the score is the mean place, from 0 (last) to 1."""
+
+    kind: Literal["listwise"]
+    shuffles: int = Field(2, ge=1, le=16, description="how often each prompt is asked, each time in another order")
+    seed: int = Field(0, ge=0, lt=2**31, description="of the shuffles")
+
+
+Mode = Annotated[Rubric | Pairwise | Listwise, Field(discriminator="kind")]
+
+
+class LlmJudge(JudgeConfig):
+    """A language model asked for a verdict in JSON.
+
+    Requests are answered from the store's cache where the same has been asked before. A budget counts what was sent
+    since the judge's process started; a resumed run has it again.
+    """
+
+    kind: Literal["llm"]
+    model: str = Field(min_length=1, description="name of the model at the endpoint")
+    base_url: str = Field(description="the endpoint, such as http://127.0.0.1:8000/v1")
+    revision: str | None = Field(
+        None, description="what stands for the model's version: change it when other weights answer to the same name"
+    )
+    api_key_env: str | None = Field(None, description="the environment variable that holds the key; never the key")
+    mode: Mode = Field(description="rubric, pairwise or listwise, by name or with their settings")
+    criteria: str = Field(
+        "A good answer does what the prompt asks, is correct and clear, and is no longer than it needs to be.",
+        min_length=1,
+        description="what makes an answer good, as the model is told",
+    )
+    show_reference: bool = Field(False, description="show the model the prompt's reference answer")
+    rationale: bool = Field(False, description="ask for a reason before the verdict, and keep it")
+    structured: bool = Field(False, description="the endpoint takes a JSON schema as response_format")
+    max_tokens: int = Field(256, ge=1, le=100_000, description="longest reply, in tokens")
+    temperature: float = Field(0.0, ge=0, le=2, description="of the reply")
+    extra_body: Mapping[str, Any] = Field(default_factory=dict, description="further fields of each request")
+    concurrency: int = Field(8, ge=1, le=1024, description="most requests at a time")
+    timeout_seconds: float = Field(60.0, gt=0, le=3600, description="most seconds to wait for one reply")
+    retries: int = Field(
+        6, ge=0, le=100, description="tries after a failed one; 429 and its Retry-After are obeyed, others wait 0.5-8 s"
+    )
+    budget_requests: int | None = Field(None, ge=1, description="most requests, retries included")
+    budget_tokens: int | None = Field(
+        None, ge=1, description="no request is sent once so many tokens were read and written; those on the way count"
+    )
+
+    OPERATIONAL = JudgeConfig.OPERATIONAL | {
+        "api_key_env", "concurrency", "timeout_seconds", "retries", "budget_requests", "budget_tokens",
+    }  # fmt: skip
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _by_name(cls, mode: Any) -> Any:
+        return {"kind": mode} if isinstance(mode, str) else mode
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_url(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.username or parts.password:
+            raise ValueError("base_url holds a name or password: leave it out, and name its variable in api_key_env")
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError(f"base_url '{url}' is no http address: give one such as http://127.0.0.1:8000/v1")
+        return url.rstrip("/")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, name: str | None) -> str | None:
+        # The value is not repeated: where somebody gave the key itself, it would be printed and logged.
+        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,99}", name):
+            raise ValueError(
+                "api_key_env is no name of an environment variable: give a name of capital letters, such as "
+                "JUDGE_API_KEY, and put the key itself into that variable"
+            )
+        return name
+
+    @property
+    def states_uncertainty(self) -> bool:
+        match self.mode:
+            case Rubric(score=score):
+                return score == "expected"
+            case Listwise(shuffles=shuffles):
+                return shuffles > 1
+        return True
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.show_reference
+
+    @property
+    def compares(self) -> bool:
+        return not isinstance(self.mode, Rubric)
