@@ -26,6 +26,7 @@ async def finish_round(run: str, number: int, evaluation: dict[str, Any]) -> Rou
         **{key: value for key, value in figures.items() if key in RoundSummary.model_fields and key != "policy"},
     )
     session.writer.finish_round(number, summary.model_dump(mode="json"))
+    session.release_states(number)
     logger = get_run_logger()
     logger.info("round %d: held-out reward %.4f", number, summary.reward)
     for alarm in summary.alarms:

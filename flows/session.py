@@ -121,9 +121,23 @@ class Session:
 
     def interrupted_update(self, round: int, inputs: str) -> tuple[FileRef, ...]:
         """The newest state that an update of these inputs left, where it was interrupted."""
-        states = [entry for entry in self.run.entries(round=round, stage="update_state") if entry.key]
+        states = self.run.entries(round=round, stage="update_state")
         found = [entry for entry in states if entry.key and entry.key.inputs == inputs]
         return found[-1].files if found else ()
+
+    def commit_state(self, round: int, inputs: str, step: int, files: Sequence[FileRef]) -> None:
+        """Publishes the state of an update in progress, and gives up the one before."""
+        before = self.interrupted_update(round, inputs)
+        self.commit(round, "update_state", files, None, inputs, shard=step)
+        if before:
+            self.writer.release(before, "superseded by those of a later step")
+
+    def release_states(self, round: int) -> None:
+        """Gives up the states of an update that is done."""
+        states = self.run.entries(round=round, stage="update_state")
+        if states:
+            files = [file for entry in states for file in entry.files]
+            self.writer.release(files, "superseded by the round's checkpoint")
 
     def _base(self, round: int) -> tuple[FileRef, ...]:
         """The whole checkpoint that a round's adapter changes: that of the last round before it which has one."""

@@ -105,9 +105,10 @@ async def sample_shard(run: str, number: int, shard: int, rows: list[int], batch
 async def judge_shard(run: str, number: int, shard: int, candidates: Entry, batch: Batch, display: Stage) -> Entry:
     """Judges one shard of candidates: those of a round by the judge that training hears, held-out ones by all."""
     session = current()
-    judges = [session.recipe.judge, *(session.recipe.evaluation.judges if batch.held_out else ())]
-    versions = session.judge_versions[: len(judges)]
-    inputs = content_id([_hashes(candidates.files), [_settings(judge) for judge in judges], versions])
+    judges = session.recipe.held_out_judges if batch.held_out else [0]
+    versions = [session.judge_versions[place] for place in judges]
+    settings = [_settings(session.recipe.judges[place]) for place in judges]
+    inputs = content_id([_hashes(candidates.files), settings, versions])
     done, stage = session.find_in(batch.places, "judgments", inputs, shard)
     if done is not None:
         return done
@@ -115,7 +116,7 @@ async def judge_shard(run: str, number: int, shard: int, candidates: Entry, batc
     file = await session.judge.call(
         "judge",
         prompts=_json(session.files(0, "prompts")), candidates=_json(candidates.files)[0],
-        round=number, stage=stage, shard=shard, judges=len(judges),
+        round=number, stage=stage, shard=shard, judges=judges,
     )  # fmt: skip
     done = session.commit(number, stage, session.references([file]), None, inputs, shard)
     display.report({"done": candidates.meta["candidates"]}, shard)
@@ -172,8 +173,7 @@ async def update(run: str, number: int, candidates: Sequence[Entry], preferences
             if "notice" in figures:
                 session.display.say(f"round {number}: {figures['notice']}")
             elif "state" in figures:
-                saved = session.references(figures["state"])
-                session.commit(number, "update_state", saved, None, inputs, shard=figures["step"])
+                session.commit_state(number, inputs, figures["step"], session.references(figures["state"]))
             else:
                 stage.report(figures)
 
