@@ -130,6 +130,7 @@ def shared_prefix_attention(model: Any) -> Iterator[None]:
         model.set_attn_implementation(own)
 
 
+@torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
 def _attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -142,7 +143,10 @@ def _attention(
     sequence_layout: Layout | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of a flat pack, in the form that `transformers` calls: [1, H, T, D] in, [1, T, H, D] out."""
+    """Attention of a flat pack, in the form that `transformers` calls: [1, H, T, D] in, [1, T, H, D] out.
+
+    A compiled layer leaves it out: each pack has shapes of its own here, and each would be compiled.
+    """
     if sequence_layout is None:
         raise UnsupportedModelError(
             f"{type(module).__name__} does not hand its attention the layout of a pack: use another model"

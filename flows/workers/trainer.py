@@ -9,6 +9,7 @@ from typing import Any
 from flows.references import PolicyRef, UpdateInputs
 from flows.workers import updates
 from flows.workers.base import ProgressCall, Worker
+from pipeline import compilation
 from pipeline import policy as policies
 from pipeline import prompts as prompt_tables
 from pipeline.config import PretrainedPolicy, WarmStartPolicy
@@ -46,6 +47,8 @@ class TrainerWorker(Worker):
         torch.set_num_threads(devices.cpu_threads)
         if devices.trainer != "cpu" and not torch.cuda.is_available():
             raise ConfigError(f"devices.trainer is '{devices.trainer}', and torch finds no GPU here: set it to cpu")
+        if self.recipe.update.compile:
+            compilation.check_compiler(devices.trainer)
         self._model: Any = None
         self._tokenizer: Any = None
         self._policy: str | None = None
@@ -198,6 +201,8 @@ class TrainerWorker(Worker):
     def _load(self, directory: Path) -> None:
         if self._model is None:
             self._model, self._tokenizer = policies.load_policy(directory, device=self.recipe.devices.trainer)
+            if self.recipe.update.compile:
+                compilation.compile_layers(self._model)
         else:
             policies.load_weights(self._model, directory)
 

@@ -124,6 +124,9 @@ class UpdateConfig(Config):
         "float32", description="of the forward pass; master weights are float32"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
+    compile: bool = Field(
+        False, description="compile the policy's layers once per worker; takes half a minute and a C++ compiler"
+    )
 
     @field_validator("objective", mode="before")
     @classmethod
