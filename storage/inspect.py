@@ -1,49 +1,78 @@
-"""Questions about the data of rounds, answered by DuckDB over the committed Parquet files.
+"""Questions about the data of one round, as people ask them.
 
-For people, the tables come joined: candidates with their prompt and judgment, judgments with the candidate's text,
-preferences with the texts of the best and the worst candidate. Queries read; the connection can reach neither files
-nor network, and its settings are locked.
+The tables come joined: candidates with their prompt and judgment, judgments with the candidate's text, preferences
+with the texts of the best and the worst candidate. DuckDB finds the rows that are asked for from the columns that the
+question names; the other columns are read of those rows alone. A question reads: see ``storage/duck.py``.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import duckdb
 import pyarrow as pa
 
-from storage.errors import DamagedFileError, NotCommittedError, QueryError
+from storage.columns import ROW, Columns
+from storage.duck import clear_errors, locked_connection
+from storage.errors import NotCommittedError, QueryError
 from storage.manifest import FileRef
 from storage.run import Run
-from storage.shards import open_dataset, read_table
+from storage.shards import read_table
 from storage.store import Store
 
-_SQL_TABLES = ("candidates", "judgments", "preferences", "prompts", "metrics")
 
-_POSITION = "_position"
+@dataclass(frozen=True)
+class _Join:
+    """How a table is shown.
 
-# `_table` is the table asked for, `_candidates` and `_judgments` are those of the same round or evaluation, `_position`
-# is the order of the prompts. Of several judges, the candidates show the one asked for, so that none appears twice.
-_CANDIDATES = """
-    SELECT c.*, j.score, j.status, p.prompt, p._position FROM _table AS c
-    LEFT JOIN (
-        SELECT * FROM _judgments
-        WHERE judge = coalesce((SELECT name FROM _judge), (SELECT min(judge) FROM _judgments))
-    ) AS j
-        USING (prompt_id, candidate)
-    LEFT JOIN _prompts AS p USING (prompt_id)"""
-_JUDGMENTS = """
-    SELECT j.*, c.text, c.finish_reason, p.prompt, p._position FROM _table AS j
-    LEFT JOIN _candidates AS c USING (prompt_id, candidate)
-    LEFT JOIN _prompts AS p USING (prompt_id)"""
-_PREFERENCES = """
-    SELECT r.*, best.text AS chosen, worst.text AS rejected, p.prompt, p._position FROM _table AS r
-    LEFT JOIN _candidates AS best ON best.prompt_id = r.prompt_id AND best.candidate = r.candidates[1]
-    LEFT JOIN _candidates AS worst ON worst.prompt_id = r.prompt_id AND worst.candidate = r.candidates[-1]
-    LEFT JOIN _prompts AS p ON p.prompt_id = r.prompt_id"""
-_PROMPTS = "SELECT t.*, p._position FROM _table AS t LEFT JOIN _prompts AS p USING (prompt_id)"
-_JOINED = {"candidates": _CANDIDATES, "judgments": _JUDGMENTS, "preferences": _PREFERENCES, "prompts": _PROMPTS}
+    Attributes:
+        sql: the tables and their joins: ``t`` is the table itself, ``c``, ``best`` and ``worst`` candidates, ``j``
+            judgments, ``p`` prompts, of the same round or evaluation.
+        tables: the stage of each.
+        keys: the columns that joins and order need of each.
+        beside: what stands beside the table's own columns, as name: (table, column).
+    """
 
-# The columns that the joins need of a stage that was not committed (yet).
+    sql: str
+    tables: Mapping[str, str]
+    keys: Mapping[str, Sequence[str]]
+    beside: Mapping[str, tuple[str, str]]
+
+
+_PAIR = ("prompt_id", "candidate")
+# Of several judges, the candidates show the one asked for, so that none appears twice.
+_CANDIDATES = _Join(
+    """_t AS t LEFT JOIN (
+        SELECT * FROM _j WHERE judge = coalesce((SELECT name FROM _judge), (SELECT min(judge) FROM _j))
+    ) AS j ON j.prompt_id = t.prompt_id AND j.candidate = t.candidate LEFT JOIN _p AS p ON p.prompt_id = t.prompt_id""",
+    {"j": "judgments", "p": "prompts"},
+    {"t": _PAIR, "j": (*_PAIR, "judge"), "p": ("prompt_id",)},
+    {"score": ("j", "score"), "status": ("j", "status"), "prompt": ("p", "text")},
+)
+_JUDGMENTS = _Join(
+    """_t AS t LEFT JOIN _c AS c ON c.prompt_id = t.prompt_id AND c.candidate = t.candidate
+    LEFT JOIN _p AS p ON p.prompt_id = t.prompt_id""",
+    {"c": "candidates", "p": "prompts"},
+    {"t": (*_PAIR, "judge"), "c": _PAIR, "p": ("prompt_id",)},
+    {"text": ("c", "text"), "finish_reason": ("c", "finish_reason"), "prompt": ("p", "text")},
+)
+_PREFERENCES = _Join(
+    """_t AS t
+    LEFT JOIN _best AS best ON best.prompt_id = t.prompt_id AND best.candidate = t.candidates[1]
+    LEFT JOIN _worst AS worst ON worst.prompt_id = t.prompt_id AND worst.candidate = t.candidates[-1]
+    LEFT JOIN _p AS p ON p.prompt_id = t.prompt_id""",
+    {"best": "candidates", "worst": "candidates", "p": "prompts"},
+    {"t": ("prompt_id", "candidates"), "best": _PAIR, "worst": _PAIR, "p": ("prompt_id",)},
+    {"chosen": ("best", "text"), "rejected": ("worst", "text"), "prompt": ("p", "text")},
+)
+_PROMPTS = _Join(
+    "_t AS t LEFT JOIN _p AS p ON p.prompt_id = t.prompt_id",
+    {"p": "prompts"}, {"t": ("prompt_id",), "p": ("prompt_id",)}, {},
+)  # fmt: skip
+_ALONE = _Join("_t AS t", {}, {"t": ()}, {})
+_JOINS = {"candidates": _CANDIDATES, "judgments": _JUDGMENTS, "preferences": _PREFERENCES, "prompts": _PROMPTS}
+_ORDER = ("prompt_id", "candidate", "judge", "step")
+
+# The columns of a stage that was not committed (yet).
 _ID = ("prompt_id", pa.string())
 _CANDIDATE = ("candidate", pa.int32())
 _EMPTY = {
@@ -53,14 +82,14 @@ _EMPTY = {
 }
 
 
-def table(store: Store, run: Run, round: int, stage: str) -> pa.Table:
-    """The whole table of a stage, verified.
+def table(store: Store, run: Run, round: int, stage: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The whole table of a stage, verified: every byte of its files is compared with what was committed.
 
     Raises:
         NotCommittedError: the round has no such table.
         DamagedFileError: a file is missing, or is not the one that was committed.
     """
-    return read_table(store, _files(run, round, stage))
+    return read_table(store, files_of(run, round, stage), columns)
 
 
 def query(
@@ -73,8 +102,11 @@ def query(
     prompt: str | None = None,
     limit: int | None = None,
     judge: str | None = None,
+    columns: Sequence[str] | None = None,
 ) -> pa.Table:
     """The rows of one table of a round, in the order of the prompts and candidates.
+
+    What is read is checked page by page; see ``storage/shards.py``.
 
     Args:
         table: candidates, judgments or preferences, or one of these with ``eval_`` before it (joined, see above);
@@ -83,65 +115,35 @@ def query(
         prompt: the first characters of a prompt's id.
         limit: the largest number of rows.
         judge: whose scores stand beside the candidates; the first by name where none is given.
+        columns: the columns to answer with, those that there are; all where none are given.
 
     Raises:
         NotCommittedError: the round has no such table.
         QueryError: the expression is wrong; the message has DuckDB's reason and the columns.
-        DamagedFileError: a file is missing or cannot be read.
+        DamagedFileError: a file is missing, or what is read of it is damaged.
     """
     if limit is not None and limit < 0:
         raise QueryError(f"limit {limit} is negative: give the largest number of rows")
-    with _connection() as connection:
-        with _clear_errors([]):
-            rows = _rows(connection, store, run, round, table, judge)
-        columns = [name for name in rows.columns if name != _POSITION]
-        with _clear_errors(columns):
-            if prompt is not None:
-                matches = duckdb.FunctionExpression(
-                    "starts_with", duckdb.ColumnExpression("prompt_id"), duckdb.ConstantExpression(prompt)
-                )
-                rows = rows.filter(matches)
-            if where is not None:
-                rows = rows.filter(where)
-            order = [name for name in (_POSITION, "prompt_id", "candidate", "judge", "step") if name in rows.columns]
-            if order:
-                rows = rows.order(", ".join(f"{name} NULLS LAST" for name in order))
-            if limit is not None:
-                rows = rows.limit(limit)
-            return rows.project(", ".join(f'"{name}"' for name in columns)).to_arrow_table()
+    stage = table.removeprefix("eval_")
+    join = _JOINS.get(stage, _ALONE)
+    sources = {"t": Columns(store, files_of(run, round, table))}
+    for alias, name in join.tables.items():
+        files = run.files(0, name) if name == "prompts" else run.files(round, table.removesuffix(stage) + name)
+        sources[alias] = Columns(store, files, _EMPTY[name])
+    shown = {name: ("t", name) for name in sources["t"].schema.names} | dict(join.beside)
+    rows = _find(join, sources, shown, where, prompt, limit, judge)
+    answer = [name for name in shown if columns is None or name in columns]
+    taken = {
+        alias: sources[alias].take(
+            rows[alias], [column for name in answer for a, column in [shown[name]] if a == alias]
+        )
+        for alias in sources
+    }
+    return pa.table({name: taken[alias][column] for name in answer for alias, column in [shown[name]]})
 
 
-def select(store: Store, run: Run, sql: str) -> pa.Table:
-    """The answer to one SELECT over the tables of all rounds, each with a column ``round``.
-
-    The tables are candidates, judgments, preferences, prompts and metrics, as far as they were committed.
-
-    Raises:
-        QueryError: the statement is wrong, is none that reads, or is more than one.
-        DamagedFileError: a file is missing or cannot be read.
-    """
-    with _connection() as connection:
-        tables = {}
-        for stage in _SQL_TABLES:
-            rounds = {
-                file.path: number
-                for number in sorted({entry.round for entry in run.entries(stage=stage)})
-                for file in run.files(number, stage)
-            }
-            if rounds:
-                files = [file for number in sorted(set(rounds.values())) for file in run.files(number, stage)]
-                tables[stage] = open_dataset(store, files, rounds=rounds)
-                connection.register(stage, tables[stage])
-        columns = [f"{stage}.{name}" for stage, dataset in tables.items() for name in dataset.schema.names]
-        _lock(connection)
-        with _clear_errors(columns):
-            statements = connection.extract_statements(sql)
-            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-                raise QueryError("give one SELECT statement: the tables of a run are only read")
-            return connection.sql(sql).to_arrow_table()
-
-
-def _files(run: Run, round: int, stage: str) -> list[FileRef]:
+def files_of(run: Run, round: int, stage: str) -> list[FileRef]:
+    """The files of a stage that is a table; NotCommittedError where it is none, naming the stages that there are."""
     files = run.files(round, stage)
     if not files:
         there = sorted({entry.key.stage for entry in run.entries(round) if entry.key is not None})
@@ -152,48 +154,45 @@ def _files(run: Run, round: int, stage: str) -> list[FileRef]:
     return files
 
 
-@contextmanager
-def _connection() -> Iterator[duckdb.DuckDBPyConnection]:
-    connection = duckdb.connect(":memory:")
-    try:
-        yield connection
-    finally:
-        connection.close()
+def _find(
+    join: _Join,
+    sources: Mapping[str, Columns],
+    shown: Mapping[str, tuple[str, str]],
+    where: str | None,
+    prompt: str | None,
+    limit: int | None,
+    judge: str | None,
+) -> pa.Table:
+    """The number of the row of each source that stands in each row of the answer."""
+    order = [name for name in _ORDER if shown.get(name, ("", ""))[0] == "t"]
+    named = {name for name in shown if _mentions(where, name)} | set(order)
+    columns = ", ".join(f'{alias}."{column}" AS "{name}"' for name, (alias, column) in shown.items() if name in named)
+    numbers = ", ".join(f"{alias}.{ROW} AS _row_{alias}" for alias in sources)
+    tables = {f"_{alias}": _narrow(source, join, alias, shown, named) for alias, source in sources.items()}
+    tables["_judge"] = pa.table({"name": pa.array([judge], pa.string())})
+    with locked_connection(tables) as connection, clear_errors([f"the columns are {', '.join(shown)}"]):
+        rows = connection.sql(f"SELECT {', '.join(filter(None, [columns, numbers]))} FROM {join.sql}")  # noqa: S608
+        if prompt is not None:
+            arguments = duckdb.ColumnExpression("prompt_id"), duckdb.ConstantExpression(prompt)
+            rows = rows.filter(duckdb.FunctionExpression("starts_with", *arguments))
+        if where is not None:
+            rows = rows.filter(where)
+        first = ["_row_p"] if "p" in sources else []
+        rows = rows.order(", ".join(f'"{name}" NULLS LAST' for name in [*first, *order, "_row_t"]))
+        if limit is not None:
+            rows = rows.limit(limit)
+        found = rows.project(", ".join(f"_row_{alias}" for alias in sources)).to_arrow_table()
+    return found.rename_columns(list(sources))
 
 
-def _lock(connection: duckdb.DuckDBPyConnection) -> None:
-    """From here on the connection sees only what was registered."""
-    connection.execute("SET enable_external_access = false")
-    connection.execute("SET lock_configuration = true")
+def _narrow(
+    source: Columns, join: _Join, alias: str, shown: Mapping[str, tuple[str, str]], named: set[str]
+) -> pa.Table:
+    needed = {shown[name][1] for name in named if shown[name][0] == alias}
+    return source.narrow([*join.keys[alias], *needed])
 
 
-def _rows(
-    connection: duckdb.DuckDBPyConnection, store: Store, run: Run, round: int, table: str, judge: str | None
-) -> duckdb.DuckDBPyRelation:
-    stage = table.removeprefix("eval_")
-    prefix = table.removesuffix(stage)
-    connection.register("_table", open_dataset(store, _files(run, round, table)))
-    for name in ("candidates", "judgments"):
-        files = run.files(round, prefix + name)
-        connection.register(f"_{name}", open_dataset(store, files) if files else _EMPTY[name].empty_table())
-    files = run.files(0, "prompts")
-    prompts = (
-        read_table(store, files, ["prompt_id", "text"], verify=False) if files else _EMPTY["prompts"].empty_table()
-    )
-    prompts = prompts.rename_columns(["prompt_id", "prompt"])
-    connection.register("_prompts", prompts.append_column(_POSITION, pa.array(range(len(prompts)), pa.int64())))
-    connection.register("_judge", pa.table({"name": pa.array([judge], pa.string())}))
-    _lock(connection)
-    return connection.sql(_JOINED.get(stage, "SELECT * FROM _table"))
-
-
-@contextmanager
-def _clear_errors(columns: list[str]) -> Iterator[None]:
-    """Turn DuckDB's errors into those of the store."""
-    try:
-        yield
-    except duckdb.Error as error:
-        reason = str(error).partition("\n")[0]
-        if isinstance(error, duckdb.IOException | duckdb.InternalException | duckdb.FatalException):
-            raise DamagedFileError(f"a committed file cannot be read: {reason}") from error
-        raise QueryError(f"{reason}; the columns are {', '.join(columns)}") from error
+def _mentions(where: str | None, name: str) -> bool:
+    """Whether the expression may mean this column: too many are read rather than one too few."""
+    text = (where or "").lower()
+    return name.lower() in text or "*" in text or "columns" in text

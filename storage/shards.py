@@ -1,6 +1,16 @@
-"""Arrow tables as Parquet files: written once under a unique name, read back only as they were committed."""
+"""Arrow tables as Parquet files: written once under a unique name, read back only as they were committed.
 
-from collections.abc import Mapping, Sequence
+How sure a reader can be that it has what was committed depends on how much of a file it reads:
+
+- the whole file (:func:`read_table`): every byte is compared, through size and SHA-256;
+- some columns (:func:`open_table`, :func:`open_dataset`, :func:`read_table` with ``verify=False``): the size is
+  compared, and the CRC-32 of each page that is read. Pages that are not read are not looked at, and the footer has no
+  checksum of its own: damage there shows where it makes the file unreadable or changes its number of rows. Only the
+  whole file's SHA-256 is proof against a deliberate change.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -13,7 +23,14 @@ from storage.manifest import FileRef, digest_of
 from storage.releases import why_missing
 from storage.store import Store
 
-_FORMAT = ds.ParquetFileFormat()
+ROW_GROUP = 16_384
+"""Rows that are compressed, and held in memory, together."""
+# As measured by tests/benchmarks/bench_store.py: log-probabilities shrink by half when their bytes are stored by
+# position; level 3 is the last one that costs less time than the disk it saves.
+_COMPRESSION: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "write_page_checksum": True}
+_FORMAT = ds.ParquetFileFormat(
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+)
 # What reading a file that is no Parquet, or is damaged, can raise.
 PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError)
 
@@ -23,17 +40,20 @@ def write_table(
 ) -> FileRef:
     """Write a table, or batches as they come, to a new file; invisible to readers until it is committed.
 
+    Holds no more than :data:`ROW_GROUP` rows and one batch at a time.
+
     Raises:
         StorageFullError, StorageAccessError, BackendError: it could not be written; nothing is left behind.
     """
     key = layout.new_shard_key(run, round, stage, shard)
     rows = 0
     with store.objects.sink(key) as sink:
-        reader = table.to_reader() if isinstance(table, pa.Table) else table
-        with pq.ParquetWriter(pa.PythonFile(sink, mode="w"), table.schema, compression="zstd") as writer:
-            for batch in reader:
-                rows += batch.num_rows
-                writer.write_batch(batch)
+        batches = table.to_batches() if isinstance(table, pa.Table) else table
+        options = _COMPRESSION | encodings(table.schema)
+        with pq.ParquetWriter(pa.PythonFile(sink, mode="w"), table.schema, **options) as writer:
+            for group in _row_groups(batches):
+                rows += group.num_rows
+                writer.write_table(group, row_group_size=ROW_GROUP)
     return FileRef(key, sink.bytes, sink.sha256, rows=rows)
 
 
@@ -52,11 +72,29 @@ def read_table(
     """
     if not files:
         raise NotCommittedError("there are no files to read: the stage was not committed")
-    return pa.concat_tables([_read_file(store, file, columns, verify) for file in files])
+    # A version that added a column may have written some of the files: the others have nulls there.
+    return pa.concat_tables([_read_file(store, file, columns, verify) for file in files], promote_options="default")
+
+
+def open_table(store: Store, file: FileRef) -> pq.ParquetFile:
+    """A file that reads only the columns and row groups it is asked for, checking the pages that it reads.
+
+    Raises:
+        DamagedFileError: it is missing, has another size or number of rows than was committed, or is no Parquet.
+    """
+    check_size(store, file)
+    path = store.objects.local_path(file.path)
+    source = pa.PythonFile(store.objects.open(file.path), mode="r") if path is None else path
+    try:
+        parquet = pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True)
+    except PARQUET_ERRORS as error:
+        raise DamagedFileError(f"{file.path} cannot be read as Parquet: {error}") from error
+    _check_rows(file, parquet.metadata.num_rows)
+    return parquet
 
 
 def open_dataset(store: Store, files: Sequence[FileRef], *, rounds: Mapping[str, int] | None = None) -> ds.Dataset:
-    """The files as one lazy dataset, that reads only the columns and row groups it is asked for. Not verified.
+    """The files as one lazy dataset, that reads only the columns and row groups it is asked for.
 
     Args:
         rounds: round of each file by its path; gives the dataset a column ``round``.
@@ -93,22 +131,67 @@ def check_size(store: Store, file: FileRef) -> None:
 
 
 def _read_file(store: Store, file: FileRef, columns: Sequence[str] | None, verify: bool) -> pa.Table:
-    source = (
-        pa.BufferReader(_verified(store, file)) if verify else pa.PythonFile(store.objects.open(file.path), mode="r")
-    )
     try:
-        parquet = pq.ParquetFile(source)
+        parquet = pq.ParquetFile(pa.BufferReader(_verified(store, file))) if verify else open_table(store, file)
         missing = set(columns or ()) - set(parquet.schema_arrow.names)
         if missing:
             raise QueryError(f"{file.path} has no column {sorted(missing)}: it has {parquet.schema_arrow.names}")
         table = parquet.read(columns=None if columns is None else list(columns))
-    except QueryError:
+    except StoreError:
         raise
     except PARQUET_ERRORS as error:
         raise DamagedFileError(f"{file.path} cannot be read as Parquet: {error}") from error
-    if file.rows is not None and table.num_rows != file.rows:
-        raise DamagedFileError(f"{file.path} has {table.num_rows} rows, and was committed with {file.rows}")
+    _check_rows(file, table.num_rows)
     return table
+
+
+def _check_rows(file: FileRef, rows: int) -> None:
+    if file.rows is not None and rows != file.rows:
+        raise DamagedFileError(f"{file.path} has {rows} rows, and was committed with {file.rows}")
+
+
+def encodings(schema: pa.Schema) -> dict[str, Any]:
+    """How a writer of this schema encodes its columns: floats within lists byte by byte, all else by dictionary.
+
+    The floats of a list, such as the log-probabilities of tokens, hardly repeat; single ones, such as scores, often do.
+    """
+    split = [
+        path for field in schema for path, kind in _leaves(field.name, field.type) if _is_float_of_list(path, kind)
+    ]
+    others = [path for field in schema for path, _ in _leaves(field.name, field.type) if path not in split]
+    return {"use_dictionary": others, "column_encoding": dict.fromkeys(split, "BYTE_STREAM_SPLIT")}
+
+
+def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
+    """The Parquet columns below a column, under the names that Parquet gives them."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        yield from _leaves(f"{path}.list.element", kind.value_type)
+    elif pa.types.is_map(kind):
+        yield from _leaves(f"{path}.key_value.key", kind.key_type)
+        yield from _leaves(f"{path}.key_value.value", kind.item_type)
+    elif pa.types.is_struct(kind):
+        for index in range(kind.num_fields):
+            yield from _leaves(f"{path}.{kind.field(index).name}", kind.field(index).type)
+    else:
+        yield path, kind
+
+
+def _is_float_of_list(path: str, kind: pa.DataType) -> bool:
+    return pa.types.is_floating(kind) and path.endswith(".list.element")
+
+
+def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The batches, joined until they fill a row group."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        rows = sum(part.num_rows for part in waiting)
+        if rows >= ROW_GROUP:
+            joined = pa.Table.from_batches(waiting)
+            yield joined.slice(0, rows - rows % ROW_GROUP)
+            waiting = joined.slice(rows - rows % ROW_GROUP).to_batches()
+    if waiting:
+        yield pa.Table.from_batches(waiting)
 
 
 def _verified(store: Store, file: FileRef) -> bytes:

@@ -10,6 +10,7 @@ from storage.errors import DamagedFileError, NotCommittedError, QueryError
 from storage.manifest import Key
 from storage.run import Run
 from storage.shards import write_table
+from storage.sql import select
 from storage.store import Store
 
 PROMPTS = ["c1", "a1", "a2"]  # in this order, which is not the alphabetical one
@@ -157,9 +158,7 @@ def test_wrong_expressions(store: Store, run: Run) -> None:
 
 
 def test_select_over_rounds(store: Store, run: Run) -> None:
-    table = inspect.select(
-        store, run, "select round, judge, avg(score) s, count(*) n from judgments group by all order by all"
-    )
+    table = select(store, run, "select round, judge, avg(score) s, count(*) n from judgments group by all order by all")
     assert table.to_pylist() == [
         {"round": 1, "judge": "sentiment", "s": 1.125, "n": 6},
         {"round": 1, "judge": "verbosity", "s": 101.125, "n": 6},
@@ -168,8 +167,8 @@ def test_select_over_rounds(store: Store, run: Run) -> None:
     joined = (
         "select c.round, p.text from candidates c join prompts p using (prompt_id) where c.round = 2 and p.round = 0"
     )
-    assert inspect.select(store, run, joined).num_rows == 6
-    assert inspect.select(store, run, "select * from metrics where step = 2 order by round")["round"].to_pylist() == [
+    assert select(store, run, joined).num_rows == 6
+    assert select(store, run, "select * from metrics where step = 2 order by round")["round"].to_pylist() == [
         1,
         2,
     ]
@@ -189,7 +188,7 @@ def test_select_only_reads(store: Store, run: Run, tmp_path: Path) -> None:
         "install httpfs",
     ):
         with pytest.raises(QueryError):
-            inspect.select(store, run, sql)
+            select(store, run, sql)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -204,5 +203,5 @@ def test_damaged_file_is_not_the_users_fault(store: Store, run: Run) -> None:
         with pytest.raises(DamagedFileError):
             inspect.query(store, run, 1, table="metrics")
         with pytest.raises(DamagedFileError):
-            inspect.select(store, run, "select sum(loss) from metrics where step > 0")
+            select(store, run, "select sum(loss) from metrics where step > 0")
         store.objects.delete([file.path])

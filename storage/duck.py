@@ -1,0 +1,39 @@
+"""DuckDB as the questions use it: a connection that reaches neither files nor network, and errors of this package."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import duckdb
+
+from storage.errors import DamagedFileError, QueryError
+
+
+@contextmanager
+def locked_connection(tables: Mapping[str, Any]) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that sees these Arrow tables and datasets, and nothing else; its settings are locked."""
+    connection = duckdb.connect(":memory:")
+    try:
+        for name, table in tables.items():
+            connection.register(name, table)
+        connection.execute("SET enable_external_access = false")
+        connection.execute("SET lock_configuration = true")
+        yield connection
+    finally:
+        connection.close()
+
+
+@contextmanager
+def clear_errors(there: Iterable[str]) -> Iterator[None]:
+    """Turn DuckDB's errors into those of the store.
+
+    Args:
+        there: what could have been asked for, one phrase for each table, for who got a name wrong.
+    """
+    try:
+        yield
+    except duckdb.Error as error:
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, duckdb.IOException | duckdb.InternalException | duckdb.FatalException):
+            raise DamagedFileError(f"a committed file cannot be read: {reason}") from error
+        raise QueryError("; ".join([reason, *there])) from error
