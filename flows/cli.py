@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flows import commands, tables
+from flows import cli_store, commands, tables
 from flows.display import Display
 from flows.errors import InterruptedRunError
+from flows.options import DEFAULT_ROOT, Json, Root, RunAtRound, RunName, TakeOver
 from pipeline.errors import RondoError
 from storage.errors import StoreError
 
@@ -23,21 +24,12 @@ app = typer.Typer(
 )
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="name of the run")]
-RunAtRound = Annotated[str, typer.Argument(metavar="RUN@ROUND", help="a run and one of its rounds, such as demo@3")]
-Root = Annotated[
-    str, typer.Option("--root", envvar="RONDO_ROOT", help="where runs are kept: a directory, or s3://, gs://, az://")
-]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field, such as update.beta=0.2")
 ]
 Rounds = Annotated[int | None, typer.Option("--rounds", min=1, help="bring the run to this many rounds")]
-TakeOver = Annotated[
-    bool, typer.Option("--take-over", help="write although another machine may still be writing; it will be shut out")
-]
-Json = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
-DEFAULT_ROOT = "runs"
 INTERRUPTED = 130  # as shells count an end by Ctrl-C
+app.add_typer(cli_store.app)
 
 
 @app.command()

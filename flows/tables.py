@@ -26,11 +26,16 @@ _SHORT_ID = 8
 def print_rows(rows: Sequence[Mapping[str, Any]], *, title: str, as_json: bool, empty: str) -> None:
     """Rows as a table, or as a JSON array."""
     if as_json:
-        print(json.dumps(list(rows), ensure_ascii=False, default=str))  # noqa: T201  standard output is the interface
+        print_json(list(rows))
     elif not rows:
         Console().print(empty, markup=False)
     else:
         Console().print(_table(rows, title))
+
+
+def print_json(value: object) -> None:
+    """Anything as JSON, for machines."""
+    print(json.dumps(value, ensure_ascii=False, default=str))  # noqa: T201  standard output is the interface
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], table: str, source: str, *, as_json: bool) -> None:

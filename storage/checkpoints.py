@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -117,6 +117,20 @@ def find_shared(store: Store, kind: str, digest: str) -> tuple[FileRef, ...] | N
     if {name: value.get(name) for name in expected} != expected or not isinstance(value.get("files"), list):
         raise CorruptEntryError(f"{key} is no manifest of {kind} {digest}")
     return tuple(FileRef.from_json(file) for file in value["files"])
+
+
+def shared_files(store: Store, keys: Iterable[str]) -> set[str]:
+    """Which of these keys are shared manifests, or files that one names.
+
+    Raises:
+        CorruptEntryError: a manifest is damaged.
+    """
+    found = set()
+    for key in keys:
+        if key == layout.shared_manifest_of(key):
+            _, kind, digest, _ = key.split("/")
+            found |= {key, *(file.path for file in find_shared(store, kind, digest) or ())}
+    return found
 
 
 @contextmanager

@@ -11,6 +11,7 @@
     ├── NotCommittedError (LookupError)      no commit of that stage in that round
     ├── ReleasedFileError (LookupError)      a file that was removed on purpose
     ├── RunBusyError (RuntimeError)          another process writes to the run
+    ├── RunHasForksError (RuntimeError)      other runs name its files
     ├── CorruptEntryError (ValueError)       a log entry, summary or manifest is damaged
     ├── DamagedFileError (ValueError)        a data file is missing, or not the one that was committed
     ├── QueryError (ValueError)              a wrong SQL expression
@@ -56,6 +57,10 @@ class ReleasedFileError(StoreError, LookupError):
 
 class RunBusyError(StoreError, RuntimeError):
     """Another writer has the run, or has taken it over."""
+
+
+class RunHasForksError(StoreError, RuntimeError):
+    """A run that cannot be deleted: its forks name its files."""
 
 
 class CorruptEntryError(StoreError, ValueError):

@@ -7,6 +7,7 @@ and the entries after it are the whole state, and an older round costs the readi
 
 import threading
 from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -64,6 +65,20 @@ class _State:
         return Summary(entry, self.rounds - 1, self.digest, self.session, commits, pending, tuple(self.releases))
 
 
+def replay(entries: Iterable[tuple[Entry, str]]) -> Iterator[Summary]:
+    """The summaries that the entries of a whole log, each with the digest of its bytes, add up to.
+
+    Raises:
+        CorruptEntryError: an entry does not follow from the one before.
+    """
+    rest = iter(entries)
+    state = _State(*next(rest))
+    for entry, digest in rest:
+        summary = state.apply(entry, digest)
+        if summary is not None:
+            yield summary
+
+
 class Log:
     """What is known of a run's log. Safe to use from several threads.
 
@@ -82,6 +97,7 @@ class Log:
         self._summaries: dict[int, Summary] = {}
         self._damaged: set[int] = set()
         self._releases: dict[int, Entry] = {}
+        self._intact_part = intact_part
         first = objects.read(layout.entry_key(run, 0))
         self.header = self._decode(0, first)
         self._start = _State(self.header, digest_of(first))
@@ -130,13 +146,15 @@ class Log:
         """The "release" entry of each file that the run has given up, by path; read when it is first asked for."""
         with self.lock:
             missing = [number for number in self._state.releases if number not in self._releases]
-            keys = [layout.entry_key(self.run, number) for number in missing]
-            try:
-                found = self._objects.read_many(keys)
-            except MissingObjectError as error:
-                raise CorruptEntryError(f"the log of run '{self.run}' has a gap: {error}") from error
-            for number, data in zip(missing, found, strict=True):
-                self._releases[number] = self._decode(number, data)
+            for some in [[number] for number in missing] if self._intact_part else [missing]:
+                try:
+                    found = self._objects.read_many([layout.entry_key(self.run, number) for number in some])
+                    decoded = [self._decode(number, data) for number, data in zip(some, found, strict=True)]
+                except (CorruptEntryError, MissingObjectError) as error:
+                    if self._intact_part:
+                        continue
+                    raise CorruptEntryError(f"a release of run '{self.run}' cannot be read: {error}") from error
+                self._releases |= dict(zip(some, decoded, strict=True))
             return {file.path: entry for _, entry in sorted(self._releases.items()) for file in entry.files}
 
     def refresh(self) -> None:

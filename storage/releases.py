@@ -16,13 +16,13 @@ Parent = tuple[str, int]
 """Where a fork starts from: a run and one of its rounds."""
 
 
-def parents(objects: Objects) -> dict[str, Parent | None]:
-    """Every run under the root, with what it was forked from.
+def parents(objects: Objects, but: str | None = None) -> dict[str, Parent | None]:
+    """Every run under the root, with what it was forked from; one may be left out.
 
     Raises:
         CorruptEntryError: the first log entry of a run is damaged.
     """
-    names = [name for name in objects.children(layout.RUNS) if layout.is_run_name(name)]
+    names = [name for name in objects.children(layout.RUNS) if layout.is_run_name(name) and name != but]
     names = [name for name in names if objects.size(layout.entry_key(name, 0)) is not None]
     found = objects.read_many([layout.entry_key(name, 0) for name in names])
     return {name: _parent(name, data) for name, data in zip(names, found, strict=True)}

@@ -63,6 +63,13 @@ class Run:
         """The files that the run has given up, by path, each with the "release" entry that says why."""
         return self._log.released
 
+    def check_kept(self, files: Sequence[FileRef]) -> None:
+        """ReleasedFileError where the run has given one of these files up, whether or not its bytes are still there."""
+        released = self._log.released
+        gone = next((file.path for file in files if file.path in released), None)
+        if gone is not None:
+            raise releases.released_error(self._log, gone, released)
+
     def find(self, key: Key) -> Entry | None:
         """The commit with exactly this key."""
         return next((entry for entry in self._commits(key.round) if entry.key == key), None)
@@ -76,6 +83,10 @@ class Run:
         for entry in chosen:
             first.setdefault(_piece(entry), entry.number)
         return sorted(chosen, key=lambda entry: (first[_piece(entry)], _shard(entry), entry.number))
+
+    def unfinished(self) -> list[Entry]:
+        """The commits of rounds that are not finished, in log order."""
+        return list(self._log.pending.values())
 
     def files(self, round: int, stage: str) -> list[FileRef]:
         """The files of a stage, by shard; where a shard was committed under several inputs, those of the latest.
@@ -96,9 +107,18 @@ class Run:
         """The "round" entries, one for each finished round, ascending."""
         return [summary.entry for summary in self._log.summaries()]
 
+    def round_entry(self, round: int) -> Entry:
+        """The "round" entry of a finished round."""
+        return self._log.summary(round).entry
+
     def finished_by(self, round: int) -> Entry:
         """The "session" entry of the writer that finished the round."""
         return self._log.summary(round).session
+
+    @property
+    def finished(self) -> list[int]:
+        """The numbers of the finished rounds, ascending; quicker than :meth:`rounds`."""
+        return self._log.finished
 
     @property
     def last_round(self) -> Entry | None:
@@ -208,7 +228,9 @@ class Writer:
         with self._log.lock:
             released = self._log.released
             left = tuple(file for file in files if file.path not in released)
-            needed = releases.needed_by_forks(self._objects, self._run.name)
+            unfinished = {file.path for commit in self._log.pending.values() for file in commit.files}
+            known_to_forks = any(file.path not in unfinished for file in files)  # forks share finished rounds only
+            needed = releases.needed_by_forks(self._objects, self._run.name) if known_to_forks else set()
             entry = self._publish("release", None, left, {"reason": reason}) if left else None
             own = [file.path for file in files if layout.run_of(file.path) == self._run.name]
             releases.remove(self._objects, set(own) - needed)

@@ -51,7 +51,7 @@ class Store:
         return [name for name in self.objects.children(layout.RUNS) if self._exists(name)]
 
     def create_run(self, name: str, header: dict[str, Any]) -> Run:
-        """A new run with that header.
+        """A new run with that header; one with a ``parent`` of a ``run`` and a ``round`` is a fork.
 
         Raises:
             InvalidNameError: the name is none that the store accepts.
@@ -60,6 +60,10 @@ class Store:
             UnsupportedStoreError: the backend has no put-if-absent.
         """
         key = layout.entry_key(name, 0)
+        if not self._exists(name) and self.objects.keys(layout.run_prefix(name)) and not self._exists(name):
+            raise RunExistsError(
+                f"what is left of a deleted run '{name}' is in the way: 'rondo delete {name}' removes it"
+            )
         data = encode_entry(Entry(0, "run", uuid.uuid4().hex, None, (), header, None, utc_now()))
         if not put_once(self.objects, key, data):
             raise RunExistsError(f"run '{name}' is already there: resume it, or choose another name")
@@ -69,8 +73,11 @@ class Store:
             )
         return Run(self.objects, name)
 
-    def run(self, name: str) -> Run:
+    def run(self, name: str, *, intact_part: bool = False) -> Run:
         """The run of that name.
+
+        Args:
+            intact_part: read a damaged log as far as it is intact, to save what is there; nothing can be written to it.
 
         Raises:
             RunNotFoundError: there is none; the message names those with a similar name.
@@ -78,7 +85,7 @@ class Store:
         layout.check_run_name(name)
         if not self._exists(name):
             raise RunNotFoundError(f"there is no run '{name}' in {self.root}{self._similar(name)}")
-        return Run(self.objects, name)
+        return Run(self.objects, name, intact_part=intact_part)
 
     def report_path(self, run: str) -> Path | None:
         """Where the report of a run lies on a local disk; None elsewhere, where :meth:`report_key` names it."""

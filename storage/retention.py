@@ -1,0 +1,169 @@
+"""What may be removed of a run: the weights of rounds that nobody needs any more, or the run as a whole.
+
+Tables stay. So do the weights of round 0 (the KL to the initial policy, adapters and forks need them) and of the
+newest finished round (the next one starts from them), and whatever a fork names.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from storage import layout
+from storage.errors import CorruptEntryError, RunBusyError, RunHasForksError, RunNotFoundError, StoreError
+from storage.inputs import base_of, is_adapter
+from storage.manifest import FileRef
+from storage.releases import forks, needed_by_forks, parents
+from storage.run import Run
+from storage.store import Store
+
+WEIGHT_STAGES = frozenset({"checkpoint", "optimizer", "ema", "update_state"})
+"""The stages that are directories of weights and of the optimizer's state; all others are tables, and are kept."""
+
+PRUNED = "pruned"
+_PURPOSE = "purpose"
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What pruning takes of a stage of a round.
+
+    Attributes:
+        files: what the run gives up.
+        freed: bytes that go; those of files that lie in another run stay, and are counted as 0.
+    """
+
+    round: int
+    stage: str
+    files: tuple[FileRef, ...]
+    freed: int
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What pruning would take.
+
+    Attributes:
+        removals: by round.
+        for_forks: rounds that would lose their weights, if forks did not name them.
+        forks: the forks of the run, and theirs.
+    """
+
+    removals: tuple[Removal, ...]
+    for_forks: tuple[int, ...]
+    forks: tuple[str, ...]
+
+
+def rounds_with_weights(run: Run) -> list[int]:
+    """The finished rounds whose weights are there."""
+    released = run.released
+    return [
+        number
+        for number in run.finished
+        if (files := run.files(number, "checkpoint")) and not any(file.path in released for file in files)
+    ]
+
+
+def plan_pruning(store: Store, run: Run, keep: Collection[int]) -> Pruning:
+    """What would go if the weights of these rounds, and those that are always kept, stayed.
+
+    Raises:
+        CorruptEntryError: the log of a fork is damaged, so that nobody knows what it names.
+    """
+    finished = [entry.round for entry in run.rounds()]
+    kept_rounds = {*keep, *finished[:1], *finished[-1:]}
+    entries = [entry for stage in sorted(WEIGHT_STAGES) for entry in run.entries(stage=stage)]
+    kept = [entry for entry in entries if entry.round in kept_rounds or entry.round not in finished]
+    kept_paths = {file.path for entry in kept for file in entry.files}
+    for number in {entry.round for entry in kept if is_adapter(entry.files)}:
+        kept_paths |= {file.path for file in base_of(run, number)}
+    needed, released = needed_by_forks(store.objects, run.name), run.released
+    removals, for_forks = [], set()
+    for entry in sorted(entries, key=lambda entry: (entry.round, entry.number)):
+        paths = {file.path for file in entry.files}
+        files = tuple(file for file in entry.files if file.path not in released)
+        if not files or entry.key is None or paths & kept_paths:
+            continue
+        if paths & needed:
+            for_forks.add(entry.round)
+            continue
+        freed = sum(file.bytes for file in files if layout.run_of(file.path) == run.name)
+        removals.append(Removal(entry.round, entry.key.stage, files, freed))
+    return Pruning(tuple(removals), tuple(sorted(for_forks)), tuple(forks(parents(store.objects), run.name)))
+
+
+def prune(store: Store, run: Run, keep: Collection[int]) -> Pruning:
+    """Remove what :func:`plan_pruning` says; the tables stay.
+
+    Raises:
+        RunBusyError: another process writes to the run.
+    """
+    with run.writer(meta={_PURPOSE: "prune"}) as writer:
+        planned = plan_pruning(store, run, keep)
+        writer.release([file for removal in planned.removals for file in removal.files], PRUNED)
+    return planned
+
+
+def delete_run(store: Store, name: str, *, take_over: bool = False) -> None:
+    """Remove a run with all that is its own; what is left of one whose deletion was cut off is removed too.
+
+    The first log entry goes first: from then on there is no such run.
+
+    Raises:
+        RunHasForksError: other runs name its files.
+        RunBusyError: another process writes to it.
+        RunNotFoundError: there is no such run, nor anything left of one.
+    """
+    prefix = layout.run_prefix(name)
+    if name in store.run_names():
+        _check_no_forks(store, name)
+        try:
+            run = store.run(name)
+        except CorruptEntryError:  # nobody can write to it, and nobody can fork it
+            store.objects.delete([layout.entry_key(name, 0)])
+        else:
+            with run.writer(take_over=take_over, meta={_PURPOSE: "delete"}) as writer:
+                _check_no_forks(store, name)  # again: one may have been made before this session was seen
+                writer.leave()
+                store.objects.delete([layout.entry_key(name, 0)])
+    left = [item.key for item in store.objects.listing(prefix)]
+    if not left and name not in store.objects.children(layout.RUNS):
+        raise RunNotFoundError(f"there is no run '{name}' in {store.root}, nor anything left of one")
+    store.objects.delete(left)
+    store.objects.remove_empty(prefix)
+
+
+def create_fork(store: Store, parent: Run, round: int, name: str, header: dict[str, Any]) -> Run:
+    """A new run whose header says that it starts from a round of the parent.
+
+    Raises:
+        RunBusyError: the parent is being pruned or deleted.
+        ReleasedFileError: the weights of that round were removed on purpose.
+        Others as for :meth:`storage.store.Store.create_run`.
+    """
+    parent.check_kept(parent.files(round, "checkpoint"))
+    child = store.create_run(name, {**header, "parent": {"run": parent.name, "round": round}})
+    try:
+        # Once the header is there: whoever prunes looks for forks after its session is there, so one sees the other.
+        _check_may_fork(store.run(parent.name, intact_part=True), round)
+    except StoreError:
+        store.objects.delete([layout.entry_key(name, 0)])
+        raise
+    return child
+
+
+def _check_may_fork(parent: Run, round: int) -> None:
+    holder = parent.session
+    if parent.state == "running" and holder is not None and holder.meta.get(_PURPOSE) is not None:
+        raise RunBusyError(
+            f"run '{parent.name}' cannot be forked while 'rondo {holder.meta[_PURPOSE]}' works on it: wait"
+        )
+    parent.check_kept(parent.files(round, "checkpoint"))
+
+
+def _check_no_forks(store: Store, name: str) -> None:
+    found = [fork for fork, parent in parents(store.objects, but=name).items() if parent and parent[0] == name]
+    if found:
+        raise RunHasForksError(
+            f"run '{name}' has the fork{'s' * (len(found) > 1)} {', '.join(found)}, which name its files: delete "
+            f"{'them' if len(found) > 1 else 'it'} first, or prune '{name}' instead"
+        )
