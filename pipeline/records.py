@@ -104,6 +104,7 @@ PROBE = _schema("probe", [
     _column("prompt_token_ids", pa.list_(pa.int32()), "what the scored tokens follow"),
     _column("token_ids", pa.list_(pa.int32()), "the scored tokens"),
     _column("logp", pa.float64(), "their log-probability by the trainer, after the update", unit="nats per sequence"),
+    _column("previous_logp", pa.float64(), "the same before the update", unit="nats per sequence", nullable=True),
 ])  # fmt: skip
 
 EVALUATION_LOGPS = _schema("eval_logps", [

@@ -1,6 +1,7 @@
 """The sampler: one engine for the whole run, which takes each round's weights in place."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,7 +130,8 @@ class SamplerWorker(Worker):
         assert self._sampler is not None
         probe = self.table((policy.probe,)).to_pylist()
         scored = self._sampler.score([(row["prompt_token_ids"], row["token_ids"]) for row in probe])
-        gaps = [abs(sum(logps) - row["logp"]) for logps, row in zip(scored, probe, strict=True)]
+        sums = [sum(logps) for logps in scored]
+        gaps = [abs(found - row["logp"]) for found, row in zip(sums, probe, strict=True)]
         drift = Drift(
             per_token=max(gap / len(row["token_ids"]) for gap, row in zip(gaps, probe, strict=True)),
             per_sequence=max(gaps),
@@ -142,4 +144,21 @@ class SamplerWorker(Worker):
                 f"trainer's by {drift.per_token:.3g} nats per token, more than sampling.handover_tolerance "
                 f"{tolerance:g}: the engine holds other weights or computes in a lower precision"
             )
+        if _nearer_to_previous(sums, probe):
+            raise HandoverError(
+                f"after the hand-over of policy {policy.policy[:12]} the sampler is nearer to the log-probabilities "
+                "of the policy before it than to the new ones: the engine has kept the old weights"
+            )
         return drift
+
+
+def _nearer_to_previous(sums: Sequence[float], probe: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an engine computes with the weights from before the update.
+
+    In bfloat16 its noise may exceed what a round changes, so that no tolerance tells; but noise has no direction.
+    Of two policies that are nearly one, within a tenth of a nat a sequence, nobody can say.
+    """
+    known = [(found, row) for found, row in zip(sums, probe, strict=True) if row.get("previous_logp") is not None]
+    moved = sum((row["logp"] - row["previous_logp"]) ** 2 for _, row in known)
+    followed = sum((found - row["previous_logp"]) * (row["logp"] - row["previous_logp"]) for found, row in known)
+    return moved > len(known) * 0.1**2 and followed < moved / 2

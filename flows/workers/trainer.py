@@ -109,6 +109,8 @@ class TrainerWorker(Worker):
         rows = [row for row in self.table(inputs.preferences).to_pylist() if row["kind"] != "dropped"]
         groups = updates.preference_groups(self.table(inputs.prompts), self.table(inputs.candidates), rows)
         groups, figures = self._with_reference(inputs, groups)
+        probed = [_best_answer(group) for group in groups[:PROBE_SEQUENCES]]
+        before = [logp for (logp,) in self._logps(probed)]
         settings = updates.update_settings(
             config, round, self.recipe.rounds, reference_is_start=inputs.reference is None
         )
@@ -124,6 +126,7 @@ class TrainerWorker(Worker):
             nonlocal tokens
             tokens += step.tokens
             done = step.step + 1
+            progress(metrics=asdict(step))
             progress(done=done, total=steps, tokens=tokens, loss=step.loss, seconds=time.perf_counter() - started)
             if config.checkpoint_steps and done % config.checkpoint_steps == 0 and done < steps:
                 progress(state=[file.to_json() for file in self._stage(round, "update_state", update.save)], step=done)
@@ -134,7 +137,7 @@ class TrainerWorker(Worker):
         self._policy = digest
         others = {
             "metrics": [self.write(to_table([asdict(step) for step in result.steps], STEPS), round, "metrics")],
-            "probe": [self._write_probe(round, [_best_answer(group) for group in groups[:PROBE_SEQUENCES]])],
+            "probe": [self._write_probe(round, probed, before)],
         }
         if config.optimizer_state == "carried":
             others["optimizer"] = list(self._stage(round, "optimizer", update.save_optimizer))
@@ -245,11 +248,16 @@ class TrainerWorker(Worker):
         config = self.recipe.update
         return sequence_logps(self._model, groups, config.token_budget, precision=config.precision)
 
-    def _write_probe(self, round: int, groups: Sequence[TokenGroup]) -> FileRef:
-        scored = self._logps(groups)
+    def _write_probe(self, round: int, groups: Sequence[TokenGroup], before: Sequence[float] | None = None) -> FileRef:
+        """Sequences with their log-probabilities now, and ``before`` the update."""
         rows = [
-            {"prompt_token_ids": group.prompt_token_ids, "token_ids": group.candidate_token_ids[0], "logp": logp}
-            for group, (logp,) in zip(groups, scored, strict=True)
+            {
+                "prompt_token_ids": group.prompt_token_ids,
+                "token_ids": group.candidate_token_ids[0],
+                "logp": logp,
+                "previous_logp": before[index] if before else None,
+            }
+            for index, (group, (logp,)) in enumerate(zip(groups, self._logps(groups), strict=True))
         ]
         return self.write(to_table(rows, PROBE), round, "probe")
 

@@ -23,14 +23,14 @@ from support.tiny import tiny_llama
 PROMPT, ANSWER = [5, 6, 7], [8, 9, 10, 2]
 
 
-def policy(store: Store, seed: int, *, probed_seed: int | None = None) -> PolicyRef:
+def policy(store: Store, seed: int, *, probed_seed: int | None = None, previous: float | None = None) -> PolicyRef:
     """A committed policy of this seed; its probe is that of another where ``probed_seed`` says so."""
     with stage_directory(store, "r", 0, "checkpoint") as staged:
         tiny_llama(staged.path, seed=seed, scale=0.3)
     probed = tiny_llama(Path(store.root) / f"probed-{seed}-{probed_seed}", seed=probed_seed or seed, scale=0.3)
     model, _ = load_policy(probed, device="cpu")
     ((logp,),) = sequence_logps(model, [TokenGroup("p", PROMPT, [ANSWER])], 64)
-    rows = [{"prompt_token_ids": PROMPT, "token_ids": ANSWER, "logp": logp}]
+    rows = [{"prompt_token_ids": PROMPT, "token_ids": ANSWER, "logp": logp, "previous_logp": previous}]
     probe = write_table(store, "r", 0, "probe", to_table(rows, PROBE))
     return PolicyRef(weights_digest(staged.files), staged.files, probe)
 
@@ -66,6 +66,22 @@ def test_other_weights_than_the_trainers_stop_the_run(store: Store, sampler: Sam
     sampler.use(policy(store, 1), progress=ignore)
     with pytest.raises(HandoverError, match=r"more than sampling\.handover_tolerance 0\.001"):
         sampler.use(policy(store, 2, probed_seed=3), progress=ignore)
+
+
+def test_old_weights_are_found_where_no_tolerance_tells(store: Store, sampler: SamplerWorker) -> None:
+    """A tolerance as wide as bfloat16 needs: the engine, with seed 2, is where the probe says that the policy was."""
+    recipe = sampler.recipe.model_copy(
+        update={"sampling": sampler.recipe.sampling.model_copy(update={"handover_tolerance": 10.0})}
+    )
+    sampler.recipe = recipe
+    held = policy(store, 2)
+    (row,) = sampler.table((held.probe,)).to_pylist()
+    stale = policy(store, 2, probed_seed=3, previous=row["logp"])
+    (new,) = sampler.table((stale.probe,)).to_pylist()
+    assert abs(new["logp"] - row["logp"]) > 0.2  # the two seeds are told apart
+    with pytest.raises(HandoverError, match="the engine has kept the old weights"):
+        sampler.use(stale, progress=ignore)
+    assert sampler.use(policy(store, 2, previous=row["logp"] - 0.5), progress=ignore).per_token < 1e-4
 
 
 @pytest.mark.parametrize(
