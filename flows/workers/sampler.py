@@ -161,4 +161,4 @@ def _nearer_to_previous(sums: Sequence[float], probe: Sequence[Mapping[str, Any]
     known = [(found, row) for found, row in zip(sums, probe, strict=True) if row.get("previous_logp") is not None]
     moved = sum((row["logp"] - row["previous_logp"]) ** 2 for _, row in known)
     followed = sum((found - row["previous_logp"]) * (row["logp"] - row["previous_logp"]) for found, row in known)
-    return moved > len(known) * 0.1**2 and followed < moved / 2
+    return bool(moved > len(known) * 0.1**2 and followed < moved / 2)
