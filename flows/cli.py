@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flows import cli_store, commands, tables
+from flows import cli_inspect, cli_store, commands, tables
 from flows.display import Display
 from flows.errors import InterruptedRunError
 from flows.options import DEFAULT_ROOT, Json, Root, RunAtRound, RunName, TakeOver
@@ -30,6 +30,7 @@ Changes = Annotated[
 Rounds = Annotated[int | None, typer.Option("--rounds", min=1, help="bring the run to this many rounds")]
 INTERRUPTED = 130  # as shells count an end by Ctrl-C
 app.add_typer(cli_store.app)
+app.add_typer(cli_inspect.app)
 
 
 @app.command()
@@ -97,7 +98,8 @@ def show(
     json: Json = False,
 ) -> None:
     """Look into a round: its candidates, judgments and preferences, and the held-out ones of its evaluation."""
-    rows = commands.show(source, root, table=table.value, prompt=prompt, limit=limit, where=where)
+    columns = None if json else tables.readable_columns(table.value)
+    rows = commands.show(source, root, table=table.value, prompt=prompt, limit=limit, where=where, columns=columns)
     tables.print_table(rows, table.value, source, as_json=json)
 
 

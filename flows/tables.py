@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.commands import Finished
+from flows.plain_text import visible
 from flows.summary import RoundSummary, row_of
 
 _LONGEST_CELL = 160
@@ -38,14 +39,16 @@ def print_json(value: object) -> None:
     print(json.dumps(value, ensure_ascii=False, default=str))  # noqa: T201  standard output is the interface
 
 
+def readable_columns(table: str) -> tuple[str, ...]:
+    """The columns of a round's table that people are shown."""
+    return _READABLE[table.removeprefix("eval_")]
+
+
 def print_table(rows: Sequence[Mapping[str, Any]], table: str, source: str, *, as_json: bool) -> None:
     """Rows of a round's table: everything for machines, the readable columns for people."""
     if not as_json:
         rows = [
-            {
-                name: row[name][:_SHORT_ID] if name == "prompt_id" else row.get(name)
-                for name in _READABLE[table.removeprefix("eval_")]
-            }
+            {name: row[name][:_SHORT_ID] if name == "prompt_id" else row.get(name) for name in readable_columns(table)}
             for row in rows
         ]
     print_rows(rows, title=f"{table} of {source}", as_json=as_json, empty="no row fits")
@@ -100,5 +103,5 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
-    text = str(value)
+    text = visible(str(value))
     return text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…"

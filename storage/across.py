@@ -1,7 +1,8 @@
 """Questions over several rounds, and over two runs: what became of a prompt, of the scores, of the answers.
 
-All take ``judges``, the judge whose scores count in each round; of a round that it does not name, the first by name.
 Answers to held-out prompts lie in tables whose names begin with ``eval_``, those sampled for training in the others.
+Held-out answers can have several judges: ``judges`` names the one whose scores count in each round, the first by name
+where it names none.
 What is read is checked page by page; see ``storage/shards.py``.
 """
 
@@ -143,7 +144,7 @@ def history(store: Store, run: Run, prompt: str, judges: Judges) -> pa.Table:
         tables = [f"{prefix}{name}" for name in ("candidates", "judgments", "preferences")]
         if run.entries(stage=f"{prefix}candidates"):
             sql = _fill(_HISTORY, prefix, held_out=held_out)
-            parts.append(_ask(store, run, sql, tables, judges, {"prompt": prompt_id}))
+            parts.append(_ask(store, run, sql, tables, judges if prefix else {}, {"prompt": prompt_id}))
     if not parts:
         raise NotCommittedError(f"run '{run.name}' has no candidates yet: nothing was sampled")
     return pa.concat_tables(parts).sort_by([("round", "ascending"), ("held_out", "ascending")])
@@ -166,7 +167,7 @@ def scores(store: Store, run: Run, judges: Judges, *, held_out: bool) -> pa.Tabl
     The histograms of all rounds have the same :data:`BINS` bins of equal width, from ``low`` to ``high``.
     """
     prefix = _prefix(held_out)
-    return _ask(store, run, _fill(_SCORES, prefix, bins=str(BINS)), [f"{prefix}judgments"], judges)
+    return _ask(store, run, _fill(_SCORES, prefix, bins=str(BINS)), [f"{prefix}judgments"], judges if held_out else {})
 
 
 def margins(store: Store, run: Run, limit: int) -> pa.Table:
@@ -201,7 +202,7 @@ def diff(
     prefix = _prefix(held_out)
     names = [f"{prefix}{name}" for name in ("candidates", "judgments", "preferences")]
     sides = [
-        _ask(store, run, _fill(_SIDE, prefix), names, counts, rounds={number})
+        _ask(store, run, _fill(_SIDE, prefix), names, counts if held_out else {}, rounds={number})
         for (run, number), counts in zip((before, after), judges, strict=True)
     ]
     texts = "SELECT prompt_id, text FROM prompts"

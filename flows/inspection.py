@@ -1,0 +1,69 @@
+"""What the commands that look into a run answer, over the questions of the store."""
+
+import math
+from typing import Any
+
+import pyarrow as pa
+
+from flows.commands import existing_store, run_at_round
+from storage import across
+from storage.run import Run
+from storage.sql import select
+
+Rows = list[dict[str, Any]]
+
+
+def sql(name: str, root: str, statement: str) -> Rows:
+    """The rows of one SELECT over the tables of a run."""
+    store = existing_store(root)
+    return _rows(select(store, store.run(name), statement))
+
+
+def history(name: str, root: str, prompt: str) -> tuple[dict[str, Any], Rows]:
+    """A prompt, and every answer to it in each round."""
+    store = existing_store(root)
+    run = store.run(name)
+    return across.find_prompt(store, run, prompt), _rows(across.history(store, run, prompt, _judges(run)))
+
+
+def scores(name: str, root: str, *, training: bool) -> Rows:
+    """The distribution of the scores of each round."""
+    store = existing_store(root)
+    run = store.run(name)
+    return _rows(across.scores(store, run, _judges(run), held_out=not training))
+
+
+def margins(name: str, root: str, limit: int) -> Rows:
+    """The preferences with the largest and those with the smallest margins, of all rounds."""
+    store = existing_store(root)
+    return _rows(across.margins(store, store.run(name), limit))
+
+
+def repeats(name: str, root: str, limit: int, *, training: bool, same_tokens: bool) -> Rows:
+    """The answers that several rounds gave."""
+    store = existing_store(root)
+    same = "token_ids" if same_tokens else "text"
+    return _rows(across.repeats(store, store.run(name), limit, held_out=not training, same=same))
+
+
+def diff(before: str, after: str, root: str, *, training: bool) -> Rows:
+    """What changed for each prompt between two rounds, of one run or of two."""
+    store = existing_store(root)
+    sides = run_at_round(store, before), run_at_round(store, after)
+    judges = _judges(sides[0][0]), _judges(sides[1][0])
+    return _rows(across.diff(store, *sides, judges, held_out=not training))
+
+
+def _judges(run: Run) -> dict[int, str]:
+    """The judge that training hears, in each round: a fork may have another one than its parent."""
+    return {entry.round: entry.meta["judge"] for entry in run.rounds()}
+
+
+def _rows(table: pa.Table) -> Rows:
+    rows: Rows = table.to_pylist()
+    return [{name: None if _is_nan(value) else value for name, value in row.items()} for row in rows]
+
+
+def _is_nan(value: Any) -> bool:
+    # JSON has no such number.
+    return isinstance(value, float) and not math.isfinite(value)

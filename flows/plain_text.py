@@ -1,0 +1,24 @@
+"""Text that a model or a user wrote, as data: what a terminal would obey is shown instead."""
+
+import unicodedata
+
+# Control characters, lone surrogates, separators of lines and paragraphs; and what turns the direction of writing.
+_HIDDEN = frozenset({"Cc", "Cs", "Zl", "Zp"})
+_DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def visible(text: str) -> str:
+    """The text with escapes in place of control characters, such as ``\\x1b``; ends of lines stay."""
+    if text.isprintable():
+        return text
+    return "".join(_escape(character) if _is_hidden(character) else character for character in text)
+
+
+def _is_hidden(character: str) -> bool:
+    if character == "\n":
+        return False
+    return unicodedata.category(character) in _HIDDEN or character in _DIRECTION
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
