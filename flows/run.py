@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from prefect import flow
 
@@ -13,6 +11,7 @@ from flows.adopt import adopt_rounds
 from flows.display import Display
 from flows.prefect_server import prefect_api
 from flows.round import run_round
+from flows.scratch import scratch_directory
 from flows.session import Session, current, enter
 from pipeline.config import Recipe
 from storage.run import Run
@@ -34,9 +33,9 @@ async def run_rounds(run: str, rounds: int) -> None:
 
 async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: Display, take_over: bool) -> None:
     """Opens the run for writing, starts workers and scheduler side by side, and runs the rounds that are missing."""
-    with run.writer(take_over=take_over) as writer, tempfile.TemporaryDirectory(prefix="rondo-") as scratch:
-        logs = store.log_directory(run.name) or Path(scratch)  # on a remote store they go with the process
-        session = Session.create(store, run, writer, recipe, display, Path(scratch), logs)
+    with run.writer(take_over=take_over) as writer, scratch_directory(store.root, run.name) as scratch:
+        logs = store.log_directory(run.name) or scratch
+        session = Session.create(store, run, writer, recipe, display, scratch, logs)
         enter(session)
         adopt_rounds(store, run, writer)
         async with _workers(session), contextlib.AsyncExitStack() as stack:

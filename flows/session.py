@@ -47,10 +47,12 @@ class Session:
             "recipe": recipe.model_dump(mode="json"),
             "scratch": str(scratch),
         }
+        temporary = scratch / "tmp"  # what a killed worker leaves goes with the scratch directory
+        temporary.mkdir()
         threads = {"OMP_NUM_THREADS": str(recipe.devices.cpu_threads), **_QUIET_THREADS}
 
         def worker(kind: str) -> WorkerProcess:
-            return WorkerProcess(kind, common, logs / f"{kind}.log", threads)
+            return WorkerProcess(kind, common, logs / f"{kind}.log", {**threads, "TMPDIR": str(temporary)})
 
         sampler, judge, trainer = map(worker, ("sampler", "judge", "trainer"))
         return cls(store, run, writer, recipe, display, sampler, judge, trainer)

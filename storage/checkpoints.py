@@ -8,8 +8,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from storage import durable, layout
@@ -26,6 +26,8 @@ from storage.shards import check_size
 from storage.store import Store
 
 _CHUNK = 4 * 2**20
+# A round needs its policy, the one before and the initial one.
+KEPT_COPIES = 3
 
 
 class StagedDirectory:
@@ -58,7 +60,7 @@ def local_directory(store: Store, files: Sequence[FileRef], cache: Path, *, veri
 
     Args:
         files: all files of one directory, as they were committed.
-        cache: where downloads go, under the digest of the directory.
+        cache: where downloads go, under the digest of the directory; the ``KEPT_COPIES`` used last stay there.
         verify: compare every SHA-256; without it, only names and sizes.
 
     Raises:
@@ -77,6 +79,7 @@ def local_directory(store: Store, files: Sequence[FileRef], cache: Path, *, veri
     if not target.is_dir():
         _download(store, files, target)
     _check_directory(target, files, verify)
+    _forget_old_copies(cache, target)
     return target
 
 
@@ -165,7 +168,8 @@ def _stage(store: Store, key: str) -> Iterator[StagedDirectory]:
         names = _names(local)
         staged.files = tuple(_seal_file(key, local, name) for name in names)
         with durable.clear_errors(local):
-            for directory in sorted({(local / name).parent for name in names} | {local, local.parent}, reverse=True):
+            inner = {parent.as_posix() for name in names for parent in PurePosixPath(name).parents}
+            for directory in sorted({local / name for name in inner} | {local.parent}, reverse=True):
                 durable.sync(directory)
     except BaseException:
         shutil.rmtree(local, ignore_errors=True)
@@ -221,6 +225,15 @@ def _download(store: Store, files: Sequence[FileRef], target: Path) -> None:
                     raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _forget_old_copies(cache: Path, used: Path) -> None:
+    """Keep the copies that were used last, by whichever process: a copy is read right after it was asked for."""
+    with durable.clear_errors(cache), suppress(FileNotFoundError):  # another process forgets the same
+        os.utime(used)
+        copies = [path for path in cache.iterdir() if "-" not in path.name]  # not what is being downloaded
+        for path in sorted(copies, key=lambda path: path.stat().st_mtime_ns)[:-KEPT_COPIES]:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _check_directory(directory: Path, files: Sequence[FileRef], verify: bool) -> None:

@@ -7,17 +7,23 @@ links that lead out of the root.
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    GenericError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 from obstore.store import LocalStore, MemoryStore, from_url
 
 from storage import durable
@@ -32,6 +38,8 @@ from storage.errors import (
 
 _SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "memory")
 _PARALLEL_READS = 16
+
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
@@ -103,8 +111,10 @@ class RangeReader(io.RawIOBase):
         length = left if size < 0 else min(size, left)
         if not length:
             return b""
-        with clear_errors(self._key):
-            data = bytes(obstore.get_range(self._store, self._key, start=self._position, length=length))
+        start = self._position
+        data = _whole_answer(
+            self._key, lambda: bytes(obstore.get_range(self._store, self._key, start=start, length=length))
+        )
         self._position += len(data)
         return data
 
@@ -121,17 +131,21 @@ class Objects:
         Raises:
             BackendError: the outcome is unknown, the object may or may not be there.
         """
-        with clear_errors(key):
+
+        def put() -> bool:
             try:
                 obstore.put(self._store, key, data, mode="create")
             except AlreadyExistsError:
                 return False
-        return True
+            return True
+
+        # The client makes no conditional write again that was not answered in time. Where the first one took place
+        # after all, the second finds its bytes there, which callers recognise as their own.
+        return _again(key, put, times=2, after="error sending request")
 
     def read(self, key: str) -> bytes:
         """The object's bytes; MissingObjectError where there is none."""
-        with clear_errors(key):
-            return bytes(obstore.get(self._store, key).bytes())
+        return _whole_answer(key, lambda: bytes(obstore.get(self._store, key).bytes()))
 
     def read_many(self, keys: Sequence[str]) -> list[bytes]:
         """The bytes of several objects, read at the same time where that saves round trips."""
@@ -158,21 +172,20 @@ class Objects:
 
     def keys(self, prefix: str, after: str | None = None) -> list[str]:
         """The keys below a prefix, sorted; only those greater than ``after``."""
-        with clear_errors(prefix):
-            listed = obstore.list(self._store, prefix, offset=after, chunk_size=1000).collect()
+        listed = _whole_answer(
+            prefix, lambda: obstore.list(self._store, prefix, offset=after, chunk_size=1000).collect()
+        )
         return sorted(item["path"] for item in listed)
 
     def listing(self, prefix: str) -> list[Listed]:
         """The objects below a prefix, sorted by key."""
-        with clear_errors(prefix):
-            listed = obstore.list(self._store, prefix, chunk_size=1000).collect()
+        listed = _whole_answer(prefix, lambda: obstore.list(self._store, prefix, chunk_size=1000).collect())
         found = [Listed(item["path"], item["size"], item["last_modified"]) for item in listed]
         return sorted(found, key=lambda item: item.key)
 
     def children(self, prefix: str) -> list[str]:
         """The names of the directories right below a prefix, sorted."""
-        with clear_errors(prefix):
-            listed = obstore.list_with_delimiter(self._store, prefix)
+        listed = _whole_answer(prefix, lambda: obstore.list_with_delimiter(self._store, prefix))
         return sorted(path.rpartition("/")[2] for path in listed["common_prefixes"])
 
     @contextmanager
@@ -312,6 +325,26 @@ def clear_errors(key: str) -> Iterator[None]:
         raise StorageAccessError(f"access to {key} is denied: {_first_line(error)}") from error
     except (BaseError, ValueError) as error:
         raise BackendError(f"the storage backend failed at {key}: {_first_line(error)}") from error
+
+
+def _whole_answer(key: str, read: Callable[[], _Answer]) -> _Answer:
+    """What a read gives, although the connection may break in the middle of its answer.
+
+    The client makes requests again that failed or were refused, but not those whose answer had begun.
+    """
+    return _again(key, read, times=4, after="response body")
+
+
+def _again(key: str, call: Callable[[], _Answer], *, times: int, after: str) -> _Answer:
+    """What a call gives; made so many times at most, where its error has these words in it."""
+    with clear_errors(key):
+        for _ in range(times - 1):
+            try:
+                return call()
+            except GenericError as error:
+                if after not in str(error):
+                    raise
+        return call()
 
 
 def _open_local(path: Path) -> LocalObjects:

@@ -1,5 +1,54 @@
-"""Shared by all tests."""
+"""Shared by all tests: one Prefect server, one S3 endpoint, and a directory in memory."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from support.unreliable_s3 import UnreliableS3, unreliable_s3
+
 pytest.register_assert_rewrite("support.sampler_contract", "support.compare")
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a user whose Prefect server runs, with a home of its own."""
+    import asyncio
+    import contextlib
+
+    home = tmp_path_factory.mktemp("prefect")
+    variables = {**os.environ, "PREFECT_HOME": str(home), "PYTHONPATH": str(TESTS), "COLUMNS": "200"}
+    variables.pop("PREFECT_API_URL", None)
+    os.environ["PREFECT_HOME"] = str(home)
+    from flows.prefect_server import prefect_api
+
+    with asyncio.Runner() as runner, contextlib.ExitStack() as stack:
+        server = prefect_api()
+        variables["PREFECT_API_URL"] = runner.run(server.__aenter__())
+        stack.callback(lambda: runner.run(server.__aexit__(None, None, None)))
+        yield variables
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[UnreliableS3]:
+    """A real HTTP endpoint that speaks S3, with the bucket ``rondo``."""
+    with unreliable_s3() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_environment(monkeypatch: pytest.MonkeyPatch, s3: UnreliableS3) -> None:
+    s3.reset()
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def disk() -> Iterator[Path]:
+    """A directory in memory where there is one: thousands of fsyncs of a busy disk would take minutes."""
+    memory = Path("/dev/shm")  # noqa: S108
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as directory:
+        yield Path(directory)

@@ -1,10 +1,9 @@
-"""One Prefect server for all end-to-end tests, and a way to call the command line as a user does."""
+"""A way to call the command line as a user does."""
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +13,6 @@ import yaml
 from support.recipes import TINY
 
 Rondo = Callable[..., subprocess.CompletedProcess[str]]
-TESTS = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="session")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a user whose Prefect server runs, with a home of its own."""
-    import asyncio
-    import contextlib
-
-    home = tmp_path_factory.mktemp("prefect")
-    variables = {**os.environ, "PREFECT_HOME": str(home), "PYTHONPATH": str(TESTS), "COLUMNS": "200"}
-    variables.pop("PREFECT_API_URL", None)
-    os.environ["PREFECT_HOME"] = str(home)
-    from flows.prefect_server import prefect_api
-
-    with asyncio.Runner() as runner, contextlib.ExitStack() as stack:
-        server = prefect_api()
-        variables["PREFECT_API_URL"] = runner.run(server.__aenter__())
-        stack.callback(lambda: runner.run(server.__aexit__(None, None, None)))
-        yield variables
 
 
 @pytest.fixture(scope="session")

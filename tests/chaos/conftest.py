@@ -1,0 +1,41 @@
+"""A small run, its processes forked from one that has everything imported, and the store that it leaves undisturbed."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from support import chaos
+from support.small_run import SMALL, Rondo, Whole
+from support.zygote import zygote
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("small") / "small.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    return path
+
+
+@pytest.fixture(scope="session")
+def rondo(environment: dict[str, str], recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rondo]:
+    directory = tmp_path_factory.mktemp("z")
+    with zygote(directory, {**environment, **forkable()}) as server:
+        yield Rondo(server, recipe, directory)
+
+
+def forkable() -> dict[str, str]:
+    """Libraries that start threads when they are imported could not be forked."""
+    return dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
+    }
+
+
+@pytest.fixture(scope="session")
+def whole(rondo: Rondo, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    root = tmp_path_factory.mktemp("whole")
+    names = root / "operations"
+    rondo.bring_on(root / "root", environment=chaos.settings(names, "none"))
+    return Whole(root / "root", names.read_text().splitlines())
