@@ -5,6 +5,7 @@ from typing import Any
 from prefect import get_run_logger
 from prefect.artifacts import acreate_table_artifact
 
+from flows.origin import round_origin
 from flows.session import Session, current
 from flows.summary import RoundSummary, row_of, summaries
 from pipeline.figures import alarms
@@ -23,9 +24,13 @@ async def finish_round(run: str, number: int, evaluation: dict[str, Any]) -> Rou
         round=number,
         policy=session.policy_hash(number),
         handover_drift=session.handed_over(number).meta["per_token"],
+        origin=round_origin(session, number),
         **{key: value for key, value in figures.items() if key in RoundSummary.model_fields and key != "policy"},
     )
-    session.writer.finish_round(number, summary.model_dump(mode="json"))
+    # Before it counts: killed in between, it is tracked again and replaces what was.
+    meta = summary.model_dump(mode="json")
+    session.tracker.round(number, session.steps_before(number) + (summary.steps or 0), meta)
+    session.writer.finish_round(number, meta)
     session.release_states(number)
     logger = get_run_logger()
     logger.info("round %d: held-out reward %.4f", number, summary.reward)

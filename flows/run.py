@@ -13,7 +13,10 @@ from flows.prefect_server import prefect_api
 from flows.round import run_round
 from flows.scratch import scratch_directory
 from flows.session import Session, current, enter
+from flows.tracking import open_tracker
+from flows.versions import software
 from pipeline.config import Recipe
+from storage.inputs import check_inputs
 from storage.run import Run
 from storage.store import Store
 
@@ -33,12 +36,19 @@ async def run_rounds(run: str, rounds: int) -> None:
 
 async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: Display, take_over: bool) -> None:
     """Opens the run for writing, starts workers and scheduler side by side, and runs the rounds that are missing."""
-    with run.writer(take_over=take_over) as writer, scratch_directory(store.root, run.name) as scratch:
+    with (
+        run.writer(take_over=take_over, meta=software()) as writer,
+        scratch_directory(store.root, run.name) as scratch,
+    ):
         logs = store.log_directory(run.name) or scratch
         session = Session.create(store, run, writer, recipe, display, scratch, logs)
         enter(session)
         adopt_rounds(store, run, writer)
+        async with display.waiting("reading what the next round starts from"):
+            await asyncio.to_thread(check_inputs, store, run)
+        session.tracker = open_tracker(recipe.tracking, run)
         async with _workers(session), contextlib.AsyncExitStack() as stack:
+            stack.enter_context(session.tracker)
             async with display.waiting("starting Prefect and the workers"):
                 await stack.enter_async_context(prefect_api())
             await run_rounds(run.name, rounds)

@@ -10,6 +10,7 @@ from typing import Any
 from flows.display import Display
 from flows.process import WorkerProcess
 from flows.references import PolicyRef
+from flows.tracking import Tracker
 from pipeline.config import Recipe
 from pipeline.prompts import round_slice
 from pipeline.records import prompt_seed
@@ -35,6 +36,7 @@ class Session:
     judge: WorkerProcess
     trainer: WorkerProcess
     judge_versions: list[str] = field(default_factory=list)
+    tracker: Tracker = field(default_factory=Tracker)
 
     @classmethod
     def create(
@@ -92,6 +94,10 @@ class Session:
     ) -> Entry:
         """Publishes a finished piece of work; where it is there already, that one stays."""
         return self.writer.commit(Key(round=round, stage=stage, shard=shard, inputs=inputs), files, meta)
+
+    def steps_before(self, round: int) -> int:
+        """Optimizer steps of all rounds before this one, as they were finished."""
+        return sum(entry.meta.get("steps") or 0 for entry in self.run.rounds()[:round])
 
     def files(self, round: int, stage: str) -> tuple[FileRef, ...]:
         """The committed files of a stage, in shard order."""

@@ -166,12 +166,15 @@ async def update(run: str, number: int, candidates: Sequence[Entry], preferences
         preferences=preferences.files, optimizer=carried, average=average.files if average else (),
         state=session.interrupted_update(number, inputs), drift=session.handed_over(number - 1).meta["per_sequence"],
     )  # fmt: skip
+    steps_before = session.steps_before(number)
     with session.display.stage(number, "update") as stage:
         stage.begin()
 
         def report(figures: Mapping[str, Any]) -> None:
             if "notice" in figures:
                 session.display.say(f"round {number}: {figures['notice']}")
+            elif "metrics" in figures:
+                session.tracker.step(number, steps_before, figures["metrics"])
             elif "state" in figures:
                 session.commit_state(number, inputs, figures["step"], session.references(figures["state"]))
             else:

@@ -31,6 +31,7 @@ class Run:
     Attributes:
         name: the name of the run.
         header: what :meth:`storage.store.Store.create_run` was given.
+        created: when that was, UTC, ISO 8601.
     """
 
     def __init__(self, objects: Objects, name: str, *, intact_part: bool = False) -> None:
@@ -41,6 +42,7 @@ class Run:
         except MissingObjectError as error:
             raise RunNotFoundError(f"there is no run '{name}'") from error
         self.header: dict[str, Any] = self._log.header.meta
+        self.created = self._log.header.time
 
     def refresh(self) -> None:
         """Read what was committed since."""

@@ -23,6 +23,7 @@ from pipeline.config.preferences import PreferencesConfig
 from pipeline.config.prompts import DatasetPrompts, FilePrompts, GeneratedPrompts, Prompts
 from pipeline.config.recipe import DevicesConfig, Recipe
 from pipeline.config.sampling import SamplingConfig
+from pipeline.config.tracking import TrackingConfig
 from pipeline.config.update import OBJECTIVES, LoraConfig, UpdateConfig
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "RegexJudge",
     "RewardModelJudge",
     "SamplingConfig",
+    "TrackingConfig",
     "UpdateConfig",
     "VaderJudge",
     "WarmStartPolicy",

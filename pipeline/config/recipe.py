@@ -12,6 +12,7 @@ from pipeline.config.policy import Policy, WarmStartPolicy
 from pipeline.config.preferences import PreferencesConfig
 from pipeline.config.prompts import GeneratedPrompts, Prompts
 from pipeline.config.sampling import SamplingConfig
+from pipeline.config.tracking import TrackingConfig
 from pipeline.config.update import OBJECTIVES, RANKING_OBJECTIVES, SOFT_LABEL_OBJECTIVES, UpdateConfig
 
 VLLM_CPU_HEAD_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -47,6 +48,7 @@ class Recipe(Config):
     update: UpdateConfig = Field(UpdateConfig(), description="the DPO update of a round")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="what is measured after each round")
     devices: DevicesConfig = Field(DevicesConfig(), description="where each part runs")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="where metrics go besides the store")
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "Recipe":
