@@ -60,6 +60,14 @@ def strengths(
     return strengths_K, np.sqrt(np.diag(np.linalg.inv(hessian_K_K)))
 
 
+def shuffles(count: int, number: int, rng: random.Random) -> list[list[int]]:
+    """Orders in which to show candidates; every second is the one before it from behind, so that places even out."""
+    orders: list[list[int]] = []
+    for place in range(number):
+        orders.append(orders[-1][::-1] if place % 2 else rng.sample(range(count), count))
+    return orders
+
+
 def places(ranking: Sequence[int], count: int) -> list[float]:
     """Of each candidate in a ranking, best first, the share of the others behind it: 1 for the best, 0 for the last."""
     scores = [0.0] * count

@@ -62,8 +62,6 @@ class JsonSchema:
             return Verdict(score=None, status="timed_out", rationale="a pattern of the schema was still searching")
         except RecursionError:
             return Verdict(score=0.0, components={"parses": 1.0}, rationale="nested too deeply")
-        except regex.error as error:
-            raise JudgeError(f"judge.definition has the pattern {error.pattern!r}, which is none: {error}") from error
         except referencing.exceptions.Unresolvable as error:
             raise JudgeError(f"judge.definition refers to '{error.ref}', which is not in it: write it out") from error
         reason = None if fault is None else f"{fault.json_path}: {fault.message}"[:_REASON_LENGTH]

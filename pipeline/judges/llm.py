@@ -20,7 +20,7 @@ from pipeline.judges.base import (
     judgment_of,
     require_references,
 )
-from pipeline.judges.comparisons import places, schedule, strengths
+from pipeline.judges.comparisons import places, schedule, shuffles, strengths
 from pipeline.judges.llm_endpoint import Endpoint, Reply, TimedOutError, TooLongError
 from pipeline.judges.llm_questions import (
     WORDING,
@@ -192,7 +192,7 @@ class Llm:
 
     async def _orders(self, item: JudgeItem, mode: Listwise, rng: random.Random) -> list[Judgment]:
         count = len(item.candidates)
-        shown = [rng.sample(range(count), count) for _ in range(mode.shuffles)]
+        shown = shuffles(count, mode.shuffles, rng)
         questions = [listwise_question(self._config, item, [item.candidates[k] for k in order]) for order in shown]
         said = await _all([self._ask(question) for question in questions])
         scores = [

@@ -17,6 +17,11 @@ from pipeline.errors import JudgeError
 from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment, Verdict, judge_version, judgment_of
 
 
+MEAN_AND_LOG_STD = ("mean", "log_std")
+"""Labels of a classifier that is sure of its scores or not: each has a mean, and a logarithm of its deviation."""
+_LARGEST_EXPONENT = 700.0
+
+
 @dataclass(frozen=True)
 class _Output:
     """One output of the classifier that counts: its name among the components, its column, and its weight."""
@@ -28,6 +33,9 @@ class _Output:
 
 class RewardModel:
     """The classifier's raw output, of no fixed range; with several, the weighted sum of those that the recipe names.
+
+    A classifier with the labels `MEAN_AND_LOG_STD`, as ``rondo train-judge`` makes them, gives the mean and states the
+    standard deviation, unless the recipe names outputs.
 
     Where the classifier has a chat template, the conversation goes through it with the answer as the assistant's
     message (a text prompt is the user's message). Without one, or where the recipe says so, prompt and answer are
@@ -41,8 +49,10 @@ class RewardModel:
         self._config = config
         self._device = device
         self._threads = threads
+        self._of = f"the reward model '{config.path}'"
         self._model, self._tokenizer = _load(config, device)
         self._outputs = _outputs(self._model, config)
+        self._states_std = not config.heads and _labels(self._model) == MEAN_AND_LOG_STD
         self._pads_freely = self._model.config.pad_token_id is None
         self._context = _context(self._model, self._tokenizer)
         self.version = judge_version(config, version("transformers"), _weights_digest(self._model))
@@ -56,7 +66,10 @@ class RewardModel:
             JudgeError: out of memory; or conversations, and the classifier has no chat template.
         """
         keys = [(item, candidate) for item in items for candidate in item.candidates]
-        ids = [self._encode(item, candidate) for item, candidate in keys]
+        ids = [
+            encode(self._tokenizer, item, candidate, without_template=self._config.without_template, of=self._of)
+            for item, candidate in keys
+        ]
         fitting = [row for row in range(len(keys)) if len(ids[row]) <= self._context]
         fitting.sort(key=lambda row: (len(ids[row]), row))
         scored: dict[int, tuple[list[float], float]] = {}
@@ -79,23 +92,8 @@ class RewardModel:
             return Verdict(score=None, status="too_long", rationale=reason)
         score = sum(output.weight * values[output.column] for output in self._outputs)
         named = {output.name: values[output.column] for output in self._outputs} if self._config.heads else {}
-        return Verdict(score=score, components=named)
-
-    def _encode(self, item: JudgeItem, candidate: JudgedCandidate) -> list[int]:
-        tokenizer = self._tokenizer
-        if self._config.without_template or not (tokenizer.chat_template or item.messages):
-            return list(tokenizer(item.prompt_text + candidate.text).input_ids)
-        if not tokenizer.chat_template:
-            raise JudgeError(
-                f"the reward model '{self._config.path}' has no chat template, and prompt {item.prompt_id} is a "
-                "conversation: add its template to the tokenizer's directory, or, if the model reads plain text in "
-                "the policy's own template, set judge.without_template"
-            )
-        prompt = item.messages or [{"role": "user", "content": item.prompt_text}]
-        messages = [*prompt, {"role": "assistant", "content": candidate.text}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-        # The template writes the special tokens itself: adding them again would double the first.
-        return list(tokenizer(text, add_special_tokens=False).input_ids)
+        std = math.exp(min(values[1], _LARGEST_EXPONENT)) if self._states_std else None
+        return Verdict(score=score, score_std=std, components=named)
 
     def _forward(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
         longest = max(map(len, rows))
@@ -137,6 +135,27 @@ class RewardModel:
         return free
 
 
+def encode(tokenizer: Any, item: JudgeItem, candidate: JudgedCandidate, *, without_template: bool, of: str) -> list[int]:
+    """What a classifier reads of a prompt and an answer, as token ids.
+
+    Raises:
+        JudgeError: a conversation, and the tokenizer has no chat template; ``of`` says in words whose it is.
+    """
+    if without_template or not (tokenizer.chat_template or item.messages):
+        return list(tokenizer(item.prompt_text + candidate.text).input_ids)
+    if not tokenizer.chat_template:
+        raise JudgeError(
+            f"{of} has no chat template, and prompt {item.prompt_id} is a conversation: add its template to the "
+            "tokenizer's directory, or, if the model reads plain text in the policy's own template, set "
+            "judge.without_template"
+        )
+    prompt = item.messages or [{"role": "user", "content": item.prompt_text}]
+    messages = [*prompt, {"role": "assistant", "content": candidate.text}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    # The template writes the special tokens itself: adding them again would double the first.
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
 def _load(config: RewardModelJudge, device: str) -> tuple[Any, Any]:
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
     try:
@@ -163,8 +182,14 @@ def _outputs(model: Any, config: RewardModelJudge) -> list[_Output]:
     """
     count = model.config.num_labels
     labels = {str(label): int(column) for column, label in model.config.id2label.items()}
+    states_std = _labels(model) == MEAN_AND_LOG_STD and not config.heads
+    if config.gives_std and not states_std:
+        raise JudgeError(
+            f"judge.gives_std is set, and the outputs of the classifier '{config.path}' that count are not "
+            f"{' and '.join(MEAN_AND_LOG_STD)}: leave it out, or train one with --objective uncertainty"
+        )
     if not config.heads:
-        if count != 1:
+        if count != 1 and not states_std:
             raise JudgeError(
                 f"the classifier '{config.path}' has {count} outputs ({', '.join(labels)}): name those that count, and "
                 "their weights, in judge.heads"
@@ -180,6 +205,10 @@ def _outputs(model: Any, config: RewardModelJudge) -> list[_Output]:
             )
         found.append(_Output(head.name, column, head.weight))
     return found
+
+
+def _labels(model: Any) -> tuple[str, ...]:
+    return tuple(str(model.config.id2label[column]) for column in sorted(model.config.id2label))
 
 
 def _weights_digest(model: Any) -> str:

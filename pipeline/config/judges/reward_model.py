@@ -26,9 +26,16 @@ class RewardModelJudge(JudgeConfig):
     without_template: bool = Field(
         False, description="join prompt and answer as they are, in place of the classifier's chat template"
     )
+    gives_std: bool = Field(
+        False, description="it was trained to state standard deviations (train-judge --objective uncertainty)"
+    )
     batch_size: int = Field(16, ge=1, le=4096, description="sequences per forward pass")
 
-    OPERATIONAL = JudgeConfig.OPERATIONAL | {"batch_size"}
+    OPERATIONAL = JudgeConfig.OPERATIONAL | {"batch_size", "gives_std"}
+
+    @property
+    def states_uncertainty(self) -> bool:
+        return self.gives_std
 
     @model_validator(mode="after")
     def _heads_differ(self) -> "RewardModelJudge":
