@@ -18,6 +18,7 @@ from pipeline.preferences import drop_counts
 
 DISPLACEMENT_SHARE = 0.5
 LENGTH_GROWTH = 1.5
+ENTROPY_SHARE = 0.5
 
 
 def judged_by(judgments: pa.Table, judge: str) -> Scores:
@@ -92,6 +93,11 @@ def alarms(figures: Mapping[str, Any], initial: Mapping[str, Any], config: Evalu
         )
     if figures["length"] > LENGTH_GROWTH * initial["length"]:
         found.append(f"length: answers grew from {initial['length']:.1f} to {figures['length']:.1f} tokens")
+    if figures["entropy_per_token"] < ENTROPY_SHARE * initial["entropy_per_token"]:
+        found.append(
+            f"entropy collapse: {figures['entropy_per_token']:.2f} nats per token, less than {ENTROPY_SHARE:.0%} of the "
+            f"initial policy's {initial['entropy_per_token']:.2f}"
+        )
     if config.kl_limit is not None and figures["kl_initial"] > config.kl_limit:
         found.append(f"drift: KL to the initial policy is {figures['kl_initial']:.2f} nats, above {config.kl_limit:g}")
     return found
