@@ -95,8 +95,8 @@ def alarms(figures: Mapping[str, Any], initial: Mapping[str, Any], config: Evalu
         found.append(f"length: answers grew from {initial['length']:.1f} to {figures['length']:.1f} tokens")
     if figures["entropy_per_token"] < ENTROPY_SHARE * initial["entropy_per_token"]:
         found.append(
-            f"entropy collapse: {figures['entropy_per_token']:.2f} nats per token, less than {ENTROPY_SHARE:.0%} of the "
-            f"initial policy's {initial['entropy_per_token']:.2f}"
+            f"entropy collapse: {figures['entropy_per_token']:.2f} nats per token, less than {ENTROPY_SHARE:.0%} of "
+            f"the initial policy's {initial['entropy_per_token']:.2f}"
         )
     if config.kl_limit is not None and figures["kl_initial"] > config.kl_limit:
         found.append(f"drift: KL to the initial policy is {figures['kl_initial']:.2f} nats, above {config.kl_limit:g}")

@@ -18,7 +18,7 @@ def test_a_good_round_raises_none() -> None:
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ({"chosen_fell": 0.6, "chosen_change": -0.5}, "likelihood displacement: 60% .* -0.50 nats"),
+        ({"chosen_fell": 0.6, "chosen_change": -0.5}, "likelihood displacement: 60% .*-0.50 nats"),
         ({"length": 31.0}, "length: answers grew from 20.0 to 31.0 tokens"),
         ({"entropy_per_token": 0.59}, "entropy collapse: 0.59 nats per token, less than 50% of .* 1.20"),
         ({"kl_initial": 5.5}, "drift: KL .* 5.50 nats, above 5"),
