@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.distributed import World, own_packs, world_of
 from pipeline.logprobs import pack_logps, sum_by_sequence
 from pipeline.losses import Objective, PreferenceBatch, exploration, nll, wpo_weights
-from pipeline.packing import Pack, pack_groups
+from pipeline.packing import Pack
 from pipeline.update_checks import check_losses
 from pipeline.update_types import PreferenceGroup, UpdateSettings
 
@@ -39,6 +40,12 @@ class StepOutcome:
     kl: Tensor
 
 
+NOBODY = PreferenceGroup(
+    prompt_id="(none)", prompt_token_ids=[0], candidate_token_ids=[[0], [0]], reference_logps=[0.0, 0.0]
+)
+"""What a pack of no group computes; it has no weight in the loss."""
+
+
 def accumulate_gradient(
     model: Any,
     batch: Sequence[PreferenceGroup],
@@ -48,28 +55,59 @@ def accumulate_gradient(
 ) -> tuple[StepOutcome, int]:
     """Add the gradient of the step's mean loss, pack by pack, and count the tokens.
 
-    The denominator is the number of preferences of the step, however they are spread over packs.
+    The denominator is the number of preferences of the step, however they are spread over packs and ranks. Outcome and
+    tokens are those of the whole step on every rank.
+
+    Raises:
+        NonFiniteError: a loss is not finite, on whichever rank.
     """
+    world = world_of(model)
+    packs = own_packs(batch, settings.token_budget, world)
     parts: list[StepOutcome] = []
-    tokens = 0
-    for pack in pack_groups(batch, settings.token_budget):
-        members = [batch[index] for index in pack.groups]
-        logps_N, squares_N = pack_logps(model, pack, squares=settings.wpo, precision=settings.precision)
-        preferences = _preference_batch(pack, members, sum_by_sequence(logps_N, pack))
-        objective_P = torch.zeros_like(preferences.logps_P_K[:, 0])
-        for objective, weight in terms:
-            objective_P = objective_P + weight * objective.loss(preferences, settings.constants)
-        loss_P = objective_P
-        if squares_N is not None:
-            aligned_P_K = sum_by_sequence(logps_N.detach() - squares_N, pack).view_as(preferences.lengths_P_K)
-            loss_P = loss_P * wpo_weights(aligned_P_K / preferences.lengths_P_K)
-        loss_P = loss_P + _extra_terms(preferences, settings)
-        check_losses(loss_P, preferences, members, step)
-        (loss_P.sum() / len(batch)).backward()
+    for pack in packs:
+        members = [batch[index] for index in pack.groups] or [NOBODY]
+        objective_P, loss_P, preferences = _losses(model, pack, members, terms, settings)
+        with world.agreement():
+            check_losses(loss_P, preferences, members, step)
+        share = loss_P.sum() / len(batch)
+        (share if pack.groups else 0 * share).backward()
         parts.append(_outcome(objective_P, loss_P, preferences))
-        tokens += len(pack.input_ids_T)
     names = [column.name for column in fields(StepOutcome)]
-    return StepOutcome(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names}), tokens
+    found = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    if world.size > 1:
+        found = _of_all_ranks(found, [pack.groups for pack in packs], len(batch), world)
+    return StepOutcome(**found), sum(group.packed_tokens for group in batch)
+
+
+def _losses(
+    model: Any,
+    pack: Pack,
+    members: Sequence[PreferenceGroup],
+    terms: Sequence[tuple[Objective, float]],
+    settings: UpdateSettings,
+) -> tuple[Tensor, Tensor, PreferenceBatch]:
+    """The objective and the loss of each preference of a pack, and what they were computed from."""
+    logps_N, squares_N = pack_logps(model, pack, squares=settings.wpo, precision=settings.precision)
+    preferences = _preference_batch(pack, members, sum_by_sequence(logps_N, pack))
+    objective_P = torch.zeros_like(preferences.logps_P_K[:, 0])
+    for objective, weight in terms:
+        objective_P = objective_P + weight * objective.loss(preferences, settings.constants)
+    loss_P = objective_P
+    if squares_N is not None:
+        aligned_P_K = sum_by_sequence(logps_N.detach() - squares_N, pack).view_as(preferences.lengths_P_K)
+        loss_P = loss_P * wpo_weights(aligned_P_K / preferences.lengths_P_K)
+    return objective_P, loss_P + _extra_terms(preferences, settings), preferences
+
+
+def _of_all_ranks(
+    found: dict[str, Tensor], packs: Sequence[Sequence[int]], preferences: int, world: World
+) -> dict[str, Tensor]:
+    """The columns of all ranks, in the order of the step; a pack of no group has a row, which is left out."""
+    own = torch.tensor([bool(groups) for groups in packs for _ in groups or [0]], device=world.device)
+    rows = torch.tensor([index for groups in packs for index in groups], dtype=torch.int64, device=world.device)
+    values = torch.zeros(len(found), preferences, dtype=torch.float64, device=world.device)
+    values[:, rows] = torch.stack(list(found.values()))[:, own].double()
+    return dict(zip(found, world.sum(values), strict=True))
 
 
 def _extra_terms(preferences: PreferenceBatch, settings: UpdateSettings) -> Tensor | float:

@@ -14,6 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from pipeline.attention import shared_prefix_attention
+from pipeline.distributed import World, own_packs, reshard, run_whole, world_of
 from pipeline.errors import PromptTooLongError, UnsupportedModelError
 from pipeline.packing import Pack, TokenGroup, pack_groups
 
@@ -136,23 +137,29 @@ def pack_logps(
     model: Any, pack: Pack, *, squares: bool = False, precision: Precision = "float32"
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`chunked_logps` of each predicted token of a pack, differentiable in the model's weights."""
+    device = model.get_output_embeddings().weight.device.type
+    with shared_prefix_attention(model), torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+        found: tuple[torch.Tensor, torch.Tensor | None] = run_whole(model, _pack_logps, pack, squares)
+        return found
+
+
+def _pack_logps(model: Any, pack: Pack, squares: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
     head = model.get_output_embeddings()
     device = head.weight.device
-    with shared_prefix_attention(model), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        hidden_1_T_D = model.base_model(
-            input_ids=pack.input_ids_T.to(device)[None],
-            position_ids=pack.position_ids_T.to(device)[None],
-            sequence_layout=pack.layout_on(device),
-            use_cache=False,
-        ).last_hidden_state
-        return chunked_logps(
-            hidden_1_T_D[0].index_select(0, pack.source_N.to(device)),
-            head.weight,
-            pack.target_N.to(device),
-            bias_V=getattr(head, "bias", None),
-            softcap=getattr(model.config, "final_logit_softcapping", None),
-            squares=squares,
-        )
+    hidden_1_T_D = model.base_model(
+        input_ids=pack.input_ids_T.to(device)[None],
+        position_ids=pack.position_ids_T.to(device)[None],
+        sequence_layout=pack.layout_on(device),
+        use_cache=False,
+    ).last_hidden_state
+    return chunked_logps(
+        hidden_1_T_D[0].index_select(0, pack.source_N.to(device)),
+        head.weight,
+        pack.target_N.to(device),
+        bias_V=getattr(head, "bias", None),
+        softcap=getattr(model.config, "final_logit_softcapping", None),
+        squares=squares,
+    )
 
 
 def pack_sums(model: Any, pack: Pack, *, precision: Precision = "float32") -> torch.Tensor:
@@ -171,20 +178,29 @@ def sequence_logps(
 ) -> list[list[float]]:
     """Log-probability of each candidate given its prompt, in nats, summed over its tokens, for each group.
 
-    The model is put into evaluation mode. No gradient is kept.
+    The model is put into evaluation mode. No gradient is kept. Over several ranks each has all of the result.
 
     Raises:
         PromptTooLongError: a group is longer than the budget, or a sequence longer than the model's context.
     """
     model.eval()
     check_context(model, groups)
-    result: list[list[float]] = [[] for _ in groups]
-    for pack in pack_groups(groups, token_budget):
+    world = world_of(model)
+    result = [[0.0] * len(group.candidate_token_ids) for group in groups]
+    for pack in own_packs(groups, token_budget, world):
         with torch.no_grad():
             sums = iter(pack_sums(model, pack, precision=precision).tolist())
-        for index, candidates in zip(pack.groups, pack.candidates, strict=True):
-            result[index] = [next(sums) for _ in range(candidates)]
-    return result
+        for index in pack.groups:
+            result[index] = [next(sums) for _ in result[index]]
+    reshard(model)
+    return result if world.size == 1 else _of_all_ranks(result, world)
+
+
+def _of_all_ranks(found: list[list[float]], world: World) -> list[list[float]]:
+    """The numbers of all ranks, where each has zeros in place of those that others computed."""
+    flat = torch.tensor([number for row in found for number in row], dtype=torch.float64, device=world.device)
+    numbers = iter(world.sum(flat).tolist())
+    return [[next(numbers) for _ in row] for row in found]
 
 
 def check_context(model: Any, groups: Sequence[TokenGroup]) -> None:
@@ -221,12 +237,17 @@ def check_model(model: Any) -> None:
     top = head.weight.shape[0] - 1
     prompt, candidates = [top, 1, 0], [[top // 2, top // 3, 1], [top // 5, top], [0, top // 2, top // 2]]
     (pack,) = pack_groups([TokenGroup("probe", prompt, candidates)], token_budget=64)
-    with torch.no_grad():
-        packed_S = pack_sums(model, pack)
+    # Layers that are gathered in half precision compute in nothing else.
+    precision = world_of(model).precision
+    half = torch.autocast(head.weight.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    with torch.no_grad(), half:
+        packed_S = pack_sums(model, pack, precision=precision)
         plain_S = torch.stack([_plain_logp(model, prompt, candidate) for candidate in candidates])
+    reshard(model)
     difference = (packed_S - plain_S).abs().max().item()
     # Over these few tokens float32 agrees to 1e-5 nats and half precision to 0.1.
-    tolerance = 1e-3 if head.weight.dtype in (torch.float32, torch.float64) else 0.25
+    exact = precision == "float32" and head.weight.dtype in (torch.float32, torch.float64)
+    tolerance = 1e-3 if exact else 0.25
     if not difference <= tolerance:
         raise UnsupportedModelError(
             f"{type(model).__name__} gives log-probabilities that differ by {difference:.3g} nats between a "

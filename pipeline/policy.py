@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from pipeline.distributed import spread_like, whole, world_of
 from pipeline.errors import ConfigError, UnsupportedModelError
 
 HUB_TIMEOUT = 15.0
@@ -100,9 +101,26 @@ def load_tokenizer(directory_or_hub_id: str | Path, *, revision: str | None = No
 
 
 def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write safetensors, configurations and tokenizer files, as ``from_pretrained`` and vLLM open them."""
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    """Write safetensors, configurations and tokenizer files, as ``from_pretrained`` and vLLM open them.
+
+    Of several ranks all call it; the first one holds all weights meanwhile, in its main memory, and writes.
+    """
+    weights = None if world_of(model).size == 1 else _gathered(model)
+    if world_of(model).leads:
+        model.save_pretrained(directory, state_dict=weights)
+        tokenizer.save_pretrained(directory)
+
+
+def _gathered(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The model's weights whole, in main memory, on the first rank; tied ones are one tensor, as in the model."""
+    found: dict[int, torch.Tensor] = {}
+    named: dict[str, torch.Tensor] = {}
+    for name, weight in model.state_dict(keep_vars=True).items():
+        if id(weight) not in found:
+            full = whole(weight.detach())
+            found[id(weight)] = full.cpu() if world_of(model).leads else full[:0]
+        named[name] = found[id(weight)]
+    return named
 
 
 def max_context(directory_or_hub_id: str | Path, *, revision: str | None = None) -> int:
@@ -145,7 +163,7 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
         for path in weight_files(directory):
             with _open(path) as tensors:
                 for name in expected.keys() & set(tensors.keys()):
-                    expected[name].copy_(tensors.get_tensor(name))
+                    expected[name].copy_(spread_like(tensors.get_tensor(name), expected[name]))
 
 
 def sampler_copy(checkpoint: Path, scratch: Path) -> Path:

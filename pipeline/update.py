@@ -15,12 +15,14 @@ from typing import Any
 import torch
 
 from pipeline.attention import shared_prefix_attention
+from pipeline.distributed import whole, world_of
 from pipeline.gradients import StepOutcome, accumulate_gradient
 from pipeline.logprobs import check_context, check_model, sequence_logps
 from pipeline.optimization import build_optimizer, learning_rate_factor
 from pipeline.records import content_id
 from pipeline.training_state import load_optimizer, load_state, save_optimizer, save_state
 from pipeline.update_checks import (
+    check_alone,
     check_first_loss,
     check_gradient,
     check_inputs,
@@ -49,6 +51,9 @@ class _Progress:
 class Update:
     """An update of ``model``, in place, on ``groups``. The same inputs, seed and thread count give the same weights.
 
+    Of a model that is spread over several ranks (`distributed.shard`), each rank makes an update of the same inputs and
+    calls the same methods in the same order. All of them get the same results; only the first one writes.
+
     Args:
         say: takes a sentence for people, such as that memory ran out and the packs are smaller from here on.
 
@@ -67,7 +72,8 @@ class Update:
         say: Callable[[str], None] = lambda _sentence: None,
     ) -> None:
         self._terms = check_inputs(groups, settings)
-        check_weights(model)
+        with world_of(model).agreement():
+            check_weights(model)
         check_model(model)
         check_context(model, groups)
         _prepare(model, gradient_checkpointing=settings.gradient_checkpointing)
@@ -106,7 +112,7 @@ class Update:
         Raises:
             FirstLossError: the first loss is not the one that theory gives; no weight has changed.
             NonFiniteError: a loss or a gradient is not finite; the step at fault has not been taken.
-            OutOfMemoryError: a single preference does not fit into the device's memory.
+            OutOfMemoryError: a single preference does not fit into the device's memory; of several ranks, a pack.
         """
         while not self.stopped and len(self._done.rows) < len(self._plan):
             row = self._step(len(self._done.rows))
@@ -171,6 +177,7 @@ class Update:
                     return accumulate_gradient(self._model, batch, self._terms, settings, step)
             except torch.OutOfMemoryError as error:
                 reason = str(error).partition("\n")[0]
+                check_alone(world_of(self._model).size, self._done.token_budget, reason)
             # Outside of the handler, whose traceback would keep the activations alive.
             self._done.token_budget = halved_budget(self._groups, self._done.token_budget, reason)
             self._say(
@@ -236,7 +243,7 @@ def _take_step(
 ) -> float:
     """Clip the gradient, let the optimizer step, and return the norm before clipping."""
     weights = [weight for weight in model.parameters() if weight.grad is not None]
-    norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights])
+    norm = whole(torch.nn.utils.get_total_norm([weight.grad for weight in weights]))
     check_gradient(norm, model, batch, step)
     torch.nn.utils.clip_grads_with_norm_(weights, max_norm, norm)
     for group in optimizer.param_groups:

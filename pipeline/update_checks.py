@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.distributed import local, world_of
 from pipeline.errors import (
     ConfigError,
     DataError,
@@ -63,7 +64,7 @@ def _check_fit(name: str, objective: Objective, groups: Sequence[PreferenceGroup
 def check_weights(model: Any) -> None:
     """Refuse weights that are not finite, and trained ones in half precision, where small steps round to nothing."""
     for name, weight in model.named_parameters():
-        if not torch.isfinite(weight).all():
+        if not torch.isfinite(local(weight)).all():
             raise NonFiniteError(f"weight {name} is not finite before the first step: take an earlier checkpoint")
         if weight.requires_grad and weight.dtype not in (torch.float32, torch.float64):
             raise UnsupportedModelError(
@@ -91,9 +92,7 @@ def check_gradient(norm: Tensor, model: Any, batch: Sequence[PreferenceGroup], s
     """Raise NonFiniteError, naming weights and prompts, where the gradient's norm is not finite."""
     if torch.isfinite(norm):
         return
-    largest = {
-        name: weight.grad.abs().max().item() for name, weight in model.named_parameters() if weight.grad is not None
-    }
+    largest = _largest_entries(model)
     worst = sorted(largest, key=lambda name: largest[name] if math.isfinite(largest[name]) else math.inf)
     raise NonFiniteError(
         f"the gradient of step {step} is not finite, largest entries: "
@@ -101,6 +100,30 @@ def check_gradient(norm: Tensor, model: Any, batch: Sequence[PreferenceGroup], s
         f"step: {', '.join(group.prompt_id for group in batch[:NAMED])}; the step was not taken. Lower the "
         "learning rate or beta"
     )
+
+
+def _largest_entries(model: Any) -> dict[str, float]:
+    """The largest absolute gradient of each weight, over all ranks; what is not a number counts as largest."""
+    gradients = {name: local(weight.grad) for name, weight in model.named_parameters() if weight.grad is not None}
+    world = world_of(model)
+    # One row a rank, as not every sum or maximum over ranks keeps what is not a number.
+    entries_R_W = torch.zeros(world.size, len(gradients), device=next(iter(gradients.values())).device)
+    for place, gradient in enumerate(gradients.values()):
+        if gradient.numel():
+            entries_R_W[world.rank, place] = gradient.abs().max()
+    return dict(zip(gradients, world.sum(entries_R_W).amax(dim=0).tolist(), strict=True))
+
+
+def check_alone(ranks: int, token_budget: int, reason: str) -> None:
+    """Raise OutOfMemoryError where there are other ranks, which wait for this one in the middle of the pass.
+
+    A single rank takes the step again with smaller packs.
+    """
+    if ranks > 1:
+        raise OutOfMemoryError(
+            f"the memory of one of {ranks} devices does not hold a pack of {token_budget} tokens ({reason}): set "
+            f"update.token_budget to {token_budget // 2}, or turn on update.gradient_checkpointing"
+        )
 
 
 def halved_budget(groups: Sequence[PreferenceGroup], token_budget: int, reason: str) -> int:

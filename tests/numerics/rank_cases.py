@@ -1,0 +1,62 @@
+"""The updates that one rank and two ranks both make."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from numerics.tiny_models import SHAPE, build, token_groups
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pipeline.logprobs import sequence_logps
+from pipeline.update import PreferenceGroup, UpdateSettings
+
+SEED = 4
+# A large epsilon: Adam would else move weights whose gradient is zero but for rounding, such as biases of keys, by the
+# whole learning rate.
+SETTINGS = UpdateSettings(batch_size=4, learning_rate=1e-2, adam_epsilon=1e-2)
+LONG = replace(SETTINGS, epochs=2, schedule="cosine", weight_decay=0.1)
+UNEVEN = replace(SETTINGS, batch_size=5, token_budget=35)
+"""Packs of one to two preferences each, an odd number a step; the last step has 3 preferences of 13."""
+RANKINGS = replace(UNEVEN, objectives={"plackett_luce": 1.0}, token_budget=60, nll_weight=0.1)
+ONE = replace(SETTINGS, batch_size=1)
+"""A preference a step: one rank has nothing to do."""
+CASES = {
+    "pairs": ("llama", UNEVEN, 2),
+    "pairs, tied": ("llama tied", UNEVEN, 2),
+    "pairs, gpt2": ("gpt2", LONG, 2),
+    "rankings": ("llama", RANKINGS, 4),
+    "one at a time": ("llama", ONE, 2),
+    "wpo": ("llama", replace(UNEVEN, wpo=True), 2),
+    "checkpointing": ("llama", replace(UNEVEN, gradient_checkpointing=True), 2),
+    "bfloat16": ("llama", replace(SETTINGS, precision="bfloat16", batch_size=13), 2),
+}
+"""Model, settings, and candidates a prompt."""
+
+
+def built(name: str, seed: int = 0) -> Any:
+    if name != "llama tied":
+        return build(name, seed)
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True, attn_implementation="sdpa")).eval()
+
+
+def references() -> dict[str, list[list[float]]]:
+    """Log-probabilities of each case's candidates under the model as it is built."""
+    return {
+        case: sequence_logps(built(name), token_groups(13, candidates, seed=1), 200)
+        for case, (name, _, candidates) in CASES.items()
+    }
+
+
+def preferences(case: str, references: dict[str, list[list[float]]]) -> list[PreferenceGroup]:
+    """Thirteen preferences. The references are handed on as numbers: processes may differ in the last digit."""
+    groups = token_groups(13, CASES[case][2], seed=1)
+    return [
+        PreferenceGroup(
+            prompt_id=group.prompt_id,
+            prompt_token_ids=group.prompt_token_ids,
+            candidate_token_ids=group.candidate_token_ids,
+            reference_logps=logps,
+        )
+        for group, logps in zip(groups, references[case], strict=True)
+    ]

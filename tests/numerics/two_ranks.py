@@ -1,0 +1,109 @@
+"""What two ranks do, each in a process that torchrun started: ``two_ranks.py DIRECTORY``.
+
+Every case leaves what it found in ``DIRECTORY/<case>-<rank>.json``, and checkpoints beside it.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from numerics.rank_cases import CASES, LONG, SEED, SETTINGS, UNEVEN, built, preferences
+
+from pipeline.distributed import World, shard
+from pipeline.errors import RondoError
+from pipeline.policy import load_weights, save_policy
+from pipeline.update import Update, run_update
+from pipeline.update_types import UpdateResult, UpdateSettings
+from support.tiny import tiny_tokenizer
+
+out = Path(sys.argv[1])
+world = World.join("cpu")
+references = json.loads((out / "references.json").read_text())
+pairs = preferences("pairs", references)
+
+
+def sharded(name: str = "llama", settings: UpdateSettings = SETTINGS, seed: int = 0) -> Any:
+    model = built(name, seed)
+    shard(model, world, precision=settings.precision)
+    return model
+
+
+def leave(case: str, found: Any) -> None:
+    (out / f"{case}-{world.rank}.json").write_text(json.dumps(found))
+
+
+def figures(result: UpdateResult) -> dict[str, Any]:
+    return {**asdict(result), "steps": [{**asdict(row), "seconds": 0} for row in result.steps]}
+
+
+def save(model: Any, directory: Path) -> Path:
+    directory.mkdir(exist_ok=True)
+    save_policy(model, tiny_tokenizer(), directory)
+    return directory
+
+
+def whole_updates() -> None:
+    for case, (name, settings, _) in CASES.items():
+        model = sharded(name, settings)
+        leave(case, figures(run_update(model, preferences(case, references), settings, seed=SEED)))
+        save(model, out / case)
+
+
+def interrupted_and_resumed() -> None:
+    model = sharded()
+    update = Update(model, pairs, LONG, seed=SEED)
+    update.run(lambda row: update.save(out / "state of two") if row.step == 3 else None)
+    save(model, out / "uninterrupted")
+    for state in ("state of two", "state of one"):
+        model = sharded(seed=5)
+        update = Update(model, pairs, LONG, seed=SEED)
+        update.load(out / state)
+        leave(f"resumed from {state}", figures(update.run()))
+        save(model, out / f"resumed from {state}")
+
+
+def loaded() -> None:
+    """The weights that one rank saved, put into a sharded model, and saved again."""
+    model = sharded("llama tied", seed=5)
+    load_weights(model, out / "weights of one")
+    save(model, out / "weights again")
+
+
+def errors() -> None:
+    def at_fault(case: str, breaking: Callable[[Any], None], settings: UpdateSettings = UNEVEN) -> None:
+        model = sharded()
+        if world.rank == 1:
+            breaking(model)
+        try:
+            run_update(model, pairs, settings, seed=SEED)
+        except RondoError as error:
+            leave(case, [type(error).__name__, str(error)])
+
+    def overflow(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda gradient: gradient * torch.inf)
+
+    def lose(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * torch.nan if torch.is_grad_enabled() else output
+
+    at_fault("loss", lambda model: model.model.norm.register_forward_hook(lose))
+    at_fault("gradient", lambda model: model.model.layers[1].mlp.up_proj.register_forward_hook(overflow))
+    at_fault("weights", lambda model: model.model.norm.weight.detach().to_local().fill_(torch.nan))
+    wrong = [
+        replace(group, reference_logps=[group.reference_logps[0] - 1, group.reference_logps[1]]) for group in pairs
+    ]
+    try:
+        run_update(sharded(), wrong, SETTINGS, seed=SEED)
+    except RondoError as error:
+        leave("reference", [type(error).__name__, str(error)])
+
+
+for part in (whole_updates, interrupted_and_resumed, loaded, errors):
+    part()
+world.wait()
+os._exit(0)  # gloo's threads do not always outlive the interpreter in order
