@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from pipeline.config import DatasetPrompts, FilePrompts, PretrainedPolicy, Recipe, RewardModelJudge
 from pipeline.errors import ConfigError
 
-_NOT_COMPARED = ("rounds", "description")
+NOT_COMPARED = ("rounds", "description")
 """What may differ between a recipe and the run that was started with it."""
 
 
@@ -83,7 +83,7 @@ def differences(recipe: Recipe, other: Recipe) -> list[str]:
     return [
         f"{key}: {flat.get(key)} -> {flat_other.get(key)}"
         for key in sorted(flat.keys() | flat_other.keys())
-        if flat.get(key) != flat_other.get(key) and key not in _NOT_COMPARED
+        if flat.get(key) != flat_other.get(key) and key not in NOT_COMPARED
     ]
 
 

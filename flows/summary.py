@@ -7,6 +7,28 @@ from pydantic import BaseModel, ConfigDict, Field
 from storage.manifest import Entry
 
 
+class JudgeOrigin(BaseModel):
+    """A judge as it was in a round."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    version: str
+    config: str = Field(description="hash of its configuration")
+
+
+class RoundOrigin(BaseModel):
+    """What a round was made from, beside its policy and reference. The session that ran it records the software."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: str = Field(description="hash of the recipe, without what does not change the rounds")
+    sampled_by: str | None = Field(description="hash of the weights that sampled; none in round 0")
+    prompts: str | None = Field(description="hash of the ids of the prompts that were sampled, in order")
+    held_out: str = Field(description="hash of the ids of the held-out prompts, in order")
+    judges: list[JudgeOrigin] = Field(description="the one that training hears first")
+
+
 class RoundSummary(BaseModel):
     """A finished round. Shares are from 0 to 1, lengths in tokens, divergences in nats per sequence.
 
@@ -57,6 +79,7 @@ class RoundSummary(BaseModel):
     sampled_tokens: int
     seconds: dict[str, float] = Field(description="time of each stage")
     alarms: list[str] = []
+    origin: RoundOrigin | None = Field(None, description="none in runs that did not record it yet")
 
     @property
     def tokens_per_second(self) -> float:

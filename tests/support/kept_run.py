@@ -1,0 +1,88 @@
+"""A run with tables, weights and a shared warm start whose records agree with each other; no model, and quick."""
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+from flows.adopt import adopt_rounds
+from storage.checkpoints import find_shared, stage_directory, stage_shared, weights_digest
+from storage.manifest import FileRef, Key
+from storage.retention import create_fork
+from storage.run import Run, Writer
+from storage.shards import write_table
+from storage.store import Store
+
+WARM_START = ("warm_starts", "0123456789abcdef")
+TABLES = ("metrics", "probe", "eval_candidates", "eval_judgments", "eval_logps", "judgments", "preferences")
+
+
+def kept_run(store: Store, name: str = "kept", rounds: int = 4) -> Run:
+    """A run with this many rounds after round 0."""
+    run = store.create_run(name, {"recipe": {"name": "kept"}, "parent": None})
+    with run.writer() as writer:
+        add_rounds(store, run, writer, rounds)
+    return run
+
+
+def kept_fork(store: Store, parent: Run, round: int, name: str, rounds: int) -> Run:
+    """A fork with this many rounds, those of its parent included."""
+    run = create_fork(store, parent, round, name, {"recipe": {"name": "kept"}})
+    with run.writer() as writer:
+        adopt_rounds(store, run, writer)
+        add_rounds(store, run, writer, rounds)
+    return run
+
+
+def add_rounds(store: Store, run: Run, writer: Writer, last: int) -> None:
+    """The rounds that are missing, up to the last."""
+    for number in range(len(run.finished), last + 1):
+        before = run.entries(number - 1, "checkpoint")[-1].meta["policy"] if number else None
+        if number == 0:
+            add_table(store, run, writer, 0, "prompts")
+        if number:
+            for shard in (0, 1):
+                add_table(store, run, writer, number, "candidates", {"policy": before}, shard)
+        files = warm_start(store) if number == 0 else weights(store, run, number, "checkpoint")
+        policy = weights_digest(files)
+        if number:
+            for stage in ("optimizer", "ema"):
+                state = weights(store, run, number, stage)
+                writer.commit(Key(number, stage), state, {"policy": weights_digest(state)} if stage == "ema" else None)
+        writer.commit(Key(number, "checkpoint"), files, {"policy": policy} | ({"reference": before} if number else {}))
+        for stage in TABLES:
+            meta = {"policy": policy} if stage == "eval_candidates" else None
+            add_table(store, run, writer, number, stage, meta)
+        writer.finish_round(number, {"policy": policy, "round": number})
+
+
+def add_table(
+    store: Store, run: Run, writer: Writer, number: int, stage: str,
+    meta: Mapping[str, object] | None = None, shard: int | None = None,
+) -> None:  # fmt: skip
+    """One small table as one commit."""
+    table = pa.table({"prompt_id": [f"{stage} {number} {shard}", run.name], "score": [number / 2, 1.0]})
+    key = Key(number, stage, shard)
+    writer.commit(key, [write_table(store, run.name, number, stage, table, shard)], dict(meta or {}))
+
+
+def weights(store: Store, run: Run, number: int, stage: str) -> tuple[FileRef, ...]:
+    """A directory of three files, other ones in every run and round."""
+    with stage_directory(store, run.name, number, stage) as staged:
+        _fill(staged.path, f"{run.name} {number} {stage}")
+    return staged.files
+
+
+def warm_start(store: Store) -> tuple[FileRef, ...]:
+    """The shared directory that round 0 of every run has."""
+    found = find_shared(store, *WARM_START)
+    if found is not None:
+        return found
+    with stage_shared(store, *WARM_START) as staged:
+        _fill(staged.path, "warm start")
+    return staged.files
+
+
+def _fill(directory, what: str) -> None:
+    (directory / "model.safetensors").write_bytes(what.encode() * 5)
+    (directory / "config.json").write_text(f'{{"of": "{what}"}}')
+    (directory / "tokenizer.json").write_text(f'{{"tokens": "{what}"}}')
