@@ -3,6 +3,7 @@
 RondoError
 ├── WorkerError (RuntimeError)       a worker process reported a fault that is not the user's
 │   └── WorkerDiedError              a worker process ended in the middle of its work
+├── PublishError (RuntimeError)      the Hub refuses or fails
 ├── ServerError (RuntimeError)       no Prefect server could be reached or started
 └── InterruptedRunError              a person ended the command
 """
@@ -20,6 +21,10 @@ class WorkerDiedError(WorkerError):
 
 class InterruptedRunError(RondoError):
     """A run that a person interrupted; what was committed stays."""
+
+
+class PublishError(RondoError, RuntimeError):
+    """A Hub that refuses what is published, or fails; what it has already stays."""
 
 
 class ServerError(RondoError, RuntimeError):

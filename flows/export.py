@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import yaml
 
-from flows.summary import RoundSummary
+from flows.cards import dataset_card
 from pipeline.errors import ConfigError, DataError
 from storage.durable import clear_errors
 from storage.inspect import table
@@ -56,7 +55,8 @@ def export_preferences(store: Store, run: Run, round: int, to: Path) -> int:
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"'{to}' is already there, and not an empty directory: give a new one")
     kind, rows = _rows(store, run, round)
-    card = _card(store, run, round, kind, len(rows))
+    judge = table(store, run, round, "judgments", ["judge", "judge_version"]).to_pylist()[0]
+    card = dataset_card(run, round, kind, _COLUMNS[kind], rows, f"{judge['judge']}, version {judge['judge_version']}")
     staged = to.with_name(f".{to.name}-{uuid.uuid4().hex}")
     with clear_errors(to):
         try:
@@ -123,52 +123,3 @@ def _write_parquet(rows: list[dict[str, Any]], kind: str, path: Path) -> None:
     finally:
         if shown:
             enable_progress_bar()
-
-
-def _card(store: Store, run: Run, round: int, kind: str, rows: int) -> str:
-    """The README of the dataset: a front matter for machines, and what it is for people."""
-    meta = RoundSummary.model_validate(run.rounds()[round].meta)
-    judge = table(store, run, round, "judgments").select(["judge", "judge_version"]).to_pylist()[0]
-    recipe = run.header["recipe"]
-    front = yaml.safe_dump(
-        {
-            "pretty_name": f"{run.name}, round {round}",
-            "tags": ["preference", "dpo", "rondo"],
-            "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
-        },
-        sort_keys=False,
-    )
-    dropped = ", ".join(f"{count} {reason}" for reason, count in meta.dropped.items()) or "none"
-    columns = "\n".join(f"| `{name}` | {what} |" for name, what in _COLUMNS[kind].items())
-    return f"""---
-{front}---
-
-# Preferences of run {run.name}, round {round}
-
-{"Pairs" if kind == "pair" else "Rankings"} in the conversational form, written by rondo: answers that a policy gave to
-prompts, put in order by a judge. The texts are as they were sampled, white space included.
-
-| | |
-|---|---|
-| rows | {rows} |
-| prompts dropped | {dropped} |
-| run | {run.name}, from recipe {recipe["name"]} |
-| round | {round} |
-| policy that sampled | `{meta.reference}` |
-| judge | {judge["judge"]}, version `{judge["judge_version"]}` |
-| rule | {recipe["preferences"]["rule"]} |
-
-## Columns
-
-| column | what it is |
-|---|---|
-{columns}
-
-## Use
-
-```python
-from datasets import load_dataset
-
-preferences = load_dataset("path/to/this/directory", split="train")
-```
-"""

@@ -77,7 +77,7 @@ def local_directory(store: Store, files: Sequence[FileRef], cache: Path, *, veri
         return local
     target = cache / directory_digest(files)
     if not target.is_dir():
-        _download(store, files, target)
+        copy_directory(store, files, target)
     _check_directory(target, files, verify)
     _forget_old_copies(cache, target)
     return target
@@ -205,7 +205,7 @@ def _upload(store: Store, key: str, directory: Path, name: str) -> FileRef:
     return FileRef(f"{key}/{name}", sink.bytes, sink.sha256, name=name)
 
 
-def _download(store: Store, files: Sequence[FileRef], target: Path) -> None:
+def copy_directory(store: Store, files: Sequence[FileRef], target: Path) -> None:
     """Fetch the files into a directory beside the target, then move it there: a broken download is never used."""
     with durable.clear_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -96,9 +96,9 @@ def test_the_card_says_what_it_is(store: Store, target: Path) -> None:
         "| rows | 3 |",
         "| run | small, from recipe small |",
         "| round | 2 |",
-        "| policy that sampled | `policy1` |",
-        "| judge | vader, version `1` |",
-        "| rule | best_vs_worst |",
+        "| policy that sampled | policy1 |",
+        "| judge | vader, version 1 |",
+        "| rule | best&#95;vs&#95;worst |",
     ):
         assert line in text
     assert {"prompt", "chosen", "rejected", "score_chosen", "score_rejected", "prompt_id"} == {
