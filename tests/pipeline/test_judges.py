@@ -202,3 +202,79 @@ def test_reward_models_that_cannot_serve(tmp_path: Path) -> None:
         make_judge(classifier(tmp_path / "many", tiny_tokenizer(), labels=3))
     with pytest.raises(JudgeError, match="cannot be loaded: check its path or id"):
         make_judge(RewardModelJudge(kind="reward_model", path=str(tmp_path / "none")))
+
+
+HEADS = ("helpfulness", "safety", "length")
+
+
+def with_heads(config: RewardModelJudge, **more: object) -> RewardModelJudge:
+    return RewardModelJudge.model_validate({**config.model_dump(), **more})
+
+
+def test_reward_model_with_several_named_heads(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    plain = classifier(tmp_path, tokenizer, labels=3)
+    model = LlamaForSequenceClassification.from_pretrained(tmp_path)
+    model.config.id2label = dict(enumerate(HEADS))
+    model.config.label2id = {label: column for column, label in enumerate(HEADS)}
+    model.save_pretrained(tmp_path)
+    heads = [{"name": "safety", "weight": 2.0}, {"name": "brevity", "output": 2, "weight": -0.5}]
+    judge = make_judge(with_heads(plain, heads=heads))
+    judgments = judge.judge([item(*ANSWERS)])
+    for text, judgment in zip(ANSWERS, judgments, strict=True):
+        with torch.inference_mode():
+            ids = torch.tensor([tokenizer(f"w1 w2{text}").input_ids])
+            _, safety, length = model.eval()(input_ids=ids).logits[0].tolist()
+        # float32 of a batch against one sequence: other orders of summation.
+        assert judgment.components == pytest.approx({"safety": safety, "brevity": length}, abs=1e-5)
+        assert judgment.score == pytest.approx(2 * safety - 0.5 * length, abs=1e-5)
+    assert judge.version != make_judge(with_heads(plain, heads=heads[:1])).version
+    assert judge.version == make_judge(with_heads(plain, heads=heads, batch_size=1)).version
+    with pytest.raises(JudgeError, match=r"no output named 'humour': it has 3 \(helpfulness, safety, length\)"):
+        make_judge(with_heads(plain, heads=[{"name": "humour"}]))
+    with pytest.raises(JudgeError, match="no output number 3"):
+        make_judge(with_heads(plain, heads=[{"name": "safety", "output": 3}]))
+
+
+def test_reward_model_batches_by_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long and short answers by turns: with batches of 3 by length, 2 of 8 sequences are padded, by one token each."""
+    judge = make_judge(classifier(tmp_path, tiny_tokenizer()))
+    shapes: list[tuple[int, int]] = []
+    forward = LlamaForSequenceClassification.forward
+
+    def watched(self: LlamaForSequenceClassification, **inputs: Any) -> Any:
+        shapes.append(tuple(inputs["input_ids"].shape))
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(LlamaForSequenceClassification, "forward", watched)
+    judge.judge([item(*[" w3" * length for length in (9, 1, 9, 1, 8, 1, 9, 2)])])
+    # With the prompt's two tokens; sorted: 3 3 3, 4 10 11, 11 11.
+    assert shapes == [(3, 3), (3, 11), (2, 11)]
+
+
+def test_reward_model_without_a_template_does_not_guess_one(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    config = classifier(tmp_path, tokenizer)
+    chat = item("w3", prompt="w1 w2 ", messages=[{"role": "user", "content": "w2"}])
+    with pytest.raises(
+        JudgeError, match=r"has no chat template, and prompt w1 w2  is a conversation: add .*without_te"
+    ):
+        make_judge(config).judge([chat])
+    joined = make_judge(with_heads(config, without_template=True)).judge([chat])
+    assert joined[0].score == pytest.approx(alone(config, tokenizer("w1 w2 w3").input_ids), abs=1e-5)
+
+
+def test_an_empty_answer_is_judged(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    config = classifier(tmp_path, tokenizer, pad=None)
+    (judgment,) = make_judge(config).judge([item("")])
+    assert judgment.score == pytest.approx(alone(config, tokenizer("w1 w2").input_ids), abs=1e-5)
+
+
+def test_older_judgments_lie_beside_newer_ones() -> None:
+    """A version that had no column ``raw`` wrote a part of a round's shards."""
+    newer = judgments_table(make_judge(GrammarJudge(kind="grammar")).judge([item("")]))
+    older = newer.drop_columns("raw")
+    both = pa.concat_tables([older, newer], promote_options="default")
+    assert both.num_rows == 2
+    assert both["raw"].to_pylist() == [None, None]
