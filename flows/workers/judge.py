@@ -5,8 +5,9 @@ from typing import Any
 
 from flows.workers.base import ProgressCall, Worker
 from pipeline import figures
-from pipeline.judges import JudgeProtocol, judge_items, judgments_table, make_judge
+from pipeline.judges import JudgeProtocol, Judgment, judge_items, judgments_table, make_judge
 from pipeline.preferences import build_preferences
+from storage.cache import SharedCache
 from storage.manifest import FileRef
 
 
@@ -16,9 +17,10 @@ class JudgeWorker(Worker):
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)
         devices = self.recipe.devices
-        configs = (self.recipe.judge, *self.recipe.evaluation.judges)
+        replies = SharedCache(self.store, "judge_replies")
         self._judges: list[JudgeProtocol] = [
-            make_judge(config, device=devices.judge, threads=devices.cpu_threads) for config in configs
+            make_judge(config, device=devices.judge, threads=devices.cpu_threads, cache=replies)
+            for config in self.recipe.judges
         ]
 
     def versions(self, *, progress: ProgressCall) -> list[str]:
@@ -33,16 +35,17 @@ class JudgeWorker(Worker):
         round: int,
         stage: str,
         shard: int,
-        judges: int,
+        judges: list[int],
         *,
         progress: ProgressCall,
     ) -> FileRef:
-        """Judges one shard of candidates by the first so many judges, under their names in the recipe."""
+        """Judges one shard of candidates by some of the judges, by their places, under their names in the recipe."""
         del progress
         items = judge_items(self.table(prompts), self.table((candidates,)))
-        judgments = []
-        for name, judge in list(zip(self.recipe.judge_names, self._judges, strict=True))[:judges]:
-            judgments += [replace(judgment, judge=name) for judgment in judge.judge(items)]
+        judgments: list[Judgment] = []
+        for place in judges:
+            name = self.recipe.judge_names[place]
+            judgments += [replace(judgment, judge=name) for judgment in self._judges[place].judge(items)]
         return self.write(judgments_table(judgments), round, stage, shard)
 
     def prefer(
@@ -79,5 +82,5 @@ class JudgeWorker(Worker):
             previous=self.table(previous) if previous else None,
             initial=self.table(initial) if initial else None,
             logps=self.table(logps) if logps else None,
-            judges=self.recipe.judge_names,
+            judges=[self.recipe.judge_names[place] for place in self.recipe.held_out_judges],
         )
