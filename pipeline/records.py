@@ -69,8 +69,11 @@ PREFERENCES = _schema("preferences", [
     _PROMPT_ID,
     _column("kind", pa.string(), "pair, ranking or dropped"),
     _column("candidates", pa.list_(pa.int32()), "indices of the candidates, best first; empty where dropped"),
+    _column("ranks", pa.list_(pa.int32()), "their places, equal for ties; null for 0, 1, 2, ..., and in version 1",
+            nullable=True),
     _column("scores", pa.list_(pa.float64()), "their scores, in the same order"),
-    _column("margin", pa.float64(), "score of the best minus score of the worst", nullable=True),
+    _column("margin", pa.float64(), "score of the best minus that of the worst, less the recipe's penalty of length",
+            nullable=True),
     _column("soft_label", pa.float64(), "probability that the order is right", nullable=True),
     _column("reference_logps", pa.list_(pa.float64()),
             "log-probability of each candidate under the policy that sampled it, summed over tokens", unit="nats"),
@@ -78,7 +81,7 @@ PREFERENCES = _schema("preferences", [
     _column("rule", pa.string(), "the rule that selected, or dropped, this prompt"),
     _column("drop_reason", pa.string(), "why the prompt gives no preference", nullable=True),
     _column("policy", pa.string(), "hash of the weights that sampled"),
-])  # fmt: skip
+], version=2)  # fmt: skip
 
 STEPS = _schema("metrics", [
     _column("step", pa.int32(), "optimizer step, from 0; means are over its preferences, before it is taken"),

@@ -31,6 +31,7 @@ def preference_groups(
             prompt_token_ids=prompt_ids[row["prompt_id"]],
             candidate_token_ids=[token_ids[row["prompt_id"], index] for index in row["candidates"]],
             reference_logps=row["reference_logps"],
+            ranks=row.get("ranks"),  # tables of version 1 have none
             soft_label=row["soft_label"],
         )
         for row in preferences

@@ -9,7 +9,7 @@ from pipeline.config.base import Config, Device, among
 from pipeline.config.evaluation import EvaluationConfig
 from pipeline.config.judges import Judge
 from pipeline.config.policy import Policy, WarmStartPolicy
-from pipeline.config.preferences import PreferencesConfig
+from pipeline.config.preferences import RANKING_RULES, PreferencesConfig
 from pipeline.config.prompts import GeneratedPrompts, Prompts
 from pipeline.config.sampling import SamplingConfig
 from pipeline.config.tracking import TrackingConfig
@@ -24,6 +24,9 @@ class DevicesConfig(Config):
 
     sampler: Device = Field("cpu", description="device of the sampling engine")
     trainer: Device = Field("cpu", description="device of the update")
+    trainer_ranks: int = Field(
+        1, ge=1, le=1024, description="processes that share the update, one a GPU; on CPU each has cpu_threads"
+    )
     judge: Device = Field("cpu", description="device of a reward model")
     cpu_threads: int = Field(
         1, ge=1, le=1024, description="threads of one CPU worker; a change changes results in the last bits"
@@ -62,17 +65,15 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _objective_takes_the_preferences(self) -> "Recipe":
-        rule, objectives = self.preferences.rule, self.update.objective
+        rule, ranks, objectives = self.preferences.rule, self.preferences.ranks, self.update.objective
         pairwise = [name for name in OBJECTIVES if name not in RANKING_OBJECTIVES]
-        if found := among(objectives, pairwise if rule == "full_ranking" else RANKING_OBJECTIVES):
+        if found := among(objectives, pairwise if ranks else RANKING_OBJECTIVES):
             raise ValueError(
-                f"preferences.rule '{rule}' does not go with update.objective '{found}': full_ranking goes with "
-                f"{' and '.join(RANKING_OBJECTIVES)}, and they with it"
+                f"preferences.rule '{rule}' does not go with update.objective '{found}': {' and '.join(RANKING_RULES)} "
+                f"go with {' and '.join(RANKING_OBJECTIVES)}, and they with them"
             )
-        if self.update.wpo and rule == "full_ranking":
-            raise ValueError(
-                "update.wpo weighs pairs, and preferences.rule is 'full_ranking': turn it off, or make pairs"
-            )
+        if self.update.wpo and ranks:
+            raise ValueError(f"update.wpo weighs pairs, and preferences.rule is '{rule}': turn it off, or make pairs")
         hard = [name for name in OBJECTIVES if name not in SOFT_LABEL_OBJECTIVES]
         if self.preferences.soft_labels and (found := among(objectives, hard)):
             raise ValueError(
@@ -137,7 +138,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _budget_holds_a_preference(self) -> "Recipe":
-        candidates = self.sampling.candidates if self.preferences.rule == "full_ranking" else 2
+        candidates = self.sampling.candidates if self.preferences.ranks else 2
         least = candidates * self.sampling.max_tokens
         if self.update.token_budget <= least:
             raise ValueError(
@@ -147,12 +148,41 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
-    def _soft_labels_have_a_source(self) -> "Recipe":
-        if self.preferences.soft_labels and not self.judge.states_uncertainty:
+    def _replayed_pairs_have_a_reference(self) -> "Recipe":
+        replay, reference = self.preferences.replay, self.update.reference
+        if replay.share and replay.reference == "original" and reference != "previous":
             raise ValueError(
-                f"preferences.soft_labels need a judge that states standard deviations, and '{self.judge.label}' "
-                "states none as it is set: set soft_labels to false, or choose an ensemble, an llm (a rubric with "
-                "expected scores, or comparisons), or a python function with gives_std"
+                f"preferences.replay.reference 'original' does not go with update.reference '{reference}', which is "
+                "one policy for all preferences: set the first to current"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _soft_labels_have_a_source(self) -> "Recipe":
+        if self.preferences.needs_uncertainty and not self.judge.states_uncertainty:
+            raise ValueError(
+                "preferences.soft_labels and preferences.min_probability need a judge that says how sure it is, and "
+                f"'{self.judge.label}' does not as it is set: turn them off, or choose an ensemble, an llm (a rubric "
+                "with expected scores, or comparisons), a noisy judge, or a python function with gives_std"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _update_takes_the_ranks(self) -> "Recipe":
+        devices, update = self.devices, self.update
+        if devices.trainer_ranks == 1:
+            return self
+        refused = {
+            "update.lora, whose adapter fits on one device": update.lora is not None,
+            f"update.optimizer '{update.optimizer}', whose moments of 8 bits are not spread": update.optimizer
+            != "adamw",
+            "update.compile": update.compile,
+            f"devices.trainer '{devices.trainer}', which is one GPU: cuda means all": ":" in devices.trainer,
+        }
+        if found := next((what for what, given in refused.items() if given), None):
+            raise ValueError(
+                f"devices.trainer_ranks {devices.trainer_ranks} does not go with {found}; set the former to 1, or "
+                "leave the latter out"
             )
         return self
 

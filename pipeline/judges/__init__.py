@@ -2,7 +2,7 @@
 
 import importlib
 
-from pipeline.config import EnsembleJudge, GrammarJudge, Judge, LlmJudge, RewardModelJudge, VaderJudge
+from pipeline.config import EnsembleJudge, GrammarJudge, Judge, LlmJudge, NoisyJudge, RewardModelJudge, VaderJudge
 from pipeline.errors import JudgeError
 from pipeline.judges.base import Judge as JudgeProtocol
 from pipeline.judges.base import (
@@ -68,6 +68,10 @@ def make_judge(
                 make_judge(member.judge, device=device, threads=threads, cache=cache) for member in config.members
             ]
             return Ensemble(config, members)
+        case NoisyJudge():
+            from pipeline.judges.noisy import Noisy
+
+            return Noisy(config, make_judge(config.judge, device=device, threads=threads, cache=cache))
         case VaderJudge():
             from pipeline.judges.vader import Vader
 

@@ -130,6 +130,20 @@ def judgment_of(
     )
 
 
+BEATS = "beats."
+"""A judge that states pairwise probabilities gives each candidate components of this name and another's index: the
+probability that it beats that one."""
+
+
+def pair_components(candidate: int, beats: Mapping[tuple[int, int], float]) -> dict[str, float]:
+    """A candidate's components that say with what probability it beats each other one of its prompt.
+
+    Args:
+        beats: ``beats[a, b]`` is the probability that candidate a is better than candidate b, by their indices.
+    """
+    return {f"{BEATS}{b}": probability for (a, b), probability in beats.items() if a == candidate}
+
+
 def judge_version(config: JudgeConfig, *parts: object) -> str:
     """Hash of a judge's settings, its name apart, and of what else its scores depend on."""
     return content_id([config.scoring(), *parts])

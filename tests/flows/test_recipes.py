@@ -1,5 +1,6 @@
 """Recipes: what ships parses, and what is wrong is said in one sentence with the field, the value and the remedy."""
 
+import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def test_shipped_recipes_parse(path: Path) -> None:
         ("judge={}", "judge.kind: this field is missing"),
         ("name=../escape", "name: '../escape' is not allowed"),
         ("sampling.max_tokens=96", "sampling.max_tokens 96 leaves no room for a prompt in policy.context 96"),
-        ("update.objective=plackett_luce", "full_ranking goes with plackett_luce and all_pairs"),
+        ("update.objective=plackett_luce", "full_ranking and top_m go with plackett_luce and all_pairs"),
         ("update.objective=dpo", "update.objective: there is no objective 'dpo': choose among sigmoid, "),
         ("update.objective={sigmoid: 1, dpo: 1}", "update.objective: there is no objective 'dpo'"),
         (
@@ -53,7 +54,7 @@ def test_shipped_recipes_parse(path: Path) -> None:
             "update.objective=3",
             "update.objective: 3 is not allowed: input should be a valid dictionary (loss of a pair",
         ),
-        ("update.objective={sigmoid: 1, all_pairs: 1}", "update.objective 'all_pairs': full_ranking goes with"),
+        ("update.objective={sigmoid: 1, all_pairs: 1}", "update.objective 'all_pairs': full_ranking and top_m go with"),
         ("update.objective=exo_pair", "update.label_smoothing 0 makes update.objective 'exo_pair' infinite"),
         (
             "update={objective: {ipo: 1, dpop: 1}, divergence: alpha}",
@@ -63,7 +64,41 @@ def test_shipped_recipes_parse(path: Path) -> None:
         ("judge.kind=exact_answer", "these prompts have none"),
         ("prompts.train=4", "prompts.train 4 is less than sampling.prompts_per_round 12"),
         ("update.token_budget=40", "does not hold a prompt with 2 answers"),
-        ("preferences.soft_labels=true", "'vader' states none"),
+        ("preferences.soft_labels=true", "or a python function with gives_std"),
+        ("judge={kind: length, target: 9, name: brevity}\npreferences.soft_labels=true", "or a python function with gives_std"),
+        (
+            "judge={kind: llm, model: m, base_url: 'http://h/v1', mode: {kind: rubric, score: parsed}}\n"
+            "preferences.soft_labels=true",
+            "or a python function with gives_std",
+        ),
+        ("judge={kind: code}", "runs what a model wrote on this machine, and that is off"),
+        ("judge={kind: code, allow_execution: true}", "the judge code compares with reference answers"),
+        ("judge={kind: math}", "the judge math compares with reference answers"),
+        ("judge={kind: regex, pattern: '('}", "pattern '(' is no regular expression"),
+        ("judge={kind: length}", "takes either limit or target"),
+        ("judge={kind: llm, model: m, base_url: 'http://h/v1', mode: rubrics}", "judge.mode.kind: 'rubrics' does not"),
+        ("judge={kind: llm, model: m, base_url: 'http://h/v1', mode: {kind: rubric, scale: 10}}", "lower it to 9"),
+        ("judge={kind: llm, model: m, base_url: 'ftp://h', mode: rubric}", "'ftp://h' is no http address"),
+        (
+            "judge={kind: llm, model: m, base_url: 'http://h/v1', mode: pairwise}\nevaluation.judges=[]",
+            "the judge 'llm' compares the candidates of a prompt, and held-out prompts have one",
+        ),
+        (
+            "evaluation.judges=[{kind: llm, model: m, base_url: 'http://h/v1', mode: listwise}]",
+            "evaluation.judges: 'llm' compares the candidates of a prompt",
+        ),
+        (
+            "judge={kind: ensemble, members: [{judge: {kind: vader}, wieght: 2}, {judge: {kind: grammar}}]}",
+            "judge.members.0.wieght: there is no such field (its value is 2): did you mean 'weight'?",
+        ),
+        (
+            "judge={kind: ensemble, members: [{judge: {kind: vader}}, {judge: {kind: exact_answer}}]}",
+            "the judge exact_answer compares with reference answers",
+        ),
+        (
+            "judge={kind: ensemble, members: [{judge: {kind: vader}}, {judge: {kind: reward_model, path: ./nowhere}}]}",
+            "judge.path: './nowhere' is no directory with a config.json",
+        ),
         ("sampling.context=4096", "sampling.context 4096 is more than policy.context 96"),
         ("judge={kind: reward_model, path: ./nowhere}", "judge.path: './nowhere' is no directory with a config.json"),
         ("update", "--set 'update' has not the form dotted.key=value"),
@@ -73,8 +108,35 @@ def test_shipped_recipes_parse(path: Path) -> None:
 )
 def test_a_fault_is_one_sentence(change: str, sentence: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_recipe(TINY, [change])
+        parse_recipe(TINY, change.split("\n"))
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["sk-very-secret", "SECRET=x", "a" * 200])
+@pytest.mark.parametrize("field", ["api_key_env", "base_url"])
+def test_a_key_in_a_recipe_is_refused_and_not_repeated(field: str, value: str) -> None:
+    judge = {"kind": "llm", "model": "m", "base_url": "http://h/v1", "mode": "rubric"}
+    judge[field] = f"https://{value}@h/v1" if field == "base_url" else value
+    with pytest.raises(ConfigError) as caught:
+        parse_recipe(TINY, [f"judge={json.dumps(judge)}"])
+    assert value not in str(caught.value)
+    assert "api_key_env" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "judge",
+    [
+        "{kind: llm, model: m, base_url: 'http://h/v1', mode: rubric}",
+        "{kind: llm, model: m, base_url: 'http://h/v1', mode: {kind: pairwise, opponents: 4}}",
+        "{kind: llm, model: m, base_url: 'http://h/v1', mode: listwise}",
+        "{kind: python, function: 'a.b:c', gives_std: true}",
+        "{kind: ensemble, members: [{judge: {kind: vader}, weight: 2}, {judge: {kind: length, limit: 9}}]}",
+    ],
+)
+def test_judges_that_state_uncertainty_give_soft_labels(judge: str) -> None:
+    recipe = parse_recipe(TINY, [f"judge={judge}", "preferences.soft_labels=true"])
+    assert parse_recipe(recipe.model_dump(mode="json")) == recipe
+    assert recipe.held_out_judges == ([1] if recipe.judge.compares else [0, 1])
 
 
 @pytest.mark.parametrize(

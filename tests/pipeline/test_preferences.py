@@ -9,9 +9,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from pipeline.config import PreferencesConfig
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import DataError
 from pipeline.preferences import REASONS, build_preferences, drop_counts, soft_label
 from pipeline.records import CANDIDATES, JUDGMENTS, PREFERENCES, to_table
 
@@ -53,7 +54,7 @@ def build(
 def test_best_against_worst() -> None:
     (row,) = build([0.1, 0.9, -0.4, 0.5])
     assert row == {
-        "prompt_id": "p", "kind": "pair", "candidates": [1, 2], "scores": [0.9, -0.4], "margin": 1.3,
+        "prompt_id": "p", "kind": "pair", "candidates": [1, 2], "ranks": None, "scores": [0.9, -0.4], "margin": 1.3,
         "soft_label": None, "reference_logps": [-2.0, -3.0], "token_counts": [2, 2], "rule": "best_vs_worst",
         "drop_reason": None, "policy": "abc",
     }  # fmt: skip
@@ -87,7 +88,7 @@ def test_a_ranking_leaves_out_what_ties_with_the_last_one_taken() -> None:
 @pytest.mark.parametrize(
     ("scores", "changes", "config", "reason"),
     [
-        ([0.5, 0.5, 0.5], {}, {}, "tie"),
+        ([0.5, 0.5, 0.5], {}, {}, "agree"),
         ([0.5, 0.6, 0.4], {}, {"min_margin": 0.25}, "tie"),
         ([0.5, 0.75], {}, {"min_margin": 0.25}, "tie"),  # not above the margin
         ([1.0, 0.0, 0.0], {k: {"token_ids": [7, 2]} for k in range(3)}, {}, "duplicate"),
@@ -136,7 +137,7 @@ def test_soft_labels_are_the_probability_of_the_order() -> None:
 def test_soft_labels_need_standard_deviations_and_pairs() -> None:
     with pytest.raises(DataError, match=r"prompt p has scores with the standard deviations 0\.5 and None"):
         build([1.0, 0.0], stds=[0.5, None], soft_labels=True)
-    with pytest.raises(ConfigError, match="soft_labels are for pairs"):
+    with pytest.raises(ValidationError, match="soft_labels and min_probability are for pairs"):
         build([1.0, 0.0], "full_ranking", soft_labels=True)
 
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from pipeline.config.judges.base import JudgeConfig
 from pipeline.config.judges.ensemble import EnsembleJudge, Member, SingleJudge
 from pipeline.config.judges.llm import Listwise, LlmJudge, Pairwise, Rubric
+from pipeline.config.judges.noisy import NoisyJudge
 from pipeline.config.judges.reward_model import Head, RewardModelJudge
 from pipeline.config.judges.rules import (
     CharactersJudge,
@@ -21,7 +22,7 @@ from pipeline.config.judges.rules import (
     VaderJudge,
 )
 
-Judge = Annotated[SingleJudge | EnsembleJudge, Field(discriminator="kind")]
+Judge = Annotated[SingleJudge | EnsembleJudge | NoisyJudge, Field(discriminator="kind")]
 
 __all__ = [
     "CharactersJudge",
@@ -38,6 +39,7 @@ __all__ = [
     "LlmJudge",
     "MathJudge",
     "Member",
+    "NoisyJudge",
     "Pairwise",
     "PythonJudge",
     "RegexJudge",

@@ -35,7 +35,7 @@ class JudgeConfig(Config):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether each prompt must have a reference answer."""
+        """Whether each prompt must have a reference answer; of several judges as one, each of ``parts`` tells."""
         return False
 
     def parts(self) -> "tuple[JudgeConfig, ...]":

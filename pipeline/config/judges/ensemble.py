@@ -83,9 +83,5 @@ class EnsembleJudge(JudgeConfig):
     def compares(self) -> bool:
         return self.normalise == "ranks" or any(member.judge.compares for member in self.members)
 
-    @property
-    def needs_reference(self) -> bool:
-        return any(member.judge.needs_reference for member in self.members)
-
     def parts(self) -> tuple[JudgeConfig, ...]:
         return (self, *(member.judge for member in self.members))

@@ -48,7 +48,9 @@ class Listwise(Config):
     """All answers of a prompt at once, in shuffled positions; the score is the mean place, from 0 (last) to 1."""
 
     kind: Literal["listwise"]
-    shuffles: int = Field(2, ge=1, le=16, description="how often each prompt is asked; every second order is the one before, reversed")
+    shuffles: int = Field(
+        2, ge=1, le=16, description="how often each prompt is asked; every second order is the one before, reversed"
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="of the shuffles")
 
 

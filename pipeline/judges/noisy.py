@@ -1,0 +1,74 @@
+"""A judge that is wrong on purpose, and knows how often."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipeline.config import NoisyJudge
+from pipeline.judges.base import Judge, JudgeItem, Judgment, judge_version, pair_components
+
+
+class Noisy:
+    """Turns the scores of a prompt's candidates round with a probability that it states.
+
+    Each prompt has one of the error rates, by its id and the seed alone; whether its candidates' scores are mirrored at
+    the centre depends on their texts too, so that new answers draw anew and the same ones never do. The probability
+    that any order of two candidates is right is then 1 less the prompt's error rate, whichever two a rule picks: it is
+    stated for each pair, and 1/2 for equal scores. There is no standard deviation, as the errors are not normal.
+    """
+
+    name = "noisy"
+
+    def __init__(self, config: NoisyJudge, judge: Judge) -> None:
+        self._config = config
+        self._judge = judge
+        self.version = judge_version(config, judge.version)
+
+    def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
+        """Components: the other judge's, its score (``true_score``), the error rate, and of each pair who beats whom.
+
+        Raises:
+            JudgeError: the other judge failed as a whole.
+        """
+        found = iter(self._judge.judge(items))
+        return [
+            judgment
+            for item in items
+            for judgment in self._turned(item, [next(found) for _ in item.candidates])
+        ]  # fmt: skip
+
+    def _turned(self, item: JudgeItem, said: Sequence[Judgment]) -> list[Judgment]:
+        rate, wrong = self._draw(item)
+        scores = {
+            judgment.candidate: 2 * self._config.centre - judgment.score if wrong else judgment.score
+            for judgment in said
+            if judgment.score is not None
+        }
+        beats = {
+            (a, b): 0.5 if scores[a] == scores[b] else 1 - rate if scores[a] > scores[b] else rate
+            for a in scores for b in scores if a != b
+        }  # fmt: skip
+        return [
+            replace(
+                judgment,
+                judge=self.name,
+                judge_version=self.version,
+                score=scores.get(judgment.candidate),
+                score_std=None,
+                components={
+                    **judgment.components,
+                    "error_rate": rate,
+                    **({} if judgment.score is None else {"true_score": judgment.score}),
+                    **pair_components(judgment.candidate, beats),
+                },
+            )
+            for judgment in said
+        ]
+
+    def _draw(self, item: JudgeItem) -> tuple[float, bool]:
+        """The prompt's error rate, and whether this time it is wrong."""
+        config = self._config
+        rate = random.Random(f"{config.seed}/{item.prompt_id}").choice(config.error_rates)  # noqa: S311
+        texts = [candidate.text for candidate in item.candidates]
+        draw = random.Random(f"{config.seed}/{item.prompt_id}/{texts!r}").random()  # noqa: S311
+        return rate, draw < rate
