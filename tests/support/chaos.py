@@ -5,13 +5,13 @@ A process that is armed names every write operation that it comes to, and strike
 every operation once, whatever order its processes come to them in; and the names say which operations there were.
 
 Operations are ``entry ...`` (anything published by put-if-absent: log entries, summaries, the manifest of a shared
-directory), ``table ...`` (a Parquet file), ``file ...`` (a file of a staged directory) and ``report.html``. A kill
-takes the flow's process and its workers, or, with ``alone``, the worker alone, so that the flow goes on. The kinds of
-kill, at any of these operations unless stated otherwise:
+directory), ``table ...`` (a Parquet file), ``file ...`` (a file of a staged directory) ``delete ...`` (files given up
+on purpose) and ``report.html``. A kill takes the flow's process and its workers, or, with ``alone``, the worker alone,
+so that the flow goes on. The kinds of kill, at any of these operations unless stated otherwise:
 
     before   nothing of it has been written
     torn     half of its bytes are written: of the temporary file, of the table, of one file of a directory of which
-             the following ones are missing
+             the following ones are missing; half of the files to be deleted are
     linked   entries only: the entry is published, its temporary file is still there, its directory is not synced
     after    it has been written; of a directory, the following files are missing
     none     no kill: the operations are only named
@@ -21,7 +21,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,9 @@ KINDS = ("before", "torn", "linked", "after")
 _UNIQUE = re.compile(r"[-/][0-9a-f]{16,64}(?=[./]|$)")
 
 
-def settings(covered: Path, kind: str, *, alone: bool = False) -> dict[str, str]:
-    """The variables of a command whose processes are to be armed."""
-    return {"RONDO_CHAOS": json.dumps({"covered": str(covered), "kind": kind, "alone": alone})}
+def settings(covered: Path, kind: str, *, only: Sequence[str] = (), alone: bool = False) -> dict[str, str]:
+    """The variables of a command whose processes are to be armed; ``only`` these operations where they are given."""
+    return {"RONDO_CHAOS": json.dumps({"covered": str(covered), "kind": kind, "only": only, "alone": alone})}
 
 
 def arm(text: str) -> None:
@@ -48,10 +48,11 @@ def arm(text: str) -> None:
         if flow == os.getpid():
             return
         flow = os.getpid()
-    striker = _Striker(Path(plan["covered"]), plan["kind"], flow)
+    striker = _Striker(Path(plan["covered"]), plan["kind"], plan["only"], flow)
     for objects in (Objects, LocalObjects):
         objects.create = _create(objects.create, striker)  # type: ignore[method-assign]
         objects.sink = _sink(objects.sink, striker)  # type: ignore[method-assign]
+        objects.delete = _delete(objects.delete, striker)  # type: ignore[method-assign]
     checkpoints._names = _names(checkpoints._names, striker)
     os.fsync = _fsync(os.fsync, striker)
     os.link = _link(os.link, striker)
@@ -59,15 +60,15 @@ def arm(text: str) -> None:
 
 
 class _Striker:
-    def __init__(self, covered: Path, kind: str, flow: int) -> None:
-        self._covered, self.kind, self._flow = covered, kind, flow
+    def __init__(self, covered: Path, kind: str, only: Sequence[str], flow: int) -> None:
+        self._covered, self.kind, self._only, self._flow = covered, kind, only, flow
         self._seen = set(covered.read_text().splitlines()) if covered.exists() else set()
         self._created: set[str] = set()
         self.entry: str | None = None  # the entry that is being published, if it is to be hit
 
     def wants(self, name: str, kinds: tuple[str, ...] = ("before", "torn", "after")) -> bool:
         """Whether this operation is to be hit; notes its name."""
-        if name in self._seen or self.kind not in (*kinds, "none"):
+        if name in self._seen or self.kind not in (*kinds, "none") or (self._only and name not in self._only):
             return False
         self._seen.add(name)
         with self._covered.open("a") as covered:
@@ -131,6 +132,18 @@ def _sink(real: Callable[..., Any], striker: _Striker) -> Callable[..., Any]:
             striker.strike()
 
     return sink
+
+
+def _delete(real: Callable[..., None], striker: _Striker) -> Callable[..., None]:
+    def delete(self: Objects, keys: Sequence[str]) -> None:
+        hit = striker.wants(f"delete {_plain(keys[0])} and {len(keys) - 1} more") if keys else False
+        if hit and striker.kind != "before":
+            real(self, keys if striker.kind == "after" else keys[: len(keys) // 2])
+        if hit:
+            striker.strike()
+        real(self, keys)
+
+    return delete
 
 
 def _names(real: Callable[[Path], list[str]], striker: _Striker) -> Callable[[Path], list[str]]:

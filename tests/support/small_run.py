@@ -10,8 +10,14 @@ from support.compare import assert_same
 from support.recipes import TINY
 from support.zygote import Command, Done, Zygote
 
-# One round after round 0, from a policy that has learned next to nothing.
-SMALL: dict[str, Any] = {**TINY, "name": "small", "rounds": 1, "policy": {**TINY["policy"], "steps": 10}}
+# One round after round 0, from a policy that has learned next to nothing; its update of four steps is saved once.
+SMALL: dict[str, Any] = {
+    **TINY,
+    "name": "small",
+    "rounds": 1,
+    "policy": {**TINY["policy"], "steps": 10},
+    "update": {**TINY["update"], "batch_size": 1, "checkpoint_steps": 3},
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,80 @@
+"""A whole run in a bucket, as moto serves it over HTTP: killed, resumed, looked at; the same as on a local disk."""
+
+import json
+import signal
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.checkpoints import KEPT_COPIES
+from storage.store import Store
+from support import chaos
+from support.small_run import Rondo, Whole
+from support.unreliable_s3 import UnreliableS3
+
+ROUNDS = 4
+STRUCK = (
+    "file warm_starts/model.safetensors", "entry commit 0/checkpoint", "table 0000/eval_candidates-00000.parquet",
+    "table 0001/candidates-00000.parquet", "entry commit 1/update_state 3", "file 0001/checkpoint/model.safetensors",
+    "entry commit 1/checkpoint", "entry round 1/round", "report.html",
+)  # fmt: skip
+
+
+@pytest.fixture
+def bucket(s3_environment: None) -> str:
+    return f"s3://rondo/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def environment_of(s3: UnreliableS3, tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """The variables of a command: how to reach the bucket, and a directory for what is temporary."""
+    (tmp_path / "tmp").mkdir()
+    return lambda **more: {**s3.environment, "TMPDIR": str(tmp_path / "tmp"), **more}
+
+
+def test_killed_and_resumed(
+    rondo: Rondo, whole: Whole, bucket: str, environment_of: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    """The run ends as the one on a local disk: same tables, same weights; every command works on it."""
+    faults = chaos.settings(tmp_path / "covered", "after", only=STRUCK)
+    kills, command = 0, rondo.start()
+    while (done := rondo(*command, "--root", bucket, environment=environment_of(**faults), ok=False)).returncode:
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        kills, command = kills + 1, ["resume", "small"]
+    assert kills == len(STRUCK)
+    whole.assert_same(bucket)
+    assert f"report: {Store.open(bucket).report_key('small')}" in done.stdout.replace("\n", "")
+    for question in (
+        ["rounds", "small"],
+        ["show", "small@1", "--limit", "1000"],
+        ["show", "small@1", "--where", "score > 0"],
+    ):
+        here, there = (
+            json.loads(rondo(*question, "--root", str(root), "--json", environment=environment_of()).stdout)
+            for root in (bucket, whole.root)
+        )
+        assert _timeless(here) == _timeless(there)
+    assert b"</html>" in Store.open(bucket).objects.read(
+        rondo("report", "small", "--root", bucket, environment=environment_of()).stdout.strip()
+    )
+
+
+def _timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key not in ("seconds", "latency")} for row in rows]
+
+
+def test_copies_do_not_pile_up(
+    rondo: Rondo, bucket: str, environment_of: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    """Killed at the end of round 4, a run has left no more copies than it needs; resumed, it leaves nothing."""
+    faults = chaos.settings(tmp_path / "covered", "after", only=[f"entry commit {ROUNDS}/eval_logps"])
+    command = [*rondo.start(), "--root", bucket, "--rounds", str(ROUNDS)]
+    killed = rondo(*command, environment=environment_of(**faults), ok=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (scratch,) = (tmp_path / "tmp").glob("rondo-*-*")
+    assert 1 <= len(list((scratch / "checkpoints").iterdir())) <= KEPT_COPIES
+    rondo("resume", "small", "--root", bucket, environment=environment_of())
+    assert list((tmp_path / "tmp").glob("rondo-*")) == []
