@@ -1,17 +1,17 @@
 """Attention over packs: each candidate attends to its prompt and to itself, as if it were alone.
 
-A pack is one flat row of tokens without padding. All of a model works on that row; attention alone gathers
-each prompt with one candidate into a sequence of its own, where plain causal attention is exact and no mask
-is needed, and puts the results back. The prompt's keys are read once for each candidate; its projections and
-feed-forward layers are computed once. On a GPU `pipeline.block_attention` takes the place of the gathering.
+A pack is one flat row of tokens without padding. All of a model works on that row; attention alone takes it apart. Each
+prompt attends to itself, once; each candidate's tokens attend to the prompt's keys and to their own, gathered into rows
+of similar length; and every token's result is put back to its place. Nothing of a prompt is computed twice, only its
+keys are read once for each candidate. On a GPU `pipeline.block_attention` takes the place of the gathering.
 
-Axes: ``T`` tokens of a pack, ``S`` sequences (a prompt with one candidate) of a bucket, ``L`` its longest
-sequence, ``H`` heads, ``D`` width of a head.
+Axes: ``T`` tokens of a pack, ``S`` rows of a bucket, ``Q`` queries and ``L`` keys of its longest rows, ``H`` heads,
+``D`` width of a head.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -41,66 +41,131 @@ class Layout(Protocol):
 
 
 @dataclass(frozen=True)
-class SequenceLayout:
-    """Where each sequence of a pack finds its tokens.
+class Row:
+    """A prompt or a candidate, by places in the pack: all that it sees, and how many of those come before it."""
 
-    ``buckets`` are shapes (S, L). ``gather`` holds for each position of all buckets, in order, its token in
-    the pack (padding repeats a token and is never read back); ``scatter_T`` holds for each token of the pack
-    one such position.
-    """
-
-    buckets: tuple[tuple[int, int], ...]
-    gather: Tensor
-    scatter_T: Tensor
-
-    def to(self, device: torch.device) -> "SequenceLayout":
-        return SequenceLayout(self.buckets, self.gather.to(device), self.scatter_T.to(device))
+    keys: Sequence[int]
+    before: int = 0
 
     @property
-    def longest(self) -> int:
-        return max(length for _, length in self.buckets)
+    def queries(self) -> Sequence[int]:
+        return self.keys[self.before :]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Rows that are computed together. ``before_S`` is the place of each row's first query among its keys; None where
+    it is 0 in all of them.
+    """
+
+    rows: int
+    queries: int
+    keys: int
+    before_S: Tensor | None
+
+    def visible(self, window: int | None, device: torch.device) -> Tensor:
+        """Which keys a query sees, shape [S or 1, 1, Q, L], within a sliding window in tokens where there is one."""
+        place_Q, key_L = torch.arange(self.queries, device=device), torch.arange(self.keys, device=device)
+        if self.before_S is not None:
+            place_Q = self.before_S[:, None, None, None] + place_Q[:, None]
+        else:
+            place_Q = place_Q[None, None, :, None]
+        # A padded query, which nobody reads, sees the last key: with nothing to see it would be no number.
+        distance = place_Q.clamp(max=self.keys - 1) - key_L
+        seen = distance >= 0
+        return seen if window is None else seen & (distance < window)
+
+
+@dataclass(frozen=True)
+class SequenceLayout:
+    """Where each row of a pack finds its tokens.
+
+    ``queries`` and ``keys`` hold for each position of all buckets, in order, its token in the pack (padding repeats a
+    token and is never read back or seen); ``scatter_T`` holds for each token of the pack its position among the
+    queries. ``longest`` is the most keys of a row.
+    """
+
+    buckets: tuple[Bucket, ...]
+    queries: Tensor
+    keys: Tensor
+    scatter_T: Tensor
+    longest: int
+    _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def to(self, device: torch.device) -> "SequenceLayout":
+        buckets = tuple(
+            replace(bucket, before_S=None if bucket.before_S is None else bucket.before_S.to(device))
+            for bucket in self.buckets
+        )
+        places = (part.to(device) for part in (self.queries, self.keys, self.scatter_T))
+        return SequenceLayout(buckets, *places, self.longest)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None, window: int | None
     ) -> Tensor:
-        sizes = [sequences * length for sequences, length in self.buckets]
-        gathered = [
-            states[0].transpose(0, 1).flatten(1).index_select(0, self.gather).split(sizes)
-            for states in (query, key, value)
-        ]
+        window = window if window is not None and window < self.longest else None
+        queries = _gather(query, self.queries, [bucket.rows * bucket.queries for bucket in self.buckets])
+        sizes = [bucket.rows * bucket.keys for bucket in self.buckets]
+        keys, values = _gather(key, self.keys, sizes), _gather(value, self.keys, sizes)
         outputs = []
-        for (sequences, length), *states in zip(self.buckets, *gathered, strict=True):
+        for number, (bucket, *states) in enumerate(zip(self.buckets, queries, keys, values, strict=True)):
             heads = [
-                part.view(sequences, length, whole.shape[1], whole.shape[3]).transpose(1, 2)
+                part.unflatten(0, (bucket.rows, -1)).unflatten(2, (whole.shape[1], -1)).transpose(1, 2)
                 for part, whole in zip(states, (query, key, value), strict=True)
             ]
-            mixed = _causal(*heads, scale=scale, softcap=softcap, window=window)
+            plain = bucket.before_S is None and window is None and softcap is None
+            visible = None if plain else self._visible(number, window)
+            mixed = _attend(*heads, scale=scale, softcap=softcap, visible=visible)
             outputs.append(mixed.transpose(1, 2).flatten(2).flatten(0, 1))
         mixed_T = torch.cat(outputs).index_select(0, self.scatter_T)
         return mixed_T.view(1, query.shape[2], query.shape[1], value.shape[3])
 
+    def _visible(self, number: int, window: int | None) -> Tensor:
+        """The mask of a bucket, the same in all layers."""
+        if (number, window) not in self._masks:
+            self._masks[number, window] = self.buckets[number].visible(window, self.keys.device)
+        return self._masks[number, window]
 
-def lay_out(
-    sequences: Sequence[Sequence[int]], tokens: int, *, bucket_overhead: int = BUCKET_OVERHEAD
-) -> SequenceLayout:
-    """Sort sequences, each a list of its tokens' places in the pack, into buckets of similar length."""
-    ordered = sorted(sequences, key=len, reverse=True)
-    gather: list[int] = []
+
+def _gather(states: Tensor, places: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+    parts: tuple[Tensor, ...] = states[0].transpose(0, 1).flatten(1).index_select(0, places).split(sizes)
+    return parts
+
+
+def lay_out(rows: Sequence[Row], tokens: int, *, bucket_overhead: int = BUCKET_OVERHEAD) -> SequenceLayout:
+    """Sort rows into buckets of similar length; those that begin with their first key apart from the others.
+
+    Each token of the pack is a query of exactly one row. Rows without queries are left out.
+    """
+    queries: list[int] = []
+    keys: list[int] = []
     scatter = [0] * tokens
-    buckets: list[tuple[int, int]] = []
-    for start, end in _split_rows([len(sequence) for sequence in ordered], bucket_overhead):
-        width = len(ordered[start])
-        for sequence in ordered[start:end]:
-            for place, token in enumerate(sequence, start=len(gather)):
-                scatter[token] = place
-            gather.extend(sequence)
-            gather.extend([sequence[0]] * (width - len(sequence)))
-        buckets.append((end - start, width))
-    return SequenceLayout(tuple(buckets), torch.tensor(gather), torch.tensor(scatter))
+    buckets: list[Bucket] = []
+    for first in (True, False):
+        kept = [row for row in rows if row.queries and (row.before == 0) == first]
+        ordered = sorted(kept, key=lambda row: (len(row.keys), len(row.queries)), reverse=True)
+        for start, end in _split_rows([len(row.keys) for row in ordered], bucket_overhead):
+            members = ordered[start:end]
+            wide, high = len(members[0].keys), max(len(row.queries) for row in members)
+            for row in members:
+                for place, token in enumerate(row.queries, start=len(queries)):
+                    scatter[token] = place
+                queries.extend(_padded(row.queries, high))
+                keys.extend(_padded(row.keys, wide))
+            before_S = None if first else torch.tensor([row.before for row in members])
+            buckets.append(Bucket(len(members), high, wide, before_S))
+    longest = max(len(row.keys) for row in rows)
+    return SequenceLayout(tuple(buckets), torch.tensor(queries), torch.tensor(keys), torch.tensor(scatter), longest)
+
+
+def _padded(places: Sequence[int], length: int) -> list[int]:
+    return [*places, *[places[0]] * (length - len(places))]
 
 
 def _split_rows(widths: Sequence[int], bucket_overhead: int) -> list[tuple[int, int]]:
     """Split rows of falling width into buckets so that padded positions and the buckets' overhead are fewest."""
+    if not widths:
+        return []
     count = len(widths)
     changes = [row for row in range(1, count) if widths[row] != widths[row - 1]]
     cost: dict[int, int] = {count: 0}  # of the rows from here on
@@ -170,25 +235,21 @@ def _window(module: Any, given: dict[str, Any], *, longest: int) -> int | None:
     return None
 
 
-def _causal(
-    query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None, window: int | None
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None, visible: Tensor | None
 ) -> Tensor:
-    """Causal attention on [S, H, L, D], with a cap on scores and a sliding window where the model has them."""
-    length, groups = query.shape[2], query.shape[1] // key.shape[1]
-    if window is not None and window >= length:
-        window = None
-    if softcap is None and window is None:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=groups > 1)
-    hidden = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
-    if window is not None:
-        hidden |= torch.ones_like(hidden).tril(-window)
+    """Attention of [S, H, Q, D] to [S, H, L, D], causal without a mask, with a cap on scores where there is one."""
+    groups = query.shape[1] // key.shape[1]
+    if softcap is None:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=visible, is_causal=visible is None, scale=scale, enable_gqa=groups > 1
+        )
+    assert visible is not None
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    scores = (query * scale) @ key.transpose(2, 3)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
+    scores = torch.tanh((query * scale) @ key.transpose(2, 3) / softcap) * softcap
     weights = torch.softmax(
-        scores.masked_fill(hidden, -torch.inf), dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)
+        scores.masked_fill(~visible, -torch.inf), dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)
     )
     return weights.to(value.dtype) @ value
 

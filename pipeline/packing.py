@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.attention import Layout, SequenceLayout, lay_out
+from pipeline.attention import Layout, Row, SequenceLayout, lay_out
 from pipeline.block_attention import BLOCK_DEVICES, BlockLayout
 from pipeline.errors import DataError, PromptTooLongError
 
@@ -114,7 +114,7 @@ def check_budget(groups: Sequence[TokenGroup], token_budget: int) -> None:
 def _build_pack(groups: Sequence[TokenGroup], members: list[int]) -> Pack:
     ids: list[int] = []
     positions: list[int] = []
-    sequences: list[list[int]] = []
+    rows: list[Row] = []
     segments: list[int] = []
     prompts: list[int] = []
     source: list[int] = []
@@ -123,6 +123,7 @@ def _build_pack(groups: Sequence[TokenGroup], members: list[int]) -> Pack:
     for index in members:
         prompt = groups[index].prompt_token_ids
         prompt_places = list(range(len(ids), len(ids) + len(prompt)))
+        rows.append(Row(prompt_places))
         segments.extend([len(ids)] * len(prompt))
         prompts.extend([len(ids)] * groups[index].packed_tokens)
         ids.extend(prompt)
@@ -133,7 +134,7 @@ def _build_pack(groups: Sequence[TokenGroup], members: list[int]) -> Pack:
             segments.extend([len(ids)] * inputs)
             ids.extend(candidate[:-1])
             positions.extend(range(len(prompt), len(prompt) + inputs))
-            sequences.append(prompt_places + places)
+            rows.append(Row([*prompt_places, *places], before=len(prompt)))
             source.append(prompt_places[-1])
             source.extend(places)
             target.extend(candidate)
@@ -143,7 +144,7 @@ def _build_pack(groups: Sequence[TokenGroup], members: list[int]) -> Pack:
         candidates=[len(groups[index].candidate_token_ids) for index in members],
         input_ids_T=torch.tensor(ids),
         position_ids_T=torch.tensor(positions),
-        layout=lay_out(sequences, len(ids)),
+        layout=lay_out(rows, len(ids)),
         segment_T=torch.tensor(segments),
         prompt_T=torch.tensor(prompts),
         source_N=torch.tensor(source),

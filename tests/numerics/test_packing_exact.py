@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numerics.tiny_models import BUILDERS, SHAPE, build, gradients, plain_logps, token_groups
 from transformers import BloomConfig, BloomForCausalLM, GraniteConfig, GraniteForCausalLM
 
-from pipeline.attention import lay_out, shared_prefix_attention
+from pipeline.attention import Row, lay_out, shared_prefix_attention
 from pipeline.errors import DataError, PromptTooLongError, UnsupportedModelError
 from pipeline.logprobs import check_context, check_model, pack_sums, sequence_logps
 from pipeline.packing import TokenGroup, pack_groups
@@ -139,19 +139,53 @@ def test_model_keeps_its_own_attention(name):
 
 
 @settings(derandomize=True, deadline=None)
-@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30), overhead=st.sampled_from([0, 3, 64]))
-def test_layout_finds_every_token_and_splits_at_least_cost(lengths, overhead):
-    """Each sequence reads its own tokens, every token is read back, and no split of the sorted rows into at most 2 is
-    cheaper.
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 40), st.lists(st.integers(0, 20), max_size=3)), min_size=1, max_size=12),
+    overhead=st.sampled_from([0, 3, 64]),
+)
+def test_layout_finds_every_token_and_splits_at_least_cost(shapes, overhead):
+    """Prompts with some candidates each. Every token is a query once and is read back, every row has its own keys, and
+    no split of the sorted rows of a kind into at most 2 is cheaper.
     """
-    starts = [sum(lengths[:index]) for index in range(len(lengths))]
-    sequences = [list(range(start, start + length)) for start, length in zip(starts, lengths, strict=True)]
-    layout = lay_out(sequences, sum(lengths), bucket_overhead=overhead)
-    assert layout.gather[layout.scatter_T].tolist() == list(range(sum(lengths)))
-    rows = torch.cat([torch.tensor([length] * count) for count, length in layout.buckets])
-    assert len(rows) == len(lengths)
-    cost = int(rows.sum()) + overhead * len(layout.buckets)
-    ordered = sorted(lengths, reverse=True)
-    for cut in range(1, len(ordered)):
-        assert cost <= cut * ordered[0] + (len(ordered) - cut) * ordered[cut] + 2 * overhead
-    assert cost <= len(ordered) * ordered[0] + overhead
+    rows, tokens = [], 0
+    for prompt, candidates in shapes:
+        places = list(range(tokens, tokens + prompt))
+        rows.append(Row(places))
+        tokens += prompt
+        for length in candidates:
+            rows.append(Row([*places, *range(tokens, tokens + length)], before=prompt))
+            tokens += length
+    layout = lay_out(rows, tokens, bucket_overhead=overhead)
+    assert layout.queries[layout.scatter_T].tolist() == list(range(tokens))
+    assert sum(bucket.rows for bucket in layout.buckets) == sum(bool(row.queries) for row in rows)
+    keys = layout.keys.split([bucket.rows * bucket.keys for bucket in layout.buckets])
+    found = [
+        row[:count].tolist()
+        for bucket, part in zip(layout.buckets, keys, strict=True)
+        for row in part.view(bucket.rows, bucket.keys)
+        for count in [len(set(row.tolist()))]
+    ]
+    assert sorted(found) == sorted(list(row.keys) for row in rows if row.queries)
+    for first in (True, False):
+        ordered = sorted((len(row.keys) for row in rows if row.queries and (row.before == 0) == first), reverse=True)
+        buckets = [bucket for bucket in layout.buckets if (bucket.before_S is None) == first]
+        cost = sum(bucket.rows * bucket.keys + overhead for bucket in buckets)
+        for cut in range(1, len(ordered)):
+            assert cost <= cut * ordered[0] + (len(ordered) - cut) * ordered[cut] + 2 * overhead
+        assert not ordered or cost <= len(ordered) * ordered[0] + overhead
+
+
+def test_padded_queries_that_see_nothing_leave_no_trace():
+    """Rows of 12 keys with 2 and 9 queries share a bucket; a window of 5 hides all from padding of the first."""
+    model = build("gemma2")
+    groups = [TokenGroup("long", [3] * 10, [[4, 5, 6]]), TokenGroup("short", [3] * 3, [[4] * 10])]
+    (pack,) = pack_groups(groups, 100)
+    _, bucket = pack.layout.buckets
+    assert (bucket.rows, bucket.queries, bucket.keys) == (2, 9, 12)
+    sums = pack_sums(model, pack)
+    sums.sum().backward()
+    found = gradients(model)
+    plain = torch.cat([plain_logps(model, group) for group in (groups[index] for index in pack.groups)])
+    torch.testing.assert_close(sums, plain, **CLOSE)
+    plain.sum().backward()
+    torch.testing.assert_close(found, gradients(model), **CLOSE_GRADIENT)
