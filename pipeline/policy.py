@@ -58,7 +58,7 @@ def load_policy(
         ConfigError: there is no such directory, the hub cannot be reached, or it is no causal language model.
     """
     source = str(directory_or_hub_id)
-    _check_source(source, revision)
+    check_source(source, revision)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             source,
@@ -88,7 +88,7 @@ def load_tokenizer(directory_or_hub_id: str | Path, *, revision: str | None = No
         ConfigError: it cannot be loaded, or it has no end-of-sequence token, so that no answer could end.
     """
     source = str(directory_or_hub_id)
-    _check_source(source, revision)
+    check_source(source, revision)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=False
@@ -130,7 +130,7 @@ def max_context(directory_or_hub_id: str | Path, *, revision: str | None = None)
         ConfigError: the model cannot be found, or its configuration does not say.
     """
     source = str(directory_or_hub_id)
-    _check_source(source, revision)
+    check_source(source, revision)
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except Exception as error:
@@ -282,7 +282,7 @@ def _open(path: Path) -> Any:
         ) from error
 
 
-def _check_source(source: str, revision: str | None) -> None:
+def check_source(source: str, revision: str | None) -> None:
     """Refuse at once what is no directory and not on the hub: the loaders would try again for most of a minute."""
     if Path(source).is_dir():
         return

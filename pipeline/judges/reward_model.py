@@ -16,7 +16,6 @@ from pipeline.config import RewardModelJudge
 from pipeline.errors import JudgeError
 from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment, Verdict, judge_version, judgment_of
 
-
 MEAN_AND_LOG_STD = ("mean", "log_std")
 """Labels of a classifier that is sure of its scores or not: each has a mean, and a logarithm of its deviation."""
 _LARGEST_EXPONENT = 700.0
@@ -135,7 +134,9 @@ class RewardModel:
         return free
 
 
-def encode(tokenizer: Any, item: JudgeItem, candidate: JudgedCandidate, *, without_template: bool, of: str) -> list[int]:
+def encode(
+    tokenizer: Any, item: JudgeItem, candidate: JudgedCandidate, *, without_template: bool, of: str
+) -> list[int]:
     """What a classifier reads of a prompt and an answer, as token ids.
 
     Raises:
