@@ -31,7 +31,8 @@ from pipeline.judges.base import (
 from pipeline.judges.fences import last_block
 
 _LANGUAGES = ("", "python", "python3", "py")
-_START_SECONDS = 2.0
+_WAITING = 2.0  # times the processor time: a program may also wait
+_START_SECONDS = 4.0  # on a machine that others keep busy
 _REASON_LENGTH = 300
 _OUTPUT_BYTES = 65_536
 
@@ -53,6 +54,7 @@ class Code:
 
     def __init__(self, config: CodeJudge) -> None:
         self._config = config
+        self._most_seconds = _WAITING * config.timeout_seconds + _START_SECONDS
         if sys.platform != "linux":
             raise JudgeError(f"the judge code needs Linux, and this is {sys.platform}: choose another judge")
         probe = self._run("print(1)")
@@ -84,7 +86,7 @@ class Code:
         if ran.status == sandbox.NOT_ISOLATED and ran.errors.startswith("sandbox: "):
             return Verdict(score=None, status="failed", rationale=ran.errors.strip())
         passed = mark in ran.output if check else ran.output.strip() == reference.strip()
-        reason = ran.errors.strip() if ran.status is not None else f"ended after {self._config.timeout_seconds:g} s"
+        reason = ran.errors.strip() if ran.status is not None else f"ended after {self._most_seconds:g} s"
         score = float(ran.status == 0 and passed)
         return Verdict(score=score, components={"block": 1.0}, rationale=reason[-_REASON_LENGTH:] or None)
 
@@ -104,7 +106,7 @@ class Code:
                 )
                 status: int | None
                 try:
-                    process.communicate(program.encode(errors="replace"), config.timeout_seconds + _START_SECONDS)
+                    process.communicate(program.encode(errors="replace"), self._most_seconds)
                     status = process.returncode
                 except subprocess.TimeoutExpired:
                     status = None

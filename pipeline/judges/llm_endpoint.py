@@ -21,7 +21,7 @@ except ImportError as missing:
 _REASON_LENGTH = 300
 
 TokenLogprobs = tuple[str, Mapping[str, float]]
-"""A token that was written, and log-probabilities of the likeliest ones in its place, in nats."""
+"""A token that was written, and log-probabilities of it and of the likeliest ones in its place, in nats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +213,7 @@ def _reply(completion: Mapping[str, Any], latency: float) -> Reply:
     tokens: list[TokenLogprobs] | None = None
     if logprobs:
         tokens = [
-            (entry["token"], {rival["token"]: float(rival["logprob"]) for rival in entry["top_logprobs"]})
+            (entry["token"], {one["token"]: float(one["logprob"]) for one in (entry, *entry["top_logprobs"])})
             for entry in logprobs
         ]
     content = choice["message"].get("content")

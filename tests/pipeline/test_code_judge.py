@@ -61,8 +61,8 @@ def test_time_and_memory_are_limited(judge: JudgeProtocol) -> None:
     judgments = judged(judge, "while True: pass", "import time\ntime.sleep(60)", "x = bytearray(10**9)",
                        "with open('big', 'wb') as f: f.write(bytes(10**7))", "print('x' * 10**8)")  # fmt: skip
     assert [judgment.score for judgment in judgments] == [0] * 5
-    assert time.monotonic() - start < 20  # 1 s of processor time, 3 s of waiting, and starts
-    assert judgments[1].rationale == "ended after 1 s"
+    assert time.monotonic() - start < 40  # 1 s of processor time, 6 s of waiting, and starts
+    assert judgments[1].rationale == "ended after 6 s"
     assert "MemoryError" in (judgments[2].rationale or "")
 
 

@@ -266,15 +266,15 @@ def test_a_malformed_reply_is_asked_for_again_once() -> None:
 def test_one_slow_reply_is_its_own_fault_and_none_is_the_endpoints() -> None:
     def script(body: dict[str, Any], n: int) -> Response:
         slow = answers_shown(body) == ["slow"]
-        return Response(wait=1.0) if slow else honest(body, n)
+        return Response(wait=2.5) if slow else honest(body, n)
 
-    slow, good = judged(script, [item("slow", "good")], timeout_seconds=0.2)
+    slow, good = judged(script, [item("slow", "good")], timeout_seconds=0.7)
     assert (slow.status, slow.score, good.status) == ("timed_out", None, "ok")
-    assert slow.rationale == "no reply in 0.2 s, 2 times"
+    assert slow.rationale == "no reply in 0.7 s, 2 times"
     with pytest.raises(JudgeError, match="answered none of 4 requests in time"):
-        judged(lambda *_: Response(wait=1.0), [item("a", "b")], timeout_seconds=0.2)
+        judged(lambda *_: Response(wait=2.5), [item("a", "b")], timeout_seconds=0.7)
     with pytest.raises(JudgeError, match="answers no more: 2 requests in a row"):
-        judged(lambda *_: Response(wait=1.0), [item("a", "b", "c", "d")], timeout_seconds=0.2, concurrency=2)
+        judged(lambda *_: Response(wait=2.5), [item("a", "b", "c", "d")], timeout_seconds=0.7, concurrency=2)
 
 
 def test_an_endpoint_that_dies_in_the_middle_is_not_paid_twice() -> None:
@@ -331,7 +331,7 @@ def test_a_budget_of_tokens_needs_an_endpoint_that_counts_them() -> None:
 
 
 def test_concurrency_is_bounded_and_used() -> None:
-    with chat_server(lambda body, n: Response(honest(body, n).body, wait=0.02)) as served:
+    with chat_server(lambda body, n: Response(honest(body, n).body, wait=0.1)) as served:
         make_judge(config(served.url, concurrency=3)).judge([item(*map(str, range(12)))])
     assert served.most_at_once == 3
 

@@ -122,7 +122,9 @@ class CodeJudge(JudgeConfig):
         "namespaces",
         description="namespaces: own file system, no network, no other processes; limits: time and memory alone",
     )
-    timeout_seconds: float = Field(5.0, gt=0, le=600, description="most seconds for one answer, and of processor time")
+    timeout_seconds: float = Field(
+        5.0, gt=0, le=600, description="most processor time of one answer; it may wait as long, too, and 4 s"
+    )
     memory_mib: int = Field(256, ge=64, le=1_048_576, description="most memory of one answer's process, in MiB")
 
     @model_validator(mode="after")
