@@ -190,6 +190,7 @@ class Writer:
             found = self._run.find(key)
             if found is not None:
                 return found
+            self._check_open()
             if key.round in self._log.finished:
                 raise RoundFinishedError(
                     f"round {key.round} of run '{self._run.name}' is finished: {key} cannot be added"
@@ -272,9 +273,12 @@ class Writer:
             )
             raise RunBusyError(f"run '{self._run.name}' is written by {session.describe_holder(last)}: {remedy}")
 
-    def _publish(self, kind: Kind, key: Key | None, files: tuple[FileRef, ...], meta: dict[str, Any]) -> Entry:
+    def _check_open(self) -> None:
         if self._ended is not None:
             raise RunBusyError(self._ended)
+
+    def _publish(self, kind: Kind, key: Key | None, files: tuple[FileRef, ...], meta: dict[str, Any]) -> Entry:
+        self._check_open()
         while True:
             draft = self._draft(kind, key, files, meta)
             entry = self._put(draft)

@@ -1,16 +1,15 @@
-"""A process killed at any write, two processes that want the same run, a disk that is full or read-only."""
+"""A process killed at any write, a disk that is full or read-only."""
 
 import multiprocessing
 import os
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import store_faults
-from store_faults import Crash, contents, faulty, killed_run, race, small_run
+from store_faults import Crash, contents, faulty, killed_run, small_run
 
 from storage.store import Store
 
@@ -18,7 +17,6 @@ from storage.store import Store
 # summary; close. The checkpoint's two files are written in place on a local disk, and by the objects elsewhere.
 LOCAL_WRITES = 2 + 2 + 2 * 7 + 1
 OTHER_WRITES = LOCAL_WRITES + 2 * 2
-RACES = 20
 
 
 @pytest.fixture(scope="module")
@@ -73,32 +71,6 @@ def test_crashed_at_every_write(
         act_as("self")
         small_run(store, name)
         assert contents(store, tmp_path / "cache", name) == undisturbed, (at, when)
-
-
-def test_one_of_three_processes_gets_the_run(local: Store, processes) -> None:
-    for number in range(RACES):
-        local.create_run(f"race{number}", {})
-    barrier, results = processes.Barrier(3, timeout=60), processes.Queue()
-    children = [processes.Process(target=race, args=(local.root, RACES, barrier, results)) for _ in range(3)]
-    for child in children:
-        child.start()
-    outcomes = defaultdict(list)
-    for _ in range(3 * RACES):
-        number, outcome, pid, detail = results.get(timeout=60)
-        outcomes[number].append((outcome, pid, detail))
-    for child in children:
-        child.join(30)
-    for number in range(RACES):
-        winners = [item for item in outcomes[number] if item[0] == "won"]
-        losers = [item for item in outcomes[number] if item[0] == "busy"]
-        assert (len(winners), len(losers)) == (1, 2)
-        (_, pid, entry_number) = winners[0]
-        for _, _, message in losers:
-            assert f"run 'race{number}' is written by process {pid} on host" in message
-            assert "wait for it, or stop it" in message
-        run = local.run(f"race{number}")
-        assert [(entry.number, entry.meta) for entry in run.entries()] == [(entry_number, {"pid": pid})]
-        assert run.state == "stopped"
 
 
 def _in_small_disk(script: str, tests: Path) -> subprocess.CompletedProcess[str]:
