@@ -21,6 +21,9 @@ from pipeline.errors import EngineError
 LINE_LIMIT = 64 * 2**20  # longest answer, in bytes
 GRACE_SECONDS = 5.0
 
+# Ranks of one machine talk to each other over no other network.
+_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+
 Progress = Callable[[Mapping[str, Any]], None]
 
 
@@ -32,13 +35,17 @@ class WorkerProcess:
         arguments: what the worker's constructor takes; must be JSON.
         log: the file that collects what the child prints.
         environment: variables on top of this process's own.
+        ranks: processes that do its work together. The child then is torchrun, and the first of them answers.
     """
 
-    def __init__(self, kind: str, arguments: Mapping[str, Any], log: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, kind: str, arguments: Mapping[str, Any], log: Path, environment: Mapping[str, str], ranks: int = 1
+    ) -> None:
         self.kind = kind
         self._arguments = dict(arguments)
         self._log = log
-        self._environment = dict(environment)
+        self._environment = {**environment, **(_LOOPBACK if ranks > 1 else {})}
+        self._ranks = ranks
         self._process: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()
         self._requests = 0
@@ -95,7 +102,7 @@ class WorkerProcess:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "flows.worker_main", self.kind, json.dumps(self._arguments),
+                *_launcher(self._ranks), self.kind, json.dumps(self._arguments),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
                 env={**os.environ, **self._environment}, limit=LINE_LIMIT,
                 # A Ctrl-C in the terminal is for the flow, which then closes the pipes in order.
@@ -116,8 +123,10 @@ class WorkerProcess:
                     on_progress(message["progress"])
             elif "error" in message:
                 error = self._error(message["error"])
-                if isinstance(error, EngineError):
-                    await self._end()  # an engine that failed is not asked again: the next call starts a new one
+                if isinstance(error, EngineError) or self._ranks > 1:
+                    # An engine that failed is not asked again: the next call starts a new one. Ranks beside one that
+                    # failed may wait for it for ever.
+                    await self._end()
                 raise error
             else:
                 return message["result"]
@@ -148,6 +157,13 @@ class WorkerProcess:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+def _launcher(ranks: int) -> list[str]:
+    if ranks == 1:
+        return [sys.executable, "-m", "flows.worker_main"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    return [*torchrun, f"--nproc-per-node={ranks}", "-m", "flows.rank_main"]
 
 
 def _plain(kind: type[Exception], message: str) -> Exception:

@@ -53,10 +53,10 @@ class Session:
         temporary.mkdir()
         threads = {"OMP_NUM_THREADS": str(recipe.devices.cpu_threads), **_QUIET_THREADS}
 
-        def worker(kind: str) -> WorkerProcess:
-            return WorkerProcess(kind, common, logs / f"{kind}.log", {**threads, "TMPDIR": str(temporary)})
+        def worker(kind: str, ranks: int = 1) -> WorkerProcess:
+            return WorkerProcess(kind, common, logs / f"{kind}.log", {**threads, "TMPDIR": str(temporary)}, ranks)
 
-        sampler, judge, trainer = map(worker, ("sampler", "judge", "trainer"))
+        sampler, judge, trainer = worker("sampler"), worker("judge"), worker("trainer", recipe.devices.trainer_ranks)
         return cls(store, run, writer, recipe, display, sampler, judge, trainer)
 
     @property

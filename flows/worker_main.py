@@ -34,37 +34,38 @@ ENDED_BY_PARENT = 0
 
 def main() -> None:
     """Serves one worker until the parent closes the pipe."""
-    answers = _private_stdout()
+    answers = private_stdout()
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
+    threading.Thread(target=read_requests, args=(requests,), daemon=True).start()
     kind, arguments = sys.argv[1], json.loads(sys.argv[2])
-    worker = _construct(kind, arguments, answers)
-    while worker is not None:
+    try:
+        worker = construct(kind, arguments)
+    except Exception as error:
+        _send(answers, {"id": 0, "error": describe(error)})
+        return
+    _send(answers, {"id": 0, "result": None})
+    while True:
         _serve(worker, json.loads(requests.get()), answers)
 
 
-def _private_stdout() -> TextIO:
+def private_stdout() -> TextIO:
     """The real standard output for answers alone; prints of libraries are sent to standard error."""
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     return answers
 
 
-def _read_requests(requests: queue.SimpleQueue[str]) -> None:
+def read_requests(requests: queue.SimpleQueue[str]) -> None:
     """Passes lines on; when the parent is gone, also by SIGKILL, the worker ends at once, whatever it is doing."""
     for line in sys.stdin:
         requests.put(line)
     os._exit(ENDED_BY_PARENT)
 
 
-def _construct(kind: str, arguments: dict[str, Any], answers: TextIO) -> object | None:
+def construct(kind: str, arguments: dict[str, Any]) -> object:
+    """The worker of this kind."""
     module, name = WORKERS[kind].split(":")
-    try:
-        worker: object = getattr(importlib.import_module(module), name)(**arguments)
-    except Exception as error:
-        _send(answers, {"id": 0, "error": _describe(error)})
-        return None
-    _send(answers, {"id": 0, "result": None})
+    worker: object = getattr(importlib.import_module(module), name)(**arguments)
     return worker
 
 
@@ -75,14 +76,15 @@ def _serve(worker: object, request: dict[str, Any], answers: TextIO) -> None:
         _send(answers, {"id": number, "progress": figures})
 
     try:
-        method = _public_method(worker, request["method"])
+        method = public_method(worker, request["method"])
         result = method(**request["arguments"], progress=progress)
         _send(answers, {"id": number, "result": to_jsonable_python(result)})
     except Exception as error:
-        _send(answers, {"id": number, "error": _describe(error)})
+        _send(answers, {"id": number, "error": describe(error)})
 
 
-def _public_method(worker: object, name: str) -> Callable[..., Any]:
+def public_method(worker: object, name: str) -> Callable[..., Any]:
+    """A worker's method by its name, which checks its arguments and builds them from JSON."""
     method = None if name.startswith("_") else getattr(type(worker), name, None)
     if not callable(method):
         raise AttributeError(f"{type(worker).__name__} has no method '{name}'")
@@ -90,7 +92,7 @@ def _public_method(worker: object, name: str) -> Callable[..., Any]:
     return checked
 
 
-def _describe(error: Exception) -> dict[str, str]:
+def describe(error: Exception) -> dict[str, str]:
     """A user's error as its sentence alone; any other with its traceback in the log."""
     known = isinstance(error, RondoError | StoreError)
     if not known:

@@ -1,10 +1,13 @@
 """The trainer: makes the initial policy, updates it each round, and scores sequences under any of the policies."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from flows.references import PolicyRef, UpdateInputs
 from flows.workers import updates
@@ -13,6 +16,7 @@ from pipeline import compilation
 from pipeline import policy as policies
 from pipeline import prompts as prompt_tables
 from pipeline.config import PretrainedPolicy, WarmStartPolicy
+from pipeline.distributed import ALONE, World, shard
 from pipeline.errors import ConfigError
 from pipeline.logprobs import sequence_logps
 from pipeline.packing import TokenGroup
@@ -37,7 +41,14 @@ class Trained:
 
 
 class TrainerWorker(Worker):
-    """Holds one model, whichever policy's weights it needs; there is never a second one in memory."""
+    """Holds one model, whichever policy's weights it needs; there is never a second one in memory.
+
+    Of several ranks each holds a part of it, and reads all that the others read. The first one writes, and tells the
+    others what.
+    """
+
+    COLLECTIVE = frozenset({"probe", "update", "score"})
+    """What all ranks are asked; the rest the first one does alone."""
 
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)
@@ -47,13 +58,30 @@ class TrainerWorker(Worker):
         torch.set_num_threads(devices.cpu_threads)
         if devices.trainer != "cpu" and not torch.cuda.is_available():
             raise ConfigError(f"devices.trainer is '{devices.trainer}', and torch finds no GPU here: set it to cpu")
+        if devices.trainer != "cpu" and (found := torch.cuda.device_count()) < devices.trainer_ranks:
+            raise ConfigError(f"devices.trainer_ranks is {devices.trainer_ranks}, and torch finds {found} GPUs here")
         if self.recipe.update.compile:
             compilation.check_compiler(devices.trainer)
+        self._world = World.join(devices.trainer) if devices.trainer_ranks > 1 else ALONE
         self._model: Any = None
         self._tokenizer: Any = None
         self._policy: str | None = None
         self._base: str | None = None
         self._adapter: Any = None
+
+    def directory(self, files: Sequence[FileRef]) -> Path:
+        """A committed checkpoint as a local directory; the first rank fetches it, the others find it there."""
+        if not self._world.leads:
+            self._world.wait()
+        found = super().directory(files)
+        if self._world.leads:
+            self._world.wait()
+        return found
+
+    def write(self, table: pa.Table, round: int, stage: str, shard: int | None = None) -> FileRef:
+        """Writes a table, from the first rank, that the flow will commit."""
+        (file,) = self._of_first([super().write(table, round, stage, shard)] if self._world.leads else ())
+        return file
 
     def prepare_policy(self, *, progress: ProgressCall) -> tuple[list[FileRef], dict[str, Any]]:
         """The checkpoint of round 0: a warm start, trained once for its configuration, or a pretrained policy."""
@@ -86,13 +114,13 @@ class TrainerWorker(Worker):
         """The prompts of the whole run, tokenised once and checked against the policy's context."""
         del progress
         recipe = self.recipe
-        directory = self.directory(checkpoint)
+        directory = super().directory(checkpoint)  # the first rank's alone, as is what it writes
         tokenizer = policies.load_tokenizer(directory)
         table = prompt_tables.load_prompts(recipe.prompts, recipe.evaluation.prompts, recipe.seed, tokenizer)
         context = min(policies.max_context(directory), recipe.sampling.context or 2**62)
         prompt_tables.check_lengths(table, recipe.sampling.max_tokens, context)
         prompt_tables.round_slice(table, 1, recipe.sampling.prompts_per_round, recipe.seed)
-        return self.write(table, 0, "prompts")
+        return super().write(table, 0, "prompts")
 
     def probe(
         self, checkpoint: tuple[FileRef, ...], prompts: tuple[FileRef, ...], *, progress: ProgressCall
@@ -108,11 +136,13 @@ class TrainerWorker(Worker):
         config = self.recipe.update
         rows = [row for row in self.table(inputs.preferences).to_pylist() if row["kind"] != "dropped"]
         groups = updates.preference_groups(self.table(inputs.prompts), self.table(inputs.candidates), rows)
-        groups, figures = self._with_reference(inputs, groups)
+        again = updates.replayed_groups(self.table(inputs.prompts), self.table(inputs.replayed) if inputs.replayed else None)
+        groups, figures = self._with_reference(inputs, groups, again)
         probed = [_best_answer(group) for group in groups[:PROBE_SEQUENCES]]
         before = [logp for (logp,) in self._logps(probed)]
+        mixed = bool(again) and self.recipe.preferences.replay.reference == "original"
         settings = updates.update_settings(
-            config, round, self.recipe.rounds, reference_is_start=inputs.reference is None
+            config, round, self.recipe.rounds, reference_is_start=inputs.reference is None and not mixed
         )
         self._policy = None  # from here on the model is no committed policy, whatever happens
         update = Update(self._model, groups, settings, seed=seed, say=lambda notice: progress(notice=notice))
@@ -179,15 +209,22 @@ class TrainerWorker(Worker):
         return self.write(to_table(rows, EVALUATION_LOGPS), round, "eval_logps")
 
     def _with_reference(
-        self, inputs: UpdateInputs, groups: Sequence[PreferenceGroup]
+        self, inputs: UpdateInputs, groups: Sequence[PreferenceGroup], again: Sequence[PreferenceGroup]
     ) -> tuple[list[PreferenceGroup], dict[str, Any]]:
-        """The preferences with the reference's log-probabilities; the policy's weights are in place afterwards."""
+        """The round's preferences and those of earlier rounds, with the reference's log-probabilities.
+
+        What the sampler knows of an earlier round's answers is of another policy: the trainer scores them anew, unless
+        the recipe wants them held back by the policy that they came from. The policy's weights are in place afterwards.
+        """
         config = self.recipe.update
         if inputs.reference is None:
             self._use(inputs.policy)
-            return updates.with_reference(self._model, groups, config, inputs.drift)
+            own, figures = updates.with_reference(self._model, groups, config, inputs.drift)
+            if again and self.recipe.preferences.replay.reference == "current":
+                again, _ = updates.with_other_reference(self._model, again, config)
+            return [*own, *again], figures
         self._use(inputs.reference)
-        found = updates.with_other_reference(self._model, groups, config)
+        found = updates.with_other_reference(self._model, [*groups, *again], config)
         self._use(inputs.policy)
         return found
 
@@ -203,7 +240,9 @@ class TrainerWorker(Worker):
 
     def _load(self, directory: Path) -> None:
         if self._model is None:
-            self._model, self._tokenizer = policies.load_policy(directory, device=self.recipe.devices.trainer)
+            device = self.recipe.devices.trainer if self._world.size == 1 else "cpu"
+            self._model, self._tokenizer = policies.load_policy(directory, device=device)
+            shard(self._model, self._world, precision=self.recipe.update.precision)
             if self.recipe.update.compile:
                 compilation.compile_layers(self._model)
         else:
@@ -234,15 +273,28 @@ class TrainerWorker(Worker):
             self._adapter.save(self._tokenizer, directory)
 
     def _stage(self, round: int, stage: str, save: Callable[[Path], None]) -> tuple[FileRef, ...]:
+        if not self._world.leads:
+            save(Path())  # gives the first rank its part, and writes nothing
+            return self._of_first(())
         with checkpoints.stage_directory(self.store, self.run, round, stage) as staged:
             save(staged.path)
-        return staged.files
+        return self._of_first(staged.files)
+
+    def _of_first(self, files: Sequence[FileRef]) -> tuple[FileRef, ...]:
+        """The files that the first rank wrote, on all ranks."""
+        text = self._world.share(json.dumps([file.to_json() for file in files]))
+        return tuple(map(FileRef.from_json, json.loads(text)))
 
     def _stage_average(self, round: int, average: Sequence[FileRef], policy: Sequence[FileRef]) -> tuple[FileRef, ...]:
         from pipeline.ema import blend
 
         before, after, decay = self.directory(average), self.directory(policy), self.recipe.update.ema_decay
-        return self._stage(round, "ema", lambda target: blend(before, after, target, decay=decay))
+
+        def save(target: Path) -> None:
+            if self._world.leads:
+                blend(before, after, target, decay=decay)
+
+        return self._stage(round, "ema", save)
 
     def _logps(self, groups: Sequence[TokenGroup]) -> list[list[float]]:
         config = self.recipe.update
