@@ -15,7 +15,8 @@ import pyarrow as pa
 from storage.checkpoints import local_directory, stage_directory
 from storage.errors import BackendError
 from storage.manifest import Key
-from storage.objects import Objects, Sink
+from storage.objects import Listed, Objects, Sink
+from storage.retention import prune
 from storage.run import Run
 from storage.shards import read_table, write_table
 from storage.store import Store
@@ -69,8 +70,16 @@ class FaultyObjects(Objects):
             yield sink
 
     def delete(self, keys: Sequence[str]) -> None:
-        with self._write():
-            self.real.delete(keys)
+        for key in keys:  # a process can die between two of them
+            with self._write():
+                self.real.delete([key])
+
+    def remove_empty(self, prefix: str) -> None:
+        self.real.remove_empty(prefix)
+
+    def listing(self, prefix: str) -> list[Listed]:
+        self._alive()
+        return self.real.listing(prefix)
 
     def read(self, key: str) -> bytes:
         self._alive()
@@ -158,17 +167,14 @@ def killed_run(root: str, at: int, when: str) -> None:
     small_run(faulty(Store.open(root), at, when, kill))
 
 
-def race(root: str, races: int, barrier: object, results: object) -> None:
-    """For a child process: try to get each run at the same moment as the others, hold it until all have tried."""
-    store = Store.open(root)
-    for number in range(races):
-        run = store.run(f"race{number}")
+def killed_prune(root: str, at: int) -> None:
+    """For a child process: prunes the run "kept", and is killed before one of its writes."""
+    store = faulty(Store.open(root), at, "before", kill)
+    prune(store, store.run("kept"), ())
+
+
+def hold(root: str, name: str, barrier: object) -> None:
+    """For a child process: has the run open for writing between two meetings at the barrier."""
+    with Store.open(root).run(name).writer():
         barrier.wait()  # type: ignore[attr-defined]
-        try:
-            with run.writer() as writer:
-                entry = writer.commit(Key(1, "candidates"), [], {"pid": os.getpid()})
-                barrier.wait()  # type: ignore[attr-defined]
-            results.put((number, "won", os.getpid(), entry.number))  # type: ignore[attr-defined]
-        except RuntimeError as error:
-            barrier.wait()  # type: ignore[attr-defined]
-            results.put((number, "busy", os.getpid(), str(error)))  # type: ignore[attr-defined]
+        barrier.wait()  # type: ignore[attr-defined]

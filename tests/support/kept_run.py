@@ -1,6 +1,7 @@
 """A run with tables, weights and a shared warm start whose records agree with each other; no model, and quick."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -13,14 +14,20 @@ from storage.shards import write_table
 from storage.store import Store
 
 WARM_START = ("warm_starts", "0123456789abcdef")
+Figures = Callable[..., Mapping[str, object]]
 TABLES = ("metrics", "probe", "eval_candidates", "eval_judgments", "eval_logps", "judgments", "preferences")
 
 
-def kept_run(store: Store, name: str = "kept", rounds: int = 4) -> Run:
-    """A run with this many rounds after round 0."""
-    run = store.create_run(name, {"recipe": {"name": "kept"}, "parent": None})
+def kept_run(store: Store, name: str = "kept", rounds: int = 4, figures: Figures = dict, **header: object) -> Run:
+    """A run with this many rounds after round 0.
+
+    Args:
+        figures: what the entry of a round says beside its number and policy.
+        header: fields of the run's header.
+    """
+    run = store.create_run(name, {"recipe": {"name": "kept"}, "parent": None, **header})
     with run.writer() as writer:
-        add_rounds(store, run, writer, rounds)
+        add_rounds(store, run, writer, rounds, figures)
     return run
 
 
@@ -33,7 +40,7 @@ def kept_fork(store: Store, parent: Run, round: int, name: str, rounds: int) -> 
     return run
 
 
-def add_rounds(store: Store, run: Run, writer: Writer, last: int) -> None:
+def add_rounds(store: Store, run: Run, writer: Writer, last: int, figures: Figures = dict) -> None:
     """The rounds that are missing, up to the last."""
     for number in range(len(run.finished), last + 1):
         before = run.entries(number - 1, "checkpoint")[-1].meta["policy"] if number else None
@@ -52,7 +59,7 @@ def add_rounds(store: Store, run: Run, writer: Writer, last: int) -> None:
         for stage in TABLES:
             meta = {"policy": policy} if stage == "eval_candidates" else None
             add_table(store, run, writer, number, stage, meta)
-        writer.finish_round(number, {"policy": policy, "round": number})
+        writer.finish_round(number, {"policy": policy, "round": number, **figures(round=number)})
 
 
 def add_table(
@@ -82,7 +89,7 @@ def warm_start(store: Store) -> tuple[FileRef, ...]:
     return staged.files
 
 
-def _fill(directory, what: str) -> None:
+def _fill(directory: Path, what: str) -> None:
     (directory / "model.safetensors").write_bytes(what.encode() * 5)
     (directory / "config.json").write_text(f'{{"of": "{what}"}}')
     (directory / "tokenizer.json").write_text(f'{{"tokens": "{what}"}}')
