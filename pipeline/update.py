@@ -34,6 +34,11 @@ from pipeline.update_types import PreferenceGroup, StepMetrics, UpdateResult, Up
 
 __all__ = ["PreferenceGroup", "StepMetrics", "Update", "UpdateResult", "UpdateSettings", "plan_steps", "run_update"]
 
+DISPLACEMENT_SAMPLE = 128
+"""Preferences that are measured again after the last step, which for all would cost a third of an epoch's passes. Of so
+many, a share has a standard error of at most 4.4 points.
+"""
+
 OnStep = Callable[[StepMetrics], None]
 
 
@@ -120,7 +125,8 @@ class Update:
             if on_step is not None:
                 on_step(row)
         settings, done = self._settings, self._done
-        final = sequence_logps(self._model, self._groups, done.token_budget, precision=settings.precision)
+        sample = _spread(self._groups, DISPLACEMENT_SAMPLE)
+        final = sequence_logps(self._model, sample, done.token_budget, precision=settings.precision)
         return UpdateResult(
             first_loss=done.first_loss,
             first_loss_expected=self._expected,
@@ -129,7 +135,7 @@ class Update:
             stopped=self.stopped,
             token_budget=done.token_budget,
             final_logps=final,
-            **_displacement(self._groups, final),
+            **_displacement(sample, final),
         )
 
     @property
@@ -267,6 +273,12 @@ def _means(outcome: StepOutcome, beta: float) -> dict[str, float]:
         "logp_rejected_change": rejected,
         "kl": outcome.kl.mean().item(),
     }
+
+
+def _spread(groups: Sequence[PreferenceGroup], most: int) -> list[PreferenceGroup]:
+    """At most so many, evenly spread over all."""
+    kept = min(most, len(groups))
+    return [groups[index * len(groups) // kept] for index in range(kept)]
 
 
 def _displacement(groups: Sequence[PreferenceGroup], final: list[list[float]]) -> dict[str, float]:

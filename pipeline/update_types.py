@@ -139,7 +139,8 @@ class UpdateResult:
     ``reference_drift`` is the largest difference, in nats a sequence, between the reference and the policy on
     the first step. The last three compare the policy after the last step with the reference: share of
     preferences whose chosen candidate became less likely, and mean change, in nats a sequence.
-    ``final_logps`` holds the log-probability of each candidate after the last step. ``stopped`` says why the steps
+    ``final_logps`` holds the log-probability of each of their candidates after the last step. Of many preferences
+    (`update.DISPLACEMENT_SAMPLE`) these are some, evenly spread. ``stopped`` says why the steps
     ended before the plan did, ``token_budget`` is that of the last step, less than asked for where memory ran out.
     """
 

@@ -1,0 +1,30 @@
+"""After the last step no more preferences are measured again than a share needs."""
+
+import pytest
+from numerics.tiny_models import build, token_groups
+
+from pipeline import update
+from pipeline.logprobs import sequence_logps
+from pipeline.update_types import PreferenceGroup, UpdateSettings
+
+
+@pytest.mark.parametrize(("most", "expected"), [(3, [0, 2, 4]), (7, range(7)), (100, range(7))])
+def test_the_sample_is_spread_evenly(most, expected, monkeypatch):
+    monkeypatch.setattr(update, "DISPLACEMENT_SAMPLE", most)
+    model = build()
+    plain = token_groups(7, seed=3)
+    groups = [
+        PreferenceGroup(
+            prompt_id=group.prompt_id,
+            prompt_token_ids=group.prompt_token_ids,
+            candidate_token_ids=group.candidate_token_ids,
+            reference_logps=logps,
+        )
+        for group, logps in zip(plain, sequence_logps(model, plain, 1000), strict=True)
+    ]
+    result = update.run_update(model, groups, UpdateSettings(learning_rate=1e-2), seed=1)
+    kept = [groups[index] for index in expected]
+    assert result.final_logps == sequence_logps(model, kept, UpdateSettings().token_budget)
+    changes = [logps[0] - group.reference_logps[0] for logps, group in zip(result.final_logps, kept, strict=True)]
+    assert result.chosen_fell_share == sum(change < 0 for change in changes) / len(kept)
+    assert result.chosen_change == pytest.approx(sum(changes) / len(kept))
