@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flows import cli_inspect, cli_share, cli_store, commands, tables
+from flows import cli_inspect, cli_judges, cli_share, cli_store, commands, tables
 from flows.display import Display
 from flows.errors import InterruptedRunError
 from flows.options import DEFAULT_ROOT, Json, Root, RunAtRound, RunName, TakeOver
@@ -31,6 +31,7 @@ Rounds = Annotated[int | None, typer.Option("--rounds", min=1, help="bring the r
 INTERRUPTED = 130  # as shells count an end by Ctrl-C
 app.add_typer(cli_store.app)
 app.add_typer(cli_inspect.app)
+app.add_typer(cli_judges.app)
 app.add_typer(cli_share.app)
 
 

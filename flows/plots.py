@@ -145,6 +145,30 @@ def distributions(title: str, scores_by_round: Mapping[int, Sequence[float]], un
     return _described(text, f"{title}. Mean by round: {means}.")
 
 
+def reliability(title: str, confidences: Sequence[float], accuracies: Sequence[float], pairs: Sequence[int]) -> str:
+    """How often a judge is right against how sure it is, from 1/2 to 1; dots grow with the pairs that they stand for.
+
+    On the diagonal it is as often right as it says.
+    """
+    with _figure(4.2, 3.4) as figure:
+        axes = figure.add_subplot()
+        axes.plot([0.5, 1], [0.5, 1], color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        sizes = 20 + 160 * np.asarray(pairs, float) / max(pairs)
+        axes.plot(confidences, accuracies, color=_SERIES[0], linewidth=1.2, alpha=0.6)
+        axes.scatter(confidences, accuracies, s=sizes, color=_SERIES[0], linewidths=0)
+        axes.grid()
+        axes.set_xlim(0.48, 1.02)
+        axes.set_ylim(min(0.48, *(value - 0.02 for value in accuracies)), 1.02)
+        axes.set_xlabel("confidence")
+        axes.set_ylabel("accuracy")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%"))
+        text = _svg(figure, _PAGE, as_text=True)
+    points = zip(confidences, accuracies, pairs, strict=True)
+    words = "; ".join(f"{count} pairs, {said:.0%} sure, {right:.0%} right" for said, right, count in points)
+    return _described(text, f"{title}. {words}.")
+
+
 def summary_picture(rounds: Sequence[RoundSummary], title: str) -> str:
     """Reward, win rate against round 0 and KL to the initial policy, side by side, as an SVG that stands alone.
 

@@ -28,12 +28,26 @@ class PolicyRef:
 
 
 @dataclass(frozen=True)
+class JudgePolicies:
+    """The two policies whose log-ratio is an implicit reward."""
+
+    policy: PolicyRef
+    reference: PolicyRef
+
+    @property
+    def hashes(self) -> list[str]:
+        """Those of their weights."""
+        return [self.policy.policy, self.reference.policy]
+
+
+@dataclass(frozen=True)
 class UpdateInputs:
     """What a round's update reads.
 
     Args:
         policy: the policy that sampled, from which the update starts.
         reference: the policy that holds it back, where that is another one.
+        replayed: preferences of earlier rounds that are trained on again; nothing where there is no replay.
         optimizer: the optimizer's state of the round before, where it is carried on.
         average: the moving average of the policies, where one is kept.
         state: what an update that was interrupted had done.
@@ -45,6 +59,7 @@ class UpdateInputs:
     prompts: tuple[FileRef, ...]
     candidates: tuple[FileRef, ...]
     preferences: tuple[FileRef, ...]
+    replayed: tuple[FileRef, ...]
     optimizer: tuple[FileRef, ...]
     average: tuple[FileRef, ...]
     state: tuple[FileRef, ...]

@@ -9,6 +9,7 @@ from prefect import flow
 from flows import stages
 from flows.adopt import adopt_rounds
 from flows.display import Display
+from flows.judge_policies import check_judge_policies
 from flows.prefect_server import prefect_api
 from flows.round import run_round
 from flows.scratch import scratch_directory
@@ -44,6 +45,7 @@ async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: 
         session = Session.create(store, run, writer, recipe, display, scratch, logs)
         enter(session)
         adopt_rounds(store, run, writer)
+        check_judge_policies(recipe, run.name, len(run.rounds()))
         async with display.waiting("reading what the next round starts from"):
             await asyncio.to_thread(check_inputs, store, run)
         session.tracker = open_tracker(recipe.tracking, run)

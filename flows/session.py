@@ -9,9 +9,9 @@ from typing import Any
 
 from flows.display import Display
 from flows.process import WorkerProcess
-from flows.references import PolicyRef
+from flows.references import JudgePolicies, PolicyRef
 from flows.tracking import Tracker
-from pipeline.config import Recipe
+from pipeline.config import ImplicitJudge, Recipe
 from pipeline.prompts import round_slice
 from pipeline.records import prompt_seed
 from storage.manifest import Entry, FileRef, Key
@@ -146,6 +146,13 @@ class Session:
         if states:
             files = [file for entry in states for file in entry.files]
             self.writer.release(files, "superseded by the round's checkpoint")
+
+    def judge_policies(self, place: int, number: int) -> JudgePolicies | None:
+        """The policies that a judge compares when it judges answers of a round; None where it compares none."""
+        config = self.recipe.judges[place]
+        if not isinstance(config, ImplicitJudge):
+            return None
+        return JudgePolicies(*(self.policy(round) for round in config.rounds(number)))
 
     def _base(self, round: int) -> tuple[FileRef, ...]:
         """The whole checkpoint that a round's adapter changes: that of the last round before it which has one."""

@@ -5,6 +5,7 @@ shows and retries; whether a step is done, the log alone says.
 """
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import task
@@ -108,7 +109,9 @@ async def judge_shard(run: str, number: int, shard: int, candidates: Entry, batc
     judges = session.recipe.held_out_judges if batch.held_out else [0]
     versions = [session.judge_versions[place] for place in judges]
     settings = [_settings(session.recipe.judges[place]) for place in judges]
-    inputs = content_id([_hashes(candidates.files), settings, versions])
+    policies = [session.judge_policies(place, number) for place in judges]
+    compared = [found and found.hashes for found in policies]
+    inputs = content_id([_hashes(candidates.files), settings, versions, *([compared] if any(compared) else [])])
     done, stage = session.find_in(batch.places, "judgments", inputs, shard)
     if done is not None:
         return done
@@ -116,9 +119,10 @@ async def judge_shard(run: str, number: int, shard: int, candidates: Entry, batc
     file = await session.judge.call(
         "judge",
         prompts=_json(session.files(0, "prompts")), candidates=_json(candidates.files)[0],
-        round=number, stage=stage, shard=shard, judges=judges,
+        round=number, stage=stage, shard=shard, judges=judges, policies=[found and asdict(found) for found in policies],
     )  # fmt: skip
-    done = session.commit(number, stage, session.references([file]), None, inputs, shard)
+    meta = {"policies": compared} if any(compared) else None
+    done = session.commit(number, stage, session.references([file]), meta, inputs, shard)
     display.report({"done": candidates.meta["candidates"]}, shard)
     return done
 
@@ -148,8 +152,33 @@ async def prefer(run: str, number: int, candidates: Sequence[Entry], judgments: 
     return session.commit(number, "preferences", session.references([file]), figures, inputs)
 
 
+@step("{run} r{number} replay")
+async def replay(run: str, number: int, preferences: Entry) -> Entry | None:
+    """Chooses preferences of earlier rounds that the update is given again; None where the recipe wants none."""
+    session = current()
+    config = session.recipe.preferences
+    if not config.replay.share:
+        return None
+    rounds = range(max(1, number - config.replay.max_age), number)
+    earlier = {origin: session.files(origin, "preferences") for origin in rounds}
+    candidates = {origin: session.files(origin, "candidates") for origin in rounds}
+    pool = [[origin, _hashes(earlier[origin]), _hashes(candidates[origin])] for origin in rounds]
+    inputs = content_id([_hashes(preferences.files), pool, _settings(config)])
+    if done := session.find(number, "replayed", inputs):
+        return done
+    file, figures = await session.judge.call(
+        "replay",
+        preferences=_json(preferences.files), round=number, seed=session.seed(number),
+        earlier={origin: _json(files) for origin, files in earlier.items()},
+        candidates={origin: _json(files) for origin, files in candidates.items()},
+    )  # fmt: skip
+    return session.commit(number, "replayed", session.references([file]), figures, inputs)
+
+
 @step("{run} r{number} update")
-async def update(run: str, number: int, candidates: Sequence[Entry], preferences: Entry) -> Entry:
+async def update(
+    run: str, number: int, candidates: Sequence[Entry], preferences: Entry, replayed: Entry | None = None
+) -> Entry:
     """The DPO update: from the policy that sampled to the round's checkpoint."""
     session = current()
     config, policy, reference = session.recipe.update, session.policy(number - 1), session.reference(number)
@@ -158,12 +187,14 @@ async def update(run: str, number: int, candidates: Sequence[Entry], preferences
     inputs = content_id([
         policy.policy, reference and reference.policy, average and average.policy, _hashes(carried),
         _hashes(preferences.files), _settings(config), session.recipe.rounds if config.schedule_over == "run" else None,
+        replayed and [_hashes(replayed.files), session.recipe.preferences.replay.reference],
     ])  # fmt: skip
     if done := session.find(number, "checkpoint", inputs):
         return done
     given = UpdateInputs(
         policy=policy, reference=reference, prompts=session.files(0, "prompts"), candidates=_files(candidates),
-        preferences=preferences.files, optimizer=carried, average=average.files if average else (),
+        preferences=preferences.files, replayed=replayed.files if replayed else (), optimizer=carried,
+        average=average.files if average else (),
         state=session.interrupted_update(number, inputs), drift=session.handed_over(number - 1).meta["per_sequence"],
     )  # fmt: skip
     steps_before = session.steps_before(number)
@@ -226,6 +257,27 @@ async def score(run: str, number: int, candidates: Sequence[Entry]) -> Entry:
     return session.commit(number, "eval_logps", session.references([file]), None, inputs)
 
 
+@step("{run} r{number} probe judges")
+async def probe_judges(run: str, number: int) -> list[Entry]:
+    """Has judges that may drift judge some answers of round 0 again; nothing where the recipe asks for none."""
+    session = current()
+    count, places = session.recipe.evaluation.judge_probe, session.recipe.drifting_judges
+    if count is None:
+        return []
+    files = session.files(0, "eval_candidates")
+    inputs = content_id([_hashes(files), count, [_settings(session.recipe.judges[place]) for place in places]])
+    if done := session.find(number, "judge_probe", inputs):
+        return [done]
+    with session.display.stage(number, "probe judges") as stage:
+        stage.begin()
+        file = await session.judge.call(
+            "judge_again",
+            prompts=_json(session.files(0, "prompts")), candidates=_json(files), round=number, count=count,
+            judges=places,
+        )  # fmt: skip
+    return [session.commit(number, "judge_probe", session.references([file]), None, inputs)]
+
+
 @step("{run} r{number} compare")
 async def compare(
     run: str,
@@ -235,10 +287,12 @@ async def compare(
     previous: Sequence[Entry] = (),
     initial: Sequence[Entry] = (),
     logps: Sequence[Entry] = (),
+    probe: Sequence[Entry] = (),
 ) -> dict[str, Any]:
     """The figures of an evaluation: alone, or against the judgments of the previous round and of round 0."""
     tables = {
         "candidates": candidates, "judgments": judgments, "previous": previous, "initial": initial, "logps": logps,
+        "probe": probe,
     }  # fmt: skip
     files: dict[str, Any] = {name: _json(_files(entries)) for name, entries in tables.items()}
     figures: dict[str, Any] = await current().judge.call("compare", **files)

@@ -40,7 +40,7 @@ Example = TypeVar("Example", RewardPair, RatedAnswer)
 
 
 def reward_pairs(prompts: pa.Table, candidates: pa.Table, preferences: pa.Table) -> list[RewardPair]:
-    """The pairs of a round's preferences, with soft labels where they have them; of a ranking all its pairs that are no tie.
+    """The pairs of a round's preferences, with soft labels where they have them; of a ranking all that are no tie.
 
     Raises:
         DataError: a preference names a candidate that is not there.

@@ -43,13 +43,17 @@ class Worker:
         """A committed checkpoint as a local directory."""
         return checkpoints.local_directory(self.store, files, self.scratch / "checkpoints")
 
-    def whole(self, policy: PolicyRef) -> Path:
-        """A policy as a local directory with all its weights: an adapter is merged with its base."""
+    def whole(self, policy: PolicyRef, merged: str = "merged") -> Path:
+        """A policy as a local directory with all its weights: an adapter is merged with its base, in place of others.
+
+        Args:
+            merged: name of the directory in the scratch that it is merged in.
+        """
         if not policy.base:
             return self.directory(policy.files)
         from pipeline.lora import merge
 
-        return merge(self.directory(policy.base), self.directory(policy.files), self.scratch / "merged")
+        return merge(self.directory(policy.base), self.directory(policy.files), self.scratch / merged)
 
     def write(self, table: pa.Table, round: int, stage: str, shard: int | None = None) -> FileRef:
         """Writes a table that the flow will commit."""

@@ -1,12 +1,15 @@
 """The judge: scores shards, and turns a round's scores into preferences and into the figures of its evaluation."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from flows.references import JudgePolicies, PolicyRef
 from flows.workers.base import ProgressCall, Worker
 from pipeline import figures
 from pipeline.judges import JudgeProtocol, Judgment, judge_items, judgments_table, make_judge
-from pipeline.preferences import build_preferences
+from pipeline.preferences import build_preferences, choose_replayed, describe_replayed, replayed_table
 from storage.cache import SharedCache
 from storage.manifest import FileRef
 
@@ -36,17 +39,56 @@ class JudgeWorker(Worker):
         stage: str,
         shard: int,
         judges: list[int],
+        policies: list[JudgePolicies | None],
         *,
         progress: ProgressCall,
     ) -> FileRef:
-        """Judges one shard of candidates by some of the judges, by their places, under their names in the recipe."""
+        """Judges one shard of candidates by some of the judges, by their places, under their names in the recipe.
+
+        Args:
+            policies: for each judge those that it compares, where it compares policies.
+        """
         del progress
         items = judge_items(self.table(prompts), self.table((candidates,)))
         judgments: list[Judgment] = []
-        for place in judges:
-            name = self.recipe.judge_names[place]
-            judgments += [replace(judgment, judge=name) for judgment in self._judges[place].judge(items)]
+        for place, compared in zip(judges, policies, strict=True):
+            name, judge = self.recipe.judge_names[place], self._judges[place]
+            if compared is not None:
+                self._hand_over(judge, compared)
+            judgments += [replace(judgment, judge=name) for judgment in judge.judge(items)]
         return self.write(judgments_table(judgments), round, stage, shard)
+
+    def _hand_over(self, judge: JudgeProtocol, policies: JudgePolicies) -> None:
+        """Names the policies of an implicit reward; their files are looked for when their weights are needed."""
+        from pipeline.judges.implicit import ImplicitReward
+
+        assert isinstance(judge, ImplicitReward)
+
+        def named(policy: PolicyRef) -> tuple[str, Callable[[], Path]]:
+            return policy.policy, lambda: self.whole(policy, "judging")
+
+        judge.use(named(policies.policy), named(policies.reference))
+
+    def judge_again(
+        self,
+        prompts: tuple[FileRef, ...],
+        candidates: tuple[FileRef, ...],
+        round: int,
+        count: int,
+        judges: list[int],
+        *,
+        progress: ProgressCall,
+    ) -> FileRef:
+        """Judges the first so many candidates once more, without the replies that were kept: has a judge changed?"""
+        del progress
+        items = judge_items(self.table(prompts), self.table(candidates).slice(0, count))
+        devices = self.recipe.devices
+        judgments: list[Judgment] = []
+        for place in judges:
+            judge = make_judge(self.recipe.judges[place], device=devices.judge, threads=devices.cpu_threads)
+            name = self.recipe.judge_names[place]
+            judgments += [replace(judgment, judge=name) for judgment in judge.judge(items)]
+        return self.write(judgments_table(judgments), round, "judge_probe")
 
     def prefer(
         self,
@@ -61,8 +103,27 @@ class JudgeWorker(Worker):
         del progress
         candidates_table, judgments_table_ = self.table(candidates), self.table(judgments)
         preferences = build_preferences(candidates_table, judgments_table_, self.recipe.preferences, seed=seed)
-        described = figures.describe_preferences(candidates_table, judgments_table_, preferences)
+        margin = self.recipe.preferences.min_margin
+        described = figures.describe_preferences(candidates_table, judgments_table_, preferences, min_margin=margin)
         return self.write(preferences, round, "preferences"), described
+
+    def replay(
+        self,
+        preferences: tuple[FileRef, ...],
+        earlier: dict[int, tuple[FileRef, ...]],
+        candidates: dict[int, tuple[FileRef, ...]],
+        round: int,
+        seed: int,
+        *,
+        progress: ProgressCall,
+    ) -> tuple[FileRef, dict[str, Any]]:
+        """Chooses preferences of earlier rounds to train on again; returns their file and its figures."""
+        del progress
+        own, config = self.table(preferences), self.recipe.preferences
+        pool = {number: self.table(files) for number, files in earlier.items()}
+        chosen = choose_replayed(own, pool, config, seed=seed)
+        replayed = replayed_table(chosen, {number: self.table(candidates[number]) for number in chosen})
+        return self.write(replayed, round, "replayed"), describe_replayed(replayed, own, round)
 
     def compare(
         self,
@@ -71,6 +132,7 @@ class JudgeWorker(Worker):
         previous: tuple[FileRef, ...],
         initial: tuple[FileRef, ...],
         logps: tuple[FileRef, ...],
+        probe: tuple[FileRef, ...],
         *,
         progress: ProgressCall,
     ) -> dict[str, Any]:
@@ -83,4 +145,5 @@ class JudgeWorker(Worker):
             initial=self.table(initial) if initial else None,
             logps=self.table(logps) if logps else None,
             judges=[self.recipe.judge_names[place] for place in self.recipe.held_out_judges],
+            probe=self.table(probe) if probe else None,
         )

@@ -2,7 +2,16 @@
 
 import importlib
 
-from pipeline.config import EnsembleJudge, GrammarJudge, Judge, LlmJudge, NoisyJudge, RewardModelJudge, VaderJudge
+from pipeline.config import (
+    EnsembleJudge,
+    GrammarJudge,
+    ImplicitJudge,
+    Judge,
+    LlmJudge,
+    NoisyJudge,
+    RewardModelJudge,
+    VaderJudge,
+)
 from pipeline.errors import JudgeError
 from pipeline.judges.base import Judge as JudgeProtocol
 from pipeline.judges.base import (
@@ -45,7 +54,7 @@ def make_judge(
     """The judge of this part of a recipe, loaded.
 
     Args:
-        device, threads: those of a reward model.
+        device, threads: those of a reward model, and of policies.
         cache: where a language model's replies are kept; without one they are asked for again.
 
     Raises:
@@ -68,6 +77,10 @@ def make_judge(
                 make_judge(member.judge, device=device, threads=threads, cache=cache) for member in config.members
             ]
             return Ensemble(config, members)
+        case ImplicitJudge():
+            from pipeline.judges.implicit import ImplicitReward
+
+            return ImplicitReward(config, device=device, threads=threads)
         case NoisyJudge():
             from pipeline.judges.noisy import Noisy
 

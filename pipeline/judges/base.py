@@ -21,21 +21,23 @@ candidates, and the prompt had but one."""
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedCandidate:
-    """An answer to judge: its index among the K of its prompt, its text, why it ended, and its length in tokens."""
+    """An answer to judge: its index among the K of its prompt, its text, why it ended, its length and its token ids."""
 
     index: int
     text: str
     finish_reason: str
     tokens: int | None = None
+    token_ids: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeItem:
-    """A prompt with its candidates: the text as the policy read it, and the conversation where it came from one."""
+    """A prompt with its candidates: text and tokens as the policy read them, the conversation where it is from one."""
 
     prompt_id: str
     prompt_text: str
     messages: Sequence[Mapping[str, str]] | None = None
+    prompt_token_ids: Sequence[int] | None = None
     reference_answer: str | None = None
     candidates: Sequence[JudgedCandidate]
 
@@ -170,16 +172,18 @@ def judge_items(prompts: pa.Table, candidates: pa.Table) -> list[JudgeItem]:
         DataError: a candidate of a prompt that is not among the prompts.
     """
     answers: dict[str, list[JudgedCandidate]] = {}
-    lengths = pc.list_value_length(candidates["token_ids"]).to_pylist()
-    rows = candidates.select(["prompt_id", "candidate", "text", "finish_reason"]).to_pylist()
-    for row, tokens in zip(rows, lengths, strict=True):
+    for row in candidates.select(["prompt_id", "candidate", "text", "finish_reason", "token_ids"]).to_pylist():
         answer = JudgedCandidate(
-            index=row["candidate"], text=row["text"], finish_reason=row["finish_reason"], tokens=tokens
+            index=row["candidate"],
+            text=row["text"],
+            finish_reason=row["finish_reason"],
+            tokens=len(row["token_ids"]),
+            token_ids=row["token_ids"],
         )
         answers.setdefault(row["prompt_id"], []).append(answer)
-    columns = ["prompt_id", "text", "messages", "reference_answer"]
-    found = prompts.select(columns).to_pylist()
-    asked = {row["prompt_id"]: row for row in found if row["prompt_id"] in answers}
+    columns = ["prompt_id", "text", "messages", "reference_answer", "token_ids"]
+    found = prompts.filter(pc.field("prompt_id").isin(list(answers))).select(columns).to_pylist()
+    asked = {row["prompt_id"]: row for row in found}
     if missing := answers.keys() - asked.keys():
         raise DataError(f"prompt {min(missing)} has candidates, but is not among the prompts: give it too")
     return [
@@ -187,6 +191,7 @@ def judge_items(prompts: pa.Table, candidates: pa.Table) -> list[JudgeItem]:
             prompt_id=prompt_id,
             prompt_text=asked[prompt_id]["text"],
             messages=asked[prompt_id]["messages"],
+            prompt_token_ids=asked[prompt_id]["token_ids"],
             reference_answer=asked[prompt_id]["reference_answer"],
             candidates=judged,
         )

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from pipeline.config.judges.base import JudgeConfig
 from pipeline.config.judges.ensemble import EnsembleJudge, Member, SingleJudge
+from pipeline.config.judges.implicit import ImplicitJudge
 from pipeline.config.judges.llm import Listwise, LlmJudge, Pairwise, Rubric
 from pipeline.config.judges.noisy import NoisyJudge
 from pipeline.config.judges.reward_model import Head, RewardModelJudge
@@ -22,7 +23,7 @@ from pipeline.config.judges.rules import (
     VaderJudge,
 )
 
-Judge = Annotated[SingleJudge | EnsembleJudge | NoisyJudge, Field(discriminator="kind")]
+Judge = Annotated[SingleJudge | EnsembleJudge | NoisyJudge | ImplicitJudge, Field(discriminator="kind")]
 
 __all__ = [
     "CharactersJudge",
@@ -31,6 +32,7 @@ __all__ = [
     "ExactAnswerJudge",
     "GrammarJudge",
     "Head",
+    "ImplicitJudge",
     "JsonSchemaJudge",
     "Judge",
     "JudgeConfig",

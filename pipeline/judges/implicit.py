@@ -1,0 +1,119 @@
+"""The implicit reward of a policy: how much more probable than the reference it holds an answer."""
+
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config import ImplicitJudge
+from pipeline.errors import JudgeError
+from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment, Verdict, judge_version, judgment_of
+from pipeline.logprobs import check_model, sequence_logps
+from pipeline.packing import TokenGroup
+from pipeline.policy import load_policy, load_weights
+
+TOKEN_BUDGET = 8192
+"""Tokens of a forward pass, unless a single prompt with its candidates has more."""
+
+Locate = Callable[[], Path]
+"""Where a policy's whole checkpoint lies; asked when its weights are needed, and not before."""
+
+
+class ImplicitReward:
+    """``beta * (log policy(y|x) - log reference(y|x)) - length_penalty * |y|``, over the tokens as they were sampled.
+
+    The reward that a DPO-trained policy stands for, up to a term of the prompt alone (arXiv:2305.18290, eq. 5); with
+    the penalty of arXiv:2406.09760. Answers to one prompt compare, means over prompts do so between rounds that the
+    same two policies judge.
+
+    One model is in memory, which takes the weights of both in turn.
+    """
+
+    name = "implicit"
+
+    def __init__(self, config: ImplicitJudge, *, device: str = "cpu", threads: int = 1) -> None:
+        self._config, self._device, self._threads = config, device, threads
+        self._model: Any = None
+        self._in_place: str | None = None
+        self._policies: dict[str, tuple[str, Locate]] = {}
+        self.version = self._version()
+
+    def use(self, policy: tuple[str, Locate], reference: tuple[str, Locate]) -> None:
+        """Names the two policies of the judgments that follow, each by the hash of its weights and where they lie."""
+        self._policies = {"policy": policy, "reference": reference}
+        self.version = self._version(policy[0], reference[0])
+
+    def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
+        """Components: both log-probabilities, in nats, and the tokens of the answer.
+
+        Raises:
+            JudgeError: no policies were named, or items come without token ids.
+            ConfigError, UnsupportedModelError, PromptTooLongError: a policy cannot be loaded, or does not read so much.
+        """
+        if not self._policies:
+            raise JudgeError("the implicit judge was asked before its two policies were named")
+        groups = [_group(item) for item in items]
+        start = time.perf_counter()
+        logps = self._logps(groups)
+        count = sum(len(item.candidates) for item in items)
+        latency = (time.perf_counter() - start) / max(count, 1)
+        judgments = []
+        for place, item in enumerate(items):
+            for k, candidate in enumerate(item.candidates):
+                tokens = len(groups[place].candidate_token_ids[k])
+                verdict = self._verdict({name: logps[name][place][k] for name in logps}, tokens)
+                judgments.append(judgment_of(self, item, candidate, verdict, latency))
+        return judgments
+
+    def _verdict(self, logps: dict[str, float], tokens: int) -> Verdict:
+        config = self._config
+        score = config.beta * (logps["policy"] - logps["reference"]) - config.length_penalty * tokens
+        named = {f"{name}_logp": value for name, value in logps.items()}
+        return Verdict(score=score, components={**named, "tokens": float(tokens)})
+
+    def _logps(self, groups: Sequence[TokenGroup]) -> dict[str, list[list[float]]]:
+        """Log-probability of each answer under both policies; that whose weights are in place comes first."""
+        found: dict[str, list[list[float]]] = {}
+        by_hash: dict[str, list[list[float]]] = {}
+        budget = max([TOKEN_BUDGET, *(group.packed_tokens for group in groups)])
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            for name in sorted(self._policies, key=lambda name: self._policies[name][0] != self._in_place):
+                weights, locate = self._policies[name]
+                if weights not in by_hash:
+                    self._load(weights, locate)
+                    by_hash[weights] = sequence_logps(self._model, groups, budget)
+                found[name] = by_hash[weights]
+        finally:
+            torch.set_num_threads(threads)
+        return found
+
+    def _load(self, weights: str, locate: Locate) -> None:
+        if self._in_place == weights:
+            return
+        self._in_place = None
+        if self._model is None:
+            model, _ = load_policy(locate(), device=self._device)
+            check_model(model)
+            self._model = model
+        else:
+            load_weights(self._model, locate())
+        self._in_place = weights
+
+    def _version(self, *policies: str) -> str:
+        return judge_version(self._config, version("transformers"), version("torch"), policies)
+
+
+def _group(item: JudgeItem) -> TokenGroup:
+    if item.prompt_token_ids is None or any(candidate.token_ids is None for candidate in item.candidates):
+        raise JudgeError(f"prompt {item.prompt_id} comes without token ids, which the implicit judge reads")
+    return TokenGroup(item.prompt_id, item.prompt_token_ids, [_ids(candidate) for candidate in item.candidates])
+
+
+def _ids(candidate: JudgedCandidate) -> Sequence[int]:
+    assert candidate.token_ids is not None
+    return candidate.token_ids
