@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
 from storage import layout
@@ -55,7 +55,7 @@ class FileRef:
             layout.check_relative(_text(self.name, "name"))
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     @staticmethod
     def from_json(value: object) -> "FileRef":
@@ -93,7 +93,7 @@ class Key:
         return f"{self.stage}{shard} of round {self.round}"
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     @staticmethod
     def from_json(value: object) -> "Key":

@@ -215,15 +215,16 @@ class LocalObjects(Objects):
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._prefix = os.path.join(root, "")
         super().__init__(LocalStore(root))
 
     def local_path(self, key: str) -> Path:
         """Where the object lies; InvalidNameError where links lead out of the root."""
         with clear_errors(key):
-            path = (self.root / key).resolve()
-        if not path.is_relative_to(self.root):
+            path = os.path.realpath(f"{self._prefix}{key}")
+        if not path.startswith(self._prefix):
             raise InvalidNameError(f"{key!r} leads out of {self.root} through a symbolic link: remove the link")
-        return path
+        return Path(path)
 
     def create(self, key: str, data: bytes) -> bool:
         return durable.create(self.local_path(key), data)

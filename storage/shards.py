@@ -28,6 +28,7 @@ ROW_GROUP = 16_384
 # As measured by tests/benchmarks/bench_store.py: log-probabilities shrink by half when their bytes are stored by
 # position; level 3 is the last one that costs less time than the disk it saves.
 _COMPRESSION: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "write_page_checksum": True}
+_BUFFER = 2**20
 _FORMAT = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
@@ -50,7 +51,9 @@ def write_table(
     with store.objects.sink(key) as sink:
         batches = table.to_batches() if isinstance(table, pa.Table) else table
         options = _COMPRESSION | encodings(table.schema)
-        with pq.ParquetWriter(pa.PythonFile(sink, mode="w"), table.schema, **options) as writer:
+        # Parquet is written in many small pieces.
+        buffered = pa.BufferedOutputStream(pa.PythonFile(sink, mode="w"), _BUFFER)
+        with buffered, pq.ParquetWriter(buffered, table.schema, **options) as writer:
             for group in _row_groups(batches):
                 rows += group.num_rows
                 writer.write_table(group, row_group_size=ROW_GROUP)
