@@ -31,7 +31,8 @@ class Reply:
     Args:
         content: None where it wrote nothing, as after a refusal.
         finish_reason: ``stop``, ``length`` where it was cut, or the endpoint's own word.
-        tokens: each token with its likeliest rivals; None where none were asked for, or none given.
+        tokens: each token that holds a digit, with its likeliest rivals, for only scores are weighed; None where none
+            were asked for, or none given.
         spent: tokens read and written.
         latency: seconds until it came; a reply from the cache has that of the first time.
     """
@@ -215,6 +216,7 @@ def _reply(completion: Mapping[str, Any], latency: float) -> Reply:
         tokens = [
             (entry["token"], {one["token"]: float(one["logprob"]) for one in (entry, *entry["top_logprobs"])})
             for entry in logprobs
+            if any(character.isdigit() for character in entry["token"])
         ]
     content = choice["message"].get("content")
     if content is not None and not isinstance(content, str):

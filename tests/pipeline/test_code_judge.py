@@ -58,12 +58,11 @@ def test_code_passes_its_tests_or_not(judge: JudgeProtocol) -> None:
 
 def test_time_and_memory_are_limited(judge: JudgeProtocol) -> None:
     start = time.monotonic()
-    judgments = judged(judge, "while True: pass", "import time\ntime.sleep(60)", "x = bytearray(10**9)",
+    judgments = judged(judge, "while True: pass", "x = bytearray(10**9)",
                        "with open('big', 'wb') as f: f.write(bytes(10**7))", "print('x' * 10**8)")  # fmt: skip
-    assert [judgment.score for judgment in judgments] == [0] * 5
-    assert time.monotonic() - start < 40  # 1 s of processor time, 6 s of waiting, and starts
-    assert judgments[1].rationale == "ended after 6 s"
-    assert "MemoryError" in (judgments[2].rationale or "")
+    assert [judgment.score for judgment in judgments] == [0] * 4
+    assert time.monotonic() - start < 20  # 1 s of processor time, and starts
+    assert "MemoryError" in (judgments[1].rationale or "")
 
 
 def test_the_environment_is_empty(judge: JudgeProtocol, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,6 +110,8 @@ def test_what_isolated_code_starts_ends_with_it() -> None:
         isolated = make(isolation="namespaces")
     except JudgeError as error:
         pytest.skip(f"this machine allows no user namespaces: {error}")
+    waiting = judged(isolated, "import time\ntime.sleep(60)", reference="pass")
+    assert [(judgment.score, judgment.rationale) for judgment in waiting] == [(0, "ended after 6 s")]
     code = "import os\nif os.fork() == 0:\n    os.setsid()\n    os.execv('/usr/bin/env', ['env', 'sleep', '98.7654'])"
     (judgment,) = judged(isolated, code, reference="pass")
     assert judgment.score == 1

@@ -360,3 +360,9 @@ def test_files_are_on_disk_before_their_entry(tmp_path: Path, monkeypatch: pytes
     assert str(tmp_path / "root" / "runs" / "a") in synced  # where `rounds` was created
     assert synced[-1].startswith(f"{log}/{entry.number:010d}.json-")  # the staged bytes of the entry
     assert events[published + 1] == ("fsync", log)
+
+
+def test_files_of_versions_with_and_without_a_column_are_one_table(store: Store) -> None:
+    old, new = pa.table({"a": [1]}), pa.table({"a": [2], "b": ["x"]})
+    files = [write_table(store, "run", 1, "candidates", table) for table in (old, new, old)]
+    assert read_table(store, files).to_pylist() == [{"a": 1, "b": None}, {"a": 2, "b": "x"}, {"a": 1, "b": None}]
