@@ -18,7 +18,8 @@ async def finish_round(run: str, number: int, evaluation: dict[str, Any]) -> Rou
     if number:
         preferences = session.run.entries(round=number, stage="preferences")[-1].meta
         trained = {key: value for key, value in _checkpoint(session, number).items() if key != "seconds"}
-        figures |= {**preferences, **trained}
+        replayed = [entry.meta for entry in session.run.entries(round=number, stage="replayed")]
+        figures |= {**preferences, **(replayed[-1] if replayed else {}), **trained}
         figures["alarms"] = alarms(figures, session.run.rounds()[0].meta, session.recipe.evaluation)
     summary = RoundSummary(
         round=number,

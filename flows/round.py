@@ -33,7 +33,8 @@ async def run_round(run: str, number: int) -> RoundSummary:
     if number > 0:
         candidates, judgments = await sample_and_judge(run, number, Batch.training(number))
         preferences = await stages.prefer(run, number, candidates, judgments)
-        await stages.update(run, number, candidates, preferences)
+        replayed = await stages.replay(run, number, preferences)
+        await stages.update(run, number, candidates, preferences, replayed)
     await stages.hand_over(run, number)
     evaluation = await evaluate(run, number)
     return await finish_round(run, number, evaluation)
@@ -66,7 +67,8 @@ async def evaluate(run: str, number: int) -> dict[str, Any]:
     _, previous = await sample_and_judge(run, number, Batch.baseline(number, number - 1))
     _, initial = await sample_and_judge(run, number, Batch.baseline(number, 0))
     logps = await stages.score(run, number, candidates)
-    return await stages.compare(run, number, candidates, judgments, previous, initial, [logps])
+    probe = await stages.probe_judges(run, number)
+    return await stages.compare(run, number, candidates, judgments, previous, initial, [logps], probe)
 
 
 async def _all(parts: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:

@@ -58,8 +58,29 @@ class RoundSummary(BaseModel):
     sampled_reward: float | None = None
     sampled_length: float | None = None
     unjudged: int | None = None
+    tied: float | None = Field(None, description="share of pairs of a prompt's candidates within the least margin")
+    unparsable: float | None = Field(None, description="share of judgments whose reply could not be read")
+    flipped: float | None = Field(None, description="share of comparisons whose verdict turned with the order")
+    length_correlation: float | None = Field(
+        None, description="Spearman's correlation of score and length within prompts, of the candidates"
+    )
+    agreement: dict[str, float] = Field(
+        {}, description="share of pairs of held-out answers in the same order as by the judge, by held-out judge"
+    )
+    gaps: dict[str, float] = Field(
+        {}, description="rise of the judge since round 0 less a held-out judge's, each in its own spread of round 0"
+    )
+    over_optimised: list[str] = []
+    judge_drift: dict[str, float] = Field(
+        {}, description="mean change of what judges say of the same answers of round 0, by judge"
+    )
+    drifted: list[str] = []
     preferences: int | None = None
     margin: float | None = None
+    length_margin: float | None = Field(None, description="by how much the best answer is longer than the worst")
+    replayed: int | None = Field(None, description="preferences of earlier rounds that were trained on beside these")
+    replayed_share: float | None = None
+    replayed_age: float | None = Field(None, description="their mean age, in rounds")
     dropped: dict[str, int] = {}
     reference_logprobs: str | None = None
     reference_drift: float | None = None

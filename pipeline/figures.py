@@ -15,7 +15,9 @@ import pyarrow.compute as pc
 from pipeline.config import EvaluationConfig
 from pipeline.evaluation import Scores, answer_statistics, kl_estimate, mean_score, scores_by_prompt, win_rate
 from pipeline.preferences import drop_counts
+from pipeline.watching import agreement, change, describe_judgments, drifted, gap, over_optimised
 
+UNPARSABLE_SHARE = 0.1
 DISPLACEMENT_SHARE = 0.5
 LENGTH_GROWTH = 1.5
 ENTROPY_SHARE = 0.5
@@ -26,11 +28,16 @@ def judged_by(judgments: pa.Table, judge: str) -> Scores:
     return scores_by_prompt(judgments.filter(pc.field("judge") == judge))
 
 
-def describe_preferences(candidates: pa.Table, judgments: pa.Table, preferences: pa.Table) -> dict[str, Any]:
-    """What a round's candidates were worth, how many preferences they gave, and why prompts gave none."""
+def describe_preferences(
+    candidates: pa.Table, judgments: pa.Table, preferences: pa.Table, *, min_margin: float = 0.0
+) -> dict[str, Any]:
+    """What a round's candidates were worth, how many preferences they gave, and why prompts gave none.
+
+    ``length_margin`` is by how many tokens the best candidate of a preference is longer than the worst, on average.
+    """
     scores = [score for score in judgments["score"].to_pylist() if score is not None]
     statuses = Counter(judgments["status"].to_pylist())
-    rows = preferences.select(["kind", "margin"]).to_pylist()
+    rows = preferences.select(["kind", "margin", "token_counts"]).to_pylist()
     kept = [row for row in rows if row["kind"] != "dropped"]
     return {
         "sampled_reward": fmean(scores) if scores else None,
@@ -38,7 +45,9 @@ def describe_preferences(candidates: pa.Table, judgments: pa.Table, preferences:
         "unjudged": len(judgments) - statuses["ok"],
         "preferences": len(kept),
         "margin": fmean(row["margin"] for row in kept) if kept else None,
+        "length_margin": fmean(row["token_counts"][0] - row["token_counts"][-1] for row in kept) if kept else None,
         "dropped": drop_counts(preferences),
+        **describe_judgments(candidates, judgments, min_margin=min_margin),
     }
 
 
@@ -50,6 +59,7 @@ def describe_evaluation(
     initial: pa.Table | None,
     logps: pa.Table | None,
     judges: Sequence[str],
+    probe: pa.Table | None = None,
 ) -> dict[str, Any]:
     """The held-out figures of a round; without earlier rounds those of the initial policy.
 
@@ -58,6 +68,7 @@ def describe_evaluation(
         judgments: what each of ``judges`` said of them; the first is the one that training hears.
         previous, initial: the judgments of the previous round and of round 0 on the same prompts.
         logps: the answers' log-probabilities under the three policies.
+        probe: what judges that may drift say now of some answers of round 0.
     """
     scores = judged_by(judgments, judges[0])
     reward, answers = mean_score(scores), answer_statistics(candidates)
@@ -79,7 +90,38 @@ def describe_evaluation(
             kl = kl_estimate(logps["policy"].to_pylist(), logps[name].to_pylist())
             figures |= {f"kl_{name}": kl.mean, f"kl_{name}_se": _finite(kl.standard_error)}
         figures["initial_logp_per_token"] = sum(logps["initial"].to_pylist()) / sum(logps["tokens"].to_pylist())
+    return figures | _watched(judgments, previous, initial, judges, probe)
+
+
+def _watched(
+    judgments: pa.Table, previous: pa.Table | None, initial: pa.Table | None, judges: Sequence[str],
+    probe: pa.Table | None,
+) -> dict[str, Any]:  # fmt: skip
+    """How the judge that training hears compares with those that it never hears, and with itself in round 0."""
+    heard, *others = judges
+    now, before, first = (
+        {name: judged_by(table, name) for name in judges if table is not None}
+        for table in (judgments, previous, initial)
+    )
+    agreements = {name: agreement(now[heard], now[name]) for name in others}
+    figures: dict[str, Any] = {"agreement": _known(agreements)}
+    if first:
+        gaps = {name: gap(now[heard], first[heard], now[name], first[name]) for name in others}
+        figures |= {"gaps": _known(gaps), "over_optimised": over_optimised(heard, others, now, first, "round 0")}
+    if before and not figures["over_optimised"]:
+        figures["over_optimised"] = over_optimised(heard, others, now, before, "the round before")
+    if probe is not None and first:
+        moved = {
+            name: change(first[name], judged_by(probe, name)) for name in dict.fromkeys(probe["judge"].to_pylist())
+        }
+        known = {name: found for name, found in moved.items() if found is not None}
+        figures["judge_drift"] = {name: found.mean for name, found in known.items()}
+        figures["drifted"] = [said for name, found in known.items() if (said := drifted(name, found))]
     return figures
+
+
+def _known(found: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def alarms(figures: Mapping[str, Any], initial: Mapping[str, Any], config: EvaluationConfig) -> list[str]:
@@ -100,6 +142,11 @@ def alarms(figures: Mapping[str, Any], initial: Mapping[str, Any], config: Evalu
         )
     if config.kl_limit is not None and figures["kl_initial"] > config.kl_limit:
         found.append(f"drift: KL to the initial policy is {figures['kl_initial']:.2f} nats, above {config.kl_limit:g}")
+    unparsable = figures.get("unparsable")
+    if unparsable is not None and unparsable > UNPARSABLE_SHARE:
+        found.append(f"judge: {unparsable:.0%} of its replies could not be read")
+    found += [f"over-optimisation: {sentence}" for sentence in figures.get("over_optimised", ())]
+    found += [f"judge drift: {sentence}" for sentence in figures.get("drifted", ())]
     return found
 
 

@@ -83,6 +83,12 @@ PREFERENCES = _schema("preferences", [
     _column("policy", pa.string(), "hash of the weights that sampled"),
 ], version=2)  # fmt: skip
 
+REPLAYED = _schema("replayed", [
+    *PREFERENCES,
+    _column("origin_round", pa.int32(), "the round of the preference and of its candidates"),
+    _column("token_ids", pa.list_(pa.list_(pa.int32())), "of each candidate, exactly as sampled, best first"),
+])  # fmt: skip
+
 STEPS = _schema("metrics", [
     _column("step", pa.int32(), "optimizer step, from 0; means are over its preferences, before it is taken"),
     _column("epoch", pa.int32(), "pass over the round's preferences, from 0"),

@@ -136,7 +136,8 @@ class TrainerWorker(Worker):
         config = self.recipe.update
         rows = [row for row in self.table(inputs.preferences).to_pylist() if row["kind"] != "dropped"]
         groups = updates.preference_groups(self.table(inputs.prompts), self.table(inputs.candidates), rows)
-        again = updates.replayed_groups(self.table(inputs.prompts), self.table(inputs.replayed) if inputs.replayed else None)
+        replayed = self.table(inputs.replayed) if inputs.replayed else None
+        again = updates.replayed_groups(self.table(inputs.prompts), replayed)
         groups, figures = self._with_reference(inputs, groups, again)
         probed = [_best_answer(group) for group in groups[:PROBE_SEQUENCES]]
         before = [logp for (logp,) in self._logps(probed)]

@@ -38,6 +38,23 @@ def preference_groups(
     ]
 
 
+def replayed_groups(prompts: pa.Table, replayed: pa.Table | None) -> list[PreferenceGroup]:
+    """Preferences of earlier rounds, with the log-probabilities under the policies that sampled them."""
+    prompt_ids = prompt_token_ids(prompts)
+    rows = [] if replayed is None else replayed.to_pylist()
+    return [
+        PreferenceGroup(
+            prompt_id=row["prompt_id"],
+            prompt_token_ids=prompt_ids[row["prompt_id"]],
+            candidate_token_ids=row["token_ids"],
+            reference_logps=row["reference_logps"],
+            ranks=row["ranks"],
+            soft_label=row["soft_label"],
+        )
+        for row in rows
+    ]
+
+
 def with_reference(
     model: Any, groups: Sequence[PreferenceGroup], config: UpdateConfig, drift: float
 ) -> tuple[list[PreferenceGroup], dict[str, Any]]:

@@ -97,6 +97,20 @@ class Recipe(Config):
         """Places among the judges of those that score the held-out answers, of which a prompt has one."""
         return [place for place, judge in enumerate(self.judges) if not judge.compares]
 
+    @property
+    def drifting_judges(self) -> list[int]:
+        """Places among the judges of those that score the held-out answers and may drift."""
+        return [place for place in self.held_out_judges if any(part.drifts for part in self.judges[place].parts())]
+
+    @model_validator(mode="after")
+    def _probed_judges_drift(self) -> "Recipe":
+        if self.evaluation.judge_probe is not None and not self.drifting_judges:
+            raise ValueError(
+                f"evaluation.judge_probe {self.evaluation.judge_probe} asks judges that may drift again, and no judge "
+                "of single answers here does: leave it empty, or name one of kind llm with a rubric"
+            )
+        return self
+
     @model_validator(mode="after")
     def _judges_differ(self) -> "Recipe":
         names = self.judge_names

@@ -3,5 +3,14 @@
 from pipeline.preferences.build import build_preferences, drop_counts
 from pipeline.preferences.candidates import REASONS
 from pipeline.preferences.order import soft_label
+from pipeline.preferences.replay import choose_replayed, describe_replayed, replayed_table
 
-__all__ = ["REASONS", "build_preferences", "drop_counts", "soft_label"]
+__all__ = [
+    "REASONS",
+    "build_preferences",
+    "choose_replayed",
+    "describe_replayed",
+    "drop_counts",
+    "replayed_table",
+    "soft_label",
+]

@@ -34,6 +34,11 @@ class JudgeConfig(Config):
         return False
 
     @property
+    def drifts(self) -> bool:
+        """Whether equal versions may still score differently at another time, as an endpoint whose model is changed."""
+        return False
+
+    @property
     def needs_reference(self) -> bool:
         """Whether each prompt must have a reference answer; of several judges as one, each of ``parts`` tells."""
         return False

@@ -133,6 +133,10 @@ class LlmJudge(JudgeConfig):
         return True
 
     @property
+    def drifts(self) -> bool:
+        return True
+
+    @property
     def needs_reference(self) -> bool:
         return self.show_reference
 
