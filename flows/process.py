@@ -168,6 +168,7 @@ def _launcher(ranks: int) -> list[str]:
 
 def _plain(kind: type[Exception], message: str) -> Exception:
     """An exception of this class with this sentence, whatever its constructor takes."""
-    error = kind.__new__(kind)
+    # What derives from MemoryError is made by Exception's own, as its own refuses to.
+    error = Exception.__new__(kind) if issubclass(kind, MemoryError) else kind.__new__(kind)
     error.args = (message,)
     return error
