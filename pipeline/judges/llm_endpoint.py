@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +20,8 @@ except ImportError as missing:
     raise JudgeError("the judge llm needs the package openai: pip install 'rondo[judges]'") from missing
 
 _REASON_LENGTH = 300
+_FEW = 3
+_TOO_LONG = re.compile(r"context[ _](length|size|window)", re.IGNORECASE)
 
 TokenLogprobs = tuple[str, Mapping[str, float]]
 """A token that was written, and log-probabilities of it and of the likeliest ones in its place, in nats."""
@@ -167,7 +170,7 @@ class Endpoint:
         if isinstance(error, openai.APITimeoutError):
             self.requests += config.retries
             self._timed_out += 1
-            if self._timed_out >= config.concurrency:
+            if self._timed_out >= max(config.concurrency, _FEW):
                 return JudgeError(
                     f"{where} answers no more: {self._timed_out} requests in a row were given "
                     f"{config.timeout_seconds:g} s {tries} times; see whether it runs, or raise judge.timeout_seconds"
@@ -177,17 +180,26 @@ class Endpoint:
             self.requests += config.retries
             reason = self._without_key(str(error.__cause__ or error))
             return JudgeError(f"{where} cannot be reached, tried {tries} times: {reason}; start it, then resume")
-        if not isinstance(error, openai.APIStatusError):
-            return JudgeError(f"{where} cannot be asked: {self._without_key(str(error))}")
+        if isinstance(error, openai.APIStatusError):
+            return self._refusal(error, where)
+        return JudgeError(f"{where} cannot be asked: {self._without_key(str(error))}")
+
+    def _refusal(self, error: openai.APIStatusError, where: str) -> Exception:
+        """What an answer with a status of its own means."""
+        config, tries = self._config, self._config.retries + 1
         status, reason = error.status_code, self._without_key(str(error.message))
         if status in (401, 403):  # the endpoint's own words may repeat the key
             given = f"judge.api_key_env is '{config.api_key_env}'" if config.api_key_env else "no api_key_env is given"
             return JudgeError(f"{where} denies access (status {status}), and {given}: check the key in it")
         if status == 429 or status >= 500:
             self.requests += config.retries
+            wait = error.response.headers.get("retry-after")
+            asks = f" (it asks to wait {wait} s)" if wait else ""
             remedy = "lower judge.concurrency, or resume later" if status == 429 else "see its log, then resume"
-            return JudgeError(f"{where} still answers with status {status} after {tries} tries: {reason}; {remedy}")
-        if "context" in reason.lower() and status in (400, 413, 422):
+            return JudgeError(
+                f"{where} answers with status {status}, tried up to {tries} times{asks}: {reason}; {remedy}"
+            )
+        if status in (400, 413, 422) and _TOO_LONG.search(reason):
             return TooLongError(reason)
         return JudgeError(f"{where} refuses the request with status {status}: {reason}; correct the recipe's judge")
 

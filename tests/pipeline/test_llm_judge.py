@@ -242,7 +242,8 @@ def test_an_endpoint_that_always_refuses_is_asked_a_bounded_number_of_times() ->
     with (
         chat_server(lambda *_: refuses(429, "slow down", Retry_After="0.05")) as served,
         pytest.raises(
-            JudgeError, match=r"still answers with status 429 after 4 tries: .*slow down; lower judge.concurr"
+            JudgeError,
+            match=r"answers with status 429, tried up to 4 times \(it asks to wait 0.05 s\): .*slow down; lower judge",
         ),
     ):
         make_judge(config(served.url, retries=3, concurrency=2)).judge([item("a", "b", "c", "d", "e")])
@@ -273,8 +274,8 @@ def test_one_slow_reply_is_its_own_fault_and_none_is_the_endpoints() -> None:
     assert slow.rationale == "no reply in 0.7 s, 2 times"
     with pytest.raises(JudgeError, match="answered none of 4 requests in time"):
         judged(lambda *_: Response(wait=2.5), [item("a", "b")], timeout_seconds=0.7)
-    with pytest.raises(JudgeError, match="answers no more: 2 requests in a row"):
-        judged(lambda *_: Response(wait=2.5), [item("a", "b", "c", "d")], timeout_seconds=0.7, concurrency=2)
+    with pytest.raises(JudgeError, match="answers no more: 3 requests in a row"):
+        judged(lambda *_: Response(wait=2.5), [item("a", "b", "c", "d", "e", "f")], timeout_seconds=0.7, concurrency=3)
 
 
 def test_an_endpoint_that_dies_in_the_middle_is_not_paid_twice() -> None:
