@@ -3,7 +3,8 @@
 1. Pairs per second, this update against trl's DPOTrainer.
 2. Rankings per second, Plackett-Luce over 8 candidates against the same trainer on the 28 pairs of each ranking.
 3. This update against a bare forward and backward pass over as many tokens as must be processed.
-4. Peak memory, this update against trl's.
+4. Peak memory, this update against trl's, as a function of the tokens of a pass and of the vocabulary.
+5. On a GPU alone: tokens/s, utilisation and memory of large shapes, see `update_gpu.py`.
 
 Both sides get the same weights, the same tokens, the same batch for an optimizer step, fused AdamW at the same
 constant learning rate, the same clipping, one thread and the same precision. That both learn the same margins from
@@ -14,7 +15,8 @@ trl gets, of its settings, what makes it fast here:
   *step*, as this update gets the reference from the sampler; *whole* puts it back in, and adds for this update what
   it does around its steps (checks before them, log-probabilities of all candidates after them).
 - The number of pairs in one pass, with gradient accumulation up to the batch: 1, 2 or the whole batch, whichever is
-  fastest for the pairs of row 1. Few pairs in a pass are little padding; on a CPU a pass need not be large.
+  fastest for the pairs of row 1. Few pairs in a pass are little padding; on a CPU a pass need not be large. Where
+  memory is compared, both sides have all pairs in one pass.
 - No gradient checkpointing (its default), no logging, evaluation, saving or progress bar.
 
 Not applicable: `padding_free` (in trl 1.x it warns and pads all the same), Liger and other kernels (GPU only). Neither
@@ -48,6 +50,7 @@ from update_contestants import (
     SETTINGS,
     Lengths,
     Shape,
+    available_memory,
     floor,
     gradient,
     ours,
@@ -56,13 +59,15 @@ from update_contestants import (
     theirs,
     with_reference,
 )
+from update_gpu import GpuPlan, gpu_json, gpu_table, measure_shape, peak_of
 
 from pipeline.logprobs import sequence_logps
 from pipeline.update_types import UpdateSettings
 
+PARTS = ("speed", "memory", "gpu")
 REPETITIONS = 3
 SIDES = ("ours", "theirs", "theirs, answers only")
-SHORT, LONG = Lengths(96, 16, 96), Lengths(512, 128, 128)
+SHORT, LONG, HALF, TINY = Lengths(96, 16, 96), Lengths(512, 128, 128), Lengths(256, 128, 128), Lengths(24, 12, 12)
 SMALL, LARGE = Shape(256, 4, 4096), Shape(512, 8, 8192)
 
 
@@ -74,6 +79,7 @@ class Case:
     lengths: Lengths
     candidates: int
     preferences: int
+    sides: tuple[str, ...] = SIDES
 
     def settings(self, precision: Any) -> UpdateSettings:
         objective = "sigmoid" if self.candidates == 2 else "plackett_luce"
@@ -93,15 +99,18 @@ class Plan:
         Case(LARGE, SHORT, 2, 2),
         Case(LARGE, LONG, 2, 1),
         Case(SMALL, SHORT, 8, 1),
+        Case(SMALL, LONG, 8, 1, sides=SIDES[:2]),  # each side of trl takes minutes here
     )
     memory_shapes: tuple[Shape, ...] = (Shape(128, 2, 32_000), Shape(128, 2, 150_000))
-    memory_lengths: tuple[tuple[Lengths, int], ...] = ((SHORT, 1), (LONG, 1))
+    memory_lengths: Lengths = HALF
+    memory_pairs: tuple[int, ...] = (2, 8, 32)  # of 510 tokens each
 
 
 QUICK = Plan(
     cases=(Case(Shape(64, 2, 512), Lengths(24, 4, 12), 2, 4), Case(Shape(64, 2, 512), Lengths(24, 4, 12), 8, 1)),
     memory_shapes=(Shape(64, 2, 32_000),),
-    memory_lengths=((Lengths(24, 4, 12), 2),),
+    memory_lengths=TINY,
+    memory_pairs=(2, 4),
 )
 
 
@@ -133,12 +142,12 @@ def measure(case: Case, precision: str, micro_batches: dict[Any, int]) -> Measur
     micro_batch = micro_batches[place]
     found = Measured(case, sum(weight.numel() for weight in model.parameters()), micro_batch)
     for _ in range(REPETITIONS):
-        sides = {
-            "ours": ours(model, groups, settings),
-            "theirs": theirs(model, groups, settings, micro_batch=micro_batch),
-            "theirs, answers only": theirs(model, groups, settings, micro_batch=micro_batch, answers_only=True),
-        }
-        for name, seconds in sides.items():
+        for name in case.sides:
+            if name == "ours":
+                seconds = ours(model, groups, settings)
+            else:
+                compact = name == "theirs, answers only"
+                seconds = theirs(model, groups, settings, micro_batch=micro_batch, answers_only=compact)
             found.step.setdefault(name, []).append(seconds.step)
             found.whole.setdefault(name, []).append(seconds.whole)
         for name, bare in (("gradient", gradient), ("floor", floor)):
@@ -164,20 +173,31 @@ def _fastest_micro_batch(model: Any, groups: Sequence[Any], settings: UpdateSett
 
 
 def measure_memory(plan: Plan, precision: str) -> list[dict[str, Any]]:
-    """Growth of the resident set, each side in processes of its own, forked from one that has all libraries loaded."""
+    """Growth of the resident set in a pass over all pairs, each side in a process of its own, forked from one that has
+    all libraries loaded. What this machine's memory would not hold is left out.
+    """
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # where the fork server finds what it loads beforehand
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["update_contestants"])
     rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as processes:
-        for shape, (lengths, pairs) in product(plan.memory_shapes, plan.memory_lengths):
-            peaks: dict[str, list[int]] = {side: [] for side in SIDES}
-            for _ in range(REPETITIONS):
-                for side, found in peaks.items():
-                    work = (side, shape, lengths, pairs, replace(SETTINGS, precision=precision))
-                    found.append(processes.submit(peak_memory, *work).result())
-            rows.append({"label": [f"{shape.vocabulary:,}", str(lengths), str(pairs)], "bytes": peaks})
+        for shape, pairs in product(plan.memory_shapes, plan.memory_pairs):
+            lengths = plan.memory_lengths
+            tokens = sum(group.packed_tokens for group in lengths.preferences(pairs, 2, shape.vocabulary))
+            settings = replace(SETTINGS, precision=precision, token_budget=tokens)
+            peaks: dict[str, int | None] = {}
+            for side in SIDES:
+                work = (side, shape, lengths, pairs, settings)
+                fits = side == "ours" or _logits_of_trl(side, shape, lengths, pairs) < available_memory()
+                peaks[side] = processes.submit(peak_memory, *work).result() if fits else None
+            rows.append({"vocabulary": shape.vocabulary, "tokens": tokens, "pairs": pairs, "bytes": peaks})
     return rows
+
+
+def _logits_of_trl(side: str, shape: Shape, lengths: Lengths, pairs: int) -> float:
+    """Bytes of the five tensors of logits' size that it was seen to hold at a time, with some room."""
+    positions = 2 * pairs * (lengths.longest + (0 if side == "theirs, answers only" else lengths.prompt))
+    return 6.0 * positions * shape.vocabulary * 4
 
 
 def speed_table(measured: Sequence[Measured], title: str) -> Table:
@@ -190,7 +210,7 @@ def speed_table(measured: Sequence[Measured], title: str) -> Table:
             f"{one.rate('theirs'):.3g}",
             _spread(one.ratios("theirs", "ours"), strong=True),
             _spread(one.ratios("theirs", "ours", "whole")),
-            _spread(one.ratios("theirs, answers only", "ours")),
+            _spread(one.ratios("theirs, answers only", "ours")) if "theirs, answers only" in one.step else "-",
             str(one.micro_batch),
         )
     return table
@@ -208,16 +228,14 @@ def floor_table(measured: Sequence[Measured]) -> Table:
 
 
 def memory_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    title = "4. Peak memory beyond model and pairs, MiB, with gradients and optimizer state"
-    table = _table(title, ["vocabulary", "tokens", "pairs", "ours", "trl", "ratio", "answers only"])
+    title = "4. Peak memory beyond model and pairs, MiB, with gradients and moments; -: more than this machine has"
+    table = _table(title, ["vocabulary", "tokens", "pairs", "ours", "trl", "ratio", "answers only", "ratio"])
     for row in rows:
-        mine, trls, compact = (row["bytes"][side] for side in SIDES)
-        table.add_row(
-            *row["label"],
-            *(f"{median(found) / 2**20:.0f}" for found in (mine, trls)),
-            _spread([b / a for a, b in zip(mine, trls, strict=True)], strong=True),
-            _spread([b / a for a, b in zip(mine, compact, strict=True)]),
-        )
+        mine, *others = (row["bytes"][side] for side in SIDES)
+        cells = [f"{mine / 2**20:,.0f}"]
+        for other in others:
+            cells += ["-", "-"] if other is None else [f"{other / 2**20:,.0f}", f"{other / mine:.1f}x"]
+        table.add_row(f"{row['vocabulary']:,}", f"{row['tokens']:,}", str(row["pairs"]), *cells)
     return table
 
 
@@ -236,6 +254,30 @@ def _label(one: Measured) -> tuple[str, str, str]:
 def _spread(ratios: Sequence[float], *, strong: bool = False) -> str:
     middle = f"{median(ratios):.2f}x"
     return f"{f'**{middle}**' if strong else middle} ({min(ratios):.2f}-{max(ratios):.2f})"
+
+
+def run_speed(plan: Plan, precision: str, console: Console) -> list[Measured]:
+    measured: list[Measured] = []
+    micro_batches: dict[Any, int] = {}
+    for case in plan.cases:
+        measured.append(measure(case, precision, micro_batches))
+        console.print(f"measured {' '.join(_label(measured[-1]))}", highlight=False)
+    console.print(
+        speed_table([one for one in measured if one.case.candidates == 2], "1. Pairs, against trl"),
+        speed_table(
+            [one for one in measured if one.case.candidates > 2], "2. Rankings, against trl on all pairs of each"
+        ),
+        floor_table(measured),
+    )
+    return measured
+
+
+def run_gpu(peak: float | None, console: Console) -> list[dict[str, Any]]:
+    plan, device = GpuPlan(), "cuda"
+    stated = peak_of(device, None if peak is None else peak * 1e12)
+    rows = [measure_shape(shape, plan, count, device) for shape, count in product(plan.shapes, plan.candidates)]
+    console.print(gpu_table(rows, device, stated))
+    return gpu_json(rows, stated)
 
 
 def machine() -> dict[str, Any]:
@@ -257,31 +299,23 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("build/bench_update.json"), help="the JSON file to write")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of forward passes")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="gpu needs one, and is left out without"
+    )
+    parser.add_argument("--peak", type=float, help="peak of the GPU in bfloat16, TFLOP/s, where its name does not tell")
     arguments = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 200)
     plan = QUICK if arguments.quick else Plan()
-    before, micro_batches = machine(), {}
-    measured = []
-    for case in plan.cases:
-        measured.append(measure(case, arguments.precision, micro_batches))
-        console.print(f"measured {' '.join(_label(measured[-1]))}", highlight=False)
-    pairs = [one for one in measured if one.case.candidates == 2]
-    rankings = [one for one in measured if one.case.candidates > 2]
-    console.print(
-        speed_table(pairs, "1. Pairs, against trl"),
-        speed_table(rankings, "2. Rankings, against trl on all pairs of each"),
-        floor_table(measured),
-    )
-    memory = measure_memory(plan, arguments.precision)
-    console.print(memory_table(memory))
-    report = {
-        "before": before,
-        "after": machine(),
-        "precision": arguments.precision,
-        "repetitions": REPETITIONS,
-        "speed": [asdict(one) for one in measured],
-        "memory": memory,
-    }
+    report: dict[str, Any] = {"before": machine(), "precision": arguments.precision, "repetitions": REPETITIONS}
+    if "speed" in arguments.parts:
+        report["speed"] = [asdict(one) for one in run_speed(plan, arguments.precision, console)]
+    if "memory" in arguments.parts:
+        report["memory"] = measure_memory(plan, arguments.precision)
+        console.print(memory_table(report["memory"]))
+    if "gpu" in arguments.parts and torch.cuda.is_available():
+        report["gpu"] = run_gpu(arguments.peak, console)
+    report["after"] = machine()
+    before = report["before"]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     console.print(

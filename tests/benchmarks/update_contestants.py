@@ -89,7 +89,7 @@ class Lengths:
 
     def preferences(self, count: int, candidates: int, vocabulary: int) -> list[PreferenceGroup]:
         """Random tokens; the reference is still to be filled in."""
-        draw = random.Random(SEED)  # noqa: S311
+        draw = random.Random(SEED)
 
         def ids(length: int) -> list[int]:
             return [draw.randrange(len(SPECIAL_TOKENS), vocabulary) for _ in range(length)]
@@ -314,3 +314,9 @@ def peak_memory(side: str, shape: Shape, lengths: Lengths, pairs: int, settings:
     status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
     return peak - before
+
+
+def available_memory() -> int:
+    """Bytes that this machine can give without swapping."""
+    available: int = psutil.virtual_memory().available
+    return available

@@ -1,0 +1,219 @@
+"""The update at the shapes of 0.5B and 7B models with random weights: tokens/s, model FLOP utilisation, peak memory.
+
+Float32 master weights and moments, bfloat16 autocast, gradient checkpointing, fused AdamW; prompts and answers of 512
+tokens. Needs a GPU to say anything; a test runs the same lines at tiny shapes on CPU. No GPU has run it so far.
+
+Utilisation is that of arXiv:2204.02311, appendix B: floating-point operations that the mathematics needs, recomputed
+activations not among them, over seconds times the peak of the device in bfloat16 without sparsity. For a step they are
+
+    6 * (weights of layers) * tokens + 6 * V * D * answer tokens + 12 * layers * heads * width * (queries times keys)
+
+where a prompt's tokens count once for all its answers, and a query's keys are those that it may see.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from time import perf_counter
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from pipeline.errors import OutOfMemoryError
+from pipeline.update import run_update
+from pipeline.update_types import PreferenceGroup, StepMetrics, UpdateSettings
+
+SEED = 11
+PEAKS = {
+    "A100": 312e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12,
+    "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12,
+}  # fmt: skip
+"""bfloat16 operations a second, dense, by a part of the device's name, as their makers state them."""
+
+
+@dataclass(frozen=True)
+class GpuShape:
+    """A Qwen 2 of this size."""
+
+    name: str
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    key_heads: int
+    vocabulary: int
+    tied: bool
+
+    def build(self, device: str) -> Any:
+        torch.manual_seed(SEED)
+        config = Qwen2Config(
+            hidden_size=self.hidden,
+            intermediate_size=self.intermediate,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.key_heads,
+            vocab_size=self.vocabulary,
+            tie_word_embeddings=self.tied,
+            max_position_embeddings=32768,
+        )
+        with torch.device(device):
+            return Qwen2ForCausalLM(config)
+
+
+SHAPES = (
+    GpuShape("0.5B", 896, 4864, 24, 14, 2, 151_936, tied=True),
+    GpuShape("7B", 3584, 18_944, 28, 28, 4, 152_064, tied=False),
+)
+
+
+@dataclass(frozen=True)
+class GpuPlan:
+    """``step_tokens``: about how many tokens an optimizer step processes, in packs of ``token_budget``."""
+
+    shapes: tuple[GpuShape, ...] = SHAPES
+    candidates: tuple[int, ...] = (2, 4, 8)
+    prompt: int = 512
+    answer: int = 512
+    step_tokens: int = 65_536
+    token_budget: int = 16_384
+    steps: int = 4
+
+
+@dataclass(frozen=True)
+class GpuFigures:
+    """A row; ``layers`` are fewer than the shape's where memory did not hold them all, ``peak_bytes`` None on a CPU."""
+
+    shape: GpuShape
+    layers: int
+    candidates: int
+    preferences: int
+    tokens: int
+    seconds: float
+    flops: float
+    peak_bytes: int | None
+    token_budget: int
+
+
+def preferences(plan: GpuPlan, candidates: int, vocabulary: int) -> list[PreferenceGroup]:
+    draw = random.Random(SEED)
+
+    def ids(length: int) -> list[int]:
+        return [draw.randrange(vocabulary) for _ in range(length)]
+
+    count = max(1, round(plan.step_tokens / (plan.prompt + candidates * plan.answer)))
+    return [
+        PreferenceGroup(
+            prompt_id=f"prompt-{row}",
+            prompt_token_ids=ids(plan.prompt),
+            candidate_token_ids=[ids(plan.answer) for _ in range(candidates)],
+            reference_logps=[0.0] * candidates,
+        )
+        for row in range(count)
+    ]
+
+
+def step_flops(shape: GpuShape, groups: Sequence[PreferenceGroup]) -> float:
+    """Operations of a forward and a backward pass, by the formula at the top."""
+    width = shape.hidden // shape.heads
+    projections = shape.hidden * width * (2 * shape.heads + 2 * shape.key_heads)
+    weights = shape.layers * (projections + 3 * shape.hidden * shape.intermediate)
+    tokens = sum(group.packed_tokens for group in groups)
+    answers = sum(len(answer) for group in groups for answer in group.candidate_token_ids)
+    pairs = 0
+    for group in groups:
+        prompt = len(group.prompt_token_ids)
+        pairs += prompt * (prompt + 1) // 2
+        for answer in group.candidate_token_ids:
+            inputs = len(answer) - 1
+            pairs += inputs * prompt + inputs * (inputs + 1) // 2
+    attention = 12 * shape.layers * shape.heads * width * pairs
+    return 6 * weights * tokens + 6 * shape.vocabulary * shape.hidden * answers + attention
+
+
+def measure_shape(shape: GpuShape, plan: GpuPlan, candidates: int, device: str) -> GpuFigures:
+    """One row; where the memory does not hold the model, with half its layers, and so on."""
+    layers = shape.layers
+    while True:
+        try:
+            return _measure(replace(shape, layers=layers), plan, candidates, device, shape)
+        except (torch.OutOfMemoryError, OutOfMemoryError):
+            if layers == 1:
+                raise
+        layers //= 2  # outside of the handler, whose traceback would keep the tensors alive
+        torch.cuda.empty_cache()
+
+
+def _measure(cut: GpuShape, plan: GpuPlan, candidates: int, device: str, shape: GpuShape) -> GpuFigures:
+    groups = preferences(plan, candidates, cut.vocabulary)
+    settings = UpdateSettings(
+        objectives={"sigmoid" if candidates == 2 else "plackett_luce": 1.0},
+        learning_rate=1e-6,
+        epochs=plan.steps,
+        batch_size=len(groups),
+        token_budget=plan.token_budget,
+        precision="bfloat16",
+        gradient_checkpointing=True,
+        reference_is_start=False,
+    )
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    ends: list[float] = []
+
+    def on_step(_: StepMetrics) -> None:
+        if on_gpu:
+            torch.cuda.synchronize()
+        ends.append(perf_counter())
+
+    result = run_update(cut.build(device), groups, settings, seed=SEED, on_step=on_step)
+    return GpuFigures(
+        shape=shape,
+        layers=cut.layers,
+        candidates=candidates,
+        preferences=len(groups),
+        tokens=result.steps[-1].tokens,
+        # The first step compiles attention and allocates the moments.
+        seconds=(ends[-1] - ends[0]) / (len(ends) - 1),
+        flops=step_flops(cut, groups),
+        peak_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
+        token_budget=result.token_budget,
+    )
+
+
+def peak_of(device: str, given: float | None) -> float | None:
+    """Peak operations a second: as given, else by the device's name, else None."""
+    if given is not None or torch.device(device).type != "cuda":
+        return given
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
+
+
+def gpu_table(rows: Sequence[GpuFigures], device: str, peak: float | None) -> Table:
+    name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device
+    stated = f"peak {peak / 1e12:,.0f} TFLOP/s" if peak else "peak unknown: give --peak for the utilisation"
+    table = Table(
+        title=f"5. bfloat16 on {name}, {stated}, gradient checkpointing", title_justify="left", box=box.MARKDOWN
+    )
+    for column in ("model", "K", "preferences", "tokens a step", "tokens/s", "TFLOP/s", "utilisation", "peak GiB"):
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        layers = "" if row.layers == row.shape.layers else f", {row.layers} of {row.shape.layers} layers"
+        speed = row.flops / row.seconds
+        table.add_row(
+            f"{row.shape.name}{layers}",
+            str(row.candidates),
+            str(row.preferences),
+            f"{row.tokens:,}",
+            f"{row.tokens / row.seconds:,.0f}",
+            f"{speed / 1e12:.1f}",
+            f"{speed / peak:.1%}" if peak else "-",
+            f"{row.peak_bytes / 2**30:.1f}" if row.peak_bytes is not None else "-",
+        )
+    return table
+
+
+def gpu_json(rows: Sequence[GpuFigures], peak: float | None) -> list[dict[str, Any]]:
+    return [{**asdict(row), "tokens_per_second": row.tokens / row.seconds, "peak_flops": peak} for row in rows]
