@@ -1,7 +1,7 @@
 # make demo   environment, then the default recipe from start to report
 # make test   environment, then linters, types, contracts and tests
 # make check  linters, types and contracts alone
-# make bench  the update's speed and memory against trl's; about ten minutes
+# make bench  the update's speed and memory against trl's; about a quarter of an hour
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
