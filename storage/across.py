@@ -46,7 +46,7 @@ _SCORES = """
     WITH {scored}, finite AS (SELECT round, CASE WHEN isfinite(score) THEN score END AS score FROM scored),
     edges AS (SELECT min(score) AS low, max(score) AS high FROM finite),
     binned AS (
-        SELECT round, coalesce(least(floor((score - low) / nullif(high - low, 0) * {bins}), {bins} - 1), 0) AS bin
+        SELECT round, least(coalesce(floor((score - low) / nullif(high - low, 0) * {bins}), 0), {bins} - 1) AS bin
         FROM finite, edges WHERE score IS NOT NULL
     ),
     counted AS (
@@ -171,9 +171,15 @@ def scores(store: Store, run: Run, judges: Judges, *, held_out: bool) -> pa.Tabl
 
 
 def margins(store: Store, run: Run, limit: int) -> pa.Table:
-    """The preferences with the largest margins, largest first, and those with the smallest, smallest first."""
+    """The preferences with the largest margins, largest first, and those with the smallest, smallest first.
+
+    Raises:
+        NotCommittedError: the run has no preferences yet.
+    """
+    if not run.entries(stage="preferences"):
+        raise NotCommittedError(f"run '{run.name}' has no preferences yet")
     ends = _ask(store, run, _MARGINS, ["preferences"], {}, {"limit": limit})
-    rounds = set(ends["round"].to_pylist())
+    rounds = set(ends["round"].to_pylist()) or None
     return _ask(store, run, _TEXTS, ["candidates", "prompts"], {}, rounds=rounds, extra={"_ends": ends})
 
 

@@ -8,6 +8,10 @@ import duckdb
 
 from storage.errors import DamagedFileError, QueryError
 
+_UNREADABLE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException)
+_OF_A_TABLE = "Invalid Input Error: reading the stream registered as "
+"""What DuckDB says where Arrow, which reads the files for it, failed."""
+
 
 @contextmanager
 def locked_connection(tables: Mapping[str, Any]) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -34,6 +38,6 @@ def clear_errors(there: Iterable[str]) -> Iterator[None]:
         yield
     except duckdb.Error as error:
         reason = str(error).partition("\n")[0]
-        if isinstance(error, duckdb.IOException | duckdb.InternalException | duckdb.FatalException):
+        if isinstance(error, _UNREADABLE) or _OF_A_TABLE in reason:
             raise DamagedFileError(f"a committed file cannot be read: {reason}") from error
         raise QueryError("; ".join([reason, *there])) from error
