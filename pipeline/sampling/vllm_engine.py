@@ -251,7 +251,7 @@ def _memory_share(directory: Path, device: str, cache_gib: float) -> float:
     import torch
 
     weights = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
-    total = torch.cuda.get_device_properties(device).total_memory
+    total: int = torch.cuda.get_device_properties(device).total_memory
     return min(0.95, (weights + cache_gib * GIB) / total + 0.1)
 
 
