@@ -169,8 +169,7 @@ def _stage(store: Store, key: str) -> Iterator[StagedDirectory]:
         staged.files = tuple(_seal_file(key, local, name) for name in names)
         with durable.clear_errors(local):
             inner = {parent.as_posix() for name in names for parent in PurePosixPath(name).parents}
-            for directory in sorted({local / name for name in inner} | {local.parent}, reverse=True):
-                durable.sync(directory)
+            durable.sync_all([local.parent, *(local / name for name in [*inner, *names])])
     except BaseException:
         shutil.rmtree(local, ignore_errors=True)
         raise
@@ -192,7 +191,6 @@ def _names(directory: Path) -> list[str]:
 def _seal_file(key: str, directory: Path, name: str) -> FileRef:
     path = directory / name
     with durable.clear_errors(path):
-        durable.sync(path)
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return FileRef(f"{key}/{name}", path.stat().st_size, sha256, name=name)

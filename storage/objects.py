@@ -274,8 +274,7 @@ class LocalObjects(Objects):
             try:
                 with path.open("xb") as raw:
                     yield Sink(raw, key)
-                durable.sync(path)
-                durable.sync(path.parent)
+                durable.sync_all([path, path.parent])
             except BaseException:
                 path.unlink(missing_ok=True)
                 raise
