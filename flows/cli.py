@@ -9,7 +9,7 @@ from rich.console import Console
 
 from flows import cli_inspect, cli_judges, cli_share, cli_store, commands, tables
 from flows.display import Display
-from flows.errors import InterruptedRunError
+from flows.errors import InterruptedRunError, WaitingForLabelsError
 from flows.options import DEFAULT_ROOT, Json, Root, RunAtRound, RunName, TakeOver
 from pipeline.errors import RondoError
 from storage.errors import StoreError
@@ -28,6 +28,7 @@ Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field, such as update.beta=0.2")
 ]
 Rounds = Annotated[int | None, typer.Option("--rounds", min=1, help="bring the run to this many rounds")]
+WAITING = 3
 INTERRUPTED = 130  # as shells count an end by Ctrl-C
 app.add_typer(cli_store.app)
 app.add_typer(cli_inspect.app)
@@ -147,6 +148,9 @@ def main() -> None:
     except InterruptedRunError as interruption:
         Console(stderr=True).print(str(interruption), markup=False, highlight=False, soft_wrap=True)
         sys.exit(INTERRUPTED)
+    except WaitingForLabelsError as waiting:
+        Console(stderr=True).print(str(waiting), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(WAITING)
     except (RondoError, StoreError) as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True, style="red")
         sys.exit(1)

@@ -1,19 +1,26 @@
-"""The commands about judges: train-judge."""
+"""The commands about judges: train-judge, label."""
 
+import getpass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from flows import tables
 from flows.judge_report import bin_rows, facts
-from flows.options import DEFAULT_ROOT, Json, Root
+from flows.label import Choice, Labelling
+from flows.options import DEFAULT_ROOT, Json, Root, RunAtRound
+from flows.plain_text import visible
 from flows.train_judge import REPORT, TrainedJudge, train_judge, training_settings
 from pipeline.config.reward_training import RewardObjective
 
 app = typer.Typer()
+
+_CHOICES: dict[str, Choice] = {"a": "a", "b": "b", "tie": "tie", "t": "tie", "skip": "skip", "s": "skip"}
 
 
 @app.command("train-judge")
@@ -69,3 +76,58 @@ def _print_trained(trained: TrainedJudge) -> None:
     typer.echo(f"written: {trained.directory}, with {REPORT}")
     std = ", gives_std: true" if trained.record["objective"] == "uncertainty" else ""
     typer.echo(f"in a recipe: judge: {{kind: reward_model, path: {trained.directory}{std}}}")
+
+
+@app.command()
+def label(
+    source: RunAtRound,
+    labeller: Annotated[str | None, typer.Option(help="name of who labels; the user's where none is given")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="most questions to ask")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of which answer stands first")] = 0,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Ask a person which of two answers is better. Each choice is kept at once; nothing is asked twice."""
+    labelling = Labelling(source, labeller or getpass.getuser(), seed, root)
+    questions = labelling.questions[:count]
+    console = Console()
+    place = 0
+    while place < len(questions):
+        question = questions[place]
+        first, second = labelling.shown(question)
+        console.rule(f"{place + 1} of {len(questions)}")
+        console.print(_panel("prompt", question.prompt.prompt_text))
+        console.print(_panel("A", first.text), _panel("B", second.text), sep="\n")
+        answer = _ask(console)
+        if answer is None:
+            break
+        if answer == "undo" and place == 0:
+            console.print("nothing to take back")
+        elif answer == "undo":
+            place -= 1
+            labelling.withdraw(questions[place])
+        else:
+            labelling.choose(question, _CHOICES[answer])
+            place += 1
+    left = len(labelling.questions) - place
+    console.print(f"{place} answered, {left} left of {source}", markup=False, highlight=False)
+
+
+def _ask(console: Console) -> str | None:
+    """What was typed, once it is one of the choices; None to quit, and at the end of the input."""
+    while True:
+        try:
+            typed = console.input("better: a, b, tie, skip, undo or quit? ", markup=False).strip().lower()
+        except (EOFError, KeyboardInterrupt):
+            console.print()
+            return None
+        if typed in ("quit", "q"):
+            return None
+        if typed in ("undo", "u"):
+            return "undo"
+        if typed in _CHOICES:
+            return typed
+
+
+def _panel(title: str, text: str) -> Panel:
+    # Text, not markup, and nothing that a terminal would obey: what a model wrote must not draw, hide or answer.
+    return Panel(Text(visible(text.strip("\n"))), title=title, title_align="left")

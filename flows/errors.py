@@ -5,7 +5,8 @@ RondoError
 │   └── WorkerDiedError              a worker process ended in the middle of its work
 ├── PublishError (RuntimeError)      the Hub refuses or fails
 ├── ServerError (RuntimeError)       no Prefect server could be reached or started
-└── InterruptedRunError              a person ended the command
+├── InterruptedRunError              a person ended the command
+└── WaitingForLabelsError            a run that goes on once people have labelled
 """
 
 from pipeline.errors import RondoError
@@ -21,6 +22,10 @@ class WorkerDiedError(WorkerError):
 
 class InterruptedRunError(RondoError):
     """A run that a person interrupted; what was committed stays."""
+
+
+class WaitingForLabelsError(RondoError):
+    """A run that has stopped for people's labels; it goes on when they are there."""
 
 
 class PublishError(RondoError, RuntimeError):

@@ -2,7 +2,7 @@
 
     sample    K candidates for each prompt, shard by shard, from the policy of the round before
     judge     each shard as soon as it is there
-    prefer    judgments become chosen/rejected pairs or rankings, or reasons why not
+    prefer    judgments become chosen/rejected pairs or rankings, or reasons why not; people may decide
     update    DPO on them, with the policy that sampled as the reference: a new checkpoint
     hand over the new weights to the sampler, in place, and check that it computes with them
     evaluate  the new policy on held-out prompts
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from prefect import flow
 
-from flows import stages
+from flows import people, stages
 from flows.finish import finish_round
 from flows.references import Batch
 from flows.session import current
@@ -32,7 +32,9 @@ async def run_round(run: str, number: int) -> RoundSummary:
     """One round of online DPO; round 0 only evaluates the initial policy."""
     if number > 0:
         candidates, judgments = await sample_and_judge(run, number, Batch.training(number))
+        await people.wait_for_judges(run, number)
         preferences = await stages.prefer(run, number, candidates, judgments)
+        preferences = await people.override(run, number, candidates, judgments, preferences)
         replayed = await stages.replay(run, number, preferences)
         await stages.update(run, number, candidates, preferences, replayed)
     await stages.hand_over(run, number)

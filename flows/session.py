@@ -14,6 +14,7 @@ from flows.tracking import Tracker
 from pipeline.config import ImplicitJudge, Recipe
 from pipeline.prompts import round_slice
 from pipeline.records import prompt_seed
+from storage.labels import Labels
 from storage.manifest import Entry, FileRef, Key
 from storage.run import Run, Writer
 from storage.shards import read_table
@@ -36,6 +37,7 @@ class Session:
     judge: WorkerProcess
     trainer: WorkerProcess
     judge_versions: list[str] = field(default_factory=list)
+    _choices: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     tracker: Tracker = field(default_factory=Tracker)
 
     @classmethod
@@ -153,6 +155,12 @@ class Session:
         if not isinstance(config, ImplicitJudge):
             return None
         return JudgePolicies(*(self.policy(round) for round in config.rounds(number)))
+
+    def choices(self, round: int) -> list[dict[str, Any]]:
+        """What people had chosen when the round first asked: all its steps see the same."""
+        if round not in self._choices:
+            self._choices = {round: Labels(self.store).newest()}
+        return self._choices[round]
 
     def _base(self, round: int) -> tuple[FileRef, ...]:
         """The whole checkpoint that a round's adapter changes: that of the last round before it which has one."""

@@ -18,10 +18,12 @@ from flows.display import Stage
 from flows.errors import WorkerDiedError
 from flows.references import Batch, UpdateInputs
 from flows.session import current
+from pipeline.config import PeopleJudge
 from pipeline.errors import DataError, EngineError
 from pipeline.records import content_id
 from storage.checkpoints import weights_digest
 from storage.manifest import Entry
+from storage.shards import read_table
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -111,7 +113,13 @@ async def judge_shard(run: str, number: int, shard: int, candidates: Entry, batc
     settings = [_settings(session.recipe.judges[place]) for place in judges]
     policies = [session.judge_policies(place, number) for place in judges]
     compared = [found and found.hashes for found in policies]
-    inputs = content_id([_hashes(candidates.files), settings, versions, *([compared] if any(compared) else [])])
+    more: list[Any] = [compared] if any(compared) else []
+    choices = None
+    if isinstance(session.recipe.judge, PeopleJudge) and not batch.held_out:
+        asked = set(read_table(session.store, candidates.files, ["prompt_id"])["prompt_id"].to_pylist())
+        choices = [choice for choice in session.choices(number) if choice["prompt_id"] in asked]
+        more.append(choices)
+    inputs = content_id([_hashes(candidates.files), settings, versions, *more])
     done, stage = session.find_in(batch.places, "judgments", inputs, shard)
     if done is not None:
         return done
@@ -119,7 +127,8 @@ async def judge_shard(run: str, number: int, shard: int, candidates: Entry, batc
     file = await session.judge.call(
         "judge",
         prompts=_json(session.files(0, "prompts")), candidates=_json(candidates.files)[0],
-        round=number, stage=stage, shard=shard, judges=judges, policies=[found and asdict(found) for found in policies],
+        round=number, stage=stage, shard=shard, judges=judges, choices=choices,
+        policies=[found and asdict(found) for found in policies],
     )  # fmt: skip
     meta = {"policies": compared} if any(compared) else None
     done = session.commit(number, stage, session.references([file]), meta, inputs, shard)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from pipeline import reward_losses as losses
 from pipeline.calibration import Calibration, calibrate
@@ -310,6 +311,8 @@ def _load_tokenizer(base: str | Path) -> Any:
 
 def _load_model(base: str | Path, tokenizer: Any, config: RewardTrainingConfig) -> Any:
     labels = MEAN_AND_LOG_STD if config.objective == "uncertainty" else ("reward",)
+    loud = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # that the head is new is no news; the rest is looked at below
     try:
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             str(base), num_labels=len(labels), dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
@@ -320,6 +323,8 @@ def _load_model(base: str | Path, tokenizer: Any, config: RewardTrainingConfig) 
             f"the base '{base}' cannot be made a classifier with {len(labels)} outputs: give a checkpoint of a "
             f"language model, or a classifier with as many; {str(error).strip().splitlines()[0]}"
         ) from error
+    finally:
+        transformers_logging.set_verbosity(loud)
     body = f"{model.base_model_prefix}."
     if missing := sorted(name for name in loading["missing_keys"] if name.startswith(body)):
         raise ConfigError(f"the base '{base}' lacks {missing[:3]}, which would be random: give a complete checkpoint")

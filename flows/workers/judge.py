@@ -8,7 +8,9 @@ from typing import Any
 from flows.references import JudgePolicies, PolicyRef
 from flows.workers.base import ProgressCall, Worker
 from pipeline import figures
+from pipeline.human_labels import override_pairs
 from pipeline.judges import JudgeProtocol, Judgment, judge_items, judgments_table, make_judge
+from pipeline.judges.people import People
 from pipeline.preferences import build_preferences, choose_replayed, describe_replayed, replayed_table
 from storage.cache import SharedCache
 from storage.manifest import FileRef
@@ -40,6 +42,7 @@ class JudgeWorker(Worker):
         shard: int,
         judges: list[int],
         policies: list[JudgePolicies | None],
+        choices: list[dict[str, Any]] | None,
         *,
         progress: ProgressCall,
     ) -> FileRef:
@@ -47,6 +50,7 @@ class JudgeWorker(Worker):
 
         Args:
             policies: for each judge those that it compares, where it compares policies.
+            choices: what people have said of these candidates, where they are the judge.
         """
         del progress
         items = judge_items(self.table(prompts), self.table((candidates,)))
@@ -55,6 +59,8 @@ class JudgeWorker(Worker):
             name, judge = self.recipe.judge_names[place], self._judges[place]
             if compared is not None:
                 self._hand_over(judge, compared)
+            if isinstance(judge, People):
+                judge.use(choices or (), self.recipe.seed)
             judgments += [replace(judgment, judge=name) for judgment in judge.judge(items)]
         return self.write(judgments_table(judgments), round, stage, shard)
 
@@ -106,6 +112,25 @@ class JudgeWorker(Worker):
         margin = self.recipe.preferences.min_margin
         described = figures.describe_preferences(candidates_table, judgments_table_, preferences, min_margin=margin)
         return self.write(preferences, round, "preferences"), described
+
+    def override(
+        self,
+        prompts: tuple[FileRef, ...],
+        candidates: tuple[FileRef, ...],
+        judgments: tuple[FileRef, ...],
+        preferences: tuple[FileRef, ...],
+        round: int,
+        choices: list[dict[str, Any]],
+        *,
+        progress: ProgressCall,
+    ) -> tuple[FileRef, dict[str, Any]]:
+        """Puts people's choices in place of the judge's; returns the preferences' file and its figures."""
+        del progress
+        sampled = self.table(candidates)
+        decided = override_pairs(self.table(preferences), judge_items(self.table(prompts), sampled), choices)
+        margin = self.recipe.preferences.min_margin
+        described = figures.describe_preferences(sampled, self.table(judgments), decided, min_margin=margin)
+        return self.write(decided, round, "preferences"), described
 
     def replay(
         self,

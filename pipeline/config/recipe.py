@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config.base import Config, Device, among
 from pipeline.config.evaluation import EvaluationConfig
-from pipeline.config.judges import Judge
+from pipeline.config.judges import Judge, PeopleConfig, PeopleJudge
 from pipeline.config.policy import Policy, WarmStartPolicy
 from pipeline.config.preferences import RANKING_RULES, PreferencesConfig
 from pipeline.config.prompts import GeneratedPrompts, Prompts
@@ -48,6 +48,7 @@ class Recipe(Config):
     sampling: SamplingConfig = Field(SamplingConfig(), description="how candidates are sampled")
     judge: Judge = Field(description="the judge that training hears")
     preferences: PreferencesConfig = Field(PreferencesConfig(), description="how judgments become preferences")
+    people: PeopleConfig | None = Field(None, description="people beside the judge; nobody is asked where empty")
     update: UpdateConfig = Field(UpdateConfig(), description="the DPO update of a round")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="what is measured after each round")
     devices: DevicesConfig = Field(DevicesConfig(), description="where each part runs")
@@ -79,6 +80,16 @@ class Recipe(Config):
             raise ValueError(
                 f"preferences.soft_labels do not go with update.objective '{found}': they go with "
                 f"{', '.join(SOFT_LABEL_OBJECTIVES)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _people_can_be_asked(self) -> "Recipe":
+        if self.people is not None and isinstance(self.judge, PeopleJudge):
+            raise ValueError("people are the judge already: leave the field people out, or choose another judge")
+        if self.people is not None and self.preferences.ranks:
+            raise ValueError(
+                f"people choose between two answers, and preferences.rule is '{self.preferences.rule}': make pairs"
             )
         return self
 

@@ -44,6 +44,7 @@ _BY_SETTINGS = {
     "math": "mathematics:Mathematics",
     "code": "code:Code",
     "python": "python_function:PythonFunction",
+    "people": "people:People",
 }
 """Module and class of the judges that are made from their settings alone."""
 

@@ -13,10 +13,10 @@ from pipeline.config import JudgeConfig
 from pipeline.errors import DataError, JudgeError
 from pipeline.records import JUDGMENTS, content_id, to_table
 
-Status = Literal["ok", "unparsable", "timed_out", "non_finite", "too_long", "failed", "alone"]
+Status = Literal["ok", "unparsable", "timed_out", "non_finite", "too_long", "failed", "alone", "unlabelled"]
 """Why a candidate has no score, where it is not ok: the judge's reply had not the form asked for; it took too long; it
 was no number; the candidate was longer than the judge reads; the judge's own code failed on it; or the judge compares
-candidates, and the prompt had but one."""
+candidates, and the prompt had but one; or nobody has been asked about it, or decided."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from pipeline.config.judges.ensemble import EnsembleJudge, Member, SingleJudge
 from pipeline.config.judges.implicit import ImplicitJudge
 from pipeline.config.judges.llm import Listwise, LlmJudge, Pairwise, Rubric
 from pipeline.config.judges.noisy import NoisyJudge
+from pipeline.config.judges.people import PeopleConfig, PeopleJudge
 from pipeline.config.judges.reward_model import Head, RewardModelJudge
 from pipeline.config.judges.rules import (
     CharactersJudge,
@@ -23,7 +24,7 @@ from pipeline.config.judges.rules import (
     VaderJudge,
 )
 
-Judge = Annotated[SingleJudge | EnsembleJudge | NoisyJudge | ImplicitJudge, Field(discriminator="kind")]
+Judge = Annotated[SingleJudge | EnsembleJudge | NoisyJudge | ImplicitJudge | PeopleJudge, Field(discriminator="kind")]
 
 __all__ = [
     "CharactersJudge",
@@ -43,6 +44,8 @@ __all__ = [
     "Member",
     "NoisyJudge",
     "Pairwise",
+    "PeopleConfig",
+    "PeopleJudge",
     "PythonJudge",
     "RegexJudge",
     "RewardModelJudge",
