@@ -18,6 +18,7 @@ from flows.versions import packages
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from storage import inspect
+from storage.errors import CorruptEntryError
 from storage.inputs import check_inputs, open_to_go_on
 from storage.retention import create_fork
 from storage.run import Run
@@ -129,7 +130,12 @@ def list_runs(root: str) -> list[dict[str, Any]]:
     store = existing_store(root)
     rows = []
     for name in store.run_names():
-        existing = store.run(name, intact_part=True)
+        try:
+            existing = store.run(name)
+        except CorruptEntryError:  # 'rondo verify' says more
+            unknown = dict.fromkeys(("recipe", "parent", "rounds", "reward"))
+            rows.append({"run": name, **unknown, "state": "damaged"})
+            continue
         recipe, last = recipe_of(existing), existing.last_round
         done = last.meta["round"] if last else None
         finished = done is not None and done >= recipe.rounds

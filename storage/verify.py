@@ -132,7 +132,8 @@ def _columns(checked: dict[str, Checked], commits: Sequence[Entry]) -> Iterator[
 def _additions(store: Store, refs: dict[str, tuple[FileRef, Entry]]) -> Iterator[Damage]:
     """Files that lie in a committed directory, and were not committed."""
     directories = {path.removesuffix(f"/{file.name}"): entry for path, (file, entry) in refs.items() if file.name}
-    for directory, entry in directories.items():
+    # Elsewhere a directory is downloaded file by file, and what lies beside them is not.
+    for directory, entry in directories.items() if store.is_local else ():
         for item in store.objects.listing(directory):
             if item.key not in refs:
                 yield _file_damage(entry, item.key, f"{item.key} was not committed, but would be loaded with the rest")

@@ -167,6 +167,14 @@ def test_lineage(rondo: Rondo, store: Store) -> None:
     assert family[0]["rounds"][1]["session"]["pid"] > 0
 
 
+def test_a_damaged_run_does_not_hide_the_others(rondo: Rondo, store: Store) -> None:
+    kept_run(store, "torn", 0)
+    Path(store.root, "runs/torn/log/0000000000.json").write_bytes(b"{}")
+    assert [(row["run"], row["state"]) for row in json.loads(rondo("runs", "--json").stdout)] == [
+        ("kept", "finished"), ("torn", "damaged"),
+    ]  # fmt: skip
+
+
 def test_what_reads_tables_reads_them_after_pruning(rondo: Rondo, store: Store) -> None:
     assert rondo("prune", "kept", "--keep-last", "1").exit_code == 0
     assert len(json.loads(rondo("rounds", "kept", "--json").stdout)) == 5
