@@ -111,6 +111,17 @@ def test_ranks_are_those_within_a_prompt() -> None:
     assert (alone[0].status, alone[0].score) == ("alone", None)
 
 
+def test_a_version_is_that_of_the_scores() -> None:
+    llm = {"kind": "llm", "model": "m", "base_url": "http://127.0.0.1:1/v1", "mode": "rubric"}
+
+    def version(change: dict[str, Any], **more: Any) -> str:
+        members = [{"judge": {**llm, **change}, **more}, {"judge": LENGTH}]
+        return make_judge(EnsembleJudge.model_validate({"kind": "ensemble", "members": members})).version
+
+    assert version({}) == version({"concurrency": 3, "budget_tokens": 9})
+    assert len({version({}), version({"model": "n"}), version({}, weight=2.0), version({}, offset=1.0)}) == 4
+
+
 def test_relative_ranks() -> None:
     assert relative_ranks([3.0, 1.0, None, 2.0]) == [1.0, 0.0, None, 0.5]
     assert relative_ranks([1.0, 1.0, 1.0]) == [0.5, 0.5, 0.5]

@@ -1,6 +1,6 @@
 """Several judges as one."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -85,3 +85,7 @@ class EnsembleJudge(JudgeConfig):
 
     def parts(self) -> tuple[JudgeConfig, ...]:
         return (self, *(member.judge for member in self.members))
+
+    def scoring(self) -> dict[str, Any]:
+        members = [{**member.model_dump(mode="json"), "judge": member.judge.scoring()} for member in self.members]
+        return {**super().scoring(), "members": members}
