@@ -9,8 +9,8 @@ from storage.shards import read_table
 from storage.store import Store
 
 STAGES = (
-    "prompts", "candidates", "judgments", "preferences", "metrics", "probe", "eval_candidates", "eval_judgments",
-    "eval_logps",
+    "prompts", "candidates", "judgments", "preferences", "replayed", "metrics", "probe", "eval_candidates",
+    "eval_judgments", "eval_logps",
 )  # fmt: skip
 TIMES = ("latency", "seconds")
 
