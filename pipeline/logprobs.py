@@ -3,6 +3,12 @@
 The vocabulary is projected only where a candidate token is predicted, and in chunks: no ``[N, V]`` tensor
 outlives a chunk, in the forward pass or in the backward pass, which computes the chunk's logits again.
 
+Liger's fused linear cross-entropy does the same from version 0.8 on, with ``reduction="none"``: it takes a gradient for
+each token and computes the logits again in the backward pass, as here. (Before, it computed gradients in the forward
+pass and scaled them by one number, which no objective over sequences can use.) It has no squares of probabilities for
+WPO, and what it saves are passes over a chunk of logits, not products of matrices. It needs Triton; as long as nobody
+has measured it on a GPU against this, it is left out.
+
 Axes: ``R`` rows of a pack, ``L`` tokens of a row, ``N`` predicted tokens, ``S`` candidates, ``D`` width of
 the hidden state, ``V`` vocabulary.
 """
@@ -21,8 +27,10 @@ from pipeline.packing import Pack, TokenGroup, pack_groups
 Precision = Literal["float32", "bfloat16"]
 """Of the forward pass; the weights are float32 either way."""
 
-CHUNK_ELEMENTS = 1 << 22
-"""Logits that may exist at one time: 16 MiB in float32, unless that is less than CHUNK_ROWS rows."""
+CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 27}
+"""Logits that may exist at one time: 16 MiB in float32, unless that is less than CHUNK_ROWS rows. On a GPU 512 MiB, so
+that a chunk of a large vocabulary has enough rows for each reading of the weights (reckoned, not measured).
+"""
 
 CHUNK_ROWS = 128
 """Fewest rows of a chunk: with 32 the products take half as long again on CPU, as each chunk reads all weights."""
@@ -68,7 +76,9 @@ class _ChunkedLogProbs(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, grad_N: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         hidden_N_D, weight_V_D, bias_V, target_N, normalizer_N = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_N_D)
-        grad_weight = torch.zeros_like(weight_V_D) if ctx.needs_input_grad[1] else None
+        # Sums over chunks are float32: in bfloat16 the error grows with their number, to 1% over a hundred.
+        wide = normalizer_N.dtype
+        grad_weight = torch.zeros_like(weight_V_D, dtype=wide) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias_V) if ctx.needs_input_grad[2] else None
         for rows in ctx.chunks:
             logits, slope = ctx.kept or _logits(hidden_N_D[rows], weight_V_D, bias_V, ctx.softcap)
@@ -80,7 +90,10 @@ class _ChunkedLogProbs(torch.autograd.Function):  # type: ignore[misc]
             grad_logits = grad_logits.to(hidden_N_D.dtype)
             torch.mm(grad_logits, weight_V_D, out=grad_hidden[rows])
             if grad_weight is not None:
-                grad_weight.addmm_(grad_logits.T, hidden_N_D[rows])
+                if grad_logits.dtype == wide:
+                    grad_weight.addmm_(grad_logits.T, hidden_N_D[rows])
+                else:
+                    grad_weight.add_(grad_logits.T @ hidden_N_D[rows])
             if grad_bias is not None:
                 grad_bias.add_(grad_logits.sum(0))
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
@@ -126,7 +139,7 @@ def chunked_logps(
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden_N_D, weight_V_D = hidden_N_D.to(dtype), weight_V_D.to(dtype)
-    chunk = chunk_rows or max(CHUNK_ROWS, CHUNK_ELEMENTS // weight_V_D.shape[0])
+    chunk = chunk_rows or max(CHUNK_ROWS, CHUNK_ELEMENTS.get(device, CHUNK_ELEMENTS["cpu"]) // weight_V_D.shape[0])
     logps_N: torch.Tensor
     square_N: torch.Tensor | None
     logps_N, square_N = _ChunkedLogProbs.apply(hidden_N_D, weight_V_D, bias_V, target_N, softcap, chunk, squares)

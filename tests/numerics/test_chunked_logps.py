@@ -95,3 +95,24 @@ def test_only_a_chunk_of_logits_is_kept():
         ours, _ = chunked_logps(hidden, weight, target, chunk_rows=4)
     assert max(kept) == VOCABULARY * WIDTH < ROWS * VOCABULARY
     assert ours.grad_fn.kept is None
+
+
+def test_half_precision_gradients_do_not_lose_by_chunks():
+    """Upstream gradients of one sign, so that sums grow. A single product in bfloat16 is off by 0.3% here; summed over
+    128 chunks in bfloat16 it would be off by 1.3%.
+    """
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2048, 64, generator=generator)
+    weight = (torch.randn(500, 64, generator=generator) * 0.2).requires_grad_()
+    target = torch.randint(500, (2048,), generator=generator)
+    upstream = torch.rand(2048, generator=generator)
+
+    def gradient(chunk_rows, half):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            ours, _ = chunked_logps(hidden, weight, target, chunk_rows=chunk_rows)
+        return torch.autograd.grad((ours * upstream).sum(), weight)[0]
+
+    exact = gradient(2048, half=False)
+    for chunk_rows in (2048, 16):
+        error = (gradient(chunk_rows, half=True) - exact).norm() / exact.norm()
+        assert error < 0.005
