@@ -2,6 +2,11 @@
 
 Workers keep no state that matters: each call names the policy and the files that it needs. So a call to a worker
 that has died starts a new one and is simply made again, by whoever asked (see ``step`` in ``flows/stages.py``).
+
+A worker that hangs is taken for dead: one that was asked and that for ``HUNG_SECONDS`` has said nothing, while it and
+its own children have computed nothing. That finds deadlocks, stopped processes and reads that never return, and spares
+slow work of any length; it does not find an endless loop. Sending a sign of life from a thread of the child would find
+less: a deadlock leaves such a thread alive.
 """
 
 import asyncio
@@ -9,9 +14,12 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 import pipeline.errors
 import storage.errors
@@ -20,6 +28,9 @@ from pipeline.errors import EngineError
 
 LINE_LIMIT = 64 * 2**20  # longest answer, in bytes
 GRACE_SECONDS = 5.0
+HUNG_SECONDS = 900.0  # longer than any one wait for a network that itself gives up in time
+IDLE_CPU_SECONDS = 0.1  # what a process that hangs may still use in that time
+_LOOK_SECONDS = 5.0
 
 # Ranks of one machine talk to each other over no other network.
 _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
@@ -114,7 +125,7 @@ class WorkerProcess:
     async def _answer(self, number: int, on_progress: Progress | None) -> Any:
         assert self._process is not None
         assert self._process.stdout is not None
-        while line := await self._process.stdout.readline():
+        while line := await self._line(self._process):
             message = json.loads(line)
             if message["id"] != number:
                 continue
@@ -131,6 +142,26 @@ class WorkerProcess:
             else:
                 return message["result"]
         raise await self._died()
+
+    async def _line(self, process: asyncio.subprocess.Process) -> bytes:
+        """The child's next line, empty where it has ended; WorkerDiedError, and the child is killed, where it hangs."""
+        assert process.stdout is not None
+        reading = asyncio.ensure_future(process.stdout.readline())
+        spent, since = -1.0, time.monotonic()
+        try:
+            while not (await asyncio.wait({reading}, timeout=_LOOK_SECONDS))[0]:
+                now = await asyncio.to_thread(_processor_seconds, process.pid)
+                if now > spent + IDLE_CPU_SECONDS or spent < 0:
+                    spent, since = now, time.monotonic()
+                elif time.monotonic() - since > HUNG_SECONDS:
+                    await self._end()
+                    raise WorkerDiedError(
+                        f"the {self.kind} process hung, with no word and no work for {HUNG_SECONDS:.0f} s, and was "
+                        f"killed; its log is {self._log}"
+                    )
+            return reading.result()
+        finally:
+            reading.cancel()
 
     def _error(self, error: Mapping[str, str]) -> Exception:
         kind, message = error["kind"], error["message"]
@@ -157,6 +188,18 @@ class WorkerProcess:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+def _processor_seconds(pid: int) -> float:
+    """Processor time of a process and its descendants so far."""
+    total = 0.0
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for member in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                times = member.cpu_times()
+                total += times.user + times.system
+    return total
 
 
 def _launcher(ranks: int) -> list[str]:

@@ -157,14 +157,16 @@ def _stage(store: Store, key: str) -> Iterator[StagedDirectory]:
     if local is None:
         with tempfile.TemporaryDirectory(prefix="rondo-") as temporary:
             staged = StagedDirectory(Path(temporary))
-            yield staged
+            with durable.clear_write_errors(staged.path):
+                yield staged
             staged.files = tuple(_upload(store, key, staged.path, name) for name in _names(staged.path))
         return
     with durable.clear_errors(local):
         durable.make_directories(local)
     staged = StagedDirectory(local)
     try:
-        yield staged
+        with durable.clear_write_errors(local):
+            yield staged
         names = _names(local)
         staged.files = tuple(_seal_file(key, local, name) for name in names)
         with durable.clear_errors(local):

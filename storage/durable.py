@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from storage.errors import (
 _MOST_AT_ONCE = 8
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NUMBER = re.compile(r"(?:os error |code: )(\d+)")
 
 
 @contextmanager
@@ -32,13 +34,34 @@ def clear_errors(path: Path | str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise MissingObjectError(f"there is no {path}") from error
     except OSError as error:
-        if error.errno in _FULL:
-            raise StorageFullError(f"no room left to write {path}: free some space, then resume") from error
-        if error.errno in _DENIED:
-            raise StorageAccessError(f"cannot access {path}: {error.strerror}; check its permissions") from error
+        _refuse(error.errno, path, error)
         if error.errno == errno.ENAMETOOLONG:
             raise InvalidNameError(f"the file system does not take a name as long as {path}") from error
         raise BackendError(f"the file system failed at {path}: {error}") from error
+
+
+@contextmanager
+def clear_write_errors(path: Path) -> Iterator[None]:
+    """Do so for a full disk and for missing permission alone, whatever class a library that writes there gives them.
+
+    Those that are written in Rust say the number of the error in their message only.
+    """
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception as error:
+        found = _NUMBER.search(str(error))
+        number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        _refuse(number, path, error)
+        raise
+
+
+def _refuse(number: int | None, path: Path | str, error: Exception) -> None:
+    if number in _FULL:
+        raise StorageFullError(f"no room left to write {path}: free some space, then resume") from error
+    if number in _DENIED and number is not None:
+        raise StorageAccessError(f"cannot access {path}: {os.strerror(number)}; check its permissions") from error
 
 
 def make_directories(path: Path) -> None:

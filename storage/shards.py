@@ -32,6 +32,9 @@ _BUFFER = 2**20
 _FORMAT = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
+# A column that holds one number only, as this module writes it, has 64 values to a byte.
+_VALUES_PER_BYTE = 512
+_SMALL = 4_000_000
 # What reading a file that is no Parquet, or is damaged, can raise.
 PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError)
 
@@ -92,7 +95,7 @@ def open_table(store: Store, file: FileRef) -> pq.ParquetFile:
         parquet = pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True)
     except PARQUET_ERRORS as error:
         raise DamagedFileError(f"{file.path} cannot be read as Parquet: {error}") from error
-    _check_rows(file, parquet.metadata.num_rows)
+    _check_promise(file, parquet.metadata)
     return parquet
 
 
@@ -136,6 +139,7 @@ def check_size(store: Store, file: FileRef) -> None:
 def _read_file(store: Store, file: FileRef, columns: Sequence[str] | None, verify: bool) -> pa.Table:
     try:
         parquet = pq.ParquetFile(pa.BufferReader(_verified(store, file))) if verify else open_table(store, file)
+        _check_promise(file, parquet.metadata)
         missing = set(columns or ()) - set(parquet.schema_arrow.names)
         if missing:
             raise QueryError(f"{file.path} has no column {sorted(missing)}: it has {parquet.schema_arrow.names}")
@@ -146,6 +150,17 @@ def _read_file(store: Store, file: FileRef, columns: Sequence[str] | None, verif
         raise DamagedFileError(f"{file.path} cannot be read as Parquet: {error}") from error
     _check_rows(file, table.num_rows)
     return table
+
+
+def _check_promise(file: FileRef, metadata: pq.FileMetaData) -> None:
+    """Refuse, before anything is read, a file of other rows than were committed, or one that would fill the memory."""
+    _check_rows(file, metadata.num_rows)
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    values = sum(group.column(column).num_values for group in groups for column in range(group.num_columns))
+    if values > max(_SMALL, _VALUES_PER_BYTE * file.bytes):
+        raise DamagedFileError(
+            f"{file.path} holds {values} values in {file.bytes} bytes, more than any table of a run: it is not read"
+        )
 
 
 def _check_rows(file: FileRef, rows: int) -> None:

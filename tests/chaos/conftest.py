@@ -20,17 +20,18 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def rondo(environment: dict[str, str], recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rondo]:
+def forked(environment: dict[str, str]) -> dict[str, str]:
+    """The environment of processes that are forked: libraries that start threads when imported could not be."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    tests = Path(__file__).parents[1]
+    return {**environment, **threads, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
+
+
+@pytest.fixture(scope="session")
+def rondo(forked: dict[str, str], recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rondo]:
     directory = tmp_path_factory.mktemp("z")
-    with zygote(directory, {**environment, **forkable()}) as server:
+    with zygote(directory, forked) as server:
         yield Rondo(server, recipe, directory)
-
-
-def forkable() -> dict[str, str]:
-    """Libraries that start threads when they are imported could not be forked."""
-    return dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
-    }
 
 
 @pytest.fixture(scope="session")

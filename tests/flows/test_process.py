@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+import flows.process
 from flows.errors import WorkerDiedError, WorkerError
 from flows.process import WorkerProcess
 from pipeline.config import GrammarJudge
@@ -93,6 +94,28 @@ def test_a_killed_worker_is_started_again_at_the_next_call(make: Callable[[], Wo
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGKILL)
         with pytest.raises(WorkerDiedError, match="ended with status -9"):
+            await worker.call("versions")
+        assert await worker.call("versions") == first
+        assert worker.starts == 2
+
+    use(worker, work)
+
+
+def test_a_worker_that_hangs_is_killed_and_started_again(
+    make: Callable[[], WorkerProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its start, seconds of imports, is slow work and no hang; stopped by SIGSTOP it says and computes nothing."""
+    monkeypatch.setattr(flows.process, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(flows.process, "HUNG_SECONDS", 4.0)
+    worker = make()
+
+    async def work() -> None:
+        first = await worker.call("versions")
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGSTOP)
+        with pytest.raises(
+            WorkerDiedError, match=r"the judge process hung, with no word and no work for 4 s.*judge\.log"
+        ):
             await worker.call("versions")
         assert await worker.call("versions") == first
         assert worker.starts == 2

@@ -1,0 +1,70 @@
+"""A whole run on a disk that is full, or read-only, under a root whose name has every odd character in it."""
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support import chaos, small_disk
+from support.small_run import Rondo, Whole
+from support.zygote import zygote
+
+ROOT = f"{small_disk.MOUNTED}/odd näme #1, 50% of 'it' \"quoted\" $HOME * ünï\u2028\t?x=1&y"
+# From nothing at all to what the tables of a round need, but not its weights.
+ROOM = (0, 4_096, 40_960, 131_072, 524_288, 1_048_576)
+
+
+@pytest.fixture(scope="module")
+def on_small_disk(rondo: Rondo, forked: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rondo]:
+    """The command line in processes that see a disk of 24 MB at /mnt."""
+    if not small_disk.possible():
+        pytest.skip("this machine lets no test mount a small file system")
+    directory = tmp_path_factory.mktemp("d")
+    with zygote(directory, forked, small_disk.PREFIX) as server:
+        yield Rondo(server, rondo.recipe, directory)
+
+
+@pytest.fixture(scope="module")
+def disk_command(on_small_disk: Rondo) -> Callable[..., str]:
+    def command(*arguments: str) -> str:
+        done = on_small_disk.server.run("support.small_disk", *arguments, directory=on_small_disk.outputs)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return command
+
+
+def test_full_and_read_only(
+    on_small_disk: Rondo, disk_command: Callable[..., str], whole: Whole, tmp_path: Path
+) -> None:
+    """One clear sentence each time, what was committed stays as it was, and with room again the run ends as ever."""
+    resume = ["resume", "small", "--root", ROOT]
+    begun = chaos.settings(tmp_path / "covered", "after", only=["entry summary 0"])
+    killed = on_small_disk(*on_small_disk.start(), "--root", ROOT, environment=begun, ok=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    committed = set(disk_command("digests", ROOT).splitlines())
+    assert len(committed) > 15
+    sentences = []
+    for room in ROOM:
+        disk_command("leave", str(room))
+        done = on_small_disk(*resume, ok=False)
+        assert done.returncode == 1, (room, done.stderr)
+        assert "Traceback" not in done.stderr
+        assert "no room left" in done.stderr, (room, done.stderr)
+        assert "free some space, then resume" in done.stderr, (room, done.stderr)
+        sentences.append(done.stderr)
+        disk_command("free")
+        assert committed <= set(disk_command("digests", ROOT).splitlines()), room
+    assert "/log/" in sentences[0]
+    assert any("update_state" in sentence or "checkpoint" in sentence for sentence in sentences)
+
+    disk_command("remount", "ro")
+    done = on_small_disk(*resume, ok=False)
+    assert done.returncode == 1
+    assert "Read-only file system; check its permissions" in done.stderr.replace("\n", " ")
+    assert "small" in on_small_disk("rounds", "small", "--root", ROOT).stdout
+    disk_command("remount", "rw")
+
+    on_small_disk(*resume)
+    disk_command("same", str(whole.root), ROOT)
