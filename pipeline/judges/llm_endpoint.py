@@ -19,6 +19,7 @@ try:
 except ImportError as missing:
     raise JudgeError("the judge llm needs the package openai: pip install 'rondo[judges]'") from missing
 
+_FORM = 1  # of what is kept of a reply: with another one nothing older is found
 _REASON_LENGTH = 300
 _FEW = 3
 _TOO_LONG = re.compile(r"context[ _](length|size|window)", re.IGNORECASE)
@@ -93,7 +94,7 @@ class Endpoint:
             JudgeError: the endpoint is gone, refuses, or does not speak the protocol.
         """
         request = {"model": self._config.model, **body, **self._config.extra_body}
-        asked = {"url": self._config.base_url, "revision": self._config.revision, "body": request}
+        asked = {"form": _FORM, "url": self._config.base_url, "revision": self._config.revision, "body": request}
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         if key not in self._asked:
             self._asked[key] = asyncio.create_task(self._answer(key, request))
