@@ -10,7 +10,7 @@ import pytest
 from flows.recipes import parse_recipe
 from flows.workers.judge import JudgeWorker
 from pipeline.errors import BudgetError, JudgeError
-from pipeline.records import CANDIDATES, PROMPTS, to_table
+from pipeline.records import CANDIDATES, PROMPTS, components_of, to_table
 from storage.manifest import FileRef
 from storage.shards import read_table, write_table
 from storage.store import Store
@@ -43,7 +43,9 @@ def judged(root: Path, judge: dict[str, Any], places: list[int]) -> pa.Table:
     prompts, candidates = shard(store)
     recipe = parse_recipe(TINY, [f"judge={json.dumps(judge)}"]).model_dump(mode="json")
     worker = JudgeWorker(root=str(root), run="run", recipe=recipe, scratch=str(root / "scratch"))
-    file = worker.judge((prompts,), candidates, 1, "judgments", 0, places, progress=lambda **_: None)
+    file = worker.judge(
+        (prompts,), candidates, 1, "judgments", 0, places, [None] * len(places), None, progress=lambda **_: None
+    )
     return read_table(store, [file])
 
 
@@ -94,7 +96,7 @@ def test_an_ensemble_shares_the_cache_with_its_members(tmp_path: Path) -> None:
         members = [{"judge": llm(served.url), "offset": 1, "scale": 4}, {"judge": {"kind": "vader"}}]
         table = judged(tmp_path, {"kind": "ensemble", "members": members}, [0])
         assert len(served.bodies) == 12
-    components = dict(table["components"].to_pylist()[3])
+    components = components_of(table["components"].to_pylist()[3])
     assert (components["llm"], components["llm.std"]) == (4.0, 0.0)
     # 4 is (4 - 1) / 4 on the ensemble's scale.
     assert table["score"].to_pylist()[3] == pytest.approx((0.75 + components["vader"]) / 2)
