@@ -8,6 +8,7 @@ Log-probabilities are natural logarithms, in nats, of the untempered policy.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -15,6 +16,7 @@ from pipeline.errors import DataError
 
 SCHEMA_VERSION = 1
 
+COMPONENTS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.float64())]))
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 
@@ -56,7 +58,7 @@ JUDGMENTS = _schema("judgments", [
     _CANDIDATE,
     _column("score", pa.float64(), "the judge's score, higher is better; null where status is not ok", nullable=True),
     _column("score_std", pa.float64(), "standard deviation of the score, where the judge states one", nullable=True),
-    _column("components", pa.map_(pa.string(), pa.float64()), "named parts of the score"),
+    _column("components", COMPONENTS, "named parts of the score; a map in version 1, which `datasets` cannot read"),
     _column("rationale", pa.string(), "the judge's reason, where it gives one", nullable=True),
     _column("judge", pa.string(), "name of the judge"),
     _column("judge_version", pa.string(), "hash of the judge's settings, libraries and weights, or a library version"),
@@ -150,6 +152,11 @@ def to_table(rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> pa.Tabl
                 f"column '{field.name}' of the {_record(schema)} table has an empty value: it must be given"
             )
     return table
+
+
+def components_of(parts: Sequence[Any] | None) -> dict[str, float]:
+    """The named parts of a score, from a row of judgments; those of version 1 are pairs."""
+    return dict((part["name"], part["value"]) if isinstance(part, Mapping) else part for part in parts or ())
 
 
 def _record(schema: pa.Schema) -> str:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.evaluation import Estimate, Scores
 from pipeline.judges.ensemble import relative_ranks
+from pipeline.records import components_of
 
 MOST_COMPARED = 1024
 """Held-out prompts among which the orders of two judges are compared: half a million pairs."""
@@ -136,7 +137,7 @@ def _flipped(judgments: pa.Table) -> float | None:
     """From the components of judges that compare in both orders, and of ensembles that have such a member."""
     totals = {"flips": 0.0, "comparisons": 0.0}
     for components in judgments["components"].to_pylist():
-        for name, value in components or ():
+        for name, value in components_of(components).items():
             if (last := name.rpartition(".")[2]) in totals:
                 totals[last] += value
     return totals["flips"] / totals["comparisons"] if totals["comparisons"] else None

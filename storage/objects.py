@@ -273,7 +273,7 @@ class LocalObjects(Objects):
             durable.make_directories(path.parent)
             try:
                 with path.open("xb") as raw:
-                    yield Sink(raw, key)
+                    yield Sink(raw, str(path))
                 durable.sync_all([path, path.parent])
             except BaseException:
                 path.unlink(missing_ok=True)

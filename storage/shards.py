@@ -108,6 +108,7 @@ def open_dataset(store: Store, files: Sequence[FileRef], *, rounds: Mapping[str,
     Raises:
         DamagedFileError: a file is missing or of another size than was committed.
         NotCommittedError: there are no files.
+        QueryError: the files are of versions whose columns do not go together.
     """
     if not files:
         raise NotCommittedError("there are no files to read: the stage was not committed")
@@ -121,7 +122,10 @@ def open_dataset(store: Store, files: Sequence[FileRef], *, rounds: Mapping[str,
         fragments.append(_FORMAT.make_fragment(source, system, partition_expression=partition))
     # The files of a stage have one schema; a version that added a column shows in the newest file.
     schemas = [_schema(fragment, file) for fragment, file in ((fragments[0], files[0]), (fragments[-1], files[-1]))]
-    schema = pa.unify_schemas(schemas)
+    try:
+        schema = pa.unify_schemas(schemas)
+    except pa.ArrowException as error:
+        raise QueryError(f"{files[0].path} and {files[-1].path} have columns of different types: {error}") from error
     if rounds is not None:
         schema = schema.insert(0, pa.field("round", pa.int32()))
     return ds.FileSystemDataset(fragments, schema, _FORMAT)

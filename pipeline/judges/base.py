@@ -201,5 +201,11 @@ def judge_items(prompts: pa.Table, candidates: pa.Table) -> list[JudgeItem]:
 
 def judgments_table(judgments: Sequence[Judgment]) -> pa.Table:
     """Judgments as a table of the ``JUDGMENTS`` schema."""
-    rows = [{**asdict(judgment), "components": list(judgment.components.items())} for judgment in judgments]
+    rows = [
+        {
+            **asdict(judgment),
+            "components": [{"name": name, "value": value} for name, value in judgment.components.items()],
+        }
+        for judgment in judgments
+    ]
     return to_table(rows, JUDGMENTS)

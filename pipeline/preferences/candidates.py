@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline.config import PreferencesConfig
 from pipeline.errors import DataError
 from pipeline.judges.base import BEATS
+from pipeline.records import components_of
 
 REASONS = ("unjudged", "truncated", "empty", "duplicate", "single", "agree", "tie", "unsure")
 """Why a prompt gives no preference; the first four in the order in which candidates are left out."""
@@ -116,9 +117,8 @@ def _verdicts(judgments: pa.Table) -> dict[tuple[str, int], _Verdict]:
         if key in verdicts:
             raise DataError(f"candidate {key[1]} of prompt {key[0]} has two judgments: give those of one judge")
         judged = row["status"] == "ok" and row["score"] is not None
-        beats = {
-            int(name.removeprefix(BEATS)): value for name, value in row["components"] or () if name.startswith(BEATS)
-        }
+        parts = components_of(row["components"])
+        beats = {int(name.removeprefix(BEATS)): value for name, value in parts.items() if name.startswith(BEATS)}
         verdicts[key] = _Verdict(row["score"], row["score_std"], beats) if judged else _Verdict()
     return verdicts
 

@@ -125,11 +125,17 @@ def counted(store: Store) -> tuple[Store, Counted]:
     return Store(store.root, objects), objects
 
 
+def few_candidates(rows: int) -> pa.Table:
+    """The same short candidates again and again: made in little memory, so that the peak is that of writing."""
+    few = candidates(np.random.default_rng(0), prompt_ids(128), 8)
+    return pa.concat_tables([few] * (rows // few.num_rows))
+
+
 def peak_of_writing(root: str, rows: int) -> None:
     """For a process of its own: writes candidates in shards of 16,384 and prints its peak memory in bytes."""
     store = Store.open(tempfile.mkdtemp(dir=root))
     run, shard_rows = store.create_run(RUN, {}), 16_384
-    table = candidates(np.random.default_rng(0), prompt_ids(shard_rows // K), 8)
+    table = few_candidates(shard_rows)
     with run.writer() as writer:
         for shard in range(rows // shard_rows):
             # Another seed in each row, so that the shards differ.
@@ -144,7 +150,7 @@ def peak_of_one_table(root: str, rows: int) -> None:
     """The same for one table of so many rows that comes in batches and becomes one file."""
     store = Store.open(tempfile.mkdtemp(dir=root))
     batch_rows = 16_384
-    (batch,) = candidates(np.random.default_rng(0), prompt_ids(batch_rows // K), 8).combine_chunks().to_batches()
+    (batch,) = few_candidates(batch_rows).combine_chunks().to_batches()
     batches = (batch for _ in range(rows // batch_rows))
     write_table(store, RUN, 1, "candidates", pa.RecordBatchReader.from_batches(CANDIDATES, batches))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)  # noqa: T201

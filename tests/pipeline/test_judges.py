@@ -84,7 +84,10 @@ def test_judgments_become_a_table() -> None:
     table = judgments_table(judge.judge([item(" Great, and I loved the plot. Everyone laughed.", "")]))
     assert table.schema.equals(JUDGMENTS, check_metadata=True)
     assert table["score"].to_pylist() == [2 / 3, 0.0]
-    assert table["components"].to_pylist()[0] == [("parsed", 2.0), ("clauses", 3.0)]
+    assert table["components"].to_pylist()[0] == [
+        {"name": "parsed", "value": 2.0},
+        {"name": "clauses", "value": 3.0},
+    ]
 
 
 def test_prompts_and_candidates_are_joined() -> None:

@@ -191,7 +191,9 @@ def test_pairs_that_are_not_probable_enough_are_left_out() -> None:
 def test_probabilities_that_the_judge_states_for_a_pair_come_first() -> None:
     def stated(*beats: float) -> list[dict[str, Any]]:
         table = to_table([candidate("p", k) for k in range(2)], CANDIDATES)
-        judgments = [judgment("p", k, float(k), components={f"beats.{1 - k}": beats[k]}) for k in range(2)]
+        judgments = [
+            judgment("p", k, float(k), components=[{"name": f"beats.{1 - k}", "value": beats[k]}]) for k in range(2)
+        ]
         config = PreferencesConfig(soft_labels=True)
         return list(build_preferences(table, to_table(judgments, JUDGMENTS), config, seed=0).to_pylist())
 

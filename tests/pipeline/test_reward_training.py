@@ -215,7 +215,7 @@ def preference_row(kind: str, order: list[int], scores: list[float]) -> dict[str
 
 def judgment_row(candidate: int, score: float | None, status: str = "ok") -> dict[str, Any]:
     return {
-        "prompt_id": "p1", "candidate": candidate, "score": score, "score_std": None, "components": {},
+        "prompt_id": "p1", "candidate": candidate, "score": score, "score_std": None, "components": [],
         "rationale": None, "judge": "j", "judge_version": "1", "status": status, "latency": 0.0, "raw": None,
     }  # fmt: skip
 

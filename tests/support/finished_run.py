@@ -138,7 +138,7 @@ def _candidate(number: int, prompt_id: str, index: int, text: Text) -> Row:
 def _judgments(number: int, prompt_ids: tuple[str, ...], count: int, judges: tuple[str, ...]) -> pa.Table:
     return to_table([
         {
-            "prompt_id": prompt_id, "candidate": index, "score_std": None, "components": {}, "rationale": None,
+            "prompt_id": prompt_id, "candidate": index, "score_std": None, "components": [], "rationale": None,
             "score": score_of(number, prompt_id, index) if judge == "vader" else 0.9, "judge": judge,
             "judge_version": "1", "status": "ok", "latency": 0.0, "raw": None,
         }
