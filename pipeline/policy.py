@@ -206,7 +206,11 @@ def is_tied(config: dict[str, Any]) -> bool:
     """Whether input and output embeddings are one tensor; its class decides where it does not say."""
     if "tie_word_embeddings" in config:
         return bool(config["tie_word_embeddings"])
-    default: bool = AutoConfig.for_model(config["model_type"]).tie_word_embeddings
+    kind = config.get("model_type")
+    try:
+        default: bool = AutoConfig.for_model(kind).tie_word_embeddings
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ConfigError(f"the model_type {kind!r} of the checkpoint is none that transformers knows") from error
     return default
 
 
@@ -232,8 +236,30 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     if not path.is_file():
         raise ConfigError(f"{directory} holds no config.json: give the directory of a checkpoint")
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config
+    return _read_json(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is no JSON ({_first_line(error)}): fetch or save the checkpoint again") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} holds a {type(found).__name__}, and no JSON object: fetch or save it again")
+    return found
+
+
+def _check_index(directory: Path) -> None:
+    """Refuse an index of weights that names files elsewhere: the loader would follow it."""
+    path = directory / _INDEX
+    if not path.is_file():
+        return
+    names = _read_json(path).get("weight_map")
+    for name in names.values() if isinstance(names, dict) else [names]:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise ConfigError(
+                f"{path} names {name!r}, which is no safetensors file beside it: fetch the checkpoint again"
+            )
 
 
 def _copy_untied(checkpoint: Path, scratch: Path) -> None:
@@ -285,6 +311,7 @@ def _open(path: Path) -> Any:
 def check_source(source: str, revision: str | None) -> None:
     """Refuse at once what is no directory and not on the hub: the loaders would try again for most of a minute."""
     if Path(source).is_dir():
+        _check_index(Path(source))
         return
     if source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).exists():
         raise ConfigError(
