@@ -6,15 +6,17 @@ whatever else wants one model, gets the two merged: ``W + scale * B @ A``, compu
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from peft import LoraConfig as PeftConfig
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.config import LoraConfig
+from pipeline.distributed import spread_like, whole, world_of
 from pipeline.errors import ConfigError
 from pipeline.policy import SMALL_FILES, weight_files
 
@@ -25,6 +27,8 @@ _PREFIX = "base_model.model."
 
 class Adapter:
     """The adapter of a model, which carries it from here on, and trains nothing else.
+
+    The model may be spread over several ranks afterwards; all of them then call the same methods.
 
     Args:
         seed: of the adapter's first matrices; the second ones are zero, so that it changes nothing yet.
@@ -48,11 +52,12 @@ class Adapter:
                 self._peft: PeftModel = get_peft_model(model, settings)
             except ValueError as error:
                 raise ConfigError(f"update.lora.target_modules {targets} do not fit the policy: {error}") from error
+        self._model = model
         self._first = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(self._peft).items()}
 
     def reset(self) -> None:
         """Back to the adapter that changes nothing."""
-        set_peft_model_state_dict(self._peft, self._first)
+        self._put(self._first)
 
     def load(self, directory: Path) -> None:
         """Put a saved adapter in place.
@@ -66,11 +71,15 @@ class Adapter:
                 f"the adapter in {directory} has another rank or other modules than update.lora asks for: keep "
                 "update.lora as it was, or set it to null to go on with the merged weights"
             )
-        set_peft_model_state_dict(self._peft, found)
+        self._put(found)
 
     def save(self, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
         """Write the adapter and the tokenizer as peft and vLLM open them; the same bytes for the same weights."""
-        self._peft.save_pretrained(str(directory), safe_serialization=True)
+        world = world_of(self._model)
+        weights = {name: whole(weight.detach()).cpu() for name, weight in self._weights()} if world.size > 1 else None
+        if not world.leads:
+            return
+        self._peft.save_pretrained(str(directory), safe_serialization=True, state_dict=weights)
         (directory / "README.md").unlink(missing_ok=True)
         path = directory / ADAPTER_CONFIG
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -78,6 +87,15 @@ class Adapter:
         config |= {"target_modules": sorted(config["target_modules"]), "base_model_name_or_path": None}
         path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
         tokenizer.save_pretrained(directory)
+
+    def _put(self, tensors: dict[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, weight in self._weights():
+                weight.copy_(spread_like(tensors[name.replace(".default.", ".")], weight))
+
+    def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The adapter's weights, or this rank's part of them, by peft's names."""
+        return ((_PREFIX + name, weight) for name, weight in self._model.named_parameters() if ".lora_" in name)
 
 
 def is_adapter(directory: Path) -> bool:

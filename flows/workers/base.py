@@ -32,6 +32,7 @@ class Worker:
         self.run = run
         self.recipe = Recipe.model_validate(recipe)
         self.scratch = Path(scratch)
+        self.merged = self.scratch / "merged"
         # A round's shards all read the run's prompts: the last few tables stay in memory.
         self._read = lru_cache(maxsize=4)(self._read_table)
 

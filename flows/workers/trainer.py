@@ -63,6 +63,8 @@ class TrainerWorker(Worker):
         if self.recipe.update.compile:
             compilation.check_compiler(devices.trainer)
         self._world = World.join(devices.trainer) if devices.trainer_ranks > 1 else ALONE
+        if not self._world.leads:
+            self.merged = self.scratch / f"merged by rank {self._world.rank}"
         self._model: Any = None
         self._tokenizer: Any = None
         self._policy: str | None = None
@@ -243,6 +245,10 @@ class TrainerWorker(Worker):
         if self._model is None:
             device = self.recipe.devices.trainer if self._world.size == 1 else "cpu"
             self._model, self._tokenizer = policies.load_policy(directory, device=device)
+            if (config := self.recipe.update.lora) is not None:
+                from pipeline.lora import Adapter
+
+                self._adapter = Adapter(self._model, config, seed=self.recipe.seed)
             shard(self._model, self._world, precision=self.recipe.update.precision)
             if self.recipe.update.compile:
                 compilation.compile_layers(self._model)
@@ -251,17 +257,12 @@ class TrainerWorker(Worker):
 
     def _load_adapted(self, policy: PolicyRef) -> None:
         """The base's weights, where they are not those in place, and the adapter; a whole policy has an empty one."""
-        from pipeline.lora import Adapter
-
         base = policy.base or policy.files
         digest = checkpoints.weights_digest(base)
         if self._base != digest:
             self._base = None
             self._load(self.directory(base))
             self._base = digest
-        if self._adapter is None:
-            assert self.recipe.update.lora is not None
-            self._adapter = Adapter(self._model, self.recipe.update.lora, seed=self.recipe.seed)
         if policy.base:
             self._adapter.load(self.directory(policy.files))
         else:

@@ -198,7 +198,6 @@ class Recipe(Config):
         if devices.trainer_ranks == 1:
             return self
         refused = {
-            "update.lora, whose adapter fits on one device": update.lora is not None,
             f"update.optimizer '{update.optimizer}', whose moments of 8 bits are not spread": update.optimizer
             != "adamw",
             "update.compile": update.compile,

@@ -99,7 +99,6 @@ def test_faults_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("update", "trainer", "words"),
     [
-        ({"lora": {}}, "cpu", "update.lora"),
         ({"optimizer": "adamw_8bit"}, "cuda", "adamw_8bit"),
         ({"compile": True}, "cpu", "update.compile"),
         ({}, "cuda:1", "'cuda:1', which is one GPU"),

@@ -7,6 +7,7 @@ import torch
 from numerics.tiny_models import SHAPE, build, token_groups
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from pipeline.config import LoraConfig
 from pipeline.logprobs import sequence_logps
 from pipeline.update import PreferenceGroup, UpdateSettings
 
@@ -18,6 +19,7 @@ LONG = replace(SETTINGS, epochs=2, schedule="cosine", weight_decay=0.1)
 UNEVEN = replace(SETTINGS, batch_size=5, token_budget=35)
 """Packs of one to two preferences each, an odd number a step; the last step has 3 preferences of 13."""
 RANKINGS = replace(UNEVEN, objectives={"plackett_luce": 1.0}, token_budget=60, nll_weight=0.1)
+LORA = LoraConfig(rank=4, alpha=8)
 ONE = replace(SETTINGS, batch_size=1)
 """A preference a step: one rank has nothing to do."""
 CASES = {

@@ -12,10 +12,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from numerics.rank_cases import CASES, LONG, SEED, built, preferences, references
+from numerics.rank_cases import CASES, LONG, LORA, SEED, UNEVEN, built, preferences, references
 from safetensors.torch import load_file
 
 from pipeline.distributed import spread
+from pipeline.lora import Adapter
 from pipeline.policy import save_policy
 from pipeline.update import Update, run_update
 from support.tiny import tiny_tokenizer
@@ -125,11 +126,29 @@ def test_weights_pass_through_two_ranks_unchanged(ranks: Path) -> None:
     assert configs[0] == configs[1]
 
 
+def test_an_adapter_is_trained_by_two_ranks(
+    ranks: Path, reference: dict[str, list[list[float]]], tmp_path: Path
+) -> None:
+    groups = preferences("pairs", reference)
+    model = built("llama")
+    adapter = Adapter(model, LORA, seed=SEED)
+    trained = run_update(model, groups, UNEVEN, seed=SEED).final_logps
+    adapter.save(tiny_tokenizer(), tmp_path)
+    name = "adapter_model.safetensors"
+    torch.testing.assert_close(load_file(ranks / "adapter" / name), load_file(tmp_path / name), **WEIGHTS)
+    found = left(ranks, "adapter")
+    assert found["loaded"] == found["trained"] != found["empty"]
+    for key, expected in (("trained", trained), ("empty", reference["pairs"])):
+        for logps, other in zip(found[key], expected, strict=True):
+            assert logps == pytest.approx(other, **LOGPS)
+
+
 @pytest.mark.parametrize(
     ("case", "kind", "words"),
     [
         ("loss", "NonFiniteError", r"loss of step 0 is not finite for \d+ preferences: prompt-\d+ .*not taken"),
         ("gradient", "NonFiniteError", r"gradient of step 0 is not finite.*layers\.1\.mlp\.up_proj\.weight.*prompt-"),
+        ("memory", "OutOfMemoryError", r"one of 2 devices .* pack of 35 tokens .*set update\.token_budget to 17"),
         ("weights", "NonFiniteError", r"weight model\.norm\.weight is not finite before the first step"),
         ("reference", "FirstLossError", r"first loss is .* and theory gives 0\.693147"),
     ],

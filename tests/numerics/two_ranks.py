@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from numerics.rank_cases import CASES, LONG, SEED, SETTINGS, UNEVEN, built, preferences
+from numerics.rank_cases import CASES, LONG, LORA, SEED, SETTINGS, UNEVEN, built, preferences
 
 from pipeline.distributed import World, shard
 from pipeline.errors import RondoError
+from pipeline.logprobs import sequence_logps
+from pipeline.lora import Adapter
 from pipeline.policy import load_weights, save_policy
 from pipeline.update import Update, run_update
 from pipeline.update_types import UpdateResult, UpdateSettings
@@ -74,13 +76,28 @@ def loaded() -> None:
     save(model, out / "weights again")
 
 
+def adapter() -> None:
+    """Trained, saved, emptied and loaded again."""
+    model = built("llama")
+    carried = Adapter(model, LORA, seed=SEED)
+    shard(model, world)
+    trained = run_update(model, pairs, UNEVEN, seed=SEED).final_logps
+    (out / "adapter").mkdir(exist_ok=True)
+    carried.save(tiny_tokenizer(), out / "adapter")
+    world.wait()  # for the first rank to write
+    carried.reset()
+    empty = sequence_logps(model, pairs, 200)
+    carried.load(out / "adapter")
+    leave("adapter", {"trained": trained, "empty": empty, "loaded": sequence_logps(model, pairs, UNEVEN.token_budget)})
+
+
 def errors() -> None:
-    def at_fault(case: str, breaking: Callable[[Any], None], settings: UpdateSettings = UNEVEN) -> None:
+    def at_fault(case: str, breaking: Callable[[Any], None], *, everywhere: bool = False) -> None:
         model = sharded()
-        if world.rank == 1:
+        if everywhere or world.rank == 1:
             breaking(model)
         try:
-            run_update(model, pairs, settings, seed=SEED)
+            run_update(model, pairs, UNEVEN, seed=SEED)
         except RondoError as error:
             leave(case, [type(error).__name__, str(error)])
 
@@ -88,11 +105,19 @@ def errors() -> None:
         if output.requires_grad:
             output.register_hook(lambda gradient: gradient * torch.inf)
 
+    def no_memory(model: Any) -> None:
+        def refuse(_module: Any, _inputs: Any) -> None:
+            if torch.is_grad_enabled():
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        model.model.layers[1].register_forward_pre_hook(refuse)
+
     def lose(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
         return output * torch.nan if torch.is_grad_enabled() else output
 
     at_fault("loss", lambda model: model.model.norm.register_forward_hook(lose))
     at_fault("gradient", lambda model: model.model.layers[1].mlp.up_proj.register_forward_hook(overflow))
+    at_fault("memory", no_memory, everywhere=True)
     at_fault("weights", lambda model: model.model.norm.weight.detach().to_local().fill_(torch.nan))
     wrong = [
         replace(group, reference_logps=[group.reference_logps[0] - 1, group.reference_logps[1]]) for group in pairs
@@ -103,7 +128,7 @@ def errors() -> None:
         leave("reference", [type(error).__name__, str(error)])
 
 
-for part in (whole_updates, interrupted_and_resumed, loaded, errors):
+for part in (whole_updates, interrupted_and_resumed, loaded, adapter, errors):
     part()
 world.wait()
 os._exit(0)  # gloo's threads do not always outlive the interpreter in order
