@@ -41,8 +41,8 @@ class JudgeWorker(Worker):
         stage: str,
         shard: int,
         judges: list[int],
-        policies: list[JudgePolicies | None],
-        choices: list[dict[str, Any]] | None,
+        policies: list[JudgePolicies | None] | None = None,
+        choices: list[dict[str, Any]] | None = None,
         *,
         progress: ProgressCall,
     ) -> FileRef:
@@ -55,7 +55,7 @@ class JudgeWorker(Worker):
         del progress
         items = judge_items(self.table(prompts), self.table((candidates,)))
         judgments: list[Judgment] = []
-        for place, compared in zip(judges, policies, strict=True):
+        for place, compared in zip(judges, policies or [None] * len(judges), strict=True):
             name, judge = self.recipe.judge_names[place], self._judges[place]
             if compared is not None:
                 self._hand_over(judge, compared)

@@ -19,7 +19,8 @@ class PeopleJudge(JudgeConfig):
 
     @property
     def states_uncertainty(self) -> bool:
-        return True
+        """Of the pairs that people were shown; of several, a rule may choose two answers that they were not."""
+        return self.pairs == 1
 
     @property
     def compares(self) -> bool:
