@@ -46,6 +46,12 @@ def sections(
             [*_judged(rounds), *_sampled(scores_by_round)],
         ),
         Section(
+            "Whether the judge can be trusted",
+            "Policies learn what their judge rewards, its mistakes included: a judge that they exploit, or that "
+            "changes, shows here first.",
+            [*_watched(rounds)],
+        ),
+        Section(
             "How far the policy moved",
             "In nats per sequence, estimated on each round's own held-out answers.",
             [*_moved(rounds)],
@@ -96,6 +102,58 @@ def _sampled(scores_by_round: Mapping[int, Sequence[float]]) -> Iterator[Chart]:
             "n's candidates come from the policy of the round before.",
             distributions(title, scores_by_round, "score"),
         )
+
+
+def _watched(rounds: Sequence[RoundSummary]) -> Iterator[Chart]:
+    yield from _chart(
+        "Rise over held-out judges",
+        "How much more the score of the judge that training hears has risen since round 0 than that of a judge that it "
+        "never hears, each in standard deviations of its own scores of round 0. What climbs on and on is learned from "
+        "one judge's mistakes.",
+        _by_judge(rounds, "gaps"),
+        Scale(unit="standard deviations", reference=0.0),
+    )
+    yield from _chart(
+        "Agreement with held-out judges",
+        "Share of the pairs of held-out answers that both judges put in the same order, of those that neither sees as "
+        "equal; the dashed line is chance.",
+        _by_judge(rounds, "agreement"),
+        Scale(percent=True, reference=0.5),
+    )
+    yield from _chart(
+        "Score and length",
+        "Spearman's correlation of score and length among the candidates of a prompt: what the judge gives for length.",
+        [series_of(rounds, "", "length_correlation")],
+        Scale(reference=0.0),
+    )
+    yield from _chart(
+        "What the judge leaves open",
+        "Shares of the pairs of candidates that are ties, of the comparisons whose verdict turns with the order in "
+        "which the two are shown, and of the replies that could not be read.",
+        [
+            series_of(rounds, "ties", "tied"),
+            series_of(rounds, "flips", "flipped"),
+            series_of(rounds, "unparsable", "unparsable"),
+        ],
+        Scale(percent=True),
+    )
+    yield from _chart(
+        "Drift of the judge",
+        "Mean change of what a judge says of the same answers of round 0, asked again in each round.",
+        _by_judge(rounds, "judge_drift"),
+        Scale(reference=0.0),
+    )
+
+
+def _by_judge(rounds: Sequence[RoundSummary], figure: str) -> list[Series]:
+    """A figure that rounds have by judge, as one curve for each judge."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for summary in rounds:
+        for name, value in getattr(summary, figure).items():
+            xs, ys = found.setdefault(name, ([], []))
+            xs.append(summary.round)
+            ys.append(value)
+    return [Series(name, xs, ys) for name, (xs, ys) in found.items()]
 
 
 def _moved(rounds: Sequence[RoundSummary]) -> Iterator[Chart]:

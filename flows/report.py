@@ -90,6 +90,7 @@ def gather(store: Store, run: Run) -> Report:
     recipe = Recipe.model_validate(run.header["recipe"])
     parent = run.header["parent"]
     stages = list(rounds[-1].seconds)
+    others = list(dict.fromkeys(name for summary in rounds for name in summary.judges))
     return Report(
         run=run.name,
         recipe=recipe,
@@ -101,6 +102,7 @@ def gather(store: Store, run: Run) -> Report:
         sections=sections(rounds, sampled_scores(store, run, rounds), optimizer_steps(store, run, rounds)),
         tables={
             "Held-out figures": [row_of(summary) for summary in rounds],
+            "Judges and preferences": [_watched(summary, others) for summary in rounds],
             "Updates, checks and costs": [_work(summary, stages) for summary in rounds],
         },
         answers=held_out_answers(store, run, rounds[-1]),
@@ -149,6 +151,25 @@ def _cards(rounds: Sequence[RoundSummary], recipe: Recipe) -> Iterator[Card]:
     yield Card("Tokens per answer", f"{last.length:.1f}", [*before(first.length, ".1f"), truncated])
     entropy = before(first.entropy_per_token, ".2f")
     yield Card("Entropy", f"{last.entropy_per_token:.2f}", [*entropy, "nats per token"])
+
+
+def _watched(summary: RoundSummary, others: Sequence[str]) -> dict[str, str]:
+    """What the judge left open in a round, what its preferences favour, and how it compares with others."""
+    row = {
+        "round": str(summary.round),
+        "unjudged": _shown(summary.unjudged, "d"),
+        "ties": _shown(summary.tied, ".1%"),
+        "unparsable": _shown(summary.unparsable, ".1%"),
+        "flips": _shown(summary.flipped, ".1%"),
+        "score and length": _shown(summary.length_correlation, "+.2f"),
+        "chosen longer by": _shown(summary.length_margin, "+.1f"),
+        "replayed": _shown(summary.replayed, "d"),
+        "rounds old": _shown(summary.replayed_age, ".1f"),
+    }
+    for name in others:
+        row[f"agrees with {name}"] = _shown(summary.agreement.get(name), ".1%")
+        row[f"ahead of {name}"] = _shown(summary.gaps.get(name), "+.2f")
+    return row
 
 
 def _work(summary: RoundSummary, stages: Sequence[str]) -> dict[str, str]:
