@@ -1,7 +1,7 @@
 # make demo   environment, then the default recipe from start to report
 # make test   environment, then linters, types, contracts and tests
 # make check  linters, types and contracts alone
-# make bench  the update's speed and memory against trl's; about a quarter of an hour
+# make bench  the update's speed and memory against trl's, and what the store costs; about twenty minutes
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -43,6 +43,7 @@ test: check
 
 bench: $(VENV)/.ready
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_update.py
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_store.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

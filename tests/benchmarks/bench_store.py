@@ -72,7 +72,8 @@ def measure_commits(source: Store, run: Run, root: Path, repetitions: int) -> li
         rows.append({
             "round": after.round, "entries": len(entries), "files": sum(len(entry.files) for entry in entries),
             "bytes": sum(file.bytes for entry in entries for file in entry.files),
-            "commit seconds": seconds, "processor seconds": processor, "round seconds": _time(after.time) - _time(before.time),
+            "commit seconds": seconds, "processor seconds": processor,
+            "round seconds": _time(after.time) - _time(before.time),
         })  # fmt: skip
     return rows
 
@@ -310,7 +311,8 @@ def main() -> None:
     commits = measure_commits(source, run, arguments.root, repetitions)
     show(console, "1. Committing a round of the demo again", commits, {
         "round": _field("round"), "entries": _field("entries"), "files": _field("files"), "MiB": _mib("bytes"),
-        "commit, s": _seconds("commit seconds"), "of which processor": _number("processor seconds"), "round, s": _number("round seconds"),
+        "commit, s": _seconds("commit seconds"), "of which processor": _number("processor seconds"),
+        "round, s": _number("round seconds"),
         "share": lambda row: f"**{median(row['commit seconds']) / row['round seconds']:.2%}**",
         "processor's share": lambda row: f"{median(row['processor seconds']) / row['round seconds']:.2%}",
     })  # fmt: skip
