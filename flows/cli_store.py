@@ -1,4 +1,4 @@
-"""The commands that look after the store: verify, prune, sweep, delete, lineage."""
+"""The commands that look after the store: verify, prune, sweep, delete, lineage; and at the machine: doctor."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -115,6 +115,18 @@ def lineage(
         tables.print_json(found)
     else:
         Console().print(lineage_tree(found, root))
+
+
+@app.command()
+def doctor(root: Root = DEFAULT_ROOT, json: Json = False) -> None:
+    """Look at this machine and say what is missing; exit status 1 if anything is."""
+    from flows.doctor import examine
+
+    found = examine(root)
+    rows = [asdict(finding) for finding in found]
+    tables.print_rows(rows, title="What rondo finds here", as_json=json, empty="")
+    if any(finding.verdict == "missing" for finding in found):
+        raise typer.Exit(1)
 
 
 def _print_verification(found: Verification) -> None:

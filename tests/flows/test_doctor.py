@@ -1,0 +1,60 @@
+"""``rondo doctor``: what it finds on this machine, and on broken ones."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+from flows.doctor import examine
+
+runner = CliRunner()
+
+
+def by_name(root: Path | str) -> dict[str, tuple[str, str]]:
+    return {finding.what: (finding.verdict, finding.found) for finding in examine(str(root))}
+
+
+@pytest.fixture(autouse=True)
+def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+
+
+def test_this_machine_is_well_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    done = runner.invoke(app, ["doctor", "--root", str(tmp_path / "not" / "there"), "--json"])
+    assert done.exit_code == 0, done.stdout
+    found = {row["what"]: row["verdict"] for row in json.loads(done.stdout)}
+    assert {found[name] for name in ("Python", "vLLM", "SQLAlchemy", "companions of torch", "root", "Prefect")} == {
+        "ok"
+    }
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert not (tmp_path / "not").exists()
+
+
+def test_a_root_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file where a directory should be")
+    done = runner.invoke(app, ["doctor", "--root", str(tmp_path / "file")])
+    assert done.exit_code == 1
+    assert by_name(tmp_path / "file")["root"][0] == "missing"
+    assert by_name("ftp://somewhere/else")["root"][0] == "missing"
+
+
+def test_a_server_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+    verdict, found = by_name(tmp_path)["Prefect"]
+    assert verdict == "missing"
+    assert f"127.0.0.1:{port}" in found
+
+
+def test_versions_that_do_not_go_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"SQLAlchemy": "2.1.4", "torch": "2.13.0+cpu", "torchvision": "0.28.0", "prefect": "3.7.7"}
+    monkeypatch.setattr("flows.doctor._version", versions.get)
+    found = by_name(tmp_path)
+    assert found["SQLAlchemy"] == ("missing", "2.1.4")
+    assert found["companions of torch"] == ("missing", "torchvision")
+    assert found["vLLM"][0] == "missing"
