@@ -4,7 +4,6 @@ from pathlib import Path
 
 import duckdb
 import pandas
-import polars
 import pyarrow as pa
 import pytest
 from datasets import load_dataset
@@ -65,6 +64,7 @@ def test_pandas(committed: tuple[str, pa.Table]) -> None:
 
 
 def test_polars(committed: tuple[str, pa.Table]) -> None:
+    polars = pytest.importorskip("polars", reason="polars is no dependency of rondo")
     path, expected = committed
     frame = polars.read_parquet(path)
     assert frame.columns == expected.column_names
