@@ -34,6 +34,7 @@ class Table(StrEnum):
     candidates = "candidates"
     judgments = "judgments"
     preferences = "preferences"
+    replayed = "replayed"
     eval_candidates = "eval_candidates"
     eval_judgments = "eval_judgments"
 

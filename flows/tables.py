@@ -20,6 +20,7 @@ _READABLE = {
     "candidates": ("prompt_id", "candidate", "score", "finish_reason", "prompt", "text"),
     "judgments": ("prompt_id", "candidate", "judge", "score", "status", "prompt", "text"),
     "preferences": ("prompt_id", "kind", "margin", "prompt", "chosen", "rejected", "drop_reason"),
+    "replayed": ("prompt_id", "origin_round", "kind", "candidates", "scores", "margin"),
 }
 _SHORT_ID = 8
 

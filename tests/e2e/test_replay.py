@@ -78,3 +78,5 @@ def test_a_run_replays_its_past_and_asks_its_judge_again(rondo: Rondo, tmp_path:
         assert set(meta["gaps"]) <= {"llm", "grammar"}
     shown = json.loads(rondo("rounds", "whole", "--root", str(tmp_path), "--json").stdout)
     assert [row["replayed"] for row in shown] == [None, 0, wanted]
+    table_shown = rondo("show", "whole@2", "--table", "replayed", "--root", str(tmp_path), "--json")
+    assert len(json.loads(table_shown.stdout)) == wanted
