@@ -208,7 +208,7 @@ def test_a_file_beside_the_committed_ones(kept: Store) -> None:
         kept.objects.delete([directory + "model-2.safetensors"])
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(data=st.data())
 def test_any_bit_of_any_file(kept: Store, data: st.DataObject) -> None:
     everything = [item for item in kept.objects.listing("runs/kept") if item.bytes] + kept.objects.listing("shared")
