@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,14 +27,16 @@ import storage.errors
 from flows.errors import WorkerDiedError, WorkerError
 from pipeline.errors import EngineError
 
+RANKS = "flows.rank_main"
+MEETING = "RONDO_MEETING"  # as in pipeline.distributed, which would load torch here
 LINE_LIMIT = 64 * 2**20  # longest answer, in bytes
 GRACE_SECONDS = 5.0
 HUNG_SECONDS = 900.0  # longer than any one wait for a network that itself gives up in time
 IDLE_CPU_SECONDS = 0.1  # what a process that hangs may still use in that time
 _LOOK_SECONDS = 5.0
 
-# Ranks of one machine talk to each other over no other network.
-_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+# Ranks of one machine talk to each other over no other network, and torchrun opens no store of its own to any.
+_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -55,7 +58,7 @@ class WorkerProcess:
         self.kind = kind
         self._arguments = dict(arguments)
         self._log = log
-        self._environment = {**environment, **(_LOOPBACK if ranks > 1 else {})}
+        self._environment = dict(environment)
         self._ranks = ranks
         self._process: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()
@@ -110,17 +113,28 @@ class WorkerProcess:
             raise WorkerError(f"the {self.kind} was asked after it had been stopped")
         if self._process is not None and self._process.returncode is None:
             return
+        command, environment = self._command()
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *_launcher(self._ranks), self.kind, json.dumps(self._arguments),
+                *command, self.kind, json.dumps(self._arguments),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
-                env={**os.environ, **self._environment}, limit=LINE_LIMIT,
+                env={**os.environ, **environment}, limit=LINE_LIMIT,
                 # A Ctrl-C in the terminal is for the flow, which then closes the pipes in order.
                 start_new_session=True,
             )  # fmt: skip
         self.starts += 1
         await self._answer(0, None)
+
+    def _command(self) -> tuple[list[str], dict[str, str]]:
+        """What starts the worker, and its environment. Ranks meet in a directory that goes with TMPDIR."""
+        if self._ranks == 1:
+            return [sys.executable, "-m", "flows.worker_main"], self._environment
+        meeting = tempfile.mkdtemp(prefix="ranks-", dir=self._environment.get("TMPDIR"))
+        torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={self._ranks}"]
+        torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}/torchrun", "--rdzv-conf=store_type=file"]
+        torchrun += ["--local-addr=127.0.0.1", "-m", RANKS]
+        return torchrun, {**self._environment, **_LOOPBACK, MEETING: meeting}
 
     async def _answer(self, number: int, on_progress: Progress | None) -> Any:
         assert self._process is not None
@@ -200,13 +214,6 @@ def _processor_seconds(pid: int) -> float:
                 times = member.cpu_times()
                 total += times.user + times.system
     return total
-
-
-def _launcher(ranks: int) -> list[str]:
-    if ranks == 1:
-        return [sys.executable, "-m", "flows.worker_main"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-    return [*torchrun, f"--nproc-per-node={ranks}", "-m", "flows.rank_main"]
 
 
 def _plain(kind: type[Exception], message: str) -> Exception:

@@ -1,10 +1,10 @@
 """A rank of a worker, of which torchrun starts several: the first one talks to the parent, the others do as it does.
 
-    python -m torch.distributed.run --standalone --nproc-per-node 2 -m flows.rank_main trainer '{"root": "runs", ...}'
+    RONDO_MEETING=/tmp/empty python -m torch.distributed.run ... -m flows.rank_main trainer '{"root": "runs", ...}'
 
 The first rank speaks with the parent as `flows.worker_main` does. Requests that concern all ranks it passes on, as JSON
-in torchrun's key-value store. An error of whichever rank is the answer, once; the parent then ends them all, as some
-may be waiting for one that failed. All end when the parent does, or torchrun, also by SIGKILL.
+in a key-value store that is a file. An error of whichever rank is the answer, once; the parent then ends them all, as
+some may be waiting for one that failed. All end when the parent does, or torchrun, also by SIGKILL.
 """
 
 import json
@@ -14,13 +14,13 @@ import select
 import sys
 import threading
 import time
-from datetime import timedelta
 from typing import Any, TextIO
 
 from pydantic_core import to_jsonable_python
-from torch.distributed import PrefixStore, Store, TCPStore
+from torch.distributed import FileStore
 
 from flows.worker_main import ENDED_BY_PARENT, construct, describe, private_stdout, public_method, read_requests
+from pipeline.distributed import MEETING
 
 POLL_SECONDS = 0.01
 TORCHRUN_SECONDS = 3.0
@@ -52,13 +52,12 @@ def _end_with_parent() -> None:
     os._exit(ENDED_BY_PARENT)
 
 
-def _board() -> Store:
-    """The key-value store of torchrun, through a connection of its own: one that waits would hold up other threads."""
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return PrefixStore("rondo", TCPStore(host, port, is_master=False, timeout=timedelta(minutes=5)))
+def _board() -> FileStore:
+    """What the ranks write to each other; each thread has one of its own, as one that waits would hold up another."""
+    return FileStore(f"{os.environ[MEETING]}/board")
 
 
-def _wait(board: Store, keys: list[str]) -> None:
+def _wait(board: FileStore, keys: list[str]) -> None:
     while not board.check(keys):
         time.sleep(POLL_SECONDS)
 
@@ -95,7 +94,7 @@ class _First:
             self._answer({"error": _explain(error)})
         threading.Event().wait()  # for the parent, which ends all ranks
 
-    def _serve(self, worker: Any, request: dict[str, Any], board: Store) -> None:
+    def _serve(self, worker: Any, request: dict[str, Any], board: FileStore) -> None:
         number = self._current = request["id"]
 
         def progress(**figures: float | str) -> None:

@@ -33,6 +33,9 @@ from pipeline.packing import Pack, TokenGroup, check_budget, pack_groups
 PATIENCE = timedelta(hours=2)
 """How long a rank waits for the others, one of which may be fetching or writing a checkpoint meanwhile."""
 
+MEETING = "RONDO_MEETING"
+"""Variable that names a directory where ranks find each other."""
+
 _WORLD, _RUN = "rondo_world", "rondo_run"
 _CPU = torch.device("cpu")
 
@@ -51,13 +54,21 @@ class World:
 
     @classmethod
     def join(cls, device: str) -> "World":
-        """The world that torchrun started this process for; ``device`` is cpu or cuda."""
-        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+        """The world that torchrun started this process for; ``device`` is cpu or cuda.
+
+        Ranks find each other by files in the directory that the variable RONDO_MEETING names, and else through
+        torchrun's store, which listens on every network of the machine.
+        """
         place = _CPU
         if device == "cuda":
             place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(place)
-        return cls(dist.get_rank(), dist.get_world_size(), place)
+        backend = "nccl" if device == "cuda" else "gloo"
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        meeting = os.environ.get(MEETING)
+        store = dist.FileStore(f"{meeting}/ranks", size) if meeting else None
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        return cls(rank, size, place)
 
     @property
     def leads(self) -> bool:

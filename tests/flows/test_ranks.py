@@ -55,12 +55,15 @@ def test_faults_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         "checkpoint": [file.to_json() for file in staged.files],
         "prompts": [prompts.to_json()],
     }
-    launcher = process._launcher(2)
-    assert launcher[-1] == "flows.rank_main"
-    monkeypatch.setattr(process, "_launcher", lambda _ranks: [*launcher[:-1], "support.faulty_rank"])
+    monkeypatch.setattr(process, "RANKS", "support.faulty_rank")
     recipe = {**TINY, "devices": {"trainer_ranks": 2}}
     arguments = {"root": store.root, "run": "r", "recipe": recipe, "scratch": str(tmp_path)}
-    environment = {"FAULT": str(tmp_path / "fault"), "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    environment = {
+        "FAULT": str(tmp_path / "fault"),
+        "PYTHONPATH": str(TESTS),
+        "OMP_NUM_THREADS": "1",
+        "TMPDIR": str(tmp_path),
+    }
     worker = WorkerProcess("trainer", arguments, tmp_path / "log", environment, ranks=2)
 
     async def work() -> None:
@@ -68,6 +71,8 @@ def test_faults_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert probe["rows"] == 1
         ranks = family(worker)
         assert len(ranks) == 3
+        addresses = [one.laddr.ip for rank in ranks for one in rank.net_connections() if one.status == "LISTEN"]
+        assert set(addresses) == {"127.0.0.1"}
         (tmp_path / "fault").touch()
         started = time.monotonic()
         with pytest.raises(OutOfMemoryError, match=r"^the memory of one of 2 devices is full$"):
