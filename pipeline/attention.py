@@ -97,8 +97,8 @@ class SequenceLayout:
             replace(bucket, before_S=None if bucket.before_S is None else bucket.before_S.to(device))
             for bucket in self.buckets
         )
-        places = (part.to(device) for part in (self.queries, self.keys, self.scatter_T))
-        return SequenceLayout(buckets, *places, self.longest)
+        queries, keys, scatter_T = (part.to(device) for part in (self.queries, self.keys, self.scatter_T))
+        return SequenceLayout(buckets, queries, keys, scatter_T, self.longest)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None, window: int | None
