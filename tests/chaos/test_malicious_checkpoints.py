@@ -115,7 +115,7 @@ LIES: dict[str, Callable[[], bytes]] = {
     "a shape that overflows": lambda: _lying(
         {"x": {"dtype": "F32", "shape": [2**62, 8], "data_offsets": [0, 0]}}
     ),
-    "offsets that run backwards": lambda: _lying({"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, bytes(4)),
+    "backward offsets": lambda: _lying({"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, bytes(4)),
     "tensors that overlap": lambda: _lying(
         {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "xy"}, b"\0" * 4
     ),

@@ -78,3 +78,31 @@ def test_copies_do_not_pile_up(
     assert 1 <= len(list((scratch / "checkpoints").iterdir())) <= KEPT_COPIES
     rondo("resume", "small", "--root", bucket, environment=environment_of())
     assert list((tmp_path / "tmp").glob("rondo-*")) == []
+
+
+def test_over_an_unreliable_network(
+    rondo: Rondo, whole: Whole, s3: UnreliableS3, bucket: str, environment_of: Callable[..., dict[str, str]]
+) -> None:
+    """Every seventh request meets a fault, each kind in turn; the run does not notice."""
+    faults = ("error", "slow down", "cut", "too many", "slow", "lost reply", "reset")
+
+    def choose(number: int, method: str, _path: str) -> str:
+        fault = faults[number // 7 % len(faults)] if number % 7 == 0 else ""
+        return "" if fault == "cut" and method != "GET" else fault
+
+    s3.reset(choose)
+    rondo(*rondo.start(), "--root", bucket, environment=environment_of())
+    met = s3.faults
+    s3.reset()
+    assert set(met) == set(faults)
+    whole.assert_same(bucket)
+
+
+def test_a_bucket_that_overwrites_is_refused_before_any_work(
+    rondo: Rondo, s3: UnreliableS3, bucket: str, environment_of: Callable[..., dict[str, str]]
+) -> None:
+    s3.reset(lambda number, method, path: "overwrite")
+    done = rondo(*rondo.start(), "--root", bucket, environment=environment_of(), ok=False)
+    s3.reset()
+    assert done.returncode == 1
+    assert "overwrites objects that it is asked to create" in done.stderr.replace("\n", " ")

@@ -1,4 +1,4 @@
-"""A run that is killed in every stage and resumed ends as the run that nothing interrupted."""
+"""A run that is killed, in processes started as a user's are, and resumed ends as the run that nothing interrupted."""
 
 import signal
 import subprocess
@@ -15,18 +15,12 @@ from support.compare import assert_same
 
 Rondo = Callable[..., subprocess.CompletedProcess[str]]
 
-KILLS = (
-    "prepare_policy:0:during", "checkpoint:0:before", "checkpoint:0:after", "prompts:0:before", "probe:0:after",
-    "handover:0:before", "eval_candidates:0:after", "eval_judgments:0:before",
-    "candidates:1:before", "candidates:1:after", "judgments:1:before", "judgments:1:after",
-    "preferences:1:before", "preferences:1:after", "update:1:during", "metrics:1:after", "probe:1:after",
-    "checkpoint:1:before", "checkpoint:1:after", "handover:1:after", "eval_candidates:1:before",
-    "eval_logps:1:before", "eval_logps:1:after", "candidates:2:after", "update:2:during",
-)  # fmt: skip
+# Kills at every write are in tests/chaos; here are those in the middle of work, and of a second round.
+KILLS = ("prepare_policy:0:during", "update:1:during", "checkpoint:1:after", "candidates:2:after", "update:2:during")
 
 
-def test_killed_in_every_stage(rondo: Rondo, tiny_recipe: Path, whole: Path, tmp_path: Path) -> None:
-    """One run is killed 25 times on its way, each time further on, and loses nothing."""
+def test_killed_in_the_middle_of_work(rondo: Rondo, tiny_recipe: Path, whole: Path, tmp_path: Path) -> None:
+    """One run is killed five times on its way, each time further on, and loses nothing."""
     arguments = ["run", str(tiny_recipe), "--name", "killed", "--root", str(tmp_path)]
     for kill in KILLS:
         done = rondo(*arguments, kill=kill)

@@ -15,6 +15,7 @@ import gc
 import importlib
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -105,6 +106,11 @@ class Command:
     def __init__(self, connection: socket.socket, outputs: Sequence[Path]) -> None:
         self._connection, self._outputs = connection, outputs
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        return bool(select.select([self._connection], [], [], 0)[0])
+
     def wait(self, timeout: float = 300) -> Done:
         """Its end; TimeoutError, and the command is killed, where it does not come."""
         with self._connection:
@@ -165,7 +171,7 @@ class _Server:
         os.rename(path + ".new", path)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(0, selectors.EVENT_READ, self._end)
-        self._running: dict[int, tuple[int, int]] = {}
+        self._running: dict[int, tuple[int, socket.socket]] = {}
         self._connections: dict[int, socket.socket] = {}
 
     def serve(self) -> None:
@@ -187,7 +193,7 @@ class _Server:
             del self._connections[descriptor]
             connection.close()
             for pid, (_pidfd, client) in self._running.items():
-                if client == descriptor:
+                if client is connection:
                     os.kill(pid, signal.SIGKILL)
             return
         pid = os.fork()
@@ -196,7 +202,7 @@ class _Server:
         for copy in descriptors:
             os.close(copy)
         pidfd = os.pidfd_open(pid)
-        self._running[pid] = (pidfd, descriptor)
+        self._running[pid] = (pidfd, connection)
         self._selector.register(pidfd, selectors.EVENT_READ, lambda _, pid=pid: self._reap(pid))
 
     def _reap(self, pid: int) -> None:
@@ -204,12 +210,12 @@ class _Server:
         self._selector.unregister(pidfd)
         os.close(pidfd)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        connection = self._connections.pop(client, None)
-        if connection is not None:
+        if client.fileno() >= 0:  # its launcher is there
+            del self._connections[client.fileno()]
             with contextlib.suppress(OSError):
-                connection.send(str(code).encode())
-            self._selector.unregister(connection)
-            connection.close()
+                client.send(str(code).encode())
+            self._selector.unregister(client)
+            client.close()
 
     def _end(self, _: int) -> None:
         for pid in self._running:
