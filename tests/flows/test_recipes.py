@@ -65,7 +65,10 @@ def test_shipped_recipes_parse(path: Path) -> None:
         ("prompts.train=4", "prompts.train 4 is less than sampling.prompts_per_round 12"),
         ("update.token_budget=40", "does not hold a prompt with 2 answers"),
         ("preferences.soft_labels=true", "or a python function with gives_std"),
-        ("judge={kind: length, target: 9, name: brevity}\npreferences.soft_labels=true", "or a python function with gives_std"),
+        (
+            "judge={kind: length, target: 9, name: brevity}\npreferences.soft_labels=true",
+            "or a python function with gives_std",
+        ),
         (
             "judge={kind: llm, model: m, base_url: 'http://h/v1', mode: {kind: rubric, score: parsed}}\n"
             "preferences.soft_labels=true",
@@ -213,21 +216,41 @@ def test_a_recipe_says_all_that_an_update_can_do() -> None:
     from pipeline.losses import ObjectiveSettings
     from pipeline.update import UpdateSettings
 
-    assert update_settings(UpdateConfig()) == UpdateSettings()
+    assert update_settings(UpdateConfig(), 1, 5, reference_is_start=True) == UpdateSettings()
     constants = {
-        "beta": 0.3, "label_smoothing": 0.1, "target_margin": 2.0, "dpop_penalty": 5.0, "divergence": "alpha",
-        "divergence_alpha": 0.25,
+        "beta": 0.3, "label_smoothing": 0.1, "target_margin": 2.0, "dpop_penalty": 5.0, "divergence": "reverse_kl",
+        "divergence_alpha": 0.5,
     }  # fmt: skip
     others = {
         "nll_weight": 0.1, "exploration_weight": 0.01, "wpo": True, "learning_rate": 0.01, "schedule": "linear",
         "warmup_steps": 3, "weight_decay": 0.1, "max_grad_norm": 2.0, "epochs": 2, "batch_size": 5, "token_budget": 99,
-        "precision": "bfloat16", "gradient_checkpointing": True,
+        "precision": "bfloat16", "gradient_checkpointing": True, "optimizer": "paged_adamw_8bit", "adam_beta1": 0.8,
+        "adam_beta2": 0.9, "adam_epsilon": 1e-6, "stop_at_kl": 2.0, "stop_at_margin": 3.0,
     }  # fmt: skip
-    objective = {"sigmoid": 0.5, "hinge": 2.0}
-    # the one setting that a recipe has no field for: the reference always is the start of the round
-    assert {field.name for field in fields(UpdateSettings)} == {
-        "objectives", "constants", "reference_is_start", *others
-    }  # fmt: skip
+    objective = {"sigmoid": 0.5, "simpo": 2.0, "dpop": 1.0}
+    # These say where in the run the update stands, which the flow knows.
+    of_the_round = {"schedule_start": 0.25, "schedule_end": 0.5, "reference_is_start": False}
+    assert {field.name for field in fields(UpdateSettings)} == {"objectives", "constants", *of_the_round, *others}
     assert {field.name for field in fields(ObjectiveSettings)} == set(constants)
-    expected = UpdateSettings(objectives=objective, constants=ObjectiveSettings(**constants), **others)
-    assert update_settings(UpdateConfig(objective=objective, **constants, **others)) == expected
+    expected = UpdateSettings(objectives=objective, constants=ObjectiveSettings(**constants), **of_the_round, **others)
+    config = UpdateConfig(objective=objective, schedule_over="run", **constants, **others)
+    assert update_settings(config, 2, 4, reference_is_start=False) == expected
+    skewed = UpdateConfig(divergence="alpha", divergence_alpha=0.25)
+    constants_found = update_settings(skewed, 1, 5, reference_is_start=True).constants
+    assert (constants_found.divergence, constants_found.divergence_alpha) == ("alpha", 0.25)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (["update.target_margin=1.0"], "update.target_margin is 1.0 and no part of update.objective has it"),
+        (["update.label_smoothing=0.1", "update.objective=hinge"], "it goes with sigmoid, sigmoid_norm, robust"),
+        (["update.divergence_alpha=0.2"], "it goes with alpha; leave it out"),
+        (["update.reference=ema", "update.lora.rank=4"], "'ema' averages whole weights and update.lora trains"),
+        (["update.reference=initial", "update.reference_logprobs=sampler"], "leave the former at auto"),
+    ],
+)
+def test_settings_that_would_have_no_effect_or_contradict_each_other(changes: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_recipe(TINY, changes)
+    assert sentence in str(caught.value)
