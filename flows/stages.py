@@ -156,7 +156,7 @@ async def prefer(run: str, number: int, candidates: Sequence[Entry], judgments: 
     if not figures["preferences"]:
         raise DataError(
             f"round {number} of run '{run}' gave no preference: all its prompts were dropped ({figures['dropped']}); "
-            "sample more candidates, raise the temperature or lower preferences.min_margin"
+            "sample more candidates, raise the temperature or lower preferences.min_margin or min_probability"
         )
     return session.commit(number, "preferences", session.references([file]), figures, inputs)
 

@@ -118,7 +118,8 @@ def _verdicts(judgments: pa.Table) -> dict[tuple[str, int], _Verdict]:
             raise DataError(f"candidate {key[1]} of prompt {key[0]} has two judgments: give those of one judge")
         judged = row["status"] == "ok" and row["score"] is not None
         parts = components_of(row["components"])
-        beats = {int(name.removeprefix(BEATS)): value for name, value in parts.items() if name.startswith(BEATS)}
+        rivals = {name: name.removeprefix(BEATS) for name in parts if name.startswith(BEATS)}
+        beats = {int(rival): parts[name] for name, rival in rivals.items() if rival.isdecimal()}
         verdicts[key] = _Verdict(row["score"], row["score_std"], beats) if judged else _Verdict()
     return verdicts
 
