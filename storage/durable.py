@@ -100,8 +100,12 @@ def create(path: Path, data: bytes) -> bool:
 
 def sync_all(paths: Sequence[Path]) -> None:
     """fsync files and directories at the same time: the disk takes them together, so that one wait does for all."""
-    with ThreadPoolExecutor(min(len(paths), _MOST_AT_ONCE)) as pool:
-        list(pool.map(sync, paths))
+    *others, last = paths
+    with ThreadPoolExecutor(max(1, min(len(others), _MOST_AT_ONCE))) as pool:
+        waiting = [pool.submit(sync, path) for path in others]
+        sync(last)
+        for other in waiting:
+            other.result()
 
 
 def sync(path: Path) -> None:
