@@ -65,6 +65,18 @@ def test_shipped_recipes_parse(path: Path) -> None:
         ("prompts.train=4", "prompts.train 4 is less than sampling.prompts_per_round 12"),
         ("update.token_budget=40", "does not hold a prompt with 2 answers"),
         ("preferences.soft_labels=true", "or a python function with gives_std"),
+        ("preferences.min_probability=0.6", "need a judge that says how sure it is, and 'vader' does not"),
+        ("preferences={rule: top_m, top: 2}", "preferences.rule 'top_m' does not go with update.objective 'sigmoid'"),
+        (
+            "preferences.replay={share: 0.2, reference: original}\nupdate.reference=initial",
+            "preferences.replay.reference 'original' does not go with update.reference 'initial'",
+        ),
+        ("evaluation.judge_probe=8", "asks judges that may drift again, and no judge of single answers here does"),
+        (
+            "judge={kind: noisy, judge: {kind: exact_answer}}",
+            "the judge exact_answer compares with reference answers, and these prompts have none",
+        ),
+        ("judge={kind: noisy, judge: {kind: vader}, error_rates: [0.7]}", "judge.error_rates.0"),
         (
             "judge={kind: length, target: 9, name: brevity}\npreferences.soft_labels=true",
             "or a python function with gives_std",

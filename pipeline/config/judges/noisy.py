@@ -31,9 +31,5 @@ class NoisyJudge(JudgeConfig):
     def compares(self) -> bool:
         return self.judge.compares
 
-    @property
-    def needs_reference(self) -> bool:
-        return self.judge.needs_reference
-
     def parts(self) -> tuple[JudgeConfig, ...]:
         return (self, *self.judge.parts())
