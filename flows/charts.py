@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from flows.plots import Scale, Series, curves, distributions, series_of
+from flows.plots import MOST_CURVES, Scale, Series, curves, distributions, series_of
 from flows.summary import RoundSummary
 
 _PER_SEQUENCE = "nats per sequence"
@@ -105,19 +105,21 @@ def _sampled(scores_by_round: Mapping[int, Sequence[float]]) -> Iterator[Chart]:
 
 
 def _watched(rounds: Sequence[RoundSummary]) -> Iterator[Chart]:
-    yield from _chart(
+    yield from _by_judge(
         "Rise over held-out judges",
         "How much more the score of the judge that training hears has risen since round 0 than that of a judge that it "
         "never hears, each in standard deviations of its own scores of round 0. What climbs on and on is learned from "
         "one judge's mistakes.",
-        _by_judge(rounds, "gaps"),
+        rounds,
+        "gaps",
         Scale(unit="standard deviations", reference=0.0),
     )
-    yield from _chart(
+    yield from _by_judge(
         "Agreement with held-out judges",
         "Share of the pairs of held-out answers that both judges put in the same order, of those that neither sees as "
         "equal; the dashed line is chance.",
-        _by_judge(rounds, "agreement"),
+        rounds,
+        "agreement",
         Scale(percent=True, reference=0.5),
     )
     yield from _chart(
@@ -137,23 +139,27 @@ def _watched(rounds: Sequence[RoundSummary]) -> Iterator[Chart]:
         ],
         Scale(percent=True),
     )
-    yield from _chart(
+    yield from _by_judge(
         "Drift of the judge",
         "Mean change of what a judge says of the same answers of round 0, asked again in each round.",
-        _by_judge(rounds, "judge_drift"),
+        rounds,
+        "judge_drift",
         Scale(reference=0.0),
     )
 
 
-def _by_judge(rounds: Sequence[RoundSummary], figure: str) -> list[Series]:
-    """A figure that rounds have by judge, as one curve for each judge."""
+def _by_judge(title: str, caption: str, rounds: Sequence[RoundSummary], figure: str, scale: Scale) -> Iterator[Chart]:
+    """A figure that rounds have by judge, as one curve for each judge; of many judges as several charts."""
     found: dict[str, tuple[list[float], list[float]]] = {}
     for summary in rounds:
         for name, value in getattr(summary, figure).items():
             xs, ys = found.setdefault(name, ([], []))
             xs.append(summary.round)
             ys.append(value)
-    return [Series(name, xs, ys) for name, (xs, ys) in found.items()]
+    series = [Series(name, xs, ys) for name, (xs, ys) in found.items()]
+    for first in range(0, len(series), MOST_CURVES):
+        part = series[first : first + MOST_CURVES]
+        yield from _chart(title if len(part) > 1 else f"{title}: {part[0].label}", caption, part, scale)
 
 
 def _moved(rounds: Sequence[RoundSummary]) -> Iterator[Chart]:

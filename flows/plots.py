@@ -29,6 +29,7 @@ INTERVAL = 1.96
 # Colours that stand for a role until the figure is written; no other colour is drawn with.
 _INK, _MUTED, _GRID, _PAPER = "#100001", "#100002", "#100003", "#100004"
 _SERIES = ("#100011", "#100012", "#100013")
+MOST_CURVES = len(_SERIES)
 _ROLES = (_INK, _MUTED, _GRID, _PAPER, *_SERIES)
 _PAGE = ("var(--ink)", "var(--muted)", "var(--line)", "var(--card)", "var(--s1)", "var(--s2)", "var(--s3)")
 LIGHT = ("#1c1d22", "#63656e", "#e3e1db", "#ffffff", "#1f5fbf", "#b8480f", "#217a52")

@@ -142,6 +142,30 @@ def test_every_curve_is_there(whole: str) -> None:
     }  # fmt: skip
 
 
+def test_the_judge_is_watched(store: Store, whole: str) -> None:
+    # Four candidates of three tokens each: no rank of length, and no tie. The grammar sees no difference in round 0.
+    page = Page.parse(whole)
+    titles = {title.strip() for title in page.texts["h3"]}
+    assert "What the judge leaves open" in titles
+    assert not titles & {"Score and length", "Drift of the judge"}
+    columns = [text.strip() for text in page.texts["th"]]
+    first = columns.index("unjudged")
+    assert columns[first : first + 10] == [
+        "unjudged", "ties", "unparsable", "flips", "score and length", "chosen longer by", "replayed", "rounds old",
+        "agrees with grammar", "ahead of grammar",
+    ]  # fmt: skip
+    changes = {
+        "gaps": {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4}, "agreement": {"a": 0.75}, "judge_drift": {"llm": 0.1},
+        "length_correlation": 0.5, "replayed": 7, "replayed_age": 1.5, "flipped": 0.25,
+    }  # fmt: skip
+    page = Page.parse(Path(write_report(store, finished_run(store, changes=changes))).read_text())
+    assert {title.strip() for title in page.texts["h3"]} >= {
+        "Rise over held-out judges", "Rise over held-out judges: d", "Agreement with held-out judges: a",
+        "Score and length", "Drift of the judge: llm",
+    }  # fmt: skip
+    assert [text.strip() for text in page.texts["td"]].count("1.5") == 1
+
+
 def test_figures_and_tables_can_be_read_aloud(whole: str) -> None:
     page = Page.parse(whole)
     drawings = [attributes for tag, attributes in page.elements if tag == "svg"]
