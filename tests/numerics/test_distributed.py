@@ -22,9 +22,10 @@ from pipeline.update import Update, run_update
 from support.tiny import tiny_tokenizer
 
 TESTS = Path(__file__).parents[1]
-# Float32 sums in another order, over at most 13 steps that each carry on the differences of those before.
-LOGPS = {"rel": 1e-4, "abs": 1e-3}
-WEIGHTS = {"rtol": 1e-4, "atol": 1e-5}
+# Float32 sums in another order, over at most 13 steps that each carry on the differences of those before: weights were
+# apart by 2e-7, where they had moved by 1e-2.
+LOGPS = {"rel": 1e-5, "abs": 1e-4}
+WEIGHTS = {"rtol": 1e-5, "atol": 2e-6}
 COLUMNS = ("loss", "grad_norm", "reward_margin", "logp_chosen", "logp_rejected_change", "kl")
 
 
@@ -72,9 +73,10 @@ def test_one_rank_is_two_ranks(case: str, ranks: Path, reference: dict[str, list
     found = left(ranks, case)
     save_policy(model, tiny_tokenizer(), tmp_path)
     if case == "bfloat16":
-        # 8 bits of mantissa: a sequence of 9 tokens moves by some tenths of a nat.
-        assert found["first_loss"] == pytest.approx(expected.first_loss, rel=0.01)
-        torch.testing.assert_close(weights(ranks / case), weights(tmp_path), rtol=0, atol=1.2e-2)
+        # 8 bits of mantissa: packs of another make-up round otherwise, and gains of norms are rounded. The weights
+        # move by 9e-3.
+        assert found["first_loss"] == pytest.approx(expected.first_loss, rel=2e-3)
+        torch.testing.assert_close(weights(ranks / case), weights(tmp_path), rtol=0, atol=1e-3)
         return
     assert found["first_loss"] == pytest.approx(expected.first_loss, rel=1e-6)
     assert [row["tokens"] for row in found["steps"]] == [row.tokens for row in expected.steps]
