@@ -9,6 +9,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ROOT ?= runs
+# Test processes; a file's tests stay together in one of them.
+WORKERS ?= 2
 # Where a CPU build of torch comes from when no other index that pip knows holds one. Unreachable is fine: pip goes on.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
@@ -38,7 +40,7 @@ check: $(VENV)/.ready
 
 # vLLM changes its process for good (threads, environment), so its tests have one of their own.
 test: check
-	$(BIN)/python -m pytest -m "not vllm"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not vllm" -n $(WORKERS) --dist loadfile
 	$(BIN)/python -m pytest -m vllm
 
 bench: $(VENV)/.ready
