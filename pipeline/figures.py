@@ -108,7 +108,7 @@ def _watched(
     if first:
         gaps = {name: gap(now[heard], first[heard], now[name], first[name]) for name in others}
         figures |= {"gaps": _known(gaps), "over_optimised": over_optimised(heard, others, now, first, "round 0")}
-    if before and not figures["over_optimised"]:
+    if before and not figures.get("over_optimised"):
         figures["over_optimised"] = over_optimised(heard, others, now, before, "the round before")
     if probe is not None and first:
         moved = {
