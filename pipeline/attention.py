@@ -195,7 +195,7 @@ def shared_prefix_attention(model: Any) -> Iterator[None]:
         model.set_attn_implementation(own)
 
 
-@torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attention(
     module: torch.nn.Module,
     query: Tensor,
