@@ -3,6 +3,7 @@
     sample    K candidates for each prompt, shard by shard, from the policy of the round before
     judge     each shard as soon as it is there
     prefer    judgments become chosen/rejected pairs or rankings, or reasons why not; people may decide
+    replay    preferences of earlier rounds beside these, where the recipe says so
     update    DPO on them, with the policy that sampled as the reference: a new checkpoint
     hand over the new weights to the sampler, in place, and check that it computes with them
     evaluate  the new policy on held-out prompts
