@@ -32,7 +32,7 @@ class Worker:
         self.run = run
         self.recipe = Recipe.model_validate(recipe)
         self.scratch = Path(scratch)
-        self.merged = self.scratch / "merged"
+        self.merged = self.scratch / f"merged by {type(self).__name__}"  # each process has its own
         # A round's shards all read the run's prompts: the last few tables stay in memory.
         self._read = lru_cache(maxsize=4)(self._read_table)
 
@@ -44,17 +44,17 @@ class Worker:
         """A committed checkpoint as a local directory."""
         return checkpoints.local_directory(self.store, files, self.scratch / "checkpoints")
 
-    def whole(self, policy: PolicyRef, merged: str = "merged") -> Path:
-        """A policy as a local directory with all its weights: an adapter is merged with its base, in place of others.
+    def whole(self, policy: PolicyRef, name: str = "policy") -> Path:
+        """A policy as a local directory with all its weights.
 
         Args:
-            merged: name of the directory in the scratch that it is merged in.
+            name: of the copy in which an adapter is merged with its base; it replaces the one before of this name.
         """
         if not policy.base:
             return self.directory(policy.files)
         from pipeline.lora import merge
 
-        return merge(self.directory(policy.base), self.directory(policy.files), self.scratch / merged)
+        return merge(self.directory(policy.base), self.directory(policy.files), self.merged / name)
 
     def write(self, table: pa.Table, round: int, stage: str, shard: int | None = None) -> FileRef:
         """Writes a table that the flow will commit."""
