@@ -67,7 +67,7 @@ def test_a_users_error_keeps_its_class_and_its_sentence(make: Callable[[], Worke
     def call() -> Coroutine[Any, Any, Any]:
         return worker.call(
             "judge", prompts=[prompts.to_json()], candidates=candidates.to_json(), round=1, stage="judgments",
-            shard=0, judges=1,
+            shard=0, judges=[0],
         )  # fmt: skip
 
     with pytest.raises(DataError, match="prompt lost"):
