@@ -4,9 +4,6 @@ Pairs have a ``prompt``, and a ``chosen`` and a ``rejected`` answer; rankings ha
 best first. Each is a list of messages, {role, content}.
 """
 
-import os
-import shutil
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from flows.cards import dataset_card
-from pipeline.errors import ConfigError, DataError
-from storage.durable import clear_errors
+from flows.new_directory import check_new, new_directory
+from pipeline.errors import DataError
 from storage.inspect import table
 from storage.run import Run
 from storage.store import Store
@@ -51,21 +48,14 @@ def export_preferences(store: Store, run: Run, round: int, to: Path) -> int:
         StorageFullError, StorageAccessError: it could not be written; nothing is left behind.
         DataError: every prompt of the round was dropped, or pairs and rankings are mixed.
     """
-    to = to.expanduser().resolve()
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise ConfigError(f"'{to}' is already there, and not an empty directory: give a new one")
+    check_new(to)
     kind, rows = _rows(store, run, round)
     judge = table(store, run, round, "judgments", ["judge", "judge_version"]).to_pylist()[0]
     card = dataset_card(run, round, kind, _COLUMNS[kind], rows, f"{judge['judge']}, version {judge['judge_version']}")
-    staged = to.with_name(f".{to.name}-{uuid.uuid4().hex}")
-    with clear_errors(to):
-        try:
-            (staged / _PARQUET).parent.mkdir(parents=True)
-            _write_parquet(rows, kind, staged / _PARQUET)
-            (staged / "README.md").write_text(card, encoding="utf-8")
-            os.replace(staged, to)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+    with new_directory(to) as staged:
+        (staged / _PARQUET).parent.mkdir(parents=True)
+        _write_parquet(rows, kind, staged / _PARQUET)
+        (staged / "README.md").write_text(card, encoding="utf-8")
     return len(rows)
 
 
