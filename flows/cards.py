@@ -156,7 +156,7 @@ The best and the worst answer of each ranking, as a pair:
 ```python
 pairs = preferences.map(
     lambda row: {"chosen": row["completions"][0], "rejected": row["completions"][-1]},
-    remove_columns=["completions", "scores"],
+    remove_columns=["completions", "ranks", "scores"],
 )
 ```
 """

@@ -4,7 +4,7 @@ Pairs have a ``prompt``, and a ``chosen`` and a ``rejected`` answer; rankings ha
 best first. Each is a list of messages, {role, content}.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ _COLUMNS = {
     "ranking": {
         "prompt": "the conversation so far, a list of messages; a plain text is one message of the user",
         "completions": "the answers, best first, each a list with one message of the assistant",
+        "ranks": "the place of each, from 0; equal places are ties",
         "scores": "the judge's scores, in the same order",
         "prompt_id": "first 16 hexadecimal digits of the SHA-256 of the prompt's content",
     },
@@ -72,20 +73,21 @@ def _rows(store: Store, run: Run, round: int) -> tuple[str, list[dict[str, Any]]
     return kind, [
         {
             "prompt": prompts[row["prompt_id"]],
-            **form([answers[row["prompt_id"], index] for index in row["candidates"]], row["scores"]),
+            **form([answers[row["prompt_id"], index] for index in row["candidates"]], row),
             "prompt_id": row["prompt_id"],
         }
         for row in kept
     ]
 
 
-def _pair(answers: Sequence[list[Message]], scores: Sequence[float]) -> dict[str, Any]:
-    chosen, rejected = answers
-    return {"chosen": chosen, "rejected": rejected, "score_chosen": scores[0], "score_rejected": scores[1]}
+def _pair(answers: Sequence[list[Message]], row: Mapping[str, Any]) -> dict[str, Any]:
+    (chosen, rejected), (score_chosen, score_rejected) = answers, row["scores"]
+    return {"chosen": chosen, "rejected": rejected, "score_chosen": score_chosen, "score_rejected": score_rejected}
 
 
-def _ranking(answers: Sequence[list[Message]], scores: Sequence[float]) -> dict[str, Any]:
-    return {"completions": list(answers), "scores": list(scores)}
+def _ranking(answers: Sequence[list[Message]], row: Mapping[str, Any]) -> dict[str, Any]:
+    ranks = row.get("ranks") or list(range(len(answers)))  # version 1 of the table has none, and no ties
+    return {"completions": list(answers), "ranks": ranks, "scores": row["scores"]}
 
 
 def _prompts(prompts: pa.Table) -> dict[str, list[Message]]:
@@ -104,7 +106,7 @@ def _write_parquet(rows: list[dict[str, Any]], kind: str, path: Path) -> None:
 
     messages = List({"role": Value("string"), "content": Value("string")})
     kinds = {"prompt_id": Value("string"), "score_chosen": Value("float64"), "score_rejected": Value("float64")}
-    kinds |= {"completions": List(messages), "scores": List(Value("float64"))}
+    kinds |= {"completions": List(messages), "ranks": List(Value("int32")), "scores": List(Value("float64"))}
     features = Features({name: kinds.get(name, messages) for name in _COLUMNS[kind]})
     shown = is_progress_bar_enabled()
     disable_progress_bar()  # rondo has a display of its own

@@ -74,11 +74,20 @@ def test_rankings_keep_their_order(store: Store, target: Path, tmp_path: Path) -
     recipe = small_recipe(preferences={"rule": "full_ranking"}, update={"objective": "plackett_luce"})
     assert export_preferences(store, finished_run(store, rounds=1, recipe=recipe), 1, target) == 3
     rows = read(target, tmp_path)
-    assert rows.column_names == ["prompt", "completions", "scores", "prompt_id"]
+    assert rows.column_names == ["prompt", "completions", "ranks", "scores", "prompt_id"]
+    assert rows[2]["ranks"] == [0, 1, 2, 3]
     assert [answer[0]["content"] for answer in rows[2]["completions"]] == [
         f" answer {index} to t2 in round 1" for index in (3, 2, 1, 0)
     ]
     assert rows[2]["scores"] == pytest.approx([0.33, 0.32, 0.31, 0.3])
+
+
+def test_ties_of_a_ranking_are_exported(store: Store, target: Path, tmp_path: Path) -> None:
+    # Of the four only the best one's place is known.
+    preferences = {"rule": "top_m", "top": 1}
+    recipe = small_recipe(preferences=preferences, update={"objective": "plackett_luce"})
+    export_preferences(store, finished_run(store, rounds=1, recipe=recipe), 1, target)
+    assert [row["ranks"] for row in read(target, tmp_path)] == [[0, 1, 1, 1]] * 3
 
 
 def test_dropped_prompts_are_left_out_and_counted_on_the_card(store: Store, target: Path) -> None:
