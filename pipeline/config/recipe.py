@@ -188,7 +188,8 @@ class Recipe(Config):
             raise ValueError(
                 "preferences.soft_labels and preferences.min_probability need a judge that says how sure it is, and "
                 f"'{self.judge.label}' does not as it is set: turn them off, or choose an ensemble, an llm (a rubric "
-                "with expected scores, or comparisons), a noisy judge, or a python function with gives_std"
+                "with expected scores, or comparisons), people, a noisy judge, or a reward_model or python function "
+                "with gives_std"
             )
         return self
 
