@@ -1,4 +1,8 @@
-"""People in a round: waiting for their choices, and letting these decide."""
+"""People in a round: waiting for their choices, and letting these decide.
+
+To wait is to stop: the command ends, and ``rondo resume`` goes on from what is committed, today or next week. A flow
+that Prefect suspends would need a server that outlives the command, and here Prefect's is as temporary as the command.
+"""
 
 from collections.abc import Sequence
 from typing import Any

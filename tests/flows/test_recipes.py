@@ -64,7 +64,7 @@ def test_shipped_recipes_parse(path: Path) -> None:
         ("judge.kind=exact_answer", "these prompts have none"),
         ("prompts.train=4", "prompts.train 4 is less than sampling.prompts_per_round 12"),
         ("update.token_budget=40", "does not hold a prompt with 2 answers"),
-        ("preferences.soft_labels=true", "or a python function with gives_std"),
+        ("preferences.soft_labels=true", "python function with gives_std"),
         ("preferences.min_probability=0.6", "need a judge that says how sure it is, and 'vader' does not"),
         ("preferences={rule: top_m, top: 2}", "preferences.rule 'top_m' does not go with update.objective 'sigmoid'"),
         (
@@ -79,12 +79,12 @@ def test_shipped_recipes_parse(path: Path) -> None:
         ("judge={kind: noisy, judge: {kind: vader}, error_rates: [0.7]}", "judge.error_rates.0"),
         (
             "judge={kind: length, target: 9, name: brevity}\npreferences.soft_labels=true",
-            "or a python function with gives_std",
+            "python function with gives_std",
         ),
         (
             "judge={kind: llm, model: m, base_url: 'http://h/v1', mode: {kind: rubric, score: parsed}}\n"
             "preferences.soft_labels=true",
-            "or a python function with gives_std",
+            "python function with gives_std",
         ),
         ("judge={kind: code}", "runs what a model wrote on this machine, and that is off"),
         ("judge={kind: code, allow_execution: true}", "the judge code compares with reference answers"),
