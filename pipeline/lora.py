@@ -6,8 +6,9 @@ whatever else wants one model, gets the two merged: ``W + scale * B @ A``, compu
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig as PeftConfig
@@ -54,6 +55,7 @@ class Adapter:
                 raise ConfigError(f"update.lora.target_modules {targets} do not fit the policy: {error}") from error
         self._model = model
         self._first = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(self._peft).items()}
+        self._scale = _scale(settings.to_dict())
 
     def reset(self) -> None:
         """Back to the adapter that changes nothing."""
@@ -63,13 +65,14 @@ class Adapter:
         """Put a saved adapter in place.
 
         Raises:
-            ConfigError: it has another rank or other modules.
+            ConfigError: it has another rank, another scale or other modules, and would be another policy here.
         """
         found = load_file(directory / _ADAPTER)
-        if {name: tensor.shape for name, tensor in found.items()} != {n: t.shape for n, t in self._first.items()}:
+        shapes = {name: tensor.shape for name, tensor in found.items()}
+        if shapes != {n: t.shape for n, t in self._first.items()} or _scale(_settings(directory)) != self._scale:
             raise ConfigError(
-                f"the adapter in {directory} has another rank or other modules than update.lora asks for: keep "
-                "update.lora as it was, or set it to null to go on with the merged weights"
+                f"the adapter in {directory} has another rank, another scale or other modules than update.lora asks "
+                "for: keep update.lora as it was, or set it to null to go on with the merged weights"
             )
         self._put(found)
 
@@ -115,8 +118,8 @@ def merge(base: Path, adapter: Path, target: Path) -> Path:
     for pattern in SMALL_FILES:
         for path in base.glob(pattern):
             shutil.copyfile(path, target / path.name)
-    config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    scale = config["lora_alpha"] / (config["r"] ** 0.5 if config["use_rslora"] else config["r"])
+    config = _settings(adapter)
+    scale = _scale(config)
     changes = _changes(load_file(adapter / _ADAPTER))
     for path in weight_files(base):
         tensors = load_file(path)
@@ -132,6 +135,18 @@ def merge(base: Path, adapter: Path, target: Path) -> Path:
     if changes:
         raise ConfigError(f"the adapter in {adapter} changes {min(changes)}, which the base in {base} does not have")
     return target
+
+
+def _settings(adapter: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    return found
+
+
+def _scale(settings: Mapping[str, Any]) -> float:
+    """The factor of an adapter's change of the weights, from its configuration in peft's format."""
+    rank: int = settings["r"]
+    alpha: float = settings["lora_alpha"]
+    return alpha / (rank**0.5 if settings["use_rslora"] else rank)
 
 
 def _changes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

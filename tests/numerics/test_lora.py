@@ -73,7 +73,7 @@ def test_saved_bytes_follow_from_the_weights(tmp_path):
     assert str(tmp_path) not in (tmp_path / "one" / "adapter_config.json").read_text()
 
 
-def test_load_restores_and_refuses_another_rank(tmp_path):
+def test_load_restores_and_refuses_another_rank_or_scale(tmp_path):
     model, adapter = adapted()
     run_update(model, preferences(model), FAST, seed=SEED)
     adapter.save(tiny_tokenizer(), tmp_path)
@@ -81,8 +81,10 @@ def test_load_restores_and_refuses_another_rank(tmp_path):
     adapter.reset()
     adapter.load(tmp_path)
     torch.testing.assert_close(weights(model), trained, rtol=0, atol=0)
-    with pytest.raises(ConfigError, match=r"another rank or other modules than update\.lora"):
-        adapted(config=LoraConfig(rank=2))[1].load(tmp_path)
+    # With another alpha the shapes fit, and the same matrices would be another policy than the one that sampled.
+    for other in (LoraConfig(rank=2), LoraConfig(rank=4, alpha=64), LoraConfig(rank=4, alpha=8, rank_stabilised=True)):
+        with pytest.raises(ConfigError, match=r"another rank, another scale or other modules than update\.lora"):
+            adapted(config=other)[1].load(tmp_path)
 
 
 def test_unknown_modules_are_refused():
