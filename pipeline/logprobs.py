@@ -3,11 +3,10 @@
 The vocabulary is projected only where a candidate token is predicted, and in chunks: no ``[N, V]`` tensor
 outlives a chunk, in the forward pass or in the backward pass, which computes the chunk's logits again.
 
-Liger's fused linear cross-entropy does the same from version 0.8 on, with ``reduction="none"``: it takes a gradient for
-each token and computes the logits again in the backward pass, as here. (Before, it computed gradients in the forward
-pass and scaled them by one number, which no objective over sequences can use.) It has no squares of probabilities for
-WPO, and what it saves are passes over a chunk of logits, not products of matrices. It needs Triton; as long as nobody
-has measured it on a GPU against this, it is left out.
+Liger's fused linear cross-entropy (0.8.5, ``reduction="none"``) takes a gradient for each token and computes the logits
+again in the backward pass, as here. It has no squares of probabilities for WPO, and what it saves are passes over a
+chunk of logits, not products of matrices. It needs Triton; as long as nobody has measured it on a GPU against this, it
+is left out.
 
 Axes: ``R`` rows of a pack, ``L`` tokens of a row, ``N`` predicted tokens, ``S`` candidates, ``D`` width of
 the hidden state, ``V`` vocabulary.
