@@ -49,7 +49,7 @@ class UpdateInputs:
         reference: the policy that holds it back, where that is another one.
         replayed: preferences of earlier rounds that are trained on again; nothing where there is no replay.
         optimizer: the optimizer's state of the round before, where it is carried on.
-        average: the moving average of the policies, where one is kept.
+        average: the moving average of the policies before this round, where one is kept.
         state: what an update that was interrupted had done.
         drift: difference of sampler and trainer after the hand-over, in nats per sequence.
     """
@@ -61,7 +61,7 @@ class UpdateInputs:
     preferences: tuple[FileRef, ...]
     replayed: tuple[FileRef, ...]
     optimizer: tuple[FileRef, ...]
-    average: tuple[FileRef, ...]
+    average: PolicyRef | None
     state: tuple[FileRef, ...]
     drift: float
 

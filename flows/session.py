@@ -117,10 +117,10 @@ class Session:
         return PolicyRef(checkpoint.meta["policy"], checkpoint.files, probe, self._base(round))
 
     def average(self, round: int) -> PolicyRef:
-        """The moving average of the policies up to a round; up to round 0 it is the initial one."""
+        """The moving average of the policies up to a round; where none was kept yet, it begins with that round's."""
         found = self.run.entries(round=round, stage="ema")
         if not found:
-            return self.policy(0)
+            return self.policy(round)
         return PolicyRef(found[-1].meta["policy"], found[-1].files, self.policy(round).probe)
 
     def reference(self, round: int) -> PolicyRef | None:

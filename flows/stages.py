@@ -203,7 +203,7 @@ async def update(
     given = UpdateInputs(
         policy=policy, reference=reference, prompts=session.files(0, "prompts"), candidates=_files(candidates),
         preferences=preferences.files, replayed=replayed.files if replayed else (), optimizer=carried,
-        average=average.files if average else (),
+        average=average,
         state=session.interrupted_update(number, inputs), drift=session.handed_over(number - 1).meta["per_sequence"],
     )  # fmt: skip
     steps_before = session.steps_before(number)

@@ -55,7 +55,7 @@ class Adapter:
                 raise ConfigError(f"update.lora.target_modules {targets} do not fit the policy: {error}") from error
         self._model = model
         self._first = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(self._peft).items()}
-        self._scale = _scale(settings.to_dict())
+        self._scale = _scale(vars(settings))
 
     def reset(self) -> None:
         """Back to the adapter that changes nothing."""

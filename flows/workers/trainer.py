@@ -174,7 +174,7 @@ class TrainerWorker(Worker):
         }
         if config.optimizer_state == "carried":
             others["optimizer"] = list(self._stage(round, "optimizer", update.save_optimizer))
-        if inputs.average:
+        if inputs.average is not None:
             others["ema"] = list(self._stage_average(round, inputs.average, files))
         (probe,) = others["probe"]
         return Trained(PolicyRef(digest, files, probe), others, {**figures, **updates.summary(result)})
@@ -287,10 +287,10 @@ class TrainerWorker(Worker):
         text = self._world.share(json.dumps([file.to_json() for file in files]))
         return tuple(map(FileRef.from_json, json.loads(text)))
 
-    def _stage_average(self, round: int, average: Sequence[FileRef], policy: Sequence[FileRef]) -> tuple[FileRef, ...]:
+    def _stage_average(self, round: int, average: PolicyRef, policy: Sequence[FileRef]) -> tuple[FileRef, ...]:
         from pipeline.ema import blend
 
-        before, after, decay = self.directory(average), self.directory(policy), self.recipe.update.ema_decay
+        before, after, decay = self.whole(average), self.directory(policy), self.recipe.update.ema_decay
 
         def save(target: Path) -> None:
             if self._world.leads:

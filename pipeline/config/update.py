@@ -99,7 +99,8 @@ class UpdateConfig(Config):
     batch_size: int = Field(16, ge=1, le=1_000_000, description="preferences per optimizer step")
     token_budget: int = Field(4096, ge=16, le=10_000_000, description="most tokens of one forward pass")
     reference: Literal["previous", "initial", "ema"] = Field(
-        "previous", description="the policy of the round before, that of round 0, or a moving average of all"
+        "previous",
+        description="the policy of the round before, that of round 0, or a moving average of all since it is kept",
     )
     ema_decay: float = Field(0.9, gt=0, lt=1, description="share of the moving average that a round keeps")
     stop_at_kl: float | None = Field(

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
-from storage.checkpoints import weights_digest
+from pipeline.lora import merge
+from storage.checkpoints import local_directory, weights_digest
+from storage.run import Run
 from storage.store import Store
 from support.compare import assert_same
 from support.recipes import TINY
@@ -52,14 +56,29 @@ def test_an_adapter_with_all_options_is_killed_within_its_update(rondo: Rondo, t
     assert state.key is not None
     assert state.key.shard == 2
 
-    # A branch that goes on without an adapter begins with the merged weights.
+    # A branch that goes on without an adapter begins with the merged weights, and so does its moving average.
     branch = ["fork", "whole@1", "--name", "merged", "--root", str(tmp_path), "--set", "update.lora=null"]
     refused = rondo(*branch, check=False)
     assert "the moments of an adapter are not those of whole weights" in refused.stderr
-    rondo(*branch, "--set", "update.reference=previous", "--set", "update.optimizer_state=reset")
+    rondo(*branch, "--set", "update.reference=ema", "--set", "update.optimizer_state=reset")
     merged = store.run("merged")
+    assert merged.rounds()[2].meta["reference"] == merged.rounds()[1].meta["policy"]
+    assert_average(store, tmp_path / "copies", merged)
     assert "model.safetensors" in [file.name for file in merged.files(2, "checkpoint")]
     assert merged.rounds()[2].meta["first_loss"] == pytest.approx(0.6931472, abs=1e-5)
+
+
+def assert_average(store: Store, scratch: Path, run: Run) -> None:
+    """The average of round 2 is 0.9 of round 1's policy, an adapter merged with its base, and 0.1 of round 2's."""
+    base, adapter, policy, average = (
+        local_directory(store, run.files(number, stage), scratch)
+        for number, stage in ((0, "checkpoint"), (1, "checkpoint"), (2, "checkpoint"), (2, "ema"))
+    )
+    before, after, found = (
+        load_file(place / "model.safetensors") for place in (merge(base, adapter, scratch / "merged"), policy, average)
+    )
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, 0.9 * before[name] + 0.1 * after[name])
 
 
 def test_the_moving_average_is_the_reference(rondo: Rondo, tmp_path: Path) -> None:
