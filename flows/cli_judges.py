@@ -32,7 +32,7 @@ def train_judge_(
     objective: Annotated[RewardObjective, typer.Option(help="the loss")] = "bradley_terry",
     base: Annotated[
         str | None,
-        typer.Option(metavar="DIR_OR_ID", help="what to start from; the newest checkpoint of the first run by default"),
+        typer.Option(metavar="DIR_OR_ID", help="what to start from; the initial policy of the first run by default"),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="passes over the pairs")] = 1,
     regression_epochs: Annotated[int, typer.Option(min=1, help="passes over the ratings before that")] = 2,

@@ -28,6 +28,7 @@ RECORD = "reward_model.json"
 REPORT = "report.html"
 _STAGES = ("prompts", "candidates", "judgments", "preferences")
 _ROUNDS = re.compile(r"\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*")
+_INITIAL = 0
 _LIBRARIES = ("torch", "transformers", "tokenizers")
 
 
@@ -70,7 +71,8 @@ def train_judge(
 
     Args:
         sources: each a run, all of whose rounds are taken, or RUN@ROUNDS, such as demo@3, demo@1-4 or demo@1,3-5.
-        base: a checkpoint's directory or an id on the hub; the newest checkpoint of the first run where none is given.
+        base: a checkpoint's directory or an id on the hub; the initial policy of the first run where none is given. A
+            later one has learned from the very preferences that the fit is measured on.
 
     Raises:
         ConfigError: a round that does not exist or that no preferences were made in, a base that cannot serve, or a
@@ -88,7 +90,7 @@ def train_judge(
 
     with tempfile.TemporaryDirectory(prefix="rondo-") as scratch, new_directory(to) as staged:
         first = found[0].run
-        source = base or str(local_policy(store, first, first.finished[-1], Path(scratch)))
+        source = base or str(local_policy(store, first, _INITIAL, Path(scratch)))
         report = fit_reward_model(source, pairs, ratings, config, staged, on_step=on_step)
         record = {
             "format": 1,
@@ -172,5 +174,4 @@ def _described(files: dict[str, list[FileRef]]) -> dict[str, list[dict[str, Any]
 
 
 def _checkpoint_of(run: Run) -> dict[str, Any]:
-    number = run.finished[-1]
-    return {"run": run.name, "round": number, "policy": run.entries(number, "checkpoint")[-1].meta["policy"]}
+    return {"run": run.name, "round": _INITIAL, "policy": run.entries(_INITIAL, "checkpoint")[-1].meta["policy"]}

@@ -33,7 +33,7 @@ def test_a_fork_hears_a_reward_model_of_the_run_and_is_watched_by_its_policy(
     assert AutoModelForSequenceClassification.from_pretrained(to).config.id2label == {0: "mean", 1: "log_std"}
     store = Store.open(whole)
     run = store.run("whole")
-    assert made["base"]["policy"] == run.rounds()[2].meta["policy"]
+    assert made["base"]["policy"] == run.rounds()[0].meta["policy"]
     (file,) = run.files(2, "preferences")
     assert made["data"][1]["files"]["preferences"] == [{"path": file.path, "sha256": file.sha256, "rows": file.rows}]
     pairs = sum(table(store, run, number, "preferences")["kind"].to_pylist().count("pair") for number in (1, 2))
