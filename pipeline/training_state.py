@@ -48,6 +48,11 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, directory
     for key, shape in saved.shapes.items():
         name, _, field = key.rpartition(_FIELD)
         fields.setdefault(name, []).append(field)
+        if field != "step" and field.startswith("exp_avg") != isinstance(optimizer, torch.optim.AdamW):
+            raise DataError(
+                f"the optimizer's state in {directory} is that of another optimizer than {type(optimizer).__name__}: "
+                f"it has {field} of {name}; set update.optimizer_state to reset"
+            )
         if name in trained and field.startswith("exp_avg") and shape not in ((), tuple(trained[name].shape)):
             raise DataError(
                 f"the optimizer's state in {directory} is that of another model: {name} is {shape} there and "

@@ -49,6 +49,7 @@ class _Progress:
     identity: str
     rows: list[StepMetrics]
     token_budget: int
+    reference_logps: list[list[float]]
     first_loss: float = 0.0
     drift: float = 0.0
 
@@ -87,7 +88,8 @@ class Update:
         self._plan = plan_steps(len(groups), batch_size=settings.batch_size, epochs=settings.epochs, seed=seed)
         self._factor = learning_rate_factor(settings, steps=len(self._plan))
         self._expected = expected_first_loss(self._batch(0), self._terms, settings)
-        self._done = _Progress(_identity(groups, settings, seed), [], settings.token_budget)
+        reference_logps = [list(group.reference_logps) for group in groups]
+        self._done = _Progress(_identity(groups, settings, seed), [], settings.token_budget, reference_logps)
 
     def carry_optimizer(self, directory: Path) -> None:
         """Begin with the optimizer's state that an earlier update saved, in place of an empty one."""
@@ -104,11 +106,16 @@ class Update:
     def load(self, directory: Path) -> list[StepMetrics]:
         """Go on from where another one of the same inputs was saved; returns the rows of the steps that it had taken.
 
+        The reference's log-probabilities are those that it had: where they were computed anew, on a GPU, they may
+        differ in the last bits.
+
         Raises:
             DataError: it was saved by an update of other preferences, settings or seed, or is damaged.
         """
         found = load_state(self._model, self._optimizer, directory, self._done.identity)
         self._done = _Progress(**{**found, "rows": [StepMetrics(**row) for row in found["rows"]]})
+        pairs = zip(self._groups, self._done.reference_logps, strict=True)
+        self._groups = [replace(group, reference_logps=logps) for group, logps in pairs]
         return list(self._done.rows)
 
     def run(self, on_step: OnStep | None = None) -> UpdateResult:
@@ -217,11 +224,11 @@ def plan_steps(preferences: int, *, batch_size: int, epochs: int, seed: int) -> 
 
 
 def _identity(groups: Sequence[PreferenceGroup], settings: UpdateSettings, seed: int) -> str:
-    """Hash of all that decides the steps, so that a saved state is never continued with other inputs."""
-    fields = [
-        [group.prompt_id, group.candidate_token_ids, list(group.reference_logps), list(group.places), group.soft_label]
-        for group in groups
-    ]
+    """Hash of what decides the steps, so that a saved state is never continued with other inputs.
+
+    The reference's log-probabilities are part of the state, and not of this.
+    """
+    fields = [[group.prompt_id, group.candidate_token_ids, list(group.places), group.soft_label] for group in groups]
     return content_id([fields, asdict(settings), seed])
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from numerics.test_update import SEED, SETTINGS, preferences, weights
 from numerics.tiny_models import build
+from safetensors.torch import load_file, save_file
 
 from pipeline.errors import DataError, OutOfMemoryError
 from pipeline.logprobs import pack_logps
@@ -53,6 +54,21 @@ def test_resumed_equals_uninterrupted_to_the_bit(step, tmp_path):
     assert (result.first_loss, result.reference_drift) == (expected.first_loss, expected.reference_drift)
     timeless = [[replace(row, seconds=0) for row in rows] for rows in (result.steps, expected.steps)]
     assert timeless[0] == timeless[1]
+
+
+def test_a_state_brings_the_reference_that_it_had(tmp_path):
+    """A GPU adds up in another order each time: what goes on has other last bits, and ends as if it had not."""
+    whole = build()
+    expected = run_update(whole, preferences(whole), LONG, seed=SEED)
+    saved_at(4, tmp_path)
+    model = build()
+    other = [
+        replace(group, reference_logps=[logp + 1e-5 for logp in group.reference_logps]) for group in preferences(model)
+    ]
+    update = Update(model, other, LONG, seed=SEED)
+    update.load(tmp_path)
+    assert update.run().chosen_change == expected.chosen_change
+    torch.testing.assert_close(weights(model), weights(whole), rtol=0, atol=0)
 
 
 def test_state_of_other_inputs_is_refused(tmp_path):
@@ -119,6 +135,19 @@ def test_moments_of_another_model_are_refused(tmp_path):
     other = build()
     with pytest.raises(DataError, match=r"that of another model.*set update\.optimizer_state to reset"):
         Update(other, preferences(other), SETTINGS, seed=SEED).carry_optimizer(tmp_path)
+
+
+def test_moments_of_another_optimizer_are_refused(tmp_path):
+    model = build()
+    update = Update(model, preferences(model), SETTINGS, seed=SEED)
+    update.run()
+    update.save_optimizer(tmp_path)
+    path = tmp_path / "optimizer.safetensors"
+    names = {"exp_avg": "state1", "exp_avg_sq": "state2", "step": "step"}  # those of bitsandbytes
+    saved = {name.rpartition("/"): tensor for name, tensor in load_file(path).items()}
+    save_file({f"{weight}/{names[field]}": tensor for (weight, _, field), tensor in saved.items()}, path)
+    with pytest.raises(DataError, match=r"another optimizer than AdamW.*set update\.optimizer_state to reset"):
+        Update(model, preferences(model), SETTINGS, seed=SEED).carry_optimizer(tmp_path)
 
 
 def test_adam_with_a_large_epsilon_moves_by_the_gradient():
