@@ -35,11 +35,11 @@ def family(worker: WorkerProcess) -> list[psutil.Process]:
 
 
 def gone(processes: Sequence[psutil.Process]) -> bool:
-    """Usually within half a second; a busy machine may take longer."""
-    return not psutil.wait_procs(processes, timeout=30)[1]
+    """Usually within half a second; a busy machine may take much longer."""
+    return not psutil.wait_procs(processes, timeout=120)[1]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_faults_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One trainer, started three times: a rank fails in its work, a rank is killed, torchrun itself is killed."""
     store = Store.open(tmp_path / "root")
@@ -77,7 +77,8 @@ def test_faults_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         started = time.monotonic()
         with pytest.raises(OutOfMemoryError, match=r"^the memory of one of 2 devices is full$"):
             await worker.call("probe", **inputs)
-        assert time.monotonic() - started < 30  # the first rank waited for the second, in a sum over both
+        # The first rank waited for the second in a sum over both, and gloo alone would wait for half an hour.
+        assert time.monotonic() - started < 300
         assert gone(ranks)
 
         (tmp_path / "fault").unlink()
