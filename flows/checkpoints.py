@@ -2,24 +2,34 @@
 
 from pathlib import Path
 
-from flows.session import is_adapter
 from storage.checkpoints import local_directory
+from storage.errors import NotCommittedError
+from storage.inputs import base_of, is_adapter
+from storage.manifest import FileRef
 from storage.run import Run
 from storage.store import Store
+
+
+def checkpoint_files(run: Run, round: int) -> tuple[FileRef, ...]:
+    """The files of a round's checkpoint; NotCommittedError where it has none."""
+    commits = run.entries(round=round, stage="checkpoint")
+    if not commits:
+        raise NotCommittedError(f"round {round} of run '{run.name}' has no checkpoint")
+    return commits[-1].files
 
 
 def local_policy(store: Store, run: Run, round: int, scratch: Path) -> Path:
     """The whole checkpoint of a finished round; an adapter is merged with its base, in ``scratch``.
 
     Raises:
+        NotCommittedError: the round has no checkpoint.
         ReleasedFileError: its files were removed on purpose.
         DamagedFileError: they are not what was committed.
     """
-    checkpoints = [run.entries(number, "checkpoint")[-1].files for number in range(round, -1, -1)]
-    policy = local_directory(store, checkpoints[0], scratch / "checkpoints")
-    if not is_adapter(checkpoints[0]):
+    files = checkpoint_files(run, round)
+    policy = local_directory(store, files, scratch / "checkpoints")
+    if not is_adapter(files):
         return policy
     from pipeline.lora import merge
 
-    base = next(files for files in checkpoints if not is_adapter(files))
-    return merge(local_directory(store, base, scratch / "checkpoints"), policy, scratch / "merged")
+    return merge(local_directory(store, base_of(run, round), scratch / "checkpoints"), policy, scratch / "merged")

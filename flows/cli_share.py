@@ -1,15 +1,20 @@
 """The commands that hand a round on: checkpoint and publish."""
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from flows.checkpoints import checkpoint_files, local_policy
 from flows.commands import existing_store, run_at_round
+from flows.new_directory import new_directory
 from flows.options import DEFAULT_ROOT, Root, RunAtRound
-from flows.publish import What, checkpoint_files, publish
+from flows.publish import What, publish
 from pipeline.errors import ConfigError
-from storage.checkpoints import copy_directory, local_directory
+from storage.checkpoints import local_directory
+from storage.inputs import is_adapter
 
 app = typer.Typer()
 
@@ -18,20 +23,28 @@ app = typer.Typer()
 def checkpoint(
     source: RunAtRound,
     to: Annotated[
-        Path | None, typer.Option(help="copy it to this new directory; needed where runs lie in a bucket")
+        Path | None,
+        typer.Option(help="copy it to this new directory; needed where runs lie in a bucket, and for adapters"),
     ] = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
-    """Print the directory of a round's checkpoint, verified, as in: vllm serve $(rondo checkpoint demo@3)"""
+    """Print the directory of a round's checkpoint, verified, as in: vllm serve $(rondo checkpoint demo@3)
+
+    A copy of an adapter is the whole model, merged.
+    """
     store = existing_store(root)
     run, number = run_at_round(store, source)
     files = checkpoint_files(run, number)
     if to is not None:
-        target = to.expanduser().resolve()
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise ConfigError(f"'{to}' is already there, and not an empty directory: give a new one")
-        copy_directory(store, files, target)
-        typer.echo(target)
+        with tempfile.TemporaryDirectory(prefix="rondo-") as scratch, new_directory(to) as staged:
+            policy = local_policy(store, run, number, Path(scratch))
+            for path in (path for path in policy.rglob("*") if path.is_file()):
+                copy = staged / path.relative_to(policy)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+        typer.echo(to.expanduser().resolve())
+    elif is_adapter(files):
+        raise ConfigError(f"the checkpoint of {source} is an adapter: give a directory for the whole model, as --to")
     elif store.is_local:
         typer.echo(local_directory(store, files, Path()))
     else:

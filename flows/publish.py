@@ -1,5 +1,6 @@
 """Rounds on the Hub: a checkpoint as a model, its preferences as a dataset, each with its card.
 
+A model is whole: an adapter is merged with its base, whose place on the Hub nobody knows.
 The token comes from the environment (``HF_TOKEN``) and is sent to the Hub alone. ``HF_ENDPOINT`` names another Hub.
 """
 
@@ -9,11 +10,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from flows.cards import model_card
+from flows.checkpoints import local_policy
 from flows.export import export_preferences
 from pipeline.errors import ConfigError
-from storage.checkpoints import local_directory
-from storage.errors import NotCommittedError
-from storage.manifest import FileRef
 from storage.run import Run
 from storage.store import Store
 
@@ -54,14 +53,6 @@ def publish(store: Store, run: Run, round: int, repo: str, what: What, *, privat
         return [hub.push(names[kind], kind, found[kind], f"Round {round} of run {run.name}") for kind in kinds]
 
 
-def checkpoint_files(run: Run, round: int) -> tuple[FileRef, ...]:
-    """The files of a round's checkpoint; NotCommittedError where it has none."""
-    commits = run.entries(round=round, stage="checkpoint")
-    if not commits:
-        raise NotCommittedError(f"round {round} of run '{run.name}' has no checkpoint")
-    return commits[-1].files
-
-
 def _token() -> str:
     token = os.environ.get("HF_TOKEN", "").strip()
     if not token:
@@ -75,7 +66,7 @@ def _dataset(store: Store, run: Run, round: int, scratch: Path) -> Files:
 
 
 def _model(store: Store, run: Run, round: int, scratch: Path) -> Files:
-    return _below(local_directory(store, checkpoint_files(run, round), scratch / "model"))
+    return _below(local_policy(store, run, round, scratch / "model"))
 
 
 def _below(directory: Path) -> Files:

@@ -14,6 +14,7 @@ from flows.tracking import Tracker
 from pipeline.config import ImplicitJudge, Recipe
 from pipeline.prompts import round_slice
 from pipeline.records import prompt_seed
+from storage.inputs import base_of, is_adapter
 from storage.labels import Labels
 from storage.manifest import Entry, FileRef, Key
 from storage.run import Run, Writer
@@ -163,12 +164,8 @@ class Session:
         return self._choices[round]
 
     def _base(self, round: int) -> tuple[FileRef, ...]:
-        """The whole checkpoint that a round's adapter changes: that of the last round before it which has one."""
-        files = self._latest(round, "checkpoint").files
-        if not is_adapter(files):
-            return ()
-        earlier = (self._latest(number, "checkpoint").files for number in range(round - 1, -1, -1))
-        return next(files for files in earlier if not is_adapter(files))
+        """The whole checkpoint that a round's adapter changes; nothing where the round's own is whole."""
+        return tuple(base_of(self.run, round)) if is_adapter(self._latest(round, "checkpoint").files) else ()
 
     def handed_over(self, round: int) -> Entry:
         """The entry of the hand-over to the sampler of the policy that a round ended with."""
@@ -196,11 +193,6 @@ class Session:
 
     def _latest(self, round: int, stage: str) -> Entry:
         return self.run.entries(round=round, stage=stage)[-1]
-
-
-def is_adapter(checkpoint: Sequence[FileRef]) -> bool:
-    """Whether a checkpoint is an adapter, in peft's format, and not a whole model."""
-    return any(file.name == "adapter_config.json" for file in checkpoint)
 
 
 _CURRENT: ContextVar[Session] = ContextVar("session")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
@@ -14,7 +15,10 @@ from flows.cards import escaped
 from flows.cli_share import checkpoint
 from flows.errors import PublishError
 from flows.publish import What, publish
+from pipeline.config import LoraConfig
 from pipeline.errors import ConfigError, DataError
+from pipeline.lora import Adapter
+from pipeline.policy import load_tokenizer
 from storage.checkpoints import stage_directory
 from storage.errors import DamagedFileError, NotCommittedError
 from storage.manifest import Key
@@ -221,3 +225,29 @@ def test_a_checkpoint_is_printed_in_place_or_copied(
         assert AutoModelForCausalLM.from_pretrained(directory).config.model_type == "llama"
     with pytest.raises(ConfigError, match="is already there, and not an empty directory"):
         checkpoint("small@3", to=tmp_path / "copy", root=store.root)
+
+
+def test_an_adapter_is_handed_on_as_the_whole_model(hub: StandIn, tmp_path: Path, weights: Path) -> None:
+    """With ones in both of its matrices an adapter of rank 4 adds 8 / 4 * 4 = 8 to each number of a weight."""
+    store, run = run_with_checkpoint(tmp_path / "root", weights)
+    model = AutoModelForCausalLM.from_pretrained(weights)
+    adapter = Adapter(model, LoraConfig(rank=4, alpha=8, target_modules=("q_proj",)), seed=0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".lora_" in name:
+                weight.fill_(1.0)
+    with run.writer() as writer:
+        with stage_directory(store, "small", 4, "checkpoint") as staged:
+            adapter.save(load_tokenizer(weights), staged.path)
+        writer.commit(Key(4, "checkpoint"), staged.files)
+        writer.finish_round(4, run.rounds()[3].meta | {"round": 4})
+    with pytest.raises(ConfigError, match=r"small@4 is an adapter: give a directory for the whole model, as --to"):
+        checkpoint("small@4", root=store.root)
+    checkpoint("small@4", to=tmp_path / "copy", root=store.root)
+    publish(store, run, 4, NAME, What.model, private=False)
+    sent = hub.repositories["model", NAME].files
+    assert not [name for name in sent if name.startswith("adapter")]
+    assert sent["model.safetensors"] == (tmp_path / "copy" / "model.safetensors").read_bytes()
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "copy").state_dict()
+    for name, before in AutoModelForCausalLM.from_pretrained(weights).state_dict().items():
+        torch.testing.assert_close(whole[name], before + 8.0 if "q_proj" in name else before, rtol=0, atol=1e-6)
