@@ -31,8 +31,8 @@ async def finish_round(run: str, number: int, evaluation: dict[str, Any]) -> Rou
     # Before it counts: killed in between, it is tracked again and replaces what was.
     meta = summary.model_dump(mode="json")
     session.tracker.round(number, session.steps_before(number) + (summary.steps or 0), meta)
+    session.release_states(number)  # nobody would come back to it once the round is finished
     session.writer.finish_round(number, meta)
-    session.release_states(number)
     logger = get_run_logger()
     logger.info("round %d: held-out reward %.4f", number, summary.reward)
     for alarm in summary.alarms:

@@ -22,7 +22,7 @@ def rondo(environment: dict[str, str]) -> Rondo:
     def call(*arguments: str, kill: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
         module = ["support.killed", kill] if kill else ["flows.cli"]
         command = [sys.executable, "-m", *module, *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
         if check and (kill is None or kill.endswith("worker")):
             assert done.returncode == 0, done.stderr + done.stdout
         return done

@@ -160,9 +160,9 @@ def test_a_schedule_adds_rounds_to_one_run(environment: dict[str, str], tiny_rec
             family = psutil.Process(schedule.pid).children(recursive=True)
         finally:
             schedule.send_signal(signal.SIGINT)
-            _, messages = schedule.communicate(timeout=120)
+            _, messages = schedule.communicate(timeout=300)
     assert _rounds_done(tmp_path) >= 2, messages
-    _, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=300)
     assert alive == []
     assert "Traceback" not in messages
 

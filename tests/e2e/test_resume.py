@@ -49,11 +49,11 @@ def test_sigterm_ends_a_run_in_order(environment: dict[str, str], tiny_recipe: P
         while not (family := _workers(run.pid)) and time.monotonic() < deadline:
             time.sleep(0.1)
         run.terminate()
-        _, messages = run.communicate(timeout=60)
+        _, messages = run.communicate(timeout=300)
     assert run.returncode == INTERRUPTED
     assert "'rondo resume ended' goes on" in messages
     assert "Traceback" not in messages
-    _, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=300)
     assert alive == []
     assert Store.open(tmp_path).run("ended").state == "stopped"
 

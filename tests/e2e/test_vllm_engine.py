@@ -54,7 +54,7 @@ class TestVllmSampler(SamplerContract):
             env={**os.environ, "PYTHONPATH": paths},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=True,
         )
         there = json.loads(done.stdout.splitlines()[-1])

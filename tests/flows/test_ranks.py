@@ -36,7 +36,7 @@ def family(worker: WorkerProcess) -> list[psutil.Process]:
 
 def gone(processes: Sequence[psutil.Process]) -> bool:
     """Usually within half a second; a busy machine may take much longer."""
-    return not psutil.wait_procs(processes, timeout=120)[1]
+    return not psutil.wait_procs(processes, timeout=300)[1]
 
 
 @pytest.mark.timeout(900)

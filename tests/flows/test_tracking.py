@@ -60,7 +60,7 @@ def test_what_a_killed_process_tracked_is_replaced(tmp_path: Path, first: int) -
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([".", "tests"])}
-    killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False, timeout=60)
+    killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False, timeout=300)
     assert killed.returncode == -signal.SIGKILL
     time.sleep(1.1)  # TensorBoard reads files in the order of their names, which begin with the second
     with Tracker(TensorBoardSink(tmp_path)) as tracker:

@@ -48,7 +48,7 @@ def ranks(reference: dict[str, list[list[float]]], tmp_path_factory: pytest.Temp
     variables = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": f"{TESTS}:{TESTS.parent}"}
     done = subprocess.run(
         [sys.executable, *run, str(TESTS / "numerics/two_ranks.py"), str(out)],
-        env={**os.environ, **variables}, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, **variables}, capture_output=True, text=True, timeout=1200, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-5000:]
     return out

@@ -67,7 +67,7 @@ def build(name: str = "llama", seed: int = 0) -> Any:
 
 
 def token_groups(count: int, candidates: int = 2, seed: int = 0, longest: int = 9) -> list[TokenGroup]:
-    draw = random.Random(seed)  # noqa: S311
+    draw = random.Random(seed)
 
     def ids(least: int) -> list[int]:
         return [draw.randrange(VOCABULARY) for _ in range(draw.randint(least, longest))]

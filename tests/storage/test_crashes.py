@@ -77,7 +77,7 @@ def _in_small_disk(script: str, tests: Path) -> subprocess.CompletedProcess[str]
     mount = 'mount -t tmpfs -o size=1M none /mnt && exec "$0" -c "$1" "$2"'
     return subprocess.run(
         ["unshare", "-rm", "sh", "-c", mount, sys.executable, script, str(tests)],
-        capture_output=True, text=True, timeout=60, check=False, cwd=Path(store_faults.__file__).parents[2],
+        capture_output=True, text=True, timeout=300, check=False, cwd=Path(store_faults.__file__).parents[2],
     )  # fmt: skip
 
 

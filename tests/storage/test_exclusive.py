@@ -30,13 +30,13 @@ def processes() -> ForkServerContext:
 def test_one_of_three_processes_gets_the_run(local: Store, processes: ForkServerContext) -> None:
     for number in range(RACES):
         local.create_run(f"race{number}", {})
-    barrier, results = processes.Barrier(3, timeout=60), processes.Queue()
+    barrier, results = processes.Barrier(3, timeout=300), processes.Queue()
     children = [processes.Process(target=race, args=(local.root, RACES, barrier, results)) for _ in range(3)]
     for child in children:
         child.start()
     outcomes = defaultdict(list)
     for _ in range(3 * RACES):
-        number, outcome, pid, detail = results.get(timeout=60)
+        number, outcome, pid, detail = results.get(timeout=300)
         outcomes[number].append((outcome, pid, detail))
     for child in children:
         child.join(30)
@@ -57,7 +57,7 @@ def test_a_writer_that_is_taken_over_while_it_writes(local: Store, processes: Fo
     """The first one commits as fast as it can; the second comes in between, and from its first entry on has the log."""
     for number in range(RACES):
         local.create_run(f"race{number}", {})
-    barrier, results = processes.Barrier(2, timeout=60), processes.Queue()
+    barrier, results = processes.Barrier(2, timeout=300), processes.Queue()
     child = processes.Process(target=write_until_shut_out, args=(local.root, RACES, barrier, results))
     child.start()
     for number in range(RACES):
@@ -66,7 +66,7 @@ def test_a_writer_that_is_taken_over_while_it_writes(local: Store, processes: Fo
         with local.run(f"race{number}").writer(take_over=True) as writer:
             for shard in range(3):
                 writer.commit(Key(2, "candidates", shard), [], {"writer": "second"})
-            ended, shards, message = results.get(timeout=60)
+            ended, shards, message = results.get(timeout=300)
         assert ended == number
         assert f"run 'race{number}' was taken over by process {os.getpid()}" in message
         assert "resume the run once the other one is done" in message
@@ -107,7 +107,7 @@ def test_a_paused_writer_cannot_overwrite_when_it_is_revived(
         writer.finish_round(1, {"writer": "second"})
         before = _contents(store, disk)
         os.kill(child.pid, signal.SIGCONT)
-        messages = [results.get(timeout=60) for _ in range(3)]
+        messages = [results.get(timeout=300) for _ in range(3)]
         child.join(30)
         assert _contents(store, disk) == before
     for message in messages:

@@ -206,7 +206,7 @@ def test_pruning_needs_the_writer(disk: Path, processes) -> None:
     """While another process writes, nothing is pruned, deleted or changed."""
     store = Store.open(disk / "root")
     run = kept_run(store, "kept", 2)
-    barrier = processes.Barrier(2, timeout=60)
+    barrier = processes.Barrier(2, timeout=300)
     child = processes.Process(target=hold, args=(store.root, "kept", barrier))
     child.start()
     barrier.wait()

@@ -32,7 +32,7 @@ def test_nothing_is_published_before_it_is_on_disk(strace: str, tmp_path: Path) 
     here = Path(store_faults.__file__).parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])}
     command = [strace, "-f", "-y", "-s", "4096", "-e", CALLS, "-o", str(trace), sys.executable, "-c", RUN, str(root)]
-    subprocess.run(command, env=environment, check=True, timeout=120)
+    subprocess.run(command, env=environment, check=True, timeout=300)
 
     store = Store.open(root)
     entries = {entry.number: entry for entry in store.run("small").entries()}

@@ -60,10 +60,14 @@ class Whole:
     operations: Sequence[str]
 
     def assert_same(self, root: Path | str) -> None:
-        """The run under this root has the same entries, tables, figures and weights."""
+        """The run under this root has the same entries, tables, figures and weights, and none of an update's states."""
         assert_same(self.root, "small", root, "small", range(2))
         mine, theirs = (self._pieces(place) for place in (self.root, root))
         assert mine == theirs, "no entry twice, none missing"
+        store = Store.open(root)
+        states = [file for entry in store.run("small").entries(stage="update_state") for file in entry.files]
+        assert states
+        assert not any(store.objects.size(file.path) for file in states), "what a finished round gives up is gone"
 
     @staticmethod
     def _pieces(root: Path | str) -> list[str]:
