@@ -95,7 +95,7 @@ def test_a_run_waits_for_people_and_goes_on(
     assert (first["choice"], first["labeller"], first["run"], first["round"]) == ("better", "ann", "asked", 1)
 
     rest = subprocess.run(
-        command, env=environment, input="a\nb\n" * 5 + "tie\n", text=True, capture_output=True, check=True, timeout=100
+        command, env=environment, input="a\nb\n" * 5 + "tie\n", text=True, capture_output=True, check=True, timeout=900
     )
     assert "11 answered, 0 left of asked@1" in rest.stdout
     rondo("resume", "asked", "--root", str(whole))

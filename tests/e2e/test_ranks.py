@@ -59,7 +59,7 @@ def load(store: Store, run: Any, stage: str) -> dict[str, torch.Tensor]:
 
 def gone(root: Path) -> bool:
     """Whether no process of a run is left: usually within a second, later on a busy machine."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while left := [one for one in psutil.process_iter(["cmdline"]) if str(root) in str(one.info["cmdline"])]:
         if time.monotonic() > deadline:
             return False

@@ -93,7 +93,7 @@ def test_a_paused_writer_cannot_overwrite_when_it_is_revived(
     child.start()
     assert child.pid is not None
     paused = psutil.Process(child.pid)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while paused.status() != psutil.STATUS_STOPPED:
         assert time.monotonic() < deadline
         time.sleep(0.01)
