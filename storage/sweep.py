@@ -16,7 +16,9 @@ from storage.store import Store
 
 DEFAULT_GRACE = timedelta(hours=24)
 LIVE_GRACE = timedelta(hours=1)
-"""However short a grace is asked for, a run that is being written keeps what it wrote in the last hour."""
+"""However short a grace is asked for, a run that is being written keeps what it wrote in the last hour, and what it may
+have written for all runs to share.
+"""
 
 Why = Literal["unnamed", "released", "of a deleted run"]
 
@@ -59,7 +61,7 @@ def find_strays(store: Store, now: datetime, grace: timedelta = DEFAULT_GRACE) -
             continue
         if why == "unnamed" and item.key in given_up:
             strays.append(Stray(item.key, item.bytes, "released"))
-        elif age > max(grace, LIVE_GRACE if run in live else grace):
+        elif age > max(grace, LIVE_GRACE if run in live or (run is None and live) else grace):
             strays.append(Stray(item.key, item.bytes, why))
     return strays
 

@@ -319,6 +319,17 @@ def test_a_run_that_is_being_written_keeps_its_last_hour(memory: Store) -> None:
     assert len(strays(memory, grace=timedelta(0))) == 0
 
 
+def test_a_warm_start_that_a_run_is_writing_keeps_its_last_hour(memory: Store) -> None:
+    """Its files have no manifest yet. Swept away, they would be named by one that stops every run with that start."""
+    run = kept_run(memory, "kept", 1)
+    in_flight = f"shared/{WARM_START[0]}/{'f' * 16}/{'0' * 32}/model.safetensors"
+    memory.objects.create(in_flight, b"x")
+    with run.writer():
+        assert strays(memory, after=timedelta(minutes=59), grace=timedelta(0)) == []
+        assert len(strays(memory, after=timedelta(minutes=61), grace=timedelta(0))) == 1
+    assert [stray.path for stray in strays(memory, grace=timedelta(0))] == [in_flight], "its writer is gone"
+
+
 def test_unnamed_files_of_a_killed_writer_on_a_disk(local: Store) -> None:
     """Names that no listing of the log shows, because a writer died before it gave them their own."""
     kept_run(local, "kept", 1)
