@@ -101,7 +101,9 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     except yaml.YAMLError as error:
         raise ConfigError(f"--set '{change}': the value is not YAML: {' '.join(str(error).split())}") from error
     for name in names[:-1]:
-        inner = tree.setdefault(name, {})
+        if tree.get(name) is None:  # as the recorded recipe of a run has what it was not given
+            tree[name] = {}
+        inner = tree[name]
         if not isinstance(inner, dict):
             raise ConfigError(f"--set '{change}': '{name}' is a value and has no fields below it")
         tree = inner

@@ -198,6 +198,14 @@ def test_changes_reach_the_tree_and_leave_the_source() -> None:
     assert "temperature" not in TINY["sampling"]
 
 
+def test_what_a_recorded_recipe_has_not_can_be_begun_by_one_of_its_fields() -> None:
+    recorded = parse_recipe(TINY).model_dump(mode="json")
+    assert recorded["update"]["lora"] is None
+    changed = parse_recipe(recorded, ["update.lora.rank=4"])
+    assert changed.update.lora is not None
+    assert changed.update.lora.rank == 4
+
+
 def test_differences_name_fields_and_values() -> None:
     recipe, other = parse_recipe(TINY), parse_recipe(TINY, ["update.beta=0.25", "rounds=9"])
     assert differences(recipe, other) == ["update.beta: 0.1 -> 0.25"]
