@@ -222,7 +222,9 @@ class TrainerWorker(Worker):
         config = self.recipe.update
         if inputs.reference is None:
             self._use(inputs.policy)
-            own, figures = updates.with_reference(self._model, groups, config, inputs.drift)
+            own, figures = updates.with_reference(
+                self._model, groups, config, inputs.drift, self.recipe.sampling.handover_tolerance
+            )
             if again and self.recipe.preferences.replay.reference == "current":
                 again, _ = updates.with_other_reference(self._model, again, config)
             return [*own, *again], figures

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config import UpdateConfig
+from pipeline.errors import HandoverError
 from pipeline.logprobs import sequence_logps
 from pipeline.losses import ObjectiveSettings
 from pipeline.update_types import PreferenceGroup, UpdateResult, UpdateSettings
@@ -56,23 +57,39 @@ def replayed_groups(prompts: pa.Table, replayed: pa.Table | None) -> list[Prefer
 
 
 def with_reference(
-    model: Any, groups: Sequence[PreferenceGroup], config: UpdateConfig, drift: float
+    model: Any, groups: Sequence[PreferenceGroup], config: UpdateConfig, drift: float, tolerance: float
 ) -> tuple[list[PreferenceGroup], dict[str, Any]]:
     """The groups with the reference's log-probabilities by the engine that the recipe asks for.
 
     ``auto`` compares the two engines on the first step's worth of preferences, and takes the sampler's where no
     sequence, here or at the hand-over, differs by more than ``reference_tolerance`` nats.
 
+    Args:
+        tolerance: how far the two may be apart on average, in nats per token, if they hold the same policy.
+
     Returns:
         The groups, and for the record which engine it is and how far the two were apart, in nats per sequence.
+
+    Raises:
+        HandoverError: they are further apart: the update would not start from the policy that sampled.
     """
     if config.reference_logprobs == "sampler":
         return list(groups), {"reference_logprobs": "sampler", "reference_drift": drift}
     scored = sequence_logps(model, groups[: config.batch_size], config.token_budget, precision=config.precision)
-    pairs = zip(groups, scored, strict=False)
-    drift = max(
-        drift, *(abs(a - b) for group, logps in pairs for a, b in zip(group.reference_logps, logps, strict=True))
-    )
+    compared = groups[: config.batch_size]
+    gaps = [
+        abs(sampled - trained)
+        for group, logps in zip(compared, scored, strict=True)
+        for sampled, trained in zip(group.reference_logps, logps, strict=True)
+    ]
+    per_token = sum(gaps) / sum(len(answer) for group in compared for answer in group.candidate_token_ids)
+    if not per_token <= tolerance:
+        raise HandoverError(
+            "the policy that the update starts from gives the sampled answers log-probabilities that differ from the "
+            f"sampler's by {per_token:.3g} nats per token, more than sampling.handover_tolerance {tolerance:g}: "
+            "it is not the policy that sampled"
+        )
+    drift = max(drift, *gaps)
     if config.reference_logprobs == "auto" and drift <= config.reference_tolerance:
         return list(groups), {"reference_logprobs": "sampler", "reference_drift": drift}
     scored += sequence_logps(model, groups[config.batch_size :], config.token_budget, precision=config.precision)
