@@ -36,7 +36,7 @@ def _of_run(run: Mapping[str, Any]) -> Text:
     recipe = run["header"].get("recipe")
     name = recipe.get("name", "") if isinstance(recipe, Mapping) else ""
     parent = run["parent"]
-    text = Text.assemble((run["run"], "bold"), f"  {name}  {len(run['rounds'])} rounds  {run['state']}")
+    text = Text.assemble((run["run"], "bold"), f"  {name}  {_extent(len(run['rounds']))}  {run['state']}")
     return text if parent is None else text.append(f"  fork of {parent['run']}@{parent['round']}")
 
 
@@ -55,3 +55,8 @@ def _of_round(round: Mapping[str, Any]) -> Text:
     if round["weights"] == "removed":
         parts.append("weights removed")
     return Text("  ".join(parts))
+
+
+def _extent(finished: int) -> str:
+    """Round 0 is the initial policy alone."""
+    return "no round yet" if not finished else "round 0" if finished == 1 else f"rounds 0 to {finished - 1}"

@@ -207,6 +207,8 @@ async def update(
         state=session.interrupted_update(number, inputs), drift=session.handed_over(number - 1).meta["per_sequence"],
     )  # fmt: skip
     steps_before = session.steps_before(number)
+    if config.optimizer_state == "carried" and number > 1 and not carried:
+        session.display.say(f"round {number}: round {number - 1} kept no moments of the optimizer: it begins with none")
     with session.display.stage(number, "update") as stage:
         stage.begin()
 

@@ -156,7 +156,7 @@ def test_lineage(rondo: Rondo, store: Store) -> None:
     lines = [line.strip("│└├─ ") for line in rondo("lineage").stdout.splitlines()]
     shape = "alone round kept round round round first round second round round round round"
     assert [line.split()[0] for line in lines[1:]] == shape.split()
-    assert "first  kept  4 rounds  stopped  fork of kept@2" in lines
+    assert "first  kept  rounds 0 to 3  stopped  fork of kept@2" in lines
     family = json.loads(rondo("lineage", "second", "--json").stdout)
     assert [run["run"] for run in family] == ["kept", "first", "second"]
     assert family[0]["forks"] == ["first"]
