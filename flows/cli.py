@@ -1,5 +1,6 @@
 """The command line: ``rondo --help``."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -143,6 +144,8 @@ def serve(
 
 def main() -> None:
     """Runs a command; what a user can mend is one sentence on standard error and exit status 1."""
+    # A script's job in the background ignores Ctrl-C, and with it SIGTERM, which takes the same way to an orderly end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         app()
     except InterruptedRunError as interruption:

@@ -33,7 +33,8 @@ def check_compiler(device: str) -> None:
         ConfigError: it failed.
     """
     try:
-        torch.compile(lambda x: torch.sin(x) + 1)(torch.ones(8, device=device))
+        with torch.compiler.config.patch(force_disable_caches=True):  # what was compiled earlier needs no compiler
+            torch.compile(lambda x: torch.sin(x) + 1)(torch.ones(8, device=device))
     except Exception as error:
         torch.compiler.reset()
         raise ConfigError(

@@ -1,6 +1,7 @@
 """Shared by all tests: one Prefect server, one S3 endpoint, and a directory in memory."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ from support.unreliable_s3 import UnreliableS3, unreliable_s3
 
 pytest.register_assert_rewrite("support.sampler_contract", "support.compare")
 TESTS = Path(__file__).parent
+
+# A job in the background of a script ignores Ctrl-C, and so would the processes that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

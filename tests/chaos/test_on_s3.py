@@ -39,12 +39,14 @@ def test_killed_and_resumed(
     rondo: Rondo, whole: Whole, bucket: str, environment_of: Callable[..., dict[str, str]], tmp_path: Path
 ) -> None:
     """The run ends as the one on a local disk: same tables, same weights; every command works on it."""
-    faults = chaos.settings(tmp_path / "covered", "after", only=STRUCK)
-    kills, command = 0, rondo.start()
+    covered = tmp_path / "covered"
+    faults = chaos.settings(covered, "after", only=STRUCK)
+    command = rondo.start()
     while (done := rondo(*command, "--root", bucket, environment=environment_of(**faults), ok=False)).returncode:
         assert done.returncode == -signal.SIGKILL, done.stderr
-        kills, command = kills + 1, ["resume", "small"]
-    assert kills == len(STRUCK)
+        command = ["resume", "small"]
+    # The flow and the trainer may come to two of them at one time, and then one kill is that of both.
+    assert set(covered.read_text().splitlines()) == set(STRUCK)
     whole.assert_same(bucket)
     assert f"report: {Store.open(bucket).report_key('small')}" in done.stdout.replace("\n", "")
     for question in (

@@ -18,7 +18,9 @@ Rondo = Callable[..., subprocess.CompletedProcess[str]]
 
 def test_a_run_that_is_pruned_goes_on(rondo: Rondo, whole: Path, tmp_path: Path) -> None:
     """Verified, pruned, resumed, shown and reported; then a bit of its newest checkpoint flips."""
-    root = str(shutil.copytree(whole, tmp_path / "root"))
+    for part in ("runs/whole", "shared"):  # other tests fork the run, and what a fork names is not pruned
+        shutil.copytree(whole / part, tmp_path / "root" / part)
+    root = str(tmp_path / "root")
     store = Store.open(root)
 
     def here(*arguments: str) -> str:
