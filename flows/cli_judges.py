@@ -73,6 +73,12 @@ def _print_trained(trained: TrainedJudge) -> None:
     rows = [{"": name, "value": value} for name, value in facts(trained.record).items()]
     tables.print_rows(rows, title=f"Reward model {trained.directory.name}", as_json=False, empty="")
     tables.print_rows(bin_rows(trained.calibration), title="Reliability", as_json=False, empty="")
+    if not trained.calibration.above_chance:
+        Console(stderr=True).print(
+            "it does no better than a coin on held-out pairs: raise --learning-rate (1e-3 for a model of a million "
+            "parameters) or --epochs, or give more rounds",
+            style="yellow", soft_wrap=True,
+        )  # fmt: skip
     typer.echo(f"written: {trained.directory}, with {REPORT}")
     std = ", gives_std: true" if trained.record["objective"] == "uncertainty" else ""
     typer.echo(f"in a recipe: judge: {{kind: reward_model, path: {trained.directory}{std}}}")

@@ -43,6 +43,11 @@ class Calibration:
     mean_confidence: float
     bins: tuple[Bin, ...]
 
+    @property
+    def above_chance(self) -> bool:
+        """Whether the accuracy is more than two standard errors above that of a coin."""
+        return self.accuracy - 2 * self.accuracy_se > 0.5
+
 
 def calibrate(probabilities: Sequence[float]) -> Calibration:
     """The calibration of the probabilities of orders that are known to be right.

@@ -44,3 +44,10 @@ def test_probabilities_that_come_true_as_often_as_they_say_have_next_to_no_error
 def test_what_has_no_calibration(given: list[float], message: str) -> None:
     with pytest.raises(DataError, match=message):
         calibrate(given)
+
+
+def test_a_coin_is_told_from_a_judge() -> None:
+    """100 pairs, 70 right: 0.7 - 2 * sqrt(0.7 * 0.3 / 100) = 0.61; 55 right: 0.45, which a coin may reach."""
+    right, wrong = 0.8, 0.2  # probabilities of the order that is known to be right
+    assert calibrate([right] * 70 + [wrong] * 30).above_chance
+    assert not calibrate([right] * 55 + [wrong] * 45).above_chance
