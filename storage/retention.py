@@ -163,7 +163,8 @@ def _check_may_fork(parent: Run, round: int) -> None:
 def _check_no_forks(store: Store, name: str) -> None:
     found = [fork for fork, parent in parents(store.objects, but=name).items() if parent and parent[0] == name]
     if found:
+        many = len(found) > 1
         raise RunHasForksError(
-            f"run '{name}' has the fork{'s' * (len(found) > 1)} {', '.join(found)}, which name its files: delete "
-            f"{'them' if len(found) > 1 else 'it'} first, or prune '{name}' instead"
+            f"run '{name}' has the fork{'s' * many} {', '.join(found)}, which name{'' if many else 's'} its files: "
+            f"delete {'them' if many else 'it'} first, or prune '{name}' instead"
         )
