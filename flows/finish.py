@@ -7,6 +7,8 @@ from prefect.artifacts import acreate_table_artifact
 
 from flows.origin import round_origin
 from flows.session import Session, current
+from flows.spans import busy_seconds, shared_seconds, spans_of
+from flows.stages import describe
 from flows.summary import RoundSummary, row_of, summaries
 from pipeline.figures import alarms
 
@@ -16,10 +18,9 @@ async def finish_round(run: str, number: int, evaluation: dict[str, Any]) -> Rou
     session = current()
     figures = {**evaluation, **_costs(session, number)}
     if number:
-        preferences = session.run.entries(round=number, stage="preferences")[-1].meta
         trained = {key: value for key, value in _checkpoint(session, number).items() if key != "seconds"}
         replayed = [entry.meta for entry in session.run.entries(round=number, stage="replayed")]
-        figures |= {**preferences, **(replayed[-1] if replayed else {}), **trained}
+        figures |= {**await describe(run, number), **(replayed[-1] if replayed else {}), **trained}
         figures["alarms"] = alarms(figures, session.run.rounds()[0].meta, session.recipe.evaluation)
     summary = RoundSummary(
         round=number,
@@ -51,15 +52,22 @@ def _checkpoint(session: Session, number: int) -> dict[str, Any]:
 
 
 def _costs(session: Session, number: int) -> dict[str, Any]:
-    sampled = [
-        entry.meta
-        for stage in ("candidates", "eval_candidates")
-        for entry in session.run.entries(round=number, stage=stage)
-    ]
+    """Tokens, and time in which each part of the round was at work; prompts that were set aside."""
+
+    def metas(*stages: str) -> list[dict[str, Any]]:
+        return [entry.meta for stage in stages for entry in session.run.entries(round=number, stage=stage)]
+
+    sampled = [meta for meta in metas("candidates", "eval_candidates") if "tokens" in meta]
     seconds = {
-        "sample": sum(meta["seconds"] for meta in sampled),
+        "sample": busy_seconds(spans_of(sampled)),
+        "judge": busy_seconds(spans_of(metas("judgments", "eval_judgments"))),
         "hand over": session.handed_over(number).meta["seconds"],
     }
+    figures: dict[str, Any] = {"sampled_tokens": sum(meta["tokens"] for meta in sampled), "seconds": seconds}
     if number:
-        seconds["update"] = _checkpoint(session, number)["seconds"]
-    return {"sampled_tokens": sum(meta["tokens"] for meta in sampled), "seconds": seconds}
+        updated = [_checkpoint(session, number)]
+        seconds["update"] = updated[0]["seconds"]
+        figures["set_aside"] = sum(meta.get("set_aside", 0) for meta in metas("candidates"))
+        ahead = session.run.entries(round=number + 1, stage="candidates")
+        figures["ahead_seconds"] = shared_seconds(spans_of(updated), spans_of(entry.meta for entry in ahead))
+    return figures

@@ -14,7 +14,7 @@ def round_origin(session: Session, number: int) -> RoundOrigin:
     judges = zip(recipe.judge_names, session.judge_versions, recipe.judges, strict=True)
     return RoundOrigin(
         recipe=recipe_hash(recipe),
-        sampled_by=session.policy_hash(number - 1) if number else None,
+        sampled_by=session.policy_hash(session.sampled_by(number)) if number else None,
         prompts=_prompts(session, number, held_out=False) if number else None,
         held_out=_prompts(session, number, held_out=True),
         judges=[
@@ -26,7 +26,7 @@ def round_origin(session: Session, number: int) -> RoundOrigin:
 
 def recipe_hash(recipe: Recipe) -> str:
     """The hash of what makes one recipe give other rounds than another."""
-    return content_id(recipe.model_dump(mode="json", exclude=set(NOT_COMPARED)))
+    return content_id(recipe.model_dump(mode="json", exclude={*NOT_COMPARED, "mode"}))
 
 
 def _prompts(session: Session, number: int, *, held_out: bool) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 from flows.errors import WaitingForLabelsError
 from flows.questions import questions_of
 from flows.session import Session, current
-from flows.stages import step
+from flows.shards import Shard, files_of
+from flows.step import step
 from pipeline.config import PeopleJudge
 from pipeline.errors import DataError
 from pipeline.human_labels import unanswered
@@ -32,10 +33,11 @@ async def wait_for_judges(run: str, number: int) -> None:
 
 
 @step("{run} r{number} override")
-async def override(
-    run: str, number: int, candidates: Sequence[Entry], judgments: Sequence[Entry], preferences: Entry
-) -> Entry:
-    """The round's preferences, with people's choices in place of the judge's where the recipe asks for them.
+async def override(run: str, number: int, through: Sequence[Shard]) -> Entry | None:
+    """The round's preferences with people's choices in place of the judge's; None where the recipe asks for none.
+
+    Args:
+        through: all shards of the round.
 
     Raises:
         WaitingForLabelsError: fewer pairs are labelled than the recipe waits for.
@@ -44,29 +46,29 @@ async def override(
     session = current()
     config = session.recipe.people
     if config is None:
-        return preferences
+        return None
     choices = session.choices(number)
-    questions = questions_of(session.store, session.run, number, session.recipe, preferences.files)
+    preferences = files_of(shard.preferences for shard in through)
+    questions = questions_of(session.store, session.run, number, session.recipe, preferences)
     missing = unanswered(questions, choices)
     _wait(session, number, min(config.wait_for, len(questions)) - (len(questions) - missing))
     keys = {question.key for question in questions}
     asked = [choice for choice in choices if choice["question"] in keys]
-    inputs = content_id([[file.sha256 for file in preferences.files], asked])
+    inputs = content_id([[file.sha256 for file in preferences], asked])
     if done := session.find(number, "preferences", inputs):
         return done
-    files: dict[str, Any] = {
+    files = {
         "prompts": session.files(0, "prompts"),
-        "candidates": [file for entry in candidates for file in entry.files],
-        "judgments": [file for entry in judgments for file in entry.files],
-        "preferences": preferences.files,
+        "candidates": files_of(shard.candidates for shard in through),
+        "preferences": preferences,
     }
     given: dict[str, Any] = {name: [file.to_json() for file in found] for name, found in files.items()}
-    file, figures = await session.judge.call("override", **given, round=number, choices=asked)
-    if not figures["preferences"]:
+    file, count = await session.judge.call("override", **given, round=number, choices=asked)
+    if not count:
         raise DataError(
             f"people hold the answers of every pair of round {number} of run '{run}' equal: nothing is left"
         )
-    return session.commit(number, "preferences", session.references([file]), figures, inputs)
+    return session.commit(number, "preferences", session.references([file]), {"preferences": count}, inputs)
 
 
 def _wait(session: Session, number: int, missing: int) -> None:

@@ -1,7 +1,8 @@
-"""The parent's side of a worker process: started when asked, asked one thing at a time, started again when it dies.
+"""The parent's side of a worker process: started when asked, and again when it dies.
 
 Workers keep no state that matters: each call names the policy and the files that it needs. So a call to a worker
-that has died starts a new one and is simply made again, by whoever asked (see ``step`` in ``flows/stages.py``).
+that has died starts a new one and is simply made again, by whoever asked (see ``step`` in ``flows/stages.py``). Of a
+worker that takes several calls at once, all that were in progress die with it.
 
 A worker that hangs is taken for dead: one that was asked and that for ``HUNG_SECONDS`` has said nothing, while it and
 its own children have computed nothing. That finds deadlocks, stopped processes and reads that never return, and spares
@@ -16,7 +17,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,14 @@ _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "TORCH_DISA
 Progress = Callable[[Mapping[str, Any]], None]
 
 
+@dataclass
+class _Waiting:
+    """Who waits for an answer."""
+
+    answer: "asyncio.Future[Any]"
+    on_progress: Progress | None
+
+
 class WorkerProcess:
     """One child process that holds one worker.
 
@@ -50,18 +60,30 @@ class WorkerProcess:
         log: the file that collects what the child prints.
         environment: variables on top of this process's own.
         ranks: processes that do its work together. The child then is torchrun, and the first of them answers.
+        capacity: calls that it takes at once; further ones wait here.
     """
 
     def __init__(
-        self, kind: str, arguments: Mapping[str, Any], log: Path, environment: Mapping[str, str], ranks: int = 1
+        self,
+        kind: str,
+        arguments: Mapping[str, Any],
+        log: Path,
+        environment: Mapping[str, str],
+        ranks: int = 1,
+        capacity: int = 1,
     ) -> None:
         self.kind = kind
+        self.capacity = capacity
         self._arguments = dict(arguments)
         self._log = log
         self._environment = dict(environment)
         self._ranks = ranks
+        self._places = asyncio.Semaphore(capacity)
+        self._all_places = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
-        self._lock = asyncio.Lock()
+        self._reader: asyncio.Task[None] | None = None
+        self._waiting: dict[int, _Waiting] = {}
+        self._starting = asyncio.Lock()
         self._requests = 0
         self._stopped = False
         self.starts = 0
@@ -69,49 +91,66 @@ class WorkerProcess:
     @property
     def pid(self) -> int | None:
         """Process id of the child, where one runs."""
-        alive = self._process is not None and self._process.returncode is None
-        return self._process.pid if alive and self._process else None
+        return self._process.pid if self._process and self._process.returncode is None else None
 
     async def start(self) -> None:
         """Starts the child and waits until its worker is constructed."""
-        async with self._lock:
+        async with self._starting:
             await self._ensure_started()
 
-    async def call(self, method: str, *, on_progress: Progress | None = None, **arguments: Any) -> Any:
-        """The answer of one method, after those that were asked before.
+    async def call(
+        self, method: str, *, on_progress: Progress | None = None, alone: bool = False, **arguments: Any
+    ) -> Any:
+        """The answer of one method.
+
+        Args:
+            alone: whether to wait until nothing else is in progress, and to let nothing else begin meanwhile.
 
         Raises:
             RondoError, StoreError: what the worker raised, with its own class and sentence.
             WorkerDiedError: the child ended before it answered.
         """
-        async with self._lock:
-            await self._ensure_started()
+        async with self._place(alone):
+            async with self._starting:
+                await self._ensure_started()
             self._requests += 1
-            request = {"id": self._requests, "method": method, "arguments": arguments}
-            process = self._process
+            number, process = self._requests, self._process
             assert process is not None
             assert process.stdin is not None
+            request = {"id": number, "method": method, "arguments": arguments}
+            answer = self._await_answer(number, on_progress)
             try:
-                process.stdin.write((json.dumps(request) + "\n").encode())
-                await process.stdin.drain()
-            except (BrokenPipeError, ConnectionResetError):
-                raise await self._died() from None
-            try:
-                return await self._answer(self._requests, on_progress)
+                # A pipe that is closed is heard of by the reader, which sees the end of the child.
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    process.stdin.write((json.dumps(request) + "\n").encode())
+                    await process.stdin.drain()
+                return await answer
             except asyncio.CancelledError:
-                # Its answer would be taken for the next one's: a worker that was interrupted is not used again.
+                # Nobody would hear what it goes on with: a worker that was interrupted is not used again.
                 await self._end()
                 raise
+            finally:
+                self._waiting.pop(number, None)
 
     async def stop(self) -> None:
         """Ends the child, whatever it is doing: closes its pipe, and kills it where that is not enough."""
         self._stopped = True
         await self._end()
 
+    @contextlib.asynccontextmanager
+    async def _place(self, alone: bool) -> AsyncIterator[None]:
+        places = self.capacity if alone else 1
+        async with contextlib.AsyncExitStack() as taken:
+            if alone:  # two that each hold some of the places would wait for each other
+                await taken.enter_async_context(self._all_places)
+            for _ in range(places):
+                await taken.enter_async_context(self._places)
+            yield
+
     async def _ensure_started(self) -> None:
         if self._stopped:
             raise WorkerError(f"the {self.kind} was asked after it had been stopped")
-        if self._process is not None and self._process.returncode is None:
+        if self.pid is not None and self._reader is not None and not self._reader.done():
             return
         command, environment = self._command()
         self._log.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +163,17 @@ class WorkerProcess:
                 start_new_session=True,
             )  # fmt: skip
         self.starts += 1
-        await self._answer(0, None)
+        ready = self._await_answer(0, None)
+        self._reader = asyncio.create_task(self._read(self._process))
+        try:
+            await ready
+        finally:
+            self._waiting.pop(0, None)
+
+    def _await_answer(self, number: int, on_progress: Progress | None) -> "asyncio.Future[Any]":
+        waiting = _Waiting(asyncio.get_running_loop().create_future(), on_progress)
+        self._waiting[number] = waiting
+        return waiting.answer
 
     def _command(self) -> tuple[list[str], dict[str, str]]:
         """What starts the worker, and its environment. Ranks meet in a directory that goes with TMPDIR."""
@@ -136,26 +185,34 @@ class WorkerProcess:
         torchrun += ["--local-addr=127.0.0.1", "-m", RANKS]
         return torchrun, {**self._environment, **_LOOPBACK, MEETING: meeting}
 
-    async def _answer(self, number: int, on_progress: Progress | None) -> Any:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        while line := await self._line(self._process):
-            message = json.loads(line)
-            if message["id"] != number:
-                continue
-            if "progress" in message:
-                if on_progress is not None:
-                    on_progress(message["progress"])
-            elif "error" in message:
-                error = self._error(message["error"])
-                if isinstance(error, EngineError) or self._ranks > 1:
-                    # An engine that failed is not asked again: the next call starts a new one. Ranks beside one that
-                    # failed may wait for it for ever.
-                    await self._end()
-                raise error
-            else:
-                return message["result"]
-        raise await self._died()
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        """Hands the child's answers to those who wait, until it ends; then nobody waits any more."""
+        end: Exception | None = None
+        try:
+            while line := await self._line(process):
+                message = json.loads(line)
+                waiting = self._waiting.get(message["id"])
+                if waiting is None or waiting.answer.done():
+                    continue
+                if "progress" in message:
+                    if waiting.on_progress is not None:
+                        waiting.on_progress(message["progress"])
+                elif "result" in message:
+                    waiting.answer.set_result(message["result"])
+                else:
+                    error = self._error(message["error"])
+                    if isinstance(error, EngineError) or self._ranks > 1:
+                        # An engine that failed is not asked again: the next call starts a new one. Ranks beside one
+                        # that failed may wait for it for ever.
+                        await self._kill(process)
+                    waiting.answer.set_exception(error)
+        except Exception as error:
+            end = error
+            await self._kill(process)
+        code = await process.wait()
+        for waiting in self._waiting.values():
+            if not waiting.answer.done():
+                waiting.answer.set_exception(end or self._died(code))
 
     async def _line(self, process: asyncio.subprocess.Process) -> bytes:
         """The child's next line, empty where it has ended; WorkerDiedError, and the child is killed, where it hangs."""
@@ -164,11 +221,13 @@ class WorkerProcess:
         spent, since = -1.0, time.monotonic()
         try:
             while not (await asyncio.wait({reading}, timeout=_LOOK_SECONDS))[0]:
+                if not self._waiting:  # nobody asked it anything
+                    spent = -1.0
+                    continue
                 now = await asyncio.to_thread(_processor_seconds, process.pid)
                 if now > spent + IDLE_CPU_SECONDS or spent < 0:
                     spent, since = now, time.monotonic()
                 elif time.monotonic() - since > HUNG_SECONDS:
-                    await self._end()
                     raise WorkerDiedError(
                         f"the {self.kind} process hung, with no word and no work for {HUNG_SECONDS:.0f} s, and was "
                         f"killed; its log is {self._log}"
@@ -185,14 +244,20 @@ class WorkerProcess:
                 return _plain(known, message)
         return WorkerError(f"the {self.kind} failed: {message}; its log is {self._log}")
 
-    async def _died(self) -> WorkerDiedError:
-        assert self._process is not None
-        code = await self._process.wait()
+    def _died(self, code: int) -> WorkerDiedError:
         return WorkerDiedError(f"the {self.kind} process ended with status {code} in its work; its log is {self._log}")
 
     async def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is None or process.returncode is not None:
+        process, reader = self._process, self._reader
+        self._process = self._reader = None
+        if process is not None:
+            await self._kill(process)
+        if reader is not None:
+            await asyncio.gather(reader, return_exceptions=True)
+
+    @staticmethod
+    async def _kill(process: asyncio.subprocess.Process) -> None:
+        if process.returncode is not None:
             return
         assert process.stdin is not None
         process.stdin.close()

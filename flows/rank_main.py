@@ -19,7 +19,8 @@ from typing import Any, TextIO
 from pydantic_core import to_jsonable_python
 from torch.distributed import FileStore
 
-from flows.worker_main import ENDED_BY_PARENT, construct, describe, private_stdout, public_method, read_requests
+from flows.desk import describe, public_method, work_done
+from flows.worker_main import ENDED_BY_PARENT, construct, private_stdout, read_requests
 from pipeline.distributed import MEETING
 
 POLL_SECONDS = 0.01
@@ -97,10 +98,11 @@ class _First:
     def _serve(self, worker: Any, request: dict[str, Any], board: FileStore) -> None:
         number = self._current = request["id"]
 
-        def progress(**figures: float | str) -> None:
+        def progress(**figures: Any) -> None:
             with self._lock:
                 self._send({"id": number, "progress": figures})
 
+        began = time.time()
         method = public_method(worker, request["method"])
         collective = request["method"] in worker.COLLECTIVE
         if collective:
@@ -109,6 +111,7 @@ class _First:
         result = method(**request["arguments"], progress=progress)
         if collective:
             _wait(board, self._done(self._passed))
+        progress(**work_done(worker, began))
         self._answer({"result": to_jsonable_python(result)})
 
     def _done(self, number: int) -> list[str]:

@@ -39,26 +39,50 @@ class JudgePolicies:
         """Those of their weights."""
         return [self.policy.policy, self.reference.policy]
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, from which pydantic builds the same object again."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PreferenceShard:
+    """Preferences of some of a round's prompts.
+
+    Args:
+        candidates: tables that hold the candidates which they name.
+        share: of the round's prompts, or of its shards, that is through with it.
+    """
+
+    candidates: tuple[FileRef, ...]
+    preferences: tuple[FileRef, ...]
+    share: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, from which pydantic builds the same object again."""
+        return asdict(self)
+
 
 @dataclass(frozen=True)
 class UpdateInputs:
-    """What a round's update reads.
+    """What a round's update begins with.
 
     Args:
-        policy: the policy that sampled, from which the update starts.
+        policy: the policy that the update starts from.
         reference: the policy that holds it back, where that is another one.
+        reference_sampled: whether the reference is the policy that sampled, whose log-probabilities are there.
+        shards: the preferences that are there already, in order; others may follow.
         replayed: preferences of earlier rounds that are trained on again; nothing where there is no replay.
         optimizer: the optimizer's state of the round before, where it is carried on.
         average: the moving average of the policies before this round, where one is kept.
-        state: what an update that was interrupted had done.
-        drift: difference of sampler and trainer after the hand-over, in nats per sequence.
+        state: what an update that was interrupted had done with these very shards.
+        drift: difference of sampler and trainer after the hand-over of the policy that sampled, in nats per sequence.
     """
 
     policy: PolicyRef
     reference: PolicyRef | None
+    reference_sampled: bool
     prompts: tuple[FileRef, ...]
-    candidates: tuple[FileRef, ...]
-    preferences: tuple[FileRef, ...]
+    shards: tuple[PreferenceShard, ...]
     replayed: tuple[FileRef, ...]
     optimizer: tuple[FileRef, ...]
     average: PolicyRef | None
@@ -106,9 +130,9 @@ class Batch:
         return f"held-out of round {self.policy}" if self.held_out else "train"
 
     @classmethod
-    def training(cls, number: int) -> "Batch":
-        """A round's own prompts, answered by the policy of the round before."""
-        return cls(number - 1, False, ((number, ""),))
+    def training(cls, number: int, sampled_by: int) -> "Batch":
+        """A round's own prompts, answered by the policy of an earlier round."""
+        return cls(sampled_by, False, ((number, ""),))
 
     @classmethod
     def evaluation(cls, number: int) -> "Batch":

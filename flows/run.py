@@ -26,6 +26,7 @@ from storage.store import Store
 async def run_rounds(run: str, rounds: int) -> None:
     """Brings a run to this many rounds; those that are finished stay as they are."""
     session = current()
+    session.rounds = rounds
     # Before anything is paid for: judges that cannot be loaded say so here.
     session.judge_versions = await session.judge.call("versions")
     await stages.prepare_policy(run)

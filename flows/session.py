@@ -27,7 +27,10 @@ _QUIET_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "TOKENIZER
 
 @dataclass
 class Session:
-    """One writer's time with a run. Only this process publishes; workers write files that nobody sees until then."""
+    """One writer's time with a run. Only this process publishes; workers write files that nobody sees until then.
+
+    ``rounds`` is how many the run is being brought to.
+    """
 
     store: Store
     run: Run
@@ -38,6 +41,7 @@ class Session:
     judge: WorkerProcess
     trainer: WorkerProcess
     judge_versions: list[str] = field(default_factory=list)
+    rounds: int = 0
     _choices: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     tracker: Tracker = field(default_factory=Tracker)
 
@@ -56,10 +60,12 @@ class Session:
         temporary.mkdir()
         threads = {"OMP_NUM_THREADS": str(recipe.devices.cpu_threads), **_QUIET_THREADS}
 
-        def worker(kind: str, ranks: int = 1) -> WorkerProcess:
-            return WorkerProcess(kind, common, logs / f"{kind}.log", {**threads, "TMPDIR": str(temporary)}, ranks)
+        def worker(kind: str, ranks: int = 1, capacity: int = 1) -> WorkerProcess:
+            environment = {**threads, "TMPDIR": str(temporary)}
+            return WorkerProcess(kind, common, logs / f"{kind}.log", environment, ranks, capacity)
 
-        sampler, judge, trainer = worker("sampler"), worker("judge"), worker("trainer", recipe.devices.trainer_ranks)
+        sampler = worker("sampler", capacity=recipe.sampling.shards_in_flight)
+        judge, trainer = worker("judge"), worker("trainer", recipe.devices.trainer_ranks)
         return cls(store, run, writer, recipe, display, sampler, judge, trainer)
 
     @property
@@ -124,24 +130,31 @@ class Session:
             return self.policy(round)
         return PolicyRef(found[-1].meta["policy"], found[-1].files, self.policy(round).probe)
 
-    def reference(self, round: int) -> PolicyRef | None:
-        """The reference of a round's update, where it is not the policy that sampled."""
-        kind = self.recipe.update.reference
-        reference = self.policy(0) if kind == "initial" else self.average(round - 1)
-        return None if kind == "previous" or reference.policy == self.policy_hash(round - 1) else reference
+    def sampled_by(self, round: int) -> int:
+        """The round whose policy samples the candidates of a round."""
+        return max(round - 1 - self.recipe.staleness, 0)
 
-    def interrupted_update(self, round: int, inputs: str) -> tuple[FileRef, ...]:
+    def reference(self, round: int) -> PolicyRef | None:
+        """The reference of a round's update, where it is not the policy that the update starts from."""
+        kind = self.recipe.update.reference
+        if kind == "previous":
+            reference = self.policy(self.sampled_by(round))
+        else:
+            reference = self.policy(0) if kind == "initial" else self.average(round - 1)
+        return None if reference.policy == self.policy_hash(round - 1) else reference
+
+    def interrupted_update(self, round: int, inputs: str) -> Entry | None:
         """The newest state that an update of these inputs left, where it was interrupted."""
         states = self.run.entries(round=round, stage="update_state")
         found = [entry for entry in states if entry.key and entry.key.inputs == inputs]
-        return found[-1].files if found else ()
+        return found[-1] if found else None
 
-    def commit_state(self, round: int, inputs: str, step: int, files: Sequence[FileRef]) -> None:
-        """Publishes the state of an update in progress, and gives up the one before."""
+    def commit_state(self, round: int, inputs: str, step: int, files: Sequence[FileRef], given: dict[str, Any]) -> None:
+        """Publishes the state of an update in progress, and what it had been ``given``; the one before is given up."""
         before = self.interrupted_update(round, inputs)
-        self.commit(round, "update_state", files, None, inputs, shard=step)
+        self.commit(round, "update_state", files, given, inputs, shard=step)
         if before:
-            self.writer.release(before, "superseded by those of a later step")
+            self.writer.release(before.files, "superseded by those of a later step")
 
     def release_states(self, round: int) -> None:
         """Gives up the states of an update that is done."""

@@ -90,6 +90,15 @@ class RoundSummary(BaseModel):
     steps: int | None = None
     stopped: str | None = Field(None, description="why the steps ended before their plan did")
     token_budget: int | None = None
+    set_aside: int | None = Field(None, description="prompts given up because the engine died on their shard")
+    first_kl: float | None = Field(
+        None,
+        description="divergence of the policy that the update starts from from the reference, estimated at the first "
+        "step: what staleness, or another reference, costs",
+    )
+    ahead_seconds: float | None = Field(
+        None, description="time in which the next round was sampled while this one was updated: what staleness gains"
+    )
     last_kl: float | None = Field(None, description="divergence from the reference at the last step, estimated")
     train_tokens: int | None = None
     train_accuracy: float | None = None

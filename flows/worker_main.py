@@ -2,10 +2,9 @@
 
     python -m flows.worker_main trainer '{"root": "runs", "run": "demo", ...}'
 
-A request is ``{"id", "method", "arguments"}``; the answers are any number of ``{"id", "progress"}`` and then one of
-``{"id", "result"}`` and ``{"id", "error": {"kind", "message"}}``. Only references and small figures travel: data
-go through the store. Standard input carries the requests, a private copy of standard output the answers; what
-libraries print goes to standard error, which the parent keeps in a log file.
+Requests and answers are those of `flows.desk`. Only references and small figures travel: data go through the store.
+Standard input carries the requests, a private copy of standard output the answers; what libraries print goes to
+standard error, which the parent keeps in a log file.
 """
 
 import importlib
@@ -14,15 +13,9 @@ import os
 import queue
 import sys
 import threading
-import traceback
-from collections.abc import Callable
 from typing import Any, TextIO
 
-from pydantic import validate_call
-from pydantic_core import to_jsonable_python
-
-from pipeline.errors import RondoError
-from storage.errors import StoreError
+from flows.desk import AtDesk, Desk, describe
 
 WORKERS = {
     "sampler": "flows.workers.sampler:SamplerWorker",
@@ -44,8 +37,11 @@ def main() -> None:
         _send(answers, {"id": 0, "error": describe(error)})
         return
     _send(answers, {"id": 0, "result": None})
+    desk = Desk(worker, lambda message: _send(answers, message))
     while True:
-        _serve(worker, json.loads(requests.get()), answers)
+        while not desk.busy or not requests.empty():
+            desk.take(json.loads(requests.get()))
+        desk.advance()
 
 
 def private_stdout() -> TextIO:
@@ -62,42 +58,11 @@ def read_requests(requests: queue.SimpleQueue[str]) -> None:
     os._exit(ENDED_BY_PARENT)
 
 
-def construct(kind: str, arguments: dict[str, Any]) -> object:
+def construct(kind: str, arguments: dict[str, Any]) -> AtDesk:
     """The worker of this kind."""
     module, name = WORKERS[kind].split(":")
-    worker: object = getattr(importlib.import_module(module), name)(**arguments)
+    worker: AtDesk = getattr(importlib.import_module(module), name)(**arguments)
     return worker
-
-
-def _serve(worker: object, request: dict[str, Any], answers: TextIO) -> None:
-    number = request["id"]
-
-    def progress(**figures: float | str) -> None:
-        _send(answers, {"id": number, "progress": figures})
-
-    try:
-        method = public_method(worker, request["method"])
-        result = method(**request["arguments"], progress=progress)
-        _send(answers, {"id": number, "result": to_jsonable_python(result)})
-    except Exception as error:
-        _send(answers, {"id": number, "error": describe(error)})
-
-
-def public_method(worker: object, name: str) -> Callable[..., Any]:
-    """A worker's method by its name, which checks its arguments and builds them from JSON."""
-    method = None if name.startswith("_") else getattr(type(worker), name, None)
-    if not callable(method):
-        raise AttributeError(f"{type(worker).__name__} has no method '{name}'")
-    checked: Callable[..., Any] = validate_call(getattr(worker, name))
-    return checked
-
-
-def describe(error: Exception) -> dict[str, str]:
-    """A user's error as its sentence alone; any other with its traceback in the log."""
-    known = isinstance(error, RondoError | StoreError)
-    if not known:
-        traceback.print_exc()
-    return {"kind": type(error).__name__ if known else "WorkerError", "message": str(error) or repr(error)}
 
 
 def _send(answers: TextIO, message: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ RondoError
 ├── EngineError (RuntimeError)          a sampling engine that failed
 │   └── HandoverError                   sampler and trainer disagree on the same weights
 ├── FirstLossError (RuntimeError)       the first loss of an update is not the value that theory gives
+├── LostUpdateError (RuntimeError)      a process that is asked to go on with an update which it has not begun
 ├── OutOfMemoryError (MemoryError)      a device that does not hold a single preference
 └── NonFiniteError (FloatingPointError) a loss or a gradient that is not a number
 """
@@ -53,6 +54,10 @@ class HandoverError(EngineError):
 
 class FirstLossError(RondoError, RuntimeError):
     """The first loss of an update differs from the value that holds when policy and reference are one."""
+
+
+class LostUpdateError(RondoError, RuntimeError):
+    """A process that has not begun the update which it is asked to go on with: the one that had is gone."""
 
 
 class OutOfMemoryError(RondoError, MemoryError):

@@ -28,12 +28,19 @@ def judged_by(judgments: pa.Table, judge: str) -> Scores:
     return scores_by_prompt(judgments.filter(pc.field("judge") == judge))
 
 
+def without_tokens(candidates: pa.Table) -> pa.Table:
+    """The candidates with their number of tokens in place of the tokens, which is all that a round's figures need."""
+    kept = candidates.select(["prompt_id", "candidate"])
+    return kept.append_column("tokens", pc.list_value_length(candidates["token_ids"]))
+
+
 def describe_preferences(
     candidates: pa.Table, judgments: pa.Table, preferences: pa.Table, *, min_margin: float = 0.0
 ) -> dict[str, Any]:
     """What a round's candidates were worth, how many preferences they gave, and why prompts gave none.
 
-    ``length_margin`` is by how many tokens the best candidate of a preference is longer than the worst, on average.
+    The candidates are those of `without_tokens`. ``length_margin`` is by how many tokens the best candidate of a
+    preference is longer than the worst, on average.
     """
     scores = [score for score in judgments["score"].to_pylist() if score is not None]
     statuses = Counter(judgments["status"].to_pylist())
@@ -41,7 +48,7 @@ def describe_preferences(
     kept = [row for row in rows if row["kind"] != "dropped"]
     return {
         "sampled_reward": fmean(scores) if scores else None,
-        "sampled_length": answer_statistics(candidates).mean_length,
+        "sampled_length": fmean(candidates["tokens"].to_pylist()),
         "unjudged": len(judgments) - statuses["ok"],
         "preferences": len(kept),
         "margin": fmean(row["margin"] for row in kept) if kept else None,
@@ -142,6 +149,8 @@ def alarms(figures: Mapping[str, Any], initial: Mapping[str, Any], config: Evalu
         )
     if config.kl_limit is not None and figures["kl_initial"] > config.kl_limit:
         found.append(f"drift: KL to the initial policy is {figures['kl_initial']:.2f} nats, above {config.kl_limit:g}")
+    if figures.get("set_aside"):
+        found.append(f"set aside: the engine died on {figures['set_aside']} prompts, which the round went on without")
     unparsable = figures.get("unparsable")
     if unparsable is not None and unparsable > UNPARSABLE_SHARE:
         found.append(f"judge: {unparsable:.0%} of its replies could not be read")

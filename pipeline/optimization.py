@@ -51,22 +51,17 @@ def _eight_bit(name: str, device: torch.device) -> Callable[..., torch.optim.Opt
     return found
 
 
-def learning_rate_factor(settings: UpdateSettings, *, steps: int) -> Callable[[int], float]:
-    """Share of the peak learning rate at a step, counted from 0, of an update with so many steps.
+def learning_rate_factor(settings: UpdateSettings, *, step: int, done: float) -> float:
+    """Share of the peak learning rate at a step, counted from 0, before which this share of the update is done.
 
-    It rises linearly over ``warmup_steps`` (the first step is not zero), then stays, or falls to zero just
-    after the last step along a line or half a cosine. An update that covers a part of the schedule, from
-    ``schedule_start`` to ``schedule_end``, falls along that part; only the first one warms up.
+    It rises linearly over ``warmup_steps`` (the first step is not zero), then stays, or falls to zero just after the
+    last step along a line or half a cosine. An update that covers a part of the schedule, from ``schedule_start`` to
+    ``schedule_end``, falls along that part; only the first one warms up.
     """
-    warmup = settings.warmup_steps if settings.schedule_start == 0 else 0
-    span = settings.schedule_end - settings.schedule_start
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        done = settings.schedule_start + span * (step - warmup) / max(1, steps - warmup)
-        if settings.schedule == "constant":
-            return 1.0
-        return 1 - done if settings.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-
-    return factor
+    warmup = settings.own_warmup_steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if settings.schedule == "constant":
+        return 1.0
+    place = settings.schedule_start + (settings.schedule_end - settings.schedule_start) * done
+    return 1 - place if settings.schedule == "linear" else (1 + math.cos(math.pi * place)) / 2

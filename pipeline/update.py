@@ -1,5 +1,6 @@
 """The DPO update of a round: preferences in, new weights in place, a row of metrics for each optimizer step.
 
+Preferences may come shard by shard: the steps that are known by then can be taken before the next ones are there.
 What an update has done so far can be saved at any step and loaded into a new one, which then ends with the same
 weights, to the bit on CPU. No random numbers are drawn on the way: the order of the preferences follows from the seed,
 and dropout is off.
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from pipeline.attention import shared_prefix_attention
+from pipeline.batches import PlannedStep, StepPlan
 from pipeline.distributed import whole, world_of
 from pipeline.gradients import StepOutcome, accumulate_gradient
 from pipeline.logprobs import check_context, check_model, sequence_logps
@@ -23,6 +25,7 @@ from pipeline.records import content_id
 from pipeline.training_state import load_optimizer, load_state, save_optimizer, save_state
 from pipeline.update_checks import (
     check_alone,
+    check_any,
     check_first_loss,
     check_gradient,
     check_inputs,
@@ -32,7 +35,7 @@ from pipeline.update_checks import (
 )
 from pipeline.update_types import PreferenceGroup, StepMetrics, UpdateResult, UpdateSettings
 
-__all__ = ["PreferenceGroup", "StepMetrics", "Update", "UpdateResult", "UpdateSettings", "plan_steps", "run_update"]
+__all__ = ["PreferenceGroup", "StepMetrics", "Update", "UpdateResult", "UpdateSettings", "run_update"]
 
 DISPLACEMENT_SAMPLE = 128
 """Preferences that are measured again after the last step, which for all would cost a third of an epoch's passes. Of so
@@ -46,21 +49,23 @@ OnStep = Callable[[StepMetrics], None]
 class _Progress:
     """What an update has done so far, apart from weights and the optimizer's state."""
 
-    identity: str
     rows: list[StepMetrics]
     token_budget: int
-    reference_logps: list[list[float]]
     first_loss: float = 0.0
+    expected: float | None = None
     drift: float = 0.0
 
 
 class Update:
-    """An update of ``model``, in place, on ``groups``. The same inputs, seed and thread count give the same weights.
+    """An update of ``model``, in place, on ``groups`` and those that are added later.
+
+    The same inputs, seed and thread count give the same weights, whenever the preferences of a shard are added.
 
     Of a model that is spread over several ranks (`distributed.shard`), each rank makes an update of the same inputs and
     calls the same methods in the same order. All of them get the same results; only the first one writes.
 
     Args:
+        share: of the round's prompts that is through with ``groups``; 1 where no more will come.
         say: takes a sentence for people, such as that memory ran out and the packs are smaller from here on.
 
     Raises:
@@ -75,21 +80,43 @@ class Update:
         settings: UpdateSettings,
         *,
         seed: int,
+        share: float = 1.0,
         say: Callable[[str], None] = lambda _sentence: None,
     ) -> None:
         self._terms = check_inputs(groups, settings)
         with world_of(model).agreement():
             check_weights(model)
         check_model(model)
-        check_context(model, groups)
         _prepare(model, gradient_checkpointing=settings.gradient_checkpointing)
-        self._model, self._groups, self._settings, self._say = model, groups, settings, say
+        self._model, self._settings, self._seed, self._say = model, settings, seed, say
+        self._groups: list[PreferenceGroup] = []
         self._optimizer = build_optimizer(model, settings)
-        self._plan = plan_steps(len(groups), batch_size=settings.batch_size, epochs=settings.epochs, seed=seed)
-        self._factor = learning_rate_factor(settings, steps=len(self._plan))
-        self._expected = expected_first_loss(self._batch(0), self._terms, settings)
-        reference_logps = [list(group.reference_logps) for group in groups]
-        self._done = _Progress(_identity(groups, settings, seed), [], settings.token_budget, reference_logps)
+        self._plan = StepPlan(settings, seed=seed)
+        self._done = _Progress([], settings.token_budget)
+        self.add(groups, share)
+
+    @property
+    def expected_steps(self) -> int:
+        """How many steps there are; while preferences are missing, an estimate."""
+        return self._plan.expected_steps
+
+    @property
+    def ended(self) -> bool:
+        """Whether the step that was taken last is known to be the last one of the plan."""
+        return self._plan.closed and len(self._done.rows) >= self._plan.expected_steps
+
+    def add(self, groups: Sequence[PreferenceGroup], share: float) -> None:
+        """Preferences of the next shard, with which this share of the round's prompts is through.
+
+        Raises:
+            ConfigError, DataError, PromptTooLongError: they do not go with model and settings; none was added.
+        """
+        check_inputs(groups, self._settings)
+        check_context(self._model, groups)
+        self._groups += groups
+        self._plan.add(len(groups), share)
+        # Where memory ran out the packs are smaller, and hold the largest group of those that were there.
+        self._done.token_budget = max([self._done.token_budget, *(group.packed_tokens for group in groups)])
 
     def carry_optimizer(self, directory: Path) -> None:
         """Begin with the optimizer's state that an earlier update saved, in place of an empty one."""
@@ -101,10 +128,14 @@ class Update:
 
     def save(self, directory: Path) -> None:
         """Write what has been done so far: weights, the optimizer's state, and the rows of the steps."""
-        save_state(self._model, self._optimizer, asdict(self._done), directory)
+        reference_logps = [list(group.reference_logps) for group in self._groups]
+        progress = {**asdict(self._done), "identity": self._identity(), "reference_logps": reference_logps}
+        save_state(self._model, self._optimizer, progress, directory)
 
     def load(self, directory: Path) -> list[StepMetrics]:
         """Go on from where another one of the same inputs was saved; returns the rows of the steps that it had taken.
+
+        Of preferences that come shard by shard, those must have been added that the other one had when it was saved.
 
         The reference's log-probabilities are those that it had: where they were computed anew, on a GPU, they may
         differ in the last bits.
@@ -112,31 +143,44 @@ class Update:
         Raises:
             DataError: it was saved by an update of other preferences, settings or seed, or is damaged.
         """
-        found = load_state(self._model, self._optimizer, directory, self._done.identity)
+        found = load_state(self._model, self._optimizer, directory, self._identity())
+        del found["identity"]
+        reference_logps = found.pop("reference_logps")
         self._done = _Progress(**{**found, "rows": [StepMetrics(**row) for row in found["rows"]]})
-        pairs = zip(self._groups, self._done.reference_logps, strict=True)
+        pairs = zip(self._groups, reference_logps, strict=True)
         self._groups = [replace(group, reference_logps=logps) for group, logps in pairs]
         return list(self._done.rows)
 
-    def run(self, on_step: OnStep | None = None) -> UpdateResult:
-        """Take the steps that are missing, up to the end of the plan or to a limit of the settings.
+    def advance(self, on_step: OnStep | None = None) -> None:
+        """Take the steps that are known and missing, up to a limit of the settings.
 
         Raises:
             FirstLossError: the first loss is not the one that theory gives; no weight has changed.
             NonFiniteError: a loss or a gradient is not finite; the step at fault has not been taken.
             OutOfMemoryError: a single preference does not fit into the device's memory; of several ranks, a pack.
         """
-        while not self.stopped and len(self._done.rows) < len(self._plan):
-            row = self._step(len(self._done.rows))
+        while not self.stopped and (planned := self._plan.step(len(self._done.rows))):
+            row = self._step(len(self._done.rows), planned)
             self._done.rows.append(row)
             if on_step is not None:
                 on_step(row)
+
+    def run(self, on_step: OnStep | None = None) -> UpdateResult:
+        """Take all steps that are missing: no more preferences will come.
+
+        Raises:
+            DataError: there is no preference at all.
+            Others as for `advance`.
+        """
+        check_any(self._groups)
+        self._plan.close()
+        self.advance(on_step)
         settings, done = self._settings, self._done
         sample = _spread(self._groups, DISPLACEMENT_SAMPLE)
         final = sequence_logps(self._model, sample, done.token_budget, precision=settings.precision)
         return UpdateResult(
             first_loss=done.first_loss,
-            first_loss_expected=self._expected,
+            first_loss_expected=done.expected,
             reference_drift=done.drift,
             steps=done.rows,
             stopped=self.stopped,
@@ -157,28 +201,37 @@ class Update:
             return f"reward margin {row.reward_margin:.3g} at step {row.step}, above {settings.stop_at_margin:g}"
         return None
 
-    def _batch(self, step: int) -> list[PreferenceGroup]:
-        return [self._groups[index] for index in self._plan[step][1]]
-
-    def _step(self, step: int) -> StepMetrics:
+    def _step(self, step: int, planned: PlannedStep) -> StepMetrics:
         started = time.perf_counter()
-        batch = self._batch(step)
+        batch = [self._groups[index] for index in planned.members]
         outcome, tokens = self._gradient(batch, step)
         if step == 0:
             done, tolerance = self._done, self._settings.first_loss_tolerance
+            done.expected = expected_first_loss(batch, self._terms, self._settings)
             done.first_loss, done.drift = outcome.objective.mean().item(), outcome.drift.max().item()
-            check_first_loss(done.first_loss, self._expected, drift=done.drift, tolerance=tolerance)
-        learning_rate = self._settings.learning_rate * self._factor(step)
+            check_first_loss(done.first_loss, done.expected, drift=done.drift, tolerance=tolerance)
+        factor = learning_rate_factor(self._settings, step=step, done=planned.done)
+        learning_rate = self._settings.learning_rate * factor
         grad_norm = _take_step(self._model, self._optimizer, learning_rate, self._settings.max_grad_norm, batch, step)
         return StepMetrics(
             step=step,
-            epoch=self._plan[step][0],
+            epoch=planned.epoch,
             grad_norm=grad_norm,
             learning_rate=learning_rate,
             tokens=tokens,
             seconds=time.perf_counter() - started,
             **_means(outcome, self._settings.constants.beta),
         )
+
+    def _identity(self) -> str:
+        """Hash of what decides the steps, so that a saved state is never continued with other inputs.
+
+        The reference's log-probabilities are part of the state, and not of this.
+        """
+        fields = [
+            [group.prompt_id, group.candidate_token_ids, list(group.places), group.soft_label] for group in self._groups
+        ]
+        return content_id([fields, asdict(self._settings), self._seed])
 
     def _gradient(self, batch: Sequence[PreferenceGroup], step: int) -> tuple[StepOutcome, int]:
         """The step's gradient; where the device's memory does not hold a pack, with packs of half the size."""
@@ -211,25 +264,6 @@ def run_update(
 ) -> UpdateResult:
     """A whole update, from its first step to its last; see `Update`."""
     return Update(model, groups, settings, seed=seed).run(on_step)
-
-
-def plan_steps(preferences: int, *, batch_size: int, epochs: int, seed: int) -> list[tuple[int, list[int]]]:
-    """Epoch and members of each optimizer step. Each epoch is a fresh permutation; its last step may be smaller."""
-    generator = torch.Generator().manual_seed(seed)
-    steps: list[tuple[int, list[int]]] = []
-    for epoch in range(epochs):
-        order = torch.randperm(preferences, generator=generator).tolist()
-        steps += [(epoch, order[start : start + batch_size]) for start in range(0, preferences, batch_size)]
-    return steps
-
-
-def _identity(groups: Sequence[PreferenceGroup], settings: UpdateSettings, seed: int) -> str:
-    """Hash of what decides the steps, so that a saved state is never continued with other inputs.
-
-    The reference's log-probabilities are part of the state, and not of this.
-    """
-    fields = [[group.prompt_id, group.candidate_token_ids, list(group.places), group.soft_label] for group in groups]
-    return content_id([fields, asdict(settings), seed])
 
 
 def _prepare(model: Any, *, gradient_checkpointing: bool) -> None:

@@ -31,8 +31,6 @@ def check_inputs(groups: Sequence[PreferenceGroup], settings: UpdateSettings) ->
     Raises:
         ConfigError, DataError, PromptTooLongError: they do not.
     """
-    if not groups:
-        raise DataError("an update needs at least one preference and got none: every prompt of the round was dropped")
     if not settings.objectives:
         raise ConfigError("an update needs at least one objective and got none")
     check_budget(groups, settings.token_budget)
@@ -44,6 +42,12 @@ def check_inputs(groups: Sequence[PreferenceGroup], settings: UpdateSettings) ->
         _check_fit(name, objective, groups)
         terms.append((objective, weight))
     return terms
+
+
+def check_any(groups: Sequence[PreferenceGroup]) -> None:
+    """Raise DataError where there is nothing to learn from."""
+    if not groups:
+        raise DataError("an update needs at least one preference and got none: every prompt of the round was dropped")
 
 
 def _check_fit(name: str, objective: Objective, groups: Sequence[PreferenceGroup]) -> None:

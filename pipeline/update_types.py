@@ -11,6 +11,7 @@ from pipeline.losses import ObjectiveSettings
 from pipeline.packing import TokenGroup
 
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+BatchOrder = Literal["shuffled", "shards"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 
@@ -56,9 +57,9 @@ class PreferenceGroup(TokenGroup):
 class UpdateSettings:
     """What an update does.
 
-    ``objectives``: weight of each objective in the loss, by name. ``batch_size``: preferences of an optimizer
-    step. ``nll_weight`` and ``exploration_weight``: of the terms `losses.nll` and `losses.exploration`.
-    ``wpo``: weigh pairs by `losses.wpo_weights`. ``token_budget``: positions of one forward pass.
+    ``objectives``: weight of each objective in the loss, by name. ``batch_size``: preferences of an optimizer step.
+    ``batch_order``: `batches.StepPlan`. ``nll_weight`` and ``exploration_weight``: of the terms `losses.nll` and
+    `losses.exploration`. ``wpo``: weigh pairs by `losses.wpo_weights`. ``token_budget``: positions of one forward pass.
     ``schedule_start`` and ``schedule_end``: the share of the learning rate's schedule that the update covers.
     ``stop_at_kl`` (nats a sequence) and ``stop_at_margin`` (of rewards): the steps end after one that found more.
     ``reference_is_start``: the reference log-probabilities are those of the weights that the update starts
@@ -83,12 +84,18 @@ class UpdateSettings:
     max_grad_norm: float = 1.0
     epochs: int = 1
     batch_size: int = 16
+    batch_order: BatchOrder = "shuffled"
     token_budget: int = 4096
     precision: Precision = "float32"
     gradient_checkpointing: bool = False
     reference_is_start: bool = True
     stop_at_kl: float | None = None
     stop_at_margin: float | None = None
+
+    @property
+    def own_warmup_steps(self) -> int:
+        """Steps of warm-up in this update: of those that share a schedule, the first one alone has any."""
+        return self.warmup_steps if self.schedule_start == 0 else 0
 
     @property
     def first_loss_tolerance(self) -> float:

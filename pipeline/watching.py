@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.evaluation import Estimate, Scores
 from pipeline.judges.ensemble import relative_ranks
@@ -125,7 +124,7 @@ def _by_prompt(
 ) -> tuple[dict[str, dict[int, float]], dict[tuple[str, int], int]]:
     """Scores of each prompt by candidate, and the length of each candidate in tokens."""
     keys = zip(candidates["prompt_id"].to_pylist(), candidates["candidate"].to_pylist(), strict=True)
-    lengths = dict(zip(keys, pc.list_value_length(candidates["token_ids"]).to_pylist(), strict=True))
+    lengths = dict(zip(keys, candidates["tokens"].to_pylist(), strict=True))
     scores: dict[str, dict[int, float]] = {}
     for row in judgments.select(["prompt_id", "candidate", "score", "status"]).to_pylist():
         if row["status"] == "ok" and row["score"] is not None and math.isfinite(row["score"]):

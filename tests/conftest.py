@@ -24,7 +24,12 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     import contextlib
 
     home = tmp_path_factory.mktemp("prefect")
-    variables = {**os.environ, "PREFECT_HOME": str(home), "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "COLUMNS": "200"}
+    variables = {
+        **os.environ,
+        "PREFECT_HOME": str(home),
+        "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
+        "COLUMNS": "200",
+    }
     variables.pop("PREFECT_API_URL", None)
     os.environ["PREFECT_HOME"] = str(home)
     from flows.prefect_server import prefect_api

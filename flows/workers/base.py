@@ -27,6 +27,9 @@ class Worker:
         scratch: a local directory for copies that the run's end removes.
     """
 
+    device = "cpu"
+    """Where it works, for those who look at a round afterwards."""
+
     def __init__(self, root: str, run: str, recipe: Mapping[str, Any], scratch: str) -> None:
         self.store = Store.open(root)
         self.run = run

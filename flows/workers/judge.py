@@ -1,9 +1,11 @@
 """The judge: scores shards, and turns a round's scores into preferences and into the figures of its evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from flows.references import JudgePolicies, PolicyRef
 from flows.workers.base import ProgressCall, Worker
@@ -12,6 +14,7 @@ from pipeline.human_labels import override_pairs
 from pipeline.judges import JudgeProtocol, Judgment, judge_items, judgments_table, make_judge
 from pipeline.judges.people import People
 from pipeline.preferences import build_preferences, choose_replayed, describe_replayed, replayed_table
+from storage import shards
 from storage.cache import SharedCache
 from storage.manifest import FileRef
 
@@ -21,6 +24,7 @@ class JudgeWorker(Worker):
 
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)
+        self.device = self.recipe.devices.judge
         devices = self.recipe.devices
         replies = SharedCache(self.store, "judge_replies")
         self._judges: list[JudgeProtocol] = [
@@ -101,36 +105,58 @@ class JudgeWorker(Worker):
         candidates: tuple[FileRef, ...],
         judgments: tuple[FileRef, ...],
         round: int,
+        shard: int,
         seed: int,
         *,
         progress: ProgressCall,
-    ) -> tuple[FileRef, dict[str, Any]]:
-        """Turns a round's judgments into preferences; returns their file and what the round's table says of them."""
+    ) -> tuple[FileRef, int]:
+        """Turns the judgments of a shard into preferences; returns their file, and how many there are."""
         del progress
-        candidates_table, judgments_table_ = self.table(candidates), self.table(judgments)
-        preferences = build_preferences(candidates_table, judgments_table_, self.recipe.preferences, seed=seed)
-        margin = self.recipe.preferences.min_margin
-        described = figures.describe_preferences(candidates_table, judgments_table_, preferences, min_margin=margin)
-        return self.write(preferences, round, "preferences"), described
+        config = self.recipe.preferences
+        preferences = build_preferences(self.table(candidates), self.table(judgments), config, seed=seed)
+        count = len(preferences) - preferences["drop_reason"].drop_null().length()
+        return self.write(preferences, round, "preferences", shard), count
+
+    def describe(
+        self,
+        candidates: tuple[FileRef, ...],
+        judgments: tuple[FileRef, ...],
+        preferences: tuple[FileRef, ...],
+        *,
+        progress: ProgressCall,
+    ) -> dict[str, Any]:
+        """What the round's table says of what was sampled, judged and preferred."""
+        del progress
+
+        def read(files: tuple[FileRef, ...], columns: Sequence[str]) -> pa.Table:
+            return shards.read_table(self.store, files, columns=columns)
+
+        answers = [
+            figures.without_tokens(read((file,), ["prompt_id", "candidate", "token_ids"])) for file in candidates
+        ]
+        return figures.describe_preferences(
+            pa.concat_tables(answers),
+            read(judgments, ["prompt_id", "candidate", "score", "status", "components"]),
+            read(preferences, ["kind", "margin", "token_counts", "drop_reason"]),
+            min_margin=self.recipe.preferences.min_margin,
+        )
 
     def override(
         self,
         prompts: tuple[FileRef, ...],
         candidates: tuple[FileRef, ...],
-        judgments: tuple[FileRef, ...],
         preferences: tuple[FileRef, ...],
         round: int,
         choices: list[dict[str, Any]],
         *,
         progress: ProgressCall,
-    ) -> tuple[FileRef, dict[str, Any]]:
-        """Puts people's choices in place of the judge's; returns the preferences' file and its figures."""
+    ) -> tuple[FileRef, int]:
+        """Puts people's choices in place of the judge's; returns the preferences' file, and how many there are."""
         del progress
-        sampled = self.table(candidates)
-        decided = override_pairs(self.table(preferences), judge_items(self.table(prompts), sampled), choices)
-        margin = self.recipe.preferences.min_margin
-        described = figures.describe_preferences(sampled, self.table(judgments), decided, min_margin=margin)
-        return self.write(decided, round, "preferences"), described
+        items = judge_items(self.table(prompts), self.table(candidates))
+        decided = override_pairs(self.table(preferences), items, choices)
+        count = len(decided) - decided["drop_reason"].drop_null().length()
+        return self.write(decided, round, "preferences"), count
 
     def replay(
         self,

@@ -1,7 +1,7 @@
 """The sampler: one engine for the whole run, which takes each round's weights in place."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from pipeline.sampling import (
     candidates_table,
     import_engine,
     make_sampler,
+    reported,
 )
 from pipeline.sampling.environment import configure_environment
 from storage.manifest import FileRef
@@ -26,11 +27,10 @@ EVALUATION_SEED_ROUND = 0
 
 @dataclass(frozen=True)
 class Sampled:
-    """A sampled shard: its file, the tokens that were sampled, and the time it took in seconds."""
+    """A sampled shard: its file, and the tokens that were sampled."""
 
     file: FileRef
     tokens: int
-    seconds: float
 
 
 class SamplerWorker(Worker):
@@ -38,6 +38,7 @@ class SamplerWorker(Worker):
 
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)
+        self.device = self.recipe.devices.sampler
         devices = self.recipe.devices
         configure_environment(devices.sampler, devices.cpu_threads)
         # The imports take 5 to 20 s: they are paid while the first policy is still being prepared.
@@ -52,6 +53,7 @@ class SamplerWorker(Worker):
 
         Raises:
             HandoverError: the engine's log-probabilities are not the trainer's.
+            EngineError: shards of another policy are in progress.
         """
         del progress
         if self._policy == policy.policy and self._drift is not None:
@@ -74,8 +76,11 @@ class SamplerWorker(Worker):
         held_out: bool,
         *,
         progress: ProgressCall,
-    ) -> Sampled:
-        """Samples the candidates of these rows of the prompts table and writes them as one shard."""
+    ) -> Generator[tuple[int, int], None, Sampled]:
+        """Samples the candidates of these rows of the prompts table and writes them as one shard.
+
+        A turn is a step of the engine, which several shards of one policy may share.
+        """
         self.use(policy, progress=progress)
         assert self._sampler is not None
         seed_round = EVALUATION_SEED_ROUND if held_out else round
@@ -95,11 +100,10 @@ class SamplerWorker(Worker):
         def report(done: int, tokens: int) -> None:
             progress(done=done, total=total, tokens=tokens, seconds=time.perf_counter() - started)
 
-        candidates = self._sampler.sample(requests, settings, report)
-        seconds = time.perf_counter() - started
+        candidates = yield from reported(self._sampler.sample(requests, settings), report)
         table = candidates_table(candidates, self._tokenizer, policy.policy)
         tokens = sum(len(candidate.token_ids) for candidate in candidates)
-        return Sampled(self.write(table, round, stage, shard), tokens, seconds)
+        return Sampled(self.write(table, round, stage, shard), tokens)
 
     def _settings(self, held_out: bool) -> SamplingSettings:
         sampling = self.recipe.sampling

@@ -3,41 +3,31 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from flows.references import PolicyRef, UpdateInputs
+from flows.references import PolicyRef, PreferenceShard, UpdateInputs
 from flows.workers import updates
 from flows.workers.base import ProgressCall, Worker
+from flows.workers.round_update import RoundUpdate, Trained
 from pipeline import compilation
 from pipeline import policy as policies
 from pipeline import prompts as prompt_tables
 from pipeline.config import PretrainedPolicy, WarmStartPolicy
 from pipeline.distributed import ALONE, World, shard
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, LostUpdateError
 from pipeline.logprobs import sequence_logps
 from pipeline.packing import TokenGroup
-from pipeline.records import EVALUATION_LOGPS, PROBE, STEPS, to_table
-from pipeline.update import Update
-from pipeline.update_types import PreferenceGroup, StepMetrics
+from pipeline.records import EVALUATION_LOGPS, PROBE, to_table
 from pipeline.warm_start import train_warm_start, warm_start_digest
 from storage import checkpoints
 from storage.manifest import FileRef
 
 PROBE_SEQUENCES = 8
 PROBE_TOKENS = 8  # of a prompt; twice as many fit into every context
-
-
-@dataclass(frozen=True)
-class Trained:
-    """An update: the new checkpoint with its probe, what else it wrote by stage, and its figures."""
-
-    policy: PolicyRef
-    others: dict[str, list[FileRef]]
-    figures: dict[str, Any]
 
 
 class TrainerWorker(Worker):
@@ -47,11 +37,12 @@ class TrainerWorker(Worker):
     others what.
     """
 
-    COLLECTIVE = frozenset({"probe", "update", "score"})
+    COLLECTIVE = frozenset({"probe", "begin_update", "add_preferences", "finish_update", "score"})
     """What all ranks are asked; the rest the first one does alone."""
 
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)
+        self.device = self.recipe.devices.trainer
         import torch
 
         devices = self.recipe.devices
@@ -70,6 +61,12 @@ class TrainerWorker(Worker):
         self._policy: str | None = None
         self._base: str | None = None
         self._adapter: Any = None
+        self._update: RoundUpdate | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that writes."""
+        return self._world.leads
 
     def directory(self, files: Sequence[FileRef]) -> Path:
         """A committed checkpoint as a local directory; the first rank fetches it, the others find it there."""
@@ -131,53 +128,35 @@ class TrainerWorker(Worker):
         del progress
         self._load(self.directory(checkpoint))
         ids = [row[:PROBE_TOKENS] for row in self.table(prompts).slice(0, PROBE_SEQUENCES)["token_ids"].to_pylist()]
-        return self._write_probe(0, [TokenGroup(f"probe {row}", tokens, [tokens]) for row, tokens in enumerate(ids)])
+        return self.write_probe(0, [TokenGroup(f"probe {row}", tokens, [tokens]) for row, tokens in enumerate(ids)])
 
-    def update(self, inputs: UpdateInputs, round: int, seed: int, *, progress: ProgressCall) -> Trained:
-        """One round's DPO update, from the policy that sampled."""
-        config = self.recipe.update
-        rows = [row for row in self.table(inputs.preferences).to_pylist() if row["kind"] != "dropped"]
-        groups = updates.preference_groups(self.table(inputs.prompts), self.table(inputs.candidates), rows)
-        replayed = self.table(inputs.replayed) if inputs.replayed else None
-        again = updates.replayed_groups(self.table(inputs.prompts), replayed)
-        groups, figures = self._with_reference(inputs, groups, again)
-        probed = [_best_answer(group) for group in groups[:PROBE_SEQUENCES]]
-        before = [logp for (logp,) in self._logps(probed)]
-        mixed = bool(again) and self.recipe.preferences.replay.reference == "original"
-        settings = updates.update_settings(
-            config, round, self.recipe.rounds, reference_is_start=inputs.reference is None and not mixed
-        )
-        self._policy = None  # from here on the model is no committed policy, whatever happens
-        update = Update(self._model, groups, settings, seed=seed, say=lambda notice: progress(notice=notice))
-        if inputs.optimizer:
-            update.carry_optimizer(self.directory(inputs.optimizer))
-        taken = update.load(self.directory(inputs.state)) if inputs.state else []
-        steps, tokens = updates.steps_of_round(len(groups), settings), sum(step.tokens for step in taken)
-        started = time.perf_counter()
+    def begin_update(self, inputs: UpdateInputs, round: int, seed: int, *, progress: ProgressCall) -> None:
+        """Begins a round's update with the preferences that are there, and what an interrupted one had done."""
+        self._update = None
+        self._update = RoundUpdate(self, inputs, round, seed, progress)
 
-        def on_step(step: StepMetrics) -> None:
-            nonlocal tokens
-            tokens += step.tokens
-            done = step.step + 1
-            progress(metrics=asdict(step))
-            progress(done=done, total=steps, tokens=tokens, loss=step.loss, seconds=time.perf_counter() - started)
-            if config.checkpoint_steps and done % config.checkpoint_steps == 0 and done < steps:
-                progress(state=[file.to_json() for file in self._stage(round, "update_state", update.save)], step=done)
+    def add_preferences(self, shard: PreferenceShard, *, progress: ProgressCall) -> None:
+        """Preferences of the round's next shard; takes the steps that are known with them.
 
-        result = update.run(on_step)
-        files = self._stage(round, "checkpoint", self._save_policy)
-        digest = checkpoints.weights_digest(files)
-        self._policy = digest
-        others = {
-            "metrics": [self.write(to_table([asdict(step) for step in result.steps], STEPS), round, "metrics")],
-            "probe": [self._write_probe(round, probed, before)],
-        }
-        if config.optimizer_state == "carried":
-            others["optimizer"] = list(self._stage(round, "optimizer", update.save_optimizer))
-        if inputs.average is not None:
-            others["ema"] = list(self._stage_average(round, inputs.average, files))
-        (probe,) = others["probe"]
-        return Trained(PolicyRef(digest, files, probe), others, {**figures, **updates.summary(result)})
+        Raises:
+            LostUpdateError: this worker has begun no update.
+        """
+        self._in_progress().add(shard, progress)
+
+    def finish_update(self, *, progress: ProgressCall) -> Trained:
+        """Takes the steps that are left, and writes the round's checkpoint.
+
+        Raises:
+            LostUpdateError: this worker has begun no update.
+        """
+        trained = self._in_progress().finish(progress)
+        self._update = None
+        return trained
+
+    def _in_progress(self) -> RoundUpdate:
+        if self._update is None:
+            raise LostUpdateError("the trainer is asked to go on with an update that it has not begun: begin it again")
+        return self._update
 
     def score(
         self,
@@ -193,12 +172,12 @@ class TrainerWorker(Worker):
         """Log-probabilities of a round's held-out answers under its policy, the previous one and the initial one."""
         del progress
         answers = self.table(candidates).select(["prompt_id", "candidate", "token_ids"]).to_pylist()
-        ids = updates.prompt_token_ids(self.table(prompts))
+        ids = updates.prompt_token_ids(self.table(prompts), (row["prompt_id"] for row in answers))
         groups = [TokenGroup(row["prompt_id"], ids[row["prompt_id"]], [row["token_ids"]]) for row in answers]
         logps: dict[str, list[float]] = {}
         for name, reference in (("policy", policy), ("previous", previous), ("initial", initial)):
-            self._use(reference)
-            scored = self._logps(groups)
+            self.use(reference)
+            scored = self.logps(groups)
             logps[name] = [candidate for (candidate,) in scored]
         rows = [
             {
@@ -211,30 +190,8 @@ class TrainerWorker(Worker):
         ]
         return self.write(to_table(rows, EVALUATION_LOGPS), round, "eval_logps")
 
-    def _with_reference(
-        self, inputs: UpdateInputs, groups: Sequence[PreferenceGroup], again: Sequence[PreferenceGroup]
-    ) -> tuple[list[PreferenceGroup], dict[str, Any]]:
-        """The round's preferences and those of earlier rounds, with the reference's log-probabilities.
-
-        What the sampler knows of an earlier round's answers is of another policy: the trainer scores them anew, unless
-        the recipe wants them held back by the policy that they came from. The policy's weights are in place afterwards.
-        """
-        config = self.recipe.update
-        if inputs.reference is None:
-            self._use(inputs.policy)
-            own, figures = updates.with_reference(
-                self._model, groups, config, inputs.drift, self.recipe.sampling.handover_tolerance
-            )
-            if again and self.recipe.preferences.replay.reference == "current":
-                again, _ = updates.with_other_reference(self._model, again, config)
-            return [*own, *again], figures
-        self._use(inputs.reference)
-        found = updates.with_other_reference(self._model, [*groups, *again], config)
-        self._use(inputs.policy)
-        return found
-
-    def _use(self, policy: PolicyRef) -> None:
-        """Puts a policy's weights into the one model."""
+    def use(self, policy: PolicyRef) -> Any:
+        """Puts a policy's weights into the one model, which it returns."""
         if self._policy != policy.policy:
             self._policy = None
             if self.recipe.update.lora is None:
@@ -242,6 +199,11 @@ class TrainerWorker(Worker):
             else:
                 self._load_adapted(policy)
             self._policy = policy.policy
+        return self._model
+
+    def left_for(self, policy: str | None) -> None:
+        """The model holds these weights from now on; None while an update changes them."""
+        self._policy = policy
 
     def _load(self, directory: Path) -> None:
         if self._model is None:
@@ -270,13 +232,15 @@ class TrainerWorker(Worker):
         else:
             self._adapter.reset()
 
-    def _save_policy(self, directory: Path) -> None:
+    def save_policy(self, directory: Path) -> None:
+        """Writes the model, or where one is trained its adapter, as a checkpoint."""
         if self._adapter is None:
             policies.save_policy(self._model, self._tokenizer, directory)
         else:
             self._adapter.save(self._tokenizer, directory)
 
-    def _stage(self, round: int, stage: str, save: Callable[[Path], None]) -> tuple[FileRef, ...]:
+    def stage(self, round: int, stage: str, save: Callable[[Path], None]) -> tuple[FileRef, ...]:
+        """A directory that the flow will commit, written by the first rank."""
         if not self._world.leads:
             save(Path())  # gives the first rank its part, and writes nothing
             return self._of_first(())
@@ -289,22 +253,12 @@ class TrainerWorker(Worker):
         text = self._world.share(json.dumps([file.to_json() for file in files]))
         return tuple(map(FileRef.from_json, json.loads(text)))
 
-    def _stage_average(self, round: int, average: PolicyRef, policy: Sequence[FileRef]) -> tuple[FileRef, ...]:
-        from pipeline.ema import blend
-
-        before, after, decay = self.whole(average), self.directory(policy), self.recipe.update.ema_decay
-
-        def save(target: Path) -> None:
-            if self._world.leads:
-                blend(before, after, target, decay=decay)
-
-        return self._stage(round, "ema", save)
-
-    def _logps(self, groups: Sequence[TokenGroup]) -> list[list[float]]:
+    def logps(self, groups: Sequence[TokenGroup]) -> list[list[float]]:
+        """Log-probability of each candidate under the weights in place, in nats."""
         config = self.recipe.update
         return sequence_logps(self._model, groups, config.token_budget, precision=config.precision)
 
-    def _write_probe(self, round: int, groups: Sequence[TokenGroup], before: Sequence[float] | None = None) -> FileRef:
+    def write_probe(self, round: int, groups: Sequence[TokenGroup], before: Sequence[float] | None = None) -> FileRef:
         """Sequences with their log-probabilities now, and ``before`` the update."""
         rows = [
             {
@@ -313,10 +267,6 @@ class TrainerWorker(Worker):
                 "logp": logp,
                 "previous_logp": before[index] if before else None,
             }
-            for index, (group, (logp,)) in enumerate(zip(groups, self._logps(groups), strict=True))
+            for index, (group, (logp,)) in enumerate(zip(groups, self.logps(groups), strict=True))
         ]
         return self.write(to_table(rows, PROBE), round, "probe")
-
-
-def _best_answer(group: PreferenceGroup) -> TokenGroup:
-    return TokenGroup(group.prompt_id, group.prompt_token_ids, group.candidate_token_ids[:1])

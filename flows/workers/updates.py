@@ -1,11 +1,11 @@
 """From the tables and the recipe of a round to the arguments of its update, and back to its figures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from math import ceil
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.config import UpdateConfig
 from pipeline.errors import HandoverError
@@ -14,18 +14,19 @@ from pipeline.losses import ObjectiveSettings
 from pipeline.update_types import PreferenceGroup, UpdateResult, UpdateSettings
 
 
-def prompt_token_ids(prompts: pa.Table) -> dict[str, list[int]]:
-    """Token ids of each prompt, by its id."""
-    return dict(zip(prompts["prompt_id"].to_pylist(), prompts["token_ids"].to_pylist(), strict=True))
+def prompt_token_ids(prompts: pa.Table, wanted: Iterable[str]) -> dict[str, list[int]]:
+    """Token ids of these prompts, by their ids."""
+    found = prompts.filter(pc.is_in(prompts["prompt_id"], pa.array(list(set(wanted)), pa.string())))
+    return dict(zip(found["prompt_id"].to_pylist(), found["token_ids"].to_pylist(), strict=True))
 
 
-def preference_groups(
-    prompts: pa.Table, candidates: pa.Table, preferences: Sequence[Mapping[str, Any]]
-) -> list[PreferenceGroup]:
-    """The preferences of a round with the token ids of their prompts and candidates, exactly as sampled."""
-    prompt_ids = prompt_token_ids(prompts)
-    keys = zip(candidates["prompt_id"].to_pylist(), candidates["candidate"].to_pylist(), strict=True)
-    token_ids = dict(zip(keys, candidates["token_ids"].to_pylist(), strict=True))
+def preference_groups(prompts: pa.Table, candidates: pa.Table, preferences: pa.Table) -> list[PreferenceGroup]:
+    """Preferences, but for dropped prompts, with the token ids of their prompts and candidates, exactly as sampled."""
+    rows = preferences.filter(pc.field("kind") != "dropped").to_pylist()
+    prompt_ids = prompt_token_ids(prompts, (row["prompt_id"] for row in rows))
+    sampled = candidates.filter(pc.is_in(candidates["prompt_id"], pa.array(list(prompt_ids), pa.string())))
+    keys = zip(sampled["prompt_id"].to_pylist(), sampled["candidate"].to_pylist(), strict=True)
+    token_ids = dict(zip(keys, sampled["token_ids"].to_pylist(), strict=True))
     return [
         PreferenceGroup(
             prompt_id=row["prompt_id"],
@@ -35,14 +36,14 @@ def preference_groups(
             ranks=row.get("ranks"),  # tables of version 1 have none
             soft_label=row["soft_label"],
         )
-        for row in preferences
+        for row in rows
     ]
 
 
 def replayed_groups(prompts: pa.Table, replayed: pa.Table | None) -> list[PreferenceGroup]:
     """Preferences of earlier rounds, with the log-probabilities under the policies that sampled them."""
-    prompt_ids = prompt_token_ids(prompts)
     rows = [] if replayed is None else replayed.to_pylist()
+    prompt_ids = prompt_token_ids(prompts, (row["prompt_id"] for row in rows))
     return [
         PreferenceGroup(
             prompt_id=row["prompt_id"],
@@ -135,6 +136,7 @@ def update_settings(config: UpdateConfig, round: int, rounds: int, *, reference_
         max_grad_norm=config.max_grad_norm,
         epochs=config.epochs,
         batch_size=config.batch_size,
+        batch_order=config.batch_order,
         token_budget=config.token_budget,
         precision=config.precision,
         gradient_checkpointing=config.gradient_checkpointing,
@@ -144,16 +146,12 @@ def update_settings(config: UpdateConfig, round: int, rounds: int, *, reference_
     )
 
 
-def steps_of_round(preferences: int, settings: UpdateSettings) -> int:
-    """Optimizer steps of an update over so many preferences."""
-    return settings.epochs * ceil(preferences / settings.batch_size)
-
-
 def summary(result: UpdateResult) -> dict[str, Any]:
     """What the round's table and report keep of an update."""
-    last = result.steps[-1]
+    first, last = result.steps[0], result.steps[-1]
     return {
         "first_loss": result.first_loss,
+        "first_kl": first.kl,
         "first_loss_expected": result.first_loss_expected,
         "last_loss": last.loss,
         "steps": len(result.steps),

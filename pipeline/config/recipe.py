@@ -3,11 +3,13 @@
 Each field has a type, a range and a sentence with its unit. Nothing here reads a file: see ``flows/recipes.py``.
 """
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from pipeline.config.base import Config, Device, among
 from pipeline.config.evaluation import EvaluationConfig
-from pipeline.config.judges import Judge, PeopleConfig, PeopleJudge
+from pipeline.config.judges import ImplicitJudge, Judge, PeopleConfig, PeopleJudge
 from pipeline.config.policy import Policy, WarmStartPolicy
 from pipeline.config.preferences import RANKING_RULES, PreferencesConfig
 from pipeline.config.prompts import GeneratedPrompts, Prompts
@@ -43,6 +45,18 @@ class Recipe(Config):
     description: str = Field("", max_length=1000, description="one sentence for people")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the run: prompts, samples and batch order follow from it")
     rounds: int = Field(5, ge=1, le=100_000, description="rounds of the run")
+    mode: Literal["phased", "streaming"] = Field(
+        "phased",
+        description="whether a round samples, judges and updates one after the other, as on one device, or lets these "
+        "overlap; the result is the same",
+    )
+    staleness: int = Field(
+        0,
+        ge=0,
+        le=1,
+        description="1: a round's candidates come from the policy before the newest one, and are sampled while that is "
+        "being trained; the policy that sampled stays the reference",
+    )
     policy: Policy = Field(description="the initial policy")
     prompts: Prompts = Field(description="where prompts come from, in training and held out")
     sampling: SamplingConfig = Field(SamplingConfig(), description="how candidates are sampled")
@@ -90,6 +104,15 @@ class Recipe(Config):
         if self.people is not None and self.preferences.ranks:
             raise ValueError(
                 f"people choose between two answers, and preferences.rule is '{self.preferences.rule}': make pairs"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _judge_can_come_early(self) -> "Recipe":
+        if self.staleness and isinstance(self.judge, ImplicitJudge | PeopleJudge):
+            raise ValueError(
+                f"staleness {self.staleness} judges a round's candidates before the round begins, and the judge "
+                f"'{self.judge.label}' needs what is not there by then: set staleness to 0, or choose another judge"
             )
         return self
 

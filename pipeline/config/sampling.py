@@ -19,6 +19,20 @@ class SamplingConfig(Config):
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus: smallest share of probability mass to sample from")
     max_tokens: int = Field(48, ge=1, le=131_072, description="longest answer, in tokens")
     shard_prompts: int = Field(128, ge=1, le=1_000_000, description="prompts in one shard, the unit that is committed")
+    shards_in_flight: int = Field(
+        2,
+        ge=1,
+        le=1024,
+        description="shards that one engine works on at once, so that it never drains between two; with more than one "
+        "thread on a CPU, 1 keeps samples the same to the last bit",
+    )
+    most_set_aside: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="largest share of a round's prompts that may be set aside because the engine died three times on "
+        "their shard; beyond it the run stops",
+    )
     max_sequences: int = Field(256, ge=1, le=65_536, description="most sequences that the engine runs at once")
     context: int | None = Field(
         None,

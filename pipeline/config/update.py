@@ -97,6 +97,11 @@ class UpdateConfig(Config):
     max_grad_norm: float = Field(1.0, gt=0, le=1e6, description="gradients are clipped to this norm")
     epochs: int = Field(1, ge=1, le=100, description="passes over the round's preferences")
     batch_size: int = Field(16, ge=1, le=1_000_000, description="preferences per optimizer step")
+    batch_order: Literal["shuffled", "shards"] = Field(
+        "shuffled",
+        description="of the first epoch: a permutation of all preferences, or shard after shard, each permuted; the "
+        "latter lets mode streaming take steps while later shards are still being sampled",
+    )
     token_budget: int = Field(4096, ge=16, le=10_000_000, description="most tokens of one forward pass")
     reference: Literal["previous", "initial", "ema"] = Field(
         "previous",

@@ -8,10 +8,13 @@ from pipeline.sampling.base import (
     Candidate,
     Progress,
     Sampler,
+    Sampling,
     SamplingRequest,
     SamplingSettings,
     candidates_table,
     check_lengths,
+    finish,
+    reported,
 )
 from pipeline.sampling.environment import configure_environment, without_garbage_collection
 
@@ -19,13 +22,16 @@ __all__ = [
     "Candidate",
     "Progress",
     "Sampler",
+    "Sampling",
     "SamplingRequest",
     "SamplingSettings",
     "candidates_table",
     "check_lengths",
     "configure_environment",
+    "finish",
     "import_engine",
     "make_sampler",
+    "reported",
 ]
 
 

@@ -4,16 +4,19 @@ Token ids in, token ids and raw log-probabilities out. Text is derived from ids,
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, DataError, PromptTooLongError
 from pipeline.records import CANDIDATES, to_table
 
+Result = TypeVar("Result")
 FinishReason = Literal["stop", "length"]
 Progress = Callable[[int, int], None]
 """Called about twice a second with the candidates finished and the tokens sampled so far in this call."""
@@ -59,21 +62,24 @@ class Candidate:
     seed: int
 
 
+Sampling = Generator[tuple[int, int], None, list[Candidate]]
+"""Sampling in progress: each turn is one step of the engine, and yields the candidates finished and the tokens sampled.
+
+Several may be in progress in one engine: each turn of one moves them all on. To close one gives its candidates up.
+"""
+
+
 class Sampler(Protocol):
     """A sampling engine that holds one policy.
 
-    The same call on the same weights and device gives the same result to the bit, whatever was called before.
+    The same requests on the same weights and device give the same result to the bit, whatever was called before. With
+    one thread on a CPU this holds whatever else is in progress, too; elsewhere the last bits may differ then.
     """
 
-    def sample(
-        self,
-        requests: Sequence[SamplingRequest],
-        settings: SamplingSettings,
-        on_progress: Progress | None = None,
-    ) -> list[Candidate]:
+    def sample(self, requests: Sequence[SamplingRequest], settings: SamplingSettings) -> Sampling:
         """Sample K candidates for each request; they come in the order of the requests, then by index.
 
-        Raises:
+        Raises, at the first turn or a later one:
             PromptTooLongError: a prompt and ``max_tokens`` do not fit the context; nothing was sampled.
             EngineError: the engine failed.
         """
@@ -92,9 +98,39 @@ class Sampler(Protocol):
         """Replace the weights in place by those of a checkpoint of the same shape; nothing of the old stays.
 
         Raises:
-            EngineError: the checkpoint is unreadable or does not fit, and nothing changed; or the engine failed on it.
+            EngineError: sampling is in progress, or the checkpoint is unreadable or does not fit, and nothing changed;
+                or the engine failed on it.
         """
         ...
+
+
+def reported(sampling: Sampling, on_progress: Progress | None = None) -> Sampling:
+    """The same sampling, whose figures are also passed on, about twice a second and at its end."""
+    last, counts = time.monotonic(), (0, 0)
+    with closing(sampling):
+        while True:
+            try:
+                counts = next(sampling)
+            except StopIteration as end:
+                if on_progress:
+                    on_progress(*counts)
+                found: list[Candidate] = end.value
+                return found
+            if on_progress and time.monotonic() - last >= PROGRESS_SECONDS:
+                last = time.monotonic()
+                on_progress(*counts)
+            yield counts
+
+
+def finish(turns: Generator[object, None, Result]) -> Result:
+    """Take all turns that are left; what they return."""
+    with closing(turns):
+        while True:
+            try:
+                next(turns)
+            except StopIteration as end:
+                result: Result = end.value
+                return result
 
 
 class Tokenizer(Protocol):

@@ -1,8 +1,7 @@
 """A sampler in plain transformers: slow, small, easy to check. Tests use it, and machines without vLLM."""
 
-import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ import torch
 from pipeline.errors import ConfigError, EngineError
 from pipeline.policy import load_policy, load_weights
 from pipeline.sampling.base import (
-    PROGRESS_SECONDS,
     Candidate,
-    Progress,
+    Sampling,
     SamplingRequest,
     SamplingSettings,
     check_lengths,
@@ -54,26 +52,34 @@ class TransformersSampler:
         self._stop = stop_tokens(directory)
         self._max_sequences = max_sequences
         self._model, _ = load_policy(directory, device=device)
+        self._in_progress = 0
 
-    def sample(
-        self,
-        requests: Sequence[SamplingRequest],
-        settings: SamplingSettings,
-        on_progress: Progress | None = None,
-    ) -> list[Candidate]:
-        """See ``Sampler``. Random numbers depend on a candidate's seed alone, not on its batch."""
+    def sample(self, requests: Sequence[SamplingRequest], settings: SamplingSettings) -> Sampling:
+        """See ``Sampler``. Random numbers depend on a candidate's seed alone, not on its batch; calls share none."""
         check_lengths(requests, settings.max_tokens, self._context)
         rows_by_length: dict[int, list[Row]] = defaultdict(list)
         for index, request in enumerate(requests):
             rows_by_length[len(request.token_ids)] += [(index, k) for k in range(settings.candidates)]
-        reporter = _Reporter(on_progress)
         found: dict[Row, Candidate] = {}
-        for rows in rows_by_length.values():
-            for start in range(0, len(rows), self._max_sequences):
-                batch = rows[start : start + self._max_sequences]
-                pairs = [(requests[index], k) for index, k in batch]
-                found |= zip(batch, self._sample_batch(pairs, settings, reporter), strict=True)
-        reporter.report(now=True)
+        tokens = 0
+        self._in_progress += 1
+        try:
+            for rows in rows_by_length.values():
+                for start in range(0, len(rows), self._max_sequences):
+                    batch = rows[start : start + self._max_sequences]
+                    pairs = [(requests[index], k) for index, k in batch]
+                    turns = self._sample_batch(pairs, settings)
+                    while True:
+                        try:
+                            running = next(turns)
+                        except StopIteration as end:
+                            found |= zip(batch, end.value, strict=True)
+                            break
+                        tokens += running
+                        yield len(found), tokens
+            yield len(found), tokens
+        finally:
+            self._in_progress -= 1
         return [found[index, k] for index in range(len(requests)) for k in range(settings.candidates)]
 
     def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
@@ -84,6 +90,8 @@ class TransformersSampler:
 
     def load_weights(self, directory: Path) -> None:
         """See ``Sampler``."""
+        if self._in_progress:
+            raise EngineError("the sampler cannot take new weights while it samples: take the turns that are left")
         try:
             load_weights(self._model, directory)
         except ConfigError as error:
@@ -103,8 +111,9 @@ class TransformersSampler:
         return output.logits[:, -1].float().cpu(), output.past_key_values
 
     def _sample_batch(
-        self, rows: Sequence[tuple[SamplingRequest, int]], settings: SamplingSettings, reporter: "_Reporter"
-    ) -> list[Candidate]:
+        self, rows: Sequence[tuple[SamplingRequest, int]], settings: SamplingSettings
+    ) -> Generator[int, None, list[Candidate]]:
+        """Each turn samples a token of each row that is not at its end, and yields their number."""
         # All random numbers of a candidate are drawn up front from its own seed.
         seeds = [request.seed + k for request, k in rows]
         uniforms_B_T = torch.from_numpy(
@@ -119,12 +128,11 @@ class TransformersSampler:
             tokens_B = _draw(logits_B_V, uniforms_B_T[:, step], settings)
             tokens.append(tokens_B)
             logps.append(logits_B_V.log_softmax(-1).gather(-1, tokens_B[:, None])[:, 0])
-            reporter.add(tokens=int(running_B.sum()))
+            yield int(running_B.sum())
             running_B &= ~torch.isin(tokens_B, stop)
             if not running_B.any():
                 break
             ids_B_T = tokens_B[:, None].to(self._device)
-        reporter.add(candidates=len(rows))
         tokens_B_T, logps_B_T = torch.stack(tokens, 1).tolist(), torch.stack(logps, 1).tolist()
         return [
             self._candidate(request.prompt_id, k, seed, row_tokens, row_logps)
@@ -153,22 +161,3 @@ def _draw(logits_B_V: torch.Tensor, uniforms_B: torch.Tensor, settings: Sampling
     # Rounding may push a target to the very end of the mass: stay on the last token that has any.
     last_B_1 = (kept_B_V < kept_B_V[:, -1:]).sum(-1, keepdim=True)
     return order_B_V.gather(-1, torch.minimum(ranks_B_1, last_B_1))[:, 0]
-
-
-class _Reporter:
-    """Counts, and tells the caller about twice a second."""
-
-    def __init__(self, on_progress: Progress | None) -> None:
-        self._on_progress = on_progress
-        self._candidates = self._tokens = 0
-        self._last = time.monotonic()
-
-    def add(self, *, candidates: int = 0, tokens: int = 0) -> None:
-        self._candidates += candidates
-        self._tokens += tokens
-        self.report(now=False)
-
-    def report(self, *, now: bool) -> None:
-        if self._on_progress and (now or time.monotonic() - self._last >= PROGRESS_SECONDS):
-            self._last = time.monotonic()
-            self._on_progress(self._candidates, self._tokens)

@@ -1,14 +1,13 @@
 """The vLLM sampler: one engine inside the calling process, kept for a run, its weights replaced in place.
 
-One call of ``sample`` starts with an engine that is empty and a prefix cache that is reset, and adds its
-requests in order. The engine's schedule, and with it every sum of floating-point numbers, then follows from
-the call alone: the same shard on the same weights gives the same tokens and log-probabilities to the bit, in
-a new engine as in an old one.
+Several calls of ``sample`` may be in progress: their requests run side by side, so that the engine never drains between
+two shards. A call that starts with an empty engine resets the prefix cache and adds its requests in order, so that the
+schedule, and with it every sum of floating-point numbers, follows from the call alone. What else is in progress moves
+the schedule; with one thread on a CPU the kernels compute each sequence by itself, and the bits stay the same.
 """
 
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,15 @@ import torch
 from pipeline.errors import ConfigError, EngineError, RondoError, UnsupportedModelError
 from pipeline.policy import Shapes, is_tied, read_config, weight_shapes
 from pipeline.sampling.base import (
-    PROGRESS_SECONDS,
     Candidate,
     FinishReason,
-    Progress,
+    Sampling,
     SamplingRequest,
     SamplingSettings,
     check_lengths,
     check_sequences,
     choose_context,
+    finish,
     stop_tokens,
 )
 
@@ -66,6 +65,8 @@ class VllmSampler:
         self._context = choose_context(directory, context)
         self._stop = stop_tokens(directory)
         self._shapes = _untied_shapes(directory)
+        self._calls: dict[int, _Call] = {}
+        self._begun = 0
         arguments: dict[str, Any] = {
             "model": str(directory),
             "dtype": "float32" if device == "cpu" else "bfloat16",
@@ -99,17 +100,13 @@ class VllmSampler:
                 "against the free memory, and that vLLM supports this architecture"
             ) from error
 
-    def sample(
-        self,
-        requests: Sequence[SamplingRequest],
-        settings: SamplingSettings,
-        on_progress: Progress | None = None,
-    ) -> list[Candidate]:
+    def sample(self, requests: Sequence[SamplingRequest], settings: SamplingSettings) -> Sampling:
         """See ``Sampler``."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         check_lengths(requests, settings.max_tokens, self._context)
+        keys = [(request, k) for request in requests for k in range(settings.candidates)]
         work = [
             _Work(
                 list(request.token_ids),
@@ -125,11 +122,9 @@ class VllmSampler:
                     output_kind=RequestOutputKind.CUMULATIVE,
                 ),
             )
-            for request in requests
-            for k in range(settings.candidates)
+            for request, k in keys
         ]
-        keys = [(request, k) for request in requests for k in range(settings.candidates)]
-        outputs = self._run(work, on_progress)
+        outputs = yield from self._run(work)
         return [
             Candidate(
                 prompt_id=request.prompt_id,
@@ -167,7 +162,7 @@ class VllmSampler:
             for prompt, answer in sequences
         ]
         scores = []
-        for (prompt, answer), output in zip(sequences, self._run(work, None), strict=True):
+        for (prompt, answer), output in zip(sequences, finish(self._run(work)), strict=True):
             # The first token of all has no log-probability, so the list is one shorter than the prompt.
             before = list(output.prompt_logprobs.logprobs)[len(prompt) - 1 :] if len(answer) > 1 else []
             scores.append([*before, *output.outputs[0].logprobs.logprobs])
@@ -175,6 +170,8 @@ class VllmSampler:
 
     def load_weights(self, directory: Path) -> None:
         """See ``Sampler``. What can be checked is checked first: a reload that fails leaves a dead engine."""
+        if self._calls:
+            raise EngineError("the sampler cannot take new weights while it samples: take the turns that are left")
         try:
             shapes = _untied_shapes(directory)
         except ConfigError as error:
@@ -194,40 +191,31 @@ class VllmSampler:
         # A reload keeps the prefix cache: long prompts would go on from the old weights' keys and values.
         self._reset_cache()
 
-    def _run(self, work: Sequence["_Work"], on_progress: Progress | None) -> list[Any]:
-        """Run requests through the empty engine; the outputs come in their order."""
-        self._reset_cache()
-        finished: list[Any] = [None] * len(work)
+    def _run(self, work: Sequence["_Work"]) -> "_Turns":
+        """Run requests through the engine, beside those of other calls; the outputs come in their order."""
+        if not self._calls:
+            self._reset_cache()
+        number, call = self._begun, _Call([None] * len(work))
+        self._begun += 1
+        self._calls[number] = call
         try:
-            try:
-                for index, item in enumerate(work):
-                    self._engine.add_request(
-                        str(index), {"type": "token", "prompt_token_ids": item.token_ids}, item.params
-                    )
-                for output in self._outputs(len(work), on_progress):
-                    finished[int(output.request_id)] = output
-            except BaseException:
-                self._engine.abort_request([str(index) for index, output in enumerate(finished) if output is None])
-                raise
+            for index, item in enumerate(work):
+                prompt = {"type": "token", "prompt_token_ids": item.token_ids}
+                self._engine.add_request(f"{number}-{index}", prompt, item.params)
+            while call.unfinished:
+                for output in self._engine.step():
+                    self._calls[int(output.request_id.partition("-")[0])].take(output)
+                yield call.finished, call.tokens
         except RondoError:
             raise
         except Exception as error:
             raise EngineError(f"vLLM failed while it sampled ({_first_line(error)}): start a new sampler") from error
-        return finished
-
-    def _outputs(self, total: int, on_progress: Progress | None) -> Iterable[Any]:
-        """Step the engine until it is empty; yield each request when it is finished."""
-        tokens_by_request: dict[str, int] = {}
-        finished, last = 0, time.monotonic()
-        while finished < total:
-            for output in self._engine.step():
-                tokens_by_request[output.request_id] = len(output.outputs[0].token_ids)
-                if output.finished:
-                    finished += 1
-                    yield output
-            if on_progress and (finished == total or time.monotonic() - last >= PROGRESS_SECONDS):
-                last = time.monotonic()
-                on_progress(finished, sum(tokens_by_request.values()))
+        finally:
+            del self._calls[number]
+            left = [f"{number}-{index}" for index, output in enumerate(call.outputs) if output is None]
+            if left:
+                self._engine.abort_request(left)
+        return call.outputs
 
     def _reset_cache(self) -> None:
         if not self._engine.reset_prefix_cache():
@@ -236,10 +224,36 @@ class VllmSampler:
             )
 
 
+_Turns = Generator[tuple[int, int], None, list[Any]]
+
+
 @dataclass(frozen=True)
 class _Work:
     token_ids: list[int]
     params: Any
+
+
+@dataclass
+class _Call:
+    """What the engine has handed out of one call's requests."""
+
+    outputs: list[Any]
+    finished: int = 0
+    _lengths: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def unfinished(self) -> bool:
+        return self.finished < len(self.outputs)
+
+    @property
+    def tokens(self) -> int:
+        return sum(self._lengths.values())
+
+    def take(self, output: Any) -> None:
+        self._lengths[output.request_id] = len(output.outputs[0].token_ids)
+        if output.finished:
+            self.outputs[int(output.request_id.partition("-")[2])] = output
+            self.finished += 1
 
 
 def _memory_share(directory: Path, device: str, cache_gib: float) -> float:

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config import SamplingConfig
 from pipeline.errors import EngineError
-from pipeline.sampling import Sampler, configure_environment, make_sampler
+from pipeline.sampling import Sampler, configure_environment, finish, make_sampler
 from support.sampler_contract import CONTEXT, SETTINGS, SamplerContract, Weights, make_weights, requests
 
 pytestmark = pytest.mark.vllm
@@ -22,12 +22,12 @@ CONFIG = SamplingConfig(context=CONTEXT, max_sequences=64, cache_gib=0.25)
 IN_A_NEW_PROCESS = """
 import dataclasses, json, sys
 from pathlib import Path
-from pipeline.sampling import configure_environment, make_sampler
+from pipeline.sampling import configure_environment, finish, make_sampler
 configure_environment("cpu", int(sys.argv[2]))
 from support.sampler_contract import SETTINGS, requests
 from test_vllm_engine import CONFIG
 sampler = make_sampler(CONFIG, Path(sys.argv[1]), device="cpu", threads=int(sys.argv[2]))
-candidates = sampler.sample(requests(8, length=150), SETTINGS)
+candidates = finish(sampler.sample(requests(8, length=150), SETTINGS))
 print(json.dumps([dataclasses.asdict(candidate) for candidate in candidates]))
 """
 
@@ -46,7 +46,7 @@ def engine(weights: Weights) -> Sampler:
 class TestVllmSampler(SamplerContract):
     def test_another_process_samples_the_same_bits(self, sampler: Sampler, weights: Weights) -> None:
         # This engine has sampled other shards and taken other weights before; the other one is new.
-        here = sampler.sample(requests(8, length=150), SETTINGS)
+        here = finish(sampler.sample(requests(8, length=150), SETTINGS))
         tests = Path(__file__).parents[1]
         paths = os.pathsep.join([str(tests), str(tests / "e2e"), str(tests.parent)])
         done = subprocess.run(

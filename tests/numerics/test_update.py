@@ -8,6 +8,7 @@ import torch
 from numerics.tiny_models import build, gradients, plain_logps, token_groups
 from torch.nn.functional import logsigmoid
 
+from pipeline.batches import StepPlan, plan_steps
 from pipeline.errors import (
     ConfigError,
     DataError,
@@ -19,7 +20,7 @@ from pipeline.errors import (
 from pipeline.gradients import accumulate_gradient
 from pipeline.logprobs import sequence_logps
 from pipeline.optimization import build_optimizer, learning_rate_factor
-from pipeline.update import PreferenceGroup, UpdateSettings, plan_steps, run_update
+from pipeline.update import PreferenceGroup, UpdateSettings, run_update
 from pipeline.update_checks import check_inputs
 
 SEED = 4
@@ -323,8 +324,15 @@ def test_plan_covers_every_epoch_in_an_order_of_its_own():
 )
 def test_learning_rate_of_each_step(schedule, factors):
     """Six steps, two of them warm-up."""
-    factor = learning_rate_factor(UpdateSettings(schedule=schedule, warmup_steps=2), steps=6)
-    assert [factor(step) for step in range(6)] == pytest.approx(factors)
+    assert rates(UpdateSettings(schedule=schedule, warmup_steps=2), steps=6) == pytest.approx(factors)
+
+
+def rates(settings, *, steps):
+    """The factor of each step of an update with so many steps."""
+    plan = StepPlan(replace(settings, batch_size=1), seed=SEED)
+    plan.add(steps, 1.0)
+    plan.close()
+    return [learning_rate_factor(settings, step=step, done=plan.step(step).done) for step in range(steps)]
 
 
 def test_only_matrices_decay():

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from numerics.test_update import SEED, SETTINGS, preferences, weights
+from numerics.test_update import SEED, SETTINGS, preferences, rates, weights
 from numerics.tiny_models import build
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import DataError, OutOfMemoryError
 from pipeline.logprobs import pack_logps
-from pipeline.optimization import learning_rate_factor
 from pipeline.update import Update, UpdateSettings, run_update
 
 LONG = replace(SETTINGS, epochs=3, schedule="cosine", weight_decay=0.1)  # nine steps
@@ -237,7 +236,6 @@ def test_learning_rate_over_a_whole_run():
     1/2, 3/8, 2/8, 1/8.
     """
     settings = UpdateSettings(schedule="linear", warmup_steps=1, schedule_end=0.5)
-    first = learning_rate_factor(settings, steps=4)
-    second = learning_rate_factor(replace(settings, schedule_start=0.5, schedule_end=1.0), steps=4)
-    assert [first(step) for step in range(4)] == pytest.approx([1 / 2, 1, 5 / 6, 4 / 6])
-    assert [second(step) for step in range(4)] == pytest.approx([1 / 2, 3 / 8, 2 / 8, 1 / 8])
+    second = replace(settings, schedule_start=0.5, schedule_end=1.0)
+    assert rates(settings, steps=4) == pytest.approx([1 / 2, 1, 5 / 6, 4 / 6])
+    assert rates(second, steps=4) == pytest.approx([1 / 2, 3 / 8, 2 / 8, 1 / 8])

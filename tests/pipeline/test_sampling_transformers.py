@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.config import SamplingConfig
-from pipeline.sampling import Sampler, make_sampler
+from pipeline.sampling import Sampler, finish, make_sampler
 from support.sampler_contract import CONTEXT, SETTINGS, SamplerContract, Weights, make_weights, requests
 
 
@@ -25,5 +25,5 @@ def engine(weights: Weights) -> Sampler:
 class TestTransformersSampler(SamplerContract):
     def test_a_shard_wider_than_the_engine_is_sampled_in_parts(self, sampler: Sampler, weights: Weights) -> None:
         prompts = requests(6)
-        wide, narrow = sampler.sample(prompts, SETTINGS), make(weights, 5).sample(prompts, SETTINGS)
+        wide, narrow = finish(sampler.sample(prompts, SETTINGS)), finish(make(weights, 5).sample(prompts, SETTINGS))
         assert [candidate.token_ids for candidate in narrow] == [candidate.token_ids for candidate in wide]

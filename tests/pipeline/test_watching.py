@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.config import EvaluationConfig, PreferencesConfig
 from pipeline.evaluation import Estimate
-from pipeline.figures import alarms, describe_evaluation, describe_preferences
+from pipeline.figures import alarms, describe_evaluation, describe_preferences, without_tokens
 from pipeline.preferences import build_preferences
 from pipeline.records import CANDIDATES, JUDGMENTS, to_table
 from pipeline.watching import agreement, change, describe_judgments, drifted, gap, over_optimised
@@ -36,7 +36,7 @@ def judgments(scores: Mapping[str, Sequence[float | None]], judge: str = "j", **
 def test_what_a_judge_leaves_open() -> None:
     sampled = candidates({"p": [2, 3, 4], "q": [5, 5, 6, 7]})
     said = judgments({"p": [0.0, 0.5, 0.5], "q": [None, 0.1, 0.2, math.nan]})
-    found = describe_judgments(sampled, said, min_margin=0.15)
+    found = describe_judgments(without_tokens(sampled), said, min_margin=0.15)
     # Pairs of p: 0-0.5, 0-0.5 and a tie; of q one, within the margin.
     assert found["tied"] == 0.5
     assert found["unparsable"] == 1 / 7
@@ -54,24 +54,28 @@ def test_a_judge_of_length_is_seen() -> None:
     }
     shorter: dict[str, list[float | None]] = {p: [-float(n) for n in found] for p, found in lengths.items()}
     sampled = candidates(lengths)
-    assert describe_judgments(sampled, judgments(longer), min_margin=0)["length_correlation"] == pytest.approx(1)
-    assert describe_judgments(sampled, judgments(shorter), min_margin=0)["length_correlation"] == pytest.approx(-1)
+    assert describe_judgments(without_tokens(sampled), judgments(longer), min_margin=0)[
+        "length_correlation"
+    ] == pytest.approx(1)
+    assert describe_judgments(without_tokens(sampled), judgments(shorter), min_margin=0)[
+        "length_correlation"
+    ] == pytest.approx(-1)
     preferences = build_preferences(sampled, judgments(longer), PreferencesConfig(), seed=0)
-    described = describe_preferences(sampled, judgments(longer), preferences)
+    described = describe_preferences(without_tokens(sampled), judgments(longer), preferences)
     assert described["length_margin"] == described["margin"] > 0
 
 
 def test_nothing_is_told_from_nothing() -> None:
-    equal = describe_judgments(candidates({"p": [3, 3]}), judgments({"p": [1.0, 0.0]}), min_margin=0)
+    equal = describe_judgments(without_tokens(candidates({"p": [3, 3]})), judgments({"p": [1.0, 0.0]}), min_margin=0)
     assert equal == {"tied": 0.0, "unparsable": 0.0, "flipped": None, "length_correlation": None}
-    none = describe_judgments(candidates({}), judgments({}), min_margin=0)
+    none = describe_judgments(without_tokens(candidates({})), judgments({}), min_margin=0)
     assert none == {"tied": None, "unparsable": None, "flipped": None, "length_correlation": None}
 
 
 def test_flips_of_a_judge_and_of_a_member() -> None:
     components = [("comparisons", 3.0), ("flips", 1.0), ("llm.comparisons", 5.0), ("llm.flips", 1.0), ("llm", 0.3)]
     said = judgments({"p": [0.0, 1.0]}, components=components)
-    assert describe_judgments(candidates({"p": [1, 1]}), said, min_margin=0)["flipped"] == 2 / 8
+    assert describe_judgments(without_tokens(candidates({"p": [1, 1]})), said, min_margin=0)["flipped"] == 2 / 8
 
 
 def test_agreement_is_over_pairs_that_both_see_as_different() -> None:

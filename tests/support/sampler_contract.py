@@ -1,6 +1,5 @@
 """What every sampler must do. A test module inherits the class and gives the fixtures ``engine`` and ``weights``."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.errors import EngineError, PromptTooLongError
 from pipeline.policy import sampler_copy
-from pipeline.sampling import Candidate, Sampler, SamplingRequest, SamplingSettings
+from pipeline.sampling import Candidate, Sampler, SamplingRequest, SamplingSettings, base, finish, reported
 from support.tiny import tiny_llama
 
 EOS = 2
@@ -75,13 +74,13 @@ class SamplerContract:
     def test_candidates_come_in_order_with_their_seeds(self, sampler: Sampler) -> None:
         # Prompts of different lengths, so that no engine can treat them as one block.
         prompts = [*requests(3, length=6), *requests(2, length=9, seed=1), *requests(2, length=6, seed=2)]
-        candidates = sampler.sample(prompts, SETTINGS)
+        candidates = finish(sampler.sample(prompts, SETTINGS))
         keys = [(candidate.prompt_id, candidate.candidate, candidate.seed) for candidate in candidates]
         assert keys == [(prompt.prompt_id, k, prompt.seed + k) for prompt in prompts for k in range(4)]
-        assert sampler.sample([], SETTINGS) == []
+        assert finish(sampler.sample([], SETTINGS)) == []
 
     def test_an_answer_ends_with_its_end_of_sequence_token(self, sampler: Sampler) -> None:
-        candidates = sampler.sample(requests(16), SETTINGS)
+        candidates = finish(sampler.sample(requests(16), SETTINGS))
         for candidate in candidates:
             assert len(candidate.token_ids) == len(candidate.logprobs)
             assert EOS not in candidate.token_ids[:-1]
@@ -97,7 +96,7 @@ class SamplerContract:
         self, sampler: Sampler, weights: Weights, temperature: float, top_p: float
     ) -> None:
         prompts = requests(3)
-        candidates = sampler.sample(prompts, SamplingSettings(2, temperature, top_p, 16))
+        candidates = finish(sampler.sample(prompts, SamplingSettings(2, temperature, top_p, 16)))
         assert_logprobs_of(weights.first, prompts, candidates)
 
     @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -106,7 +105,7 @@ class SamplerContract:
     ) -> None:
         draws = 4096
         prompt = requests(1)[0]
-        candidates = sampler.sample([prompt], SamplingSettings(draws, temperature, 1.0, 1))
+        candidates = finish(sampler.sample([prompt], SamplingSettings(draws, temperature, 1.0, 1)))
         logps_V = reference_logps(weights.first, list(prompt.token_ids), [EOS])[0]
         expected = np.exp(logps_V / temperature) / np.exp(logps_V / temperature).sum() * draws
         counts = np.bincount([candidate.token_ids[0] for candidate in candidates], minlength=64)
@@ -115,7 +114,7 @@ class SamplerContract:
 
     def test_the_nucleus_holds_every_sampled_token(self, sampler: Sampler, weights: Weights) -> None:
         prompts = requests(4)
-        for candidate in sampler.sample(prompts, SamplingSettings(4, 1.0, 0.5, 16)):
+        for candidate in finish(sampler.sample(prompts, SamplingSettings(4, 1.0, 0.5, 16))):
             prompt = next(request for request in prompts if request.prompt_id == candidate.prompt_id)
             probs_T_V = np.exp(reference_logps(weights.first, list(prompt.token_ids), candidate.token_ids))
             for probs_V, token in zip(probs_T_V, candidate.token_ids, strict=True):
@@ -125,7 +124,7 @@ class SamplerContract:
 
     def test_a_cold_sampler_takes_the_most_probable_token(self, sampler: Sampler, weights: Weights) -> None:
         prompts = requests(3)
-        for candidate in sampler.sample(prompts, SamplingSettings(2, 0.001, 1.0, 8)):
+        for candidate in finish(sampler.sample(prompts, SamplingSettings(2, 0.001, 1.0, 8))):
             prompt = next(request for request in prompts if request.prompt_id == candidate.prompt_id)
             logps_T_V = reference_logps(weights.first, list(prompt.token_ids), candidate.token_ids)
             assert candidate.token_ids == logps_T_V.argmax(-1).tolist()
@@ -133,14 +132,14 @@ class SamplerContract:
     def test_seeds_decide_what_is_sampled(self, sampler: Sampler) -> None:
         ids = list(requests(1)[0].token_ids)
         same, other = SamplingRequest("same", ids, 5), SamplingRequest("other", ids, 500)
-        answers = [candidate.token_ids for candidate in sampler.sample([same, same, other], SETTINGS)]
+        answers = [candidate.token_ids for candidate in finish(sampler.sample([same, same, other], SETTINGS))]
         assert answers[:4] == answers[4:8]
         assert len({tuple(answer) for answer in answers}) == 8
 
     def test_an_answer_does_not_depend_on_its_neighbours(self, sampler: Sampler) -> None:
         prompts = requests(12)
-        together = sampler.sample(prompts, SETTINGS)
-        alone = sampler.sample(prompts[5:6], SETTINGS)
+        together = finish(sampler.sample(prompts, SETTINGS))
+        alone = finish(sampler.sample(prompts[5:6], SETTINGS))
         for one, other in zip(alone, together[20:24], strict=True):
             assert one.token_ids == other.token_ids
             # A matrix product of another height may add in another order: a few units in the last place of float32.
@@ -149,13 +148,13 @@ class SamplerContract:
     def test_the_same_call_gives_the_same_bits(self, sampler: Sampler, weights: Weights) -> None:
         # Long enough to fill blocks of a prefix cache, and more prompt tokens than one step of an engine takes.
         prompts = requests(8, length=150)
-        first = sampler.sample(prompts, SETTINGS)
-        sampler.sample(requests(5, length=140, seed=3), SETTINGS)
-        assert sampler.sample(prompts, SETTINGS) == first
+        first = finish(sampler.sample(prompts, SETTINGS))
+        finish(sampler.sample(requests(5, length=140, seed=3), SETTINGS))
+        assert finish(sampler.sample(prompts, SETTINGS)) == first
         sampler.load_weights(weights.second)
-        assert sampler.sample(prompts, SETTINGS) != first
+        assert finish(sampler.sample(prompts, SETTINGS)) != first
         sampler.load_weights(weights.first)
-        assert sampler.sample(prompts, SETTINGS) == first
+        assert finish(sampler.sample(prompts, SETTINGS)) == first
 
     def test_scores_are_the_policys(self, sampler: Sampler, weights: Weights) -> None:
         prompts, answers = requests(3), ([5, 6, EOS], [7], [8] * 9)
@@ -169,9 +168,9 @@ class SamplerContract:
 
     def test_new_weights_leave_nothing_of_the_old(self, sampler: Sampler, weights: Weights) -> None:
         prompts = requests(2, length=150)
-        sampler.sample(prompts, SETTINGS)
+        finish(sampler.sample(prompts, SETTINGS))
         sampler.load_weights(weights.second)
-        assert_logprobs_of(weights.second, prompts, sampler.sample(prompts, SETTINGS))
+        assert_logprobs_of(weights.second, prompts, finish(sampler.sample(prompts, SETTINGS)))
         prompt, answer = list(prompts[0].token_ids), [5, 6, 7]
         scored = sampler.score([(prompt, answer)])[0]
         new, old = (
@@ -186,13 +185,13 @@ class SamplerContract:
         prompts = requests(2)
         for tied in weights.tied:
             sampler.load_weights(sampler_copy(tied, tmp_path / "copy"))
-            assert_logprobs_of(tied, prompts, sampler.sample(prompts, SETTINGS))
+            assert_logprobs_of(tied, prompts, finish(sampler.sample(prompts, SETTINGS)))
 
     def test_weights_that_do_not_fit_are_refused_and_change_nothing(
         self, sampler: Sampler, weights: Weights, tmp_path: Path
     ) -> None:
         prompts = requests(2)
-        before = sampler.sample(prompts, SETTINGS)
+        before = finish(sampler.sample(prompts, SETTINGS))
         other_shape = tiny_llama(tmp_path / "other", vocab=80, context=CONTEXT)
         damaged = tiny_llama(tmp_path / "damaged", seed=1, context=CONTEXT)
         content = (damaged / "model.safetensors").read_bytes()
@@ -200,20 +199,20 @@ class SamplerContract:
         for directory in (other_shape, damaged, tmp_path / "nowhere"):
             with pytest.raises(EngineError, match=str(directory)):
                 sampler.load_weights(directory)
-        assert sampler.sample(prompts, SETTINGS) == before
+        assert finish(sampler.sample(prompts, SETTINGS)) == before
 
     def test_what_does_not_fit_the_context_is_named(self, sampler: Sampler) -> None:
         fits, too_long = requests(1, length=CONTEXT - 24), requests(1, length=CONTEXT - 23, seed=7)
-        assert len(sampler.sample(fits, SETTINGS)) == 4
+        assert len(finish(sampler.sample(fits, SETTINGS))) == 4
         with pytest.raises(PromptTooLongError, match=r"p7-0 has 233 tokens.*max_tokens 24.*256"):
-            sampler.sample([*fits, *too_long], SETTINGS)
+            finish(sampler.sample([*fits, *too_long], SETTINGS))
         with pytest.raises(PromptTooLongError, match=r"sequence 0 has 257 tokens.*256"):
             sampler.score([([4] * 200, [5] * 57)])
 
     def test_progress_rises_to_the_totals(self, sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
-        _report_every_step(sampler, monkeypatch)
+        monkeypatch.setattr(base, "PROGRESS_SECONDS", 0.0)
         seen: list[tuple[int, int]] = []
-        candidates = sampler.sample(requests(8), SETTINGS, lambda *figures: seen.append(figures))
+        candidates = finish(reported(sampler.sample(requests(8), SETTINGS), lambda *figures: seen.append(figures)))
         assert len(seen) > SETTINGS.max_tokens // 2
         assert seen == sorted(seen)
         assert seen[-1] == (32, sum(len(candidate.token_ids) for candidate in candidates))
@@ -226,12 +225,29 @@ class SamplerContract:
                 raise KeyboardInterrupt
 
         prompts = requests(4)
-        whole = sampler.sample(prompts, SETTINGS)
-        _report_every_step(sampler, monkeypatch)
+        whole = finish(sampler.sample(prompts, SETTINGS))
+        monkeypatch.setattr(base, "PROGRESS_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
-            sampler.sample(prompts, SETTINGS, stop)
-        assert sampler.sample(prompts, SETTINGS) == whole
+            finish(reported(sampler.sample(prompts, SETTINGS), stop))
+        assert finish(sampler.sample(prompts, SETTINGS)) == whole
 
+    def test_calls_in_progress_together_give_the_bits_of_each_alone(self, sampler: Sampler) -> None:
+        """One thread on a CPU: shards of other lengths, begun at other times, and one that is given up in between."""
+        shards = [requests(5, length=length, seed=length) for length in (6, 140, 9)]
+        alone = [finish(sampler.sample(shard, SETTINGS)) for shard in shards]
+        first, second, third = (sampler.sample(shard, SETTINGS) for shard in shards)
+        given_up = sampler.sample(requests(7, length=30, seed=1), SETTINGS)
+        for turn, sampling in ((3, first), (2, given_up), (4, second)):
+            for _ in range(turn):
+                next(sampling)
+        given_up.close()
+        together = [finish(third), finish(first), finish(second)]
+        assert together == [alone[2], alone[0], alone[1]]
 
-def _report_every_step(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[type(sampler).__module__], "PROGRESS_SECONDS", 0.0)
+    def test_new_weights_wait_for_what_is_in_progress(self, sampler: Sampler, weights: Weights) -> None:
+        whole = finish(sampler.sample(requests(4), SETTINGS))
+        sampling = sampler.sample(requests(4), SETTINGS)
+        next(sampling)
+        with pytest.raises(EngineError, match="while it samples"):
+            sampler.load_weights(weights.second)
+        assert finish(sampling) == whole

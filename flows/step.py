@@ -1,0 +1,34 @@
+"""A step of a round as a Prefect task. Prefect shows and retries it; whether it is done, the log alone says."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from flows.errors import WorkerDiedError
+from pipeline.errors import EngineError, LostUpdateError
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+Step = Callable[P, Coroutine[Any, Any, Result]]
+
+
+def _worker_died(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """A worker or an engine that died, for lack of memory perhaps, is worth another try; a wrong input is not."""
+    return isinstance(state.data, WorkerDiedError | EngineError | LostUpdateError)
+
+
+def step(name: str, *, retries: int = 2) -> Callable[[Step[P, Result]], Step[P, Result]]:
+    """Makes a Prefect task of this run name: never cached, for the log decides; tried again where a worker died."""
+    made: Callable[[Step[P, Result]], Step[P, Result]] = task(
+        task_run_name=name,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=retries,
+        retry_delay_seconds=1,
+        retry_condition_fn=_worker_died,
+    )
+    return made

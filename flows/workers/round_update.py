@@ -1,0 +1,180 @@
+"""A round's update in the trainer: begun with the preferences that are there, given more shard by shard, and finished.
+
+The reference's log-probabilities are needed before a preference can be trained on. Where the sampler's serve, steps are
+taken as soon as they are known. Where the trainer has to compute them, with weights that the update would have changed
+by then, those of each shard are computed as it comes, and the steps wait for the last one.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.references import PolicyRef, PreferenceShard, UpdateInputs
+from flows.workers import updates
+from flows.workers.base import ProgressCall
+from pipeline.packing import TokenGroup
+from pipeline.records import STEPS, to_table
+from pipeline.update import Update
+from pipeline.update_types import PreferenceGroup, StepMetrics
+from storage import checkpoints
+from storage.manifest import FileRef
+
+if TYPE_CHECKING:
+    from flows.workers.trainer import TrainerWorker
+
+PROBE_SEQUENCES = 8
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An update: the new checkpoint with its probe, what else it wrote by stage, and its figures."""
+
+    policy: PolicyRef
+    others: dict[str, list[FileRef]]
+    figures: dict[str, Any]
+
+
+class RoundUpdate:
+    """One round's DPO update, from the policy that it starts from to its checkpoint."""
+
+    def __init__(
+        self, trainer: "TrainerWorker", inputs: UpdateInputs, round: int, seed: int, progress: ProgressCall
+    ) -> None:
+        self._trainer, self._inputs, self._round, self._seed = trainer, inputs, round, seed
+        self._config = trainer.recipe.update
+        self._figures: dict[str, Any] | None = None  # how the reference is known, once the first preferences are there
+        self._waiting: list[tuple[list[PreferenceGroup], float]] = []
+        self._update: Update | None = None
+        self._probed: list[TokenGroup] = []
+        self._probed_before: list[float] = []
+        self._tokens, self._started = 0, time.perf_counter()
+        for shard in inputs.shards:
+            self._waiting.append((self._referenced(self._groups(shard)), shard.share))
+        if inputs.replayed:
+            self._waiting.append((self._replayed(), 1.0))
+        if inputs.state:
+            self._open(progress)
+
+    def add(self, shard: PreferenceShard, progress: ProgressCall) -> None:
+        """The next shard's preferences; takes the steps that are known with them."""
+        groups = self._referenced(self._groups(shard))
+        if self._update is not None:
+            self._update.add(groups, shard.share)
+        else:
+            self._waiting.append((groups, shard.share))
+        if self._figures is not None and self._figures["reference_logprobs"] == "sampler":
+            self._opened(progress).advance(lambda row: self._on_step(row, progress))
+
+    def finish(self, progress: ProgressCall) -> Trained:
+        """Takes the steps that are left, and writes the checkpoint and what goes with it."""
+        trainer, inputs, round = self._trainer, self._inputs, self._round
+        update = self._opened(progress)
+        result = update.run(lambda row: self._on_step(row, progress))
+        files = trainer.stage(round, "checkpoint", trainer.save_policy)
+        digest = checkpoints.weights_digest(files)
+        trainer.left_for(digest)
+        others = {
+            "metrics": [trainer.write(to_table([asdict(step) for step in result.steps], STEPS), round, "metrics")],
+            "probe": [trainer.write_probe(round, self._probed, self._probed_before)],
+        }
+        if self._config.optimizer_state == "carried":
+            others["optimizer"] = list(trainer.stage(round, "optimizer", update.save_optimizer))
+        if inputs.average is not None:
+            others["ema"] = list(self._stage_average(inputs.average, files))
+        (probe,) = others["probe"]
+        return Trained(PolicyRef(digest, files, probe), others, {**(self._figures or {}), **updates.summary(result)})
+
+    def _groups(self, shard: PreferenceShard) -> list[PreferenceGroup]:
+        tables = (self._trainer.table(files) for files in (self._inputs.prompts, shard.candidates, shard.preferences))
+        return updates.preference_groups(*tables)
+
+    def _referenced(self, groups: list[PreferenceGroup]) -> list[PreferenceGroup]:
+        """The groups with the reference's log-probabilities; the first ones decide whose these are."""
+        if not groups:
+            return groups
+        inputs, config, trainer = self._inputs, self._config, self._trainer
+        sampled = inputs.reference is None or inputs.reference_sampled
+        if self._figures is None and sampled:
+            model, tolerance = (
+                trainer.use(inputs.reference or inputs.policy),
+                trainer.recipe.sampling.handover_tolerance,
+            )
+            groups, self._figures = updates.with_reference(model, groups, config, inputs.drift, tolerance)
+            return groups
+        if self._figures is not None and self._figures["reference_logprobs"] == "sampler":
+            return groups
+        groups, figures = updates.with_other_reference(trainer.use(inputs.reference or inputs.policy), groups, config)
+        self._figures = self._figures or figures
+        return groups
+
+    def _replayed(self) -> list[PreferenceGroup]:
+        """Preferences of earlier rounds, which the trainer scores anew.
+
+        What the sampler knows of their answers is of another policy: unless the recipe wants them held back by the one
+        that they came from, the reference is that of the round.
+        """
+        trainer, inputs = self._trainer, self._inputs
+        groups = updates.replayed_groups(trainer.table(inputs.prompts), trainer.table(inputs.replayed))
+        if trainer.recipe.preferences.replay.reference == "original":
+            return groups
+        scored, _ = updates.with_other_reference(trainer.use(inputs.reference or inputs.policy), groups, self._config)
+        return scored
+
+    def _opened(self, progress: ProgressCall) -> Update:
+        if self._update is None:
+            self._open(progress)
+        assert self._update is not None
+        return self._update
+
+    def _open(self, progress: ProgressCall) -> None:
+        """Puts the weights in place that the update starts from, with the preferences that wait for them."""
+        trainer, inputs = self._trainer, self._inputs
+        model = trainer.use(inputs.policy)
+        first: Sequence[PreferenceGroup] = next((groups for groups, _ in self._waiting if groups), ())
+        self._probed = [_best_answer(group) for group in first[:PROBE_SEQUENCES]]
+        self._probed_before = [logp for (logp,) in trainer.logps(self._probed)]
+        mixed = bool(inputs.replayed) and trainer.recipe.preferences.replay.reference == "original"
+        settings = updates.update_settings(
+            self._config,
+            self._round,
+            trainer.recipe.rounds,
+            reference_is_start=inputs.reference is None and not mixed,
+        )
+        trainer.left_for(None)  # from here on the model is no committed policy, whatever happens
+        update = Update(model, [], settings, seed=self._seed, share=0.0, say=lambda notice: progress(notice=notice))
+        for groups, share in self._waiting:
+            update.add(groups, share)
+        self._waiting.clear()
+        if inputs.optimizer:
+            update.carry_optimizer(trainer.directory(inputs.optimizer))
+        if inputs.state:
+            self._tokens = sum(step.tokens for step in update.load(trainer.directory(inputs.state)))
+        self._update = update
+
+    def _on_step(self, step: StepMetrics, progress: ProgressCall) -> None:
+        update, every = self._opened(progress), self._config.checkpoint_steps
+        self._tokens += step.tokens
+        done, seconds = step.step + 1, time.perf_counter() - self._started
+        progress(metrics=asdict(step))
+        progress(done=done, total=update.expected_steps, tokens=self._tokens, loss=step.loss, seconds=seconds)
+        if every and done % every == 0 and not update.ended:
+            files = self._trainer.stage(self._round, "update_state", update.save)
+            progress(state=[file.to_json() for file in files], step=done)
+
+    def _stage_average(self, average: PolicyRef, policy: Sequence[FileRef]) -> tuple[FileRef, ...]:
+        from pipeline.ema import blend
+
+        trainer = self._trainer
+        before, after, decay = trainer.whole(average), trainer.directory(policy), self._config.ema_decay
+
+        def save(target: Path) -> None:
+            if trainer.leads:
+                blend(before, after, target, decay=decay)
+
+        return trainer.stage(self._round, "ema", save)
+
+
+def _best_answer(group: PreferenceGroup) -> TokenGroup:
+    return TokenGroup(group.prompt_id, group.prompt_token_ids, group.candidate_token_ids[:1])
