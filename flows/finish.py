@@ -69,5 +69,6 @@ def _costs(session: Session, number: int) -> dict[str, Any]:
         seconds["update"] = updated[0]["seconds"]
         figures["set_aside"] = sum(meta.get("set_aside", 0) for meta in metas("candidates"))
         ahead = session.run.entries(round=number + 1, stage="candidates")
-        figures["ahead_seconds"] = shared_seconds(spans_of(updated), spans_of(entry.meta for entry in ahead))
+        if session.recipe.staleness:
+            seconds["ahead"] = shared_seconds(spans_of(updated), spans_of(entry.meta for entry in ahead))
     return figures

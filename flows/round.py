@@ -35,6 +35,7 @@ async def run_round(run: str, number: int) -> RoundSummary:
     if number > 0:
         async with on_their_way(run, number, training(number)) as shards:
             decided, replayed = await decide_whole(run, number, shards)
+            await stages.rest_sampler()
             async with sampled_ahead(run, number + 1):
                 await update(run, number, shards, decided, replayed)
     await stages.hand_over(run, number)

@@ -75,6 +75,13 @@ async def replay(run: str, number: int, own: Sequence[FileRef]) -> Entry | None:
     return session.commit(number, "replayed", session.references([file]), {**figures, **work}, inputs)
 
 
+async def rest_sampler() -> None:
+    """Has the sampler lend its GPU's memory to the update, where they take turns; it wakes when it is asked again."""
+    session = current()
+    if session.recipe.sampler_rests:
+        await session.sampler.call("rest")
+
+
 @step("{run} r{number} hand over")
 async def hand_over(run: str, number: int) -> Entry:
     """Gives the sampler the round's weights, in place, and keeps how far it then is from the trainer."""

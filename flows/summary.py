@@ -96,9 +96,6 @@ class RoundSummary(BaseModel):
         description="divergence of the policy that the update starts from from the reference, estimated at the first "
         "step: what staleness, or another reference, costs",
     )
-    ahead_seconds: float | None = Field(
-        None, description="time in which the next round was sampled while this one was updated: what staleness gains"
-    )
     last_kl: float | None = Field(None, description="divergence from the reference at the last step, estimated")
     train_tokens: int | None = None
     train_accuracy: float | None = None
@@ -107,7 +104,10 @@ class RoundSummary(BaseModel):
     rejected_change: float | None = None
     handover_drift: float = Field(description="sampler against trainer after the hand-over, nats per token")
     sampled_tokens: int
-    seconds: dict[str, float] = Field(description="time of each stage")
+    seconds: dict[str, float] = Field(
+        description="time of each stage; ahead is that in which the next round was sampled while this one was updated, "
+        "which is what staleness gains"
+    )
     alarms: list[str] = []
     origin: RoundOrigin | None = Field(None, description="none in runs that did not record it yet")
 

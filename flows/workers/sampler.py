@@ -10,6 +10,7 @@ from flows.workers.base import ProgressCall, Worker
 from pipeline.errors import HandoverError
 from pipeline.records import prompt_seed
 from pipeline.sampling import (
+    Resting,
     Sampler,
     SamplingRequest,
     SamplingSettings,
@@ -105,6 +106,12 @@ class SamplerWorker(Worker):
         tokens = sum(len(candidate.token_ids) for candidate in candidates)
         return Sampled(self.write(table, round, stage, shard), tokens)
 
+    def rest(self, *, progress: ProgressCall) -> None:
+        """Lends the memory of the engine's device, until it is needed again."""
+        del progress
+        if isinstance(self._sampler, Resting):
+            self._sampler.rest()
+
     def _settings(self, held_out: bool) -> SamplingSettings:
         sampling = self.recipe.sampling
         if held_out:
@@ -124,7 +131,11 @@ class SamplerWorker(Worker):
         if self._sampler is None:
             devices = self.recipe.devices
             self._sampler = make_sampler(
-                self.recipe.sampling, source, device=devices.sampler, threads=devices.cpu_threads
+                self.recipe.sampling,
+                source,
+                device=devices.sampler,
+                threads=devices.cpu_threads,
+                rests=self.recipe.sampler_rests,
             )
             self._tokenizer = load_tokenizer(checkpoint)
         else:

@@ -117,6 +117,13 @@ class Recipe(Config):
         return self
 
     @property
+    def sampler_rests(self) -> bool:
+        """Whether the sampler lends its GPU's memory to the update: one device, and one part at work at a time."""
+        devices = self.devices
+        on_gpus = "cpu" not in (devices.sampler, devices.trainer)
+        return on_gpus and self.sampling.engine == "vllm" and self.mode == "phased" and not self.staleness
+
+    @property
     def judge_names(self) -> list[str]:
         """Names of the judges in the tables; the first is the one that training hears."""
         return [judge.label for judge in self.judges]

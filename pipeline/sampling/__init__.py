@@ -7,6 +7,7 @@ from pipeline.config import SamplingConfig
 from pipeline.sampling.base import (
     Candidate,
     Progress,
+    Resting,
     Sampler,
     Sampling,
     SamplingRequest,
@@ -21,6 +22,7 @@ from pipeline.sampling.environment import configure_environment, without_garbage
 __all__ = [
     "Candidate",
     "Progress",
+    "Resting",
     "Sampler",
     "Sampling",
     "SamplingRequest",
@@ -45,7 +47,9 @@ def import_engine(config: SamplingConfig) -> None:
             import_module(module)
 
 
-def make_sampler(config: SamplingConfig, directory: Path, *, device: str, threads: int, seed: int = 0) -> Sampler:
+def make_sampler(
+    config: SamplingConfig, directory: Path, *, device: str, threads: int, seed: int = 0, rests: bool = False
+) -> Sampler:
     """The engine that the recipe names, with the weights of a checkpoint directory.
 
     Before vLLM, ``configure_environment`` must have been called in this process, and before torch was imported.
@@ -56,6 +60,7 @@ def make_sampler(config: SamplingConfig, directory: Path, *, device: str, thread
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         threads: CPU threads of this process; another number changes results in the last bits.
         seed: seed of the engine itself. Candidates have seeds of their own.
+        rests: whether it may be asked to lend its GPU's memory, as `Resting`; vLLM alone can.
 
     Raises:
         ConfigError: the directory is no checkpoint, or the context does not fit the model.
@@ -82,4 +87,5 @@ def make_sampler(config: SamplingConfig, directory: Path, *, device: str, thread
             cache_gib=config.cache_gib,
             max_sequences=config.max_sequences,
             seed=seed,
+            rests=rests,
         )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import pyarrow as pa
 
@@ -101,6 +101,15 @@ class Sampler(Protocol):
             EngineError: sampling is in progress, or the checkpoint is unreadable or does not fit, and nothing changed;
                 or the engine failed on it.
         """
+        ...
+
+
+@runtime_checkable
+class Resting(Protocol):
+    """An engine that can lend the memory of its device."""
+
+    def rest(self) -> None:
+        """Lend it, until the next call."""
         ...
 
 

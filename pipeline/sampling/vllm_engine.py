@@ -44,6 +44,7 @@ class VllmSampler:
         cache_gib: memory of the key-value cache, in GiB.
         max_sequences: most sequences that run at once.
         seed: seed of the engine; candidates have seeds of their own.
+        rests: whether it may be asked to lend its GPU's memory.
 
     Raises:
         ConfigError: the directory is no checkpoint, or the context does not fit the model.
@@ -61,12 +62,14 @@ class VllmSampler:
         cache_gib: float = 1.0,
         max_sequences: int = 256,
         seed: int = 0,
+        rests: bool = False,
     ) -> None:
         self._context = choose_context(directory, context)
         self._stop = stop_tokens(directory)
         self._shapes = _untied_shapes(directory)
         self._calls: dict[int, _Call] = {}
         self._begun = 0
+        self._resting = False
         arguments: dict[str, Any] = {
             "model": str(directory),
             "dtype": "float32" if device == "cpu" else "bfloat16",
@@ -88,6 +91,7 @@ class VllmSampler:
         }
         if device != "cpu":
             arguments["gpu_memory_utilization"] = _memory_share(directory, device, cache_gib)
+            arguments["enable_sleep_mode"] = rests
         if ":" in device:
             arguments["device_ids"] = [int(device.split(":")[1])]
         try:
@@ -180,6 +184,7 @@ class VllmSampler:
             raise EngineError(
                 f"the weights of {directory} have other names or shapes than the engine's: start a new sampler"
             )
+        self._wake()
         try:
             self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
         except Exception as error:
@@ -191,8 +196,25 @@ class VllmSampler:
         # A reload keeps the prefix cache: long prompts would go on from the old weights' keys and values.
         self._reset_cache()
 
+    def rest(self) -> None:
+        """Lend the GPU's memory to others, until the next call: weights move to the host, the cache is given up.
+
+        vLLM does nothing of it on a CPU. That the old weights come back is no danger: new ones are checked after every
+        hand-over.
+        """
+        if self._calls:
+            raise EngineError("the sampler cannot rest while it samples: take the turns that are left")
+        self._engine.sleep(level=1)
+        self._resting = True
+
+    def _wake(self) -> None:
+        if self._resting:
+            self._engine.wake_up()
+            self._resting = False
+
     def _run(self, work: Sequence["_Work"]) -> "_Turns":
         """Run requests through the engine, beside those of other calls; the outputs come in their order."""
+        self._wake()
         if not self._calls:
             self._reset_cache()
         number, call = self._begun, _Call([None] * len(work))

@@ -16,7 +16,13 @@ from support.compare import assert_same
 Rondo = Callable[..., subprocess.CompletedProcess[str]]
 
 # Kills at every write are in tests/chaos; here are those in the middle of work, and of a second round.
-KILLS = ("prepare_policy:0:during", "update:1:during", "checkpoint:1:after", "candidates:2:after", "update:2:during")
+KILLS = (
+    "prepare_policy:0:during",
+    "finish_update:1:during",
+    "checkpoint:1:after",
+    "candidates:2:after",
+    "finish_update:2:during",
+)
 
 
 def test_killed_in_the_middle_of_work(rondo: Rondo, tiny_recipe: Path, whole: Path, tmp_path: Path) -> None:
@@ -67,5 +73,5 @@ def _workers(pid: int) -> list[psutil.Process]:
 def test_a_killed_worker_costs_only_its_work(rondo: Rondo, tiny_recipe: Path, whole: Path, tmp_path: Path) -> None:
     """The trainer is killed in the middle of its update; Prefect tries the step again, and the run ends as ever."""
     arguments = ["run", str(tiny_recipe), "--name", "hurt", "--root", str(tmp_path)]
-    rondo(*arguments, kill="update:1:worker")
+    rondo(*arguments, kill="finish_update:1:worker")
     assert_same(whole, "whole", tmp_path, "hurt", range(3))

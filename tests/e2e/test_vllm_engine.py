@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config import SamplingConfig
 from pipeline.errors import EngineError
-from pipeline.sampling import Sampler, configure_environment, finish, make_sampler
+from pipeline.sampling import Resting, Sampler, configure_environment, finish, make_sampler
 from support.sampler_contract import CONTEXT, SETTINGS, SamplerContract, Weights, make_weights, requests
 
 pytestmark = pytest.mark.vllm
@@ -61,6 +61,21 @@ class TestVllmSampler(SamplerContract):
         assert [(row["token_ids"], row["logprobs"]) for row in there] == [
             (candidate.token_ids, candidate.logprobs) for candidate in here
         ]
+
+    def test_an_engine_that_rested_goes_on_as_before(self, sampler: Sampler, weights: Weights) -> None:
+        """On a CPU vLLM lends nothing; what is seen here is that it wakes by itself, with the weights it is given."""
+        assert isinstance(sampler, Resting)
+        whole = finish(sampler.sample(requests(4), SETTINGS))
+        sampler.rest()
+        assert finish(sampler.sample(requests(4), SETTINGS)) == whole
+        sampler.rest()
+        sampler.load_weights(weights.second)
+        assert finish(sampler.sample(requests(4), SETTINGS)) != whole
+        sampling = sampler.sample(requests(4), SETTINGS)
+        next(sampling)
+        with pytest.raises(EngineError, match="cannot rest while it samples"):
+            sampler.rest()
+        sampling.close()
 
     def test_tied_embeddings_are_refused(self, sampler: Sampler, weights: Weights) -> None:
         with pytest.raises(EngineError, match=r"tied embeddings.*sampler_copy"):

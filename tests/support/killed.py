@@ -3,7 +3,8 @@
     python -m support.killed STAGE:ROUND:WHEN rondo-arguments...
 
 WHEN is ``before`` the commit of the stage's first shard in that round, ``after`` it, or ``during`` the work, at the
-worker's second message of progress; with ``worker`` it is the worker that is killed there, once, and not this process.
+second message of progress of the worker's method of that name; with ``worker`` it is the worker that is killed there,
+once, and not this process.
 """
 
 import os
@@ -23,7 +24,7 @@ def _die() -> None:
 def arm(stage: str, number: int, when: str) -> None:
     """Wraps the real commit, or the real call to a worker, with the kill."""
     commit, call = Writer.commit, WorkerProcess.call
-    messages = 0
+    messages = current = 0
 
     def killing_commit(self: Writer, key: Key, *arguments: Any, **named: Any) -> Any:
         hit = (key.stage, key.round) == (stage, number)
@@ -35,7 +36,9 @@ def arm(stage: str, number: int, when: str) -> None:
         return entry
 
     async def killing_call(self: WorkerProcess, method: str, **arguments: Any) -> Any:
-        if method != stage or arguments.get("round", 0) != number:
+        nonlocal current
+        current = arguments.get("round", current)  # what goes on with an update does not say of which round
+        if method != stage or current != number:
             return await call(self, method, **arguments)
 
         def count(_figures: Any) -> None:

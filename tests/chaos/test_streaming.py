@@ -1,0 +1,129 @@
+"""Shards that stream: the same rows and weights as one after the other, whatever is killed, and a shard that kills."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from storage.run import Run
+from storage.store import Store
+from support import chaos
+from support.compare import assert_same
+from support.recipes import TINY
+from support.small_run import Rondo
+from support.zygote import Done
+
+# Six shards of two prompts; two steps of the update are known before the last shard is there.
+STREAMED: dict[str, Any] = {
+    **TINY,
+    "name": "streamed",
+    "policy": {**TINY["policy"], "steps": 10},
+    "sampling": {**TINY["sampling"], "shard_prompts": 2, "most_set_aside": 0.2},
+    "update": {**TINY["update"], "batch_size": 3, "epochs": 2, "batch_order": "shards", "checkpoint_steps": 1},
+    "mode": "streaming",
+}
+KILLS = (
+    "entry commit 1/candidates 1", "entry commit 1/preferences 0", "table 0001/preferences-00003.parquet",
+    "entry commit 1/update_state 1", "entry commit 1/update_state 3", "entry commit 2/judgments 4",
+    "entry commit 2/checkpoint", "entry commit 3/candidates 2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("streamed") / "streamed.yaml"
+    path.write_text(yaml.safe_dump(STREAMED))
+    return path
+
+
+def run(rondo: Rondo, recipe: Path, name: str, root: Path, *changes: str, **options: Any) -> Done:
+    sets = [word for change in changes for word in ("--set", change)]
+    return rondo("run", str(recipe), "--name", name, "--root", str(root), "--resume", *sets, **options)
+
+
+@pytest.fixture(scope="module")
+def root(rondo: Rondo, streamed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the runs ``phased``, and ``stale`` of staleness 1, that nothing interrupted."""
+    root = tmp_path_factory.mktemp("root")
+    run(rondo, streamed, "phased", root, "mode=phased")
+    run(rondo, streamed, "stale", root, "staleness=1", "rounds=3")
+    return root
+
+
+def test_streaming_ends_with_the_weights_of_phases(rondo: Rondo, streamed: Path, root: Path) -> None:
+    run(rondo, streamed, "streaming", root)
+    assert_same(root, "phased", root, "streaming", range(3))
+    run(rondo, streamed, "narrow", root, "sampling.shards_in_flight=1")
+    rows = [Store.open(root).run(name).files(2, "checkpoint") for name in ("streaming", "narrow")]
+    assert [file.sha256 for file in rows[0]] == [file.sha256 for file in rows[1]]
+
+
+@pytest.mark.parametrize(("name", "changes", "rounds"), [("phased", (), 2), ("stale", ("staleness=1", "rounds=3"), 3)])
+def test_killed_while_it_streams(
+    rondo: Rondo, streamed: Path, root: Path, disk: Path, name: str, changes: tuple[str, ...], rounds: int
+) -> None:
+    """One run, killed at one place after another, among them those where an update has saved its state."""
+    covered, kills = disk / "covered", [kill for kill in KILLS if not kill.startswith("entry commit 3") or rounds == 3]
+    settings = chaos.settings(covered, "after", only=kills)
+    while (done := run(rondo, streamed, name, disk / "root", *changes, environment=settings, ok=False)).returncode:
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    assert set(covered.read_text().splitlines()) == set(kills)
+    assert_same(root, name, disk / "root", name, range(rounds + 1))
+
+
+def test_staleness_samples_with_the_policy_before(root: Path) -> None:
+    stale = Store.open(root).run("stale")
+    policies = [stale.entries(number, "checkpoint")[-1].meta["policy"] for number in range(4)]
+    for number, sampled_by in ((1, 0), (2, 0), (3, 1)):
+        assert {entry.meta["policy"] for entry in stale.entries(number, "candidates")} == {policies[sampled_by]}
+        assert stale.rounds()[number].meta["origin"]["sampled_by"] == policies[sampled_by]
+        assert stale.entries(number, "checkpoint")[-1].meta["reference"] == policies[sampled_by]
+    first, second, third = (summary.meta for summary in stale.rounds()[1:])
+    # Round 1's reference is the policy that it starts from; the others begin away from theirs.
+    assert first["first_loss_expected"] == pytest.approx(0.693147, abs=1e-6)
+    assert first["first_kl"] < 1e-8
+    assert second["first_loss_expected"] is None
+    assert min(second["first_kl"], third["first_kl"]) > 1e-3
+    assert second["reference_logprobs"] == "sampler"
+    assert first["seconds"]["ahead"] > 0
+    assert third["seconds"]["ahead"] == 0
+
+
+def test_a_shard_that_kills_the_engine_is_set_aside(rondo: Rondo, streamed: Path, root: Path, tmp_path: Path) -> None:
+    """Two shards are in the engine when it dies; the other one is not blamed, and gives what it always gives."""
+    arguments = ["run", str(streamed), "--name", "hurt", "--root", str(tmp_path), "--rounds", "1"]
+    done = rondo.server.run("support.poisoned", "candidates:1:1", *arguments, directory=rondo.outputs)
+    assert done.returncode == 0, done.stderr
+    assert "2 prompts of shard 1 are set aside: the sampler process ended with status -9" in done.stderr
+    hurt, whole = Store.open(tmp_path).run("hurt"), Store.open(root).run("phased")
+    assert [_digest(hurt, shard) for shard in range(6)] == [
+        None if shard == 1 else _digest(whole, shard) for shard in range(6)
+    ]
+    assert hurt.rounds()[1].meta["set_aside"] == 2
+    assert "set aside: the engine died on 2 prompts" in hurt.rounds()[1].meta["alarms"][-1]
+    assert rondo("verify", "hurt", "--root", str(tmp_path)).returncode == 0
+    assert rondo("show", "hurt@1", "--root", str(tmp_path), "--table", "preferences").stdout
+
+
+@pytest.mark.parametrize(
+    ("poison", "changes", "words"),
+    [
+        ("candidates:1:2", ["--set", "sampling.most_set_aside=0.1"], "2 would be set aside, more than the 1.2"),
+        ("eval_candidates:0:1", [], "died 3 times on held-out shard 1 of round 0"),
+    ],
+)
+def test_what_may_not_be_set_aside_stops_the_run(
+    rondo: Rondo, streamed: Path, tmp_path: Path, poison: str, changes: list[str], words: str
+) -> None:
+    arguments = ["run", str(streamed), "--name", "hurt", "--root", str(tmp_path), "--rounds", "1", *changes]
+    done = rondo.server.run("support.poisoned", poison, *arguments, directory=rondo.outputs)
+    assert done.returncode == 1
+    assert words in done.stderr
+
+
+def _digest(run: Run, shard: int) -> str | None:
+    entries = run.entries(1, "candidates")
+    (entry,) = (entry for entry in entries if entry.key is not None and entry.key.shard == shard)
+    return entry.files[0].sha256 if entry.files else None
