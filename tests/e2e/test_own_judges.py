@@ -34,8 +34,9 @@ def test_a_fork_hears_a_reward_model_of_the_run_and_is_watched_by_its_policy(
     store = Store.open(whole)
     run = store.run("whole")
     assert made["base"]["policy"] == run.rounds()[0].meta["policy"]
-    (file,) = run.files(2, "preferences")
-    assert made["data"][1]["files"]["preferences"] == [{"path": file.path, "sha256": file.sha256, "rows": file.rows}]
+    assert made["data"][1]["files"]["preferences"] == [
+        {"path": file.path, "sha256": file.sha256, "rows": file.rows} for file in run.files(2, "preferences")
+    ]
     pairs = sum(table(store, run, number, "preferences")["kind"].to_pylist().count("pair") for number in (1, 2))
     assert made["pairs"] + made["calibration"]["pairs"] == pairs
     assert list(tmp_path.iterdir()) == [to]

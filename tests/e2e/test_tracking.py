@@ -18,7 +18,7 @@ def test_tracked_over_a_kill(rondo: Rondo, tiny_recipe: Path, tmp_path: Path) ->
     board = tmp_path / "board"
     arguments = ("run", str(tiny_recipe), "--name", "tracked", "--root", str(tmp_path))
     assert (
-        rondo(*arguments, "--set", f"tracking.tensorboard={board}", kill="update:2:during").returncode
+        rondo(*arguments, "--set", f"tracking.tensorboard={board}", kill="finish_update:2:during").returncode
         == -signal.SIGKILL
     )
     rondo("resume", "tracked", "--root", str(tmp_path))

@@ -36,7 +36,7 @@ def test_places_reach_the_update_now_and_when_replayed(options: dict[str, Any], 
     prompts, candidates, judgments = tables()
     config = PreferencesConfig.model_validate({"rule": "full_ranking", "replay": {"share": 0.5}, **options})
     preferences = build_preferences(candidates, judgments, config, seed=0)
-    (group,) = preference_groups(prompts, candidates, preferences.to_pylist())
+    (group,) = preference_groups(prompts, candidates, preferences)
     assert list(group.places) == places
     assert group.candidate_token_ids[0] == [7, 2]
     chosen = choose_replayed(preferences, {1: preferences}, config, seed=0)
@@ -47,6 +47,6 @@ def test_places_reach_the_update_now_and_when_replayed(options: dict[str, Any], 
 def test_a_table_without_ranks_is_read() -> None:
     prompts, candidates, judgments = tables()
     preferences = build_preferences(candidates, judgments, PreferencesConfig(), seed=0).drop_columns(["ranks"])
-    (group,) = preference_groups(prompts, candidates, preferences.to_pylist())
+    (group,) = preference_groups(prompts, candidates, preferences)
     assert list(group.places) == [0, 1]
     assert replayed_groups(prompts, None) == []
