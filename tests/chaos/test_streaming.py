@@ -93,9 +93,7 @@ def test_staleness_samples_with_the_policy_before(root: Path) -> None:
 
 def test_a_shard_that_kills_the_engine_is_set_aside(rondo: Rondo, streamed: Path, root: Path, tmp_path: Path) -> None:
     """Two shards are in the engine when it dies; the other one is not blamed, and gives what it always gives."""
-    arguments = ["run", str(streamed), "--name", "hurt", "--root", str(tmp_path), "--rounds", "1"]
-    done = rondo.server.run("support.poisoned", "candidates:1:1", *arguments, directory=rondo.outputs)
-    assert done.returncode == 0, done.stderr
+    done = run(rondo, streamed, "hurt", tmp_path, "rounds=1", environment={"RONDO_POISON": "candidates:1:1"})
     assert "2 prompts of shard 1 are set aside: the sampler process ended with status -9" in done.stderr
     hurt, whole = Store.open(tmp_path).run("hurt"), Store.open(root).run("phased")
     assert [_digest(hurt, shard) for shard in range(6)] == [
@@ -110,15 +108,14 @@ def test_a_shard_that_kills_the_engine_is_set_aside(rondo: Rondo, streamed: Path
 @pytest.mark.parametrize(
     ("poison", "changes", "words"),
     [
-        ("candidates:1:2", ["--set", "sampling.most_set_aside=0.1"], "2 would be set aside, more than the 1.2"),
+        ("candidates:1:2", ["sampling.most_set_aside=0.1"], "2 would be set aside, more than the 1.2"),
         ("eval_candidates:0:1", [], "died 3 times on held-out shard 1 of round 0"),
     ],
 )
 def test_what_may_not_be_set_aside_stops_the_run(
     rondo: Rondo, streamed: Path, tmp_path: Path, poison: str, changes: list[str], words: str
 ) -> None:
-    arguments = ["run", str(streamed), "--name", "hurt", "--root", str(tmp_path), "--rounds", "1", *changes]
-    done = rondo.server.run("support.poisoned", poison, *arguments, directory=rondo.outputs)
+    done = run(rondo, streamed, "hurt", tmp_path, *changes, environment={"RONDO_POISON": poison}, ok=False)
     assert done.returncode == 1
     assert words in done.stderr
 

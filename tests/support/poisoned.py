@@ -1,44 +1,29 @@
-"""Runs the command line in this process, and kills the sampler (SIGKILL) each time that it is given a certain shard.
+"""A shard on which the engine dies: the sampler kills itself (SIGKILL) in the middle of it, each time.
 
-    python -m support.poisoned STAGE:ROUND:SHARD rondo-arguments...
-
-STAGE is ``candidates`` or ``eval_candidates``. So the engine dies for real, with whatever else is in it.
+Armed in the processes that `support.zygote` forks, by the variable RONDO_POISON: ``STAGE:ROUND:SHARD``, where STAGE is
+``candidates`` or ``eval_candidates``.
 """
 
-import asyncio
+import functools
 import os
 import signal
-import sys
+from collections.abc import Generator
 from typing import Any
 
-from flows.process import WorkerProcess
+from flows.workers.sampler import SamplerWorker
 
 
-def arm(stage: str, number: int, shard: int) -> None:
-    """Wraps the real call to a worker with the kill."""
-    call = WorkerProcess.call
+def arm(poison: str) -> None:
+    """Wraps the real sampling with the kill, once the shard is in the engine."""
+    stage, number, shard = poison.split(":")
+    real = SamplerWorker.sample
 
-    async def killing_call(self: WorkerProcess, method: str, **arguments: Any) -> Any:
-        if method != "sample" or (arguments["stage"], arguments["round"], arguments["shard"]) != (stage, number, shard):
-            return await call(self, method, **arguments)
-        calling = asyncio.create_task(call(self, method, **arguments))
-        requests = self._requests
-        while self._requests == requests:  # until it has its turn in the worker
-            await asyncio.sleep(0)
-        os.kill(self.pid or 0, signal.SIGKILL)
-        return await calling
+    @functools.wraps(real)
+    def sample(self: SamplerWorker, **arguments: Any) -> Generator[object, None, Any]:
+        turns = real(self, **arguments)
+        if (arguments["stage"], arguments["round"], arguments["shard"]) == (stage, int(number), int(shard)):
+            next(turns)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return (yield from turns)
 
-    WorkerProcess.call = killing_call  # type: ignore[method-assign]
-
-
-def main() -> None:
-    stage, number, shard = sys.argv[1].split(":")
-    arm(stage, int(number), int(shard))
-    sys.argv = ["rondo", *sys.argv[2:]]
-    from flows.cli import main as rondo
-
-    rondo()
-
-
-if __name__ == "__main__":
-    main()
+    SamplerWorker.sample = sample  # type: ignore[method-assign]

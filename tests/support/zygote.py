@@ -241,6 +241,8 @@ def _become(request: dict[str, object], descriptors: Sequence[int], close: Seque
         sys.argv = [module, *arguments]
         if faults := os.environ.get("RONDO_CHAOS"):
             importlib.import_module("support.chaos").arm(faults)
+        if poison := os.environ.get("RONDO_POISON"):
+            importlib.import_module("support.poisoned").arm(poison)
         importlib.import_module(module).main()
         code = 0
     except SystemExit as end:
