@@ -37,12 +37,15 @@ def arm(stage: str, number: int, when: str) -> None:
 
     async def killing_call(self: WorkerProcess, method: str, **arguments: Any) -> Any:
         nonlocal current
+        hear = arguments.get("on_progress")
         current = arguments.get("round", current)  # what goes on with an update does not say of which round
         if method != stage or current != number:
             return await call(self, method, **arguments)
 
-        def count(_figures: Any) -> None:
+        def count(figures: Any) -> None:
             nonlocal messages
+            if hear is not None:
+                hear(figures)
             messages += 1
             if messages == 2:
                 os.kill(self.pid or 0 if when == "worker" else os.getpid(), signal.SIGKILL)
