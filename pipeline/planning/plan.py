@@ -63,9 +63,11 @@ class Plan:
     Attributes:
         group: devices of one sampling engine, which share its weights (tensor parallelism).
         seconds: of a round; less than the sum of its stages where they overlap.
+        sampling: seconds of all sampling, the evaluation's included, as a round's summary counts it.
         busy: share of the devices' time in which they work.
         memory: of one device of each part.
         disk: bytes that a round leaves, by what they are.
+        factors: that are in the seconds, except in those of ``update``.
         warnings: what does not fit, or is not in the plan.
         usd: of a round and of the run; None where no price was given.
     """
@@ -79,6 +81,7 @@ class Plan:
     stages: list[StageTime]
     seconds: float
     run_seconds: float
+    sampling: float
     busy: float
     decoding: Decoding
     update: UpdateTime
@@ -86,6 +89,7 @@ class Plan:
     disk: dict[str, float]
     run_disk: float
     usd: tuple[float, float] | None
+    factors: Factors
     warnings: list[str]
 
     @property
@@ -203,12 +207,26 @@ def plan_round(
     memory = _memory(planner, chosen)
     hourly = None if usd_per_hour is None else gpus * usd_per_hour / 3600
     return Plan(
-        mode=mode, device=device, gpus=gpus, split=chosen, group=planner.group, work=work, stages=stages,
-        seconds=seconds, run_seconds=run_seconds, busy=_busy(stages, gpus, seconds), decoding=engine, update=update,
-        memory=memory, disk=round_bytes(shape, recipe, work), run_disk=run_bytes(shape, recipe, work),
+        mode=mode,
+        device=device,
+        gpus=gpus,
+        split=chosen,
+        group=planner.group,
+        work=work,
+        stages=stages,
+        seconds=seconds,
+        run_seconds=run_seconds,
+        sampling=planner.sample(chosen.sampler) + planner.sample(chosen.sampler, held_out=True),
+        busy=_busy(stages, gpus, seconds),
+        decoding=engine,
+        update=update,
+        memory=memory,
+        disk=round_bytes(shape, recipe, work),
+        run_disk=run_bytes(shape, recipe, work),
         usd=None if hourly is None else (hourly * seconds, hourly * run_seconds),
-        warnings=list(_warnings(planner, chosen, gpus, group, memory)),
-    )  # fmt: skip
+        factors=factors,
+        warnings=list(_warnings(planner, chosen, gpus, group, memory, engine)),
+    )
 
 
 def pipelined(seconds: Sequence[float], pieces: int) -> float:
@@ -295,7 +313,9 @@ def _memory(planner: _Planner, split: Split) -> dict[str, Memory]:
     return found
 
 
-def _warnings(planner: _Planner, split: Split, gpus: int, group: int, memory: dict[str, Memory]) -> Iterator[str]:
+def _warnings(
+    planner: _Planner, split: Split, gpus: int, group: int, memory: dict[str, Memory], engine: Decoding
+) -> Iterator[str]:
     recipe, device, work = planner.recipe, planner.device, planner.work
     for part, held in memory.items():
         if not _fits(held, device):
@@ -307,6 +327,12 @@ def _warnings(planner: _Planner, split: Split, gpus: int, group: int, memory: di
         yield f"a sampling engine of this policy takes {group} devices of this kind, and there are {gpus}"
     elif left := split.sampler % planner.group:
         yield f"{left} of the sampler's devices are left over by engines of {planner.group} devices"
+    if engine.limit == "KV cache" and engine.batch < recipe.sampling.max_sequences:
+        wanted = recipe.sampling.cache_gib * recipe.sampling.max_sequences / engine.batch
+        yield (
+            f"the KV cache holds {engine.batch} sequences of the {recipe.sampling.max_sequences} that "
+            f"sampling.max_sequences allows: sampling.cache_gib {wanted:.0f} would hold them all"
+        )
     if split.trainer > recipe.update.batch_size:
         yield (
             f"update.batch_size {recipe.update.batch_size} gives {split.trainer} ranks less than one preference each: "
