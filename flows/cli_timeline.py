@@ -27,9 +27,13 @@ def timeline_(source: RunAtRound, root: Root = DEFAULT_ROOT, json: Json = False)
     if found is None:
         typer.echo(f"round {number} of run '{run.name}' recorded no times: it was run by an earlier version")
         return
-    rows = [{**row, "": _bar(lane, found.seconds)} for row, lane in zip(lane_rows(found), found.lanes, strict=True)]
+    kinds = {f"{kind}, s" for kind in KINDS}  # as the line of marks shows
+    rows = [{name: value for name, value in row.items() if name not in kinds} for row in lane_rows(found)]
     tables.print_rows(rows, title=f"{source}, {found.seconds:.1f} s", as_json=False, empty="")
     console = Console()
+    widest = max(len(lane.name) for lane in found.lanes)
+    for lane in found.lanes:
+        console.print(f"{lane.name:>{widest}} {_bar(lane, found.seconds)}", markup=False, highlight=False)
     marks = ", ".join(f"{mark} {kind}" for kind, mark in _MARKS.items())
     console.print(f"{marks}, {_IDLE} idle", markup=False, highlight=False)
     for cut in found.cuts:
