@@ -68,7 +68,7 @@ def measured_work(store: Store, run: Run, number: int, recipe: Recipe) -> Worklo
     """The work of the round after this one, if its answers are as long and its judge leaves as many preferences."""
     summary = summaries(run.rounds())[number]
     lengths = [len(ids) for ids in table(store, run, 0, "prompts", ["token_ids"])["token_ids"].to_pylist()]
-    sampled = [entry.meta for entry in run.entries(number, "candidates")]
+    sampled = [entry.meta for entry in run.entries(number, "candidates") if "tokens" in entry.meta]
     answers, tokens = (sum(meta[name] for meta in sampled) for name in ("candidates", "tokens"))
     work = workload_of(recipe, prompt_tokens=fmean(lengths), answer_tokens=tokens / answers)
     preferences = max(1, (summary.preferences or 0) + (summary.replayed or 0))

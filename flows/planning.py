@@ -99,7 +99,7 @@ def plan(path: Path, changes: Sequence[str], question: Question, root: str) -> A
         factors = measured_factors(run, number, recorded, size, _device(question.device, recorded), theirs, judge)
         words = [f"lengths, preferences and speed as measured in rounds 1 to {number} of run '{run.name}'"]
     found = plan_round(
-        recipe, shape, device, question.gpus, work, mode=question.mode or "phased", judge=judge,
+        recipe, shape, device, question.gpus, work, mode=question.mode or recipe.mode, judge=judge,
         split=_split(question.split), group=question.group, usd_per_hour=question.usd_per_hour, assumed=assumed,
         factors=factors,
     )  # fmt: skip

@@ -156,13 +156,18 @@ class _Planner:
         return hand_over_seconds(self.shape, self.recipe, self.assumed) * self.factors.hand_over
 
     def overlapped(self, split: Split) -> float:
-        """Seconds from the first sampled token to the new checkpoint."""
+        """Seconds from the first sampled token to the new checkpoint.
+
+        With staleness, in a round after the first: of the next round's sampling beside this one's update, the longer.
+        """
         sampled, judged = self.sample(split.sampler), self.judging(split.judge)
         update = self.update(split.trainer)
         trained, shards, epochs = update.total * self.factors.update, self.work.shards, self.recipe.update.epochs
         if self.mode == "phased":
             together = self.work.judging.on_gpu
             return (sampled + judged if together else pipelined([sampled, judged], shards)) + trained
+        if self.recipe.staleness:
+            return max(pipelined([sampled, judged], shards), trained)
         # The first epoch follows the shards; further ones, and the checkpoint, come after it.
         streamed = (trained - update.write) / epochs
         return pipelined([sampled, judged, streamed], shards) + trained - streamed

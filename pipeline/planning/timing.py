@@ -120,7 +120,7 @@ def judge_seconds(
     """
     tokens = answers * (work.prompt_tokens + work.answer_tokens)
     weights = judging.policies * policy.multiplied + (judging.models * model.multiplied if model else 0)
-    passes = 2 * weights * tokens / (gpus * device.flops * assumed.prefill_efficiency)
+    passes = 2 * weights * tokens / (max(1, gpus) * device.flops * assumed.prefill_efficiency)
     requests = answers * judging.requests * assumed.request_seconds / max(1, judging.concurrency)
     return passes + answers * judging.rules * assumed.rule_seconds + requests
 

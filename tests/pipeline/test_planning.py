@@ -336,6 +336,12 @@ def test_streaming_overlaps_what_phased_adds() -> None:
     assert best.seconds <= found.seconds
     phased = planned(recipe, 8, judge=judge)
     assert phased.seconds == pytest.approx(sum(stage.seconds for stage in phased.stages))
+    # With staleness the next round is sampled beside the update: the longer of the two, then hand-over and evaluation.
+    stale = planned(recipe_of(staleness=1), 8, mode="streaming", split=Split(6, 0, 2))
+    seconds = {stage.name: stage.seconds for stage in stale.stages}
+    assert seconds["sample"] > seconds["judge"]
+    ahead = pipelined([seconds["sample"], seconds["judge"]], 8)
+    assert stale.seconds == pytest.approx(max(ahead, seconds["update"]) + seconds["hand over"] + seconds["evaluate"])
 
 
 def test_what_does_not_fit_is_said() -> None:
