@@ -8,6 +8,9 @@ from matplotlib.patches import Patch
 from flows.plots import INK, MUTED, PAGE, PAPER, SERIES, described, new_figure, svg_of
 from flows.timeline import KINDS, Span, Timeline, duration
 
+_LANE = 0.72
+"""Height of a lane's bars, of the 1 that it has."""
+_MOST_TRACKS = 4
 _MOST_BARS = 300
 """Of a lane; of more, those that would touch are drawn as one, so that the page stays light."""
 
@@ -22,11 +25,15 @@ def gantt(title: str, found: Timeline) -> str:
     with new_figure(10.4, 1.15 + 0.44 * rows + (0.2 if found.cuts else 0)) as figure:
         axes = figure.add_subplot()
         for row, lane in enumerate(found.lanes):
-            for (kind, own), bars in _bars(lane.spans, found).items():
-                axes.barh(
-                    [-row] * len(bars), [length for _, length in bars], 0.72, [begin for begin, _ in bars],
-                    color=colours[kind], edgecolor=PAPER, linewidth=0.5, alpha=1 if own else 0.4,
-                )  # fmt: skip
+            tracks = _tracks(lane.spans, found.seconds / 500)
+            height = _LANE / len(tracks)
+            for track, spans in enumerate(tracks):
+                middle = -row + _LANE / 2 - (track + 0.5) * height
+                for (kind, own), bars in _bars(spans, found).items():
+                    axes.barh(
+                        [middle] * len(bars), [length for _, length in bars], height, [begin for begin, _ in bars],
+                        color=colours[kind], edgecolor=PAPER, linewidth=0.5, alpha=1 if own else 0.4,
+                    )  # fmt: skip
         _mark_times(axes, found, rows)
         axes.set_yticks([-row for row in range(rows)], [lane.name for lane in found.lanes])
         axes.set_ylim(-rows + (0.0 if found.cuts else 0.4), 0.6)  # with a line for what was cut out
@@ -42,6 +49,20 @@ def gantt(title: str, found: Timeline) -> str:
         text = svg_of(figure, PAGE, as_text=True)
     words = "; ".join(f"{lane.name} busy {lane.share:.0%}" for lane in found.lanes)
     return described(text, f"{title}. {found.seconds:.1f} seconds: {words}.")
+
+
+def _tracks(spans: Sequence[Span], near: float) -> list[list[Span]]:
+    """Pieces that ran at once for more than ``near`` seconds, one below the other; of very many some overlap."""
+    tracks: list[list[Span]] = []
+    for span in sorted(spans, key=lambda span: span.start):
+        free = next((track for track in tracks if track[-1].end <= span.start + near), None)
+        if free is not None:
+            free.append(span)
+        elif len(tracks) < _MOST_TRACKS:
+            tracks.append([span])
+        else:
+            min(tracks, key=lambda track: track[-1].end).append(span)
+    return tracks
 
 
 def _bars(spans: Sequence[Span], found: Timeline) -> dict[tuple[str, bool], list[tuple[float, float]]]:

@@ -17,7 +17,7 @@ from pipeline.planning.constants import (
     TOKENIZER_BYTES_PER_ENTRY,
 )
 from pipeline.planning.shapes import ModelShape
-from pipeline.planning.timing import optimizer_steps
+from pipeline.planning.timing import optimizer_steps, trained_weights
 from pipeline.planning.workload import Workload
 
 FLOAT = 4
@@ -30,9 +30,7 @@ def token_bytes(shape: ModelShape) -> float:
 
 def checkpoint_bytes(shape: ModelShape, recipe: Recipe) -> float:
     """Of a round's checkpoint: float32 weights, or the adapter's; with the tokenizer."""
-    lora = recipe.update.lora
-    trained = shape.parameters if lora is None else shape.lora_parameters(lora)
-    return FLOAT * trained + TOKENIZER_BYTES_PER_ENTRY * shape.vocabulary
+    return FLOAT * trained_weights(shape, recipe) + TOKENIZER_BYTES_PER_ENTRY * shape.vocabulary
 
 
 def round_bytes(shape: ModelShape, recipe: Recipe, work: Workload) -> dict[str, float]:
@@ -50,9 +48,7 @@ def round_bytes(shape: ModelShape, recipe: Recipe, work: Workload) -> dict[str, 
     found = {"tables": rows + files * FILE_BYTES + (files + 3) * ENTRY_BYTES}
     found["checkpoint"] = checkpoint_bytes(shape, recipe)
     if recipe.update.optimizer_state == "carried":
-        lora = recipe.update.lora
-        trained = shape.parameters if lora is None else shape.lora_parameters(lora)
-        found["moments"] = 2 * (FLOAT if recipe.update.optimizer == "adamw" else 1) * trained
+        found["moments"] = 2 * (FLOAT if recipe.update.optimizer == "adamw" else 1) * trained_weights(shape, recipe)
     if recipe.update.reference == "ema":
         found["moving average"] = FLOAT * shape.parameters
     return found

@@ -138,8 +138,8 @@ class _Planner:
     def evaluate(self, split: Split) -> float:
         """Held-out answers are sampled and judged, and scored under three policies."""
         sampled, judged = self.sample(split.sampler, held_out=True), self.judging(split.judge, held_out=True)
-        together = self.mode == "phased" and self.work.held_out_judging.on_gpu
-        answered = sampled + judged if together else pipelined([sampled, judged], self.work.held_out_shards)
+        phased = self.mode == "phased"
+        answered = sampled + judged if phased else pipelined([sampled, judged], self.work.held_out_shards)
         scored = score_seconds(self.shape, self.recipe, self.work, self.device, split.trainer, self.assumed)
         return (answered + scored) * self.factors.evaluate
 
@@ -164,8 +164,7 @@ class _Planner:
         update = self.update(split.trainer)
         trained, shards, epochs = update.total * self.factors.update, self.work.shards, self.recipe.update.epochs
         if self.mode == "phased":
-            together = self.work.judging.on_gpu
-            return (sampled + judged if together else pipelined([sampled, judged], shards)) + trained
+            return sampled + judged + trained
         if self.recipe.staleness:
             return max(pipelined([sampled, judged], shards), trained)
         # The first epoch follows the shards; further ones, and the checkpoint, come after it.

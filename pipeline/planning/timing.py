@@ -140,7 +140,7 @@ def update_seconds(
     flops = device.flops if update.precision == "bfloat16" else device.float32_flops
     compute = steps * operations * shape.multiplied * tokens / (flops * assumed.update_efficiency)
     passes = ceil(tokens / max(1.0, pack_tokens(recipe, work, ranks)))
-    trained = shape.parameters if lora is None else shape.lora_parameters(lora)
+    trained = trained_weights(shape, recipe)
     element = HALF if update.precision == "bfloat16" else FLOAT
     sent = (2 * element * shape.parameters + FLOAT * trained) * (ranks - 1) / ranks
     link = device.link if ranks <= device.per_node else device.network
@@ -162,7 +162,7 @@ def update_seconds(
         optimizer=steps * optimizer,
         host=steps * assumed.update_step_seconds,
         reference=forward * scored / ranks,
-        read=FLOAT * shape.parameters / assumed.store_bandwidth,
+        read=FLOAT * trained / assumed.store_bandwidth,  # an adapter's base stays in place
         write=FLOAT * trained / assumed.store_bandwidth,
     )
 
@@ -184,16 +184,25 @@ def hand_over_seconds(shape: ModelShape, recipe: Recipe, assumed: Assumptions = 
 def score_seconds(
     shape: ModelShape, recipe: Recipe, work: Workload, device: Device, ranks: int, assumed: Assumptions = ASSUMED
 ) -> float:
-    """The held-out answers under three policies; two of them are read from the store, the new one is in place."""
+    """The held-out answers under three policies; two of them are read from the store, the new one is in place.
+
+    Of policies that are adapters, only these are read.
+    """
     tokens = work.held_out * (work.prompt_tokens + work.answer_tokens)
     flops = device.flops if recipe.update.precision == "bfloat16" else device.float32_flops
     passes = 3 * 2 * shape.multiplied * tokens / (ranks * flops * assumed.prefill_efficiency)
-    return passes + 2 * FLOAT * shape.parameters / assumed.store_bandwidth
+    return passes + 2 * FLOAT * trained_weights(shape, recipe) / assumed.store_bandwidth
 
 
 def optimizer_steps(recipe: Recipe, work: Workload) -> int:
     """Steps of a round's update, over all epochs."""
     return recipe.update.epochs * ceil(work.preferences / recipe.update.batch_size)
+
+
+def trained_weights(shape: ModelShape, recipe: Recipe) -> int:
+    """Weights that the update changes, and that a checkpoint has."""
+    lora = recipe.update.lora
+    return shape.parameters if lora is None else shape.lora_parameters(lora)
 
 
 def _shared(work: Workload, device: Device) -> float:

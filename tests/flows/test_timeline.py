@@ -163,6 +163,20 @@ def test_a_figure_has_a_bar_for_each_piece_in_its_colour() -> None:
     assert max(training) / handed_over[0] == pytest.approx(6, abs=0.01)
 
 
+def test_pieces_at_the_same_time_stand_one_below_the_other() -> None:
+    # The second shard runs beside the first one; the third begins a moment before the second has ended.
+    work = {(1, "candidates", 0): at(0, 9), (1, "candidates", 1): at(2, 8), (1, "candidates", 2): at(7.99, 10)}
+    found = timeline(run_of(work), [1])
+    assert found is not None
+    bars = re.findall(r'<path d="([^"]*)" clip-path="[^"]*" style="fill: var\(--s1\)', gantt("Test", found))
+    tops = [min(float(y) for y in re.findall(r"[ML] ?[\d.]+ ([\d.]+)", path)) for path in bars]
+    bottoms = [max(float(y) for y in re.findall(r"[ML] ?[\d.]+ ([\d.]+)", path)) for path in bars]
+    first, second, third = zip(tops, bottoms, strict=True)
+    assert first[1] == pytest.approx(second[0], abs=0.02)
+    assert third == second
+    assert second[1] - second[0] == pytest.approx(first[1] - first[0], abs=0.02)
+
+
 def test_very_many_pieces_make_a_light_figure() -> None:
     work = {(1, "candidates", shard): at(shard, shard + 0.999, tokens=1) for shard in range(900)}
     found = timeline(run_of(work), [1])
