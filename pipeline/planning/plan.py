@@ -152,6 +152,12 @@ class _Planner:
         }
         return max(parts, key=lambda name: parts[name])
 
+    @property
+    def update_streams(self) -> bool:
+        """Whether the first steps are known before the last shard is there, and nothing is put beside the shards."""
+        recipe = self.recipe
+        return recipe.update.batch_order == "shards" and not (recipe.people or recipe.preferences.replay.share)
+
     def hand_over(self) -> float:
         return hand_over_seconds(self.shape, self.recipe, self.assumed) * self.factors.hand_over
 
@@ -168,7 +174,7 @@ class _Planner:
         if self.recipe.staleness:
             return max(pipelined([sampled, judged], shards), trained)
         # The first epoch follows the shards; further ones, and the checkpoint, come after it.
-        streamed = (trained - update.write) / epochs
+        streamed = (trained - update.write) / epochs if self.update_streams else 0.0
         return pipelined([sampled, judged, streamed], shards) + trained - streamed
 
 
@@ -336,6 +342,11 @@ def _warnings(
         yield (
             f"the KV cache holds {engine.batch} sequences of the {recipe.sampling.max_sequences} that "
             f"sampling.max_sequences allows: sampling.cache_gib {wanted:.0f} would hold them all"
+        )
+    if planner.mode == "streaming" and not planner.update_streams:
+        yield (
+            f"the update waits for the last shard: with update.batch_order '{recipe.update.batch_order}', replay or "
+            "people its steps are not known before; 'shards' without the other two lets it begin with the first shard"
         )
     if split.trainer > recipe.update.batch_size:
         yield (

@@ -323,7 +323,8 @@ def test_stages_that_overlap_take_as_long_as_the_slowest_and_its_first_and_last_
 
 
 def test_streaming_overlaps_what_phased_adds() -> None:
-    recipe = recipe_of(judge={"kind": "reward_model", "path": "owner/name"}, update={"gradient_checkpointing": True})
+    update = {"gradient_checkpointing": True, "batch_order": "shards"}
+    recipe = recipe_of(judge={"kind": "reward_model", "path": "owner/name"}, update=update)
     judge = KNOWN_SHAPES["llama-3-8b"]
     given = Split(5, 1, 2)
     found = planned(recipe, 8, mode="streaming", judge=judge, split=given)
@@ -331,6 +332,13 @@ def test_streaming_overlaps_what_phased_adds() -> None:
     alone = sum(seconds.values())
     assert found.seconds < alone
     assert found.seconds >= max(seconds["sample"], seconds["judge"], seconds["update"])
+    assert not any("waits for the last shard" in warning for warning in found.warnings)
+    # In an order that is shuffled over the whole round, the update waits for the last shard.
+    waits = recipe_of(judge=recipe.judge.model_dump(), update={**update, "batch_order": "shuffled"})
+    later = planned(waits, 8, mode="streaming", judge=judge, split=given)
+    sampled = pipelined([seconds["sample"], seconds["judge"]], 8)
+    assert later.seconds == pytest.approx(sampled + seconds["update"] + seconds["hand over"] + seconds["evaluate"])
+    assert any("waits for the last shard" in warning for warning in later.warnings)
     best = planned(recipe, 8, mode="streaming", judge=judge)
     assert best.split.sampler + best.split.judge + best.split.trainer == 8
     assert best.seconds <= found.seconds
