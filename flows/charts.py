@@ -273,8 +273,8 @@ def _times(times: Timeline | None) -> Iterator[Section]:
     first, last = times.rounds[0], times.rounds[-1]
     which = f"round {last}" if first == last else f"rounds {first} and {last}"
     title = f"Timeline of {which}"
-    others = any(span.round not in times.rounds for lane in times.lanes for span in lane.spans)
-    pale = " Pale bars belong to another round." if others else ""
+    ahead = any(times.is_ahead(span) for lane in times.lanes for span in lane.spans)
+    pale = " Pale bars belong to the round after." if ahead else ""
     cut = " Where nothing ran for long, the time is cut out, at the dashed line." if times.cuts else ""
     yield Section(
         "Where the time goes",

@@ -18,7 +18,8 @@ _MOST_BARS = 300
 def gantt(title: str, found: Timeline) -> str:
     """What ran when: a row for each lane, a bar for each piece, coloured by what it worked for.
 
-    Pieces of other rounds are pale. What was cut out is a dashed line that says how long it was.
+    Pieces of another round than the one in which they ran are pale. What was cut out is a dashed line that says how
+    long it was.
     """
     colours = dict(zip(KINDS, SERIES, strict=True))
     rows = len(found.lanes)
@@ -66,14 +67,14 @@ def _tracks(spans: Sequence[Span], near: float) -> list[list[Span]]:
 
 
 def _bars(spans: Sequence[Span], found: Timeline) -> dict[tuple[str, bool], list[tuple[float, float]]]:
-    """Begin and length of the bars of a lane, by kind and by whether they are of the rounds shown.
+    """Begin and length of the bars of a lane, by kind and by whether they are of the round in which they ran.
 
     Of a lane with very many pieces, those that would touch in the figure are one.
     """
     bars: dict[tuple[str, bool], list[tuple[float, float]]] = {}
     near = found.seconds / _MOST_BARS if len(spans) > _MOST_BARS else -1.0
     for span in spans:
-        drawn = bars.setdefault((span.kind, span.round in found.rounds), [])
+        drawn = bars.setdefault((span.kind, not found.is_ahead(span)), [])
         if drawn and span.start - sum(drawn[-1]) < near:
             drawn[-1] = drawn[-1][0], max(sum(drawn[-1]), span.end) - drawn[-1][0]
         else:

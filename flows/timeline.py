@@ -110,6 +110,11 @@ class Timeline:
     cuts: list[Cut]
     ends: dict[int, float]
 
+    def is_ahead(self, span: Span) -> bool:
+        """Whether a piece of work belongs to another round than the one in whose time it ran."""
+        middle = (span.start + span.end) / 2
+        return span.round != next((number for number, end in self.ends.items() if middle <= end), self.rounds[-1])
+
 
 def timeline(run: Run, rounds: Sequence[int]) -> Timeline | None:
     """The timeline of rounds that follow each other, ascending; None where their commits have no spans.

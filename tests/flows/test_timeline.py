@@ -114,6 +114,9 @@ def test_what_was_sampled_ahead_belongs_to_the_round_in_which_it_ran() -> None:
     both = timeline(run, [1, 2])
     assert both is not None
     assert (both.seconds, both.ends) == (15.0, {1: 10.0, 2: 15.0})
+    (early,) = (span for lane in both.lanes for span in lane.spans if both.is_ahead(span))
+    assert (early.round, early.stage, early.start) == (2, "candidates", 6.0)
+    assert gantt("Test", both).count("opacity: 0.4") == 1
 
 
 def test_the_time_between_a_kill_and_the_resume_is_cut_out() -> None:
