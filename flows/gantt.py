@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from flows.plots import INK, MUTED, PAGE, PAPER, SERIES, described, new_figure, svg_of
-from flows.timeline import KINDS, Span, Timeline, duration
+from flows.timeline import KINDS, Kind, Span, Timeline, duration
 
 _LANE = 0.72
 """Height of a lane's bars, of the 1 that it has."""
@@ -66,12 +66,12 @@ def _tracks(spans: Sequence[Span], near: float) -> list[list[Span]]:
     return tracks
 
 
-def _bars(spans: Sequence[Span], found: Timeline) -> dict[tuple[str, bool], list[tuple[float, float]]]:
+def _bars(spans: Sequence[Span], found: Timeline) -> dict[tuple[Kind, bool], list[tuple[float, float]]]:
     """Begin and length of the bars of a lane, by kind and by whether they are of the round in which they ran.
 
     Of a lane with very many pieces, those that would touch in the figure are one.
     """
-    bars: dict[tuple[str, bool], list[tuple[float, float]]] = {}
+    bars: dict[tuple[Kind, bool], list[tuple[float, float]]] = {}
     near = found.seconds / _MOST_BARS if len(spans) > _MOST_BARS else -1.0
     for span in spans:
         drawn = bars.setdefault((span.kind, not found.is_ahead(span)), [])

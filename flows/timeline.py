@@ -171,7 +171,7 @@ def spans_of(entries: Iterable[Entry]) -> Iterator[Span]:
 
 
 def _pieces(meta: Mapping[str, Any]) -> list[tuple[float, float]]:
-    found = meta["busy"] if isinstance(meta.get("busy"), list) else [meta.get("span")]
+    found: list[Any] = meta["busy"] if isinstance(meta.get("busy"), list) else [meta.get("span")]
     return [(float(piece[0]), float(piece[1])) for piece in found if _is_span(piece)]
 
 
