@@ -28,11 +28,15 @@ _TABLES = (
 
 @dataclass(frozen=True)
 class Measured:
-    """A finished round, measured. Seconds are those of the work alone; ``round_seconds`` is from round to round."""
+    """A finished round, measured. Seconds are those of the work alone; ``round_seconds`` is from round to round.
+
+    ``judge_seconds`` is None in runs that did not record it.
+    """
 
     round: int
     sampled_tokens: int
     sample_seconds: float
+    judge_seconds: float | None
     train_tokens: int
     update_seconds: float
     hand_over_seconds: float
@@ -55,6 +59,7 @@ def measured_round(run: Run, number: int) -> Measured:
         round=number,
         sampled_tokens=summary.sampled_tokens,
         sample_seconds=summary.seconds["sample"],
+        judge_seconds=summary.seconds.get("judge"),
         train_tokens=summary.train_tokens or 0,
         update_seconds=summary.seconds["update"],
         hand_over_seconds=summary.seconds["hand over"],
@@ -88,13 +93,17 @@ def measured_factors(
     paper = plan_round(recipe, shape, device, ranks, work, judge=judge)
     alone = plan_round(recipe, shape, device, 1, work, judge=judge) if ranks > 1 else paper
     trained = recipe.update.epochs * work.preferences * work.preference_tokens
+    judged = [found.judge_seconds for found in rounds if found.judge_seconds is not None]
     return Factors(
-        sample=_slower([found.sample_seconds / found.sampled_tokens for found in rounds],
-                       alone.sampling / work.sampled_tokens),
-        update=_slower([found.update_seconds / max(1, found.train_tokens) for found in rounds],
-                       paper.update.steps / trained),
+        sample=_slower(
+            [found.sample_seconds / found.sampled_tokens for found in rounds], alone.sampling / work.sampled_tokens
+        ),
+        judge=_slower(judged, alone.judging) if judged else 1.0,
+        update=_slower(
+            [found.update_seconds / max(1, found.train_tokens) for found in rounds], paper.update.steps / trained
+        ),
         hand_over=_slower([found.hand_over_seconds for found in rounds], _hand_over(paper)),
-    )  # fmt: skip
+    )
 
 
 def compared(plan: Plan, found: Measured) -> list[dict[str, str | float]]:
@@ -102,6 +111,7 @@ def compared(plan: Plan, found: Measured) -> list[dict[str, str | float]]:
     pairs = {
         "sampled tokens": (plan.work.sampled_tokens, found.sampled_tokens),
         "sampling, s": (plan.sampling, found.sample_seconds),
+        "judging, s": (plan.judging, found.judge_seconds),
         "optimizer steps, s": (plan.update.steps * plan.factors.update, found.update_seconds),
         "hand over, s": (_hand_over(plan), found.hand_over_seconds),
         "round, s": (plan.seconds, found.round_seconds),
@@ -116,6 +126,7 @@ def compared(plan: Plan, found: Measured) -> list[dict[str, str | float]]:
             "paper / measured": on_paper / max(measured, 1e-12),
         }
         for name, (on_paper, measured) in pairs.items()
+        if measured is not None
     ]
 
 
@@ -124,7 +135,8 @@ def _hand_over(plan: Plan) -> float:
 
 
 def _slower(measured: Sequence[float], on_paper: float) -> float:
-    return median(measured) / on_paper
+    """1 where the arithmetic has nothing, as for people who judge."""
+    return median(measured) / on_paper if on_paper else 1.0
 
 
 def _bytes(entries: Sequence[Entry]) -> int:

@@ -42,7 +42,6 @@ class Factors:
     judge: float = 1.0
     update: float = 1.0
     hand_over: float = 1.0
-    evaluate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Plan:
     Attributes:
         group: devices of one sampling engine, which share its weights (tensor parallelism).
         seconds: of a round; less than the sum of its stages where they overlap.
-        sampling: seconds of all sampling, the evaluation's included, as a round's summary counts it.
+        sampling, judging: seconds of all of it, the evaluation's included, as a round's summary counts them.
         busy: share of the devices' time in which they work.
         memory: of one device of each part.
         disk: bytes that a round leaves, by what they are.
@@ -82,6 +81,7 @@ class Plan:
     seconds: float
     run_seconds: float
     sampling: float
+    judging: float
     busy: float
     decoding: Decoding
     update: UpdateTime
@@ -141,7 +141,7 @@ class _Planner:
         phased = self.mode == "phased"
         answered = sampled + judged if phased else pipelined([sampled, judged], self.work.held_out_shards)
         scored = score_seconds(self.shape, self.recipe, self.work, self.device, split.trainer, self.assumed)
-        return (answered + scored) * self.factors.evaluate
+        return answered + scored
 
     def evaluation_bound(self, split: Split) -> str:
         scored = score_seconds(self.shape, self.recipe, self.work, self.device, split.trainer, self.assumed)
@@ -227,6 +227,7 @@ def plan_round(
         seconds=seconds,
         run_seconds=run_seconds,
         sampling=planner.sample(chosen.sampler) + planner.sample(chosen.sampler, held_out=True),
+        judging=planner.judging(chosen.judge) + planner.judging(chosen.judge, held_out=True),
         busy=_busy(stages, gpus, seconds),
         decoding=engine,
         update=update,
@@ -353,6 +354,8 @@ def _warnings(
             f"update.batch_size {recipe.update.batch_size} gives {split.trainer} ranks less than one preference each: "
             "those beyond it idle"
         )
+    if recipe.sampling.engine == "transformers":
+        yield "sampling.engine transformers is a plain loop, slower than the engine of this plan, which is vLLM"
     if work.asks_people:
         yield "people are asked, and the time that they take is in no plan"
     if work.judging.requests or work.held_out_judging.requests:

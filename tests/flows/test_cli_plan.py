@@ -94,7 +94,7 @@ def test_mistakes_are_answered_with_the_remedy(arguments: list[str], message: st
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """A root with a run of three rounds that say what they took, and its recipe.
 
-    Each round sampled 1,000 tokens in 2 s, handed over in 0.1 s, and updated on 100 tokens in 5 s.
+    Each round sampled 1,000 tokens in 2 s, judged for 3 s, handed over in 0.1 s, and updated on 100 tokens in 5 s.
     """
     root = tmp_path_factory.mktemp("measured")
     store = Store.open(root)
@@ -107,7 +107,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
         policy={"source": "pretrained", "path": "Qwen/Qwen2.5-0.5B"},
         prompts={"source": "datasets", "name": "owner/name"},
     )
-    finished_run(store, recipe=recipe, also=also, seconds={"sample": 2.0, "hand over": 0.1, "update": 5.0})
+    finished_run(
+        store, recipe=recipe, also=also, seconds={"sample": 2.0, "judge": 3.0, "hand over": 0.1, "update": 5.0}
+    )
     path = root / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     return str(root), str(path)
@@ -125,6 +127,7 @@ def test_a_calibrated_plan_gives_what_was_measured(measured: tuple[str, str]) ->
     assert rows["sampling, s"]["on paper"] == pytest.approx(170 / 500)
     assert rows["optimizer steps, s"]["on paper"] == pytest.approx(5.0)
     assert rows["hand over, s"]["on paper"] == pytest.approx(0.1)
+    assert rows["judging, s"]["on paper"] == pytest.approx(3.0)
     assert rows["sampling, s"]["measured"] == 2.0
     assert {row["figure"]: row for row in plain["comparison"]}["hand over, s"]["on paper"] > 1
     assert found["assumed"] == ["lengths, preferences and speed as measured in rounds 1 to 2 of run 'small'"]

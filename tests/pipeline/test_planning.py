@@ -371,6 +371,8 @@ def test_what_does_not_fit_is_said() -> None:
     assert planned(small, 16).group == 1
     assert planned(small, 16, KNOWN_SHAPES["llama-3-70b"]).group == 4  # 141 GB of weights, and 9.8 beside them on each
     assert any("holds 60 sequences of the 256" in warning for warning in planned(small, 16).warnings)
+    plain = recipe_of(sampling={"engine": "transformers"})
+    assert any("a plain loop" in warning for warning in planned(plain).warnings)
     assert any("32 gives 64 ranks less than one preference" in warning for warning in planned(small, 64).warnings)
     assert not planned(recipe_of(sampling={"cache_gib": 4.0, "max_sequences": 32}), 1, SMALL).warnings
 
