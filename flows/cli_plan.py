@@ -122,12 +122,13 @@ def _lines(answer: Answer) -> list[str]:
     lines = [
         f"A round: {_time(plan.seconds)}; {work.sampled_tokens:,.0f} tokens sampled, {work.preferences:,} preferences. "
         f"The run of {rounds} rounds: {_time(plan.run_seconds)}.",
-        f"Longest: {plan.bottleneck.name}, limited by {plan.bottleneck.bound}. Sampling: {engines} engines of "
-        f"{plan.group} devices, {decoding.batch} sequences at a time (limited by {decoding.limit}), "
+        f"Longest: {plan.bottleneck.name}, limited by {plan.bottleneck.bound}. Sampling: {_of(engines, 'engine')} of "
+        f"{_of(plan.group, 'device')}, {decoding.batch} sequences at a time (limited by {decoding.limit}), "
         f"{1000 * decoding.step:.2f} ms a step.",
     ]
     if plan.mode == "streaming":
-        parts = f"{split.sampler} sample, {split.judge} judge, {split.trainer} update"
+        judges = f", {split.judge} judge" if split.judge else ""
+        parts = f"{split.sampler} sample{judges}, {split.trainer} update"
         lines.append(f"Devices: {parts}; they work for {plan.busy:.0%} of the round.")
     kinds = ", ".join(f"{name} {_bytes(size)}" for name, size in plan.disk.items())
     lines.append(
@@ -148,6 +149,10 @@ def _as_json(answer: Answer) -> dict[str, Any]:
     found["bottleneck"] = plan.bottleneck.name
     found["policy"] = {**asdict(answer.shape), "parameters": answer.shape.parameters}
     return {**found, "rounds": answer.recipe.rounds, "assumed": answer.assumed, "comparison": answer.comparison}
+
+
+def _of(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _time(seconds: float) -> str:

@@ -148,7 +148,7 @@ class _Planner:
         parts = {
             "sampling": self.sample(split.sampler, held_out=True),
             "judging": self.judging(split.judge, held_out=True),
-            "scoring, its weights from the store": scored,
+            "scoring": scored,
         }
         return max(parts, key=lambda name: parts[name])
 
