@@ -22,6 +22,10 @@ class Memory:
         """All of it."""
         return sum(self.parts.values())
 
+    def fits(self, device: Device) -> bool:
+        """Whether the device has so much, as far as that is known."""
+        return device.memory is None or self.total <= device.memory
+
 
 def sampler_memory(
     shape: ModelShape, recipe: Recipe, device: Device, group: int, assumed: Assumptions = ASSUMED

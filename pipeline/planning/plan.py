@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
@@ -10,38 +9,9 @@ from pipeline.planning.constants import ASSUMED, GB, Assumptions, Device
 from pipeline.planning.disk import round_bytes, run_bytes
 from pipeline.planning.memory import Memory, judge_memory, sampler_memory, update_memory
 from pipeline.planning.shapes import ModelShape
-from pipeline.planning.timing import (
-    Decoding,
-    UpdateTime,
-    decoding,
-    hand_over_seconds,
-    judge_seconds,
-    sample_seconds,
-    score_seconds,
-    update_seconds,
-)
+from pipeline.planning.stages import AS_RECKONED, Factors, Mode, Planner, Split
+from pipeline.planning.timing import Decoding, UpdateTime, decoding
 from pipeline.planning.workload import Workload
-
-Mode = Literal["phased", "streaming"]
-
-
-@dataclass(frozen=True)
-class Split:
-    """Devices of each part. Phased, all parts have all of them, one after the other."""
-
-    sampler: int
-    judge: int
-    trainer: int
-
-
-@dataclass(frozen=True)
-class Factors:
-    """By how much measured stages were slower than the arithmetic; 1 where nobody measured."""
-
-    sample: float = 1.0
-    judge: float = 1.0
-    update: float = 1.0
-    hand_over: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -98,86 +68,6 @@ class Plan:
         return max(self.stages, key=lambda stage: stage.seconds)
 
 
-@dataclass(frozen=True)
-class _Planner:
-    """What stages cost, whatever the split."""
-
-    recipe: Recipe
-    shape: ModelShape
-    judge: ModelShape | None
-    work: Workload
-    device: Device
-    group: int
-    mode: Mode
-    assumed: Assumptions
-    factors: Factors
-
-    def sample(self, gpus: int, *, held_out: bool = False) -> float:
-        engines = max(1, gpus // self.group)
-        seconds = sample_seconds(
-            self.shape, self.recipe, self.work, self.device, engines=engines, group=self.group, held_out=held_out,
-            assumed=self.assumed,
-        )  # fmt: skip
-        return seconds * self.factors.sample
-
-    def judging(self, gpus: int, *, held_out: bool = False) -> float:
-        work = self.work
-        judging, answers = (work.held_out_judging, work.held_out) if held_out else (work.judging, work.answers)
-        seconds = judge_seconds(judging, answers, work, self.judge, self.shape, self.device, gpus, self.assumed)
-        return seconds * self.factors.judge
-
-    def cost(self, split: Split) -> float:
-        return self.overlapped(split) + self.evaluate(split)
-
-    def fits(self, ranks: int) -> bool:
-        return _fits(update_memory(self.shape, self.recipe, self.work, self.device, ranks, self.assumed), self.device)
-
-    def update(self, gpus: int) -> UpdateTime:
-        return update_seconds(self.shape, self.recipe, self.work, self.device, gpus, self.assumed)
-
-    def evaluate(self, split: Split) -> float:
-        """Held-out answers are sampled and judged, and scored under three policies."""
-        sampled, judged = self.sample(split.sampler, held_out=True), self.judging(split.judge, held_out=True)
-        phased = self.mode == "phased"
-        answered = sampled + judged if phased else pipelined([sampled, judged], self.work.held_out_shards)
-        scored = score_seconds(self.shape, self.recipe, self.work, self.device, split.trainer, self.assumed)
-        return answered + scored
-
-    def evaluation_bound(self, split: Split) -> str:
-        scored = score_seconds(self.shape, self.recipe, self.work, self.device, split.trainer, self.assumed)
-        parts = {
-            "sampling": self.sample(split.sampler, held_out=True),
-            "judging": self.judging(split.judge, held_out=True),
-            "scoring": scored,
-        }
-        return max(parts, key=lambda name: parts[name])
-
-    @property
-    def update_streams(self) -> bool:
-        """Whether the first steps are known before the last shard is there, and nothing is put beside the shards."""
-        recipe = self.recipe
-        return recipe.update.batch_order == "shards" and not (recipe.people or recipe.preferences.replay.share)
-
-    def hand_over(self) -> float:
-        return hand_over_seconds(self.shape, self.recipe, self.assumed) * self.factors.hand_over
-
-    def overlapped(self, split: Split) -> float:
-        """Seconds from the first sampled token to the new checkpoint.
-
-        With staleness, in a round after the first: of the next round's sampling beside this one's update, the longer.
-        """
-        sampled, judged = self.sample(split.sampler), self.judging(split.judge)
-        update = self.update(split.trainer)
-        trained, shards, epochs = update.total * self.factors.update, self.work.shards, self.recipe.update.epochs
-        if self.mode == "phased":
-            return sampled + judged + trained
-        if self.recipe.staleness:
-            return max(pipelined([sampled, judged], shards), trained)
-        # The first epoch follows the shards; further ones, and the checkpoint, come after it.
-        streamed = (trained - update.write) / epochs if self.update_streams else 0.0
-        return pipelined([sampled, judged, streamed], shards) + trained - streamed
-
-
 def plan_round(
     recipe: Recipe,
     shape: ModelShape,
@@ -191,7 +81,7 @@ def plan_round(
     group: int | None = None,
     usd_per_hour: float | None = None,
     assumed: Assumptions = ASSUMED,
-    factors: Factors = Factors(),
+    factors: Factors = AS_RECKONED,
 ) -> Plan:
     """A round of a recipe with this policy on so many devices.
 
@@ -206,7 +96,7 @@ def plan_round(
     if (work.judging.models or work.held_out_judging.models) and judge is None:
         raise ConfigError("the size of the reward model is not known here: give --judge-parameters, such as 8e9")
     group = group or _group(shape, recipe, device, assumed)
-    planner = _Planner(recipe, shape, judge, work, device, min(group, gpus), mode, assumed, factors)
+    planner = Planner(recipe, shape, judge, work, device, min(group, gpus), mode, assumed, factors)
     chosen = _split(planner, gpus, split)
     update = planner.update(chosen.trainer)
     engine = decoding(shape, recipe, work, device, planner.group, _per_engine(work, chosen, planner.group), assumed)
@@ -240,20 +130,15 @@ def plan_round(
     )
 
 
-def pipelined(seconds: Sequence[float], pieces: int) -> float:
-    """Stages that pass equal pieces on: the first piece goes through all, then the slowest stage sets the pace."""
-    return (sum(seconds) + (pieces - 1) * max(seconds)) / pieces
-
-
 def _group(shape: ModelShape, recipe: Recipe, device: Device, assumed: Assumptions) -> int:
     """The fewest devices, a power of two within a node, over which a sampling engine fits; a node's where none does."""
     group = 1
-    while group < device.per_node and not _fits(sampler_memory(shape, recipe, device, group, assumed), device):
+    while group < device.per_node and not sampler_memory(shape, recipe, device, group, assumed).fits(device):
         group *= 2
     return group
 
 
-def _split(planner: _Planner, gpus: int, split: Split | None) -> Split:
+def _split(planner: Planner, gpus: int, split: Split | None) -> Split:
     if planner.mode == "phased":
         if split is not None:
             raise ConfigError("a split is for --mode streaming: phased, each part has all devices in its turn")
@@ -288,7 +173,7 @@ def _split(planner: _Planner, gpus: int, split: Split | None) -> Split:
     return min(fitting or splits, key=planner.cost)
 
 
-def _stages(planner: _Planner, split: Split, engine: Decoding, update: UpdateTime) -> Iterator[StageTime]:
+def _stages(planner: Planner, split: Split, engine: Decoding, update: UpdateTime) -> Iterator[StageTime]:
     work = planner.work
     sampled = planner.sample(split.sampler)
     rate = work.answers * work.answer_tokens / sampled
@@ -307,7 +192,7 @@ def _stages(planner: _Planner, split: Split, engine: Decoding, update: UpdateTim
     yield StageTime("evaluate", planner.evaluate(split), devices, None, planner.evaluation_bound(split))
 
 
-def _memory(planner: _Planner, split: Split) -> dict[str, Memory]:
+def _memory(planner: Planner, split: Split) -> dict[str, Memory]:
     found = {
         "sampler": sampler_memory(planner.shape, planner.recipe, planner.device, planner.group, planner.assumed),
         "update": update_memory(
@@ -325,11 +210,11 @@ def _memory(planner: _Planner, split: Split) -> dict[str, Memory]:
 
 
 def _warnings(
-    planner: _Planner, split: Split, gpus: int, group: int, memory: dict[str, Memory], engine: Decoding
+    planner: Planner, split: Split, gpus: int, group: int, memory: dict[str, Memory], engine: Decoding
 ) -> Iterator[str]:
     recipe, device, work = planner.recipe, planner.device, planner.work
     for part, held in memory.items():
-        if not _fits(held, device):
+        if not held.fits(device):
             yield (
                 f"{part}: {held.total / GB:.1f} GB a device, and the {device.name} has {device.memory_gb:.0f}: "
                 f"{_REMEDIES[part]}"
@@ -369,10 +254,6 @@ _REMEDIES = {
     "lower update.token_budget",
     "all, in turn": "see the parts above, or give each its own devices (--mode streaming)",
 }
-
-
-def _fits(memory: Memory, device: Device) -> bool:
-    return device.memory is None or memory.total <= device.memory
 
 
 def _per_engine(work: Workload, split: Split, group: int) -> int:

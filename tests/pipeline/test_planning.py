@@ -30,8 +30,8 @@ from pipeline.planning import (
 from pipeline.planning.constants import GIB
 from pipeline.planning.disk import checkpoint_bytes, round_bytes
 from pipeline.planning.memory import activation_bytes, sampler_memory, update_memory
-from pipeline.planning.plan import pipelined
 from pipeline.planning.shapes import known_shape, shape_by_numbers
+from pipeline.planning.stages import pipelined
 from pipeline.planning.timing import decoding, judge_seconds, optimizer_steps, sample_seconds, update_seconds
 
 LLAMA, SMALL = KNOWN_SHAPES["llama-3-8b"], KNOWN_SHAPES["qwen2.5-0.5b"]
