@@ -1,12 +1,14 @@
 """Which curves a report shows, in what order, and what each of them tells."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
+from flows.gantt import gantt
 from flows.plots import MOST_CURVES, Scale, Series, curves, distributions, series_of
 from flows.summary import RoundSummary
+from flows.timeline import Timeline, lane_rows
 
 _PER_SEQUENCE = "nats per sequence"
 _BY_ROUND = Scale()
@@ -14,30 +16,36 @@ _BY_ROUND = Scale()
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure with its heading and a sentence on how to read it."""
+    """A figure with its heading and a sentence on how to read it; a wide one has a row of its own."""
 
     title: str
     caption: str
     svg: str
+    wide: bool = False
 
 
 @dataclass(frozen=True)
 class Section:
-    """Charts that answer one question."""
+    """Charts that answer one question, and tables by their captions."""
 
     title: str
     lead: str
     charts: list[Chart]
+    tables: dict[str, list[dict[str, str]]] = field(default_factory=dict)
 
 
 def sections(
-    rounds: Sequence[RoundSummary], scores_by_round: Mapping[int, Sequence[float]], steps: Mapping[int, pa.Table]
+    rounds: Sequence[RoundSummary],
+    scores_by_round: Mapping[int, Sequence[float]],
+    steps: Mapping[int, pa.Table],
+    times: Timeline | None = None,
 ) -> list[Section]:
     """The charts of a run; what has no data yet is left out.
 
     Args:
         scores_by_round: scores of the candidates that were sampled for training, for the rounds to be shown.
         steps: the ``metrics`` tables of the rounds to be shown, ascending.
+        times: what ran when in the last rounds; None in runs that did not record it.
     """
     found = [
         Section(
@@ -66,6 +74,7 @@ def sections(
             "Every optimizer step, before it is taken, over its batch of preferences; thin lines where rounds begin.",
             [*_steps(steps, rounds)],
         ),
+        *_times(times),
     ]
     return [section for section in found if section.charts]
 
@@ -256,6 +265,31 @@ def _steps(steps: Mapping[int, pa.Table], rounds: Sequence[RoundSummary]) -> Ite
         replace(scale, percent=True, reference=0.5),
     )
     yield from _chart("Gradient norm", "Before clipping.", [curve("", "grad_norm")], scale)
+
+
+def _times(times: Timeline | None) -> Iterator[Section]:
+    if times is None:
+        return
+    first, last = times.rounds[0], times.rounds[-1]
+    which = f"round {last}" if first == last else f"rounds {first} and {last}"
+    title = f"Timeline of {which}"
+    ahead = any(times.is_ahead(span) for lane in times.lanes for span in lane.spans)
+    pale = " Pale bars belong to the round after." if ahead else ""
+    cut = " Where nothing ran for long, the time is cut out, at the dashed line." if times.cuts else ""
+    yield Section(
+        "Where the time goes",
+        "When each part worked, on which device. What is blank is idle, or is the store's and the scheduler's.",
+        [
+            Chart(
+                title,
+                "A bar is a piece of work, such as a shard: for training, for the evaluation of the new policy, or the "
+                f"hand-over of its weights.{pale}{cut}",
+                gantt(title, times),
+                wide=True,
+            )
+        ],
+        {f"Time of {which}": lane_rows(times)},
+    )
 
 
 def _steps_label(steps: Mapping[int, pa.Table]) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flows import cli_inspect, cli_judges, cli_share, cli_store, commands, tables
+from flows import cli_inspect, cli_judges, cli_plan, cli_share, cli_store, cli_timeline, commands, tables
 from flows.display import Display
 from flows.errors import InterruptedRunError, WaitingForLabelsError
 from flows.options import DEFAULT_ROOT, Json, Root, RunAtRound, RunName, TakeOver
@@ -35,6 +35,8 @@ app.add_typer(cli_store.app)
 app.add_typer(cli_inspect.app)
 app.add_typer(cli_judges.app)
 app.add_typer(cli_share.app)
+app.add_typer(cli_plan.app)
+app.add_typer(cli_timeline.app)
 
 
 @app.command()

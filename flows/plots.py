@@ -27,11 +27,11 @@ INTERVAL = 1.96
 """Standard errors on each side that make a 95% interval of a normal estimate."""
 
 # Colours that stand for a role until the figure is written; no other colour is drawn with.
-_INK, _MUTED, _GRID, _PAPER = "#100001", "#100002", "#100003", "#100004"
-_SERIES = ("#100011", "#100012", "#100013")
-MOST_CURVES = len(_SERIES)
-_ROLES = (_INK, _MUTED, _GRID, _PAPER, *_SERIES)
-_PAGE = ("var(--ink)", "var(--muted)", "var(--line)", "var(--card)", "var(--s1)", "var(--s2)", "var(--s3)")
+INK, MUTED, _GRID, PAPER = "#100001", "#100002", "#100003", "#100004"
+SERIES = ("#100011", "#100012", "#100013")
+MOST_CURVES = len(SERIES)
+_ROLES = (INK, MUTED, _GRID, PAPER, *SERIES)
+PAGE = ("var(--ink)", "var(--muted)", "var(--line)", "var(--card)", "var(--s1)", "var(--s2)", "var(--s3)")
 LIGHT = ("#1c1d22", "#63656e", "#e3e1db", "#ffffff", "#1f5fbf", "#b8480f", "#217a52")
 """Ink, muted ink, lines, paper and three series: the light colours of page and pictures."""
 
@@ -45,11 +45,11 @@ _STYLE = {
     "axes.axisbelow": True,
     "axes.edgecolor": _GRID,
     "axes.facecolor": "none",
-    "axes.labelcolor": _MUTED,
+    "axes.labelcolor": MUTED,
     "axes.spines.left": False,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.titlecolor": _INK,
+    "axes.titlecolor": INK,
     "figure.facecolor": "none",
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -57,13 +57,13 @@ _STYLE = {
     "grid.linewidth": 0.8,
     "legend.fontsize": 9,
     "legend.frameon": False,
-    "legend.labelcolor": _INK,
-    "text.color": _INK,
+    "legend.labelcolor": INK,
+    "text.color": INK,
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "xtick.color": _GRID,
     "ytick.color": _GRID,
-    "xtick.labelcolor": _MUTED,
-    "ytick.labelcolor": _MUTED,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
     "ytick.major.size": 0,
     "ytick.major.pad": 6,
 }
@@ -113,11 +113,11 @@ def curves(title: str, series: Sequence[Series], scale: Scale = Scale()) -> str:
     Args:
         title: said to those who cannot see the figure, with where each curve begins and ends.
     """
-    with _figure(5.2, 2.9) as figure:
+    with new_figure(5.2, 2.9) as figure:
         axes = figure.add_subplot()
         _draw(axes, series, scale)
-        text = _svg(figure, _PAGE, as_text=True)
-    return _described(text, f"{title}. {'; '.join(_in_words(curve, scale) for curve in series)}.")
+        text = svg_of(figure, PAGE, as_text=True)
+    return described(text, f"{title}. {'; '.join(_in_words(curve, scale) for curve in series)}.")
 
 
 def distributions(title: str, scores_by_round: Mapping[int, Sequence[float]], unit: str) -> str:
@@ -130,20 +130,20 @@ def distributions(title: str, scores_by_round: Mapping[int, Sequence[float]], un
     edges = np.linspace(low, high, _BINS + 1) if high > low else np.linspace(low - 0.5, high + 0.5, _BINS + 1)
     shares = {number: np.histogram(scores, edges)[0] / len(scores) for number, scores in scores_by_round.items()}
     tallest = max(float(share.max()) for share in shares.values())
-    with _figure(5.2, 0.9 + 0.42 * len(shares)) as figure:
+    with new_figure(5.2, 0.9 + 0.42 * len(shares)) as figure:
         axes = figure.add_subplot()
         for row, (number, share) in enumerate(shares.items()):
             heights = -row + 0.92 * share / tallest
-            axes.stairs(heights, edges, baseline=-row, fill=True, color=_SERIES[0], alpha=0.35)
-            axes.stairs(heights, edges, baseline=-row, color=_SERIES[0], linewidth=1)
-            axes.plot([np.mean(scores_by_round[number])] * 2, [-row, -row + 0.92], color=_SERIES[1], linewidth=1.6)
+            axes.stairs(heights, edges, baseline=-row, fill=True, color=SERIES[0], alpha=0.35)
+            axes.stairs(heights, edges, baseline=-row, color=SERIES[0], linewidth=1)
+            axes.plot([np.mean(scores_by_round[number])] * 2, [-row, -row + 0.92], color=SERIES[1], linewidth=1.6)
         axes.set_yticks([-row for row in range(len(shares))], [f"round {number}" for number in shares])
         axes.set_ylim(-len(shares) + 0.8, 1)
         axes.grid(axis="x")
         axes.set_xlabel(unit)
-        text = _svg(figure, _PAGE, as_text=True)
+        text = svg_of(figure, PAGE, as_text=True)
     means = ", ".join(f"round {number}: {np.mean(scores):.3g}" for number, scores in scores_by_round.items())
-    return _described(text, f"{title}. Mean by round: {means}.")
+    return described(text, f"{title}. Mean by round: {means}.")
 
 
 def reliability(title: str, confidences: Sequence[float], accuracies: Sequence[float], pairs: Sequence[int]) -> str:
@@ -151,12 +151,12 @@ def reliability(title: str, confidences: Sequence[float], accuracies: Sequence[f
 
     On the diagonal it is as often right as it says.
     """
-    with _figure(4.2, 3.4) as figure:
+    with new_figure(4.2, 3.4) as figure:
         axes = figure.add_subplot()
-        axes.plot([0.5, 1], [0.5, 1], color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        axes.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         sizes = 20 + 160 * np.asarray(pairs, float) / max(pairs)
-        axes.plot(confidences, accuracies, color=_SERIES[0], linewidth=1.2, alpha=0.6)
-        axes.scatter(confidences, accuracies, s=sizes, color=_SERIES[0], linewidths=0)
+        axes.plot(confidences, accuracies, color=SERIES[0], linewidth=1.2, alpha=0.6)
+        axes.scatter(confidences, accuracies, s=sizes, color=SERIES[0], linewidths=0)
         axes.grid()
         axes.set_xlim(0.48, 1.02)
         axes.set_ylim(min(0.48, *(value - 0.02 for value in accuracies)), 1.02)
@@ -164,10 +164,10 @@ def reliability(title: str, confidences: Sequence[float], accuracies: Sequence[f
         axes.set_ylabel("accuracy")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%"))
-        text = _svg(figure, _PAGE, as_text=True)
+        text = svg_of(figure, PAGE, as_text=True)
     points = zip(confidences, accuracies, pairs, strict=True)
     words = "; ".join(f"{count} pairs, {said:.0%} sure, {right:.0%} right" for said, right, count in points)
-    return _described(text, f"{title}. {words}.")
+    return described(text, f"{title}. {words}.")
 
 
 def summary_picture(rounds: Sequence[RoundSummary], title: str) -> str:
@@ -183,25 +183,25 @@ def summary_picture(rounds: Sequence[RoundSummary], title: str) -> str:
         ("KL to round 0, nats per sequence", kl, Scale(bars=True)),
     ]
     shown = [panel for panel in panels if panel[1].xs]
-    with _figure(10, 3.1) as figure:
-        figure.set_facecolor(_PAPER)
+    with new_figure(10, 3.1) as figure:
+        figure.set_facecolor(PAPER)
         figure.set_layout_engine("constrained", w_pad=0.16, h_pad=0.14, wspace=0.03)
         figure.suptitle(title, fontsize=11.5, fontweight="bold", x=0.016, ha="left")
         for place, (name, series, scale) in enumerate(shown, 1):
             axes = figure.add_subplot(1, len(shown), place)
             _draw(axes, [replace(series, label="")], scale)
             axes.set_title(name, fontsize=9.5, loc="left", pad=9)
-        text = _svg(figure, LIGHT, as_text=False)
+        text = svg_of(figure, LIGHT, as_text=False)
     words = "; ".join(f"{name}: {_in_words(series, scale)}" for name, series, scale in shown)
-    return _described(text, f"{title}. {words}.")
+    return described(text, f"{title}. {words}.")
 
 
 def _draw(axes: Axes, series: Sequence[Series], scale: Scale) -> None:
     if scale.reference is not None:
-        axes.axhline(scale.reference, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        axes.axhline(scale.reference, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     for boundary in scale.boundaries:
         axes.axvline(boundary, color=_GRID, linewidth=0.8)
-    for curve, colour, marker in zip(series, _SERIES, _MARKERS, strict=False):
+    for curve, colour, marker in zip(series, SERIES, _MARKERS, strict=False):
         _draw_curve(axes, curve, colour, marker, scale)
     axes.grid(axis="y")
     axes.margins(x=0.04, y=0.12)
@@ -261,14 +261,16 @@ def _in_words(curve: Series, scale: Scale) -> str:
 
 
 @contextmanager
-def _figure(width: float, height: float) -> Iterator[Figure]:
+def new_figure(width: float, height: float) -> Iterator[Figure]:
+    """An empty figure of the report's style, of this size in inches."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         yield figure
 
 
-def _svg(figure: Figure, colours: Sequence[str], *, as_text: bool) -> str:
+def svg_of(figure: Figure, colours: Sequence[str], *, as_text: bool) -> str:
+    """The figure with these colours for the roles, such as `PAGE`; its letters as text, or drawn as paths."""
     written = io.StringIO()
     # A fixed salt makes the ids, and so the bytes, the same each time.
     with mpl.rc_context({"svg.fonttype": "none" if as_text else "path", "svg.hashsalt": "rondo"}):
@@ -281,7 +283,7 @@ def _svg(figure: Figure, colours: Sequence[str], *, as_text: bool) -> str:
     return re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 var(--font)", text) if as_text else text
 
 
-def _described(text: str, description: str) -> str:
+def described(text: str, description: str) -> str:
     """The SVG with a description for screen readers, and ids that no other figure of the page has."""
     own = f"f{hashlib.sha256((description + text).encode()).hexdigest()[:8]}-"
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{own}", text)

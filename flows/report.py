@@ -17,6 +17,7 @@ from flows.charts import Section, sections
 from flows.plots import LIGHT
 from flows.report_data import Answers, held_out_answers, optimizer_steps, sampled_scores
 from flows.summary import RoundSummary, row_of, summaries
+from flows.timeline import timeline
 from pipeline.config import Recipe
 from pipeline.errors import DataError
 from storage import durable
@@ -25,6 +26,8 @@ from storage.run import Run
 from storage.store import Store
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_TIMED_ROUNDS = 2
+"""Rounds whose timeline is shown: the last ones."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,12 @@ def gather(store: Store, run: Run) -> Report:
         last=rounds[-1].round,
         cards=list(_cards(rounds, recipe)),
         alarms=[(summary.round, alarm) for summary in rounds for alarm in summary.alarms],
-        sections=sections(rounds, sampled_scores(store, run, rounds), optimizer_steps(store, run, rounds)),
+        sections=sections(
+            rounds,
+            sampled_scores(store, run, rounds),
+            optimizer_steps(store, run, rounds),
+            timeline(run, [summary.round for summary in rounds[1:][-_TIMED_ROUNDS:]] or [0]),
+        ),
         tables={
             "Held-out figures": [row_of(summary) for summary in rounds],
             "Judges and preferences": [_watched(summary, others) for summary in rounds],

@@ -32,6 +32,35 @@ def test_every_round_starts_at_ln_2(read_json: Callable[..., Any], whole: Path) 
         assert summary["handover_drift"] < 1e-4
 
 
+def test_a_round_says_when_its_parts_worked(read_json: Callable[..., Any], whole: Path) -> None:
+    found = read_json("timeline", "whole@2", "--root", str(whole))
+    lanes = {lane["part"]: lane for lane in found["lanes"]}
+    assert list(lanes) == ["sample", "judge", "update"]
+    assert {lane["device"] for lane in lanes.values()} == {"cpu"}
+    (summary,) = (row for row in read_json("rounds", "whole", "--root", str(whole)) if row["round"] == 2)
+    tokens = {part: sum(span["tokens"] or 0 for span in lane["spans"]) for part, lane in lanes.items()}
+    assert tokens["sample"] == pytest.approx(summary["sampled_tokens"])
+    assert tokens["update"] == pytest.approx(summary["train_tokens"])
+    assert all(0 < lane["busy"] <= found["seconds"] for lane in lanes.values())
+    # Phased: the update begins when the last candidate is judged.
+    training = {part: [span for span in lane["spans"] if span["kind"] == "training"] for part, lane in lanes.items()}
+    assert min(span["start"] for span in training["update"]) >= max(span["end"] for span in training["judge"])
+    assert "Where the time goes" in (whole / "runs" / "whole" / "report.html").read_text()
+
+
+def test_a_round_on_paper_is_of_the_size_of_a_real_one(
+    read_json: Callable[..., Any], tiny_recipe: Path, whole: Path
+) -> None:
+    run = ("--calibrate", "whole@1", "--compare", "whole@2", "--root", str(whole))
+    found = read_json("plan", str(tiny_recipe), *run)
+    ratios = {row["figure"]: row["paper / measured"] for row in found["comparison"]}
+    # The tokenizer may find fewer words than the vocabulary allows: its file and two matrices are then smaller.
+    assert 0.95 < ratios["checkpoint, bytes"] < 1.3
+    assert 0.5 < ratios["tables, bytes"] < 2
+    # Answers are as long as in the round before, but for what one update changes.
+    assert 0.8 < ratios["sampled tokens"] < 1.25
+
+
 def test_prompts_never_overlap(whole: Path) -> None:
     store = Store.open(whole)
     run = store.run("whole")

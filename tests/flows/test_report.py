@@ -140,6 +140,7 @@ def test_every_curve_is_there(whole: str) -> None:
         "Log-probability of the pairs", "Chosen answers that fell", "Entropy and surprise", "Length",
         "Truncated answers", "Loss", "Implicit rewards", "Accuracy", "Gradient norm",
     }  # fmt: skip
+    assert "Where the time goes" not in whole  # nothing in this run says when it was done
 
 
 def test_the_judge_is_watched(store: Store, whole: str) -> None:

@@ -51,13 +51,16 @@ def score_of(round: int, prompt_id: str, index: int) -> float:
 
 def finished_run(
     store: Store, name: str = "small", *, rounds: int = 3, recipe: Recipe | None = None, text: Text = say,
-    changes: Mapping[str, Any] | None = None, **more: Any,
+    changes: Mapping[str, Any] | None = None, also: Callable[[Writer, int], None] | None = None,
+    seconds: Mapping[str, float] = {"sample": 2.0, "hand over": 0.1}, **more: Any,
 ) -> Run:  # fmt: skip
     """A run with this many finished rounds after round 0.
 
     Args:
         text: the answers.
         changes: fields of the last round's summary to put in place of the measured ones.
+        seconds: what each round's summary says of its time.
+        also: what commits more to a round, before it is finished.
         more: fields of the run's header, such as ``parent``.
     """
     recipe = recipe or small_recipe()
@@ -73,8 +76,10 @@ def finished_run(
                 figures |= changes or {}
             summary = RoundSummary(
                 round=number, policy=f"policy{number}", handover_drift=1e-6, sampled_tokens=1000,
-                seconds={"sample": 2.0, "hand over": 0.1}, **figures,
+                seconds=dict(seconds), **figures,
             )  # fmt: skip
+            if also is not None:
+                also(writer, number)
             writer.finish_round(number, summary.model_dump(mode="json"))
     run.refresh()
     return run
