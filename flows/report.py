@@ -111,7 +111,7 @@ def gather(store: Store, run: Run) -> Report:
         tables={
             "Held-out figures": [row_of(summary) for summary in rounds],
             "Judges and preferences": [_watched(summary, others) for summary in rounds],
-            "Updates, checks and costs": [_work(summary, stages) for summary in rounds],
+            "Updates, checks and costs": [_work(summary, stages, recipe.staleness) for summary in rounds],
         },
         answers=held_out_answers(store, run, rounds[-1]),
         recipe_yaml=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100),
@@ -180,11 +180,15 @@ def _watched(summary: RoundSummary, others: Sequence[str]) -> dict[str, str]:
     return row
 
 
-def _work(summary: RoundSummary, stages: Sequence[str]) -> dict[str, str]:
-    """What a round's update learned from, whether its checks held, and what it cost."""
+def _work(summary: RoundSummary, stages: Sequence[str], staleness: int) -> dict[str, str]:
+    """What a round's update learned from, whether its checks held, and what it cost.
+
+    With staleness the reference lags: by so many nats, for so many seconds in which the next round was sampled.
+    """
     dropped = ", ".join(f"{count} {reason}" for reason, count in summary.dropped.items())
     first, expected = summary.first_loss, summary.first_loss_expected
     seconds = {f"{stage}, s": _shown(summary.seconds.get(stage), ".1f") for stage in stages}
+    lag = {"KL to reference at start": _shown(summary.first_kl, ".2f")} if staleness else {}
     return {
         "round": str(summary.round),
         "preferences": _shown(summary.preferences, "d"),
@@ -192,6 +196,7 @@ def _work(summary: RoundSummary, stages: Sequence[str]) -> dict[str, str]:
         "steps": _shown(summary.steps, "d"),
         "first loss": _shown(first, ".4f"),
         "off by": _shown(None if first is None or expected is None else first - expected, "+.0e"),
+        **lag,
         "last loss": _shown(summary.last_loss, ".4f"),
         "accuracy": _shown(summary.train_accuracy, ".1%"),
         "drift": f"{summary.handover_drift:.0e}",
