@@ -38,7 +38,8 @@ async def update(
                 return done
         else:
             through = await shards.first(job.saved_shards)
-        display.begin()
+        if len(through) == len(shards):  # else it is shown from its first step on
+            display.begin()
         await job.begin(through, len(shards))
         async for shard in shards.after(job.fed):
             await job.add(shard, len(shards))
