@@ -42,6 +42,7 @@ class Session:
     trainer: WorkerProcess
     judge_versions: list[str] = field(default_factory=list)
     rounds: int = 0
+    _policies: dict[int, PolicyRef] = field(default_factory=dict)
     _choices: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     tracker: Tracker = field(default_factory=Tracker)
 
@@ -119,9 +120,14 @@ class Session:
 
     def policy(self, round: int) -> PolicyRef:
         """The policy that a round ended with."""
-        (probe,) = self._latest(round, "probe").files
-        checkpoint = self._latest(round, "checkpoint")
-        return PolicyRef(checkpoint.meta["policy"], checkpoint.files, probe, self._base(round))
+        if round not in self._policies:
+            (probe,) = self._latest(round, "probe").files
+            checkpoint = self._latest(round, "checkpoint")
+            found = PolicyRef(checkpoint.meta["policy"], checkpoint.files, probe, self._base(round))
+            if round not in self.run.finished:
+                return found
+            self._policies = {**dict(list(self._policies.items())[-3:]), round: found}  # each shard asks for it
+        return self._policies[round]
 
     def average(self, round: int) -> PolicyRef:
         """The moving average of the policies up to a round; where none was kept yet, it begins with that round's."""

@@ -141,6 +141,11 @@ class Log:
         with self.lock:
             return dict(self._state.pending)
 
+    def pending_commit(self, key: Key) -> Entry | None:
+        """The commit with exactly this key, of a round that is not finished; found at once, however many there are."""
+        with self.lock:
+            return self._state.pending.get(key)
+
     @property
     def released(self) -> dict[str, Entry]:
         """The "release" entry of each file that the run has given up, by path; read when it is first asked for."""

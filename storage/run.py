@@ -74,6 +74,8 @@ class Run:
 
     def find(self, key: Key) -> Entry | None:
         """The commit with exactly this key."""
+        if key.round not in self._log.finished:
+            return self._log.pending_commit(key)
         return next((entry for entry in self._commits(key.round) if entry.key == key), None)
 
     def entries(self, round: int | None = None, stage: str | None = None) -> list[Entry]:
