@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError
 
 OBJECT_STORE_BYTES = 80 * 2**20  # about the least that Ray takes: only small JSON travels
+CONNECT_SECONDS = 10.0
 START_SECONDS = 180.0  # a busy two-core machine needs half a minute
 
 _LOCAL = {
@@ -116,6 +118,7 @@ class RayCluster:
         import ray
 
         try:
+            _check_reachable(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
             ray.init(address=address, namespace="rondo", log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # Ray raises what its parts raise
             wrong = " ".join((str(error) or repr(error)).split())[:500]
@@ -134,6 +137,13 @@ class RayCluster:
             await head.wait()
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _check_reachable(address: str) -> None:
+    """Raises OSError where nobody listens; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
 def variables(names: Sequence[str]) -> dict[str, str]:
