@@ -111,7 +111,7 @@ class RayPool:
         await self._open()
         request = {"id": next(self._numbers), "method": method, "arguments": arguments, "alone": alone}
         if method == "use":
-            return await self._use(request)
+            return await self._use(request, on_progress)
         call = _Call(request, on_progress, asyncio.get_running_loop().create_future())
         if self._refused is not None:
             raise self._refused
@@ -148,13 +148,13 @@ class RayPool:
             await self._someone.wait()
             self._someone.clear()
 
-    async def _use(self, request: Mapping[str, Any]) -> dict[str, float]:
+    async def _use(self, request: Mapping[str, Any], on_progress: Progress | None) -> dict[str, float]:
         """Has all replicas take a policy, and returns the largest of each figure of their drifts.
 
         One that dies meanwhile is left out, as is one that comes later: each takes the policy of what it samples.
         """
         await self._first()
-        asked = [replica.ask(request, None) for replica in self._replicas]
+        asked = [replica.ask(request, on_progress) for replica in self._replicas]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         failed = [answer for answer in answers if isinstance(answer, BaseException)]
         drifts = [answer for answer in answers if isinstance(answer, dict)]
@@ -184,7 +184,7 @@ class RayPool:
         """Fills a place with a replica, again and again."""
         failed, wait = 0, _WAIT_SECONDS[0]
         while True:
-            replica = RemoteReplica(self.kind, self._settings, self._config, self._log)
+            replica = RemoteReplica(self.kind, place, self._settings, self._config, self._log)
             try:
                 self._check_software(await replica.join())
                 failed = 0

@@ -22,6 +22,7 @@ class RemoteReplica:
 
     Args:
         kind: what its worker is, for messages.
+        place: its number among the replicas, by which the one in its place is told from others.
         settings: see ``Replica``.
         config: what it needs of a node.
         log: the local file that collects the ends of its worker's log.
@@ -33,15 +34,16 @@ class RemoteReplica:
         answered: whether it has answered a request.
     """
 
-    def __init__(self, kind: str, settings: str, config: ReplicasConfig, log: Path) -> None:
+    def __init__(self, kind: str, place: int, settings: str, config: ReplicasConfig, log: Path) -> None:
         import ray
 
         self._dead = ray.exceptions.RayError
         actor = ray.remote(Replica).options(num_cpus=config.cpus, num_gpus=config.gpus, max_restarts=0)
         self._actor = actor.remote(settings)
-        self._kind, self._log = kind, log
+        self._kind, self._place, self._log = kind, place, log
         self._progress: dict[int, Progress | None] = {}
         self.node, self.pid, self.alive, self.answered = "a node", 0, True, False
+        self._placed = False
 
     async def join(self) -> dict[str, str]:
         """Waits until it is there and its worker is constructed; returns the versions of its software.
@@ -50,6 +52,8 @@ class RemoteReplica:
             RondoError, StoreError: what the worker raised.
             WorkerDiedError: the actor or its node has died.
         """
+        await self._answer(self._actor.news.remote())  # for as long as no node has room
+        self._placed = True
         joined = self._result(await self._answer(self._actor.join.remote()))
         self.node, self.pid = joined["node"], joined["pid"]
         software: dict[str, str] = joined["software"]
@@ -84,7 +88,7 @@ class RemoteReplica:
         """Ends the actor, in order where it still answers. The worker ends with it in any case."""
         import ray
 
-        if self.alive:
+        if self.alive and self._placed:
             with contextlib.suppress(WorkerDiedError, TimeoutError):
                 await asyncio.wait_for(self._answer(self._actor.leave.remote()), LEAVE_SECONDS)
         self.alive = False
@@ -104,6 +108,8 @@ class RemoteReplica:
         on_progress = self._progress.get(number)
         for figures in messages if on_progress else ():
             assert on_progress is not None
+            if "device" in figures:
+                figures["device"] = f"{self.node}/{self._place} {figures['device']}"
             on_progress(figures)
 
     def _result(self, answer: Mapping[str, Any]) -> Any:
