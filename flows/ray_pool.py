@@ -23,6 +23,7 @@ from flows.ray_replica import NEWS_SECONDS, RemoteReplica
 from flows.versions import packages
 from pipeline.config import ReplicasConfig
 
+FOR_ALL = ("use", "rest")  # what each replica has to do: take a policy, lend its GPU's memory
 FAILED_STARTS = 3  # in a row, after which no further replica is asked for in that place
 _WAIT_SECONDS = (1.0, 30.0)  # before a place is filled again, doubled each time
 
@@ -101,7 +102,7 @@ class RayPool:
     async def call(
         self, method: str, *, on_progress: Progress | None = None, alone: bool = False, **arguments: Any
     ) -> Any:
-        """The answer of one method, by whichever replica is free; ``use`` is for all, and answers for the worst.
+        """The answer of one method, by whichever replica is free; of those for all replicas, the largest figures.
 
         Raises:
             RondoError, StoreError: what the worker raised, with its own class and sentence.
@@ -110,8 +111,8 @@ class RayPool:
         """
         await self._open()
         request = {"id": next(self._numbers), "method": method, "arguments": arguments, "alone": alone}
-        if method == "use":
-            return await self._use(request, on_progress)
+        if method in FOR_ALL:
+            return await self._ask_all(request, on_progress)
         call = _Call(request, on_progress, asyncio.get_running_loop().create_future())
         if self._refused is not None:
             raise self._refused
@@ -148,8 +149,8 @@ class RayPool:
             await self._someone.wait()
             self._someone.clear()
 
-    async def _use(self, request: Mapping[str, Any], on_progress: Progress | None) -> dict[str, float]:
-        """Has all replicas take a policy, and returns the largest of each figure of their drifts.
+    async def _ask_all(self, request: Mapping[str, Any], on_progress: Progress | None) -> dict[str, float] | None:
+        """Asks all replicas that are there, and returns the largest of each figure that they answer.
 
         One that dies meanwhile is left out, as is one that comes later: each takes the policy of what it samples.
         """
@@ -157,11 +158,11 @@ class RayPool:
         asked = [replica.ask(request, on_progress) for replica in self._replicas]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         failed = [answer for answer in answers if isinstance(answer, BaseException)]
-        drifts = [answer for answer in answers if isinstance(answer, dict)]
         wrong = [error for error in failed if not isinstance(error, WorkerDiedError)]
-        if wrong or not drifts:
+        if wrong or len(failed) == len(answers):
             raise (wrong or failed)[0]
-        return {name: max(drift[name] for drift in drifts) for name in drifts[0]}
+        figures = [answer for answer in answers if isinstance(answer, dict)]
+        return {name: max(each[name] for each in figures) for name in figures[0]} if figures else None
 
     async def _mind(self) -> None:
         """Gives up those who wait where there has been no replica for too long."""
