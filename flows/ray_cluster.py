@@ -64,8 +64,12 @@ class RayCluster:
             if self._members == 0:
                 try:
                     address = await self._start() if self._config.address == "local" else self._config.address
-                    # Not in the main thread, where Ray would take over SIGTERM.
-                    await asyncio.to_thread(self._connect, address)
+                    # Not in the main thread, where Ray would take over SIGTERM. Nothing interrupts it.
+                    connecting = asyncio.ensure_future(asyncio.to_thread(self._connect, address))
+                    try:
+                        await asyncio.shield(connecting)
+                    finally:
+                        await asyncio.wait({connecting})
                 except BaseException:
                     await self._end()
                     raise
