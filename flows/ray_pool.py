@@ -9,7 +9,6 @@ the place of one that died, and Ray gives it when a node has room.
 
 import asyncio
 import json
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -77,6 +76,7 @@ class RayPool:
         self._opening = asyncio.Lock()
         self._numbers = count(1)
         self._refused: Exception | None = None
+        self._software: dict[str, str] | None = None  # of the first replica
         self._stopped = False
 
     @property
@@ -239,15 +239,20 @@ class RayPool:
                 if not call.answer.done():
                     call.answer.set_result(result) if error is None else call.answer.set_exception(error)
 
-    def _check_software(self, theirs: Mapping[str, str]) -> None:
-        ours = {**packages(), "python": platform.python_version()}
-        others = {name: (theirs.get(name), ours.get(name)) for name in sorted({*theirs, *ours})}
-        wrong = [f"{name} {there or 'no'}, not {here}" for name, (there, here) in others.items() if there != here]
-        if wrong:
-            raise ClusterError(
-                f"a node of the cluster has other software than the flow ({'; '.join(wrong)}): results would depend on "
-                "who computes them; install the same everywhere"
+    def _check_software(self, software: dict[str, str]) -> None:
+        """Replicas must be alike, and have the flow's rondo; the flow may lack what only they need."""
+        before = self._software or {**software, "rondo": packages().get("rondo", "")}
+        names = sorted({*before, *software})
+        differing = [name for name in names if software.get(name) != before.get(name)]
+        if differing:
+            wrong = "; ".join(
+                f"{name} {software.get(name, 'none')}, not {before.get(name, 'none')}" for name in differing
             )
+            raise ClusterError(
+                f"a node of the cluster has other software than those before it or the flow ({wrong}): results would "
+                "depend on who computes them; install the same on all nodes"
+            )
+        self._software = software
 
     def _give_up(self, place: int, error: Exception) -> None:
         del self._places[place]

@@ -276,10 +276,26 @@ def test_a_replica_that_cannot_start_says_why(bench: Bench, loop: asyncio.Runner
 def test_another_version_of_a_package_is_refused(
     bench: Bench, loop: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.ray_pool.packages", lambda: {**packages(), "torch": "1.0"})
+    monkeypatch.setattr("flows.ray_pool.packages", lambda: {**packages(), "rondo": "0.0"})
     pool = bench.another(ReplicasConfig(replicas=1, cpus=0))
-    with pytest.raises(ClusterError, match=r"torch \S+, not 1\.0"):
+    with pytest.raises(ClusterError, match=r"rondo \S+, not 0\.0"):
         loop.run(once(pool, lambda: pool.call("versions")))
+
+
+def test_replicas_are_alike(bench: Bench, loop: asyncio.Runner) -> None:
+    """One that would take a dead one's place has another torch than that had, as the pool remembers it."""
+    pool = bench.another(ReplicasConfig(replicas=1, cpus=0))
+
+    async def work() -> None:
+        await pool.call("judge", **bench.shard(0))
+        assert pool._software is not None
+        pool._software["torch"] = "1.0"
+        os.kill(bench.given[0][2], signal.SIGKILL)
+        await until(lambda: pool.replicas == 0)
+        with pytest.raises(ClusterError, match=r"torch \S+, not 1\.0"):
+            await pool.call("versions")
+
+    loop.run(once(pool, work))
 
 
 def test_a_node_must_see_the_root(shared: Bench, tmp_path: Path, loop: asyncio.Runner) -> None:
