@@ -5,6 +5,7 @@ RondoError
 │   └── WorkerDiedError              a worker process ended in the middle of its work
 ├── PublishError (RuntimeError)      the Hub refuses or fails
 ├── ServerError (RuntimeError)       no Prefect server could be reached or started
+├── ClusterError (RuntimeError)      a Ray cluster cannot be used, or has no replica to give
 ├── InterruptedRunError              a person ended the command
 └── WaitingForLabelsError            a run that goes on once people have labelled
 """
@@ -34,3 +35,7 @@ class PublishError(RondoError, RuntimeError):
 
 class ServerError(RondoError, RuntimeError):
     """A Prefect server that cannot be reached or started."""
+
+
+class ClusterError(RondoError, RuntimeError):
+    """A Ray cluster that cannot be reached or started, or that gives no replica of a worker."""

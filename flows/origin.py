@@ -7,6 +7,9 @@ from pipeline.config import Recipe
 from pipeline.records import content_id
 from storage.shards import read_table
 
+WHO_COMPUTES = ("mode", "cluster")
+"""What a recipe says of which process does a piece of work, and when: no result depends on it."""
+
 
 def round_origin(session: Session, number: int) -> RoundOrigin:
     """What a round of the running session was made from."""
@@ -26,7 +29,7 @@ def round_origin(session: Session, number: int) -> RoundOrigin:
 
 def recipe_hash(recipe: Recipe) -> str:
     """The hash of what makes one recipe give other rounds than another."""
-    return content_id(recipe.model_dump(mode="json", exclude={*NOT_COMPARED, "mode"}))
+    return content_id(recipe.model_dump(mode="json", exclude={*NOT_COMPARED, *WHO_COMPUTES}))
 
 
 def _prompts(session: Session, number: int, *, held_out: bool) -> str:

@@ -24,6 +24,7 @@ from typing import Any
 
 import psutil
 
+import flows.errors
 import pipeline.errors
 import storage.errors
 from flows.errors import WorkerDiedError, WorkerError
@@ -237,12 +238,8 @@ class WorkerProcess:
             reading.cancel()
 
     def _error(self, error: Mapping[str, str]) -> Exception:
-        kind, message = error["kind"], error["message"]
-        for module in (pipeline.errors, storage.errors):
-            known = getattr(module, kind, None)
-            if known is not None:
-                return _plain(known, message)
-        return WorkerError(f"the {self.kind} failed: {message}; its log is {self._log}")
+        known = known_error(error["kind"], error["message"]) if error["kind"] != "WorkerError" else None
+        return known or WorkerError(f"the {self.kind} failed: {error['message']}; its log is {self._log}")
 
     def _died(self, code: int) -> WorkerDiedError:
         return WorkerDiedError(f"the {self.kind} process ended with status {code} in its work; its log is {self._log}")
@@ -267,6 +264,15 @@ class WorkerProcess:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+def known_error(kind: str, message: str) -> Exception | None:
+    """The exception that a process elsewhere raised, by its name and its sentence; None where we have no such class."""
+    for module in (pipeline.errors, storage.errors, flows.errors):
+        known = getattr(module, kind, None)
+        if known is not None:
+            return _plain(known, message)
+    return None
 
 
 def _processor_seconds(pid: int) -> float:

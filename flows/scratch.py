@@ -1,5 +1,6 @@
 """Where a run keeps local copies of what lies in a bucket, and its workers their temporary files."""
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -40,3 +41,38 @@ def scratch_directory(root: str, run: str) -> Iterator[Path]:
             path.rmdir()
         raise
     shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def held_directory(name: str) -> Iterator[Path]:
+    """A new local directory, removed at the end; those of this name that killed processes left are removed first."""
+    place = Path(tempfile.gettempdir())
+    for left in place.glob(f"{name}-{os.getuid()}-*"):
+        _remove_unheld(left)
+    path, held = _new_held(place, f"{name}-{os.getuid()}-")
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(held)
+
+
+def _new_held(place: Path, prefix: str) -> tuple[Path, int]:
+    """A new directory and the lock on it, which ends with the process, however that ends."""
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+        held = os.open(path, os.O_RDONLY)
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if path.exists():
+            return path, held
+        os.close(held)  # another process took it for one that was left, before it was locked
+
+
+def _remove_unheld(path: Path) -> None:
+    with suppress(OSError):  # held, another's, or gone by now
+        opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(opened)

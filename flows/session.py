@@ -9,9 +9,11 @@ from typing import Any
 
 from flows.display import Display
 from flows.process import WorkerProcess
+from flows.ray_cluster import RayCluster, variables
+from flows.ray_pool import RayPool
 from flows.references import JudgePolicies, PolicyRef
 from flows.tracking import Tracker
-from pipeline.config import ImplicitJudge, Recipe
+from pipeline.config import ImplicitJudge, Recipe, ReplicasConfig
 from pipeline.prompts import round_slice
 from pipeline.records import prompt_seed
 from storage.inputs import base_of, is_adapter
@@ -37,8 +39,8 @@ class Session:
     writer: Writer
     recipe: Recipe
     display: Display
-    sampler: WorkerProcess
-    judge: WorkerProcess
+    sampler: WorkerProcess | RayPool
+    judge: WorkerProcess | RayPool
     trainer: WorkerProcess
     judge_versions: list[str] = field(default_factory=list)
     rounds: int = 0
@@ -65,13 +67,23 @@ class Session:
             environment = {**threads, "TMPDIR": str(temporary)}
             return WorkerProcess(kind, common, logs / f"{kind}.log", environment, ranks, capacity)
 
-        sampler = worker("sampler", capacity=recipe.sampling.shards_in_flight)
-        judge, trainer = worker("judge"), worker("trainer", recipe.devices.trainer_ranks)
+        cluster = RayCluster(recipe.cluster) if recipe.cluster.used else None
+
+        def replicated(kind: str, config: ReplicasConfig, capacity: int) -> WorkerProcess | RayPool:
+            if cluster is None or not config.replicas:
+                return worker(kind, capacity=capacity)
+            given = {**threads, **variables(recipe.cluster.environment)}
+            log = logs / f"{kind}.log"
+            return RayPool(kind, common, run.created, log, given, config, capacity, cluster, display.say)
+
+        sampler = replicated("sampler", recipe.cluster.sampler, recipe.sampling.shards_in_flight)
+        judge = replicated("judge", recipe.cluster.judge, 1)
+        trainer = worker("trainer", recipe.devices.trainer_ranks)
         return cls(store, run, writer, recipe, display, sampler, judge, trainer)
 
     @property
-    def workers(self) -> tuple[WorkerProcess, ...]:
-        """The three worker processes."""
+    def workers(self) -> tuple[WorkerProcess | RayPool, ...]:
+        """The three workers."""
         return self.trainer, self.sampler, self.judge
 
     async def stop(self) -> None:

@@ -135,6 +135,7 @@ class SamplerWorker(Worker):
                 source,
                 device=devices.sampler,
                 threads=devices.cpu_threads,
+                gpus=self.recipe.cluster.sampler.gpus_per_engine,
                 rests=self.recipe.sampler_rests,
             )
             self._tokenizer = load_tokenizer(checkpoint)

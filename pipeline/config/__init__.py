@@ -1,5 +1,6 @@
 """The recipe: a tree of frozen parts, one module each."""
 
+from pipeline.config.cluster import ClusterConfig, ReplicasConfig
 from pipeline.config.evaluation import EvaluationConfig
 from pipeline.config.judges import (
     CharactersJudge,
@@ -33,6 +34,7 @@ from pipeline.config.update import OBJECTIVES, LoraConfig, UpdateConfig
 __all__ = [
     "OBJECTIVES",
     "CharactersJudge",
+    "ClusterConfig",
     "CodeJudge",
     "DatasetPrompts",
     "DevicesConfig",
@@ -59,6 +61,7 @@ __all__ = [
     "PythonJudge",
     "Recipe",
     "RegexJudge",
+    "ReplicasConfig",
     "RewardModelJudge",
     "SamplingConfig",
     "TrackingConfig",

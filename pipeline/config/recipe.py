@@ -8,8 +8,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.base import Config, Device, among
+from pipeline.config.cluster import ClusterConfig, ReplicasConfig
 from pipeline.config.evaluation import EvaluationConfig
-from pipeline.config.judges import ImplicitJudge, Judge, PeopleConfig, PeopleJudge
+from pipeline.config.judges import ImplicitJudge, Judge, LlmJudge, PeopleConfig, PeopleJudge
 from pipeline.config.policy import Policy, WarmStartPolicy
 from pipeline.config.preferences import RANKING_RULES, PreferencesConfig
 from pipeline.config.prompts import GeneratedPrompts, Prompts
@@ -66,6 +67,7 @@ class Recipe(Config):
     update: UpdateConfig = Field(UpdateConfig(), description="the DPO update of a round")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="what is measured after each round")
     devices: DevicesConfig = Field(DevicesConfig(), description="where each part runs")
+    cluster: ClusterConfig = Field(ClusterConfig(), description="replicas of sampler and judge on Ray")
     tracking: TrackingConfig = Field(TrackingConfig(), description="where metrics go besides the store")
 
     @model_validator(mode="after")
@@ -238,6 +240,35 @@ class Recipe(Config):
             raise ValueError(
                 f"devices.trainer_ranks {devices.trainer_ranks} does not go with {found}; set the former to 1, or "
                 "leave the latter out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _replicas_have_their_devices(self) -> "Recipe":
+        parts: dict[str, tuple[ReplicasConfig, str]] = {
+            "sampler": (self.cluster.sampler, self.devices.sampler), "judge": (self.cluster.judge, self.devices.judge)
+        }  # fmt: skip
+        for name, (part, device) in parts.items():
+            if part.replicas and device != ("cuda" if part.gpus else "cpu"):
+                raise ValueError(
+                    f"cluster.{name}.gpus {part.gpus} does not go with devices.{name} '{device}': a replica sees the "
+                    "GPUs that Ray gives it, as 'cuda'; without any it is on 'cpu'"
+                )
+        if self.cluster.sampler.gpus_per_engine > 1 and self.sampling.engine != "vllm":
+            raise ValueError(
+                f"cluster.sampler.gpus {self.cluster.sampler.gpus}: sampling.engine '{self.sampling.engine}' uses one "
+                "GPU: set the former to 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_process_counts_a_budget(self) -> "Recipe":
+        parts = [part for judge in self.judges for part in judge.parts()]
+        counted = any(isinstance(part, LlmJudge) and (part.budget_requests or part.budget_tokens) for part in parts)
+        if counted and self.cluster.judge.replicas > 1:
+            raise ValueError(
+                f"cluster.judge.replicas {self.cluster.judge.replicas}: a judge has a budget, counted by each process "
+                "by itself: set the former to 1, or leave the budget out"
             )
         return self
 

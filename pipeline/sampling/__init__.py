@@ -48,7 +48,14 @@ def import_engine(config: SamplingConfig) -> None:
 
 
 def make_sampler(
-    config: SamplingConfig, directory: Path, *, device: str, threads: int, seed: int = 0, rests: bool = False
+    config: SamplingConfig,
+    directory: Path,
+    *,
+    device: str,
+    threads: int,
+    seed: int = 0,
+    gpus: int = 1,
+    rests: bool = False,
 ) -> Sampler:
     """The engine that the recipe names, with the weights of a checkpoint directory.
 
@@ -60,6 +67,7 @@ def make_sampler(
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         threads: CPU threads of this process; another number changes results in the last bits.
         seed: seed of the engine itself. Candidates have seeds of their own.
+        gpus: GPUs that vLLM splits the model over.
         rests: whether it may be asked to lend its GPU's memory, as `Resting`; vLLM alone can.
 
     Raises:
@@ -87,5 +95,6 @@ def make_sampler(
             cache_gib=config.cache_gib,
             max_sequences=config.max_sequences,
             seed=seed,
+            gpus=gpus,
             rests=rests,
         )

@@ -41,9 +41,10 @@ class VllmSampler:
         device: ``cpu`` (float32) or ``cuda`` (bfloat16).
         threads: CPU threads; another number changes results in the last bits.
         context: longest sequence in tokens; the model's own where None.
-        cache_gib: memory of the key-value cache, in GiB.
+        cache_gib: memory of the key-value cache, in GiB, on all its GPUs together.
         max_sequences: most sequences that run at once.
         seed: seed of the engine; candidates have seeds of their own.
+        gpus: GPUs that the model is split over by tensor parallelism. More than one has not been tried yet.
         rests: whether it may be asked to lend its GPU's memory.
 
     Raises:
@@ -62,6 +63,7 @@ class VllmSampler:
         cache_gib: float = 1.0,
         max_sequences: int = 256,
         seed: int = 0,
+        gpus: int = 1,
         rests: bool = False,
     ) -> None:
         self._context = choose_context(directory, context)
@@ -76,7 +78,8 @@ class VllmSampler:
             "max_model_len": self._context,
             "max_num_seqs": max_sequences,
             "max_num_batched_tokens": max(2048, self._context, max_sequences),
-            "kv_cache_memory_bytes": int(cache_gib * GIB),
+            "kv_cache_memory_bytes": int(cache_gib * GIB / gpus),  # of each GPU
+            "tensor_parallel_size": gpus,
             "enforce_eager": device == "cpu",
             # A seeded request whose prompt is cut into chunks kills the CPU engine: to take back the number drawn
             # for an unfinished prompt it rewinds the generator, and "CPU Generator does not use offset".
@@ -90,7 +93,7 @@ class VllmSampler:
             "seed": seed,
         }
         if device != "cpu":
-            arguments["gpu_memory_utilization"] = _memory_share(directory, device, cache_gib)
+            arguments["gpu_memory_utilization"] = _memory_share(directory, device, cache_gib, gpus)
             arguments["enable_sleep_mode"] = rests
         if ":" in device:
             arguments["device_ids"] = [int(device.split(":")[1])]
@@ -278,7 +281,7 @@ class _Call:
             self.finished += 1
 
 
-def _memory_share(directory: Path, device: str, cache_gib: float) -> float:
+def _memory_share(directory: Path, device: str, cache_gib: float, gpus: int) -> float:
     """The share of the GPU that vLLM wants to find free when it starts: weights, cache and a tenth for activations.
 
     The cache's size is given, so that this decides nothing else; left at its 0.92, the engine would not start beside
@@ -288,7 +291,7 @@ def _memory_share(directory: Path, device: str, cache_gib: float) -> float:
 
     weights = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
     total: int = torch.cuda.get_device_properties(device).total_memory
-    return min(0.95, (weights + cache_gib * GIB) / total + 0.1)
+    return min(0.95, (weights + cache_gib * GIB) / gpus / total + 0.1)
 
 
 def _start(arguments: dict[str, Any], directory: Path, threads: int) -> Any:

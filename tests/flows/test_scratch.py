@@ -1,10 +1,13 @@
 """The scratch directory of a run: empty at the start, gone at the end, and nobody else's."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from flows.scratch import scratch_directory
+from flows.scratch import held_directory, scratch_directory
 from storage.errors import StorageAccessError
 
 
@@ -47,3 +50,19 @@ def test_a_link_in_its_place_is_refused(temporary: Path) -> None:
     with pytest.raises(StorageAccessError, match="not this user's alone"), scratch_directory("root", "a"):
         pass
     assert (temporary / "elsewhere" / "kept").exists()
+
+
+def test_a_held_directory_outlives_nobody(temporary: Path) -> None:
+    """What a killed process left is removed by the next one; what a living one holds is not."""
+    script = (
+        "import os, signal\nfrom flows.scratch import held_directory\n"
+        "with held_directory('held') as path:\n    (path / 'file').touch()\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(temporary)}, check=False)
+    (left,) = temporary.iterdir()
+    assert (left / "file").exists()
+    with held_directory("held") as first:
+        assert list(temporary.iterdir()) == [first]
+        with held_directory("held") as second:
+            assert {*temporary.iterdir()} == {first, second}
+    assert list(temporary.iterdir()) == []

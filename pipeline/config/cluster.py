@@ -1,0 +1,54 @@
+"""Sampling and judging on a Ray cluster.
+
+A section of its own, and no value of ``sampling.engine``: the engine inside of a replica is still vLLM or transformers,
+and the judge goes to the same cluster.
+"""
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Config
+
+
+class ReplicasConfig(Config):
+    """Replicas of one worker; each does whole shards, so that their number changes no result."""
+
+    replicas: int = Field(
+        0, ge=0, le=4096, description="most replicas; those that the cluster has no room for join later; 0: not on Ray"
+    )
+    gpus: int = Field(0, ge=0, le=64, description="GPUs of one replica, over which vLLM splits the model")
+    cpus: float = Field(1.0, ge=0, le=1024, description="CPUs that Ray sets aside for one replica")
+
+    @property
+    def gpus_per_engine(self) -> int:
+        """GPUs that one engine splits its model over."""
+        return max(1, self.gpus) if self.replicas else 1
+
+
+class ClusterConfig(Config):
+    """Which parts run on Ray, and where that is."""
+
+    address: str = Field(
+        "local",
+        pattern=r"^(local|auto|(ray://)?[A-Za-z0-9._\[\]:-]+:[0-9]+)$",
+        description="local: a cluster on this machine for the time of the run; auto: the one of RAY_ADDRESS or of this "
+        "machine; HOST:PORT: one that this machine belongs to; ray://HOST:PORT: one that it does not belong to",
+    )
+    sampler: ReplicasConfig = Field(ReplicasConfig(), description="replicas of the sampling engine")
+    judge: ReplicasConfig = Field(ReplicasConfig(), description="replicas of the judge")
+    environment: tuple[str, ...] = Field(
+        (), max_length=100, description="names of environment variables that replicas get from the flow's process"
+    )
+    patience_seconds: float = Field(
+        600, gt=0, le=10**6, description="longest time without any replica before the run gives up, in seconds"
+    )
+
+    @property
+    def used(self) -> bool:
+        """Whether anything runs on Ray."""
+        return self.sampler.replicas > 0 or self.judge.replicas > 0
+
+    @model_validator(mode="after")
+    def _judges_need_one_gpu(self) -> "ClusterConfig":
+        if self.judge.gpus > 1:
+            raise ValueError(f"cluster.judge.gpus {self.judge.gpus}: a reward model uses one GPU: set it to 1 or 0")
+        return self

@@ -1,0 +1,105 @@
+"""Two real vLLM replicas on CPU sample what one engine samples, to the bit, also after they took new weights."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flows.process import WorkerProcess
+from flows.ray_cluster import RayCluster
+from flows.ray_pool import RayPool
+from flows.references import PolicyRef
+from pipeline.config import ClusterConfig, ReplicasConfig
+from pipeline.logprobs import sequence_logps
+from pipeline.packing import TokenGroup
+from pipeline.policy import load_policy
+from pipeline.records import PROBE, PROMPTS, to_table
+from storage.checkpoints import stage_directory, weights_digest
+from storage.manifest import FileRef
+from storage.shards import read_table, write_table
+from storage.store import Store
+from support.recipes import TINY
+from support.tiny import tiny_llama
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+SHARDS, PROMPTS_OF_ONE = 4, 8
+SAMPLING = {**TINY["sampling"], "engine": "vllm", "max_sequences": 32, "cache_gib": 0.25, "context": 64}
+
+
+def policy(store: Store, seed: int) -> PolicyRef:
+    with stage_directory(store, "r", seed, "checkpoint") as staged:
+        tiny_llama(staged.path, seed=seed, scale=0.3)
+    directory = tiny_llama(Path(store.root) / f"probed-{seed}", seed=seed, scale=0.3)
+    model, _ = load_policy(directory, device="cpu")
+    ((logp,),) = sequence_logps(model, [TokenGroup("p", [5, 6, 7], [[8, 9, 10, 2]])], 64)
+    row = {"prompt_token_ids": [5, 6, 7], "token_ids": [8, 9, 10, 2], "logp": logp, "previous_logp": None}
+    return PolicyRef(
+        weights_digest(staged.files), staged.files, write_table(store, "r", 0, "probe", to_table([row], PROBE))
+    )
+
+
+def prompts(store: Store) -> FileRef:
+    """Prompts of different lengths."""
+    numbers = np.random.default_rng(0)
+    rows = [
+        {"prompt_id": f"p{index}", "text": "t", "messages": None, "source": "test", "reference_answer": None,
+         "split": "train", "token_ids": numbers.integers(4, 64, 3 + index % 5).tolist()}
+        for index in range(SHARDS * PROMPTS_OF_ONE)
+    ]  # fmt: skip
+    return write_table(store, "r", 0, "prompts", to_table(rows, PROMPTS))
+
+
+async def work(
+    worker: RayPool | WorkerProcess, policies: list[PolicyRef], given: FileRef
+) -> tuple[list[Any], set[str]]:
+    """All shards from one policy after the other; and the devices that did them."""
+    devices, sampled = set[str](), []
+
+    async def sample(number: int, policy: PolicyRef, shard: int) -> Any:
+        rows = list(range(shard * PROMPTS_OF_ONE, (shard + 1) * PROMPTS_OF_ONE))
+        return await worker.call(
+            "sample", on_progress=lambda figures: devices.add(figures.get("device", "")),
+            policy=policy.to_json(), prompts=[given.to_json()], rows=rows, round=number, stage="candidates",
+            shard=shard, held_out=False,
+        )  # fmt: skip
+
+    try:
+        await worker.start()
+        while isinstance(worker, RayPool) and worker.replicas < 2:
+            await asyncio.sleep(0.1)
+        for number, policy in enumerate(policies, 1):
+            drift = await worker.call("use", policy=policy.to_json())
+            assert drift["per_token"] < 1e-4  # two float32 computations of one sum: about 1e-6
+            sampled += await asyncio.gather(*(sample(number, policy, shard) for shard in range(SHARDS)))
+    finally:
+        await worker.stop()
+    return sampled, devices - {""}
+
+
+def test_two_replicas_sample_what_one_engine_samples(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "root")
+    run = store.create_run("r", {})
+    policies, given = [policy(store, 1), policy(store, 2)], prompts(store)
+    arguments = {"root": store.root, "run": "r", "recipe": {**TINY, "sampling": SAMPLING}}
+    environment = {"OMP_NUM_THREADS": "1"}
+    config = ReplicasConfig(replicas=2)
+    cluster = RayCluster(ClusterConfig(sampler=config))
+    pool = RayPool("sampler", arguments, run.created, tmp_path / "log", environment, config, 1, cluster, print)
+    found, devices = asyncio.run(work(pool, policies, given))
+    assert len(devices) == 2
+    (tmp_path / "scratch").mkdir()
+    alone = {**arguments, "scratch": str(tmp_path / "scratch")}
+    one = WorkerProcess("sampler", alone, tmp_path / "log", environment, capacity=2)
+    expected, _ = asyncio.run(work(one, policies, given))
+    tables = [
+        [read_table(store, [FileRef.from_json(shard["file"])]) for shard in shards] for shards in (found, expected)
+    ]
+    assert sum(table.num_rows for table in tables[0]) == 2 * SHARDS * PROMPTS_OF_ONE * SAMPLING["candidates"]
+    for mine, theirs in zip(*tables, strict=True):
+        assert mine.equals(theirs)
+    first, second = tables[0][0], tables[0][SHARDS]
+    assert first["policy"][0] != second["policy"][0]
+    assert first["token_ids"] != second["token_ids"]
