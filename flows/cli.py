@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flows import cli_inspect, cli_judges, cli_plan, cli_share, cli_store, cli_timeline, commands, tables
+from flows import cli_inspect, cli_judges, cli_operate, cli_plan, cli_share, cli_store, cli_timeline, commands, tables
 from flows.display import Display
 from flows.errors import InterruptedRunError, WaitingForLabelsError
-from flows.options import DEFAULT_ROOT, Json, Root, RunAtRound, RunName, TakeOver
+from flows.options import DEFAULT_ROOT, Changes, Json, RecipePath, Root, RunAtRound, RunName, TakeOver
 from pipeline.errors import RondoError
 from storage.errors import StoreError
 
@@ -24,10 +24,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")]
-Changes = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field, such as update.beta=0.2")
-]
 Rounds = Annotated[int | None, typer.Option("--rounds", min=1, help="bring the run to this many rounds")]
 WAITING = 3
 INTERRUPTED = 130  # as shells count an end by Ctrl-C
@@ -37,6 +33,7 @@ app.add_typer(cli_judges.app)
 app.add_typer(cli_share.app)
 app.add_typer(cli_plan.app)
 app.add_typer(cli_timeline.app)
+app.add_typer(cli_operate.app)
 
 
 @app.command()
@@ -128,20 +125,6 @@ def report(
 ) -> None:
     """Write a run's report: one HTML file with its curves, figures and answers."""
     typer.echo(commands.report(run, root, picture))
-
-
-@app.command()
-def serve(
-    recipe: RecipePath,
-    name: Annotated[str | None, typer.Option(help="name of the run; the recipe's where none is given")] = None,
-    cron: Annotated[str | None, typer.Option(help="when, as a cron expression, such as '0 3 * * *'")] = None,
-    interval: Annotated[int | None, typer.Option(min=1, metavar="SECONDS", help="or how often, in seconds")] = None,
-    rounds_per_run: Annotated[int, typer.Option(min=1, help="rounds that each scheduled run adds")] = 1,
-    root: Root = DEFAULT_ROOT,
-    set_: Changes = None,
-) -> None:
-    """Schedule rounds with Prefect: each scheduled run adds rounds to the same run. Ends with Ctrl-C."""
-    commands.serve(recipe, name, cron, interval, rounds_per_run, root, set_ or [])
 
 
 def main() -> None:

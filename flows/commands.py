@@ -200,29 +200,6 @@ def report(name: str, root: str, picture: Path | None = None) -> str:
     return written
 
 
-def serve(
-    path: Path,
-    name: str | None,
-    cron: str | None,
-    interval: int | None,
-    rounds_per_run: int,
-    root: str,
-    changes: Sequence[str],
-) -> None:
-    """Serves a deployment until it is interrupted; see ``flows/schedule.py``."""
-    if (cron is None) == (interval is None):
-        raise ConfigError("a schedule needs either --cron or --interval: give one of the two")
-    import flows.prefect_settings  # noqa: F401  before Prefect
-    from flows.schedule import check_cron, serve_rounds
-
-    if cron is not None:
-        check_cron(cron)
-    recipe = load_recipe(path, changes)
-    store = Store.open(root)
-    name = create_or_open(store, name or recipe.name, recipe).name
-    serve_rounds(recipe, name, store.root, rounds_per_run, cron=cron, interval=interval)
-
-
 def header(recipe: Recipe) -> dict[str, Any]:
     """What a run records of its origin."""
     recorded = recipe.model_dump(mode="json")

@@ -1,9 +1,14 @@
 """Arguments and options that several commands have."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field, such as update.beta=0.2")
+]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="name of the run")]
 RunAtRound = Annotated[str, typer.Argument(metavar="RUN@ROUND", help="a run and one of its rounds, such as demo@3")]
 Root = Annotated[

@@ -1,8 +1,8 @@
-"""A temporary Prefect server for those who run none: a child process that can never outlive its parent.
+"""The Prefect server of a command: the user's own, that of ``rondo up``, or a temporary one for those who run none.
 
-Prefect's own temporary server stays behind when the flow's process is killed; this one holds a pipe to its parent and
+The temporary one is a child process that can never outlive its parent. Prefect's own temporary server stays behind when the flow's process is killed; this one holds a pipe to its parent and
 ends when the pipe closes. Its database is private and goes with it, so that runs side by side never wait for one
-another's locks. Who wants a history and the UI starts a server of their own and sets ``PREFECT_API_URL``.
+another's locks. Who wants a history and the UI runs ``rondo up``, or sets ``PREFECT_API_URL`` to a server of their own.
 """
 
 import asyncio
@@ -12,14 +12,17 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import httpx
 
 import flows.prefect_settings  # noqa: F401  before Prefect
+from flows import lasting_record
+from flows.display import Display
 from flows.errors import ServerError
 
+Say = Callable[[str], None]
 START_SECONDS = 180.0  # a busy two-core machine needs up to a minute
 
 # Services that only a lasting server needs. With them, SQLite keeps each further subflow waiting for about 2 s.
@@ -43,27 +46,22 @@ def _end_with_parent() -> None:
 
 
 @contextlib.asynccontextmanager
-async def prefect_api(*, scheduling: bool = False) -> AsyncIterator[str]:
-    """The address of the Prefect API: the user's own server where one is configured, else a temporary one.
+async def prefect_api(say: Say | None = None, *, scheduling: bool = False) -> AsyncIterator[str]:
+    """The address of the Prefect API: that of a lasting server, see ``lasting_api``, else of a temporary one.
 
     Args:
+        say: takes a line for people; standard error where nothing is given.
         scheduling: whether a temporary server must start scheduled runs.
 
     Raises:
-        ServerError: the configured server does not answer, or the temporary one does not start.
+        ServerError: a lasting server does not answer, or the temporary one does not start.
     """
-    from prefect.settings import (
-        PREFECT_API_KEY,
-        PREFECT_API_URL,
-        PREFECT_LOGGING_TO_API_ENABLED,
-        temporary_settings,
-    )
+    from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
-    configured = PREFECT_API_URL.value()
-    if configured:
-        key = PREFECT_API_KEY.value()
-        await _check_server(configured, key.get_secret_value() if key else None)
-        yield configured
+    lasting = await lasting_api(say)
+    if lasting is not None:
+        with using(lasting):
+            yield lasting
         return
     with tempfile.TemporaryDirectory(prefix="rondo-prefect-") as home:
         process, url = await _start_server(Path(home), scheduling)
@@ -75,16 +73,47 @@ async def prefect_api(*, scheduling: bool = False) -> AsyncIterator[str]:
             await _end(process)
 
 
-async def _check_server(url: str, key: str | None) -> None:
+async def lasting_api(say: Say | None = None) -> str | None:
+    """The address of the user's own server where one is configured, else of that of ``rondo up``; None without both.
+
+    Raises:
+        ServerError: it does not answer.
+    """
+    from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL
+
+    configured: str | None = PREFECT_API_URL.value()
+    if configured:
+        key = PREFECT_API_KEY.value()
+        remedy = "start it, or unset PREFECT_API_URL to run without one"
+        await _check_server(configured, key.get_secret_value() if key else None, remedy)
+        return configured
+    record = lasting_record.read()
+    if record is None:
+        return None
+    if record.server.process is None:
+        tell = say or Display().say
+        tell(f"the Prefect server that 'rondo up' started at {record.ui} has ended: 'rondo up' starts it again")
+        return None
+    await _check_server(record.api, None, "'rondo down' ends it, and 'rondo up' starts it again")
+    return record.api
+
+
+@contextlib.contextmanager
+def using(url: str) -> Iterator[None]:
+    """Prefect's own calls go to the API at this address."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: url}):
+        yield
+
+
+async def _check_server(url: str, key: str | None, remedy: str) -> None:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         async with httpx.AsyncClient(timeout=10, headers=headers) as client:
             (await client.get(f"{url}/health")).raise_for_status()
     except httpx.HTTPError as error:
-        raise ServerError(
-            f"the Prefect server at {url} does not answer ({error}): start it, "
-            "or unset PREFECT_API_URL to run without one"
-        ) from error
+        raise ServerError(f"the Prefect server at {url} does not answer ({error}): {remedy}") from error
 
 
 async def _start_server(home: Path, scheduling: bool) -> tuple[asyncio.subprocess.Process, str]:

@@ -53,7 +53,7 @@ async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: 
         async with _workers(session), contextlib.AsyncExitStack() as stack:
             stack.enter_context(session.tracker)
             async with display.waiting("starting Prefect and the workers"):
-                await stack.enter_async_context(prefect_api())
+                await stack.enter_async_context(prefect_api(display.say))
             await run_rounds(run.name, rounds)
 
 

@@ -1,15 +1,18 @@
-"""Scheduled rounds: a Prefect deployment whose every run adds rounds to the same run of rondo."""
+"""Scheduled rounds: a Prefect flow whose every run adds rounds to the same run of rondo, and when it runs."""
 
 import asyncio
+import datetime
 import signal
-from datetime import timedelta
+from typing import Annotated
 
 from prefect import flow
-from prefect.client.schemas.schedules import CronSchedule
-from pydantic import ValidationError
+from prefect.client.schemas.schedules import RRuleSchedule
+from prefect.schedules import Cron, Interval, RRule, Schedule
+from pydantic import Field
 
 from flows.commands import create_or_open, report
 from flows.display import Display
+from flows.limits import alone
 from flows.prefect_server import prefect_api
 from flows.run import execute
 from pipeline.config import Recipe
@@ -17,66 +20,107 @@ from pipeline.errors import ConfigError, RondoError
 from storage.errors import StoreError
 from storage.store import Store
 
+RunField = Annotated[str, Field(min_length=1, description="name of the run; the first scheduled run creates it")]
+RootField = Annotated[str, Field(min_length=1, description="where runs are kept: a directory, or s3://, gs://, az://")]
+RoundsField = Annotated[int, Field(ge=1, le=100_000, description="rounds to add")]
+
 
 @flow(name="rondo-schedule", flow_run_name="{run} scheduled")
-async def add_rounds(recipe: Recipe, run: str, root: str, rounds: int) -> None:
-    """Adds rounds to a run, which the first scheduled run creates.
+async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: RoundsField) -> None:
+    """Adds rounds to a run, once no other run of that name goes on and, where the recipe uses GPUs, these are free.
 
     Args:
-        recipe: the recipe; that of the run, where it exists.
-        run: name of the run.
-        root: directory or URI of the store.
-        rounds: how many rounds to add.
+        recipe: the recipe; that of the run, where it exists
+        run: name of the run; the first scheduled run creates it
+        root: where runs are kept: a directory, or s3://, gs://, az://
+        rounds: rounds to add
     """
     # Ctrl-C is for the schedule, which then ends this process in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     store = Store.open(root)
-    existing = create_or_open(store, run, recipe)
-    done = max(len(existing.rounds()) - 1, 0)
     with Display() as display:
         try:
-            await execute(store, existing, recipe, done + rounds, display, take_over=False)
+            if run in store.run_names():
+                create_or_open(store, run, recipe)  # another recipe is refused before it has waited
+            async with alone(run, store.root, recipe, display):
+                existing = create_or_open(store, run, recipe)
+                target = max(len(existing.rounds()) - 1, 0) + rounds
+                await execute(store, existing, recipe, target, display, take_over=False)
         except (RondoError, StoreError) as error:
             display.say(f"error: {error}")
             raise
-        display.say(f"run '{run}' has {done + rounds} rounds; report: {report(run, root)}")
+        display.say(f"run '{run}' has {target} rounds; report: {report(run, root)}")
 
 
-def check_cron(expression: str) -> None:
-    """Refuses what Prefect would not take as a cron expression.
+def schedule_of(cron: str | None, interval: int | None, rrule: str | None) -> Schedule | None:
+    """When scheduled runs start, by one of the three; None where none is given. Times are UTC.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: more than one is given, or the expression is none, or it never comes again.
     """
+    if len([given for given in (cron, interval, rrule) if given is not None]) > 1:
+        raise ConfigError("a schedule needs one of --cron, --interval and --rrule: leave the others out")
+    if cron is not None:
+        try:
+            return Cron(cron)
+        except ValueError:
+            raise ConfigError(
+                f"'{cron}' is no cron expression: give minute, hour, day, month and weekday, such as '0 3 * * *'"
+            ) from None
+    if rrule is not None:
+        return _recurrence(rrule)
+    return Interval(interval) if interval is not None else None
+
+
+def _recurrence(rrule: str) -> Schedule:
     try:
-        CronSchedule(cron=expression)
-    except ValidationError:
+        schedule = RRule(rrule)
+        following = RRuleSchedule(rrule=rrule).to_rrule().after(datetime.datetime.now(datetime.UTC))
+    except ValueError:
         raise ConfigError(
-            f"'{expression}' is no cron expression: give minute, hour, day, month and weekday, such as '0 3 * * *'"
+            f"'{rrule}' is no recurrence rule of iCalendar: give such as 'FREQ=WEEKLY;BYDAY=SA;BYHOUR=3;BYMINUTE=0'"
         ) from None
+    if following is None:
+        # A rule without a start counts from a day in the past, so that one with COUNT is over.
+        raise ConfigError(
+            f"the recurrence rule '{rrule}' never comes again: where it has COUNT, say from when, with a line such as "
+            "DTSTART:20300101T030000Z before it; where it has UNTIL, give a later one"
+        )
+    return schedule
 
 
-def serve_rounds(recipe: Recipe, run: str, root: str, rounds: int, *, cron: str | None, interval: int | None) -> None:
+def describe(schedule: Schedule) -> str:
+    """A schedule in words."""
+    if schedule.interval is not None:
+        return f"every {schedule.interval.total_seconds():.0f} s"
+    return f"by cron '{schedule.cron}' (UTC)" if schedule.cron else f"by rule '{schedule.rrule}' (UTC)"
+
+
+def serve_rounds(recipe: Recipe, run: str, root: str, rounds: int, schedule: Schedule) -> None:
     """Creates the deployment and waits for its runs, one at a time, until it is interrupted."""
-    asyncio.run(_serve(recipe, run, root, rounds, cron, interval))
+    asyncio.run(_serve(recipe, run, root, rounds, schedule))
 
 
-async def _serve(recipe: Recipe, run: str, root: str, rounds: int, cron: str | None, interval: int | None) -> None:
+async def _serve(recipe: Recipe, run: str, root: str, rounds: int, schedule: Schedule) -> None:
     from prefect.runner import Runner
 
-    async with prefect_api(scheduling=True) as url:
+    from flows.deployments import check_name, ensure_limits, parameters
+
+    say = Display().say
+    async with prefect_api(say, scheduling=True) as url:
+        await check_name(run, root)
+        await ensure_limits(recipe, run, root)
         runner = Runner(name=f"rondo-{run}", limit=1)
         await runner.aadd_flow(
             add_rounds,
             name=run,
-            cron=cron,
-            interval=timedelta(seconds=interval) if interval else None,
-            parameters={"recipe": recipe.model_dump(mode="json"), "run": run, "root": root, "rounds": rounds},
+            schedule=schedule,
+            parameters=parameters(recipe, run, root, rounds),
             concurrency_limit=1,
         )
-        when = f"cron '{cron}'" if cron else f"every {interval} s"
-        Display().say(
-            f"run '{run}' gets {rounds} more rounds by {when}; Prefect's API is {url}; Ctrl-C ends the schedule"
+        say(
+            f"run '{run}' gets {rounds} more round{'s' if rounds > 1 else ''} {describe(schedule)}; Prefect's API is "
+            f"{url}; Ctrl-C ends the schedule"
         )
         # A service manager's SIGTERM ends the schedule as Ctrl-C does: Prefect's own handler would not wait for it.
         runner.handle_sigterm = lambda *_: signal.raise_signal(signal.SIGINT)  # type: ignore[method-assign]

@@ -24,14 +24,10 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     import contextlib
 
     home = tmp_path_factory.mktemp("prefect")
-    variables = {
-        **os.environ,
-        "PREFECT_HOME": str(home),
-        "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
-        "COLUMNS": "200",
-    }
+    # A home of its own for rondo too: what its developer has up is not for tests.
+    os.environ |= {"PREFECT_HOME": str(home), "RONDO_HOME": str(home / "rondo")}
+    variables = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "COLUMNS": "200"}
     variables.pop("PREFECT_API_URL", None)
-    os.environ["PREFECT_HOME"] = str(home)
     from flows.prefect_server import prefect_api
 
     with asyncio.Runner() as runner, contextlib.ExitStack() as stack:

@@ -1,7 +1,7 @@
 """What every part of a recipe shares."""
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,10 +9,27 @@ Corpus = Literal["film_reviews", "additions"]
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]
 
 
+_BOUNDS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "above",
+    "maximum": "at most",
+    "exclusiveMaximum": "below",
+}
+
+
+def _say_limits(schema: dict[str, Any]) -> None:
+    """Adds the limits of a field to its description, which is all of them that a form made of the schema shows."""
+    for field in schema.get("properties", {}).values():
+        kinds = (field, *field.get("anyOf", ()))
+        limits = [f"{words} {kind[bound]:,.12g}" for kind in kinds for bound, words in _BOUNDS.items() if bound in kind]
+        if limits and "description" in field:
+            field["description"] += f" ({', '.join(limits)})"
+
+
 class Config(BaseModel):
     """Base of every part of a recipe: immutable, and an unknown field is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_say_limits)
 
 
 def among(found: Iterable[str], names: Iterable[str]) -> str | None:

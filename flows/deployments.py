@@ -1,0 +1,224 @@
+"""``rondo deploy``: a Prefect deployment of scheduled rounds for the workers of a pool.
+
+The deployment's parameters are the recipe's own model, so that the form of Prefect's UI shows each field with its
+meaning, unit and limits, and refuses what is outside of them. Workers find the code by its module's name, and no copy
+of it travels: it is what is installed where they run, in an environment or an image.
+"""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
+from prefect.client.schemas.objects import WorkPool
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
+from prefect.schedules import Schedule
+from prefect.types.entrypoint import EntrypointType
+from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
+
+from flows.errors import ServerError
+from flows.limits import ensure_gpu_limit, ensure_run_limit, needs_gpu
+from flows.options import DEFAULT_ROOT
+from flows.recipes import load_recipe
+from flows.schedule import add_rounds
+from pipeline.config import Recipe
+from pipeline.errors import ConfigError
+from storage.store import Store
+
+PoolType = Literal["process", "docker", "kubernetes"]
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A deployment as the server has it.
+
+    Attributes:
+        id: its id on the server.
+        name: its full name, as ``prefect deployment run`` takes it.
+        pool: the work pool that its runs go to.
+        kind: the pool's type.
+        workers: workers of the pool that are online.
+        schedules: its active schedules in words, those of an earlier ``rondo deploy`` among them.
+    """
+
+    id: str
+    name: str
+    pool: str
+    kind: str
+    workers: int
+    schedules: list[str]
+
+
+async def deploy_rounds(
+    recipe: Recipe,
+    run: str,
+    root: str,
+    rounds: int,
+    schedule: Schedule | None,
+    *,
+    pool: str,
+    kind: PoolType | None,
+    image: str | None,
+) -> Deployed:
+    """Creates or replaces the deployment of a run on the current server, with the pool and the limits that it needs.
+
+    Args:
+        recipe: the run's recipe.
+        run: name of the run.
+        root: absolute directory or URI of the store.
+        rounds: how many rounds each of its runs adds.
+        schedule: when it runs; an earlier one stays where None.
+        pool: name of the work pool.
+        kind: the pool's type; that of the pool, or process where there is none yet, where nothing is given.
+        image: the image that containers are made of.
+
+    Raises:
+        ConfigError: the pool is of another type, or its containers would not have what they need.
+        ServerError: the server refuses.
+    """
+    await check_name(run, root)
+    found = await ensure_pool(pool, kind)
+    variables = _job_variables(found, root, image)
+    await ensure_limits(recipe, run, root)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a process pool could be served instead
+        deployment = await add_rounds.ato_deployment(
+            name=run,
+            schedule=schedule,
+            parameters=parameters(recipe, run, root, rounds),
+            concurrency_limit=1,
+            enforce_parameter_schema=True,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            work_pool_name=pool,
+            job_variables=variables,
+        )
+        try:
+            made = await deployment.aapply()
+        except (PrefectHTTPStatusError, RuntimeError) as error:
+            raise ServerError(f"Prefect refuses the deployment of run '{run}': {error}") from error
+    return await _read(str(made), found)
+
+
+async def recipe_step(recipe: str, root: str = DEFAULT_ROOT) -> dict[str, Any]:
+    """A build step of ``prefect.yaml``: reads a recipe, so that the file need not repeat it, and creates its limits.
+
+    Args:
+        recipe: path of the recipe, from where ``prefect deploy`` is called.
+        root: directory or URI of the store; ``RONDO_ROOT`` comes before it.
+
+    Returns:
+        For placeholders: ``recipe``, ``name``, ``root`` (absolute), and ``directory``, where it was called.
+
+    Raises:
+        ConfigError: the recipe is wrong.
+    """
+    read, store = load_recipe(Path(recipe)), Store.open(os.environ.get("RONDO_ROOT") or root)
+    await check_name(read.name, store.root)
+    await ensure_limits(read, read.name, store.root)
+    return {
+        "recipe": read.model_dump(mode="json"),
+        "name": read.name,
+        "root": store.root,
+        "directory": os.getcwd(),
+    }
+
+
+def parameters(recipe: Recipe, run: str, root: str, rounds: int) -> dict[str, Any]:
+    """The parameters of ``add_rounds`` as plain data."""
+    return {"recipe": recipe.model_dump(mode="json"), "run": run, "root": root, "rounds": rounds}
+
+
+async def ensure_limits(recipe: Recipe, run: str, root: str) -> None:
+    """Creates the concurrency limits that the run will ask for."""
+    await ensure_run_limit(run, root)
+    if needs_gpu(recipe):
+        await ensure_gpu_limit()
+
+
+async def ensure_pool(name: str, kind: PoolType | None) -> WorkPool:
+    """The work pool of this name, which is created where there is none.
+
+    Raises:
+        ConfigError: it is of another type.
+        ServerError: Prefect does not know what a pool of this type needs.
+    """
+    async with get_client() as client:
+        with contextlib.suppress(ObjectNotFound):
+            return _of_type(await client.read_work_pool(name), kind)
+        kind = kind or "process"
+        template = await get_default_base_job_template_for_infrastructure_type(kind)
+        if template is None:
+            raise ServerError(f"Prefect has no template for a pool of type {kind}: pip install prefect-{kind}")
+        try:
+            return await client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template))
+        except ObjectAlreadyExists:  # another process was faster
+            return _of_type(await client.read_work_pool(name), kind)
+
+
+async def check_name(run: str, root: str) -> None:
+    """Refuses to replace the deployment of a run of this name under another root.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    async with get_client() as client:
+        try:
+            existing = await client.read_deployment_by_name(f"{add_rounds.name}/{run}")
+        except ObjectNotFound:
+            return
+    other = existing.parameters.get("root")
+    if other != root:
+        raise ConfigError(
+            f"this server has a deployment of a run '{run}' under {other}, which this one would replace: give another "
+            f"--name, or delete that one: prefect deployment delete {add_rounds.name}/{run}"
+        )
+
+
+def _of_type(pool: WorkPool, kind: PoolType | None) -> WorkPool:
+    if kind is not None and pool.type != kind:
+        raise ConfigError(f"the work pool '{pool.name}' is of type {pool.type}, not {kind}: give another --pool")
+    return pool
+
+
+def _job_variables(pool: WorkPool, root: str, image: str | None) -> dict[str, Any]:
+    """What differs from the pool's template for the jobs of this deployment."""
+    local = "://" not in root
+    if pool.type == "process":
+        if image is not None:
+            raise ConfigError(
+                f"the work pool '{pool.name}' runs processes, and --image is for containers: leave it out"
+            )
+        # Relative paths of a recipe mean what they mean here.
+        return {"working_dir": os.getcwd()}
+    if image is None:
+        raise ConfigError(f"the work pool '{pool.name}' runs containers: give --image, an image that has rondo in it")
+    if not local:
+        return {"image": image}
+    if pool.type != "docker":
+        raise ConfigError(
+            f"the root {root} is a directory of this machine, and the jobs of a {pool.type} pool would keep their "
+            "rounds in containers that vanish: give a bucket, as --root s3://BUCKET/PREFIX"
+        )
+    return {"image": image, "volumes": [f"{root}:{root}"]}
+
+
+async def _read(deployment_id: str, pool: WorkPool) -> Deployed:
+    async with get_client() as client:
+        made = await client.read_deployment(deployment_id)
+        online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
+        workers = await client.read_workers_for_work_pool(pool.name, worker_filter=online)
+    schedules = [_in_words(entry.schedule.model_dump(mode="json")) for entry in made.schedules if entry.active]
+    return Deployed(deployment_id, f"{add_rounds.name}/{made.name}", pool.name, pool.type, len(workers), schedules)
+
+
+def _in_words(schedule: Mapping[str, Any]) -> str:
+    if "interval" in schedule:
+        return f"every {schedule['interval']:.0f} s"
+    zone = schedule.get("timezone") or "UTC"
+    return f"by cron '{schedule['cron']}' ({zone})" if "cron" in schedule else f"by rule '{schedule['rrule']}' ({zone})"

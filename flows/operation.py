@@ -1,0 +1,134 @@
+"""What the commands of operation do: up, down, serve, deploy. Prefect is imported once there is something to do."""
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from flows.commands import create_or_open
+from flows.errors import ServerError
+from flows.lasting_record import Record
+from flows.recipes import load_recipe
+from flows.tracking import check_tracking
+from pipeline.config import Recipe
+from pipeline.errors import ConfigError
+from storage.store import Store
+
+Say = Callable[[str], None]
+DEFAULT_PORT = 4200
+
+
+class When(NamedTuple):
+    """A schedule as the command line gives it: one of the three, or none."""
+
+    cron: str | None
+    interval: int | None
+    rrule: str | None
+
+
+@dataclass(frozen=True)
+class Target:
+    """Whom a deployment is for."""
+
+    pool: str
+    kind: Literal["process", "docker", "kubernetes"] | None
+    image: str | None
+
+
+def up(port: int | None, say: Say) -> None:
+    """Starts the lasting server and its worker, and says where they are; says so too where they ran already."""
+    from flows import lasting_server
+
+    record, started = lasting_server.up(port or DEFAULT_PORT, say)
+    if not started:
+        say("it is up already" if port in (None, record.port) else "it is up at another port: 'rondo down' ends it")
+    say(_where(record))
+    other = os.environ.get("PREFECT_API_URL")
+    if other and other.rstrip("/") != record.api:
+        say(f"PREFECT_API_URL is set to {other}, and commands in this shell go there: unset it")
+
+
+def down(say: Say) -> None:
+    """Ends what ``up`` started."""
+    from flows import lasting_record, lasting_server
+
+    record = lasting_server.down()
+    if record is None:
+        say("nothing is up")
+        return
+    say(f"the server at {record.ui} and its worker have ended; their history stays in {lasting_record.home()}")
+
+
+def serve(path: Path, name: str | None, when: When, rounds_per_run: int, root: str, changes: Sequence[str]) -> None:
+    """Serves a deployment until it is interrupted; see ``flows/schedule.py``."""
+    import flows.prefect_settings  # noqa: F401  before Prefect
+    from flows.schedule import schedule_of, serve_rounds
+
+    schedule = schedule_of(*when)
+    if schedule is None:
+        raise ConfigError("a schedule needs --cron, --interval or --rrule: give one of the three")
+    recipe, store, run = _prepare(path, name, root, changes)
+    serve_rounds(recipe, run, store.root, rounds_per_run, schedule)
+
+
+def deploy(
+    path: Path,
+    name: str | None,
+    when: When,
+    target: Target,
+    rounds_per_run: int,
+    root: str,
+    changes: Sequence[str],
+    say: Say,
+) -> None:
+    """Creates a deployment on the lasting server; see ``flows/deployments.py``."""
+    import flows.prefect_settings  # noqa: F401  before Prefect
+    from flows.deployments import deploy_rounds
+    from flows.prefect_server import lasting_api, using
+    from flows.schedule import schedule_of
+
+    schedule = schedule_of(*when)
+    api = asyncio.run(lasting_api(say))
+    if api is None:
+        raise ServerError("a deployment needs a server that stays: start one with 'rondo up', or set PREFECT_API_URL")
+    recipe, store, run = _prepare(path, name, root, changes)
+    with using(api):
+        made = asyncio.run(
+            deploy_rounds(
+                recipe, run, store.root, rounds_per_run, schedule,
+                pool=target.pool, kind=target.kind, image=target.image,
+            )
+        )  # fmt: skip
+    rounds = f"{rounds_per_run} round{'s' if rounds_per_run > 1 else ''}"
+    say(f"'{made.name}' adds {rounds} to run '{run}' in {store.root}, each time that it runs")
+    say(f"when:    {', '.join(made.schedules) or 'whenever somebody starts it'}")
+    say(f"where:   {_workers(made.pool, made.kind, made.workers)}")
+    say(f"in UI:   {api.removesuffix('/api')}/deployments/deployment/{made.id}")
+    say(f"at once: PREFECT_API_URL={api} prefect deployment run '{made.name}'")
+
+
+def _prepare(path: Path, name: str | None, root: str, changes: Sequence[str]) -> tuple[Recipe, Store, str]:
+    """The recipe, and the run that it is for, which is created where there is none."""
+    recipe = load_recipe(path, changes)
+    check_tracking(recipe.tracking)
+    store = Store.open(root)
+    return recipe, store, create_or_open(store, name or recipe.name, recipe).name
+
+
+def _where(record: Record) -> str:
+    return "\n".join((
+        f"UI:      {record.ui}",
+        f"worker:  work pool '{record.pool}', processes of this machine",
+        "rondo's own commands find the server; for those of Prefect:",
+        f"         export PREFECT_API_URL={record.api}",
+        "rondo down ends both",
+    ))  # fmt: skip
+
+
+def _workers(pool: str, kind: str, workers: int) -> str:
+    if workers:
+        return f"work pool '{pool}' ({kind}), workers online: {workers}"
+    package = "" if kind == "process" else f", where prefect-{kind} is installed"
+    return f"work pool '{pool}' ({kind}); no worker is online: prefect worker start --pool {pool}{package}"

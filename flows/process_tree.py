@@ -1,0 +1,44 @@
+"""Whether a process runs, and ending it with all its descendants."""
+
+import contextlib
+import time
+from collections.abc import Iterable
+
+import psutil
+
+_LOOK_SECONDS = 0.2
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether a process runs. One that has ended and that nobody has asked about yet does not."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+def end_tree(process: psutil.Process, grace: float) -> None:
+    """Asks a process to end, waits for it and its descendants, and kills what is left after ``grace`` seconds.
+
+    Descendants are looked for before and while it ends: afterwards nobody could tell whose they were.
+    """
+    tree = _with_descendants([process])
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.terminate()
+    until = time.monotonic() + grace
+    while (tree := _with_descendants(tree)) and time.monotonic() < until:
+        time.sleep(_LOOK_SECONDS)
+    while tree := _with_descendants(tree):
+        for member in tree:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        time.sleep(_LOOK_SECONDS)
+
+
+def _with_descendants(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those of the processes that live, and all their descendants that do."""
+    found: dict[int, psutil.Process] = {}
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            found |= {member.pid: member for member in (process, *process.children(recursive=True))}
+    return [member for member in found.values() if lives(member)]
