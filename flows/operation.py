@@ -87,7 +87,7 @@ def deploy(
     import flows.prefect_settings  # noqa: F401  before Prefect
     from flows.deployments import deploy_rounds
     from flows.prefect_server import lasting_api, using
-    from flows.schedule import schedule_of
+    from flows.schedule import describe, schedule_of
 
     schedule = schedule_of(*when)
     api = asyncio.run(lasting_api(say))
@@ -103,7 +103,7 @@ def deploy(
         )  # fmt: skip
     rounds = f"{rounds_per_run} round{'s' if rounds_per_run > 1 else ''}"
     say(f"'{made.name}' adds {rounds} to run '{run}' in {store.root}, each time that it runs")
-    say(f"when:    {', '.join(made.schedules) or 'whenever somebody starts it'}")
+    say(f"when:    {describe(schedule) if schedule else 'whenever somebody starts it'}")
     say(f"where:   {_workers(made.pool, made.kind, made.workers)}")
     say(f"in UI:   {api.removesuffix('/api')}/deployments/deployment/{made.id}")
     say(f"at once: PREFECT_API_URL={api} prefect deployment run '{made.name}'")

@@ -1,8 +1,9 @@
 """The Prefect server of a command: the user's own, that of ``rondo up``, or a temporary one for those who run none.
 
-The temporary one is a child process that can never outlive its parent. Prefect's own temporary server stays behind when the flow's process is killed; this one holds a pipe to its parent and
-ends when the pipe closes. Its database is private and goes with it, so that runs side by side never wait for one
-another's locks. Who wants a history and the UI runs ``rondo up``, or sets ``PREFECT_API_URL`` to a server of their own.
+The temporary one is a child process that can never outlive its parent. Prefect's own temporary server stays behind when
+the flow's process is killed; this one holds a pipe to its parent and ends when the pipe closes. Its database is private
+and goes with it, so that runs side by side never wait for one another's locks. Who wants a history and the UI runs
+``rondo up``, or sets ``PREFECT_API_URL`` to a server of their own.
 """
 
 import asyncio
