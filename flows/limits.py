@@ -3,16 +3,30 @@
 The writer's lease of the store decides who may write a run; a limit only makes the second wait where the lease would
 refuse it. Slots are leased from the server, and are free again after ``LEASE_SECONDS`` where their holder was killed.
 A server that is away for longer takes the slot, and not the work: the run goes on.
+
+A scheduled run that starts also stands for those that came due while it waited. Where rounds take longer than the
+schedule's interval, these would add up without end, and a server with SQLite is busy with some hundreds of them.
 """
 
 import asyncio
 import contextlib
+import datetime
 from collections.abc import AsyncIterator
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.concurrency.asyncio import concurrency
+from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.states import Cancelled, State
 
 from flows.display import Display
 from flows.errors import ServerError
@@ -20,6 +34,7 @@ from pipeline.config import Recipe
 from pipeline.records import content_id
 
 GPU_LIMIT = "rondo-gpu"
+SKIPPED = "Skipped"
 LEASE_SECONDS = 120.0
 _PATIENCE_SECONDS = 2.0  # before it is worth a line
 
@@ -58,6 +73,31 @@ async def alone(run: str, root: str, recipe: Recipe, display: Display) -> AsyncI
             await _require(GPU_LIMIT)
             await _acquire(stack, GPU_LIMIT, display, "waiting for the GPUs")
         yield
+
+
+async def skip_overdue() -> None:
+    """Cancels, as skipped, the other runs of this deployment that its schedule has started and that still wait."""
+    context = FlowRunContext.get()
+    this = context.flow_run if context else None
+    if this is None or this.deployment_id is None or not this.auto_scheduled:
+        return
+    which = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[this.deployment_id]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+    )
+    skipped: State[None] = Cancelled(name=SKIPPED, message=f"'{this.name}' was due as well, and stands for this run")
+    async with get_client() as client:
+        for run in await client.read_flow_runs(flow_run_filter=which, sort=FlowRunSort.EXPECTED_START_TIME_ASC):
+            if run.auto_scheduled and _is_due(run):
+                await client.set_flow_run_state(run.id, skipped)
+
+
+def _is_due(run: FlowRun) -> bool:
+    # One that was sent away for want of a slot waits in a state of that name, with a start in the future.
+    start = run.next_scheduled_start_time
+    return run.state_name == "AwaitingConcurrencySlot" or (
+        start is not None and start <= datetime.datetime.now(datetime.UTC)
+    )
 
 
 async def _acquire(stack: contextlib.AsyncExitStack, name: str, display: Display, waiting: str) -> None:

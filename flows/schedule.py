@@ -12,7 +12,7 @@ from pydantic import Field
 
 from flows.commands import create_or_open, report
 from flows.display import Display
-from flows.limits import alone
+from flows.limits import alone, skip_overdue
 from flows.prefect_server import prefect_api
 from flows.run import execute
 from pipeline.config import Recipe
@@ -43,6 +43,7 @@ async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: Rou
             if run in store.run_names():
                 create_or_open(store, run, recipe)  # another recipe is refused before it has waited
             async with alone(run, store.root, recipe, display):
+                await skip_overdue()
                 existing = create_or_open(store, run, recipe)
                 target = max(len(existing.rounds()) - 1, 0) + rounds
                 await execute(store, existing, recipe, target, display, take_over=False)

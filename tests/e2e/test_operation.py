@@ -1,0 +1,342 @@
+"""``rondo up``, ``deploy`` and ``down`` with the real server and worker of Prefect, all tests with one of each."""
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psutil
+import pytest
+import yaml
+
+import flows.prefect_settings  # noqa: F401  before Prefect
+from flows.lasting_record import HOME_VARIABLE, Record, read
+from flows.process_tree import lives
+from storage.store import Store
+from support.recipes import TINY
+
+PATIENCE_SECONDS = 240  # for what hangs; a scheduled run takes 10 to 20 s
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Machine:
+    """A user's machine: a home of its own, commands, and what they have started."""
+
+    def __init__(self, home: Path, temporary: Path) -> None:
+        temporary.mkdir()
+        tests = REPOSITORY / "tests"
+        self.temporary = temporary
+        self.environment = {
+            **os.environ,
+            HOME_VARIABLE: str(home),
+            "PREFECT_HOME": str(home / "user"),
+            "PYTHONPATH": f"{tests}{os.pathsep}{REPOSITORY}",
+            "TMPDIR": str(temporary),
+            "COLUMNS": "200",
+            # What is waited for half a minute elsewhere.
+            "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "5",
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
+        }
+        self.environment.pop("PREFECT_API_URL", None)
+
+    def call(self, *command: str, check: bool = True, **more: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", *command], env=self.environment | more, cwd=REPOSITORY,
+            capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, done.stderr + done.stdout
+        return done
+
+    def rondo(self, *arguments: str, check: bool = True) -> str:
+        done = self.call("flows.cli", *arguments, check=check)
+        return done.stdout + done.stderr
+
+    def ask(self, question: Callable[[Any], Awaitable[Any]]) -> Any:
+        """The answer of the server to what is asked with Prefect's own client."""
+        from prefect.client.orchestration import get_client
+
+        from flows.prefect_server import using
+
+        async def answer() -> Any:
+            async with get_client() as client:
+                return await question(client)
+
+        with using(self.record.api):
+            return asyncio.run(answer())
+
+    @property
+    def record(self) -> Record:
+        record = read()
+        assert record is not None
+        return record
+
+    def family(self) -> list[psutil.Process]:
+        """The processes that ``rondo up`` has started, with all that these have."""
+        members = []
+        for started in (self.record.server, self.record.worker):
+            assert started is not None
+            assert started.process is not None
+            members += [started.process, *started.process.children(recursive=True)]
+        return members
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    home = tmp_path_factory.mktemp("operation")
+    with pytest.MonkeyPatch.context() as patch, socket.socket() as probe:
+        patch.setenv(HOME_VARIABLE, str(home))
+        patch.delenv("PREFECT_API_URL", raising=False)
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        made = Machine(home, home / "tmp")
+        made.rondo("up", "--port", str(port))
+        try:
+            yield made
+        finally:
+            made.rondo("down")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("operation-recipe") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+def wait_until(found: Callable[[], Any], what: str) -> Any:
+    until = time.monotonic() + PATIENCE_SECONDS
+    while not (answer := found()):
+        assert time.monotonic() < until, f"no {what} within {PATIENCE_SECONDS} s"
+        time.sleep(0.5)
+    return answer
+
+
+def flow_runs(machine: Machine, deployment: UUID, state: str | None = None) -> list[Any]:
+    """The deployment's flow runs that have started, first started first; or those in a state of this name."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
+
+    which = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[deployment]))
+    found = machine.ask(lambda client: client.read_flow_runs(flow_run_filter=which))
+    if state is not None:
+        return [run for run in found if run.state_name == state]
+    return sorted((run for run in found if run.start_time), key=lambda run: run.start_time)
+
+
+def deployment_of(machine: Machine, run: str) -> Any:
+    return machine.ask(lambda client: client.read_deployment_by_name(f"rondo-schedule/{run}"))
+
+
+def test_up_says_where_and_says_so_again(machine: Machine) -> None:
+    before = machine.record
+    said = machine.rondo("up")
+    assert machine.record == before
+    assert "it is up already" in said
+    assert f"PREFECT_API_URL={before.api}" in said
+    (prefect,) = (row for row in json.loads(machine.rondo("doctor", "--json")) if row["what"] == "Prefect")
+    assert prefect["verdict"] == "ok"
+    assert before.ui in prefect["found"]
+
+
+def test_its_port_is_taken_for_another_home(machine: Machine, tmp_path: Path) -> None:
+    done = machine.call(
+        "flows.cli", "up", "--port", str(machine.record.port), check=False, **{HOME_VARIABLE: str(tmp_path)}
+    )
+    assert done.returncode == 1
+    assert f"port {machine.record.port} is taken: a Prefect server answers there" in done.stderr
+
+
+def test_pages_from_elsewhere_can_neither_read_nor_write(machine: Machine) -> None:
+    """What a browser sends for a page of another origin without asking first: a POST of plain text, and any GET."""
+    import httpx
+
+    api, stranger = machine.record.api, {"Origin": "http://elsewhere.example"}
+    written = httpx.post(
+        f"{api}/work_pools/", headers=stranger | {"Content-Type": "text/plain"}, content='{"name":"x"}'
+    )
+    assert written.status_code == 403
+    assert "access-control-allow-origin" not in httpx.get(f"{api}/health", headers=stranger).headers
+
+
+def test_scheduled_runs_add_rounds_to_one_run_one_after_another(machine: Machine, recipe: Path, tmp_path: Path) -> None:
+    """The interval is shorter than a round: the second scheduled run waits for the first, and stands for later ones."""
+    said = machine.rondo("deploy", str(recipe), "--interval", "3", "--name", "steady", "--root", str(tmp_path))
+    assert "every 3 s" in said
+    deployment = deployment_of(machine, "steady")
+    assert deployment.work_pool_name == "rondo"
+
+    def completed() -> list[Any]:
+        return [run for run in flow_runs(machine, deployment.id) if run.state.is_completed()]
+
+    wait_until(lambda: len(completed()) >= 2, "two completed runs")
+    # Deployed again without a schedule, it has none.
+    assert "whenever" in machine.rondo("deploy", str(recipe), "--name", "steady", "--root", str(tmp_path))
+    assert deployment_of(machine, "steady").schedules == []
+    wait_until(lambda: all(run.state.is_final() for run in flow_runs(machine, deployment.id)), "end of what had begun")
+    done = completed()
+    assert done == flow_runs(machine, deployment.id)
+    assert all(one.end_time <= other.start_time for one, other in itertools.pairwise(done))
+    names = [state.name for state in machine.ask(lambda client: client.read_flow_run_states(done[1].id))]
+    assert "AwaitingConcurrencySlot" in names
+    assert len(Store.open(tmp_path).run("steady").rounds()) == len(done) + 1
+    skipped = flow_runs(machine, deployment.id, "Skipped")
+    assert skipped
+    assert all(run.auto_scheduled and run.expected_start_time < done[-1].start_time for run in skipped)
+
+
+def test_what_the_form_asks_is_checked_when_it_is_sent(machine: Machine, recipe: Path, tmp_path: Path) -> None:
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    machine.rondo("deploy", str(recipe), "--name", "asked", "--root", str(tmp_path))
+    deployment = deployment_of(machine, "asked")
+    beta = deployment.parameter_openapi_schema["definitions"]["UpdateConfig"]["properties"]["beta"]
+    assert (beta["exclusiveMinimum"], beta["maximum"]) == (0, 100)
+    assert beta["description"] == "strength of the pull towards the reference (above 0, at most 100)"
+
+    def start(**changed: Any) -> Any:
+        values = {**deployment.parameters["recipe"]["update"], **changed}
+        recipe_ = {**deployment.parameters["recipe"], "update": values}
+        return machine.ask(
+            lambda client: client.create_flow_run_from_deployment(
+                deployment.id, parameters={**deployment.parameters, "recipe": recipe_}
+            )
+        )
+
+    for wrong in ({"beta": -1}, {"beta": 101}, {"beta": "much"}, {"learning_rat": 0.1}):
+        with pytest.raises(PrefectHTTPStatusError) as refused:
+            start(**wrong)
+        assert refused.value.response.status_code in (409, 422)
+        assert next(iter(wrong)) in refused.value.response.text
+    other = start(beta=0.3)
+    (failed,) = wait_until(
+        lambda: [run for run in flow_runs(machine, deployment.id) if run.state.is_final()], "refused run"
+    )
+    assert failed.id == other.id
+    assert failed.state.is_failed()
+    assert "was started with another recipe (update.beta: 0.1 -> 0.3)" in failed.state.message
+    assert Store.open(tmp_path).run("asked").rounds() == []
+
+
+def test_a_pool_of_containers_is_made_with_its_image(machine: Machine, recipe: Path, tmp_path: Path) -> None:
+    arguments = ("deploy", str(recipe), "--name", "boxed", "--root", str(tmp_path), "--pool", "boxes")
+    assert "give --image" in machine.rondo(*arguments, "--type", "docker", check=False)
+    said = machine.rondo(*arguments, "--type", "docker", "--image", "rondo:cpu")
+    assert "no worker is online: prefect worker start --pool boxes" in said
+    deployment = deployment_of(machine, "boxed")
+    assert deployment.job_variables == {"image": "rondo:cpu", "volumes": [f"{tmp_path}:{tmp_path}"]}
+    pool = machine.ask(lambda client: client.read_work_pool("boxes"))
+    assert pool.type == "docker"
+    assert {"image", "volumes"} <= pool.base_job_template["variables"]["properties"].keys()
+    assert "is of type docker, not process" in machine.rondo(*arguments, "--type", "process", check=False)
+    elsewhere = (*arguments[:5], str(tmp_path / "other"), "--image", "rondo:cpu", "--pool", "boxes")
+    assert f"under {tmp_path}, which this one would replace" in machine.rondo(*elsewhere, check=False)
+
+
+def test_the_shipped_prefect_file_deploys_all_recipes(machine: Machine, tmp_path: Path) -> None:
+    from flows.recipes import load_recipe
+    from flows.schedule import add_rounds
+
+    command = ("prefect", "--no-prompt", "deploy", "--all", "--prefect-file", "deploy/prefect.yaml")
+    said = machine.call(*command, PREFECT_API_URL=machine.record.api, RONDO_ROOT=str(tmp_path)).stdout
+    shipped = {path.stem: load_recipe(path) for path in (REPOSITORY / "deploy" / "recipes").glob("*.yaml")}
+    assert said.count("successfully created") == len(shipped)
+    for name, recipe in shipped.items():
+        deployment = deployment_of(machine, name)
+        given = add_rounds.validate_parameters(deployment.parameters)
+        assert given == {"recipe": recipe, "run": name, "root": str(tmp_path), "rounds": 1}
+        assert deployment.work_pool_name == "rondo"
+        assert deployment.entrypoint == "flows.schedule.add_rounds"
+        assert [schedule.active for schedule in deployment.schedules] == [False]
+
+
+def test_runs_of_other_names_wait_for_the_gpu(machine: Machine, tmp_path: Path) -> None:
+    """Runs of one name wait for each other, those on GPUs for all on GPUs, and those on CPUs for nobody else."""
+    from flows.display import Display
+    from flows.limits import GPU_LIMIT, alone
+    from flows.recipes import parse_recipe
+
+    on_cpu, on_gpu = parse_recipe(TINY), parse_recipe(TINY, ["devices.trainer=cuda"])
+    busy: list[str] = []
+    said: list[list[str]] = []
+
+    async def one(run: str, recipe: Any, seconds: float) -> None:
+        async with alone(run, str(tmp_path), recipe, Display()):
+            busy.append(run)
+            said.append(sorted(busy))
+            await asyncio.sleep(seconds)
+            busy.remove(run)
+
+    async def all_at_once(_client: Any) -> None:
+        await asyncio.gather(
+            one("a", on_cpu, 2), one("a", on_cpu, 2), one("b", on_gpu, 2), one("c", on_gpu, 2)
+        )  # fmt: skip
+
+    machine.ask(all_at_once)
+    assert len(said) == 4
+    assert any(len(together) == 2 for together in said)
+    assert ["a", "a"] not in said
+    assert all(not {"b", "c"} <= set(together) for together in said)
+    limit = machine.ask(lambda client: client.read_global_concurrency_limit_by_name(GPU_LIMIT))
+    assert (limit.limit, limit.active_slots) == (1, 0)
+
+
+def test_a_gpu_limit_that_somebody_deleted_is_missed(machine: Machine, tmp_path: Path) -> None:
+    from flows.display import Display
+    from flows.errors import ServerError
+    from flows.limits import GPU_LIMIT, alone, ensure_gpu_limit
+    from flows.recipes import parse_recipe
+
+    async def enter(_client: Any) -> None:
+        async with alone("d", str(tmp_path), parse_recipe(TINY, ["devices.judge=cuda:1"]), Display()):
+            raise AssertionError("it went on without the limit")
+
+    machine.ask(lambda client: client.delete_global_concurrency_limit_by_name(GPU_LIMIT))
+    with pytest.raises(ServerError, match=r"no concurrency limit 'rondo-gpu'.*rondo up"):
+        machine.ask(enter)
+    machine.ask(lambda _client: ensure_gpu_limit())
+
+
+def test_a_worker_that_died_is_started_again(machine: Machine) -> None:
+    before = machine.record
+    assert before.worker is not None
+    assert before.worker.process is not None
+    before.worker.process.send_signal(signal.SIGKILL)
+    wait_until(lambda: before.worker is None or before.worker.process is None, "end of the worker")
+    said = machine.rondo("up")
+    assert "the worker has ended by itself" in said
+    assert machine.record.server == before.server
+    assert machine.record.worker != before.worker
+
+
+def test_down_ends_a_run_in_order_and_leaves_no_process(machine: Machine, recipe: Path, tmp_path: Path) -> None:
+    """Last, as it ends what the others use: the run's log is closed, and what was committed is there."""
+    long = ("--set", "policy.steps=100000", "--set", "policy.seed=1")
+    machine.rondo("deploy", str(recipe), "--name", "long", "--root", str(tmp_path), *long)
+    deployment = deployment_of(machine, "long")
+    machine.ask(lambda client: client.create_flow_run_from_deployment(deployment.id))
+    store = Store.open(tmp_path)
+
+    def trains() -> bool:
+        return any("trainer" in process.cmdline() for process in machine.family())
+
+    wait_until(lambda: trains() and store.run("long").state == "running", "run that goes on")
+    family, record = machine.family(), machine.record
+    assert len(family) >= 5  # server, worker, flow and its workers
+    said = machine.rondo("down")
+    assert record.ui in said
+    assert [process for process in family if lives(process)] == []
+    assert read() is None
+    assert store.run("long").state == "stopped"
+    assert [path.name for path in machine.temporary.glob("rondo-*")] == []
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", record.port))
+    assert "nothing is up" in machine.rondo("down")
