@@ -21,7 +21,7 @@ from prefect.types.entrypoint import EntrypointType
 from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
 from flows.errors import ServerError
-from flows.limits import ensure_gpu_limit, ensure_run_limit, needs_gpu
+from flows.limits import ensure_gpu_limit, ensure_run_limits, needs_gpu
 from flows.options import DEFAULT_ROOT
 from flows.recipes import load_recipe
 from flows.schedule import add_rounds
@@ -89,7 +89,6 @@ async def deploy_rounds(
             name=run,
             schedule=schedule,
             parameters=parameters(recipe, run, root, rounds),
-            concurrency_limit=1,
             enforce_parameter_schema=True,
             entrypoint_type=EntrypointType.MODULE_PATH,
             work_pool_name=pool,
@@ -133,7 +132,7 @@ def parameters(recipe: Recipe, run: str, root: str, rounds: int) -> dict[str, An
 
 async def ensure_limits(recipe: Recipe, run: str, root: str) -> None:
     """Creates the concurrency limits that the run will ask for."""
-    await ensure_run_limit(run, root)
+    await ensure_run_limits(run, root)
     if needs_gpu(recipe):
         await ensure_gpu_limit()
 

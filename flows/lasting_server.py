@@ -27,6 +27,8 @@ from flows.process_tree import end_tree
 WORKER_GRACE_SECONDS = 60.0  # a run that is going on ends its step and closes its log
 SERVER_GRACE_SECONDS = 15.0
 _LOOK_SECONDS = 0.3
+# Runs that wait for another count among the eight: a schedule that was not served for days starts no more at once.
+_WORKER_OPTIONS = ("--limit", "8", "--install-policy", "never")
 
 # Others have their own: what a shell says of one server would misguide this one and its worker.
 _OTHERS = ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_UI_URL", "PREFECT_UI_API_URL", "PREFECT_PROFILE")
@@ -122,7 +124,7 @@ def _start_worker(record: Record) -> Record:
     # Its id tells this worker from one before it, which the server may still take for online.
     name = f"{socket.gethostname()}-{time.time_ns()}"
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", record.pool, "--type", "process"]
-    process = _spawn("worker", [*command, "--name", name, "--install-policy", "never"], _worker_environment(record))
+    process = _spawn("worker", [*command, "--name", name, *_WORKER_OPTIONS], _worker_environment(record))
     record = replace(record, worker=Started.of(process.pid))
     lasting_record.write(record)
     online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
@@ -194,7 +196,6 @@ def _environment() -> dict[str, str]:
         **{name: value for name, value in os.environ.items() if name not in _OTHERS},
         "PREFECT_HOME": str(lasting_record.home()),
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",
-        "PREFECT_INTERNAL_LOGGING_LEVEL": "WARNING",
     }
 
 

@@ -2,10 +2,11 @@
 
 The writer's lease of the store decides who may write a run; a limit only makes the second wait where the lease would
 refuse it. Slots are leased from the server, and are free again after ``LEASE_SECONDS`` where their holder was killed.
-A server that is away for longer takes the slot, and not the work: the run goes on.
+A server that is away for longer takes the slot, and not the work: the run goes on. (A deployment's own limit would end
+it, and sends those that wait to the server again and again, which keeps SQLite busy.)
 
-A scheduled run that starts also stands for those that came due while it waited. Where rounds take longer than the
-schedule's interval, these would add up without end, and a server with SQLite is busy with some hundreds of them.
+One scheduled run that waits stands for all that come due meanwhile: where rounds take longer than the schedule's
+interval, they would add up without end.
 """
 
 import asyncio
@@ -13,20 +14,21 @@ import contextlib
 import datetime
 from collections.abc import AsyncIterator
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterDeploymentId,
+    FlowRunFilterExpectedStartTime,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.client.schemas.sorting import FlowRunSort
-from prefect.concurrency.asyncio import concurrency
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError, concurrency
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-from prefect.states import Cancelled, State
+from prefect.states import Cancelled
 
 from flows.display import Display
 from flows.errors import ServerError
@@ -35,13 +37,18 @@ from pipeline.records import content_id
 
 GPU_LIMIT = "rondo-gpu"
 SKIPPED = "Skipped"
+STOOD_FOR = "another scheduled run was due as well, and stands for this one"
 LEASE_SECONDS = 120.0
-_PATIENCE_SECONDS = 2.0  # before it is worth a line
 
 
 def run_limit(run: str, root: str) -> str:
     """Name of the limit that lets one run of this name under this root go on at a time."""
     return f"rondo-run-{run}-{content_id(root)[:8]}"
+
+
+def waiting_limit(run: str, root: str) -> str:
+    """Name of the limit that lets one scheduled run wait until another of this name is done."""
+    return f"rondo-waiting-{run}-{content_id(root)[:8]}"
 
 
 def needs_gpu(recipe: Recipe) -> bool:
@@ -54,60 +61,109 @@ async def ensure_gpu_limit() -> None:
     await _ensure(GPU_LIMIT)
 
 
-async def ensure_run_limit(run: str, root: str) -> None:
-    """Creates the limit of a run, where it is not there."""
+async def ensure_run_limits(run: str, root: str) -> None:
+    """Creates the limits of a run, where they are not there."""
     await _ensure(run_limit(run, root))
+    await _ensure(waiting_limit(run, root))
 
 
 @contextlib.asynccontextmanager
-async def alone(run: str, root: str, recipe: Recipe, display: Display) -> AsyncIterator[None]:
+async def alone(run: str, root: str, recipe: Recipe, display: Display) -> AsyncIterator[bool]:
     """Waits until no other run of this name goes on, and where the recipe uses GPUs, until these are free.
+
+    Yields:
+        True, or at once False to a scheduled run where another one waits already.
 
     Raises:
         ServerError: the limit of GPUs is not there.
     """
-    await ensure_run_limit(run, root)
+    await ensure_run_limits(run, root)
     async with contextlib.AsyncExitStack() as stack:
-        await _acquire(stack, run_limit(run, root), display, f"waiting until no other run of '{run}' goes on")
+        name = run_limit(run, root)
+        if not await _taken(stack, name):
+            async with _beside(waiting_limit(run, root)) as free:
+                if free or not _scheduled():
+                    display.say(f"waiting until no other run of '{run}' goes on")
+                    await stack.enter_async_context(_slot(name))
+                    free = True
+            if not free:
+                yield False
+                return
         if needs_gpu(recipe):
             await _require(GPU_LIMIT)
-            await _acquire(stack, GPU_LIMIT, display, "waiting for the GPUs")
-        yield
+            if not await _taken(stack, GPU_LIMIT):
+                display.say("waiting for the GPUs")
+                await stack.enter_async_context(_slot(GPU_LIMIT))
+        yield True
 
 
 async def skip_overdue() -> None:
-    """Cancels, as skipped, the other runs of this deployment that its schedule has started and that still wait."""
-    context = FlowRunContext.get()
-    this = context.flow_run if context else None
-    if this is None or this.deployment_id is None or not this.auto_scheduled:
+    """Cancels, as skipped, the other runs of this deployment that its schedule made due and that nobody has started."""
+    this = _scheduled()
+    if this is None:
         return
     which = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=[this.deployment_id]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+        expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.datetime.now(datetime.UTC)),
     )
-    skipped: State[None] = Cancelled(name=SKIPPED, message=f"'{this.name}' was due as well, and stands for this run")
     async with get_client() as client:
-        for run in await client.read_flow_runs(flow_run_filter=which, sort=FlowRunSort.EXPECTED_START_TIME_ASC):
-            if run.auto_scheduled and _is_due(run):
+        for run in await client.read_flow_runs(flow_run_filter=which):
+            if run.auto_scheduled:
+                skipped: State[None] = Cancelled(name=SKIPPED, message=STOOD_FOR)
                 await client.set_flow_run_state(run.id, skipped)
 
 
-def _is_due(run: FlowRun) -> bool:
-    # One that was sent away for want of a slot waits in a state of that name, with a start in the future.
-    start = run.next_scheduled_start_time
-    return run.state_name == "AwaitingConcurrencySlot" or (
-        start is not None and start <= datetime.datetime.now(datetime.UTC)
+def _scheduled() -> FlowRun | None:
+    """The flow run that is going on, where a deployment's schedule has started it."""
+    context = FlowRunContext.get()
+    this = context.flow_run if context else None
+    return this if this is not None and this.deployment_id is not None and this.auto_scheduled else None
+
+
+def _slot(name: str, retries: int | None = None) -> contextlib.AbstractAsyncContextManager[None]:
+    # Each limit by itself: asked for several at once, Prefect is content where one of them exists.
+    return concurrency(
+        name, strict=True, lease_duration=LEASE_SECONDS, max_retries=retries, raise_on_lease_renewal_failure=False
     )
 
 
-async def _acquire(stack: contextlib.AsyncExitStack, name: str, display: Display, waiting: str) -> None:
-    # Each limit by itself: asked for several at once, Prefect is content where one of them exists.
-    slot = concurrency(name, strict=True, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False)
-    late = asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, display.say, waiting)
+async def _taken(stack: contextlib.AsyncExitStack, name: str) -> bool:
+    """Takes a slot where one is free."""
     try:
-        await stack.enter_async_context(slot)
+        await stack.enter_async_context(_slot(name, retries=0))
+    except ConcurrencySlotAcquisitionError as error:
+        cause = error.__cause__
+        if isinstance(cause, httpx.HTTPStatusError) and cause.response.status_code == httpx.codes.LOCKED:
+            return False
+        raise
+    return True
+
+
+@contextlib.asynccontextmanager
+async def _beside(name: str) -> AsyncIterator[bool]:
+    """Holds a slot where one is free, and says whether one was.
+
+    A task of its own holds it: Prefect's slots must be given back in reverse order by the task that took them, and this
+    one goes before what is taken inside.
+    """
+    taken: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    leave = asyncio.Event()
+
+    async def hold() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            taken.set_result(await _taken(stack, name))
+            await leave.wait()
+
+    holding = asyncio.create_task(hold())
+    try:
+        await asyncio.wait((taken, holding), return_when=asyncio.FIRST_COMPLETED)
+        if holding.done():
+            await holding  # it failed
+        yield taken.result()
     finally:
-        late.cancel()
+        leave.set()
+        await holding
 
 
 async def _require(name: str) -> None:

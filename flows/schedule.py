@@ -6,13 +6,15 @@ import signal
 from typing import Annotated
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.client.schemas.schedules import RRuleSchedule
 from prefect.schedules import Cron, Interval, RRule, Schedule
+from prefect.states import Completed
 from pydantic import Field
 
 from flows.commands import create_or_open, report
 from flows.display import Display
-from flows.limits import alone, skip_overdue
+from flows.limits import SKIPPED, STOOD_FOR, alone, skip_overdue
 from flows.prefect_server import prefect_api
 from flows.run import execute
 from pipeline.config import Recipe
@@ -26,7 +28,7 @@ RoundsField = Annotated[int, Field(ge=1, le=100_000, description="rounds to add"
 
 
 @flow(name="rondo-schedule", flow_run_name="{run} scheduled")
-async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: RoundsField) -> None:
+async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: RoundsField) -> "State[None] | None":
     """Adds rounds to a run, once no other run of that name goes on and, where the recipe uses GPUs, these are free.
 
     Args:
@@ -42,7 +44,9 @@ async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: Rou
         try:
             if run in store.run_names():
                 create_or_open(store, run, recipe)  # another recipe is refused before it has waited
-            async with alone(run, store.root, recipe, display):
+            async with alone(run, store.root, recipe, display) as mine:
+                if not mine:
+                    return Completed(name=SKIPPED, message=STOOD_FOR)
                 await skip_overdue()
                 existing = create_or_open(store, run, recipe)
                 target = max(len(existing.rounds()) - 1, 0) + rounds
@@ -51,6 +55,7 @@ async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: Rou
             display.say(f"error: {error}")
             raise
         display.say(f"run '{run}' has {target} rounds; report: {report(run, root)}")
+        return None
 
 
 def schedule_of(cron: str | None, interval: int | None, rrule: str | None) -> Schedule | None:
@@ -117,7 +122,6 @@ async def _serve(recipe: Recipe, run: str, root: str, rounds: int, schedule: Sch
             name=run,
             schedule=schedule,
             parameters=parameters(recipe, run, root, rounds),
-            concurrency_limit=1,
         )
         say(
             f"run '{run}' gets {rounds} more round{'s' if rounds > 1 else ''} {describe(schedule)}; Prefect's API is "
