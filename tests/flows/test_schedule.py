@@ -1,0 +1,101 @@
+"""When scheduled runs start, and what a deployment gives its jobs."""
+
+import os
+
+import pytest
+
+import flows.prefect_settings  # noqa: F401  before Prefect
+from flows.deployments import PoolType, _job_variables
+from flows.limits import needs_gpu, run_limit
+from flows.recipes import parse_recipe
+from flows.schedule import describe, schedule_of
+from pipeline.config import Recipe
+from pipeline.errors import ConfigError
+from support.recipes import TINY
+
+
+@pytest.mark.parametrize(
+    ("cron", "interval", "rrule", "words"),
+    [
+        ("0 3 * * *", None, None, "by cron '0 3 * * *' (UTC)"),
+        (None, 90, None, "every 90 s"),
+        (None, None, "FREQ=WEEKLY;BYDAY=SA;BYHOUR=3", "by rule 'FREQ=WEEKLY;BYDAY=SA;BYHOUR=3' (UTC)"),
+    ],
+)
+def test_schedules_in_words(cron: str | None, interval: int | None, rrule: str | None, words: str) -> None:
+    schedule = schedule_of(cron, interval, rrule)
+    assert schedule is not None
+    assert describe(schedule) == words
+
+
+def test_no_schedule_is_none() -> None:
+    assert schedule_of(None, None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("cron", "interval", "rrule", "sentence"),
+    [
+        ("0 3 * *", None, None, "'0 3 * *' is no cron expression: give minute"),
+        ("0 3 * * *", 5, None, "one of --cron, --interval and --rrule"),
+        (None, 5, "FREQ=DAILY", "one of --cron, --interval and --rrule"),
+        (None, None, "often", "'often' is no recurrence rule"),
+        (None, None, "FREQ=DAILY;COUNT=3", "never comes again: where it has COUNT, say from when"),
+        (None, None, "FREQ=DAILY;UNTIL=20210101T000000", "never comes again"),
+    ],
+)
+def test_what_is_no_schedule(cron: str | None, interval: int | None, rrule: str | None, sentence: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        schedule_of(cron, interval, rrule)
+    assert sentence in str(refused.value)
+
+
+def test_a_rule_that_counts_from_a_later_day() -> None:
+    assert schedule_of(None, None, "DTSTART:20990101T030000Z\nRRULE:FREQ=DAILY;COUNT=2") is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "root", "image", "variables"),
+    [
+        ("process", "/data/runs", None, {"working_dir": os.getcwd()}),
+        ("docker", "/data/runs", "rondo:gpu", {"image": "rondo:gpu", "volumes": ["/data/runs:/data/runs"]}),
+        ("docker", "s3://bucket/runs", "rondo:gpu", {"image": "rondo:gpu"}),
+        ("kubernetes", "s3://bucket/runs", "rondo:gpu", {"image": "rondo:gpu"}),
+    ],
+)
+def test_what_jobs_are_given(kind: PoolType, root: str, image: str | None, variables: dict[str, object]) -> None:
+    assert _job_variables("pool", kind, root, image) == variables
+
+
+@pytest.mark.parametrize(
+    ("kind", "root", "image", "sentence"),
+    [
+        ("process", "/data/runs", "rondo:gpu", "leave it out"),
+        ("docker", "s3://bucket/runs", None, "give --image"),
+        ("kubernetes", "/data/runs", "rondo:gpu", "containers that vanish: give a bucket"),
+    ],
+)
+def test_jobs_that_would_lack_something(kind: PoolType, root: str, image: str | None, sentence: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        _job_variables("pool", kind, root, image)
+    assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize("device", ["sampler", "trainer", "judge"])
+def test_any_part_on_a_gpu_needs_it(device: str) -> None:
+    assert not needs_gpu(parse_recipe(TINY))
+    assert needs_gpu(parse_recipe(TINY, [f"devices.{device}=cuda:1"]))
+
+
+def test_runs_of_one_name_under_two_roots_do_not_wait_for_each_other() -> None:
+    assert run_limit("demo", "/a") == run_limit("demo", "/a")
+    assert run_limit("demo", "/a") != run_limit("demo", "/b")
+
+
+def test_descriptions_say_the_limits_that_a_form_does_not_show() -> None:
+    fields = Recipe.model_json_schema()["$defs"]
+    update, sampling = fields["UpdateConfig"]["properties"], fields["SamplingConfig"]["properties"]
+    assert update["beta"]["description"].endswith("(above 0, at most 100)")
+    assert update["label_smoothing"]["description"].endswith("(at least 0, below 0.5)")
+    assert update["stop_at_kl"]["description"].endswith("in nats per sequence (above 0)")
+    assert sampling["context"]["description"].endswith("(at least 16, at most 10,000,000)")
+    assert sampling["engine"]["description"].endswith("in its place")
