@@ -162,27 +162,55 @@ def test_pages_from_elsewhere_can_neither_read_nor_write(machine: Machine) -> No
     assert "access-control-allow-origin" not in httpx.get(f"{api}/health", headers=stranger).headers
 
 
-def test_scheduled_runs_add_rounds_to_one_run_one_after_another(machine: Machine, recipe: Path, tmp_path: Path) -> None:
-    """The interval is shorter than a round: the second scheduled run waits for the first, and stands for later ones."""
-    said = machine.rondo("deploy", str(recipe), "--interval", "6", "--name", "steady", "--root", str(tmp_path))
-    assert "every 6 s" in said
+def test_a_scheduled_run_adds_a_round_and_the_next_one_waits_for_it(
+    machine: Machine, recipe: Path, tmp_path: Path
+) -> None:
+    said = machine.rondo("deploy", str(recipe), "--interval", "12", "--name", "steady", "--root", str(tmp_path))
+    assert "every 12 s" in said
     deployment = deployment_of(machine, "steady")
     assert deployment.work_pool_name == "rondo"
-
-    def completed() -> list[Any]:
-        return [run for run in flow_runs(machine, deployment.id) if run.state_name == "Completed"]
-
-    wait_until(lambda: len(completed()) >= 2, "two completed runs")
+    wait_until(lambda: flow_runs(machine, deployment.id), "scheduled run")
+    machine.ask(lambda client: client.create_flow_run_from_deployment(deployment.id))
     # Deployed again without a schedule, it has none.
     assert "whenever" in machine.rondo("deploy", str(recipe), "--name", "steady", "--root", str(tmp_path))
     assert deployment_of(machine, "steady").schedules == []
-    wait_until(lambda: all(run.state.is_final() for run in flow_runs(machine, deployment.id)), "end of what had begun")
-    done = completed()
-    ended = [run.state_name for run in flow_runs(machine, deployment.id)]
-    assert set(ended) == {"Completed", "Skipped"}, ended
-    # Each next one had started while the one before it went on, and ended after it.
+
+    def ended() -> list[Any]:
+        found = flow_runs(machine, deployment.id)
+        by_hand = [run for run in found if not run.auto_scheduled]
+        return found if by_hand and all(run.state.is_final() for run in found) else []
+
+    found = wait_until(ended, "end of all runs")
+    done = sorted((run for run in found if run.state_name == "Completed"), key=lambda run: run.end_time)
+    assert {run.auto_scheduled for run in done} == {True, False}
+    assert {run.state_name for run in found} <= {"Completed", "Skipped"}
+    # It had started while the one before it went on, and both have added their round.
     assert done[1].start_time < done[0].end_time < done[1].end_time
     assert len(Store.open(tmp_path).run("steady").rounds()) == len(done) + 1
+
+
+def test_a_scheduled_run_leaves_where_another_waits(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.concurrency.asyncio import concurrency
+
+    from flows import limits
+    from flows.display import Display
+    from flows.recipes import parse_recipe
+
+    root = str(tmp_path)
+
+    async def third(_client: Any) -> bool:
+        await limits.ensure_run_limits("e", root)
+        async with (
+            concurrency(limits.run_limit("e", root), strict=True),
+            concurrency(limits.waiting_limit("e", root), strict=True),
+            limits.alone("e", root, parse_recipe(TINY), Display()) as mine,
+        ):
+            return mine
+
+    monkeypatch.setattr(limits, "_scheduled", lambda: object())
+    assert machine.ask(third) is False
 
 
 def test_what_the_form_asks_is_checked_when_it_is_sent(machine: Machine, recipe: Path, tmp_path: Path) -> None:
