@@ -17,14 +17,16 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
-def end_tree(process: psutil.Process, grace: float) -> None:
-    """Asks a process to end, waits for it and its descendants, and kills what is left after ``grace`` seconds.
+def end_trees(processes: Iterable[psutil.Process], grace: float) -> None:
+    """Asks processes to end, waits for them and their descendants, and kills what is left after ``grace`` seconds.
 
-    Descendants are looked for before and while it ends: afterwards nobody could tell whose they were.
+    Descendants are looked for before and while they end: afterwards nobody could tell whose they were.
     """
-    tree = _with_descendants([process])
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.terminate()
+    asked = list(processes)
+    tree = _with_descendants(asked)
+    for process in asked:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
     until = time.monotonic() + grace
     while (tree := _with_descendants(tree)) and time.monotonic() < until:
         time.sleep(_LOOK_SECONDS)

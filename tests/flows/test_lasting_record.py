@@ -14,7 +14,7 @@ from flows import lasting_record
 from flows.errors import ServerError
 from flows.lasting_record import Record, Started
 from flows.prefect_server import lasting_api
-from flows.process_tree import end_tree, lives
+from flows.process_tree import end_trees, lives
 
 # A child in a session of its own, which ignores a request to end, below a parent that heeds it.
 FAMILY = """
@@ -64,7 +64,7 @@ def test_a_family_ends_as_a_whole_and_nobody_else(sleeper: subprocess.Popen[byte
     with subprocess.Popen([sys.executable, "-c", FAMILY], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
-        end_tree(psutil.Process(parent.pid), grace=0.5)
+        end_trees([psutil.Process(parent.pid)], grace=0.5)
         assert not lives(child)
         assert parent.wait(timeout=60) < 0
     assert sleeper.poll() is None
