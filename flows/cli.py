@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flows import cli_inspect, cli_judges, cli_operate, cli_plan, cli_share, cli_store, cli_timeline, commands, tables
+from flows import (
+    cli_inspect,
+    cli_join,
+    cli_judges,
+    cli_operate,
+    cli_plan,
+    cli_share,
+    cli_store,
+    cli_timeline,
+    commands,
+    tables,
+)
 from flows.display import Display
 from flows.errors import InterruptedRunError, WaitingForLabelsError
 from flows.options import DEFAULT_ROOT, Changes, Json, RecipePath, Root, RunAtRound, RunName, TakeOver
@@ -34,6 +45,7 @@ app.add_typer(cli_share.app)
 app.add_typer(cli_plan.app)
 app.add_typer(cli_timeline.app)
 app.add_typer(cli_operate.app)
+app.add_typer(cli_join.app)
 
 
 @app.command()
@@ -52,10 +64,19 @@ def run(
 
 
 @app.command("resume")
-def resume_(run: RunName, rounds: Rounds = None, root: Root = DEFAULT_ROOT, take_over: TakeOver = False) -> None:
-    """Continue a run where it stopped, or add rounds to it."""
+def resume_(
+    run: RunName,
+    rounds: Rounds = None,
+    root: Root = DEFAULT_ROOT,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="devices.KEY=VALUE", help="run it elsewhere, such as devices.trainer_nodes=1"),
+    ] = None,
+    take_over: TakeOver = False,
+) -> None:
+    """Continue a run where it stopped, or add rounds to it; on other devices, where they are given."""
     with Display() as display:
-        finished = commands.resume(run, rounds, root, take_over=take_over, display=display)
+        finished = commands.resume(run, rounds, root, set_ or [], take_over=take_over, display=display)
     tables.print_finished(finished)
 
 

@@ -1,7 +1,6 @@
 """What the commands do, apart from printing. Prefect is imported only by those that run something."""
 
 import asyncio
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,12 +9,12 @@ from typing import Any
 
 from flows.adopt import adopt_rounds
 from flows.display import Display
-from flows.errors import InterruptedRunError
+from flows.interruption import orderly_end
 from flows.recipes import differences, load_recipe, parse_recipe
 from flows.summary import RoundSummary, summaries
 from flows.tracking import check_tracking
 from flows.versions import packages
-from pipeline.config import Recipe
+from pipeline.config import DevicesConfig, Recipe
 from pipeline.errors import ConfigError
 from storage import inspect
 from storage.errors import CorruptEntryError
@@ -91,11 +90,24 @@ def create_or_open(store: Store, name: str, recipe: Recipe) -> Run:
     return run
 
 
-def resume(name: str, rounds: int | None, root: str, *, take_over: bool, display: Display) -> Finished:
-    """Continues a run, up to its recipe's rounds or to as many as are asked for."""
+def resume(
+    name: str, rounds: int | None, root: str, changes: Sequence[str], *, take_over: bool, display: Display
+) -> Finished:
+    """Continues a run, up to its recipe's rounds or to as many as are asked for.
+
+    Raises:
+        ConfigError: a change is one of something else than the devices.
+    """
     store = existing_store(root)
     existing = open_to_go_on(store, name)
-    return _bring_to(store, existing, rounds or recipe_of(existing).rounds, display, take_over=take_over)
+    before = recipe_of(existing)
+    recipe = parse_recipe(before.model_dump(mode="json"), changes) if changes else before
+    if other := [change for change in differences(before, recipe) if not change.startswith("devices.")]:
+        raise ConfigError(
+            f"a run goes on with its own recipe, on whichever devices, and cannot change {'; '.join(other)}: change it "
+            f"in a fork: rondo fork {name}@ROUND --name NEW --set KEY=VALUE"
+        )
+    return _bring_to(store, existing, rounds or recipe.rounds, display, take_over=take_over, devices=recipe.devices)
 
 
 def fork(
@@ -211,7 +223,15 @@ def recipe_of(run: Run) -> Recipe:
     return Recipe.model_validate(run.header["recipe"])
 
 
-def _bring_to(store: Store, run: Run, rounds: int, display: Display, *, take_over: bool = False) -> Finished:
+def _bring_to(
+    store: Store,
+    run: Run,
+    rounds: int,
+    display: Display,
+    *,
+    take_over: bool = False,
+    devices: DevicesConfig | None = None,
+) -> Finished:
     done = len(run.rounds()) - 1
     if done >= rounds:
         message = f"run '{run.name}' is finished: it has {done} rounds; 'rondo resume {run.name} --rounds N' adds more"
@@ -219,6 +239,8 @@ def _bring_to(store: Store, run: Run, rounds: int, display: Display, *, take_ove
         written = str(where) if where and where.exists() else report(run.name, store.root)
         return Finished(run.name, summaries(run.rounds()), message, written)
     recipe = recipe_of(run)
+    if devices is not None:
+        recipe = recipe.model_copy(update={"devices": devices})
     if recipe.update.schedule_over == "run" and rounds > recipe.rounds:
         raise ConfigError(
             f"update.schedule_over is run, and its schedule ends with round {recipe.rounds}: to go on to round "
@@ -230,15 +252,8 @@ def _bring_to(store: Store, run: Run, rounds: int, display: Display, *, take_ove
 
     going_on = f", going on after round {done}" if done >= 0 else ""
     display.say(f"run '{run.name}' in {store.root}: {rounds} rounds{going_on}")
-    # Who ends the process, by Ctrl-C or as a service manager does, gets the same orderly end.
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
+    with orderly_end(f"interrupted: what is committed stays, and 'rondo resume {run.name}' goes on"):
         asyncio.run(execute(store, run, recipe, rounds, display, take_over))
-    except KeyboardInterrupt:
-        message = f"interrupted: what is committed stays, and 'rondo resume {run.name}' goes on"
-        raise InterruptedRunError(message) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
     run.refresh()
     message = f"run '{run.name}' has {rounds} rounds"
     return Finished(run.name, summaries(run.rounds()), message, report(run.name, store.root))

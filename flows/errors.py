@@ -3,6 +3,7 @@
 RondoError
 ├── WorkerError (RuntimeError)       a worker process reported a fault that is not the user's
 │   └── WorkerDiedError              a worker process ended in the middle of its work
+├── NodeError (RuntimeError)         a machine that did not join an update, or that found no one to join
 ├── PublishError (RuntimeError)      the Hub refuses or fails
 ├── ServerError (RuntimeError)       no Prefect server could be reached or started
 ├── ClusterError (RuntimeError)      a Ray cluster cannot be used, or has no replica to give
@@ -19,6 +20,10 @@ class WorkerError(RondoError, RuntimeError):
 
 class WorkerDiedError(WorkerError):
     """A worker process that ended before it answered; the work may be tried again."""
+
+
+class NodeError(RondoError, RuntimeError):
+    """A machine that did not join an update in time, or that found no one to join."""
 
 
 class InterruptedRunError(RondoError):

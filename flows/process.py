@@ -22,24 +22,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 import flows.errors
 import pipeline.errors
 import storage.errors
 from flows.errors import WorkerDiedError, WorkerError
+from flows.nodes import Nodes
+from flows.ranks import LOOPBACK, MEETING, processor_seconds, torchrun
 from pipeline.errors import EngineError
 
-RANKS = "flows.rank_main"
-MEETING = "RONDO_MEETING"  # as in pipeline.distributed, which would load torch here
 LINE_LIMIT = 64 * 2**20  # longest answer, in bytes
 GRACE_SECONDS = 5.0
 HUNG_SECONDS = 900.0  # longer than any one wait for a network that itself gives up in time
 IDLE_CPU_SECONDS = 0.1  # what a process that hangs may still use in that time
 _LOOK_SECONDS = 5.0
-
-# Ranks of one machine talk to each other over no other network, and torchrun opens no store of its own to any.
-_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -62,6 +57,7 @@ class WorkerProcess:
         environment: variables on top of this process's own.
         ranks: processes that do its work together. The child then is torchrun, and the first of them answers.
         capacity: calls that it takes at once; further ones wait here.
+        nodes: the other machines whose ranks take part, where there are any.
     """
 
     def __init__(
@@ -72,6 +68,7 @@ class WorkerProcess:
         environment: Mapping[str, str],
         ranks: int = 1,
         capacity: int = 1,
+        nodes: Nodes | None = None,
     ) -> None:
         self.kind = kind
         self.capacity = capacity
@@ -79,6 +76,7 @@ class WorkerProcess:
         self._log = log
         self._environment = dict(environment)
         self._ranks = ranks
+        self._nodes = nodes
         self._places = asyncio.Semaphore(capacity)
         self._all_places = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
@@ -136,7 +134,11 @@ class WorkerProcess:
     async def stop(self) -> None:
         """Ends the child, whatever it is doing: closes its pipe, and kills it where that is not enough."""
         self._stopped = True
+        if self._nodes is not None:
+            self._nodes.part()
         await self._end()
+        if self._nodes is not None:
+            await self._nodes.close()
 
     @contextlib.asynccontextmanager
     async def _place(self, alone: bool) -> AsyncIterator[None]:
@@ -153,7 +155,7 @@ class WorkerProcess:
             raise WorkerError(f"the {self.kind} was asked after it had been stopped")
         if self.pid is not None and self._reader is not None and not self._reader.done():
             return
-        command, environment = self._command()
+        command, environment = await self._command()
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
@@ -164,6 +166,8 @@ class WorkerProcess:
                 start_new_session=True,
             )  # fmt: skip
         self.starts += 1
+        if self._nodes is not None:
+            self._nodes.watch(self._process)
         ready = self._await_answer(0, None)
         self._reader = asyncio.create_task(self._read(self._process))
         try:
@@ -176,15 +180,15 @@ class WorkerProcess:
         self._waiting[number] = waiting
         return waiting.answer
 
-    def _command(self) -> tuple[list[str], dict[str, str]]:
-        """What starts the worker, and its environment. Ranks meet in a directory that goes with TMPDIR."""
+    async def _command(self) -> tuple[list[str], dict[str, str]]:
+        """What starts the worker, and its environment. Ranks of one machine meet in a directory in TMPDIR."""
+        if self._nodes is not None:
+            more = await self._nodes.gather(self._arguments)
+            return torchrun(self._ranks, self._nodes.count), {**self._environment, **more}
         if self._ranks == 1:
             return [sys.executable, "-m", "flows.worker_main"], self._environment
         meeting = tempfile.mkdtemp(prefix="ranks-", dir=self._environment.get("TMPDIR"))
-        torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={self._ranks}"]
-        torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}/torchrun", "--rdzv-conf=store_type=file"]
-        torchrun += ["--local-addr=127.0.0.1", "-m", RANKS]
-        return torchrun, {**self._environment, **_LOOPBACK, MEETING: meeting}
+        return torchrun(self._ranks), {**self._environment, **LOOPBACK, MEETING: meeting}
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         """Hands the child's answers to those who wait, until it ends; then nobody waits any more."""
@@ -202,7 +206,9 @@ class WorkerProcess:
                     waiting.answer.set_result(message["result"])
                 else:
                     error = self._error(message["error"])
-                    if isinstance(error, EngineError) or self._ranks > 1:
+                    if self._nodes is not None and isinstance(error, WorkerError):
+                        error = await self._nodes.blame() or error
+                    if isinstance(error, EngineError) or self._ranks > 1 or self._nodes is not None:
                         # An engine that failed is not asked again: the next call starts a new one. Ranks beside one
                         # that failed may wait for it for ever.
                         await self._kill(process)
@@ -225,7 +231,8 @@ class WorkerProcess:
                 if not self._waiting:  # nobody asked it anything
                     spent = -1.0
                     continue
-                now = await asyncio.to_thread(_processor_seconds, process.pid)
+                now = await asyncio.to_thread(processor_seconds, process.pid)
+                now += self._nodes.processor_seconds if self._nodes is not None else 0.0
                 if now > spent + IDLE_CPU_SECONDS or spent < 0:
                     spent, since = now, time.monotonic()
                 elif time.monotonic() - since > HUNG_SECONDS:
@@ -242,6 +249,8 @@ class WorkerProcess:
         return known or WorkerError(f"the {self.kind} failed: {error['message']}; its log is {self._log}")
 
     def _died(self, code: int) -> WorkerDiedError:
+        if self._nodes is not None and self._nodes.lost is not None:
+            return self._nodes.lost
         return WorkerDiedError(f"the {self.kind} process ended with status {code} in its work; its log is {self._log}")
 
     async def _end(self) -> None:
@@ -273,18 +282,6 @@ def known_error(kind: str, message: str) -> Exception | None:
         if known is not None:
             return _plain(known, message)
     return None
-
-
-def _processor_seconds(pid: int) -> float:
-    """Processor time of a process and its descendants so far."""
-    total = 0.0
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        for member in (process, *process.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):
-                times = member.cpu_times()
-                total += times.user + times.system
-    return total
 
 
 def _plain(kind: type[Exception], message: str) -> Exception:

@@ -1,10 +1,11 @@
 """A rank of a worker, of which torchrun starts several: the first one talks to the parent, the others do as it does.
 
-    RONDO_MEETING=/tmp/empty python -m torch.distributed.run ... -m flows.rank_main trainer '{"root": "runs", ...}'
+    RONDO_MEETING=/tmp/empty python -m flows.torchrun ... -m flows.rank_main trainer '{"root": "runs", ...}'
 
 The first rank speaks with the parent as `flows.worker_main` does. Requests that concern all ranks it passes on, as JSON
-in a key-value store that is a file. An error of whichever rank is the answer, once; the parent then ends them all, as
-some may be waiting for one that failed. All end when the parent does, or torchrun, also by SIGKILL.
+in a key-value store: a file, or where ranks are on several machines one that the flow keeps. An error of whichever rank
+is the answer, once; the parent then ends them all, as some may be waiting for one that failed. All end when the parent
+does, or torchrun, also by SIGKILL.
 """
 
 import json
@@ -17,11 +18,11 @@ import time
 from typing import Any, TextIO
 
 from pydantic_core import to_jsonable_python
-from torch.distributed import FileStore
+from torch.distributed import Store
 
 from flows.desk import describe, public_method, work_done
 from flows.worker_main import ENDED_BY_PARENT, construct, private_stdout, read_requests
-from pipeline.distributed import MEETING
+from pipeline.distributed import meeting
 
 POLL_SECONDS = 0.01
 TORCHRUN_SECONDS = 3.0
@@ -53,12 +54,12 @@ def _end_with_parent() -> None:
     os._exit(ENDED_BY_PARENT)
 
 
-def _board() -> FileStore:
+def _board() -> Store:
     """What the ranks write to each other; each thread has one of its own, as one that waits would hold up another."""
-    return FileStore(f"{os.environ[MEETING]}/board")
+    return meeting("board")
 
 
-def _wait(board: FileStore, keys: list[str]) -> None:
+def _wait(board: Store, keys: list[str]) -> None:
     while not board.check(keys):
         time.sleep(POLL_SECONDS)
 
@@ -95,7 +96,7 @@ class _First:
             self._answer({"error": _explain(error)})
         threading.Event().wait()  # for the parent, which ends all ranks
 
-    def _serve(self, worker: Any, request: dict[str, Any], board: FileStore) -> None:
+    def _serve(self, worker: Any, request: dict[str, Any], board: Store) -> None:
         number = self._current = request["id"]
 
         def progress(**figures: Any) -> None:

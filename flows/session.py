@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.display import Display
+from flows.nodes import Nodes, nodes_of
 from flows.process import WorkerProcess
+from flows.ranks import worker_environment
 from flows.ray_cluster import RayCluster, variables
 from flows.ray_pool import RayPool
 from flows.references import JudgePolicies, PolicyRef
@@ -22,9 +24,6 @@ from storage.manifest import Entry, FileRef, Key
 from storage.run import Run, Writer
 from storage.shards import read_table
 from storage.store import Store
-
-# CPU libraries of two workers side by side must not spin while they wait: each would hold a core from the other.
-_QUIET_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @dataclass
@@ -61,24 +60,24 @@ class Session:
         }
         temporary = scratch / "tmp"  # what a killed worker leaves goes with the scratch directory
         temporary.mkdir()
-        threads = {"OMP_NUM_THREADS": str(recipe.devices.cpu_threads), **_QUIET_THREADS}
+        devices = recipe.devices
+        environment = {**worker_environment(devices.cpu_threads), "TMPDIR": str(temporary)}
 
-        def worker(kind: str, ranks: int = 1, capacity: int = 1) -> WorkerProcess:
-            environment = {**threads, "TMPDIR": str(temporary)}
-            return WorkerProcess(kind, common, logs / f"{kind}.log", environment, ranks, capacity)
+        def worker(kind: str, ranks: int = 1, capacity: int = 1, nodes: Nodes | None = None) -> WorkerProcess:
+            return WorkerProcess(kind, common, logs / f"{kind}.log", environment, ranks, capacity, nodes)
 
         cluster = RayCluster(recipe.cluster) if recipe.cluster.used else None
 
         def replicated(kind: str, config: ReplicasConfig, capacity: int) -> WorkerProcess | RayPool:
             if cluster is None or not config.replicas:
                 return worker(kind, capacity=capacity)
-            given = {**threads, **variables(recipe.cluster.environment)}
+            given = {**worker_environment(devices.cpu_threads), **variables(recipe.cluster.environment)}
             log = logs / f"{kind}.log"
             return RayPool(kind, common, run.created, log, given, config, capacity, cluster, display.say)
 
         sampler = replicated("sampler", recipe.cluster.sampler, recipe.sampling.shards_in_flight)
         judge = replicated("judge", recipe.cluster.judge, 1)
-        trainer = worker("trainer", recipe.devices.trainer_ranks)
+        trainer = worker("trainer", devices.trainer_ranks, nodes=nodes_of(devices, display.say))
         return cls(store, run, writer, recipe, display, sampler, judge, trainer)
 
     @property

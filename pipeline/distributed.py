@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import MethodType
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
@@ -34,7 +35,11 @@ PATIENCE = timedelta(hours=2)
 """How long a rank waits for the others, one of which may be fetching or writing a checkpoint meanwhile."""
 
 MEETING = "RONDO_MEETING"
-"""Variable that names a directory where ranks find each other."""
+"""Variable that says where ranks find each other: a directory, or ``tcp://HOST:PORT/NAME``, a store of the head's.
+
+A store carries plain bytes, to whoever reaches its port; what is put there is JSON, which is checked when it is read.
+Nothing encrypts or authenticates it, nor what gloo and NCCL send: it is for the cluster's own network.
+"""
 
 _WORLD, _RUN = "rondo_world", "rondo_run"
 _CPU = torch.device("cpu")
@@ -44,36 +49,42 @@ _CPU = torch.device("cpu")
 class World:
     """The ranks that share an update: this one's number, how many there are, and the device of this one.
 
-    ``precision`` is that of the layers of the model that is spread over them, while they compute.
+    ``precision`` is that of the layers of the model that is spread over them, while they compute; ``place`` is this
+    rank's number among those of its machine.
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device = _CPU
     precision: Literal["float32", "bfloat16"] = "float32"
+    place: int = 0
 
     @classmethod
     def join(cls, device: str) -> "World":
         """The world that torchrun started this process for; ``device`` is cpu or cuda.
 
-        Ranks find each other by files in the directory that the variable RONDO_MEETING names, and else through
-        torchrun's store, which listens on every network of the machine.
+        Ranks find each other where the variable RONDO_MEETING says, and else through torchrun's store, which listens
+        on every network of the machine.
         """
-        place = _CPU
+        place, own = int(os.environ["LOCAL_RANK"]), _CPU
         if device == "cuda":
-            place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(place)
+            own = torch.device("cuda", place)
+            torch.cuda.set_device(own)
         backend = "nccl" if device == "cuda" else "gloo"
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        meeting = os.environ.get(MEETING)
-        store = dist.FileStore(f"{meeting}/ranks", size) if meeting else None
+        store = meeting("ranks", size) if MEETING in os.environ else None
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
-        return cls(rank, size, place)
+        return cls(rank, size, own, place=place)
 
     @property
     def leads(self) -> bool:
         """Whether this rank is the one that writes and answers."""
         return self.rank == 0
+
+    @property
+    def fetches(self) -> bool:
+        """Whether this rank is the one of its machine that fetches what all of them there read."""
+        return self.place == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The tensor summed over the ranks, in place."""
@@ -123,6 +134,22 @@ class World:
 
 
 ALONE = World()
+
+
+def meeting(part: str, size: int = -1) -> dist.Store:
+    """What ranks (``size`` of them, if known) write to each other about one matter, where RONDO_MEETING says.
+
+    Each call opens one of its own. A directory is for the ranks of one machine.
+
+    Raises:
+        torch.distributed.DistNetworkError: nobody listens there.
+    """
+    place = os.environ[MEETING]
+    if not place.startswith("tcp://"):
+        return dist.FileStore(f"{place}/{part}", size)
+    url = urlsplit(place)
+    store = dist.TCPStore(url.hostname, url.port, is_master=False, timeout=PATIENCE, wait_for_workers=False)
+    return dist.PrefixStore(f"{url.path.strip('/')}/{part}", store)
 
 
 def world_of(model: Any) -> World:

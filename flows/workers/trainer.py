@@ -53,7 +53,7 @@ class TrainerWorker(Worker):
             raise ConfigError(f"devices.trainer_ranks is {devices.trainer_ranks}, and torch finds {found} GPUs here")
         if self.recipe.update.compile:
             compilation.check_compiler(devices.trainer)
-        self._world = World.join(devices.trainer) if devices.trainer_ranks > 1 else ALONE
+        self._world = World.join(devices.trainer) if devices.trainer_world > 1 else ALONE
         if not self._world.leads:
             self.merged = self.scratch / f"merged by rank {self._world.rank}"
         self._model: Any = None
@@ -69,11 +69,11 @@ class TrainerWorker(Worker):
         return self._world.leads
 
     def directory(self, files: Sequence[FileRef]) -> Path:
-        """A committed checkpoint as a local directory; the first rank fetches it, the others find it there."""
-        if not self._world.leads:
+        """A committed checkpoint as a local directory; a machine's first rank fetches it, the others find it there."""
+        if not self._world.fetches:
             self._world.wait()
         found = super().directory(files)
-        if self._world.leads:
+        if self._world.fetches:
             self._world.wait()
         return found
 

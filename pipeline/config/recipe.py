@@ -28,12 +28,38 @@ class DevicesConfig(Config):
     sampler: Device = Field("cpu", description="device of the sampling engine")
     trainer: Device = Field("cpu", description="device of the update")
     trainer_ranks: int = Field(
-        1, ge=1, le=1024, description="processes that share the update, one a GPU; on CPU each has cpu_threads"
+        1,
+        ge=1,
+        le=1024,
+        description="processes of a machine that share the update, one a GPU; on CPU each has cpu_threads",
     )
+    trainer_nodes: int = Field(
+        1, ge=1, le=1024, description="machines that share the update: this one, and those that 'rondo join' it"
+    )
+    trainer_address: str | None = Field(
+        None,
+        pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[1-9]\d{0,4}$",
+        description="HOST:PORT of this machine, in the cluster's own network, where the other ones join",
+    )
+    trainer_wait: float = Field(600.0, gt=0, description="seconds that the update waits for machines that are missing")
     judge: Device = Field("cpu", description="device of a reward model")
     cpu_threads: int = Field(
         1, ge=1, le=1024, description="threads of one CPU worker; a change changes results in the last bits"
     )
+
+    @property
+    def trainer_world(self) -> int:
+        """Processes that share the update, on all machines."""
+        return self.trainer_ranks * self.trainer_nodes
+
+    @model_validator(mode="after")
+    def _nodes_have_an_address(self) -> "DevicesConfig":
+        if self.trainer_nodes > 1 and self.trainer_address is None:
+            raise ValueError(
+                f"devices.trainer_nodes {self.trainer_nodes} needs devices.trainer_address, where the others join: "
+                "give this machine's name or address in the cluster's network, and a free port, as node1:29400"
+            )
+        return self
 
 
 class Recipe(Config):
@@ -228,7 +254,7 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _update_takes_the_ranks(self) -> "Recipe":
         devices, update = self.devices, self.update
-        if devices.trainer_ranks == 1:
+        if devices.trainer_world == 1:
             return self
         refused = {
             f"update.optimizer '{update.optimizer}', whose moments of 8 bits are not spread": update.optimizer
@@ -238,8 +264,7 @@ class Recipe(Config):
         }
         if found := next((what for what, given in refused.items() if given), None):
             raise ValueError(
-                f"devices.trainer_ranks {devices.trainer_ranks} does not go with {found}; set the former to 1, or "
-                "leave the latter out"
+                f"{_ranks(devices)} does not go with {found}; set the former to 1, or leave the latter out"
             )
         return self
 
@@ -286,3 +311,8 @@ class Recipe(Config):
                     f"vLLM on a CPU takes {', '.join(map(str, VLLM_CPU_HEAD_WIDTHS))}"
                 )
         return self
+
+
+def _ranks(devices: DevicesConfig) -> str:
+    nodes, ranks = devices.trainer_nodes, devices.trainer_ranks
+    return f"devices.trainer_ranks {ranks}" if nodes == 1 else f"devices.trainer_nodes {nodes}"

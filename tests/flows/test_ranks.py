@@ -12,7 +12,7 @@ import psutil
 import pytest
 from pydantic import ValidationError
 
-from flows import process
+from flows import ranks as starting
 from flows.errors import WorkerDiedError
 from flows.process import WorkerProcess
 from pipeline.config import Recipe
@@ -55,7 +55,7 @@ def test_faults_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         "checkpoint": [file.to_json() for file in staged.files],
         "prompts": [prompts.to_json()],
     }
-    monkeypatch.setattr(process, "RANKS", "support.faulty_rank")
+    monkeypatch.setattr(starting, "RANKS", "support.faulty_rank")
     recipe = {**TINY, "devices": {"trainer_ranks": 2}}
     arguments = {"root": store.root, "run": "r", "recipe": recipe, "scratch": str(tmp_path)}
     environment = {

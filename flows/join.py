@@ -1,0 +1,164 @@
+"""A machine that joins another one's updates: it waits for a group to form, takes a place in it, and starts its ranks.
+
+`flows/nodes.py` is the other side, and says what both write. All that a machine needs beside is the root of the store,
+from which it reads what the update needs; ranks keep copies in a scratch directory of this machine.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flows.commands import existing_store
+from flows.errors import NodeError
+from flows.nodes import BEAT_SECONDS
+from flows.process import GRACE_SECONDS
+from flows.ranks import meeting_environment, own_address, processor_seconds, split_address, torchrun, worker_environment
+from flows.scratch import scratch_directory
+from pipeline.config import Recipe
+
+POLL_SECONDS = 0.2
+ANSWER_SECONDS = 60.0  # longest wait for an answer of the store
+Say = Callable[[str], None]
+
+
+class _RanksEndedError(Exception):
+    """The ranks ended before they were told to; the machine stays for the next group."""
+
+
+class Joining:
+    """One machine that serves a head, and those that come after it at the same address, until a run is over.
+
+    Args:
+        address: HOST:PORT of the head.
+        root: directory or URI of the store, as this machine sees it.
+        wait: seconds that it waits for a head where there is none, or where one is gone.
+        say: shows people a sentence.
+    """
+
+    def __init__(self, address: str, root: str, wait: float, say: Say) -> None:
+        self._address, self._wait, self._say = address, wait, say
+        self._host, self._port = split_address(address)
+        self._root = existing_store(root)
+        self._joined = False
+
+    def serve(self) -> None:
+        """Takes part in whatever the head starts; returns when its run is over.
+
+        Raises:
+            NodeError: there is no head.
+            ConfigError, StoreError: the head's run is not under this root.
+        """
+        from torch.distributed import DistNetworkError
+
+        while True:
+            store = self._connect()
+            try:
+                return self._follow(store)
+            except DistNetworkError:
+                self._say(f"the head at {self._address} is gone; waiting {self._wait:.0f} s for it to come back")
+
+    def _connect(self) -> Any:
+        """The head's store, once there is one."""
+        from datetime import timedelta
+
+        from torch.distributed import DistNetworkError, TCPStore
+
+        deadline = time.monotonic() + self._wait
+        while time.monotonic() < deadline:
+            try:
+                socket.create_connection((self._host, self._port), timeout=ANSWER_SECONDS).close()
+                limit = timedelta(seconds=ANSWER_SECONDS)
+                store = TCPStore(self._host, self._port, is_master=False, timeout=limit, wait_for_workers=False)
+            except (OSError, DistNetworkError):
+                time.sleep(POLL_SECONDS)
+                continue
+            self._say(f"joined {self._address}")
+            return store
+        raise NodeError(
+            f"nobody listens at {self._address} for {self._wait:.0f} s: start the run there, with "
+            f"devices.trainer_address={self._address} and devices.trainer_nodes=N"
+        )
+
+    def _follow(self, store: Any) -> None:
+        from torch.distributed import PrefixStore
+
+        taken = 0
+        while not store.check(["over"]):
+            number = int(store.get("group")) if store.check(["group"]) else 0
+            if number > taken:
+                taken = number
+                self._take_part(PrefixStore(str(number), store), number)
+            time.sleep(POLL_SECONDS)
+        self._say("the run is over")
+
+    def _take_part(self, group: Any, number: int) -> None:
+        """Takes a place in a group where one is left, and has the ranks work until the head dissolves it."""
+        if group.check(["ended"]):
+            return
+        work = json.loads(group.get("work"))
+        recipe = Recipe.model_validate(work["recipe"])
+        run = self._root.run(work["run"]).name
+        place, nodes = group.add("places", 1), recipe.devices.trainer_nodes
+        if place >= nodes:
+            self._say(f"the group has its {nodes} machines: waiting for the next")
+            return
+        try:
+            with scratch_directory(self._root.root, f"{run} machine {place}") as scratch:
+                logs = self._root.log_directory(run) or scratch
+                self._work(group, number, place, recipe, run, scratch, logs / f"trainer-machine{place}.log")
+        except _RanksEndedError as ended:
+            group.set(f"lost {place}", str(ended))
+            self._say(f"machine {place + 1}: {ended}; waiting for the head to try again")
+
+    def _work(self, group: Any, number: int, place: int, recipe: Recipe, run: str, scratch: Path, log: Path) -> None:
+        devices, temporary = recipe.devices, scratch / "tmp"
+        temporary.mkdir()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        arguments = {
+            "root": self._root.root, "run": run, "recipe": recipe.model_dump(mode="json"), "scratch": str(scratch),
+        }  # fmt: skip
+        own = own_address(self._host, self._port)
+        environment = {
+            **os.environ, **worker_environment(devices.cpu_threads), "TMPDIR": str(temporary),
+            **meeting_environment(self._host, self._port, str(number), own),
+        }  # fmt: skip
+        command = [*torchrun(devices.trainer_ranks, devices.trainer_nodes, place), "trainer", json.dumps(arguments)]
+        self._say(
+            f"run '{run}': machine {place + 1} of {devices.trainer_nodes}, ranks: {devices.trainer_ranks}; log: {log}"
+        )
+        with log.open("ab") as output:
+            ranks = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True
+            )
+        try:
+            _until_ended(group, place, ranks, log)
+        finally:
+            _end(ranks)
+
+
+def _until_ended(group: Any, place: int, ranks: subprocess.Popen[bytes], log: Path) -> None:
+    beats, last = 0, 0.0
+    while not group.check(["ended"]):
+        if ranks.poll() is not None:
+            where = f"{log} on {socket.gethostname()}"
+            raise _RanksEndedError(f"its ranks ended with status {ranks.returncode}; their log is {where}")
+        if time.monotonic() - last >= BEAT_SECONDS:
+            beats, last = beats + 1, time.monotonic()
+            group.set(f"beat {place}", f"{beats} {processor_seconds(ranks.pid):.2f}")
+        time.sleep(POLL_SECONDS)
+
+
+def _end(ranks: subprocess.Popen[bytes]) -> None:
+    """Ends them as the head ends its own: without their pipe they leave, and are killed where they do not."""
+    assert ranks.stdin is not None
+    ranks.stdin.close()
+    try:
+        ranks.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        ranks.kill()
+        ranks.wait()
