@@ -44,7 +44,7 @@ class Joining:
         self._address, self._wait, self._say = address, wait, say
         self._host, self._port = split_address(address)
         self._root = existing_store(root)
-        self._joined = False
+        self._heard_end = False
 
     def serve(self) -> None:
         """Takes part in whatever the head starts; returns when its run is over.
@@ -88,15 +88,20 @@ class Joining:
         from torch.distributed import PrefixStore
 
         taken = 0
-        while not store.check(["over"]):
+        while not self._over(store):
             number = int(store.get("group")) if store.check(["group"]) else 0
             if number > taken:
                 taken = number
-                self._take_part(PrefixStore(str(number), store), number)
+                self._take_part(store, PrefixStore(str(number), store), number)
             time.sleep(POLL_SECONDS)
         self._say("the run is over")
 
-    def _take_part(self, group: Any, number: int) -> None:
+    def _over(self, store: Any) -> bool:
+        """Whether the run is over; once heard it is not asked again, as the head soon leaves."""
+        self._heard_end = self._heard_end or store.check(["over"])
+        return self._heard_end
+
+    def _take_part(self, store: Any, group: Any, number: int) -> None:
         """Takes a place in a group where one is left, and has the ranks work until the head dissolves it."""
         if group.check(["ended"]):
             return
@@ -110,15 +115,24 @@ class Joining:
         try:
             with scratch_directory(self._root.root, f"{run} machine {place}") as scratch:
                 logs = self._root.log_directory(run) or scratch
-                self._work(group, number, place, recipe, run, scratch, logs / f"trainer-machine{place}.log")
+                log = logs / f"trainer-machine{place + 1}.log"
+                log.parent.mkdir(parents=True, exist_ok=True)
+                ranks = self._start(number, place, recipe, run, scratch, log)
+                try:
+                    _until_ended(group, place, ranks, log)
+                    self._over(store)
+                finally:
+                    _end(ranks)
         except _RanksEndedError as ended:
             group.set(f"lost {place}", str(ended))
             self._say(f"machine {place + 1}: {ended}; waiting for the head to try again")
 
-    def _work(self, group: Any, number: int, place: int, recipe: Recipe, run: str, scratch: Path, log: Path) -> None:
+    def _start(
+        self, number: int, place: int, recipe: Recipe, run: str, scratch: Path, log: Path
+    ) -> subprocess.Popen[bytes]:
+        """The ranks of this machine; they meet those of the others."""
         devices, temporary = recipe.devices, scratch / "tmp"
         temporary.mkdir()
-        log.parent.mkdir(parents=True, exist_ok=True)
         arguments = {
             "root": self._root.root, "run": run, "recipe": recipe.model_dump(mode="json"), "scratch": str(scratch),
         }  # fmt: skip
@@ -128,17 +142,12 @@ class Joining:
             **meeting_environment(self._host, self._port, str(number), own),
         }  # fmt: skip
         command = [*torchrun(devices.trainer_ranks, devices.trainer_nodes, place), "trainer", json.dumps(arguments)]
-        self._say(
-            f"run '{run}': machine {place + 1} of {devices.trainer_nodes}, ranks: {devices.trainer_ranks}; log: {log}"
-        )
         with log.open("ab") as output:
             ranks = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True
             )
-        try:
-            _until_ended(group, place, ranks, log)
-        finally:
-            _end(ranks)
+        self._say(f"run '{run}': machine {place + 1} of {devices.trainer_nodes}; log: {log}")
+        return ranks
 
 
 def _until_ended(group: Any, place: int, ranks: subprocess.Popen[bytes], log: Path) -> None:

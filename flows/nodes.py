@@ -161,14 +161,18 @@ class Nodes:
             self._group.set("ended", "")
             self._group = None
 
-    async def close(self) -> None:
-        """Tells all machines that the run is over, those that wait too, and closes the store."""
+    def part(self) -> None:
+        """Tells all machines that the run is over, those that wait too."""
+        if self._store is not None:
+            self._store.set("over", "")
         self.end()
-        if self._store is None:
-            return
-        self._store.set("over", "")
-        await asyncio.sleep(FAREWELL_SECONDS)
-        self._store = None
+
+    async def close(self) -> None:
+        """Parts, and closes the store once the others may have heard of it."""
+        self.part()
+        if self._store is not None:
+            await asyncio.sleep(FAREWELL_SECONDS)
+            self._store = None
 
 
 def nodes_of(devices: DevicesConfig, say: Callable[[str], None]) -> Nodes | None:

@@ -10,7 +10,7 @@ import pytest
 
 from support.unreliable_s3 import UnreliableS3, unreliable_s3
 
-pytest.register_assert_rewrite("support.sampler_contract", "support.compare")
+pytest.register_assert_rewrite("support.sampler_contract", "support.compare", "support.ranks")
 TESTS = Path(__file__).parent
 
 # A job in the background of a script ignores Ctrl-C, and so would the processes that tests start and interrupt.

@@ -4,11 +4,9 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from pydantic import ValidationError
 
@@ -17,44 +15,18 @@ from flows.errors import WorkerDiedError
 from flows.process import WorkerProcess
 from pipeline.config import Recipe
 from pipeline.errors import OutOfMemoryError
-from pipeline.records import PROMPTS, to_table
-from storage.checkpoints import stage_directory
-from storage.shards import write_table
 from storage.store import Store
+from support.ranks import family, gone, listening, probe_inputs
 from support.recipes import TINY
-from support.tiny import tiny_llama
 
 TESTS = Path(__file__).parents[1]
-
-
-def family(worker: WorkerProcess) -> list[psutil.Process]:
-    """Torchrun and its ranks, in the order of their numbers."""
-    torchrun = psutil.Process(worker.pid)
-    ranks = [rank for rank in torchrun.children() if "RANK" in rank.environ()]
-    return [torchrun, *sorted(ranks, key=lambda rank: int(rank.environ()["RANK"]))]
-
-
-def gone(processes: Sequence[psutil.Process]) -> bool:
-    """Usually within half a second; a busy machine may take much longer."""
-    return not psutil.wait_procs(processes, timeout=300)[1]
 
 
 @pytest.mark.timeout(900)
 def test_faults_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One trainer, started three times: a rank fails in its work, a rank is killed, torchrun itself is killed."""
     store = Store.open(tmp_path / "root")
-    store.create_run("r", {})
-    with stage_directory(store, "r", 0, "checkpoint") as staged:
-        tiny_llama(staged.path)
-    row = {
-        "prompt_id": "p", "text": "w1 w2", "messages": None, "token_ids": [5, 6, 7], "source": "test",
-        "reference_answer": None, "split": "train",
-    }  # fmt: skip
-    prompts = write_table(store, "r", 0, "prompts", to_table([row], PROMPTS))
-    inputs: dict[str, Any] = {
-        "checkpoint": [file.to_json() for file in staged.files],
-        "prompts": [prompts.to_json()],
-    }
+    inputs = probe_inputs(store)
     monkeypatch.setattr(starting, "RANKS", "support.faulty_rank")
     recipe = {**TINY, "devices": {"trainer_ranks": 2}}
     arguments = {"root": store.root, "run": "r", "recipe": recipe, "scratch": str(tmp_path)}
@@ -69,10 +41,9 @@ def test_faults_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     async def work() -> None:
         probe = await worker.call("probe", **inputs)
         assert probe["rows"] == 1
-        ranks = family(worker)
+        ranks = family(worker.pid)
         assert len(ranks) == 3
-        addresses = [one.laddr.ip for rank in ranks for one in rank.net_connections() if one.status == "LISTEN"]
-        assert set(addresses) == {"127.0.0.1"}
+        assert listening(ranks) == {"127.0.0.1"}
         (tmp_path / "fault").touch()
         started = time.monotonic()
         with pytest.raises(OutOfMemoryError, match=r"^the memory of one of 2 devices is full$"):
@@ -84,7 +55,7 @@ def test_faults_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         (tmp_path / "fault").unlink()
         for victim in (2, 0):  # the second rank, torchrun
             await worker.start()
-            ranks = family(worker)
+            ranks = family(worker.pid)
             os.kill(ranks[victim].pid, signal.SIGSTOP if victim else signal.SIGKILL)
             if victim:  # stopped first, so that it dies in the middle of the work
                 asyncio.get_running_loop().call_later(1, ranks[victim].kill)

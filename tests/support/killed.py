@@ -5,12 +5,15 @@
 WHEN is ``before`` the commit of the stage's first shard in that round, ``after`` it, or ``during`` the work, at the
 second message of progress of the worker's method of that name; with ``worker`` it is the worker that is killed there,
 once, and not this process.
+With ``rank`` it is the last rank of the update that is killed, once, when the first state of the update is committed.
 """
 
 import os
 import signal
 import sys
 from typing import Any
+
+import psutil
 
 from flows.process import WorkerProcess
 from storage.manifest import Key
@@ -21,10 +24,18 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _last_rank() -> psutil.Process:
+    """The rank with the greatest number among those that work under the root that this command line ends with."""
+    found = [one for one in psutil.process_iter(["cmdline"]) if "flows.rank_main" in (one.info["cmdline"] or ())]
+    ranks = [one for one in found if sys.argv[-1] in str(one.info["cmdline"]) and "RANK" in one.environ()]
+    return max(ranks, key=lambda rank: int(rank.environ()["RANK"]))
+
+
 def arm(stage: str, number: int, when: str) -> None:
     """Wraps the real commit, or the real call to a worker, with the kill."""
     commit, call = Writer.commit, WorkerProcess.call
     messages = current = 0
+    victims: list[psutil.Process] = []
 
     def killing_commit(self: Writer, key: Key, *arguments: Any, **named: Any) -> Any:
         hit = (key.stage, key.round) == (stage, number)
@@ -33,6 +44,9 @@ def arm(stage: str, number: int, when: str) -> None:
         entry = commit(self, key, *arguments, **named)
         if hit and when == "after":
             _die()
+        if hit and when == "rank" and not victims:
+            victims.append(_last_rank())
+            victims[0].kill()
         return entry
 
     async def killing_call(self: WorkerProcess, method: str, **arguments: Any) -> Any:
