@@ -14,7 +14,7 @@ from flows.recipes import differences, load_recipe, parse_recipe
 from flows.summary import RoundSummary, summaries
 from flows.tracking import check_tracking
 from flows.versions import packages
-from pipeline.config import DevicesConfig, Recipe
+from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from storage import inspect
 from storage.errors import CorruptEntryError
@@ -24,6 +24,7 @@ from storage.run import Run
 from storage.store import Store
 
 HEADER_FORMAT = 1
+_WHERE = ("devices.", "cluster.")  # what says where a run is worked on, and may differ each time
 _FIXED_IN_FORKS = ("policy", "prompts", "evaluation.prompts")
 
 
@@ -96,18 +97,18 @@ def resume(
     """Continues a run, up to its recipe's rounds or to as many as are asked for.
 
     Raises:
-        ConfigError: a change is one of something else than the devices.
+        ConfigError: a change is one of something else than where it is worked on.
     """
     store = existing_store(root)
     existing = open_to_go_on(store, name)
     before = recipe_of(existing)
     recipe = parse_recipe(before.model_dump(mode="json"), changes) if changes else before
-    if other := [change for change in differences(before, recipe) if not change.startswith("devices.")]:
+    if other := [change for change in differences(before, recipe) if not change.startswith(_WHERE)]:
         raise ConfigError(
             f"a run goes on with its own recipe, on whichever devices, and cannot change {'; '.join(other)}: change it "
             f"in a fork: rondo fork {name}@ROUND --name NEW --set KEY=VALUE"
         )
-    return _bring_to(store, existing, rounds or recipe.rounds, display, take_over=take_over, devices=recipe.devices)
+    return _bring_to(store, existing, rounds or before.rounds, display, take_over=take_over, recipe=recipe)
 
 
 def fork(
@@ -230,7 +231,7 @@ def _bring_to(
     display: Display,
     *,
     take_over: bool = False,
-    devices: DevicesConfig | None = None,
+    recipe: Recipe | None = None,
 ) -> Finished:
     done = len(run.rounds()) - 1
     if done >= rounds:
@@ -238,9 +239,7 @@ def _bring_to(
         where = store.report_path(run.name)
         written = str(where) if where and where.exists() else report(run.name, store.root)
         return Finished(run.name, summaries(run.rounds()), message, written)
-    recipe = recipe_of(run)
-    if devices is not None:
-        recipe = recipe.model_copy(update={"devices": devices})
+    recipe = recipe or recipe_of(run)
     if recipe.update.schedule_over == "run" and rounds > recipe.rounds:
         raise ConfigError(
             f"update.schedule_over is run, and its schedule ends with round {recipe.rounds}: to go on to round "

@@ -1,0 +1,100 @@
+"""The Slurm script, run with stand-ins for Slurm's commands and rondo that write down what they were told."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "deploy" / "slurm" / "rondo.sbatch"
+
+# srun without a node of its own does what it is told here; the others write a line each and behave as the test says.
+STAND_INS = {
+    "scontrol": 'echo "scontrol $*" >>"$CALLS"; [[ $1 == show ]] && printf "node%d\\n" 1 2 3 || true',
+    "srun": 'echo "srun $*" >>"$CALLS"; while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "ray": 'echo "ray $*" >>"$CALLS"; exec sleep 60',
+    "rondo": """
+case $1 in
+    rounds) [[ -n ${EXISTS:-} ]] ;;
+    join) echo "rondo $*" >>"$CALLS"; exec sleep 60 ;;
+    *)
+        trap 'echo ended >>"$CALLS"; exit 130' TERM
+        echo "rondo $*" >>"$CALLS"
+        sleep "${WORK:-0}" &
+        wait
+        exit "${CODE:-0}"
+        ;;
+esac
+""",
+}
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, body in STAND_INS.items():
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    return {
+        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "CALLS": str(tmp_path / "calls"), "RONDO_ROOT": "s3://b/runs",
+        "SLURM_JOB_NUM_NODES": "3", "SLURM_JOB_NODELIST": "node[1-3]", "SLURM_JOB_ID": "41",
+    }  # fmt: skip
+
+
+def calls(environment: dict[str, str]) -> list[str]:
+    path = Path(environment["CALLS"])
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_its_form() -> None:
+    assert "Not started on the machine that it was written on" in SCRIPT.read_text()
+    for command in (["bash", "-n"], [str(Path(sys.executable).parent / "shellcheck")]):
+        done = subprocess.run([*command, str(SCRIPT)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_other_nodes_join_the_head(environment: dict[str, str]) -> None:
+    command = ["bash", str(SCRIPT), "r.yaml", "demo", "--set", "seed=1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    made = calls(environment)
+    assert "srun --nodes=2 --ntasks=2 --exclude=node1 rondo join node1:20041 --wait 1800" in made
+    shared = "--set devices.trainer_nodes=3 --set devices.trainer_address=node1:20041"
+    assert f"rondo run r.yaml --name demo --set seed=1 {shared}" in made
+    assert not any("requeue" in call for call in made)
+
+
+def test_a_run_that_is_there_goes_on_and_its_failure_is_the_jobs(environment: dict[str, str]) -> None:
+    command = ["bash", str(SCRIPT), "r.yaml", "demo"]
+    given = {**environment, "EXISTS": "1", "CODE": "7"}
+    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 7
+    assert any(call.startswith("rondo resume demo --set devices.trainer_nodes=3") for call in calls(environment))
+
+
+def test_a_ray_cluster_in_its_place(environment: dict[str, str]) -> None:
+    command = ["bash", str(SCRIPT), "r.yaml", "demo"]
+    given = {**environment, "RONDO_RAY": "1"}
+    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    made = calls(environment)
+    assert "ray start --address=node1:20041 --block" in made
+    assert "rondo run r.yaml --name demo --set cluster.address=node1:20041" in made
+
+
+def test_the_end_of_its_time_ends_the_run_in_order_and_queues_it_again(environment: dict[str, str]) -> None:
+    command = ["bash", str(SCRIPT), "r.yaml", "demo"]
+    with subprocess.Popen(command, env={**environment, "WORK": "60"}) as job:
+        until = time.monotonic() + 60
+        while not (
+            Path(environment["CALLS"]).exists() and any("rondo run" in call for call in calls(environment)[-1:])
+        ):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(60) == 130
+    assert calls(environment)[-2:] == ["ended", "scontrol requeue 41"]
