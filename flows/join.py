@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from flows.commands import existing_store
 from flows.errors import NodeError
 from flows.nodes import BEAT_SECONDS
@@ -50,7 +52,7 @@ class Joining:
         """Takes part in whatever the head starts; returns when its run is over.
 
         Raises:
-            NodeError: there is no head.
+            NodeError: there is no head, or one of another version.
             ConfigError, StoreError: the head's run is not under this root.
         """
         from torch.distributed import DistNetworkError
@@ -106,7 +108,13 @@ class Joining:
         if group.check(["ended"]):
             return
         work = json.loads(group.get("work"))
-        recipe = Recipe.model_validate(work["recipe"])
+        try:
+            recipe = Recipe.model_validate(work["recipe"])
+        except ValidationError as error:
+            raise NodeError(
+                f"the head at {self._address} has a recipe that this machine does not know "
+                f"({'.'.join(map(str, error.errors()[0]['loc']))}): install the same version of rondo on both"
+            ) from None
         run = self._root.run(work["run"]).name
         place, nodes = group.add("places", 1), recipe.devices.trainer_nodes
         if place >= nodes:

@@ -24,6 +24,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import Any
 
 from flows.errors import NodeError, WorkerDiedError
@@ -186,12 +187,17 @@ def _listen(host: str, port: int) -> Any:
     """A store that listens on this one address.
 
     Raises:
-        NodeError: it is not this machine's, or is taken.
+        NodeError: it is not this machine's, or is its alone, or is taken.
     """
     from torch.distributed import TCPStore
 
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        if ip_address(address[0]).is_loopback and host not in (address[0], "localhost"):
+            raise NodeError(
+                f"devices.trainer_address {host}:{port} means {address[0]} here, which no other machine reaches: give "
+                "this machine's address in the cluster's network"
+            )
         listening = socket.create_server(address[:2], family=family, backlog=1024)
     except OSError as error:
         raise NodeError(

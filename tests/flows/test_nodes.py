@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -44,7 +45,10 @@ def joined(store: Store, address: str, tmp_path: Path) -> Iterator[subprocess.Po
     (tmp_path / "elsewhere").mkdir()
     command = [sys.executable, "-m", "flows.cli", "join", address, "--root", store.root, "--wait", "60"]
     environment = {**os.environ, **ENVIRONMENT, "TMPDIR": str(tmp_path / "elsewhere")}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with (
+        (tmp_path / "errors").open("w") as errors,
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
         try:
             yield process
         finally:
@@ -181,9 +185,33 @@ def test_what_cannot_join_says_why(arguments: list[str], words: str, tmp_path: P
     assert "Traceback" not in done.stderr
 
 
-def test_an_address_that_is_not_this_machines_is_refused() -> None:
-    with pytest.raises(NodeError, match=r"^devices\.trainer_address 192\.0\.2\.1:29400 cannot be listened on"):
-        asyncio.run(Nodes("192.0.2.1:29400", 2, 1, print).gather({"run": "r", "recipe": {}}))  # RFC 5737: no one's
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ("192.0.2.1", "cannot be listened on"),  # RFC 5737: no one's
+        ("127.1", "means 127.0.0.1 here, which no other machine reaches"),  # as Debian's /etc/hosts has its own name
+    ],
+)
+def test_an_address_at_which_nobody_could_join_is_refused(host: str, words: str) -> None:
+    with pytest.raises(NodeError, match=rf"^devices\.trainer_address {re.escape(host)}:29400 {re.escape(words)}"):
+        asyncio.run(Nodes(f"{host}:29400", 2, 1, print).gather({"run": "r", "recipe": {}}))
+
+
+def test_a_head_of_another_version_is_left_alone(
+    store: Store, address: str, joined: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    store.create_run("r", {})
+    recipe = {**TINY, "devices": {"of_the_future": 1}}
+
+    async def run() -> None:
+        head = Nodes(address, 2, 60, print)
+        forming = asyncio.create_task(head.gather({"run": "r", "recipe": recipe}))
+        assert await asyncio.to_thread(joined.wait, 60) == 1
+        forming.cancel()
+        await head.close()
+
+    asyncio.run(run())
+    assert "has a recipe that this machine does not know (devices.of_the_future)" in (tmp_path / "errors").read_text()
 
 
 @pytest.mark.parametrize(
