@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -55,29 +56,30 @@ class Joining:
             NodeError: there is no head, or one of another version.
             ConfigError, StoreError: the head's run is not under this root.
         """
-        from torch.distributed import DistNetworkError
-
         while True:
             store = self._connect()
+            from torch.distributed import DistNetworkError
+
             try:
                 return self._follow(store)
             except DistNetworkError:
                 self._say(f"the head at {self._address} is gone; waiting {self._wait:.0f} s for it to come back")
 
     def _connect(self) -> Any:
-        """The head's store, once there is one."""
-        from datetime import timedelta
-
-        from torch.distributed import DistNetworkError, TCPStore
-
+        """The head's store, once there is one; torch is loaded then."""
         deadline = time.monotonic() + self._wait
         while time.monotonic() < deadline:
             try:
                 socket.create_connection((self._host, self._port), timeout=ANSWER_SECONDS).close()
+            except OSError:
+                time.sleep(POLL_SECONDS)
+                continue
+            from torch.distributed import DistNetworkError, TCPStore
+
+            try:
                 limit = timedelta(seconds=ANSWER_SECONDS)
                 store = TCPStore(self._host, self._port, is_master=False, timeout=limit, wait_for_workers=False)
-            except (OSError, DistNetworkError):
-                time.sleep(POLL_SECONDS)
+            except DistNetworkError:  # it has gone meanwhile
                 continue
             self._say(f"joined {self._address}")
             return store
