@@ -29,7 +29,7 @@ def test_dockerfile(path: Path) -> None:
     assert {word for word, _ in steps} <= {
         "FROM", "ARG", "ENV", "RUN", "WORKDIR", "COPY", "USER", "VOLUME", "HEALTHCHECK", "ENTRYPOINT", "CMD",
     }  # fmt: skip
-    assert "Not built on the machine that it was written on" in path.read_text()
+    assert re.search("Not built on .*the machine that it was written on", path.read_text())
     assert [rest for word, rest in steps if word == "USER"] == ["rondo"]
     last = max(place for place, (word, _) in enumerate(steps) if word in ("RUN", "COPY"))
     assert steps.index(("USER", "rondo")) > last, "nothing is installed as the user that runs"
