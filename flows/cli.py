@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flows import cli_inspect, cli_judges, cli_plan, cli_share, cli_store, cli_timeline, commands, tables
+from flows import cli_control, cli_inspect, cli_judges, cli_plan, cli_share, cli_store, cli_timeline, commands, tables
 from flows.display import Display
 from flows.errors import InterruptedRunError, WaitingForLabelsError
 from flows.options import DEFAULT_ROOT, Json, Root, RunAtRound, RunName, TakeOver
@@ -31,6 +31,7 @@ Changes = Annotated[
 Rounds = Annotated[int | None, typer.Option("--rounds", min=1, help="bring the run to this many rounds")]
 WAITING = 3
 INTERRUPTED = 130  # as shells count an end by Ctrl-C
+app.add_typer(cli_control.app)
 app.add_typer(cli_store.app)
 app.add_typer(cli_inspect.app)
 app.add_typer(cli_judges.app)

@@ -42,6 +42,13 @@ def _end_with_parent() -> None:
     os._exit(0)
 
 
+def has_lasting_server() -> bool:
+    """Whether Prefect's API is a server of the user's, which people can reach and which outlives this process."""
+    from prefect.settings import PREFECT_API_URL
+
+    return bool(PREFECT_API_URL.value())
+
+
 @contextlib.asynccontextmanager
 async def prefect_api(*, scheduling: bool = False) -> AsyncIterator[str]:
     """The address of the Prefect API: the user's own server where one is configured, else a temporary one.

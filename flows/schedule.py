@@ -3,13 +3,18 @@
 import asyncio
 import signal
 from datetime import timedelta
+from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.states import Completed
 from pydantic import ValidationError
 
 from flows.commands import create_or_open, report
+from flows.control import end_flow_run, held_back
 from flows.display import Display
+from flows.errors import InterruptedRunError
 from flows.prefect_server import prefect_api
 from flows.run import execute
 from pipeline.config import Recipe
@@ -19,7 +24,7 @@ from storage.store import Store
 
 
 @flow(name="rondo-schedule", flow_run_name="{run} scheduled")
-async def add_rounds(recipe: Recipe, run: str, root: str, rounds: int) -> None:
+async def add_rounds(recipe: Recipe, run: str, root: str, rounds: int) -> State[Any] | None:
     """Adds rounds to a run, which the first scheduled run creates.
 
     Args:
@@ -32,14 +37,23 @@ async def add_rounds(recipe: Recipe, run: str, root: str, rounds: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     store = Store.open(root)
     existing = create_or_open(store, run, recipe)
-    done = max(len(existing.rounds()) - 1, 0)
+    goal = max(len(existing.rounds()) - 1, 0) + rounds
     with Display() as display:
+        if paused := held_back(existing):
+            display.say(paused)
+            return Completed(name="Skipped", message=paused)
+        if existing.pause is not None and existing.session is not None:  # it is this very flow run that goes on
+            goal = existing.session.meta["rounds"]
         try:
-            await execute(store, existing, recipe, done + rounds, display, take_over=False)
+            await execute(store, existing, recipe, goal, display, take_over=False)
+        except InterruptedRunError as stopped:
+            display.say(str(stopped))
+            return await end_flow_run(stopped)
         except (RondoError, StoreError) as error:
             display.say(f"error: {error}")
             raise
-        display.say(f"run '{run}' has {done + rounds} rounds; report: {report(run, root)}")
+        display.say(f"run '{run}' has {goal} rounds; report: {report(run, root)}")
+    return None
 
 
 def check_cron(expression: str) -> None:
