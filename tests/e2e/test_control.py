@@ -27,7 +27,7 @@ from support.recipes import TINY
 
 Rondo = Callable[..., subprocess.CompletedProcess[str]]
 AUTOMATION = Path(__file__).parents[2] / "deploy" / "automations" / "crashed-runs.yaml"
-HANGS = 120  # seconds
+HANGS = 300  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def watched(environment: dict[str, str], server: LastingServer) -> dict[str, str
 def killed(watched: dict[str, str], tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of a run that was killed in round 1; Prefect finds it while the other tests run."""
     root = tmp_path_factory.mktemp("killed")
-    command = _command("run", str(tiny_recipe), "--name", "killed", "--root", str(root), at="update:1:during")
+    command = _command("run", str(tiny_recipe), "--name", "killed", "--root", str(root), at="finish_update:1:during")
     done = subprocess.run(command, env=watched, capture_output=True, timeout=HANGS, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     return root
@@ -72,7 +72,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_any_other(
 
     pause = {"type": "PAUSED", "name": "Suspended", "state_details": _suspended_for_300_s()}
     message = _stopped(
-        ["resume", "stopped", *root], "update:1:held", watched, lambda: server.set_state("stopped", **pause)
+        ["resume", "stopped", *root], "finish_update:1:held", watched, lambda: server.set_state("stopped", pause)
     )
     assert "paused by Prefect" in message
     assert _states(server, "stopped")[0] == "Suspended"
@@ -92,7 +92,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_any_other(
 
     cancel = {"type": "CANCELLING", "name": "Cancelling"}
     message = _stopped(
-        ["resume", "stopped", *root], "update:2:held", watched, lambda: server.set_state("stopped", **cancel)
+        ["resume", "stopped", *root], "finish_update:2:held", watched, lambda: server.set_state("stopped", cancel)
     )
     assert "interrupted by Prefect" in message
     assert _states(server, "stopped")[0] == "Cancelled"

@@ -26,7 +26,7 @@ class LastingServer:
         found: list[dict[str, Any]] = self.post("/flow_runs/filter", wanted)
         return found
 
-    def set_state(self, name: str, **state: Any) -> None:
+    def set_state(self, name: str, state: dict[str, Any]) -> None:
         """Sets the state of the newest flow run of a name."""
         (newest, *_) = self.flow_runs(name)
         self.post(f"/flow_runs/{newest['id']}/set_state", {"state": state, "force": True})
