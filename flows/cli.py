@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from flows import (
+    cli_control,
     cli_inspect,
     cli_join,
     cli_judges,
@@ -38,6 +39,7 @@ app = typer.Typer(
 Rounds = Annotated[int | None, typer.Option("--rounds", min=1, help="bring the run to this many rounds")]
 WAITING = 3
 INTERRUPTED = 130  # as shells count an end by Ctrl-C
+app.add_typer(cli_control.app)
 app.add_typer(cli_store.app)
 app.add_typer(cli_inspect.app)
 app.add_typer(cli_judges.app)

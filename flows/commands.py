@@ -67,6 +67,7 @@ def start(
     """
     recipe = load_recipe(path, [*changes, *([f"rounds={rounds}"] if rounds else [])])
     check_tracking(recipe.tracking)
+    _check_notifications(recipe)
     store = Store.open(root)
     name = name or recipe.name
     run = create_or_open(store, name, recipe) if resume else store.create_run(name, header(recipe))
@@ -108,7 +109,7 @@ def resume(
             f"a run goes on with its own recipe, on whichever devices, and cannot change {'; '.join(other)}: change it "
             f"in a fork: rondo fork {name}@ROUND --name NEW --set KEY=VALUE"
         )
-    return _bring_to(store, existing, rounds or before.rounds, display, take_over=take_over, recipe=recipe)
+    return _bring_to(store, existing, rounds or _goal(existing), display, take_over=take_over, recipe=recipe)
 
 
 def fork(
@@ -159,9 +160,17 @@ def list_runs(root: str) -> list[dict[str, Any]]:
             "parent": "{run}@{round}".format(**existing.header["parent"]) if existing.header.get("parent") else None,
             "rounds": f"{0 if done is None else done}/{recipe.rounds}",
             "reward": last.meta["reward"] if last else None,
-            "state": "finished" if finished and existing.state == "stopped" else existing.state,
+            "state": _state(existing, finished=finished),
         })  # fmt: skip
     return rows
+
+
+def _state(run: Run, *, finished: bool) -> str:
+    if run.state == "running":
+        return "running"
+    if run.pause is not None:
+        return "paused"
+    return "finished" if finished else "stopped"
 
 
 def list_rounds(name: str, root: str) -> list[RoundSummary]:
@@ -235,6 +244,9 @@ def _bring_to(
 ) -> Finished:
     done = len(run.rounds()) - 1
     if done >= rounds:
+        if run.pause is not None:
+            with run.writer(take_over, ends_pause=True):
+                pass
         message = f"run '{run.name}' is finished: it has {done} rounds; 'rondo resume {run.name} --rounds N' adds more"
         where = store.report_path(run.name)
         written = str(where) if where and where.exists() else report(run.name, store.root)
@@ -256,6 +268,21 @@ def _bring_to(
     run.refresh()
     message = f"run '{run.name}' has {rounds} rounds"
     return Finished(run.name, summaries(run.rounds()), message, report(run.name, store.root))
+
+
+def _goal(run: Run) -> int:
+    """How many rounds a run is to have: its recipe's, or more where it was interrupted on the way to more."""
+    asked: int = run.session.meta.get("rounds", 0) if run.session is not None else 0
+    return max(recipe_of(run).rounds, asked)
+
+
+def _check_notifications(recipe: Recipe) -> None:
+    """Raises ConfigError, before there is a run, where a block that the recipe names cannot send."""
+    if recipe.notifications.blocks:
+        import flows.prefect_settings  # noqa: F401  before Prefect
+        from flows.notify import open_notifier
+
+        asyncio.run(open_notifier(recipe.notifications, Display()))
 
 
 def _check_adapter(before: Recipe, after: Recipe) -> None:

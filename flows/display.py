@@ -26,14 +26,15 @@ class Stage:
     A stage without any work, because the run's log has it all, is never shown.
     """
 
-    def __init__(self, progress: Progress, label: str, total: float | None, shards: int) -> None:
+    def __init__(self, progress: Progress, round: int, name: str, total: float | None, shards: int) -> None:
         self._progress = progress
         self._task: TaskID | None = None
         self._shards: dict[int, Mapping[str, Any]] = {}
         self._total = total
         self._all_shards = shards
         self._started = 0.0
-        self.label = label
+        self.name = name
+        self.label = f"round {round}  {name}"
 
     @property
     def worked(self) -> bool:
@@ -59,6 +60,12 @@ class Stage:
         done = sum(figures.get("done", 0) for figures in self._shards.values())
         if self._task is not None:
             self._progress.update(self._task, completed=done, total=self._total, note=self.note)
+
+    @property
+    def share(self) -> float:
+        """How much of it is done, from 0 to 1; 0 where nobody knows how much there is."""
+        done = sum(figures.get("done", 0) for figures in self._shards.values())
+        return min(done / self._total, 1.0) if self._total else 0.0
 
     @property
     def note(self) -> str:
@@ -92,6 +99,8 @@ class Display:
             disable=not self._console.is_terminal,
         )
         self._rounds: TaskID | None = None
+        self._stages: list[Stage] = []
+        self.rounds_done = (0, 1)
 
     def __enter__(self) -> "Display":
         self._progress.start()
@@ -115,17 +124,25 @@ class Display:
 
     def rounds(self, done: int, total: int) -> None:
         """Shows how far the whole run is."""
+        self.rounds_done = (done, total)
         if self._rounds is None:
             self._rounds = self._progress.add_task("rounds", total=total, completed=done, note="")
         self._progress.update(self._rounds, completed=done)
 
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages that are at work."""
+        return [stage for stage in self._stages if stage.worked]
+
     @contextlib.contextmanager
     def stage(self, round: int, name: str, total: float | None = None, shards: int = 1) -> Iterator[Stage]:
         """A stage of a round: shown while the block works, and then as one line with its time."""
-        stage = Stage(self._progress, f"round {round}  {name}", total, shards)
+        stage = Stage(self._progress, round, name, total, shards)
+        self._stages.append(stage)
         try:
             yield stage
         finally:
+            self._stages.remove(stage)
             stage.end()
         if stage.worked:
             self.say(f"{stage.label:<28}{stage.seconds:7.1f} s   {stage.note}".rstrip())

@@ -7,7 +7,9 @@ RondoError
 ├── PublishError (RuntimeError)      the Hub refuses or fails
 ├── ServerError (RuntimeError)       no Prefect server could be reached or started
 ├── ClusterError (RuntimeError)      a Ray cluster cannot be used, or has no replica to give
+├── RunHangsError (RuntimeError)     a run that was asked to end and does not
 ├── InterruptedRunError              a person ended the command
+│   └── PausedRunError               a person paused the run
 └── WaitingForLabelsError            a run that goes on once people have labelled
 """
 
@@ -26,8 +28,16 @@ class NodeError(RondoError, RuntimeError):
     """A machine that did not join an update in time, or that found no one to join."""
 
 
+class RunHangsError(RondoError, RuntimeError):
+    """A run that was asked to end, and does not."""
+
+
 class InterruptedRunError(RondoError):
     """A run that a person interrupted; what was committed stays."""
+
+
+class PausedRunError(InterruptedRunError):
+    """A run that a person paused: no schedule goes on with it until it is resumed."""
 
 
 class WaitingForLabelsError(RondoError):

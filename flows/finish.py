@@ -3,7 +3,6 @@
 from typing import Any
 
 from prefect import get_run_logger
-from prefect.artifacts import acreate_table_artifact
 
 from flows.origin import round_origin
 from flows.session import Session, current
@@ -22,6 +21,9 @@ async def finish_round(run: str, number: int, evaluation: dict[str, Any]) -> Rou
         replayed = [entry.meta for entry in session.run.entries(round=number, stage="replayed")]
         figures |= {**await describe(run, number), **(replayed[-1] if replayed else {}), **trained}
         figures["alarms"] = alarms(figures, session.run.rounds()[0].meta, session.recipe.evaluation)
+        for entry in session.run.entries(round=number, stage="unlabelled"):
+            figures["labels_missing"] = entry.meta["missing"]
+            figures["alarms"] = [*figures["alarms"], entry.meta["why"]]
     summary = RoundSummary(
         round=number,
         policy=session.policy_hash(number),
@@ -39,11 +41,9 @@ async def finish_round(run: str, number: int, evaluation: dict[str, Any]) -> Rou
     for alarm in summary.alarms:
         session.display.say(f"alarm in round {number}: {alarm}")
         logger.warning("alarm in round %d: %s", number, alarm)
-    await acreate_table_artifact(
-        key=f"rounds-{run.lower().replace('.', '-').replace('_', '-')}",
-        table=[row_of(finished) for finished in summaries(session.run.rounds())],
-        description=f"Rounds of run {run}",
-    )
+    if summary.alarms:
+        session.notifier.tell("alarm", f"{run}: alarm in round {number}", "\n".join(summary.alarms))
+    session.artifacts.rounds([row_of(finished) for finished in summaries(session.run.rounds())])
     return summary
 
 

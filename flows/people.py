@@ -1,18 +1,23 @@
 """People in a round: waiting for their choices, and letting these decide.
 
-To wait is to stop: the command ends, and ``rondo resume`` goes on from what is committed, today or next week. A flow
-that Prefect suspends would need a server that outlives the command, and here Prefect's is as temporary as the command.
+To wait is to stop: the command ends, and ``rondo resume`` goes on from what is committed, today or next week. Where a
+Prefect server runs and the recipe says how long, the command waits in it instead; see ``flows/waiting.py``. Either way
+the store keeps since when people are asked, and that a round went on without them.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flows.errors import WaitingForLabelsError
+from flows.process import WorkerProcess
 from flows.questions import questions_of
 from flows.session import Session, current
 from flows.shards import Shard, files_of
 from flows.step import step
-from pipeline.config import PeopleJudge
+from flows.waiting import wait_in_prefect
+from pipeline.config import PeopleConfig, PeopleJudge
 from pipeline.errors import DataError
 from pipeline.human_labels import unanswered
 from pipeline.records import content_id
@@ -29,7 +34,11 @@ async def wait_for_judges(run: str, number: int) -> None:
     session = current()
     if isinstance(session.recipe.judge, PeopleJudge):
         questions = questions_of(session.store, session.run, number, session.recipe)
-        _wait(session, number, unanswered(questions, session.choices(number)))
+
+        def missing() -> int:
+            return unanswered(questions, session.newest_choices(number))
+
+        await _wait(session, number, session.recipe.judge, missing)
 
 
 @step("{run} r{number} override")
@@ -47,11 +56,11 @@ async def override(run: str, number: int, through: Sequence[Shard]) -> Entry | N
     config = session.recipe.people
     if config is None:
         return None
-    choices = session.choices(number)
     preferences = files_of(shard.preferences for shard in through)
     questions = questions_of(session.store, session.run, number, session.recipe, preferences)
-    missing = unanswered(questions, choices)
-    _wait(session, number, min(config.wait_for, len(questions)) - (len(questions) - missing))
+    spared = max(len(questions) - config.wait_for, 0)
+    await _wait(session, number, config, lambda: unanswered(questions, session.newest_choices(number)) - spared)
+    choices = session.choices(number)
     keys = {question.key for question in questions}
     asked = [choice for choice in choices if choice["question"] in keys]
     inputs = content_id([[file.sha256 for file in preferences], asked])
@@ -71,10 +80,50 @@ async def override(run: str, number: int, through: Sequence[Shard]) -> Entry | N
     return session.commit(number, "preferences", session.references([file]), {"preferences": count}, inputs)
 
 
-def _wait(session: Session, number: int, missing: int) -> None:
-    if missing > 0:
-        name = session.run.name
-        raise WaitingForLabelsError(
-            f"waiting for {missing} label{'s' if missing > 1 else ''}: rondo label {name}@{number}, then rondo resume "
-            f"{name}; what is committed stays"
-        )
+async def _wait(session: Session, number: int, config: PeopleConfig | PeopleJudge, missing: Callable[[], int]) -> None:
+    """Returns once no label is missing, or the round goes on without; the choices are those of then.
+
+    Raises:
+        WaitingForLabelsError: neither is so, and the command has waited as long as the recipe says.
+    """
+    if session.find(number, "unlabelled") or missing() <= 0:
+        return
+    outcome, name = None, session.run.name
+    task = f"{missing()} labels are missing: rondo label {name}@{number}"
+    session.notifier.tell("labels", f"{name}: labels are missing", task)
+    if config.wait_minutes:
+        # Of the first time that they were asked, whatever has ended or begun anew since.
+        asked = datetime.fromisoformat(session.commit(number, "asked", []).time)
+        outcome = await _ask(session, config, task, missing, asked + timedelta(minutes=config.wait_minutes))
+    left = missing()
+    if left <= 0:
+        return
+    many = f"{left} label{'s' if left > 1 else ''}"
+    if outcome == "judge" or (outcome == "time" and isinstance(config, PeopleConfig) and config.on_timeout == "judge"):
+        why = f"after {config.wait_minutes:g} minutes" if outcome == "time" else "as somebody chose in Prefect"
+        session.commit(number, "unlabelled", [], {"missing": left, "why": f"went on without {many}, {why}"})
+        return
+    session.control.waits_for_people = True
+    raise WaitingForLabelsError(
+        f"waiting for {many}: rondo label {name}@{number}, then rondo resume {name}; what is committed stays"
+    )
+
+
+async def _ask(
+    session: Session, config: PeopleConfig | PeopleJudge, task: str, missing: Callable[[], int], deadline: datetime
+) -> str | None:
+    """How the wait has ended; None where it has to be done by stopping, for want of a server."""
+    control = session.control
+    if datetime.now(UTC) >= deadline:
+        return "time"
+    if not control.watched or control.flow_run is None:
+        return None
+    session.display.say(f"waiting in Prefect until {deadline:%Y-%m-%d %H:%M} UTC: {task}")
+    own = [worker for worker in session.workers if isinstance(worker, WorkerProcess)]  # replicas are the cluster's
+    await asyncio.gather(*(worker.dismiss() for worker in own))
+    control.waits_for_people = True
+    outcome = await wait_in_prefect(
+        control.flow_run, task, missing, deadline, has_judge=isinstance(config, PeopleConfig)
+    )
+    control.waits_for_people = False
+    return outcome

@@ -46,6 +46,14 @@ def _end_with_parent() -> None:
     os._exit(0)
 
 
+def has_lasting_server() -> bool:
+    """Whether there is a server of the user's, or of ``rondo up``: people reach it, and it outlives this process."""
+    from prefect.settings import PREFECT_API_URL
+
+    record = lasting_record.read()
+    return bool(PREFECT_API_URL.value()) or (record is not None and record.server.process is not None)
+
+
 @contextlib.asynccontextmanager
 async def prefect_api(say: Say | None = None, *, scheduling: bool = False) -> AsyncIterator[str]:
     """The address of the Prefect API: that of a lasting server, see ``lasting_api``, else of a temporary one.

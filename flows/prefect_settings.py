@@ -9,6 +9,8 @@ _DEFAULTS = {
     # Telemetry: no measurements leave the machine unasked, and their failure would print a traceback.
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # A sign of life as often as Prefect allows, in seconds: deploy/automations/crashed-runs.yaml waits for three.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     # The progress display owns the terminal; flow logs still reach the server, and so its UI.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",

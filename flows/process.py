@@ -131,6 +131,11 @@ class WorkerProcess:
             finally:
                 self._waiting.pop(number, None)
 
+    async def dismiss(self) -> None:
+        """Ends the child once it has answered what it was asked; the next call starts another."""
+        async with self._place(alone=True), self._starting:
+            await self._end()
+
     async def stop(self) -> None:
         """Ends the child, whatever it is doing: closes its pipe, and kills it where that is not enough."""
         self._stopped = True

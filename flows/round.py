@@ -32,7 +32,9 @@ from storage.manifest import Entry
 @flow(name="round", flow_run_name="{run} round {number}")
 async def run_round(run: str, number: int) -> RoundSummary:
     """One round of online DPO; round 0 only evaluates the initial policy."""
+    current().control.listen()
     if number > 0:
+        await ask_people(run, number)
         async with on_their_way(run, number, training(number)) as shards:
             decided, replayed = await decide_whole(run, number, shards)
             await stages.rest_sampler()
@@ -48,13 +50,19 @@ def training(number: int) -> Batch:
     return Batch.training(number, current().sampled_by(number))
 
 
+async def ask_people(run: str, number: int) -> None:
+    """Where people are the judge: samples what they are asked about, and waits; the round then is judged by that."""
+    if isinstance(current().recipe.judge, PeopleJudge):
+        await judged(run, number, training(number))
+        await people.wait_for_judges(run, number)
+
+
 async def decide_whole(run: str, number: int, shards: Shards) -> tuple[Entry | None, Entry | None]:
     """What needs all preferences of a round: people who decide in the judge's place, and what is replayed beside."""
     recipe = current().recipe
-    if not (isinstance(recipe.judge, PeopleJudge) or recipe.people or recipe.preferences.replay.share):
+    if not (recipe.people or recipe.preferences.replay.share):
         return None, None
     through = await shards.all()
-    await people.wait_for_judges(run, number)
     decided = await people.override(run, number, through)
     own = [decided] if decided else [shard.preferences for shard in through]
     return decided, await stages.replay(run, number, files_of(own))
@@ -72,7 +80,7 @@ async def sampled_ahead(run: str, number: int) -> AsyncIterator[None]:
 
 
 async def judged(run: str, number: int, batch: Batch) -> list[Shard]:
-    """Held-out prompts, sampled and judged."""
+    """A batch of prompts, sampled and judged."""
     async with on_their_way(run, number, batch) as shards:
         return await shards.all()
 

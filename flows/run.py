@@ -3,14 +3,18 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 
 from flows import stages
 from flows.adopt import adopt_rounds
+from flows.control import Control
 from flows.display import Display
 from flows.judge_policies import check_judge_policies
-from flows.prefect_server import prefect_api
+from flows.notify import open_notifier, tell_end
+from flows.prefect_server import has_lasting_server, prefect_api
 from flows.round import run_round
 from flows.scratch import scratch_directory
 from flows.session import Session, current, enter
@@ -22,28 +26,37 @@ from storage.run import Run
 from storage.store import Store
 
 
-@flow(name="rondo", flow_run_name="{run}")
-async def run_rounds(run: str, rounds: int) -> None:
+@flow(name="rondo", flow_run_name="{run}", on_completion=[tell_end], on_failure=[tell_end], on_crashed=[tell_end])
+async def run_rounds(run: str, rounds: int) -> State[Any] | None:
     """Brings a run to this many rounds; those that are finished stay as they are."""
+    return await current().control.in_order(_missing_rounds(run, rounds))
+
+
+async def _missing_rounds(run: str, rounds: int) -> None:
     session = current()
     session.rounds = rounds
-    # Before anything is paid for: judges that cannot be loaded say so here.
-    session.judge_versions = await session.judge.call("versions")
-    await stages.prepare_policy(run)
-    await stages.prepare_prompts(run)
-    for number in range(len(session.run.rounds()), rounds + 1):
-        session.display.rounds(number, rounds + 1)
-        await run_round(run, number)
+    async with session.artifacts.kept_up():
+        # Before anything is paid for: judges that cannot be loaded say so here.
+        session.judge_versions = await session.judge.call("versions")
+        await stages.prepare_policy(run)
+        await stages.prepare_prompts(run)
+        for number in range(len(session.run.rounds()), rounds + 1):
+            session.display.rounds(number, rounds + 1)
+            await run_round(run, number)
+        session.display.rounds(rounds + 1, rounds + 1)
 
 
 async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: Display, take_over: bool) -> None:
     """Opens the run for writing, starts workers and scheduler side by side, and runs the rounds that are missing."""
-    with (
-        run.writer(take_over=take_over, meta=software()) as writer,
-        scratch_directory(store.root, run.name) as scratch,
-    ):
+    paused = run.pause
+    with contextlib.ExitStack() as opened:
+        writer = opened.enter_context(run.writer(take_over, {**software(), "rounds": rounds}, ends_pause=True))
+        control = Control(run, writer, paused, watched=has_lasting_server())
+        opened.enter_context(control.listening())
+        scratch = opened.enter_context(scratch_directory(store.root, run.name))
         logs = store.log_directory(run.name) or scratch
-        session = Session.create(store, run, writer, recipe, display, scratch, logs)
+        notifier = await open_notifier(recipe.notifications, display)
+        session = Session.create(store, run, writer, recipe, display, scratch, logs, control, notifier)
         enter(session)
         adopt_rounds(store, run, writer)
         check_judge_policies(recipe, run.name, len(run.rounds()))

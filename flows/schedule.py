@@ -3,7 +3,7 @@
 import asyncio
 import datetime
 import signal
-from typing import Annotated
+from typing import Annotated, Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -13,7 +13,9 @@ from prefect.states import Completed
 from pydantic import Field
 
 from flows.commands import create_or_open, report
+from flows.control import end_flow_run, held_back
 from flows.display import Display
+from flows.errors import InterruptedRunError
 from flows.limits import SKIPPED, STOOD_FOR, alone, skip_overdue
 from flows.prefect_server import prefect_api
 from flows.run import execute
@@ -28,7 +30,7 @@ RoundsField = Annotated[int, Field(ge=1, le=100_000, description="rounds to add"
 
 
 @flow(name="rondo-schedule", flow_run_name="{run} scheduled")
-async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: RoundsField) -> "State[None] | None":
+async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: RoundsField) -> "State[Any] | None":
     """Adds rounds to a run, once no other run of that name goes on and, where the recipe uses GPUs, these are free.
 
     Args:
@@ -49,8 +51,16 @@ async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: Rou
                     return Completed(name=SKIPPED, message=STOOD_FOR)
                 await skip_overdue()
                 existing = create_or_open(store, run, recipe)
+                if paused := held_back(existing):
+                    display.say(paused)
+                    return Completed(name=SKIPPED, message=paused)
                 target = max(len(existing.rounds()) - 1, 0) + rounds
+                if existing.pause is not None and existing.session is not None:  # this very flow run goes on
+                    target = existing.session.meta["rounds"]
                 await execute(store, existing, recipe, target, display, take_over=False)
+        except InterruptedRunError as stopped:
+            display.say(str(stopped))
+            return await end_flow_run(stopped)
         except (RondoError, StoreError) as error:
             display.say(f"error: {error}")
             raise

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flows.artifacts import Artifacts
+from flows.control import Control
 from flows.display import Display
 from flows.nodes import Nodes, nodes_of
+from flows.notify import Notifier
 from flows.process import WorkerProcess
 from flows.ranks import worker_environment
 from flows.ray_cluster import RayCluster, variables
@@ -41,6 +44,9 @@ class Session:
     sampler: WorkerProcess | RayPool
     judge: WorkerProcess | RayPool
     trainer: WorkerProcess
+    control: Control
+    artifacts: Artifacts
+    notifier: Notifier
     judge_versions: list[str] = field(default_factory=list)
     rounds: int = 0
     _policies: dict[int, PolicyRef] = field(default_factory=dict)
@@ -49,7 +55,16 @@ class Session:
 
     @classmethod
     def create(
-        cls, store: Store, run: Run, writer: Writer, recipe: Recipe, display: Display, scratch: Path, logs: Path
+        cls,
+        store: Store,
+        run: Run,
+        writer: Writer,
+        recipe: Recipe,
+        display: Display,
+        scratch: Path,
+        logs: Path,
+        control: Control,
+        notifier: Notifier,
     ) -> "Session":
         """A session whose workers are not started yet."""
         common = {
@@ -78,7 +93,10 @@ class Session:
         sampler = replicated("sampler", recipe.cluster.sampler, recipe.sampling.shards_in_flight)
         judge = replicated("judge", recipe.cluster.judge, 1)
         trainer = worker("trainer", devices.trainer_ranks, nodes=nodes_of(devices, display.say))
-        return cls(store, run, writer, recipe, display, sampler, judge, trainer)
+        path = store.report_path(run.name)
+        report = path.absolute().as_uri() if path else f"{store.root}/{store.report_key(run.name)}"
+        artifacts = Artifacts(run.name, display, report, shown=control.watched)
+        return cls(store, run, writer, recipe, display, sampler, judge, trainer, control, artifacts, notifier)
 
     @property
     def workers(self) -> tuple[WorkerProcess | RayPool, ...]:
@@ -192,6 +210,11 @@ class Session:
         if round not in self._choices:
             self._choices = {round: Labels(self.store).newest()}
         return self._choices[round]
+
+    def newest_choices(self, round: int) -> list[dict[str, Any]]:
+        """What people have chosen by now, which the round's later steps then see."""
+        self._choices.pop(round, None)
+        return self.choices(round)
 
     def _base(self, round: int) -> tuple[FileRef, ...]:
         """The whole checkpoint that a round's adapter changes; nothing where the round's own is whole."""

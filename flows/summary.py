@@ -76,6 +76,7 @@ class RoundSummary(BaseModel):
     )
     drifted: list[str] = []
     preferences: int | None = None
+    labels_missing: int | None = Field(None, description="people's labels that the round went on without")
     margin: float | None = None
     length_margin: float | None = Field(None, description="by how much the best answer is longer than the worst")
     replayed: int | None = Field(None, description="preferences of earlier rounds that were trained on beside these")

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from storage import layout
 from storage.errors import CorruptEntryError, MissingObjectError
@@ -26,6 +27,7 @@ class _State:
     digest: str
     session: Entry | None = None
     closed: bool = True
+    close: Entry | None = None
     rounds: int = 0
     pending: dict[Key, Entry] = field(default_factory=dict)
     releases: list[int] = field(default_factory=list)
@@ -34,7 +36,7 @@ class _State:
     def after(summary: Summary) -> "_State":
         pending = {item.key: item for item in summary.pending if item.key is not None}
         releases = list(summary.releases)
-        return _State(summary.entry, summary.head, summary.session, False, summary.rank + 1, pending, releases)
+        return _State(summary.entry, summary.head, summary.session, False, None, summary.rank + 1, pending, releases)
 
     def apply(self, entry: Entry, digest: str) -> Summary | None:
         """Move on by one entry; the summary of the round that it finishes, if it does."""
@@ -44,9 +46,9 @@ class _State:
             )
         self.head, self.digest = entry, digest
         if entry.kind == "session":
-            self.session, self.closed = entry, False
+            self.session, self.closed, self.close = entry, False, None
         elif entry.kind == "close":
-            self.closed = True
+            self.closed, self.close = True, entry
         elif entry.kind == "commit" and entry.key is not None:
             self.pending[entry.key] = entry
         elif entry.kind == "release":
@@ -128,6 +130,13 @@ class Log:
     def session_closed(self) -> bool:
         """Whether the newest session has its closing entry; True where there was none yet."""
         return self._state.closed
+
+    @property
+    def pause(self) -> dict[str, Any] | None:
+        """What the newest session says of a pause of the run: in its closing entry, or else where it began."""
+        last = self._state.close or self._state.session
+        found: dict[str, Any] | None = last.meta.get("paused") if last is not None else None
+        return found
 
     @property
     def finished(self) -> list[int]:

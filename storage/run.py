@@ -56,6 +56,11 @@ class Run:
         return "running" if held else "stopped"
 
     @property
+    def pause(self) -> dict[str, Any] | None:
+        """Who holds the run back, and since when, where it was paused; None where it may go on."""
+        return self._log.pause
+
+    @property
     def session(self) -> Entry | None:
         """The newest "session" entry: whoever has the run open, or had it last."""
         return self._log.session
@@ -131,18 +136,21 @@ class Run:
         return self._log.summary(finished[-1]).entry if finished else None
 
     @contextmanager
-    def writer(self, take_over: bool = False, meta: dict[str, Any] | None = None) -> Iterator["Writer"]:
+    def writer(
+        self, take_over: bool = False, meta: dict[str, Any] | None = None, *, ends_pause: bool = False
+    ) -> Iterator["Writer"]:
         """The right to append to the run, until the end of the block.
 
         Args:
             take_over: take the run from a writer on another host that is known to be dead.
             meta: what the "session" entry says of this writer, beside its process.
+            ends_pause: a run that was paused is so no longer; else it stays paused through this session.
 
         Raises:
             RunBusyError: another process has it, or was faster.
             UnsupportedStoreError: the backend overwrites where it must not.
         """
-        writer = Writer(self, self._objects, self._log, take_over, meta or {})
+        writer = Writer(self, self._objects, self._log, take_over, meta or {}, ends_pause)
         try:
             yield writer
         except BaseException as error:
@@ -168,12 +176,15 @@ class Run:
 class Writer:
     """Appends to the log of a run. Safe to use from several threads of its process."""
 
-    def __init__(self, run: Run, objects: Objects, log: Log, take_over: bool, meta: dict[str, Any]) -> None:
+    def __init__(
+        self, run: Run, objects: Objects, log: Log, take_over: bool, meta: dict[str, Any], ends_pause: bool
+    ) -> None:
         self._run, self._objects, self._log = run, objects, log
         self._ended: str | None = None
+        self._paused: dict[str, Any] | None = None
         self.session = uuid.uuid4().hex
         try:
-            self._begin(take_over, meta)
+            self._begin(take_over, meta, ends_pause)
             log.write_summaries()
         except BaseException:
             session.end(self.session)
@@ -241,20 +252,30 @@ class Writer:
             releases.remove(self._objects, set(own) - needed)
             return entry
 
+    def pause(self, meta: dict[str, Any]) -> None:
+        """Leave the run paused at the end of this session: until a writer ends the pause, those that ask hold back.
+
+        Args:
+            meta: what :attr:`Run.pause` is to say of it.
+        """
+        self._paused = meta
+
     def leave(self) -> None:
         """Write no more, and leave the log as it is, without the entry that closes the session."""
         with self._log.lock:
             session.end(self.session)
             self._ended = f"the writer of run '{self._run.name}' was closed: open another"
 
-    def _begin(self, take_over: bool, meta: dict[str, Any]) -> None:
+    def _begin(self, take_over: bool, meta: dict[str, Any], ends_pause: bool) -> None:
         """Publish the session, once no other one holds the run."""
         log, name = self._log, self._run.name
         with log.lock:
             log.refresh()
             while True:
                 self._check_free(take_over)
-                draft = self._draft("session", None, (), {**meta, **session.describe_process()})
+                self._paused = None if ends_pause else log.pause
+                pause = {} if self._paused is None else {"paused": self._paused}
+                draft = self._draft("session", None, (), {**meta, **pause, **session.describe_process()})
                 entry = self._put(draft)
                 if entry is not None:
                     break
@@ -331,7 +352,8 @@ class Writer:
             session.end(self.session)
             if self._ended is None:
                 with suppress(RunBusyError):  # the newer session closes this one
-                    self._publish("close", None, (), {"error": error})
+                    pause = {} if self._paused is None else {"paused": self._paused}
+                    self._publish("close", None, (), {"error": error, **pause})
                 self._ended = f"the writer of run '{self._run.name}' was closed: open another"
 
 

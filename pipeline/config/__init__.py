@@ -23,6 +23,7 @@ from pipeline.config.judges import (
     RewardModelJudge,
     VaderJudge,
 )
+from pipeline.config.notifications import NotificationsConfig
 from pipeline.config.policy import PretrainedPolicy, WarmStartPolicy
 from pipeline.config.preferences import PreferencesConfig
 from pipeline.config.prompts import DatasetPrompts, FilePrompts, GeneratedPrompts, Prompts
@@ -53,6 +54,7 @@ __all__ = [
     "LoraConfig",
     "MathJudge",
     "NoisyJudge",
+    "NotificationsConfig",
     "PeopleConfig",
     "PeopleJudge",
     "PreferencesConfig",

@@ -11,6 +11,7 @@ from pipeline.config.base import Config, Device, among
 from pipeline.config.cluster import ClusterConfig, ReplicasConfig
 from pipeline.config.evaluation import EvaluationConfig
 from pipeline.config.judges import ImplicitJudge, Judge, LlmJudge, PeopleConfig, PeopleJudge
+from pipeline.config.notifications import NotificationsConfig
 from pipeline.config.policy import Policy, WarmStartPolicy
 from pipeline.config.preferences import RANKING_RULES, PreferencesConfig
 from pipeline.config.prompts import GeneratedPrompts, Prompts
@@ -95,6 +96,7 @@ class Recipe(Config):
     devices: DevicesConfig = Field(DevicesConfig(), description="where each part runs")
     cluster: ClusterConfig = Field(ClusterConfig(), description="replicas of sampler and judge on Ray")
     tracking: TrackingConfig = Field(TrackingConfig(), description="where metrics go besides the store")
+    notifications: NotificationsConfig = Field(NotificationsConfig(), description="who is told what becomes of the run")
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "Recipe":

@@ -372,3 +372,23 @@ def test_damaged_summaries_are_built_again(store: Store, tmp_path: Path) -> None
         with store.run("small").writer():
             pass
         assert [store.objects.read(key) for key in summaries] == intact
+
+
+def test_a_run_stays_paused_until_a_writer_ends_the_pause(store: Store) -> None:
+    """Through sessions that do something else, and through one that dies in between."""
+    run = store.create_run("a", {})
+    assert run.pause is None
+    with run.writer() as writer:
+        writer.pause({"by": "ann"})
+        assert run.pause is None, "who writes has not left it yet"
+    assert run.pause == store.run("a").pause == {"by": "ann"}
+    with run.writer() as other:
+        other.commit(Key(1, "candidates"), [])
+        other.finish_round(1, {})
+    assert store.run("a").pause == {"by": "ann"}
+    with run.writer() as dead:
+        dead.leave()
+    assert store.run("a").pause == {"by": "ann"}
+    with run.writer(ends_pause=True):
+        assert store.run("a").pause is None
+    assert store.run("a").pause is None

@@ -6,8 +6,10 @@ WHEN is ``before`` the commit of the stage's first shard in that round, ``after`
 second message of progress of the worker's method of that name; with ``worker`` it is the worker that is killed there,
 once, and not this process.
 With ``rank`` it is the last rank of the update that is killed, once, when the first state of the update is committed.
+With ``held`` nothing is killed: the call to the worker does not return, until somebody ends the run.
 """
 
+import asyncio
 import os
 import signal
 import sys
@@ -55,6 +57,10 @@ def arm(stage: str, number: int, when: str) -> None:
         current = arguments.get("round", current)  # what goes on with an update does not say of which round
         if method != stage or current != number:
             return await call(self, method, **arguments)
+        if when == "held":
+            sys.stdout.write("held\n")
+            sys.stdout.flush()
+            await asyncio.sleep(3600)
 
         def count(figures: Any) -> None:
             nonlocal messages
@@ -67,7 +73,7 @@ def arm(stage: str, number: int, when: str) -> None:
         return await call(self, method, **{**arguments, "on_progress": count})
 
     Writer.commit = killing_commit  # type: ignore[method-assign]
-    if when in ("during", "worker"):
+    if when in ("during", "worker", "held"):
         WorkerProcess.call = killing_call  # type: ignore[method-assign]
 
 

@@ -2,10 +2,18 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.base import Config
 from pipeline.config.judges.base import JudgeConfig
+
+_WAIT = Field(
+    0.0,
+    ge=0,
+    le=60 * 24 * 365,
+    description="how long a round waits for labels where a Prefect server runs, in minutes; where 0, or without a "
+    "server, the run stops, and goes on when it is resumed",
+)
 
 
 class PeopleJudge(JudgeConfig):
@@ -16,6 +24,7 @@ class PeopleJudge(JudgeConfig):
 
     kind: Literal["people"]
     pairs: int = Field(1, ge=1, le=1000, description="pairs of a prompt's answers that people are shown")
+    wait_minutes: float = _WAIT
 
     @property
     def states_uncertainty(self) -> bool:
@@ -38,3 +47,15 @@ class PeopleConfig(Config):
     wait_for: int = Field(
         20, ge=1, le=1_000_000, description="pairs of a round that are to be labelled; all where it has fewer"
     )
+    wait_minutes: float = _WAIT
+    on_timeout: Literal["stop", "judge"] = Field(
+        "stop",
+        description="when wait_minutes are over since people were first asked: stop until the run is resumed, or go on "
+        "with what the judge said where labels are missing, with an alarm",
+    )
+
+    @model_validator(mode="after")
+    def _the_judge_decides_after_a_wait(self) -> "PeopleConfig":
+        if self.on_timeout == "judge" and not self.wait_minutes:
+            raise ValueError("people.on_timeout 'judge' needs people.wait_minutes, after which the judge decides")
+        return self

@@ -1,0 +1,23 @@
+"""Who is told what becomes of a run."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.config.base import Config
+
+Block = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,100}/[a-z0-9-]{1,100}$")]
+Event = Literal["finished", "failed", "alarm", "labels"]
+
+
+class NotificationsConfig(Config):
+    """Messages through Prefect's blocks, which hold the addresses and the secrets: a recipe only names them."""
+
+    blocks: list[Block] = Field(
+        [], max_length=20, description='blocks of the Prefect server that can notify, such as "slack-webhook/team"'
+    )
+    events: list[Event] = Field(
+        ["finished", "failed", "alarm", "labels"],
+        description="of what: the rounds are done, the run has failed, a round has raised an alarm, or waits for "
+        "people's labels",
+    )
