@@ -24,6 +24,7 @@ from pipeline.planning import (
     plan_round,
     shape_of_config,
     shape_of_warm_start,
+    streaming_needs,
     workload_of,
 )
 from pipeline.planning.constants import GB
@@ -98,8 +99,12 @@ def plan(path: Path, changes: Sequence[str], question: Question, root: str) -> A
         size = policy_shape(recorded, question.policy if _same_policy(recorded, recipe) else Size())
         factors = measured_factors(run, number, recorded, size, _device(question.device, recorded), theirs, judge)
         words = [f"lengths, preferences and speed as measured in rounds 1 to {number} of run '{run.name}'"]
+    mode, least = question.mode or recipe.mode, streaming_needs(work)
+    if question.mode is None and mode == "streaming" and question.gpus < least:
+        words.append(f"parts that take turns: to overlap on paper they need {least} devices, one each (--gpus)")
+        mode = "phased"
     found = plan_round(
-        recipe, shape, device, question.gpus, work, mode=question.mode or recipe.mode, judge=judge,
+        recipe, shape, device, question.gpus, work, mode=mode, judge=judge,
         split=_split(question.split), group=question.group, usd_per_hour=question.usd_per_hour, assumed=assumed,
         factors=factors,
     )  # fmt: skip

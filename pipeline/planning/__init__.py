@@ -6,7 +6,7 @@ derives the formulas and says which of them were compared with a measurement.
 """
 
 from pipeline.planning.constants import ASSUMED, DEVICES, Assumptions, Device
-from pipeline.planning.plan import Plan, StageTime, plan_round
+from pipeline.planning.plan import Plan, StageTime, plan_round, streaming_needs
 from pipeline.planning.shapes import KNOWN_SHAPES, ModelShape, shape_of_config, shape_of_warm_start
 from pipeline.planning.stages import Factors, Mode, Split
 from pipeline.planning.workload import Workload, workload_of
@@ -27,5 +27,6 @@ __all__ = [
     "plan_round",
     "shape_of_config",
     "shape_of_warm_start",
+    "streaming_needs",
     "workload_of",
 ]

@@ -138,13 +138,21 @@ def _group(shape: ModelShape, recipe: Recipe, device: Device, assumed: Assumptio
     return group
 
 
+def streaming_needs(work: Workload) -> int:
+    """The fewest devices of which each part that computes has one to itself."""
+    return 3 if _judge_computes(work) else 2
+
+
+def _judge_computes(work: Workload) -> bool:
+    return work.judging.on_gpu or work.held_out_judging.on_gpu
+
+
 def _split(planner: Planner, gpus: int, split: Split | None) -> Split:
     if planner.mode == "phased":
         if split is not None:
             raise ConfigError("a split is for --mode streaming: phased, each part has all devices in its turn")
         return Split(gpus, gpus, gpus)
-    judged = planner.work.judging.on_gpu or planner.work.held_out_judging.on_gpu
-    least = 3 if judged else 2
+    judged, least = _judge_computes(planner.work), streaming_needs(planner.work)
     if gpus < least:
         raise ConfigError(
             f"streaming needs {least} devices or more here, one for each part that computes, and --gpus is {gpus}: "

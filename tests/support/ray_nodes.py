@@ -4,6 +4,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 SETTINGS = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -41,6 +42,8 @@ def ray_nodes(directory: str) -> Iterator[Nodes]:
     """A cluster with its head only. The settings must come before Ray is imported: no other test may do that."""
     os.environ.update(SETTINGS, RAY_TMPDIR=directory)
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    tests = Path(__file__).parents[1]  # the nodes' workers import judges of the tests
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(tests), str(tests.parent)])
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 0, "node_ip_address": "127.0.0.1", "include_dashboard": False}
