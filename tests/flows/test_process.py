@@ -132,7 +132,7 @@ def test_a_child_that_is_gone_takes_no_call_of_its_successor_with_it(make: Calla
         first = worker.pid
         with _answers_of(first):
             os.kill(first, signal.SIGKILL)
-            while worker.pid == first:  # noqa: ASYNC110  asyncio hears of it
+            while worker.pid == first:
                 await asyncio.sleep(0.01)
             await worker.start()
             os.kill(worker.pid, signal.SIGSTOP)

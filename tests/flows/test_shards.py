@@ -1,7 +1,6 @@
 """Shards on their way, and who waits for them: what is known before any of them is sampled for real."""
 
 import asyncio
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +21,7 @@ THROUGH = Shard(Entry(1, "commit", "s", Key(1, "candidates", 0), (), {}, "", "")
 
 
 @pytest.fixture
-def three_shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def three_shards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A session of rounds of three shards. Those of round 2 fail after the first; what was begun is noted."""
     begun: list[str] = []
 
@@ -39,7 +38,7 @@ def three_shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     session = SimpleNamespace(shards=lambda number, held_out: [[0], [1], [2]])
     monkeypatch.setattr(shards, "current", lambda: session)
     monkeypatch.setattr(shards, "work_through", work_through)
-    yield begun
+    return begun
 
 
 def test_who_waits_for_shards_that_fail_does_not_try_again(three_shards: list[str]) -> None:
