@@ -21,7 +21,7 @@ from storage.manifest import Entry, FileRef
 Result = TypeVar("Result")
 
 AHEAD = 4
-"""Shards on their way, for each that the sampler takes at once: a judge that is slower than that holds it up."""
+"""Shards on their way, for each that the sampler, or the judge, takes at once: a slower judge holds the sampler up."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ async def work_through(run: str, number: int, batch: Batch, shards: Shards) -> N
         session.display.stage(number, f"{label}judge", total, len(rows)) as judging,
         session.display.stage(number, f"{label}sample", total, len(rows)) as sampling,
     ):
-        ahead = asyncio.Semaphore(AHEAD * session.sampler.capacity)
+        ahead = asyncio.Semaphore(AHEAD * max(session.sampler.capacity, session.judge.capacity))
 
         async def sample(index: int) -> Entry:
             return await sample_shard(number, index, rows[index], batch, sampling)
