@@ -131,7 +131,7 @@ def fork(
             "run instead, with policy.source=pretrained and the checkpoint's directory as policy.path"
         )
     _check_adapter(before, recipe)
-    check_inputs(store, parent, number)
+    check_inputs(store, parent, number, recipe.staleness)
     child = create_fork(store, parent, number, name, header(recipe))
     if not start:
         with child.writer() as writer:

@@ -1,8 +1,9 @@
 """The parent's side of a worker process: started when asked, and again when it dies.
 
 Workers keep no state that matters: each call names the policy and the files that it needs. So a call to a worker
-that has died starts a new one and is simply made again, by whoever asked (see ``step`` in ``flows/stages.py``). Of a
-worker that takes several calls at once, all that were in progress die with it.
+that has died starts a new one and is simply made again, by whoever asked (see ``flows/step.py``, and ``persist`` in
+``flows/shard_steps.py``). Of a worker that takes several calls at once, all that were in progress die with it. An
+update alone is in the memory of its worker for a while: there it is begun again (`LostUpdateError`).
 
 A worker that hangs is taken for dead: one that was asked and that for ``HUNG_SECONDS`` has said nothing, while it and
 its own children have computed nothing. That finds deadlocks, stopped processes and reads that never return, and spares
@@ -41,8 +42,9 @@ Progress = Callable[[Mapping[str, Any]], None]
 
 @dataclass
 class _Waiting:
-    """Who waits for an answer."""
+    """Who waits for an answer, and of which child."""
 
+    process: asyncio.subprocess.Process
     answer: "asyncio.Future[Any]"
     on_progress: Progress | None
 
@@ -117,7 +119,7 @@ class WorkerProcess:
             assert process is not None
             assert process.stdin is not None
             request = {"id": number, "method": method, "arguments": arguments}
-            answer = self._await_answer(number, on_progress)
+            answer = self._await_answer(process, number, on_progress)
             try:
                 # A pipe that is closed is heard of by the reader, which sees the end of the child.
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -173,15 +175,17 @@ class WorkerProcess:
         self.starts += 1
         if self._nodes is not None:
             self._nodes.watch(self._process)
-        ready = self._await_answer(0, None)
+        ready = self._await_answer(self._process, 0, None)
         self._reader = asyncio.create_task(self._read(self._process))
         try:
             await ready
         finally:
             self._waiting.pop(0, None)
 
-    def _await_answer(self, number: int, on_progress: Progress | None) -> "asyncio.Future[Any]":
-        waiting = _Waiting(asyncio.get_running_loop().create_future(), on_progress)
+    def _await_answer(
+        self, process: asyncio.subprocess.Process, number: int, on_progress: Progress | None
+    ) -> "asyncio.Future[Any]":
+        waiting = _Waiting(process, asyncio.get_running_loop().create_future(), on_progress)
         self._waiting[number] = waiting
         return waiting.answer
 
@@ -196,7 +200,7 @@ class WorkerProcess:
         return torchrun(self._ranks), {**self._environment, **LOOPBACK, MEETING: meeting}
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
-        """Hands the child's answers to those who wait, until it ends; then nobody waits any more."""
+        """Hands the child's answers to those who wait for it, until it ends; then none of them waits any more."""
         end: Exception | None = None
         try:
             while line := await self._line(process):
@@ -222,8 +226,8 @@ class WorkerProcess:
             end = error
             await self._kill(process)
         code = await process.wait()
-        for waiting in self._waiting.values():
-            if not waiting.answer.done():
+        for waiting in self._waiting.values():  # a child that was started since may have some of its own
+            if waiting.process is process and not waiting.answer.done():
                 waiting.answer.set_exception(end or self._died(code))
 
     async def _line(self, process: asyncio.subprocess.Process) -> bytes:

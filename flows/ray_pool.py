@@ -2,7 +2,7 @@
 
 Calls wait in one queue, and each replica takes the next when it has room: a slow one takes fewer, one that joins takes
 its first at once. Where a replica or its node dies, its calls in progress fail with WorkerDiedError, and whoever asked
-makes them again (see ``step`` in ``flows/stages.py``), so that another replica does them; the pool itself gives no call
+makes them again (see ``flows/shard_steps.py``), so that another replica does them; the pool itself gives no call
 to a second replica, and a shard that kills its workers is counted in one place. The pool asks Ray for a new replica in
 the place of one that died, and Ray gives it when a node has room.
 """

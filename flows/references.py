@@ -69,12 +69,14 @@ class UpdateInputs:
     Args:
         policy: the policy that the update starts from.
         reference: the policy that holds it back, where that is another one.
-        reference_sampled: whether the reference is the policy that sampled, whose log-probabilities are there.
+        reference_sampled: whether the reference, or the start where these are one, is the policy that sampled, whose
+            log-probabilities are there.
         shards: the preferences that are there already, in order; others may follow.
         replayed: preferences of earlier rounds that are trained on again; nothing where there is no replay.
         optimizer: the optimizer's state of the round before, where it is carried on.
         average: the moving average of the policies before this round, where one is kept.
         state: what an update that was interrupted had done with these very shards.
+        referenced: how it knew the reference's log-probabilities, as the round's figures say it.
         drift: difference of sampler and trainer after the hand-over of the policy that sampled, in nats per sequence.
     """
 
@@ -87,6 +89,7 @@ class UpdateInputs:
     optimizer: tuple[FileRef, ...]
     average: PolicyRef | None
     state: tuple[FileRef, ...]
+    referenced: dict[str, Any] | None
     drift: float
 
     def to_json(self) -> dict[str, Any]:

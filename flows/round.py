@@ -37,8 +37,8 @@ async def run_round(run: str, number: int) -> RoundSummary:
         await ask_people(run, number)
         async with on_their_way(run, number, training(number)) as shards:
             decided, replayed = await decide_whole(run, number, shards)
-            await stages.rest_sampler()
-            async with sampled_ahead(run, number + 1):
+            await stages.rest_sampler(shards)
+            async with sampled_ahead(run, number + 1, shards):
                 await update(run, number, shards, decided, replayed)
     await stages.hand_over(run, number)
     evaluation = await evaluate(run, number)
@@ -69,13 +69,17 @@ async def decide_whole(run: str, number: int, shards: Shards) -> tuple[Entry | N
 
 
 @contextlib.asynccontextmanager
-async def sampled_ahead(run: str, number: int) -> AsyncIterator[None]:
-    """With staleness 1: while the block runs, the next round's candidates are sampled with the policy that is there."""
+async def sampled_ahead(run: str, number: int, own: Shards) -> AsyncIterator[None]:
+    """With staleness 1: while the block runs, the next round's candidates are sampled with the policy that is there.
+
+    They wait for the round's ``own`` shards, where these have not been sampled ahead themselves: as in the first round,
+    in one that a run or a fork goes on with. Those may be of another policy, and the engine holds one at a time.
+    """
     session = current()
     if not session.recipe.staleness or number > session.rounds:
         yield
         return
-    async with on_their_way(run, number, training(number)):
+    async with on_their_way(run, number, training(number), after=own):
         yield
 
 

@@ -20,7 +20,7 @@ from flows.references import JudgePolicies, PolicyRef
 from flows.tracking import Tracker
 from pipeline.config import ImplicitJudge, Recipe, ReplicasConfig
 from pipeline.prompts import round_slice
-from pipeline.records import prompt_seed
+from pipeline.records import content_id, prompt_seed
 from storage.inputs import base_of, is_adapter
 from storage.labels import Labels
 from storage.manifest import Entry, FileRef, Key
@@ -180,15 +180,22 @@ class Session:
 
     def interrupted_update(self, round: int, inputs: str) -> Entry | None:
         """The newest state that an update of these inputs left, where it was interrupted."""
+        released = self.run.released
         states = self.run.entries(round=round, stage="update_state")
-        found = [entry for entry in states if entry.key and entry.key.inputs == inputs]
-        return found[-1] if found else None
+        mine = (entry for entry in states if entry.meta.get("of") == inputs)
+        left = (entry for entry in mine if not any(file.path in released for file in entry.files))
+        return max(left, key=lambda entry: entry.number, default=None)
 
     def commit_state(self, round: int, inputs: str, step: int, files: Sequence[FileRef], given: dict[str, Any]) -> None:
-        """Publishes the state of an update in progress, and what it had been ``given``; the one before is given up."""
+        """Publishes the state of an update in progress, and what it had been ``given``; the one before is given up.
+
+        What it had been given is part of its key: with other preferences, as where people change their minds, the state
+        after so many steps is another one.
+        """
         before = self.interrupted_update(round, inputs)
-        self.commit(round, "update_state", files, given, inputs, shard=step)
-        if before:
+        key = content_id([inputs, given])
+        kept = self.commit(round, "update_state", files, {"of": inputs, **given}, key, shard=step)
+        if before is not None and kept.number > before.number:
             self.writer.release(before.files, "superseded by those of a later step")
 
     def release_states(self, round: int) -> None:

@@ -7,7 +7,7 @@ of them does not depend on which was through first.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from storage.manifest import Entry, FileRef
 Result = TypeVar("Result")
 
 AHEAD = 4
-"""Shards on their way, for each that the sampler takes at once: a judge that is slower than that holds it up."""
+"""Shards on their way, for each that the sampler, or the judge, takes at once: a slower judge holds the sampler up."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,18 @@ class Shard:
     preferences: Entry | None = None
 
 
+class ShardsFailedError(Exception):
+    """What who waits for shards gets where they will not come; whoever works on them raises why.
+
+    It is no error of the one who waits, for whom to try again would change nothing.
+    """
+
+
 class Shards:
-    """The shards of a batch by their indices, each as soon as it is through."""
+    """The shards of a batch by their indices, each as soon as it is through.
+
+    Whoever waits for one that will not come gets a ShardsFailedError.
+    """
 
     def __init__(self, count: int) -> None:
         self._through: list[asyncio.Future[Shard]] = [asyncio.get_running_loop().create_future() for _ in range(count)]
@@ -46,11 +56,11 @@ class Shards:
         """A shard that is through."""
         self._through[index].set_result(shard)
 
-    def fail(self, error: BaseException) -> None:
-        """None of the others will come, for this reason."""
+    def fail(self) -> None:
+        """None of the others will come."""
         for future in self._through:
             if not future.done():
-                future.set_exception(error)
+                future.set_exception(ShardsFailedError())
                 future.exception()  # who does not wait for it does not miss it
 
     async def first(self, count: int) -> list[Shard]:
@@ -68,23 +78,33 @@ class Shards:
 
 
 @contextlib.asynccontextmanager
-async def on_their_way(run: str, number: int, batch: Batch) -> AsyncIterator[Shards]:
-    """The shards of a batch, which are worked through while the block runs, and all are through when it ends."""
+async def on_their_way(run: str, number: int, batch: Batch, after: Shards | None = None) -> AsyncIterator[Shards]:
+    """The shards of a batch, which are worked through while the block runs, and all are through when it ends.
+
+    Args:
+        after: others that have to be through before these begin.
+    """
     shards = Shards(len(current().shards(number, held_out=batch.held_out)))
-    working = asyncio.create_task(_work_through(run, number, batch, shards))
+    working = asyncio.create_task(_work_through(run, number, batch, shards, after))
     try:
-        yield shards
+        try:
+            yield shards
+        except ShardsFailedError:
+            await working  # which raises why
+            raise
         await working
     finally:
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
 
 
-async def _work_through(run: str, number: int, batch: Batch, shards: Shards) -> None:
+async def _work_through(run: str, number: int, batch: Batch, shards: Shards, after: Shards | None) -> None:
     try:
+        if after is not None:
+            await after.all()
         await work_through(run, number, batch, shards)
-    except BaseException as error:
-        shards.fail(error)
+    except BaseException:
+        shards.fail()
         raise
 
 
@@ -99,7 +119,7 @@ async def work_through(run: str, number: int, batch: Batch, shards: Shards) -> N
         session.display.stage(number, f"{label}judge", total, len(rows)) as judging,
         session.display.stage(number, f"{label}sample", total, len(rows)) as sampling,
     ):
-        ahead = asyncio.Semaphore(AHEAD * session.sampler.capacity)
+        ahead = asyncio.Semaphore(AHEAD * max(session.sampler.capacity, session.judge.capacity))
 
         async def sample(index: int) -> Entry:
             return await sample_shard(number, index, rows[index], batch, sampling)
@@ -108,15 +128,18 @@ async def work_through(run: str, number: int, batch: Batch, shards: Shards) -> N
             shards.put(index, await _judge_and_prefer(number, index, candidates, batch, judging))
 
         async def stream(index: int) -> None:
+            await finish(index, await sample(index))
+
+        async def bounded(work: Callable[..., Awaitable[Result]], *arguments: Any) -> Result:
             async with ahead:
-                await finish(index, await sample(index))
+                return await work(*arguments)
 
         indices = range(len(rows))
         if session.recipe.mode == "streaming":
-            await gather(stream(index) for index in indices)
+            await gather(bounded(stream, index) for index in indices)
         else:
-            sampled = await gather(sample(index) for index in indices)
-            await gather(finish(index, entry) for index, entry in zip(indices, sampled, strict=True))
+            sampled = await gather(bounded(sample, index) for index in indices)
+            await gather(bounded(finish, index, entry) for index, entry in zip(indices, sampled, strict=True))
 
 
 async def _judge_and_prefer(number: int, index: int, candidates: Entry, batch: Batch, judging: Stage) -> Shard:

@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from flows.session import current
-from flows.shards import Shard, files_of
+from flows.shard_steps import persist
+from flows.shards import Shard, Shards, files_of
 from flows.spans import timed
 from flows.step import step
 from pipeline.records import content_id
@@ -75,11 +76,16 @@ async def replay(run: str, number: int, own: Sequence[FileRef]) -> Entry | None:
     return session.commit(number, "replayed", session.references([file]), {**figures, **work}, inputs)
 
 
-async def rest_sampler() -> None:
-    """Has the sampler lend its GPU's memory to the update, where they take turns; it wakes when it is asked again."""
+async def rest_sampler(shards: Shards) -> None:
+    """Has the sampler lend its GPU's memory to the update, where they take turns; it wakes when it is asked again.
+
+    Args:
+        shards: those of the round, which have to be through before.
+    """
     session = current()
     if session.recipe.sampler_rests:
-        await session.sampler.call("rest")
+        await shards.all()
+        await persist(lambda _again: session.sampler.call("rest"))
 
 
 @step("{run} r{number} hand over")

@@ -104,16 +104,18 @@ class _Update:
         own = preference_shards(self._given, whole)
         if self._decided is not None:
             own = [PreferenceShard(files_of(shard.candidates for shard in through), self._decided.files, 1.0)]
+        reference = self._reference or self._policy
         given = UpdateInputs(
             policy=self._policy,
             reference=self._reference,
-            reference_sampled=config.reference == "previous",
+            reference_sampled=reference.policy == session.policy_hash(session.sampled_by(number)),
             prompts=session.files(0, "prompts"),
             shards=tuple(own),
             replayed=files_of([self._replayed]),
             optimizer=self._optimizer,
             average=self._average,
             state=files_of([self._state]),
+            referenced=self._state.meta["referenced"] if self._state else None,
             drift=session.handed_over(session.sampled_by(number)).meta["per_sequence"],
         )
         await self._ask("begin_update", inputs=given.to_json(), round=number, seed=session.seed(number))
@@ -173,7 +175,9 @@ class _Update:
         elif "metrics" in figures:
             session.tracker.step(number, self._steps_before, figures["metrics"])
         elif "state" in figures:
-            given = {"shards": self.fed, "preferences": self._key(self._given)}
+            given = {
+                "shards": self.fed, "preferences": self._key(self._given), "referenced": figures["referenced"]
+            }  # fmt: skip
             files = session.references(figures["state"])
             session.commit_state(number, self._inputs, figures["step"], files, given)
         else:

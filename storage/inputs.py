@@ -38,15 +38,28 @@ class Checked:
     released: bool = False
 
 
-def inputs_of_next_round(run: Run, number: int) -> list[FileRef]:
-    """The files that a round after round ``number`` reads of that round and of round 0."""
+def inputs_of_next_round(run: Run, number: int, staleness: int) -> list[FileRef]:
+    """The files that a round after round ``number`` reads of that round, of round 0, and of the one that samples."""
     files = [*run.files(0, "prompts")]
     for round in sorted({0, number}):
         for stage in CARRIED_STAGES:
             files += run.files(round, stage)
-    if is_adapter(run.files(number, "checkpoint")):
-        files += base_of(run, number)
+    for round in sampling_rounds(number, staleness):
+        files += [*run.files(round, "checkpoint"), *run.files(round, "probe")]
+        if is_adapter(run.files(round, "checkpoint")):
+            files += base_of(run, round)
     return list({file.path: file for file in files}.values())
+
+
+def sampling_rounds(number: int, staleness: int) -> list[int]:
+    """The rounds whose policies the round after ``number`` needs: the newest, and the one that samples."""
+    return sorted({number, max(number - staleness, 0)})
+
+
+def staleness_of(run: Run) -> int:
+    """By how many rounds the policy that samples is behind the newest, as the recipe in the header has it."""
+    recipe = run.header.get("recipe")
+    return int(recipe.get("staleness", 0)) if isinstance(recipe, dict) else 0
 
 
 def is_adapter(files: Sequence[FileRef]) -> bool:
@@ -76,21 +89,26 @@ def open_to_go_on(store: Store, name: str) -> Run:
         raise CorruptEntryError(f"{error}; {remedy}") from error
 
 
-def check_inputs(store: Store, run: Run, number: int | None = None) -> None:
+def check_inputs(store: Store, run: Run, number: int | None = None, staleness: int | None = None) -> None:
     """Whether a run can go on after round ``number``, or where it is; every byte that it would read is read.
+
+    Args:
+        staleness: that of the rounds that are to follow, where it is not the run's own.
 
     Raises:
         DamagedFileError: a file is damaged; the message names the newest good checkpoint, and the way on from it.
-        ReleasedFileError: the weights of that round were removed on purpose.
+        ReleasedFileError: weights that the next round needs were removed on purpose.
     """
+    staleness = staleness_of(run) if staleness is None else staleness
     finished = run.finished
     files = [file for entry in run.unfinished() for file in entry.files] if number is None else []
     last = number if number is not None else (finished[-1] if finished else None)
     if last is not None:
-        files += inputs_of_next_round(run, last)
+        files += inputs_of_next_round(run, last, staleness)
     released = run.released
     if last is not None:
-        run.check_kept(run.files(last, "checkpoint"))
+        for round in sampling_rounds(last, staleness):
+            run.check_kept(run.files(round, "checkpoint"))
     checked: dict[str, Checked] = {}
     problems = list(_problems(store, [file for file in files if file.path not in released], checked))
     if problems:
@@ -114,7 +132,7 @@ def newest_good_checkpoint(store: Store, run: Run, checked: dict[str, Checked]) 
     released = run.released
     for number in reversed(run.finished):
         try:
-            files = inputs_of_next_round(run, number)
+            files = inputs_of_next_round(run, number, staleness_of(run))
         except StoreError:
             continue
         weights = run.files(number, "checkpoint")

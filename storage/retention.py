@@ -1,7 +1,8 @@
 """What may be removed of a run: the weights of rounds that nobody needs any more, or the run as a whole.
 
-Tables stay. So do the weights of round 0 (the KL to the initial policy, adapters and forks need them) and of the
-newest finished round (the next one starts from them), and whatever a fork names.
+Tables stay. So do the weights of round 0 (the KL to the initial policy, adapters and forks need them), of the newest
+finished round (the next one starts from them) and of the one whose policy samples the next round, and whatever a fork
+names.
 """
 
 from collections.abc import Collection
@@ -10,7 +11,7 @@ from typing import Any
 
 from storage import layout
 from storage.errors import CorruptEntryError, RunBusyError, RunHasForksError, RunNotFoundError, StoreError
-from storage.inputs import base_of, is_adapter
+from storage.inputs import base_of, is_adapter, sampling_rounds, staleness_of
 from storage.manifest import FileRef
 from storage.releases import forks, needed_by_forks, parents
 from storage.run import Run
@@ -70,7 +71,8 @@ def plan_pruning(store: Store, run: Run, keep: Collection[int]) -> Pruning:
         CorruptEntryError: the log of a fork is damaged, so that nobody knows what it names.
     """
     finished = [entry.round for entry in run.rounds()]
-    kept_rounds = {*keep, *finished[:1], *finished[-1:]}
+    needed_next = sampling_rounds(finished[-1], staleness_of(run)) if finished else []
+    kept_rounds = {*keep, *finished[:1], *needed_next}
     entries = [entry for stage in sorted(WEIGHT_STAGES) for entry in run.entries(stage=stage)]
     kept = [entry for entry in entries if entry.round in kept_rounds or entry.round not in finished]
     kept_paths = {file.path for entry in kept for file in entry.files}

@@ -20,13 +20,15 @@ Policies = Mapping[int, str]
 def check_lineage(run: Run, commits: Sequence[Entry]) -> Iterator[Damage]:
     """Where the records of the rounds contradict each other, as far as they say who made what.
 
-    What samples is the policy of the round before, what is evaluated that of the round; a checkpoint's hash is that of
-    its weights, and the round's; a reference is an earlier policy, or an average of them.
+    What samples is the policy of the round before, or in a run of staleness 1 of the round before that, whichever the
+    round says; what is evaluated is that of the round; a checkpoint's hash is that of its weights, and the round's; a
+    reference is an earlier policy, or an average of them.
     """
     policies = {entry.round: entry.meta["policy"] for entry in _of(commits, "checkpoint") if "policy" in entry.meta}
     averages = {entry.meta.get("policy") for entry in _of(commits, "ema")}
+    said = {number: _said_sampler(run.round_entry(number)) for number in run.finished}
     for entry in commits:
-        problem = _sampled_by(entry, policies) or _checkpoint(entry, policies, averages)
+        problem = _sampled_by(entry, policies, said) or _checkpoint(entry, policies, averages)
         if problem is not None:
             yield _contradiction(run, entry, problem)
     for number in run.finished:
@@ -57,11 +59,18 @@ def check_parent(store: Store, run: Run, commits: Sequence[Entry]) -> Iterator[D
             yield _contradiction(run, entry, f"{entry.key} is not what run '{name}' has")
 
 
-def _sampled_by(entry: Entry, policies: Policies) -> str | None:
+def _said_sampler(round: Entry) -> str | None:
+    origin = round.meta.get("origin")
+    return origin.get("sampled_by") if isinstance(origin, dict) else None
+
+
+def _sampled_by(entry: Entry, policies: Policies, said: Mapping[int, str | None]) -> str | None:
     before, initial = policies.get(entry.round - 1), policies.get(0)
     stage, policy = entry.key.stage if entry.key else "", entry.meta.get("policy")
+    sampled = said.get(entry.round)
+    earlier = {before, policies.get(max(entry.round - 2, 0))}
     allowed = {
-        "candidates": {before},
+        "candidates": earlier if sampled is None or None in earlier else earlier & {sampled},
         "eval_candidates": {policies.get(entry.round)},
         "baseline_candidates": {before, initial},
     }.get(stage, {policy})

@@ -44,7 +44,8 @@ class RoundUpdate:
     ) -> None:
         self._trainer, self._inputs, self._round, self._seed = trainer, inputs, round, seed
         self._config = trainer.recipe.update
-        self._figures: dict[str, Any] | None = None  # how the reference is known, once the first preferences are there
+        # How the reference is known, once the first preferences are there, or as it was before an interruption.
+        self._figures = inputs.referenced
         self._waiting: list[tuple[list[PreferenceGroup], float]] = []
         self._update: Update | None = None
         self._probed: list[TokenGroup] = []
@@ -92,11 +93,10 @@ class RoundUpdate:
 
     def _referenced(self, groups: list[PreferenceGroup]) -> list[PreferenceGroup]:
         """The groups with the reference's log-probabilities; the first ones decide whose these are."""
-        if not groups:
-            return groups
         inputs, config, trainer = self._inputs, self._config, self._trainer
-        sampled = inputs.reference is None or inputs.reference_sampled
-        if self._figures is None and sampled:
+        if not groups or (inputs.state and self._update is None):  # the state has theirs
+            return groups
+        if self._figures is None and inputs.reference_sampled:
             model, tolerance = (
                 trainer.use(inputs.reference or inputs.policy),
                 trainer.recipe.sampling.handover_tolerance,
@@ -117,7 +117,7 @@ class RoundUpdate:
         """
         trainer, inputs = self._trainer, self._inputs
         groups = updates.replayed_groups(trainer.table(inputs.prompts), trainer.table(inputs.replayed))
-        if trainer.recipe.preferences.replay.reference == "original":
+        if trainer.recipe.preferences.replay.reference == "original" or inputs.state:
             return groups
         scored, _ = updates.with_other_reference(trainer.use(inputs.reference or inputs.policy), groups, self._config)
         return scored
@@ -161,7 +161,7 @@ class RoundUpdate:
         progress(done=done, total=update.expected_steps, tokens=self._tokens, loss=step.loss, seconds=seconds)
         if every and done % every == 0 and not update.ended:
             files = self._trainer.stage(self._round, "update_state", update.save)
-            progress(state=[file.to_json() for file in files], step=done)
+            progress(state=[file.to_json() for file in files], step=done, referenced=self._figures)
 
     def _stage_average(self, average: PolicyRef, policy: Sequence[FileRef]) -> tuple[FileRef, ...]:
         from pipeline.ema import blend

@@ -105,7 +105,8 @@ class UpdateConfig(Config):
     token_budget: int = Field(4096, ge=16, le=10_000_000, description="most tokens of one forward pass")
     reference: Literal["previous", "initial", "ema"] = Field(
         "previous",
-        description="the policy of the round before, that of round 0, or a moving average of all since it is kept",
+        description="the policy that sampled, which is that of the round before, or with staleness 1 of the one before "
+        "that; the policy of round 0; or a moving average of all since it is kept",
     )
     ema_decay: float = Field(0.9, gt=0, lt=1, description="share of the moving average that a round keeps")
     stop_at_kl: float | None = Field(

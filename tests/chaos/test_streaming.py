@@ -91,6 +91,29 @@ def test_staleness_samples_with_the_policy_before(root: Path) -> None:
     assert third["seconds"]["ahead"] == 0
 
 
+def test_a_stale_run_can_be_checked_forked_and_gone_on_with(rondo: Rondo, root: Path) -> None:
+    """A fork begins a round whose shards nobody has sampled ahead, and samples ahead with another policy.
+
+    Where its reference becomes an average that begins with the policy it starts from, that is not the one that sampled.
+    """
+    rondo("verify", "stale", "--root", str(root))
+    rondo("fork", "stale@2", "--name", "grown", "--rounds", "4", "--root", str(root))
+    assert_same(root, "stale", root, "grown", range(4))
+    grown = Store.open(root).run("grown")
+    spans = {
+        number: [entry.meta["span"] for entry in grown.entries(number, "candidates") if entry.files]
+        for number in (3, 4)
+    }
+    assert max(end for _, end in spans[3]) <= min(start for start, _ in spans[4])
+    rondo("fork", "stale@2", "--name", "averaged", "--set", "update.reference=ema", "--root", str(root))
+    averaged = Store.open(root).run("averaged")
+    (begun,) = averaged.entries(3, "checkpoint")
+    assert begun.meta["reference"] == averaged.rounds()[2].meta["policy"]
+    assert begun.meta["reference_logprobs"] == "trainer"
+    for name in ("grown", "averaged"):
+        rondo("verify", name, "--root", str(root))
+
+
 def test_a_shard_that_kills_the_engine_is_set_aside(rondo: Rondo, streamed: Path, root: Path, tmp_path: Path) -> None:
     """Two shards are in the engine when it dies; the other one is not blamed, and gives what it always gives."""
     done = run(rondo, streamed, "hurt", tmp_path, "rounds=1", environment={"RONDO_POISON": "candidates:1:1"})

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import pytest
@@ -121,6 +121,42 @@ def test_a_worker_that_hangs_is_killed_and_started_again(
         assert worker.starts == 2
 
     use(worker, work)
+
+
+def test_a_child_that_is_gone_takes_no_call_of_its_successor_with_it(make: Callable[[], WorkerProcess]) -> None:
+    """Something that a child left behind holds its pipe, so that its end is read when another one is at work."""
+    worker = make()
+
+    async def work() -> Any:
+        await worker.start()
+        first = worker.pid
+        with _answers_of(first):
+            os.kill(first, signal.SIGKILL)
+            while worker.pid == first:
+                await asyncio.sleep(0.01)
+            await worker.start()
+            os.kill(worker.pid, signal.SIGSTOP)
+            call = asyncio.create_task(worker.call("versions"))
+            await asyncio.sleep(0.05)
+        await asyncio.wait({call}, timeout=0.5)
+        os.kill(worker.pid, signal.SIGCONT)
+        return await call
+
+    assert use(worker, work)[0] == "3.3.2"
+    assert worker.starts == 2
+
+
+def _answers_of(pid: int) -> IO[bytes]:
+    """The end of the pipe of answers that a child writes to, held open here too."""
+    pipes = [file for file in Path(f"/proc/{pid}/fd").iterdir() if os.readlink(file).startswith("pipe:")]
+    writable = [file for file in pipes if int(_flags(pid, file.name), 8) & os.O_WRONLY]
+    (answers,) = writable
+    return answers.open("wb")
+
+
+def _flags(pid: int, descriptor: str) -> str:
+    lines = Path(f"/proc/{pid}/fdinfo/{descriptor}").read_text().splitlines()
+    return next(line.split()[1] for line in lines if line.startswith("flags:"))
 
 
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:

@@ -16,12 +16,14 @@ from storage import layout
 from storage.checkpoints import local_directory, stage_directory
 from storage.errors import (
     CorruptEntryError,
+    DamagedFileError,
     ReleasedFileError,
     RunBusyError,
     RunExistsError,
     RunHasForksError,
     RunNotFoundError,
 )
+from storage.inputs import check_inputs
 from storage.manifest import Key
 from storage.retention import WEIGHT_STAGES, create_fork, delete_run, plan_pruning, prune, rounds_with_weights
 from storage.run import Run
@@ -91,6 +93,22 @@ def test_pruned_weights_are_gone_and_tables_stay(store: Store, tmp_path: Path) -
         local_directory(store, run.files(3, "checkpoint"), tmp_path)
     assert prune(store, run, {2}).removals == (), "a second time there is nothing left to do"
     assert run.state == "stopped"
+
+
+def test_the_policy_that_samples_the_next_round_is_kept(local: Store) -> None:
+    """In a run of staleness 1 that is the one before the newest; a fork that needs what is gone is told so."""
+    run = kept_run(local, "kept", 4, recipe={"name": "kept", "staleness": 1})
+    prune(local, run, ())
+    run = local.run("kept")
+    assert rounds_with_weights(run) == [0, 3, 4]
+    check_inputs(local, run)
+    check_inputs(local, run, 3, staleness=0)
+    with pytest.raises(ReleasedFileError, match="the weights of round 2 of run 'kept' were pruned"):
+        check_inputs(local, run, 3)
+    (path,) = [file.path for file in run.files(3, "probe")]
+    local.objects.delete([path])
+    with pytest.raises(DamagedFileError, match=f"{path} is missing"):
+        check_inputs(local, local.run("kept"))
 
 
 def test_pruning_frees_what_it_says(local: Store) -> None:

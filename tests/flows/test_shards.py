@@ -1,0 +1,146 @@
+"""Shards on their way, and who waits for them: what is known before any of them is sampled for real."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flows import shards, stages
+from flows.references import Batch
+from flows.session import Session
+from flows.shards import Shard, Shards, ShardsFailedError, on_their_way
+from flows.spans import busy_seconds, shared_seconds
+from flows.update_step import update
+from pipeline.errors import EngineError
+from storage.manifest import Entry, Key
+from storage.store import Store
+
+BATCH = Batch.training(1, 0)
+THROUGH = Shard(Entry(1, "commit", "s", Key(1, "candidates", 0), (), {}, "", ""))
+
+
+@pytest.fixture
+def three_shards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A session of rounds of three shards. Those of round 2 fail after the first; what was begun is noted."""
+    begun: list[str] = []
+
+    async def work_through(run: str, number: int, batch: Batch, found: Shards) -> None:
+        begun.append(f"{run} {number}")
+        await asyncio.sleep(0.01)
+        found.put(0, THROUGH)
+        if number == 2:
+            raise EngineError("too many would be set aside")
+        found.put(1, THROUGH)
+        found.put(2, THROUGH)
+        begun.append(f"{run} {number} through")
+
+    session = SimpleNamespace(shards=lambda number, held_out: [[0], [1], [2]])
+    monkeypatch.setattr(shards, "current", lambda: session)
+    monkeypatch.setattr(shards, "work_through", work_through)
+    return begun
+
+
+def test_who_waits_for_shards_that_fail_does_not_try_again(three_shards: list[str]) -> None:
+    """The update is a step that is tried again where an engine died. Here it would be, in vain, from the beginning."""
+    waited: list[BaseException] = []
+
+    async def work() -> None:
+        async with on_their_way("r", 2, BATCH) as found, on_their_way("r", 3, BATCH, after=found):
+            assert await found.first(1) == [THROUGH]
+            try:
+                await found.all()
+            except ShardsFailedError as error:
+                waited.append(error)
+                raise
+
+    with pytest.raises(EngineError, match="too many would be set aside"):
+        asyncio.run(work())
+    assert waited
+    assert three_shards == ["r 2"], "what waits for them does not begin"
+    again = update.retry_condition_fn
+    states = [SimpleNamespace(data=error) for error in (waited[0], EngineError("died"))]
+    assert [again(None, None, state) for state in states] == [False, True]  # type: ignore[misc]
+
+
+def test_shards_of_the_next_round_begin_after_all_of_this_one(three_shards: list[str]) -> None:
+    async def work() -> None:
+        async with on_their_way("r", 1, BATCH) as found, on_their_way("r", 3, BATCH, after=found):
+            pass
+
+    asyncio.run(work())
+    assert three_shards == ["r 1", "r 1 through", "r 3", "r 3 through"]
+
+
+def test_the_sampler_rests_once_all_shards_are_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def call(method: str) -> None:
+        asked.append(method)
+        if len(asked) == 1:
+            raise EngineError("the engine fails to sleep")  # then another one is begun, which holds no memory
+
+    session = SimpleNamespace(recipe=SimpleNamespace(sampler_rests=True), sampler=SimpleNamespace(call=call))
+    monkeypatch.setattr(stages, "current", lambda: session)
+
+    async def work() -> None:
+        found = Shards(2)
+        resting = asyncio.create_task(stages.rest_sampler(found))
+        found.put(0, THROUGH)
+        await asyncio.wait({resting}, timeout=0.05)
+        assert not asked
+        found.put(1, THROUGH)
+        await resting
+
+    asyncio.run(work())
+    assert asked == ["rest", "rest"]
+
+
+def test_the_state_of_an_update_belongs_to_what_it_was_given() -> None:
+    """People change their minds between two interruptions, and change them back: no state is lost or taken for another.
+
+    A state that was given up is never come back to.
+    """
+    store = Store.open("memory://")
+    run = store.create_run("r", {})
+    with run.writer() as writer:
+        session = object.__new__(Session)
+        session.run, session.writer = run, writer
+
+        def save(step: int, preferences: str) -> None:
+            path = store_file(store, f"{preferences} {step} {len(run.entries())}")
+            session.commit_state(1, "inputs", step, [path], {"shards": 3, "preferences": preferences})
+
+        def newest() -> tuple[Any, Any]:
+            entry = session.interrupted_update(1, "inputs")
+            assert entry is not None
+            assert entry.key is not None
+            run.check_kept(entry.files)
+            return entry.meta["preferences"], entry.key.shard
+
+        for step, preferences in [(1, "a"), (2, "a"), (1, "b"), (2, "a"), (3, "a"), (1, "b"), (2, "b")]:
+            save(step, preferences)
+            if (step, preferences) == (1, "b") and len(run.entries()) == 3:
+                assert newest() == ("b", 1)
+        assert newest() == ("b", 2)
+        assert session.interrupted_update(1, "others") is None
+
+
+def store_file(store: Store, text: str) -> Any:
+    from storage.checkpoints import stage_directory
+
+    with stage_directory(store, "r", 1, "update_state") as staged:
+        (staged.path / "progress.json").write_text(text)
+    (file,) = staged.files
+    return file
+
+
+def test_time_that_is_shared_is_counted_once_and_quickly() -> None:
+    updated = [(0.0, 2.0), (1.0, 3.0), (5.0, 6.0), (6.0, 7.0)]
+    sampled = [(2.5, 5.5), (2.0, 2.75), (6.5, 9.0)]
+    assert busy_seconds(updated) == 5.0
+    assert shared_seconds(updated, sampled) == shared_seconds(sampled, updated) == 2.0
+    assert shared_seconds(updated, []) == 0.0
+    # A round of a million prompts has thousands of each.
+    many = [(float(start), start + 0.5) for start in range(100_000)]
+    assert shared_seconds(many, [(start + 0.25, end + 0.25) for start, end in many]) == pytest.approx(25_000)
