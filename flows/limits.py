@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import datetime
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 
 import httpx
 from prefect.client.orchestration import get_client
@@ -22,9 +23,9 @@ from prefect.client.schemas.filters import (
     FlowRunFilterDeploymentId,
     FlowRunFilterExpectedStartTime,
     FlowRunFilterState,
-    FlowRunFilterStateType,
+    FlowRunFilterStateName,
 )
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError, concurrency
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
@@ -91,10 +92,20 @@ async def alone(run: str, root: str, recipe: Recipe, display: Display) -> AsyncI
                 return
         if needs_gpu(recipe):
             await _require(GPU_LIMIT)
-            if not await _taken(stack, GPU_LIMIT):
-                display.say("waiting for the GPUs")
-                await stack.enter_async_context(_slot(GPU_LIMIT))
+            await stack.enter_async_context(_gpus(display))
         yield True
+
+
+@contextlib.asynccontextmanager
+async def without_gpus(display: Display) -> AsyncIterator[None]:
+    """Gives the GPUs to others during the block, where this run holds them, and waits for them after it."""
+    held = _HELD.get()
+    if held is None:
+        yield
+        return
+    await held.give_back()
+    yield
+    await _take_gpus(held, display)
 
 
 async def skip_overdue() -> None:
@@ -104,7 +115,8 @@ async def skip_overdue() -> None:
         return
     which = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=[this.deployment_id]),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+        # By name: one that is resumed or tried again is of the same type, and stands for itself.
+        state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Scheduled", "Late"])),
         expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.datetime.now(datetime.UTC)),
     )
     async with get_client() as client:
@@ -140,30 +152,77 @@ async def _taken(stack: contextlib.AsyncExitStack, name: str) -> bool:
     return True
 
 
+class _Held:
+    """A slot that a task of its own holds.
+
+    Prefect's slots must be given back in reverse order by the task that took them, and this one goes before what is
+    taken after it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._leave = asyncio.Event()
+        self._holding: asyncio.Task[None] | None = None
+
+    async def take(self, *, wait: bool) -> bool:
+        """Takes a slot, where one is free or as soon as one is; says whether it has."""
+        taken: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._leave.clear()
+        self._holding = asyncio.create_task(self._hold(taken, wait))
+        try:
+            await asyncio.wait((taken, self._holding), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self._holding.cancel()
+            raise
+        if not taken.done():
+            await self._holding  # it failed
+        return taken.result()
+
+    async def give_back(self) -> None:
+        """Gives the slot back, where there is one. A server that is away then does not hold up what is done."""
+        self._leave.set()
+        if self._holding is not None:
+            await asyncio.gather(self._holding, return_exceptions=True)
+
+    async def _hold(self, taken: asyncio.Future[bool], wait: bool) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            if wait:
+                await stack.enter_async_context(_slot(self._name))
+            has = wait or await _taken(stack, self._name)
+            taken.set_result(has)
+            if has:
+                await self._leave.wait()
+
+
+_HELD: ContextVar[_Held | None] = ContextVar("gpus", default=None)
+
+
 @contextlib.asynccontextmanager
 async def _beside(name: str) -> AsyncIterator[bool]:
-    """Holds a slot where one is free, and says whether one was.
-
-    A task of its own holds it: Prefect's slots must be given back in reverse order by the task that took them, and this
-    one goes before what is taken inside.
-    """
-    taken: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-    leave = asyncio.Event()
-
-    async def hold() -> None:
-        async with contextlib.AsyncExitStack() as stack:
-            taken.set_result(await _taken(stack, name))
-            await leave.wait()
-
-    holding = asyncio.create_task(hold())
+    """Holds a slot where one is free, and says whether one was."""
+    held = _Held(name)
     try:
-        await asyncio.wait((taken, holding), return_when=asyncio.FIRST_COMPLETED)
-        if holding.done():
-            await holding  # it failed
-        yield taken.result()
+        yield await held.take(wait=False)
     finally:
-        leave.set()
-        await holding
+        await held.give_back()
+
+
+@contextlib.asynccontextmanager
+async def _gpus(display: Display) -> AsyncIterator[None]:
+    held = _Held(GPU_LIMIT)
+    _HELD.set(held)
+    try:
+        await _take_gpus(held, display)
+        yield
+    finally:
+        _HELD.set(None)
+        await held.give_back()
+
+
+async def _take_gpus(held: _Held, display: Display) -> None:
+    if not await held.take(wait=False):
+        display.say("waiting for the GPUs")
+        await held.take(wait=True)
 
 
 async def _require(name: str) -> None:

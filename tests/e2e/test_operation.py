@@ -18,7 +18,9 @@ import pytest
 import yaml
 
 import flows.prefect_settings  # noqa: F401  before Prefect
+from flows.automation import crashed_runs
 from flows.lasting_record import HOME_VARIABLE, Record, read
+from flows.prefect_settings import HEARTBEAT_VARIABLE
 from flows.process_tree import lives
 from storage.store import Store
 from support.recipes import TINY
@@ -137,6 +139,8 @@ def test_up_says_where_and_says_so_again(machine: Machine) -> None:
     assert machine.record == before
     assert "it is up already" in said
     assert f"PREFECT_API_URL={before.api}" in said
+    killed = machine.ask(lambda client: client.read_automations_by_name(crashed_runs().name))
+    assert [automation.enabled for automation in killed] == [True]
     (prefect,) = (row for row in json.loads(machine.rondo("doctor", "--json")) if row["what"] == "Prefect")
     assert prefect["verdict"] == "ok"
     assert before.ui in prefect["found"]
@@ -252,7 +256,8 @@ def test_a_pool_of_containers_is_made_with_its_image(machine: Machine, recipe: P
     said = machine.rondo(*arguments, "--type", "docker", "--image", "rondo:cpu")
     assert "no worker is online: prefect worker start --pool boxes" in said
     deployment = deployment_of(machine, "boxed")
-    assert deployment.job_variables == {"image": "rondo:cpu", "volumes": [f"{tmp_path}:{tmp_path}"]}
+    shared, sign = [f"{tmp_path}:{tmp_path}"], {HEARTBEAT_VARIABLE: "30"}
+    assert deployment.job_variables == {"image": "rondo:cpu", "volumes": shared, "env": sign}
     pool = machine.ask(lambda client: client.read_work_pool("boxes"))
     assert pool.type == "docker"
     assert {"image", "volumes"} <= pool.base_job_template["variables"]["properties"].keys()
@@ -276,6 +281,7 @@ def test_the_shipped_prefect_file_deploys_all_recipes(machine: Machine, tmp_path
         assert deployment.work_pool_name == "rondo"
         assert deployment.entrypoint == "flows.schedule.add_rounds"
         assert [schedule.active for schedule in deployment.schedules] == [False]
+        assert deployment.job_variables == {"env": {HEARTBEAT_VARIABLE: "30"}}
 
 
 def test_runs_of_other_names_wait_for_the_gpu(machine: Machine, tmp_path: Path) -> None:
@@ -310,6 +316,69 @@ def test_runs_of_other_names_wait_for_the_gpu(machine: Machine, tmp_path: Path) 
     assert (limit.limit, limit.active_slots) == (1, 0)
 
 
+def test_who_waits_for_people_leaves_the_gpu_to_others(machine: Machine, tmp_path: Path) -> None:
+    from flows.display import Display
+    from flows.limits import alone, without_gpus
+    from flows.recipes import parse_recipe
+
+    on_gpu = parse_recipe(TINY, ["devices.trainer=cuda"])
+    order: list[str] = []
+
+    async def labelled(others: asyncio.Event) -> None:
+        async with alone("labelled", str(tmp_path), on_gpu, Display()):
+            async with without_gpus(Display()):
+                await others.wait()
+                order.append("labels are there")
+            order.append("goes on")
+
+    async def other(works: asyncio.Event) -> None:
+        async with alone("other", str(tmp_path), on_gpu, Display()):
+            works.set()
+            await asyncio.sleep(2)
+            order.append("other is done")
+
+    async def both(_client: Any) -> None:
+        works = asyncio.Event()
+        await asyncio.gather(labelled(works), other(works))
+
+    machine.ask(both)
+    assert order == ["labels are there", "other is done", "goes on"]
+
+
+def test_a_scheduled_run_is_told_by_prefect_of_a_process_elsewhere(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed on another host it is Crashed, and its run is taken over; until then it is left alone."""
+    from prefect.states import Crashed, Running
+
+    from flows.commands import create_or_open
+    from flows.control import session_tag
+    from flows.occupied import writer_of
+    from flows.recipes import parse_recipe
+    from flows.run import run_rounds
+
+    store = Store.open(tmp_path)
+    with pytest.MonkeyPatch.context() as elsewhere:
+        elsewhere.setattr(socket, "gethostname", lambda: "elsewhere")
+        with create_or_open(store, "far", parse_recipe(TINY)).writer() as writer:
+            writer.leave()  # as one that is killed
+    run = store.run("far")
+
+    async def states(client: Any) -> list[str]:
+        found = [await writer_of(run)]
+        tags = [session_tag(writer.session)]
+        flow_run = await client.create_flow_run(
+            run_rounds, parameters={"run": "far", "rounds": 1}, state=Running(), tags=tags
+        )
+        for state in (None, Crashed()):
+            if state is not None:
+                await client.set_flow_run_state(flow_run.id, state, force=True)
+            found.append(await writer_of(run))
+        return found
+
+    assert machine.ask(states) == ["unknown", "alive", "dead"]
+
+
 def test_a_gpu_limit_that_somebody_deleted_is_missed(machine: Machine, tmp_path: Path) -> None:
     from flows.display import Display
     from flows.errors import ServerError
@@ -336,6 +405,7 @@ def test_a_worker_that_died_is_started_again(machine: Machine) -> None:
     assert "the worker has ended by itself" in said
     assert machine.record.server == before.server
     assert machine.record.worker != before.worker
+    assert len(machine.ask(lambda client: client.read_automations())) == 1, "it is created once"
 
 
 def test_down_ends_a_run_in_order_and_leaves_no_process(machine: Machine, recipe: Path, tmp_path: Path) -> None:
