@@ -28,7 +28,8 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError, concurrency
 from prefect.context import FlowRunContext
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.exceptions import MissingContextError, ObjectAlreadyExists, ObjectNotFound
+from prefect.logging import get_run_logger
 from prefect.states import Cancelled
 
 from flows.display import Display
@@ -40,6 +41,7 @@ GPU_LIMIT = "rondo-gpu"
 SKIPPED = "Skipped"
 STOOD_FOR = "another scheduled run was due as well, and stands for this one"
 LEASE_SECONDS = 120.0
+ASK_SECONDS = 3.0
 
 
 def run_limit(run: str, root: str) -> str:
@@ -84,8 +86,9 @@ async def alone(run: str, root: str, recipe: Recipe, display: Display) -> AsyncI
         if not await _taken(stack, name):
             async with _beside(waiting_limit(run, root)) as free:
                 if free or not _scheduled():
-                    display.say(f"waiting until no other run of '{run}' goes on")
-                    await stack.enter_async_context(_slot(name))
+                    _tell(display, f"waiting until no other run of '{run}' goes on")
+                    while not await _taken(stack, name):
+                        await asyncio.sleep(ASK_SECONDS)
                     free = True
             if not free:
                 yield False
@@ -133,17 +136,24 @@ def _scheduled() -> FlowRun | None:
     return this if this is not None and this.deployment_id is not None and this.auto_scheduled else None
 
 
-def _slot(name: str, retries: int | None = None) -> contextlib.AbstractAsyncContextManager[None]:
-    # Each limit by itself: asked for several at once, Prefect is content where one of them exists.
-    return concurrency(
-        name, strict=True, lease_duration=LEASE_SECONDS, max_retries=retries, raise_on_lease_renewal_failure=False
-    )
+def _tell(display: Display, text: str) -> None:
+    display.say(text)
+    with contextlib.suppress(MissingContextError):  # no flow run, whose log is shown in the UI
+        get_run_logger().info(text)
 
 
 async def _taken(stack: contextlib.AsyncExitStack, name: str) -> bool:
-    """Takes a slot where one is free."""
+    """Takes a slot where one is free.
+
+    To wait is to ask again. Prefect waits in a thread, which a process that is cancelled does not get rid of: it would
+    wait for the slot before it ends, and keep it from the others.
+    """
+    # Each limit by itself: asked for several at once, Prefect is content where one of them exists.
+    slot = concurrency(
+        name, strict=True, lease_duration=LEASE_SECONDS, max_retries=0, raise_on_lease_renewal_failure=False
+    )
     try:
-        await stack.enter_async_context(_slot(name, retries=0))
+        await stack.enter_async_context(slot)
     except ConcurrencySlotAcquisitionError as error:
         cause = error.__cause__
         if isinstance(cause, httpx.HTTPStatusError) and cause.response.status_code == httpx.codes.LOCKED:
@@ -164,16 +174,12 @@ class _Held:
         self._leave = asyncio.Event()
         self._holding: asyncio.Task[None] | None = None
 
-    async def take(self, *, wait: bool) -> bool:
-        """Takes a slot, where one is free or as soon as one is; says whether it has."""
+    async def take(self) -> bool:
+        """Takes a slot where one is free, and says whether one was."""
         taken: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._leave.clear()
-        self._holding = asyncio.create_task(self._hold(taken, wait))
-        try:
-            await asyncio.wait((taken, self._holding), return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            self._holding.cancel()
-            raise
+        self._holding = asyncio.create_task(self._hold(taken))
+        await asyncio.wait((taken, self._holding), return_when=asyncio.FIRST_COMPLETED)
         if not taken.done():
             await self._holding  # it failed
         return taken.result()
@@ -184,11 +190,9 @@ class _Held:
         if self._holding is not None:
             await asyncio.gather(self._holding, return_exceptions=True)
 
-    async def _hold(self, taken: asyncio.Future[bool], wait: bool) -> None:
+    async def _hold(self, taken: asyncio.Future[bool]) -> None:
         async with contextlib.AsyncExitStack() as stack:
-            if wait:
-                await stack.enter_async_context(_slot(self._name))
-            has = wait or await _taken(stack, self._name)
+            has = await _taken(stack, self._name)
             taken.set_result(has)
             if has:
                 await self._leave.wait()
@@ -202,7 +206,7 @@ async def _beside(name: str) -> AsyncIterator[bool]:
     """Holds a slot where one is free, and says whether one was."""
     held = _Held(name)
     try:
-        yield await held.take(wait=False)
+        yield await held.take()
     finally:
         await held.give_back()
 
@@ -220,9 +224,10 @@ async def _gpus(display: Display) -> AsyncIterator[None]:
 
 
 async def _take_gpus(held: _Held, display: Display) -> None:
-    if not await held.take(wait=False):
-        display.say("waiting for the GPUs")
-        await held.take(wait=True)
+    if not await held.take():
+        _tell(display, "waiting for the GPUs")
+        while not await held.take():
+            await asyncio.sleep(ASK_SECONDS)
 
 
 async def _require(name: str) -> None:

@@ -316,6 +316,34 @@ def test_runs_of_other_names_wait_for_the_gpu(machine: Machine, tmp_path: Path) 
     assert (limit.limit, limit.active_slots) == (1, 0)
 
 
+def test_who_is_cancelled_while_it_waits_takes_no_slot(machine: Machine, tmp_path: Path) -> None:
+    from prefect.concurrency.asyncio import concurrency
+
+    from flows import limits
+    from flows.display import Display
+    from flows.recipes import parse_recipe
+
+    name = limits.run_limit("f", str(tmp_path))
+
+    async def wait() -> None:
+        async with limits.alone("f", str(tmp_path), parse_recipe(TINY), Display()):
+            raise AssertionError("two at once")
+
+    async def slots_after(client: Any) -> int:
+        await limits.ensure_run_limits("f", str(tmp_path))
+        async with concurrency(name, strict=True):
+            waiting = asyncio.create_task(wait())
+            await asyncio.sleep(limits.ASK_SECONDS)
+            assert not waiting.done()
+            waiting.cancel()
+            await asyncio.wait((waiting,))
+        await asyncio.sleep(2 * limits.ASK_SECONDS)  # whoever asks still would have it by now
+        limit = await client.read_global_concurrency_limit_by_name(name)
+        return int(limit.active_slots)
+
+    assert machine.ask(slots_after) == 0
+
+
 def test_who_waits_for_people_leaves_the_gpu_to_others(machine: Machine, tmp_path: Path) -> None:
     from flows.display import Display
     from flows.limits import alone, without_gpus
