@@ -75,9 +75,10 @@ class Artifacts:
             self._silent = True
 
     def _current(self, report: LinkArtifact | None) -> Mapping[str, tuple[Artifact, str]]:
-        done, total = self._display.rounds_done
+        done, total = self._display.rounds_done  # with round 0, which people do not count
+        far = f"{max(done - 1, 0)} of {total - 1} rounds" if total > 1 else "preparing"
         found: dict[str, tuple[Artifact, str]] = {
-            "progress": (ProgressArtifact(progress=100 * done / total), f"{self._run}: {done} of {total} rounds")
+            "progress": (ProgressArtifact(progress=100 * done / total), f"{self._run}: {far}")
         }
         for stage in self._display.stages:
             name = "stage-" + re.sub(r"[^a-z0-9]+", "-", stage.name)

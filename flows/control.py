@@ -222,10 +222,11 @@ async def end_flow_run(stopped: InterruptedRunError) -> State[Any]:
 
 
 async def suspend(flow_run: UUID, message: str) -> State[Any]:
-    """Suspends a flow run, unless it is. Prefect's other pause is for a process that waits in it."""
+    """Suspends a flow run without end, unless it is. Prefect's other pause is for a process that waits in it."""
     async with get_client() as client:
         state = (await client.read_flow_run(flow_run)).state
-        if state is None or state.name != "Suspended":
+        # The UI's button suspends for minutes, after which Prefect fails the flow run, and nobody can resume it there.
+        if state is None or state.name != "Suspended" or state.state_details.pause_timeout is not None:
             state = Suspended(message=message)
             await client.set_flow_run_state(flow_run, state, force=True)
         return state

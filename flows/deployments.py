@@ -23,6 +23,7 @@ from prefect.workers.utilities import get_default_base_job_template_for_infrastr
 from flows.errors import ServerError
 from flows.limits import ensure_gpu_limit, ensure_run_limits, needs_gpu
 from flows.options import DEFAULT_ROOT
+from flows.prefect_settings import HEARTBEAT_VARIABLE, heartbeat_seconds
 from flows.recipes import load_recipe
 from flows.schedule import add_rounds
 from pipeline.config import Recipe
@@ -188,21 +189,23 @@ async def _kind_of(pool: str, kind: PoolType | None) -> PoolType:
 def _job_variables(pool: str, kind: PoolType, root: str, image: str | None) -> dict[str, Any]:
     """What differs from the pool's template for the jobs of this deployment."""
     local = "://" not in root
+    # Prefect reads it before it imports the flow. Jobs that give rarer signs of life would be taken for killed ones.
+    env = {"env": {HEARTBEAT_VARIABLE: str(heartbeat_seconds())}}
     if kind == "process":
         if image is not None:
             raise ConfigError(f"the work pool '{pool}' runs processes, and --image is for containers: leave it out")
         # Relative paths of a recipe mean what they mean here.
-        return {"working_dir": os.getcwd()}
+        return {**env, "working_dir": os.getcwd()}
     if image is None:
         raise ConfigError(f"the work pool '{pool}' runs containers: give --image, an image that has rondo in it")
     if not local:
-        return {"image": image}
+        return {**env, "image": image}
     if kind != "docker":
         raise ConfigError(
             f"the root {root} is a directory of this machine, and the jobs of a {kind} pool would keep their "
             "rounds in containers that vanish: give a bucket, as --root s3://BUCKET/PREFIX"
         )
-    return {"image": image, "volumes": [f"{root}:{root}"]}
+    return {**env, "image": image, "volumes": [f"{root}:{root}"]}
 
 
 async def _online(pool: str) -> int:

@@ -142,18 +142,20 @@ def _start_worker(record: Record) -> Record:
 
 
 def _prepare(record: Record) -> None:
-    """Makes the pool and the limits that runs need, before there is a worker that could start one."""
+    """Makes the pool, the limit and the automation of runs, before there is a worker that could start one."""
     import asyncio
 
+    from flows.automation import ensure_crashed_runs
     from flows.deployments import ensure_pool
     from flows.limits import ensure_gpu_limit
 
-    async def both() -> None:
+    async def ensure() -> None:
         await ensure_pool(record.pool, "process")
         await ensure_gpu_limit()
+        await ensure_crashed_runs()
 
     with using(record.api):
-        asyncio.run(both())
+        asyncio.run(ensure())
 
 
 def _check_port(port: int) -> None:

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import datetime
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 
 import httpx
 from prefect.client.orchestration import get_client
@@ -22,12 +23,13 @@ from prefect.client.schemas.filters import (
     FlowRunFilterDeploymentId,
     FlowRunFilterExpectedStartTime,
     FlowRunFilterState,
-    FlowRunFilterStateType,
+    FlowRunFilterStateName,
 )
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError, concurrency
 from prefect.context import FlowRunContext
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.exceptions import MissingContextError, ObjectAlreadyExists, ObjectNotFound
+from prefect.logging import get_run_logger
 from prefect.states import Cancelled
 
 from flows.display import Display
@@ -39,6 +41,7 @@ GPU_LIMIT = "rondo-gpu"
 SKIPPED = "Skipped"
 STOOD_FOR = "another scheduled run was due as well, and stands for this one"
 LEASE_SECONDS = 120.0
+ASK_SECONDS = 3.0
 
 
 def run_limit(run: str, root: str) -> str:
@@ -83,18 +86,29 @@ async def alone(run: str, root: str, recipe: Recipe, display: Display) -> AsyncI
         if not await _taken(stack, name):
             async with _beside(waiting_limit(run, root)) as free:
                 if free or not _scheduled():
-                    display.say(f"waiting until no other run of '{run}' goes on")
-                    await stack.enter_async_context(_slot(name))
+                    _tell(display, f"waiting until no other run of '{run}' goes on")
+                    while not await _taken(stack, name):
+                        await asyncio.sleep(ASK_SECONDS)
                     free = True
             if not free:
                 yield False
                 return
         if needs_gpu(recipe):
             await _require(GPU_LIMIT)
-            if not await _taken(stack, GPU_LIMIT):
-                display.say("waiting for the GPUs")
-                await stack.enter_async_context(_slot(GPU_LIMIT))
+            await stack.enter_async_context(_gpus(display))
         yield True
+
+
+@contextlib.asynccontextmanager
+async def without_gpus(display: Display) -> AsyncIterator[None]:
+    """Gives the GPUs to others during the block, where this run holds them, and waits for them after it."""
+    held = _HELD.get()
+    if held is None:
+        yield
+        return
+    await held.give_back()
+    yield
+    await _take_gpus(held, display)
 
 
 async def skip_overdue() -> None:
@@ -104,7 +118,8 @@ async def skip_overdue() -> None:
         return
     which = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=[this.deployment_id]),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+        # By name: one that is resumed or tried again is of the same type, and stands for itself.
+        state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Scheduled", "Late"])),
         expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.datetime.now(datetime.UTC)),
     )
     async with get_client() as client:
@@ -121,17 +136,24 @@ def _scheduled() -> FlowRun | None:
     return this if this is not None and this.deployment_id is not None and this.auto_scheduled else None
 
 
-def _slot(name: str, retries: int | None = None) -> contextlib.AbstractAsyncContextManager[None]:
-    # Each limit by itself: asked for several at once, Prefect is content where one of them exists.
-    return concurrency(
-        name, strict=True, lease_duration=LEASE_SECONDS, max_retries=retries, raise_on_lease_renewal_failure=False
-    )
+def _tell(display: Display, text: str) -> None:
+    display.say(text)
+    with contextlib.suppress(MissingContextError):  # no flow run, whose log is shown in the UI
+        get_run_logger().info(text)
 
 
 async def _taken(stack: contextlib.AsyncExitStack, name: str) -> bool:
-    """Takes a slot where one is free."""
+    """Takes a slot where one is free.
+
+    To wait is to ask again. Prefect waits in a thread, which a process that is cancelled does not get rid of: it would
+    wait for the slot before it ends, and keep it from the others.
+    """
+    # Each limit by itself: asked for several at once, Prefect is content where one of them exists.
+    slot = concurrency(
+        name, strict=True, lease_duration=LEASE_SECONDS, max_retries=0, raise_on_lease_renewal_failure=False
+    )
     try:
-        await stack.enter_async_context(_slot(name, retries=0))
+        await stack.enter_async_context(slot)
     except ConcurrencySlotAcquisitionError as error:
         cause = error.__cause__
         if isinstance(cause, httpx.HTTPStatusError) and cause.response.status_code == httpx.codes.LOCKED:
@@ -140,30 +162,72 @@ async def _taken(stack: contextlib.AsyncExitStack, name: str) -> bool:
     return True
 
 
+class _Held:
+    """A slot that a task of its own holds.
+
+    Prefect's slots must be given back in reverse order by the task that took them, and this one goes before what is
+    taken after it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._leave = asyncio.Event()
+        self._holding: asyncio.Task[None] | None = None
+
+    async def take(self) -> bool:
+        """Takes a slot where one is free, and says whether one was."""
+        taken: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._leave.clear()
+        self._holding = asyncio.create_task(self._hold(taken))
+        await asyncio.wait((taken, self._holding), return_when=asyncio.FIRST_COMPLETED)
+        if not taken.done():
+            await self._holding  # it failed
+        return taken.result()
+
+    async def give_back(self) -> None:
+        """Gives the slot back, where there is one. A server that is away then does not hold up what is done."""
+        self._leave.set()
+        if self._holding is not None:
+            await asyncio.gather(self._holding, return_exceptions=True)
+
+    async def _hold(self, taken: asyncio.Future[bool]) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            has = await _taken(stack, self._name)
+            taken.set_result(has)
+            if has:
+                await self._leave.wait()
+
+
+_HELD: ContextVar[_Held | None] = ContextVar("gpus", default=None)
+
+
 @contextlib.asynccontextmanager
 async def _beside(name: str) -> AsyncIterator[bool]:
-    """Holds a slot where one is free, and says whether one was.
-
-    A task of its own holds it: Prefect's slots must be given back in reverse order by the task that took them, and this
-    one goes before what is taken inside.
-    """
-    taken: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-    leave = asyncio.Event()
-
-    async def hold() -> None:
-        async with contextlib.AsyncExitStack() as stack:
-            taken.set_result(await _taken(stack, name))
-            await leave.wait()
-
-    holding = asyncio.create_task(hold())
+    """Holds a slot where one is free, and says whether one was."""
+    held = _Held(name)
     try:
-        await asyncio.wait((taken, holding), return_when=asyncio.FIRST_COMPLETED)
-        if holding.done():
-            await holding  # it failed
-        yield taken.result()
+        yield await held.take()
     finally:
-        leave.set()
-        await holding
+        await held.give_back()
+
+
+@contextlib.asynccontextmanager
+async def _gpus(display: Display) -> AsyncIterator[None]:
+    held = _Held(GPU_LIMIT)
+    _HELD.set(held)
+    try:
+        await _take_gpus(held, display)
+        yield
+    finally:
+        _HELD.set(None)
+        await held.give_back()
+
+
+async def _take_gpus(held: _Held, display: Display) -> None:
+    if not await held.take():
+        _tell(display, "waiting for the GPUs")
+        while not await held.take():
+            await asyncio.sleep(ASK_SECONDS)
 
 
 async def _require(name: str) -> None:

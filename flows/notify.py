@@ -68,8 +68,8 @@ async def open_notifier(config: NotificationsConfig, display: Display) -> Notifi
         return Notifier({}, (), display)
     if not has_lasting_server():
         raise ConfigError(
-            f"notifications.blocks names {config.blocks[0]}, and no Prefect server that keeps it: set PREFECT_API_URL, "
-            "or leave notifications out"
+            f"notifications.blocks names {config.blocks[0]}, and no Prefect server that keeps it: start one with "
+            "'rondo up', or set PREFECT_API_URL, or leave notifications out"
         )
     blocks = {}
     async with prefect_api():

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flows.errors import WaitingForLabelsError
+from flows.limits import without_gpus
 from flows.process import WorkerProcess
 from flows.questions import questions_of
 from flows.session import Session, current
@@ -122,8 +123,9 @@ async def _ask(
     own = [worker for worker in session.workers if isinstance(worker, WorkerProcess)]  # replicas are the cluster's
     await asyncio.gather(*(worker.dismiss() for worker in own))
     control.waits_for_people = True
-    outcome = await wait_in_prefect(
-        control.flow_run, task, missing, deadline, has_judge=isinstance(config, PeopleConfig)
-    )
+    async with without_gpus(session.display):
+        outcome = await wait_in_prefect(
+            control.flow_run, task, missing, deadline, has_judge=isinstance(config, PeopleConfig)
+        )
     control.waits_for_people = False
     return outcome

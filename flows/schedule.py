@@ -17,6 +17,7 @@ from flows.control import end_flow_run, held_back
 from flows.display import Display
 from flows.errors import InterruptedRunError
 from flows.limits import SKIPPED, STOOD_FOR, alone, skip_overdue
+from flows.occupied import occupied, writer_of
 from flows.prefect_server import prefect_api
 from flows.run import execute
 from pipeline.config import Recipe
@@ -51,13 +52,14 @@ async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: Rou
                     return Completed(name=SKIPPED, message=STOOD_FOR)
                 await skip_overdue()
                 existing = create_or_open(store, run, recipe)
-                if paused := held_back(existing):
-                    display.say(paused)
-                    return Completed(name=SKIPPED, message=paused)
+                writer = await writer_of(existing)
+                if left_alone := occupied(existing) if writer == "alive" else held_back(existing):
+                    display.say(left_alone)
+                    return Completed(name=SKIPPED, message=left_alone)
                 target = max(len(existing.rounds()) - 1, 0) + rounds
                 if existing.pause is not None and existing.session is not None:  # this very flow run goes on
                     target = existing.session.meta["rounds"]
-                await execute(store, existing, recipe, target, display, take_over=False)
+                await execute(store, existing, recipe, target, display, take_over=writer == "dead")
         except InterruptedRunError as stopped:
             display.say(str(stopped))
             return await end_flow_run(stopped)

@@ -137,7 +137,8 @@ def test_people_label_in_time_and_not(
     shown = server.artifacts(flow_run["id"])
     assert len(json.loads(shown["rounds-asked"]["data"])) == 3
     assert "report.html" in shown["report-asked"]["data"]
-    assert shown["progress-asked"]["data"] == 100
+    progress = shown["progress-asked"]
+    assert (progress["data"], progress["description"]) == (100, "asked: 2 of 2 rounds")
     assert all(artifact["data"] == 100 for artifact in shown.values() if artifact["type"] == "progress")
 
 

@@ -16,10 +16,15 @@ from uuid import UUID
 import psutil
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 import flows.prefect_settings  # noqa: F401  before Prefect
+from flows.automation import crashed_runs
+from flows.cli import app
 from flows.lasting_record import HOME_VARIABLE, Record, read
+from flows.prefect_settings import HEARTBEAT_VARIABLE
 from flows.process_tree import lives
+from storage import session
 from storage.store import Store
 from support.recipes import TINY
 
@@ -56,6 +61,11 @@ class Machine:
     def rondo(self, *arguments: str, check: bool = True) -> str:
         done = self.call("flows.cli", *arguments, check=check)
         return done.stdout + done.stderr
+
+    def rondo_here(self, *arguments: str) -> str:
+        """As above, in this process, which has loaded all that takes seconds."""
+        done = CliRunner().invoke(app, arguments)
+        return done.output + str(done.exception or "")
 
     def ask(self, question: Callable[[Any], Awaitable[Any]]) -> Any:
         """The answer of the server to what is asked with Prefect's own client."""
@@ -137,6 +147,8 @@ def test_up_says_where_and_says_so_again(machine: Machine) -> None:
     assert machine.record == before
     assert "it is up already" in said
     assert f"PREFECT_API_URL={before.api}" in said
+    killed = machine.ask(lambda client: client.read_automations_by_name(crashed_runs().name))
+    assert [automation.enabled for automation in killed] == [True]
     (prefect,) = (row for row in json.loads(machine.rondo("doctor", "--json")) if row["what"] == "Prefect")
     assert prefect["verdict"] == "ok"
     assert before.ui in prefect["found"]
@@ -170,10 +182,10 @@ def test_a_scheduled_run_adds_a_round_and_the_next_one_waits_for_it(
     deployment = deployment_of(machine, "steady")
     assert deployment.work_pool_name == "rondo"
     wait_until(lambda: flow_runs(machine, deployment.id), "scheduled run")
-    machine.ask(lambda client: client.create_flow_run_from_deployment(deployment.id))
-    # Deployed again without a schedule, it has none.
-    assert "whenever" in machine.rondo("deploy", str(recipe), "--name", "steady", "--root", str(tmp_path))
+    # Deployed again without a schedule, it has none: at once, for each run that starts until then takes its time.
+    assert "whenever" in machine.rondo_here("deploy", str(recipe), "--name", "steady", "--root", str(tmp_path))
     assert deployment_of(machine, "steady").schedules == []
+    machine.ask(lambda client: client.create_flow_run_from_deployment(deployment.id))
 
     def ended() -> list[Any]:
         found = flow_runs(machine, deployment.id)
@@ -216,7 +228,7 @@ def test_a_scheduled_run_leaves_where_another_waits(
 def test_what_the_form_asks_is_checked_when_it_is_sent(machine: Machine, recipe: Path, tmp_path: Path) -> None:
     from prefect.exceptions import PrefectHTTPStatusError
 
-    machine.rondo("deploy", str(recipe), "--name", "asked", "--root", str(tmp_path))
+    machine.rondo_here("deploy", str(recipe), "--name", "asked", "--root", str(tmp_path))
     deployment = deployment_of(machine, "asked")
     beta = deployment.parameter_openapi_schema["definitions"]["UpdateConfig"]["properties"]["beta"]
     assert (beta["exclusiveMinimum"], beta["maximum"]) == (0, 100)
@@ -248,17 +260,18 @@ def test_what_the_form_asks_is_checked_when_it_is_sent(machine: Machine, recipe:
 
 def test_a_pool_of_containers_is_made_with_its_image(machine: Machine, recipe: Path, tmp_path: Path) -> None:
     arguments = ("deploy", str(recipe), "--name", "boxed", "--root", str(tmp_path), "--pool", "boxes")
-    assert "give --image" in machine.rondo(*arguments, "--type", "docker", check=False)
-    said = machine.rondo(*arguments, "--type", "docker", "--image", "rondo:cpu")
+    assert "give --image" in machine.rondo_here(*arguments, "--type", "docker")
+    said = machine.rondo_here(*arguments, "--type", "docker", "--image", "rondo:cpu")
     assert "no worker is online: prefect worker start --pool boxes" in said
     deployment = deployment_of(machine, "boxed")
-    assert deployment.job_variables == {"image": "rondo:cpu", "volumes": [f"{tmp_path}:{tmp_path}"]}
+    shared, sign = [f"{tmp_path}:{tmp_path}"], {HEARTBEAT_VARIABLE: "30"}
+    assert deployment.job_variables == {"image": "rondo:cpu", "volumes": shared, "env": sign}
     pool = machine.ask(lambda client: client.read_work_pool("boxes"))
     assert pool.type == "docker"
     assert {"image", "volumes"} <= pool.base_job_template["variables"]["properties"].keys()
-    assert "is of type docker, not process" in machine.rondo(*arguments, "--type", "process", check=False)
+    assert "is of type docker, not process" in machine.rondo_here(*arguments, "--type", "process")
     elsewhere = (*arguments[:5], str(tmp_path / "other"), "--image", "rondo:cpu", "--pool", "boxes")
-    assert f"under {tmp_path}, which this one would replace" in machine.rondo(*elsewhere, check=False)
+    assert f"under {tmp_path}, which this one would replace" in machine.rondo_here(*elsewhere)
 
 
 def test_the_shipped_prefect_file_deploys_all_recipes(machine: Machine, tmp_path: Path) -> None:
@@ -276,6 +289,7 @@ def test_the_shipped_prefect_file_deploys_all_recipes(machine: Machine, tmp_path
         assert deployment.work_pool_name == "rondo"
         assert deployment.entrypoint == "flows.schedule.add_rounds"
         assert [schedule.active for schedule in deployment.schedules] == [False]
+        assert deployment.job_variables == {"env": {HEARTBEAT_VARIABLE: "30"}}
 
 
 def test_runs_of_other_names_wait_for_the_gpu(machine: Machine, tmp_path: Path) -> None:
@@ -310,6 +324,100 @@ def test_runs_of_other_names_wait_for_the_gpu(machine: Machine, tmp_path: Path) 
     assert (limit.limit, limit.active_slots) == (1, 0)
 
 
+def test_who_is_cancelled_while_it_waits_takes_no_slot(machine: Machine, tmp_path: Path) -> None:
+    from prefect.concurrency.asyncio import concurrency
+
+    from flows import limits
+    from flows.display import Display
+    from flows.recipes import parse_recipe
+
+    name = limits.run_limit("f", str(tmp_path))
+
+    async def wait() -> None:
+        async with limits.alone("f", str(tmp_path), parse_recipe(TINY), Display()):
+            raise AssertionError("two at once")
+
+    async def slots_after(client: Any) -> int:
+        await limits.ensure_run_limits("f", str(tmp_path))
+        async with concurrency(name, strict=True):
+            waiting = asyncio.create_task(wait())
+            await asyncio.sleep(limits.ASK_SECONDS)
+            assert not waiting.done()
+            waiting.cancel()
+            await asyncio.wait((waiting,))
+        await asyncio.sleep(2 * limits.ASK_SECONDS)  # whoever asks still would have it by now
+        limit = await client.read_global_concurrency_limit_by_name(name)
+        return int(limit.active_slots)
+
+    assert machine.ask(slots_after) == 0
+
+
+def test_who_waits_for_people_leaves_the_gpu_to_others(machine: Machine, tmp_path: Path) -> None:
+    from flows.display import Display
+    from flows.limits import alone, without_gpus
+    from flows.recipes import parse_recipe
+
+    on_gpu = parse_recipe(TINY, ["devices.trainer=cuda"])
+    order: list[str] = []
+
+    async def labelled(holds: asyncio.Event, others: asyncio.Event) -> None:
+        async with alone("labelled", str(tmp_path), on_gpu, Display()):
+            holds.set()
+            async with without_gpus(Display()):
+                await others.wait()
+                order.append("labels are there")
+            order.append("goes on")
+
+    async def other(holds: asyncio.Event, works: asyncio.Event) -> None:
+        await holds.wait()
+        async with alone("other", str(tmp_path), on_gpu, Display()):
+            works.set()
+            await asyncio.sleep(2)
+            order.append("other is done")
+
+    async def both(_client: Any) -> None:
+        holds, works = asyncio.Event(), asyncio.Event()
+        await asyncio.gather(labelled(holds, works), other(holds, works))
+
+    machine.ask(both)
+    assert order == ["labels are there", "other is done", "goes on"]
+
+
+def test_a_scheduled_run_is_told_by_prefect_of_a_process_elsewhere(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed on another host it is Crashed, and its run is taken over; until then it is left alone."""
+    from prefect.states import Crashed, Running
+
+    from flows.commands import create_or_open
+    from flows.control import session_tag
+    from flows.occupied import writer_of
+    from flows.recipes import parse_recipe
+    from flows.run import run_rounds
+
+    store = Store.open(tmp_path)
+    with pytest.MonkeyPatch.context() as elsewhere:
+        elsewhere.setattr(socket, "gethostname", lambda: "elsewhere")
+        with create_or_open(store, "far", parse_recipe(TINY)).writer() as writer:
+            writer.leave()  # as one that is killed
+    monkeypatch.setattr(session, "_over", set())  # what this process knows of its own
+    run = store.run("far")
+
+    async def states(client: Any) -> list[str]:
+        found = [await writer_of(run)]
+        tags = [session_tag(writer.session)]
+        flow_run = await client.create_flow_run(
+            run_rounds, parameters={"run": "far", "rounds": 1}, state=Running(), tags=tags
+        )
+        for state in (None, Crashed()):
+            if state is not None:
+                await client.set_flow_run_state(flow_run.id, state, force=True)
+            found.append(await writer_of(run))
+        return found
+
+    assert machine.ask(states) == ["unknown", "alive", "dead"]
+
+
 def test_a_gpu_limit_that_somebody_deleted_is_missed(machine: Machine, tmp_path: Path) -> None:
     from flows.display import Display
     from flows.errors import ServerError
@@ -336,12 +444,13 @@ def test_a_worker_that_died_is_started_again(machine: Machine) -> None:
     assert "the worker has ended by itself" in said
     assert machine.record.server == before.server
     assert machine.record.worker != before.worker
+    assert len(machine.ask(lambda client: client.read_automations())) == 1, "it is created once"
 
 
 def test_down_ends_a_run_in_order_and_leaves_no_process(machine: Machine, recipe: Path, tmp_path: Path) -> None:
     """Last, as it ends what the others use: the run's log is closed, and what was committed is there."""
     long = ("--set", "policy.steps=100000", "--set", "policy.seed=1")
-    machine.rondo("deploy", str(recipe), "--name", "long", "--root", str(tmp_path), *long)
+    machine.rondo_here("deploy", str(recipe), "--name", "long", "--root", str(tmp_path), *long)
     deployment = deployment_of(machine, "long")
     machine.ask(lambda client: client.create_flow_run_from_deployment(deployment.id))
     store = Store.open(tmp_path)

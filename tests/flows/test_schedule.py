@@ -7,6 +7,7 @@ import pytest
 import flows.prefect_settings  # noqa: F401  before Prefect
 from flows.deployments import PoolType, _job_variables
 from flows.limits import needs_gpu, run_limit
+from flows.prefect_settings import HEARTBEAT_VARIABLE, heartbeat_seconds
 from flows.recipes import parse_recipe
 from flows.schedule import describe, schedule_of
 from pipeline.config import Recipe
@@ -63,7 +64,8 @@ def test_a_rule_that_counts_from_a_later_day() -> None:
     ],
 )
 def test_what_jobs_are_given(kind: PoolType, root: str, image: str | None, variables: dict[str, object]) -> None:
-    assert _job_variables("pool", kind, root, image) == variables
+    sign_of_life = {"env": {HEARTBEAT_VARIABLE: str(heartbeat_seconds())}}
+    assert _job_variables("pool", kind, root, image) == {**sign_of_life, **variables}
 
 
 @pytest.mark.parametrize(
