@@ -31,21 +31,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import round_contestants
-import round_peers
-from rich import box
+from benchmarks import round_contestants, round_peers
+from benchmarks import round_tables as tables
+from benchmarks.round_contestants import Contestant
+from benchmarks.round_runs import ENVIRONMENT, Bench, Rounds
+from benchmarks.round_sampler import OurSampler
+from benchmarks.round_tables import Row
 from rich.console import Console
-from rich.table import Table
-from round_contestants import Contestant
-from round_runs import ENVIRONMENT, Bench, Rounds
-from round_sampler import OurSampler
 
 from pipeline.policy import sampler_copy
 
-Row = dict[str, Any]
 FEW = {"evaluation": {"prompts": 2, "judges": []}}
 PHASED: Mapping[str, Any] = {"mode": "phased"}
 STREAMING: Mapping[str, Any] = {"mode": "streaming", "update": {"batch_order": "shards"}}
@@ -137,8 +134,18 @@ def measure_round(bench: Bench, plan: Plan) -> list[Row]:
                 untied = sampler_copy(run.checkpoint(1, bench.root / "scratch"), bench.root / "untied")
                 generated = generate.ask(prompts=run.prompts(2), weights=str(untied))
                 updated = update.ask(run=run.run.name, round=2)
-                rows.append({"variant": name, **costs(run, 2), "generate": generated, "run_update": updated})
+                row = {"variant": name, **costs(run, 2), "generate": generated, "run_update": updated}
+                _check_same_work(row)
+                rows.append(row)
     return rows
+
+
+def _check_same_work(row: Row) -> None:
+    """The bare calls must sample the same tokens and take the same preferences."""
+    ours = (row["tokens"], row["preferences"])
+    bare = (row["generate"]["tokens"], row["run_update"]["preferences"])
+    if ours != bare:
+        raise SystemExit(f"tokens and preferences of the round are {ours}, and of the bare calls {bare}")
 
 
 def costs(run: Rounds, number: int) -> Row:
@@ -214,125 +221,13 @@ def measure_growth(bench: Bench, plan: Plan) -> list[Row]:
     return rows
 
 
-def show(console: Console, title: str, rows: Sequence[Row], columns: Mapping[str, Callable[[Row], str]]) -> None:
-    table = Table(title=title, title_justify="left", box=box.MARKDOWN)
-    for name in columns:
-        table.add_column(name, no_wrap=True)
-    for row in rows:
-        table.add_row(*(cell(row) for cell in columns.values()))
-    console.print(table)
-
-
-def spread(values: Sequence[float], form: str = "{:.2f}", *, strong: bool = False) -> str:
-    middle, low, high = (form.format(value) for value in (median(values), min(values), max(values)))
-    return f"{f'**{middle}**' if strong else middle} ({low}-{high})"
-
-
-def grouped(rows: Sequence[Row], *names: str) -> list[Row]:
-    """One row for each combination of these fields, in which the others are lists."""
-    groups: dict[tuple[Any, ...], Row] = {}
-    for row in rows:
-        key = tuple(row[name] for name in names)
-        group = groups.setdefault(key, dict(zip(names, key, strict=True)))
-        for name, value in row.items():
-            if name not in names:
-                group.setdefault(name, []).append(value)
-    return list(groups.values())
-
-
-def column(name: str, form: str = "{:.2f}") -> Callable[[Row], str]:
-    return lambda row: spread(row[name], form) if isinstance(row[name], list) else str(row[name])
-
-
-def show_sampling(console: Console, rows: Sequence[Row]) -> None:
-    (row,) = grouped([{"of": "sampling stage / LLM.generate", **row} for row in rows], "of")
-    rates = [tokens / seconds for tokens, seconds in zip(row["tokens"], row["ours"], strict=True)]
-    bare = [one["tokens"] / one["seconds"] for one in row["bare"]]
-    show(console, "1. Sampling, tokens/s (aim: 0.95)", [row], {
-        "": column("of"),
-        "tokens": lambda _: " ".join(f"{tokens:,}" for tokens in row["tokens"]),
-        "of the bare one": lambda _: " ".join(f"{one['tokens']:,}" for one in row["bare"]),
-        "ours": lambda _: spread(rates, "{:,.0f}"), "bare": lambda _: spread(bare, "{:,.0f}"),
-        "ratio": lambda _: spread([ours / other for ours, other in zip(rates, bare, strict=True)], strong=True),
-    })  # fmt: skip
-
-
-def show_handover(console: Console, rows: Sequence[Row]) -> None:
-    (row,) = grouped([{"of": "hand-over / new engine", **row} for row in rows], "of")
-
-    def share(name: str) -> list[float]:
-        return [handed / other for handed, other in zip(row["handed over"], row[name], strict=True)]
-
-    show(console, "2. Hand-over (aim: 1%)", [row], {
-        "": column("of"), "hand-over, s": column("handed over", "{:.3f}"),
-        "new process, s": column("process"), "share": lambda _: spread(share("process"), "{:.2%}", strong=True),
-        "of which engine and check, s": column("engine"), "its share": lambda _: spread(share("engine"), "{:.2%}"),
-    })  # fmt: skip
-
-
-def show_round(console: Console, rows: Sequence[Row]) -> None:
-    for row in rows:
-        row["bare"] = row["generate"]["seconds"] + row["run_update"]["seconds"]
-        row["ratio"] = row["seconds"] / row["bare"]
-        row["share"] = row["hand over"] / row["seconds"]
-        row["bare tokens"] = row["generate"]["tokens"]
-    title = "3. A round against bare generate + bare update (aims: 1.10, hand-over 1%)"
-    show(console, title, grouped(rows, "variant"), {
-        "": column("variant"), "round, s": column("seconds"), "bare, s": column("bare"),
-        "ratio": lambda row: spread(row["ratio"], strong=True),
-        "sample": column("sample"), "judge": column("judge"), "update": column("update"),
-        "evaluate": column("evaluate"), "hand over": column("share", "{:.2%}"),
-        "tokens": lambda row: f"{median(row['tokens']):,} {median(row['bare tokens']):,}",
-    })  # fmt: skip
-
-
-def show_peers(console: Console, rows: Sequence[Row]) -> None:
-    groups = grouped(rows, "who")
-    ours = {row["who"]: row["seconds"] for row in groups if row["who"].startswith("ours")}
-
-    def times(name: str) -> Callable[[Row], str]:
-        return lambda row: spread(
-            [other / own for other, own in zip(row["seconds"], ours[name], strict=True)], strong=True
-        )
-
-    show(console, "4. A round of other ways to it (aims: trl 5x, trl with vLLM 2.5x, scripts 2x)", groups, {
-        "": column("who"), "round, s": column("seconds"), "tokens": column("tokens", "{:,.0f}"),
-        "pairs": column("preferences", "{:.0f}"), **{f"/ {name}": times(name) for name in ours},
-    })  # fmt: skip
-
-
-def show_streaming(console: Console, rows: Sequence[Row]) -> None:
-    groups = grouped(rows, "mode")
-    phased = groups[0]["through update"]
-    show(console, "5. Streaming, with a judge as slow as the sampling (aim: 0.65)", groups, {
-        "": column("mode"), "sample to checkpoint, s": column("through update"),
-        "ratio": lambda row: spread(
-            [own / other for own, other in zip(row["through update"], phased, strict=True)], strong=True
-        ),
-        "sample": column("sample"), "judge": column("judge"), "update": column("update"),
-        "loss": column("loss", "{:.6f}"),
-    })  # fmt: skip
-
-
-def show_growth(console: Console, rows: Sequence[Row]) -> None:
-    for row in rows:
-        row["ms"] = row["seconds"] / row["prompts"] * 1000
-        row |= {f"{name}, MiB": peak / 2**20 for name, peak in row["peaks"].items()}
-    parts = [f"{name}, MiB" for name in ("flow", "sampler", "judge", "trainer")]
-    show(console, "6. Growth with the prompts of a round", grouped(rows, "mode", "prompts"), {
-        "": column("mode"), "prompts": lambda row: f"{row['prompts']:,}", "round, s": column("seconds"),
-        "ms a prompt": lambda row: spread(row["ms"], "{:.1f}", strong=True),
-        **{name: column(name, "{:,.0f}") for name in parts},
-    })  # fmt: skip
-
-
 PARTS: dict[str, tuple[Callable[[Bench, Plan], list[Row]], Callable[[Console, Sequence[Row]], None]]] = {
-    "sampling": (measure_sampling, show_sampling),
-    "handover": (measure_handover, show_handover),
-    "round": (measure_round, show_round),
-    "peers": (measure_peers, show_peers),
-    "streaming": (measure_streaming, show_streaming),
-    "growth": (measure_growth, show_growth),
+    "sampling": (measure_sampling, tables.show_sampling),
+    "handover": (measure_handover, tables.show_handover),
+    "round": (measure_round, tables.show_round),
+    "peers": (measure_peers, tables.show_peers),
+    "streaming": (measure_streaming, tables.show_streaming),
+    "growth": (measure_growth, tables.show_growth),
 }
 
 

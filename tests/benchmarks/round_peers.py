@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from round_contestants import serve
-from round_judges import sentiment
+from benchmarks.round_contestants import serve
+from benchmarks.round_judges import sentiment
 
 K = 2
 """Answers of a prompt: trl makes two, fixed in its code."""

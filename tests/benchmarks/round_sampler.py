@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from io import StringIO
 from pathlib import Path
 
+from benchmarks.round_runs import Rounds
 from rich.console import Console
-from round_runs import Rounds
 
 from flows.adopt import adopt_rounds
 from flows.commands import header
