@@ -41,6 +41,10 @@ def column(name: str, form: str = "{:.2f}") -> Callable[[Row], str]:
     return lambda row: spread(row[name], form) if isinstance(row[name], list) else str(row[name])
 
 
+def middle(name: str, form: str = "{:.2f}") -> Callable[[Row], str]:
+    return lambda row: form.format(median(row[name]))
+
+
 def show_sampling(console: Console, rows: Sequence[Row]) -> None:
     (row,) = grouped([{"of": "sampling stage / LLM.generate", **row} for row in rows], "of")
     rates = [tokens / seconds for tokens, seconds in zip(row["tokens"], row["ours"], strict=True)]
@@ -76,9 +80,9 @@ def show_round(console: Console, rows: Sequence[Row]) -> None:
     show(console, title, grouped(rows, "variant"), {
         "": column("variant"), "round, s": column("seconds"), "bare, s": column("bare"),
         "ratio": lambda row: spread(row["ratio"], strong=True),
-        "sample": column("sample"), "judge": column("judge"), "update": column("update"),
-        "evaluate": column("evaluate"), "hand over": column("share", "{:.2%}"),
-        "tokens": column("tokens", "{:,.0f}"),
+        "sample": middle("sample"), "judge": middle("judge"), "update": middle("update"),
+        "evaluate": middle("evaluate"), "hand over": middle("share", "{:.2%}"),
+        "tokens": middle("tokens", "{:,.0f}"),
     })  # fmt: skip
 
 
@@ -92,8 +96,8 @@ def show_peers(console: Console, rows: Sequence[Row]) -> None:
         )
 
     show(console, "4. A round of other ways to it (aims: trl 5x, trl with vLLM 2.5x, scripts 2x)", groups, {
-        "": column("who"), "round, s": column("seconds"), "tokens": column("tokens", "{:,.0f}"),
-        "pairs": column("preferences", "{:.0f}"), **{f"/ {name}": times(name) for name in ours},
+        "": column("who"), "round, s": column("seconds"), "tokens": middle("tokens", "{:,.0f}"),
+        "pairs": middle("preferences", "{:.0f}"), **{f"/ {name}": times(name) for name in ours},
     })  # fmt: skip
 
 
@@ -105,8 +109,8 @@ def show_streaming(console: Console, rows: Sequence[Row]) -> None:
         "ratio": lambda row: spread(
             [own / other for own, other in zip(row["through update"], phased, strict=True)], strong=True
         ),
-        "sample": column("sample"), "judge": column("judge"), "update": column("update"),
-        "loss": column("loss", "{:.6f}"),
+        "sample": middle("sample"), "judge": middle("judge"), "update": middle("update"),
+        "loss": middle("loss", "{:.6f}"),
     })  # fmt: skip
 
 
