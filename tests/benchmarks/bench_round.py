@@ -25,6 +25,7 @@ import asyncio
 import json
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,12 +54,14 @@ class Plan:
     """What is run. ``changes`` are made to the default recipe throughout."""
 
     repetitions: int = 3
+    stage_repetitions: int = 9
     changes: Mapping[str, Any] = field(default_factory=dict)
     growth_prompts: tuple[int, ...] = (128, 512, 2048)
 
 
 QUICK = Plan(
     repetitions=1,
+    stage_repetitions=2,
     changes={
         "policy": {"examples": 400, "steps": 20, "hidden_size": 64, "heads": 2, "layers": 1},
         "sampling": {"prompts_per_round": 16, "shard_prompts": 4},
@@ -78,9 +81,12 @@ def measure_sampling(bench: Bench, plan: Plan) -> list[Row]:
         rows = []
         async with OurSampler.of(base, bench.name()) as ours:
             with _engine(bench, base, last) as bare:
-                for number in range(last + 1, last + 2 + plan.repetitions):
-                    seconds, tokens = await ours.sample(number)
-                    rows.append({"ours": seconds, "tokens": tokens, "bare": bare.ask(prompts=base.prompts(number))})
+                await ours.hand_over(last)
+                for number in range(last + 1, last + 2 + plan.stage_repetitions):
+                    prompts = base.prompts(number)
+                    before = bare.ask(prompts=prompts) if number % 2 else None
+                    own = await ours.sample(number)
+                    rows.append({"ours": own, "bare": before or bare.ask(prompts=prompts)})
         return rows[1:]
 
     return asyncio.run(measure())
@@ -94,7 +100,7 @@ def measure_handover(bench: Bench, plan: Plan) -> list[Row]:
         async with OurSampler.of(base, bench.name()) as ours:
             for _ in range(2):
                 await ours.hand_over(1), await ours.hand_over(2)
-            for _ in range(plan.repetitions):
+            for _ in range(plan.repetitions + 2):
                 handed = [await ours.hand_over(number) for number in (1, 2)]
                 whole, in_place = await ours.new_engine(2)
                 rows.append({"handed over": sum(handed) / 2, "process": whole, "engine": in_place})
@@ -185,9 +191,10 @@ def measure_peers(bench: Bench, plan: Plan) -> list[Row]:
 
 
 def _trl_with_vllm(bench: Bench, recipe: Row, policy: str, prompts: list[Row]) -> Row:
-    """Its engine is one to a process."""
-    untied = str(sampler_copy(Path(policy), bench.root / "untied"))
-    with _contestant(bench, round_peers.__file__, "trl", directory=policy, recipe=recipe, untied=untied) as fresh:
+    """Its engine is one to a process, and writes the weights that it takes over into a copy of the policy."""
+    own, source = bench.root / "weights of trl", sampler_copy(Path(policy), bench.root / "untied")
+    shutil.copytree(source, own, dirs_exist_ok=True)
+    with _contestant(bench, round_peers.__file__, "trl", directory=policy, recipe=recipe, own_copy=str(own)) as fresh:
         found: Row = fresh.ask(prompts=prompts)
         return found
 

@@ -95,10 +95,11 @@ def engine(directory: str, recipe: Mapping[str, Any]) -> Callable[..., Any]:
             for row in prompts
             for k in range(sampling.candidates)
         ]  # fmt: skip
-        started = time.perf_counter()
+        started, processor = time.perf_counter(), time.process_time()
         outputs = llm.generate(inputs, params, use_tqdm=False)
-        seconds = time.perf_counter() - started
-        return {"seconds": seconds, "tokens": sum(len(output.outputs[0].token_ids) for output in outputs)}
+        seconds, processor = time.perf_counter() - started, time.process_time() - processor
+        tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
+        return {"seconds": seconds, "processor": processor, "tokens": tokens}
 
     return generate
 

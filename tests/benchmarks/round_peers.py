@@ -21,17 +21,17 @@ K = 2
 """Answers of a prompt: trl makes two, fixed in its code."""
 
 
-def trl_online(directory: str, recipe: Mapping[str, Any], untied: str | None = None) -> Callable[..., Any]:
+def trl_online(directory: str, recipe: Mapping[str, Any], own_copy: str | None = None) -> Callable[..., Any]:
     """trl's OnlineDPOTrainer, asked for prompts; a new trainer for each request, whose making is not counted.
 
     Of its settings, what makes it fast here: no gradient checkpointing, as that also turns off the cache of keys and
     values; no logging, saving or progress bar; the fused optimizer. It samples anew for each optimizer step.
 
     Args:
-        untied: a copy of the policy for its vLLM mode, which it then uses.
+        own_copy: of the policy, with untied embeddings, for its vLLM mode, which it then uses.
     """
     os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TRL_EXPERIMENTAL_SILENCE="1", VLLM_CPU_KVCACHE_SPACE="1")
-    if untied:
+    if own_copy:
         from pipeline.sampling import configure_environment
 
         configure_environment("cpu", 1)
@@ -56,9 +56,9 @@ def trl_online(directory: str, recipe: Mapping[str, Any], untied: str | None = N
     model, tokenizer = load_policy(directory, device="cpu")
     eos = tokenizer.eos_token_id
     # Its own generation leaves out the token that begins a text; vLLM's tokenizer adds it.
-    beginning = "" if untied else tokenizer.bos_token or ""
-    kind = _on_cpu(OnlineDPOTrainer, model, Path(untied)) if untied else OnlineDPOTrainer
-    arguments = {**_trl_arguments(config), "use_vllm": untied is not None}
+    beginning = "" if own_copy else tokenizer.bos_token or ""
+    kind = _on_cpu(OnlineDPOTrainer, model, Path(own_copy)) if own_copy else OnlineDPOTrainer
+    arguments = {**_trl_arguments(config), "use_vllm": own_copy is not None}
 
     def train(prompts: list[dict[str, Any]], directory: str = directory) -> dict[str, Any]:
         lengths.clear()
@@ -93,7 +93,7 @@ def _trl_arguments(recipe: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _on_cpu(trainer: Any, model: Any, untied: Path) -> Any:
+def _on_cpu(trainer: Any, model: Any, own_copy: Path) -> Any:
     """trl's trainer with two changes without which its vLLM mode ends with an error on a CPU.
 
     The engine starts uncompiled. New weights are reloaded from a file, as ours are: trl calls the layers' own loaders,
@@ -105,14 +105,14 @@ def _on_cpu(trainer: Any, model: Any, untied: Path) -> Any:
     from safetensors.torch import save_file
 
     module.LLM = partial(module.LLM, enforce_eager=True, enable_chunked_prefill=False)
-    model.name_or_path = str(untied)
+    model.name_or_path = str(own_copy)
 
     class OnCpu(trainer):  # type: ignore[misc]
         def _move_model_to_vllm_inner(self) -> None:
             save_file({name: tensor.clone() for name, tensor in self.model.state_dict().items()}, WEIGHTS)
-            self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(untied)})
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(own_copy)})
 
-    WEIGHTS = untied / "model.safetensors"
+    WEIGHTS = own_copy / "model.safetensors"
     return OnCpu
 
 

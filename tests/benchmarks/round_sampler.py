@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from io import StringIO
 from pathlib import Path
 
+import psutil
 from benchmarks.round_runs import Rounds
 from rich.console import Console
 
@@ -44,15 +45,24 @@ class OurSampler:
             finally:
                 await session.stop()
 
-    async def sample(self, number: int) -> tuple[float, int]:
-        """Seconds of a round's sampling stage, from the first request to the last entry in the log, and its tokens."""
+    async def sample(self, number: int) -> dict[str, float]:
+        """A round's sampling stage: seconds from the first request to the last entry in the log, and its tokens.
+
+        ``processor`` are the seconds of both processes, the sampler's and this one's, which on a busy machine say more.
+        """
         session = self._session
         batch, rows = Batch.training(number, self._last), session.shards(number, held_out=False)
         with session.display.stage(number, "sample", None, len(rows)) as stage:
-            started = time.perf_counter()
+            started, processor = time.perf_counter(), self._processor()
             entries = await gather(sample_shard(number, index, part, batch, stage) for index, part in enumerate(rows))
-            seconds = time.perf_counter() - started
-        return seconds, sum(entry.meta["tokens"] for entry in entries)
+            seconds, processor = time.perf_counter() - started, self._processor() - processor
+        tokens = sum(entry.meta["tokens"] for entry in entries)
+        return {"seconds": seconds, "processor": processor, "tokens": tokens}
+
+    def _processor(self) -> float:
+        pid = self._session.sampler.pid
+        times = psutil.Process(pid).cpu_times() if pid else psutil.Process().cpu_times()
+        return times.user + times.system + (time.process_time() if pid else 0.0)
 
     async def hand_over(self, round: int) -> float:
         """Seconds until the engine computes with the weights of a round and has shown it, as the flow sees it."""
