@@ -13,11 +13,11 @@
    starts its own in every round, and that is what it does.
 5. Streaming against phased, from the first sampled token to the checkpoint, with a judge that sleeps for as long as the
    sampling takes, as measured in the same run.
-6. Growth: rounds of 1x, 4x and 16x prompts, with two held-out prompts: seconds for each prompt, and the largest
-   resident memory of each process.
+6. Growth: streaming rounds of 1x, 4x and 16x prompts, with two held-out prompts: seconds for each prompt, and the
+   largest resident memory of each process.
 
-One thread in each process, float32, the default recipe's policy and settings but for what is said; seconds on the
-clock. The first round of a run is not counted: engine, judge and trainer are warm by the second.
+*Streaming* has ``update.batch_order: shards``, so that the update begins while later shards are sampled. One thread in each process, float32, the default recipe's policy and settings but for what is said; seconds on the clock. The first
+round of a run is not counted: engine, judge and trainer are warm by the second.
 """
 
 import argparse
@@ -220,11 +220,9 @@ def measure_streaming(bench: Bench, plan: Plan) -> list[Row]:
 def measure_growth(bench: Bench, plan: Plan) -> list[Row]:
     rows: list[Row] = []
     for _ in range(plan.repetitions):
-        for mode in (PHASED, STREAMING):
-            for prompts in plan.growth_prompts:
-                run = bench.rounds({**mode, **FEW, "sampling": {"prompts_per_round": prompts}})
-                found = costs(run, 2)
-                rows.append({"mode": mode["mode"], "prompts": prompts, **found, "peaks": dict(run.peaks)})
+        for prompts in plan.growth_prompts:
+            run = bench.rounds({**STREAMING, **FEW, "sampling": {"prompts_per_round": prompts}})
+            rows.append({"prompts": prompts, **costs(run, 2), "peaks": dict(run.peaks)})
     return rows
 
 

@@ -125,8 +125,8 @@ def show_growth(console: Console, rows: Sequence[Row]) -> None:
         row["ms"] = row["seconds"] / row["prompts"] * 1000
         row |= {f"{name}, MiB": peak / 2**20 for name, peak in row["peaks"].items()}
     parts = [f"{name}, MiB" for name in ("flow", "sampler", "judge", "trainer")]
-    show(console, "6. Growth with the prompts of a round", grouped(rows, "mode", "prompts"), {
-        "": column("mode"), "prompts": lambda row: f"{row['prompts']:,}", "round, s": column("seconds"),
+    show(console, "6. Growth with the prompts of a round", grouped(rows, "prompts"), {
+        "prompts": lambda row: f"{row['prompts']:,}", "round, s": column("seconds"),
         "ms a prompt": lambda row: spread(row["ms"], "{:.1f}", strong=True),
         **{name: column(name, "{:,.0f}") for name in parts},
     })  # fmt: skip
