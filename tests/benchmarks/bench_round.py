@@ -16,7 +16,8 @@
 6. Growth: streaming rounds of 1x, 4x and 16x prompts, with two held-out prompts: seconds for each prompt, and the
    largest resident memory of each process.
 
-*Streaming* has ``update.batch_order: shards``, so that the update begins while later shards are sampled. One thread in each process, float32, the default recipe's policy and settings but for what is said; seconds on the clock. The first
+*Streaming* has ``update.batch_order: shards``, so that the update begins while later shards are sampled. One thread in
+each process, float32, the default recipe's policy and settings but for what is said; seconds on the clock. The first
 round of a run is not counted: engine, judge and trainer are warm by the second.
 """
 
