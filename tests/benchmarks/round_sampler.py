@@ -12,7 +12,9 @@ from rich.console import Console
 
 from flows.adopt import adopt_rounds
 from flows.commands import header
+from flows.control import Control
 from flows.display import Display
+from flows.notify import Notifier
 from flows.process import WorkerProcess
 from flows.references import Batch
 from flows.scratch import scratch_directory
@@ -37,8 +39,9 @@ class OurSampler:
         run = create_fork(store, source.run, last, name, header(recipe))
         with run.writer() as writer, scratch_directory(store.root, name) as scratch:
             adopt_rounds(store, run, writer)
-            display = Display(Console(file=StringIO()))
-            session = Session.create(store, run, writer, recipe, display, scratch, scratch / "logs")
+            display, control = Display(Console(file=StringIO())), Control(run, writer, None, watched=False)
+            notifier = Notifier({}, (), display)
+            session = Session.create(store, run, writer, recipe, display, scratch, scratch / "logs", control, notifier)
             enter(session)
             try:
                 yield cls(session, scratch, last)
@@ -75,8 +78,9 @@ class OurSampler:
         scratch.mkdir()
         session = self._session
         sampler = Session.create(
-            session.store, session.run, session.writer, session.recipe, session.display, scratch, scratch
-        ).sampler
+            session.store, session.run, session.writer, session.recipe, session.display, scratch, scratch,
+            session.control, session.notifier,
+        ).sampler  # fmt: skip
         started = time.perf_counter()
         await sampler.start()
         imported = time.perf_counter() - started
