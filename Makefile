@@ -1,7 +1,7 @@
 # make demo   environment, then the default recipe from start to report
 # make test   environment, then linters, types, contracts and tests
 # make check  linters, types and contracts alone
-# make bench  the update's speed and memory against trl's, and what the store costs; about twenty minutes
+# make bench  the update against trl's, what the store costs, and what a round costs; about forty minutes
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -46,6 +46,7 @@ test: check
 bench: $(VENV)/.ready
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_update.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_store.py
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_round.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

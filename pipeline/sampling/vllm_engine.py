@@ -126,22 +126,22 @@ class VllmSampler:
                     flat_logprobs=True,
                     stop_token_ids=sorted(self._stop),
                     detokenize=False,
-                    output_kind=RequestOutputKind.CUMULATIVE,
+                    output_kind=RequestOutputKind.DELTA,  # of the others none keeps to the stream interval
                 ),
             )
             for request, k in keys
         ]
-        outputs = yield from self._run(work)
+        answers = yield from self._run(work)
         return [
             Candidate(
                 prompt_id=request.prompt_id,
                 candidate=k,
-                token_ids=list(output.outputs[0].token_ids),
-                logprobs=list(output.outputs[0].logprobs.logprobs),
-                finish_reason=_finish_reason(output),
+                token_ids=answer.token_ids,
+                logprobs=answer.logprobs,
+                finish_reason=_finish_reason(answer.last),
                 seed=request.seed + k,
             )
-            for (request, k), output in zip(keys, outputs, strict=True)
+            for (request, k), answer in zip(keys, answers, strict=True)
         ]
 
     def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
@@ -169,10 +169,10 @@ class VllmSampler:
             for prompt, answer in sequences
         ]
         scores = []
-        for (prompt, answer), output in zip(sequences, finish(self._run(work)), strict=True):
+        for (prompt, answer), scored in zip(sequences, finish(self._run(work)), strict=True):
             # The first token of all has no log-probability, so the list is one shorter than the prompt.
-            before = list(output.prompt_logprobs.logprobs)[len(prompt) - 1 :] if len(answer) > 1 else []
-            scores.append([*before, *output.outputs[0].logprobs.logprobs])
+            before = list(scored.last.prompt_logprobs.logprobs)[len(prompt) - 1 :] if len(answer) > 1 else []
+            scores.append([*before, *scored.logprobs])
         return scores
 
     def load_weights(self, directory: Path) -> None:
@@ -216,11 +216,11 @@ class VllmSampler:
             self._resting = False
 
     def _run(self, work: Sequence["_Work"]) -> "_Turns":
-        """Run requests through the engine, beside those of other calls; the outputs come in their order."""
+        """Run requests through the engine, beside those of other calls; the answers come in their order."""
         self._wake()
         if not self._calls:
             self._reset_cache()
-        number, call = self._begun, _Call([None] * len(work))
+        number, call = self._begun, _Call([_Answer() for _ in work])
         self._begun += 1
         self._calls[number] = call
         try:
@@ -237,19 +237,16 @@ class VllmSampler:
             raise EngineError(f"vLLM failed while it sampled ({_first_line(error)}): start a new sampler") from error
         finally:
             del self._calls[number]
-            left = [f"{number}-{index}" for index, output in enumerate(call.outputs) if output is None]
+            left = [f"{number}-{index}" for index, answer in enumerate(call.answers) if answer.last is None]
             if left:
                 self._engine.abort_request(left)
-        return call.outputs
+        return call.answers
 
     def _reset_cache(self) -> None:
         if not self._engine.reset_prefix_cache():
             raise EngineError(
                 "vLLM still holds requests of an earlier call, so no cache can be reset: start a new sampler"
             )
-
-
-_Turns = Generator[tuple[int, int], None, list[Any]]
 
 
 @dataclass(frozen=True)
@@ -259,25 +256,36 @@ class _Work:
 
 
 @dataclass
-class _Call:
-    """What the engine has handed out of one call's requests."""
+class _Answer:
+    """What the engine has handed out of one request, piece by piece; ``last`` is the piece that ended it."""
 
-    outputs: list[Any]
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    last: Any = None
+
+
+_Turns = Generator[tuple[int, int], None, list[_Answer]]
+
+
+@dataclass
+class _Call:
+    """The answers to one call's requests."""
+
+    answers: list[_Answer]
     finished: int = 0
-    _lengths: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
 
     @property
     def unfinished(self) -> bool:
-        return self.finished < len(self.outputs)
-
-    @property
-    def tokens(self) -> int:
-        return sum(self._lengths.values())
+        return self.finished < len(self.answers)
 
     def take(self, output: Any) -> None:
-        self._lengths[output.request_id] = len(output.outputs[0].token_ids)
+        answer, piece = self.answers[int(output.request_id.partition("-")[2])], output.outputs[0]
+        answer.token_ids += piece.token_ids
+        answer.logprobs += piece.logprobs.logprobs
+        self.tokens += len(piece.token_ids)
         if output.finished:
-            self.outputs[int(output.request_id.partition("-")[2])] = output
+            answer.last = output
             self.finished += 1
 
 
