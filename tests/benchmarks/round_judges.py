@@ -5,7 +5,6 @@ import time
 from functools import lru_cache
 from typing import Any
 
-
 _owed = 0.0  # by which the sleeps so far were too short; what one oversleeps, the next ones leave out
 
 
