@@ -14,6 +14,7 @@ from flows.errors import WaitingForLabelsError
 from flows.limits import without_gpus
 from flows.process import WorkerProcess
 from flows.questions import questions_of
+from flows.references import as_json, hashes
 from flows.session import Session, current
 from flows.shards import Shard, files_of
 from flows.step import step
@@ -64,7 +65,7 @@ async def override(run: str, number: int, through: Sequence[Shard]) -> Entry | N
     choices = session.choices(number)
     keys = {question.key for question in questions}
     asked = [choice for choice in choices if choice["question"] in keys]
-    inputs = content_id([[file.sha256 for file in preferences], asked])
+    inputs = content_id([hashes(preferences), asked])
     if done := session.find(number, "preferences", inputs):
         return done
     files = {
@@ -72,7 +73,7 @@ async def override(run: str, number: int, through: Sequence[Shard]) -> Entry | N
         "candidates": files_of(shard.candidates for shard in through),
         "preferences": preferences,
     }
-    given: dict[str, Any] = {name: [file.to_json() for file in found] for name, found in files.items()}
+    given: dict[str, Any] = {name: as_json(found) for name, found in files.items()}
     file, count = await session.judge.call("override", **given, round=number, choices=asked)
     if not count:
         raise DataError(

@@ -1,9 +1,20 @@
 """What travels between processes in place of data."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from storage.manifest import FileRef
+
+
+def hashes(files: Iterable[FileRef]) -> list[str]:
+    """What the key of a step names its files by."""
+    return [file.sha256 for file in files]
+
+
+def as_json(files: Iterable[FileRef]) -> list[dict[str, Any]]:
+    """Files as a worker's call takes them."""
+    return [file.to_json() for file in files]
 
 
 @dataclass(frozen=True)

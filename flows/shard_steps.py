@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from flows.display import Stage
 from flows.errors import WorkerDiedError
-from flows.references import Batch
+from flows.references import Batch, as_json, hashes
 from flows.session import Session, current
 from flows.spans import timed
 from pipeline.config import PeopleJudge
@@ -35,7 +35,7 @@ async def sample_shard(number: int, shard: int, rows: list[int], batch: Batch, d
     settings = {"max_tokens": sampling.max_tokens}
     if not batch.held_out:
         settings = sampling.model_dump(mode="json", exclude={"shards_in_flight", "most_set_aside"})
-    inputs = content_id([policy.policy, [file.sha256 for file in prompts], rows, session.recipe.seed, settings])
+    inputs = content_id([policy.policy, hashes(prompts), rows, session.recipe.seed, settings])
     done, stage = session.find_in(batch.places, "candidates", inputs, shard)
     if done is not None:
         return done
@@ -44,7 +44,7 @@ async def sample_shard(number: int, shard: int, rows: list[int], batch: Batch, d
         display.begin()
         return await timed(
             session.sampler, "sample", alone=again,
-            policy=policy.to_json(), prompts=[file.to_json() for file in prompts], rows=rows, round=number, stage=stage,
+            policy=policy.to_json(), prompts=as_json(prompts), rows=rows, round=number, stage=stage,
             shard=shard, held_out=batch.held_out, on_progress=lambda figures: display.report(figures, shard),
         )  # fmt: skip
 
@@ -95,7 +95,7 @@ async def judge_shard(number: int, shard: int, candidates: Entry, batch: Batch, 
         asked = set(read_table(session.store, candidates.files, ["prompt_id"])["prompt_id"].to_pylist())
         choices = [choice for choice in session.choices(number) if choice["prompt_id"] in asked]
         more.append(choices)
-    inputs = content_id([[file.sha256 for file in candidates.files], settings, versions, *more])
+    inputs = content_id([hashes(candidates.files), settings, versions, *more])
     done, stage = session.find_in(batch.places, "judgments", inputs, shard)
     if done is not None:
         return done
@@ -103,7 +103,7 @@ async def judge_shard(number: int, shard: int, candidates: Entry, batch: Batch, 
     file, work = await persist(
         lambda _again: timed(
             session.judge, "judge",
-            prompts=[file.to_json() for file in session.files(0, "prompts")], candidates=candidates.files[0].to_json(),
+            prompts=as_json(session.files(0, "prompts")), candidates=candidates.files[0].to_json(),
             round=number, stage=stage, shard=shard, judges=judges, choices=choices,
             policies=[found and found.to_json() for found in policies],
         )
@@ -117,15 +117,15 @@ async def judge_shard(number: int, shard: int, candidates: Entry, batch: Batch, 
 async def prefer_shard(number: int, shard: int, candidates: Entry, judgments: Entry) -> Entry:
     """Turns the judgments of one shard into preferences."""
     session = current()
-    files = [[file.sha256 for file in entry.files] for entry in (candidates, judgments)]
+    files = [hashes(entry.files) for entry in (candidates, judgments)]
     inputs = content_id([*files, session.recipe.preferences.model_dump(mode="json")])
     if done := session.find(number, "preferences", inputs, shard):
         return done
     (file, count), work = await persist(
         lambda _again: timed(
             session.judge, "prefer",
-            candidates=[file.to_json() for file in candidates.files],
-            judgments=[file.to_json() for file in judgments.files],
+            candidates=as_json(candidates.files),
+            judgments=as_json(judgments.files),
             round=number, shard=shard, seed=session.seed(number),
         )
     )  # fmt: skip

@@ -7,7 +7,7 @@ of them does not depend on which was through first.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -44,10 +44,14 @@ class Shards:
     """The shards of a batch by their indices, each as soon as it is through.
 
     Whoever waits for one that will not come gets a ShardsFailedError.
+
+    Args:
+        rows: of the prompts table, for each shard.
     """
 
-    def __init__(self, count: int) -> None:
-        self._through: list[asyncio.Future[Shard]] = [asyncio.get_running_loop().create_future() for _ in range(count)]
+    def __init__(self, rows: Sequence[list[int]]) -> None:
+        self.rows = rows
+        self._through: list[asyncio.Future[Shard]] = [asyncio.get_running_loop().create_future() for _ in rows]
 
     def __len__(self) -> int:
         return len(self._through)
@@ -84,7 +88,7 @@ async def on_their_way(run: str, number: int, batch: Batch, after: Shards | None
     Args:
         after: others that have to be through before these begin.
     """
-    shards = Shards(len(current().shards(number, held_out=batch.held_out)))
+    shards = Shards(current().shards(number, held_out=batch.held_out))
     working = asyncio.create_task(_work_through(run, number, batch, shards, after))
     try:
         try:
@@ -112,7 +116,7 @@ async def _work_through(run: str, number: int, batch: Batch, shards: Shards, aft
 async def work_through(run: str, number: int, batch: Batch, shards: Shards) -> None:
     """Samples and judges a batch of prompts, shard by shard, and puts each where it is waited for."""
     session = current()
-    rows = session.shards(number, held_out=batch.held_out)
+    rows = shards.rows
     total = sum(map(len, rows)) * (1 if batch.held_out else session.recipe.sampling.candidates)
     label = "held-out " if batch.held_out else ""
     with (

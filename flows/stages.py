@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from flows.references import as_json, hashes
 from flows.session import current
 from flows.shard_steps import persist
 from flows.shards import Shard, Shards, files_of
@@ -36,7 +37,7 @@ async def prepare_policy(run: str) -> Entry:
 async def prepare_prompts(run: str) -> Entry:
     """The prompts of the whole run, and a probe of the initial policy on some of them."""
     session = current()
-    checkpoint = _json(session.files(0, "checkpoint"))
+    checkpoint = as_json(session.files(0, "checkpoint"))
     prompts = session.find(0, "prompts")
     if prompts is None:
         with session.display.stage(0, "prompts") as stage:
@@ -44,7 +45,7 @@ async def prepare_prompts(run: str) -> Entry:
             file, work = await timed(session.trainer, "prepare_prompts", checkpoint=checkpoint)
         prompts = session.commit(0, "prompts", session.references([file]), work)
     if session.find(0, "probe") is None:
-        file, work = await timed(session.trainer, "probe", checkpoint=checkpoint, prompts=_json(prompts.files))
+        file, work = await timed(session.trainer, "probe", checkpoint=checkpoint, prompts=as_json(prompts.files))
         session.commit(0, "probe", session.references([file]), work)
     return prompts
 
@@ -63,15 +64,15 @@ async def replay(run: str, number: int, own: Sequence[FileRef]) -> Entry | None:
     rounds = range(max(1, number - config.replay.max_age), number)
     earlier = {origin: session.files(origin, "preferences") for origin in rounds}
     candidates = {origin: session.files(origin, "candidates") for origin in rounds}
-    pool = [[origin, _hashes(earlier[origin]), _hashes(candidates[origin])] for origin in rounds]
-    inputs = content_id([_hashes(own), pool, _settings(config)])
+    pool = [[origin, hashes(earlier[origin]), hashes(candidates[origin])] for origin in rounds]
+    inputs = content_id([hashes(own), pool, _settings(config)])
     if done := session.find(number, "replayed", inputs):
         return done
     (file, figures), work = await timed(
         session.judge, "replay",
-        preferences=_json(own), round=number, seed=session.seed(number),
-        earlier={origin: _json(files) for origin, files in earlier.items()},
-        candidates={origin: _json(files) for origin, files in candidates.items()},
+        preferences=as_json(own), round=number, seed=session.seed(number),
+        earlier={origin: as_json(files) for origin, files in earlier.items()},
+        candidates={origin: as_json(files) for origin, files in candidates.items()},
     )  # fmt: skip
     return session.commit(number, "replayed", session.references([file]), {**figures, **work}, inputs)
 
@@ -108,7 +109,7 @@ async def score(run: str, number: int, candidates: Sequence[Entry]) -> Entry:
     session = current()
     policy, previous, initial = (session.policy(round) for round in (number, max(number - 1, 0), 0))
     files = files_of(candidates)
-    inputs = content_id([policy.policy, previous.policy, initial.policy, _hashes(files)])
+    inputs = content_id([policy.policy, previous.policy, initial.policy, hashes(files)])
     if done := session.find(number, "eval_logps", inputs):
         return done
     with session.display.stage(number, "score") as stage:
@@ -116,7 +117,7 @@ async def score(run: str, number: int, candidates: Sequence[Entry]) -> Entry:
         file, work = await timed(
             session.trainer, "score",
             policy=policy.to_json(), previous=previous.to_json(), initial=initial.to_json(),
-            prompts=_json(session.files(0, "prompts")), candidates=_json(files), round=number,
+            prompts=as_json(session.files(0, "prompts")), candidates=as_json(files), round=number,
         )  # fmt: skip
     return session.commit(number, "eval_logps", session.references([file]), work, inputs)
 
@@ -129,14 +130,14 @@ async def probe_judges(run: str, number: int) -> list[Entry]:
     if count is None:
         return []
     files = session.files(0, "eval_candidates")
-    inputs = content_id([_hashes(files), count, [_settings(session.recipe.judges[place]) for place in places]])
+    inputs = content_id([hashes(files), count, [_settings(session.recipe.judges[place]) for place in places]])
     if done := session.find(number, "judge_probe", inputs):
         return [done]
     with session.display.stage(number, "probe judges") as stage:
         stage.begin()
         file, work = await timed(
             session.judge, "judge_again",
-            prompts=_json(session.files(0, "prompts")), candidates=_json(files), round=number, count=count,
+            prompts=as_json(session.files(0, "prompts")), candidates=as_json(files), round=number, count=count,
             judges=places,
         )  # fmt: skip
     return [session.commit(number, "judge_probe", session.references([file]), work, inputs)]
@@ -161,7 +162,7 @@ async def compare(
         "logps": logps,
         "probe": probe,
     }
-    files: dict[str, Any] = {name: _json(files_of(entries)) for name, entries in tables.items()}
+    files: dict[str, Any] = {name: as_json(files_of(entries)) for name, entries in tables.items()}
     figures: dict[str, Any] = await current().judge.call("compare", **files)
     return figures
 
@@ -171,18 +172,10 @@ async def describe(run: str, number: int) -> dict[str, Any]:
     """What the round's table says of its candidates, judgments and preferences."""
     session = current()
     files: dict[str, Any] = {
-        stage: _json(session.files(number, stage)) for stage in ("candidates", "judgments", "preferences")
+        stage: as_json(session.files(number, stage)) for stage in ("candidates", "judgments", "preferences")
     }
     figures: dict[str, Any] = await session.judge.call("describe", **files)
     return figures
-
-
-def _hashes(files: Sequence[Any]) -> list[str]:
-    return [file.sha256 for file in files]
-
-
-def _json(files: Sequence[Any]) -> list[dict[str, Any]]:
-    return [file.to_json() for file in files]
 
 
 def _settings(config: BaseModel) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.display import Stage
-from flows.references import PolicyRef, PreferenceShard, UpdateInputs
+from flows.references import PolicyRef, PreferenceShard, UpdateInputs, hashes
 from flows.session import Session, current
 from flows.shards import Shard, Shards, files_of, preference_shards
 from flows.spans import timed
@@ -60,7 +60,7 @@ class _Update:
         self._average = session.average(number - 1) if config.reference == "ema" else None
         self._inputs = content_id([
             self._policy.policy, _hash(self._reference), _hash(self._average),
-            [file.sha256 for file in self._optimizer], config.model_dump(mode="json"),
+            hashes(self._optimizer), config.model_dump(mode="json"),
             session.recipe.rounds if config.schedule_over == "run" else None,
             replayed and [files_of([replayed])[0].sha256, session.recipe.preferences.replay.reference],
         ])  # fmt: skip
@@ -166,7 +166,7 @@ class _Update:
 
     def _key(self, through: Sequence[Shard]) -> str:
         preferences = [self._decided] if self._decided else [shard.preferences for shard in through]
-        return content_id([self._inputs, [file.sha256 for file in files_of(preferences)]])
+        return content_id([self._inputs, hashes(files_of(preferences))])
 
     def _hear(self, figures: Mapping[str, Any]) -> None:
         session, number = self._session, self._number

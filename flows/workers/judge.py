@@ -13,7 +13,13 @@ from pipeline import figures
 from pipeline.human_labels import override_pairs
 from pipeline.judges import JudgeProtocol, Judgment, judge_items, judgments_table, make_judge
 from pipeline.judges.people import People
-from pipeline.preferences import build_preferences, choose_replayed, describe_replayed, replayed_table
+from pipeline.preferences import (
+    build_preferences,
+    choose_replayed,
+    describe_replayed,
+    preference_count,
+    replayed_table,
+)
 from storage import shards
 from storage.cache import SharedCache
 from storage.manifest import FileRef
@@ -114,8 +120,7 @@ class JudgeWorker(Worker):
         del progress
         config = self.recipe.preferences
         preferences = build_preferences(self.table(candidates), self.table(judgments), config, seed=seed)
-        count = len(preferences) - preferences["drop_reason"].drop_null().length()
-        return self.write(preferences, round, "preferences", shard), count
+        return self.write(preferences, round, "preferences", shard), preference_count(preferences)
 
     def describe(
         self,
@@ -155,8 +160,7 @@ class JudgeWorker(Worker):
         del progress
         items = judge_items(self.table(prompts), self.table(candidates))
         decided = override_pairs(self.table(preferences), items, choices)
-        count = len(decided) - decided["drop_reason"].drop_null().length()
-        return self.write(decided, round, "preferences"), count
+        return self.write(decided, round, "preferences"), preference_count(decided)
 
     def replay(
         self,

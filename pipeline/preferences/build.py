@@ -57,6 +57,11 @@ def build_preferences(candidates: pa.Table, judgments: pa.Table, config: Prefere
     return to_table(rows, PREFERENCES)
 
 
+def preference_count(preferences: pa.Table) -> int:
+    """How many preferences a ``PREFERENCES`` table has, without the prompts that gave none."""
+    return sum(kind != "dropped" for kind in preferences["kind"].to_pylist())
+
+
 def drop_counts(preferences: pa.Table) -> dict[str, int]:
     """Prompts without a preference, by reason."""
     reasons = preferences["drop_reason"].drop_null().to_pylist()

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pipeline.config import PreferencesConfig
 from pipeline.errors import DataError
+from pipeline.preferences.build import preference_count
 from pipeline.records import REPLAYED, to_table
 
 Row = dict[str, Any]
@@ -31,7 +32,7 @@ def choose_replayed(
     """
     kind = "ranking" if config.ranks else "pair"
     share = config.replay.share
-    wanted = int(_trained(own) * share / (1 - share) + 1e-9)
+    wanted = int(preference_count(own) * share / (1 - share) + 1e-9)
     pool = [
         (number, row)
         for number in sorted(earlier)
@@ -78,10 +79,6 @@ def describe_replayed(replayed: pa.Table, own: pa.Table, round: int) -> dict[str
     ages = [round - origin for origin in replayed["origin_round"].to_pylist()]
     return {
         "replayed": len(ages),
-        "replayed_share": len(ages) / max(1, len(ages) + _trained(own)),
+        "replayed_share": len(ages) / max(1, len(ages) + preference_count(own)),
         "replayed_age": sum(ages) / len(ages) if ages else None,
     }
-
-
-def _trained(preferences: pa.Table) -> int:
-    return sum(kind != "dropped" for kind in preferences["kind"].to_pylist())

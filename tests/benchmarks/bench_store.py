@@ -34,9 +34,8 @@ import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
 import store_subjects as subjects
-from rich import box
+from benchmarks.round_tables import show
 from rich.console import Console
-from rich.table import Table
 
 from storage import inspect
 from storage.checkpoints import stage_directory
@@ -260,15 +259,6 @@ def _alone(function: str, *arguments: str) -> str:
     return subprocess.run(
         command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
     ).stdout.strip()
-
-
-def show(console: Console, title: str, rows: Sequence[Row], columns: Mapping[str, Callable[[Row], str]]) -> None:
-    table = Table(title=title, title_justify="left", box=box.MARKDOWN)
-    for name in columns:
-        table.add_column(name, no_wrap=True)
-    for row in rows:
-        table.add_row(*(cell(row) for cell in columns.values()))
-    console.print(table)
 
 
 def _field(name: str) -> Callable[[Row], str]:

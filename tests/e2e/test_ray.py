@@ -1,10 +1,8 @@
 """A whole run in a bucket, sampled and judged on a Ray cluster that loses a node and gets a new one meanwhile."""
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,11 +23,9 @@ AWS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
     """A head and two nodes, whose processes know nothing of a bucket."""
-    directory = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets need short paths
-    with ray_nodes(directory) as found:
+    with ray_nodes() as found:
         found.add(2)
         yield found
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 def begun(root: str, stage: str) -> bool:

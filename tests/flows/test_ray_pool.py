@@ -3,11 +3,9 @@
 import asyncio
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -113,11 +111,9 @@ class Bench:
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
     """A head and two nodes of one CPU each."""
-    directory = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets need short paths
-    with ray_nodes(directory) as found:
+    with ray_nodes() as found:
         found.add(2)
         yield found
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,7 @@ def test_the_sampler_rests_once_all_shards_are_through(monkeypatch: pytest.Monke
     monkeypatch.setattr(stages, "current", lambda: session)
 
     async def work() -> None:
-        found = Shards(2)
+        found = Shards([[0], [1]])
         resting = asyncio.create_task(stages.rest_sampler(found))
         found.put(0, THROUGH)
         await asyncio.wait({resting}, timeout=0.05)

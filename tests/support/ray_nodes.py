@@ -2,6 +2,8 @@
 
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,8 +40,9 @@ class Nodes:
 
 
 @contextmanager
-def ray_nodes(directory: str) -> Iterator[Nodes]:
+def ray_nodes() -> Iterator[Nodes]:
     """A cluster with its head only. The settings must come before Ray is imported: no other test may do that."""
+    directory = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets need short paths
     os.environ.update(SETTINGS, RAY_TMPDIR=directory)
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     tests = Path(__file__).parents[1]  # the nodes' workers import judges of the tests
@@ -52,3 +55,4 @@ def ray_nodes(directory: str) -> Iterator[Nodes]:
         yield Nodes(cluster)
     finally:
         cluster.shutdown()
+        shutil.rmtree(directory, ignore_errors=True)
