@@ -1,12 +1,10 @@
-"""The figures of a round: what its table, its alarms and its report say.
+"""The figures of a round's evaluation, and the alarms of all its figures.
 
 Lengths are in tokens with the end-of-sequence token, divergences in nats per sequence, shares from 0 to 1.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
@@ -14,8 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import EvaluationConfig
 from pipeline.evaluation import Scores, answer_statistics, kl_estimate, mean_score, scores_by_prompt, win_rate
-from pipeline.preferences import drop_counts
-from pipeline.watching import agreement, change, describe_judgments, drifted, gap, over_optimised
+from pipeline.watching import agreement, change, drifted, gap, over_optimised
 
 UNPARSABLE_SHARE = 0.1
 DISPLACEMENT_SHARE = 0.5
@@ -26,36 +23,6 @@ ENTROPY_SHARE = 0.5
 def judged_by(judgments: pa.Table, judge: str) -> Scores:
     """Score of each prompt by one of several judges."""
     return scores_by_prompt(judgments.filter(pc.field("judge") == judge))
-
-
-def without_tokens(candidates: pa.Table) -> pa.Table:
-    """The candidates with their number of tokens in place of the tokens, which is all that a round's figures need."""
-    kept = candidates.select(["prompt_id", "candidate"])
-    return kept.append_column("tokens", pc.list_value_length(candidates["token_ids"]))
-
-
-def describe_preferences(
-    candidates: pa.Table, judgments: pa.Table, preferences: pa.Table, *, min_margin: float = 0.0
-) -> dict[str, Any]:
-    """What a round's candidates were worth, how many preferences they gave, and why prompts gave none.
-
-    The candidates are those of `without_tokens`. ``length_margin`` is by how many tokens the best candidate of a
-    preference is longer than the worst, on average.
-    """
-    scores = [score for score in judgments["score"].to_pylist() if score is not None]
-    statuses = Counter(judgments["status"].to_pylist())
-    rows = preferences.select(["kind", "margin", "token_counts"]).to_pylist()
-    kept = [row for row in rows if row["kind"] != "dropped"]
-    return {
-        "sampled_reward": fmean(scores) if scores else None,
-        "sampled_length": fmean(candidates["tokens"].to_pylist()),
-        "unjudged": len(judgments) - statuses["ok"],
-        "preferences": len(kept),
-        "margin": fmean(row["margin"] for row in kept) if kept else None,
-        "length_margin": fmean(row["token_counts"][0] - row["token_counts"][-1] for row in kept) if kept else None,
-        "dropped": drop_counts(preferences),
-        **describe_judgments(candidates, judgments, min_margin=min_margin),
-    }
 
 
 def describe_evaluation(

@@ -1,46 +1,17 @@
-"""Watching the judge: what it leaves open, its bias towards length, whether it drifts, whether it is exploited."""
+"""Watching the judge over the rounds: whether others agree with it, whether it drifts, whether it is exploited."""
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from statistics import fmean, stdev
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.evaluation import Estimate, Scores
-from pipeline.judges.ensemble import relative_ranks
-from pipeline.records import components_of
 
 MOST_COMPARED = 1024
 """Held-out prompts among which the orders of two judges are compared: half a million pairs."""
 SIGNIFICANT = 3.0
 """Standard errors beyond which a change is no chance: once in 740 rounds on one side of a judge that stays as it is."""
-
-
-def describe_judgments(candidates: pa.Table, judgments: pa.Table, *, min_margin: float) -> dict[str, Any]:
-    """What a round's judgments leave open, and their bias towards length; None where there is nothing to tell from.
-
-    - ``tied``: share of the pairs of judged candidates of a prompt whose scores differ by no more than the margin.
-    - ``unparsable``: share of the judgments whose reply could not be read.
-    - ``flipped``: share of the comparisons whose verdict turned with the order in which the two were shown.
-    - ``length_correlation``: Spearman's correlation of score and length in tokens within prompts: Pearson's of the
-      ranks that candidates have among those of their prompt.
-    """
-    scores, lengths = _by_prompt(candidates, judgments)
-    tied = [
-        abs(a - b) <= min_margin for prompt_id in scores for a, b in combinations(scores[prompt_id].values(), 2)
-    ]  # fmt: skip
-    statuses = judgments["status"].to_pylist()
-    return {
-        "tied": fmean(tied) if tied else None,
-        "unparsable": fmean(status == "unparsable" for status in statuses) if statuses else None,
-        "flipped": _flipped(judgments),
-        "length_correlation": _rank_correlation([
-            ([*found.values()], [lengths[prompt_id, index] for index in found]) for prompt_id, found in scores.items()
-        ]),
-    }  # fmt: skip
 
 
 def agreement(scores: Scores, others: Scores) -> float | None:
@@ -117,37 +88,3 @@ def drifted(name: str, moved: Estimate) -> str | None:
         error = f"{moved.mean:+.3g} ± {moved.standard_error:.2g}"
         return f"{name} scores the same {moved.count} answers of round 0 differently now, by {error} on average"
     return None
-
-
-def _by_prompt(
-    candidates: pa.Table, judgments: pa.Table
-) -> tuple[dict[str, dict[int, float]], dict[tuple[str, int], int]]:
-    """Scores of each prompt by candidate, and the length of each candidate in tokens."""
-    keys = zip(candidates["prompt_id"].to_pylist(), candidates["candidate"].to_pylist(), strict=True)
-    lengths = dict(zip(keys, candidates["tokens"].to_pylist(), strict=True))
-    scores: dict[str, dict[int, float]] = {}
-    for row in judgments.select(["prompt_id", "candidate", "score", "status"]).to_pylist():
-        if row["status"] == "ok" and row["score"] is not None and math.isfinite(row["score"]):
-            scores.setdefault(row["prompt_id"], {})[row["candidate"]] = row["score"]
-    return scores, lengths
-
-
-def _flipped(judgments: pa.Table) -> float | None:
-    """From the components of judges that compare in both orders, and of ensembles that have such a member."""
-    totals = {"flips": 0.0, "comparisons": 0.0}
-    for components in judgments["components"].to_pylist():
-        for name, value in components_of(components).items():
-            if (last := name.rpartition(".")[2]) in totals:
-                totals[last] += value
-    return totals["flips"] / totals["comparisons"] if totals["comparisons"] else None
-
-
-def _rank_correlation(groups: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float | None:
-    pairs = [
-        (a - 0.5, b - 0.5)
-        for scores, lengths in groups
-        for a, b in zip(relative_ranks(scores), relative_ranks(lengths), strict=True)
-        if a is not None and b is not None
-    ]
-    norm = math.sqrt(math.fsum(a * a for a, _ in pairs) * math.fsum(b * b for _, b in pairs))
-    return math.fsum(a * b for a, b in pairs) / norm if norm else None

@@ -1,6 +1,6 @@
 """The judge: scores shards, and turns a round's scores into preferences and into the figures of its evaluation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from flows.references import JudgePolicies, PolicyRef
 from flows.workers.base import ProgressCall, Worker
-from pipeline import figures
+from pipeline.figures import describe_evaluation
 from pipeline.human_labels import override_pairs
 from pipeline.judges import JudgeProtocol, Judgment, judge_items, judgments_table, make_judge
 from pipeline.judges.people import People
@@ -20,6 +20,7 @@ from pipeline.preferences import (
     preference_count,
     replayed_table,
 )
+from pipeline.round_figures import RoundFigures
 from storage import shards
 from storage.cache import SharedCache
 from storage.manifest import FileRef
@@ -130,21 +131,24 @@ class JudgeWorker(Worker):
         *,
         progress: ProgressCall,
     ) -> dict[str, Any]:
-        """What the round's table says of what was sampled, judged and preferred."""
+        """What the round's table says of what was sampled, judged and preferred, read shard by shard.
+
+        Args:
+            candidates, judgments: one file of each shard, in the same order.
+        """
         del progress
+        found = RoundFigures(min_margin=self.recipe.preferences.min_margin)
+        for sampled, judged in zip(candidates, judgments, strict=True):
+            found.add_judged(
+                self._columns(sampled, "prompt_id", "candidate", "token_ids"),
+                self._columns(judged, "prompt_id", "candidate", "score", "status", "components"),
+            )
+        for file in preferences:
+            found.add_preferences(self._columns(file, "kind", "margin", "token_counts", "drop_reason"))
+        return found.figures()
 
-        def read(files: tuple[FileRef, ...], columns: Sequence[str]) -> pa.Table:
-            return shards.read_table(self.store, files, columns=columns)
-
-        answers = [
-            figures.without_tokens(read((file,), ["prompt_id", "candidate", "token_ids"])) for file in candidates
-        ]
-        return figures.describe_preferences(
-            pa.concat_tables(answers),
-            read(judgments, ["prompt_id", "candidate", "score", "status", "components"]),
-            read(preferences, ["kind", "margin", "token_counts", "drop_reason"]),
-            min_margin=self.recipe.preferences.min_margin,
-        )
+    def _columns(self, file: FileRef, *columns: str) -> pa.Table:
+        return shards.read_table(self.store, (file,), columns=columns)
 
     def override(
         self,
@@ -193,7 +197,7 @@ class JudgeWorker(Worker):
     ) -> dict[str, Any]:
         """The figures of an evaluation: against earlier rounds' judgments where these are given."""
         del progress
-        return figures.describe_evaluation(
+        return describe_evaluation(
             candidates=self.table(candidates),
             judgments=self.table(judgments),
             previous=self.table(previous) if previous else None,

@@ -2,80 +2,15 @@
 
 import math
 import random
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from pipeline.config import EvaluationConfig, PreferencesConfig
+from pipeline.config import EvaluationConfig
 from pipeline.evaluation import Estimate
-from pipeline.figures import alarms, describe_evaluation, describe_preferences, without_tokens
-from pipeline.preferences import build_preferences
-from pipeline.records import CANDIDATES, JUDGMENTS, to_table
-from pipeline.watching import agreement, change, describe_judgments, drifted, gap, over_optimised
-
-
-def candidates(lengths: dict[str, list[int]]) -> pa.Table:
-    return to_table([
-        {"prompt_id": prompt_id, "candidate": k, "token_ids": list(range(3 + k, 3 + k + length)), "text": f"w{k}",
-         "logprobs": [-1.0] * length, "finish_reason": "stop", "seed": 0, "policy": "x"}
-        for prompt_id, found in lengths.items() for k, length in enumerate(found)
-    ], CANDIDATES)  # fmt: skip
-
-
-def judgments(scores: Mapping[str, Sequence[float | None]], judge: str = "j", **changes: Any) -> pa.Table:
-    return to_table([
-        {"prompt_id": prompt_id, "candidate": k, "score": score, "score_std": None, "components": [],
-         "rationale": None, "judge": judge, "judge_version": "1", "status": "unparsable" if score is None else "ok",
-         "latency": 0.0, "raw": None, **changes}
-        for prompt_id, found in scores.items() for k, score in enumerate(found)
-    ], JUDGMENTS)  # fmt: skip
-
-
-def test_what_a_judge_leaves_open() -> None:
-    sampled = candidates({"p": [2, 3, 4], "q": [5, 5, 6, 7]})
-    said = judgments({"p": [0.0, 0.5, 0.5], "q": [None, 0.1, 0.2, math.nan]})
-    found = describe_judgments(without_tokens(sampled), said, min_margin=0.15)
-    # Pairs of p: 0-0.5, 0-0.5 and a tie; of q one, within the margin.
-    assert found["tied"] == 0.5
-    assert found["unparsable"] == 1 / 7
-    assert found["flipped"] is None
-    # Centred ranks of p: (-1/2, 1/4, 1/4) and (-1/2, 0, 1/2); of q (-1/2, 1/2) twice.
-    expected = (1 / 4 + 1 / 8 + 1 / 2) / math.sqrt((3 / 8 + 1 / 2) * (1 / 2 + 1 / 2))
-    assert found["length_correlation"] == pytest.approx(expected)
-
-
-def test_a_judge_of_length_is_seen() -> None:
-    rng = random.Random(0)
-    lengths = {f"p{n}": [rng.randint(1, 20) for _ in range(8)] for n in range(40)}
-    longer: dict[str, list[float | None]] = {
-        p: [float(n) + 100 * int(p[1:]) for n in found] for p, found in lengths.items()
-    }
-    shorter: dict[str, list[float | None]] = {p: [-float(n) for n in found] for p, found in lengths.items()}
-    sampled = candidates(lengths)
-    assert describe_judgments(without_tokens(sampled), judgments(longer), min_margin=0)[
-        "length_correlation"
-    ] == pytest.approx(1)
-    assert describe_judgments(without_tokens(sampled), judgments(shorter), min_margin=0)[
-        "length_correlation"
-    ] == pytest.approx(-1)
-    preferences = build_preferences(sampled, judgments(longer), PreferencesConfig(), seed=0)
-    described = describe_preferences(without_tokens(sampled), judgments(longer), preferences)
-    assert described["length_margin"] == described["margin"] > 0
-
-
-def test_nothing_is_told_from_nothing() -> None:
-    equal = describe_judgments(without_tokens(candidates({"p": [3, 3]})), judgments({"p": [1.0, 0.0]}), min_margin=0)
-    assert equal == {"tied": 0.0, "unparsable": 0.0, "flipped": None, "length_correlation": None}
-    none = describe_judgments(without_tokens(candidates({})), judgments({}), min_margin=0)
-    assert none == {"tied": None, "unparsable": None, "flipped": None, "length_correlation": None}
-
-
-def test_flips_of_a_judge_and_of_a_member() -> None:
-    components = [("comparisons", 3.0), ("flips", 1.0), ("llm.comparisons", 5.0), ("llm.flips", 1.0), ("llm", 0.3)]
-    said = judgments({"p": [0.0, 1.0]}, components=components)
-    assert describe_judgments(without_tokens(candidates({"p": [1, 1]})), said, min_margin=0)["flipped"] == 2 / 8
+from pipeline.figures import alarms, describe_evaluation
+from pipeline.watching import agreement, change, drifted, gap, over_optimised
+from support.judged import candidates, judgments
 
 
 def test_agreement_is_over_pairs_that_both_see_as_different() -> None:

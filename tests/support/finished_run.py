@@ -8,9 +8,10 @@ import pyarrow as pa
 from flows.commands import header
 from flows.summary import RoundSummary
 from pipeline.config import Recipe
-from pipeline.figures import alarms, describe_evaluation, describe_preferences, without_tokens
+from pipeline.figures import alarms, describe_evaluation
 from pipeline.preferences import build_preferences
 from pipeline.records import CANDIDATES, EVALUATION_LOGPS, JUDGMENTS, PROMPTS, STEPS, to_table
+from pipeline.round_figures import RoundFigures
 from storage.manifest import Key
 from storage.run import Run, Writer
 from storage.shards import write_table
@@ -126,7 +127,10 @@ def _trained(store: Store, writer: Writer, run: Run, number: int, recipe: Recipe
     tables = {"candidates": candidates, "judgments": judgments, "preferences": preferences, "metrics": metrics}
     for stage, table in tables.items():
         commit(store, writer, run.name, number, stage, table)
-    return describe_preferences(without_tokens(candidates), judgments, preferences) | {
+    found = RoundFigures()
+    found.add_judged(candidates, judgments)
+    found.add_preferences(preferences)
+    return found.figures() | {
         "reference": f"policy{number - 1}", "first_loss": LN2 + 2e-7, "first_loss_expected": LN2, "last_loss": 0.5,
         "steps": STEPS_PER_ROUND, "train_tokens": 100, "train_accuracy": 0.75, "chosen_fell": 0.25,
         "chosen_change": 0.5, "rejected_change": -0.5,
