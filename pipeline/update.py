@@ -6,6 +6,8 @@ weights, to the bit on CPU. No random numbers are drawn on the way: the order of
 and dropout is off.
 """
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +23,7 @@ from pipeline.distributed import whole, world_of
 from pipeline.gradients import StepOutcome, accumulate_gradient
 from pipeline.logprobs import check_context, check_model, sequence_logps
 from pipeline.optimization import build_optimizer, learning_rate_factor
+from pipeline.preference_pool import PreferencePool
 from pipeline.records import content_id
 from pipeline.training_state import load_optimizer, load_state, save_optimizer, save_state
 from pipeline.update_checks import (
@@ -41,6 +44,9 @@ DISPLACEMENT_SAMPLE = 128
 """Preferences that are measured again after the last step, which for all would cost a third of an epoch's passes. Of so
 many, a share has a standard error of at most 4.4 points.
 """
+
+REFERENCE = "reference_logps.jsonl"
+"""Of a saved update: the reference's log-probabilities, a line for each preference."""
 
 OnStep = Callable[[StepMetrics], None]
 
@@ -89,7 +95,8 @@ class Update:
         check_model(model)
         _prepare(model, gradient_checkpointing=settings.gradient_checkpointing)
         self._model, self._settings, self._seed, self._say = model, settings, seed, say
-        self._groups: list[PreferenceGroup] = []
+        self._groups = PreferencePool()
+        self._hash = hashlib.sha256()
         self._optimizer = build_optimizer(model, settings)
         self._plan = StepPlan(settings, seed=seed)
         self._done = _Progress([], settings.token_budget)
@@ -113,7 +120,10 @@ class Update:
         """
         check_inputs(groups, self._settings)
         check_context(self._model, groups)
-        self._groups += groups
+        self._groups.extend(groups)
+        for group in groups:
+            fields = [group.prompt_id, group.candidate_token_ids, list(group.places), group.soft_label]
+            self._hash.update(json.dumps(fields).encode())
         self._plan.add(len(groups), share)
         # Where memory ran out the packs are smaller, and hold the largest group of those that were there.
         self._done.token_budget = max([self._done.token_budget, *(group.packed_tokens for group in groups)])
@@ -128,9 +138,10 @@ class Update:
 
     def save(self, directory: Path) -> None:
         """Write what has been done so far: weights, the optimizer's state, and the rows of the steps."""
-        reference_logps = [list(group.reference_logps) for group in self._groups]
-        progress = {**asdict(self._done), "identity": self._identity(), "reference_logps": reference_logps}
-        save_state(self._model, self._optimizer, progress, directory)
+        save_state(self._model, self._optimizer, {**asdict(self._done), "identity": self._identity()}, directory)
+        if world_of(self._model).leads:
+            with (directory / REFERENCE).open("w", encoding="utf-8") as lines:
+                lines.writelines(json.dumps(list(group.reference_logps)) + "\n" for group in self._groups)
 
     def load(self, directory: Path) -> list[StepMetrics]:
         """Go on from where another one of the same inputs was saved; returns the rows of the steps that it had taken.
@@ -145,10 +156,11 @@ class Update:
         """
         found = load_state(self._model, self._optimizer, directory, self._identity())
         del found["identity"]
-        reference_logps = found.pop("reference_logps")
         self._done = _Progress(**{**found, "rows": [StepMetrics(**row) for row in found["rows"]]})
-        pairs = zip(self._groups, reference_logps, strict=True)
-        self._groups = [replace(group, reference_logps=logps) for group, logps in pairs]
+        before, self._groups = self._groups, PreferencePool()
+        with (directory / REFERENCE).open(encoding="utf-8") as lines:
+            pairs = zip(before, map(json.loads, lines), strict=True)
+            self._groups.extend(replace(group, reference_logps=logps) for group, logps in pairs)
         return list(self._done.rows)
 
     def advance(self, on_step: OnStep | None = None) -> None:
@@ -228,10 +240,7 @@ class Update:
 
         The reference's log-probabilities are part of the state, and not of this.
         """
-        fields = [
-            [group.prompt_id, group.candidate_token_ids, list(group.places), group.soft_label] for group in self._groups
-        ]
-        return content_id([fields, asdict(self._settings), self._seed])
+        return content_id([self._hash.hexdigest(), asdict(self._settings), self._seed])
 
     def _gradient(self, batch: Sequence[PreferenceGroup], step: int) -> tuple[StepOutcome, int]:
         """The step's gradient; where the device's memory does not hold a pack, with packs of half the size."""

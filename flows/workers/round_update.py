@@ -15,6 +15,7 @@ from flows.references import PolicyRef, PreferenceShard, UpdateInputs
 from flows.workers import updates
 from flows.workers.base import ProgressCall
 from pipeline.packing import TokenGroup
+from pipeline.preference_pool import PreferencePool
 from pipeline.records import STEPS, to_table
 from pipeline.update import Update
 from pipeline.update_types import PreferenceGroup, StepMetrics
@@ -46,15 +47,15 @@ class RoundUpdate:
         self._config = trainer.recipe.update
         # How the reference is known, once the first preferences are there, or as it was before an interruption.
         self._figures = inputs.referenced
-        self._waiting: list[tuple[list[PreferenceGroup], float]] = []
+        self._waiting, self._shards = PreferencePool(), list[tuple[int, float]]()
         self._update: Update | None = None
         self._probed: list[TokenGroup] = []
         self._probed_before: list[float] = []
         self._tokens, self._started = 0, time.perf_counter()
         for shard in inputs.shards:
-            self._waiting.append((self._referenced(self._groups(shard)), shard.share))
+            self._wait_with(self._referenced(self._groups(shard)), shard.share)
         if inputs.replayed:
-            self._waiting.append((self._replayed(), 1.0))
+            self._wait_with(self._replayed(), 1.0)
         if inputs.state:
             self._open(progress)
 
@@ -64,7 +65,7 @@ class RoundUpdate:
         if self._update is not None:
             self._update.add(groups, shard.share)
         else:
-            self._waiting.append((groups, shard.share))
+            self._wait_with(groups, shard.share)
         if self._figures is not None and self._figures["reference_logprobs"] == "sampler":
             self._opened(progress).advance(lambda row: self._on_step(row, progress))
 
@@ -86,6 +87,10 @@ class RoundUpdate:
             others["ema"] = list(self._stage_average(inputs.average, files))
         (probe,) = others["probe"]
         return Trained(PolicyRef(digest, files, probe), others, {**(self._figures or {}), **updates.summary(result)})
+
+    def _wait_with(self, groups: Sequence[PreferenceGroup], share: float) -> None:
+        self._waiting.extend(groups)
+        self._shards.append((len(groups), share))
 
     def _groups(self, shard: PreferenceShard) -> list[PreferenceGroup]:
         tables = (self._trainer.table(files) for files in (self._inputs.prompts, shard.candidates, shard.preferences))
@@ -132,8 +137,8 @@ class RoundUpdate:
         """Puts the weights in place that the update starts from, with the preferences that wait for them."""
         trainer, inputs = self._trainer, self._inputs
         model = trainer.use(inputs.policy)
-        first: Sequence[PreferenceGroup] = next((groups for groups, _ in self._waiting if groups), ())
-        self._probed = [_best_answer(group) for group in first[:PROBE_SEQUENCES]]
+        first = next((count for count, _ in self._shards if count), 0)
+        self._probed = [_best_answer(group) for group in self._waiting[: min(first, PROBE_SEQUENCES)]]
         self._probed_before = [logp for (logp,) in trainer.logps(self._probed)]
         mixed = bool(inputs.replayed) and trainer.recipe.preferences.replay.reference == "original"
         settings = updates.update_settings(
@@ -144,9 +149,11 @@ class RoundUpdate:
         )
         trainer.left_for(None)  # from here on the model is no committed policy, whatever happens
         update = Update(model, [], settings, seed=self._seed, share=0.0, say=lambda notice: progress(notice=notice))
-        for groups, share in self._waiting:
-            update.add(groups, share)
-        self._waiting.clear()
+        start = 0
+        for count, share in self._shards:
+            update.add(self._waiting[start : start + count], share)
+            start += count
+        self._waiting = PreferencePool()
         if inputs.optimizer:
             update.carry_optimizer(trainer.directory(inputs.optimizer))
         if inputs.state:

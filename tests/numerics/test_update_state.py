@@ -97,7 +97,7 @@ def test_damaged_state_is_refused_and_changes_nothing(tmp_path):
 def test_figures_are_plain_json(tmp_path):
     saved_at(4, tmp_path)
     assert len(json.loads((tmp_path / "progress.json").read_text())["rows"]) == 4
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".jsonl", ".safetensors"}
 
 
 def test_carried_moments_equal_one_longer_optimizer(tmp_path):
