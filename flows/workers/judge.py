@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from flows.references import JudgePolicies, PolicyRef
 from flows.workers.base import ProgressCall, Worker
@@ -178,11 +179,18 @@ class JudgeWorker(Worker):
     ) -> tuple[FileRef, dict[str, Any]]:
         """Chooses preferences of earlier rounds to train on again; returns their file and its figures."""
         del progress
-        own, config = self.table(preferences), self.recipe.preferences
-        pool = {number: self.table(files) for number, files in earlier.items()}
+        own, config = pa.concat_tables([self._columns(file, "kind") for file in preferences]), self.recipe.preferences
+        pool = {number: shards.read_table(self.store, files) for number, files in earlier.items()}
         chosen = choose_replayed(own, pool, config, seed=seed)
-        replayed = replayed_table(chosen, {number: self.table(candidates[number]) for number in chosen})
+        answers = {number: self._answers(candidates[number], rows) for number, rows in chosen.items()}
+        replayed = replayed_table(chosen, answers)
         return self.write(replayed, round, "replayed"), describe_replayed(replayed, own, round)
+
+    def _answers(self, candidates: tuple[FileRef, ...], rows: list[dict[str, Any]]) -> pa.Table:
+        """The candidates to the prompts of these rows, found shard by shard."""
+        wanted = pc.field("prompt_id").isin([row["prompt_id"] for row in rows])
+        columns = ("prompt_id", "candidate", "token_ids")
+        return pa.concat_tables([self._columns(file, *columns).filter(wanted) for file in candidates])
 
     def compare(
         self,

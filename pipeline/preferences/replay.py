@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.config import PreferencesConfig
 from pipeline.errors import DataError
@@ -33,18 +34,19 @@ def choose_replayed(
     kind = "ranking" if config.ranks else "pair"
     share = config.replay.share
     wanted = int(preference_count(own) * share / (1 - share) + 1e-9)
-    pool = [
-        (number, row)
-        for number in sorted(earlier)
-        for row in earlier[number].to_pylist()
-        if row["kind"] == kind and (row["soft_label"] is not None) == config.soft_labels
-    ]
+    soft = pc.field("soft_label").is_valid()
+    fits = (pc.field("kind") == kind) & (soft if config.soft_labels else ~soft)
+    pool = {number: earlier[number].filter(fits) for number in sorted(earlier)}
     rng = random.Random(f"{seed}/replay")  # noqa: S311  nothing here is secret
-    places = sorted(rng.sample(range(len(pool)), min(wanted, len(pool))))
+    total = sum(map(len, pool.values()))
+    places = sorted(rng.sample(range(total), min(wanted, total)))
     chosen: dict[int, list[Row]] = {}
-    for place in places:
-        number, row = pool[place]
-        chosen.setdefault(number, []).append(row)
+    before = 0
+    for number, table in pool.items():
+        own_places = [place - before for place in places if before <= place < before + len(table)]
+        if own_places:
+            chosen[number] = table.take(own_places).to_pylist()
+        before += len(table)
     return chosen
 
 
