@@ -126,6 +126,12 @@ def measure_round(bench: Bench, plan: Plan) -> list[Row]:
         "streaming": {**STREAMING, **FEW},
         "phased, with evaluation": PHASED,
         "streaming, with evaluation": STREAMING,
+        # What does not grow with the work weighs less in it.
+        f"phased, {plan.growth_prompts[1]} prompts": {
+            **PHASED,
+            **FEW,
+            "sampling": {"prompts_per_round": plan.growth_prompts[1]},
+        },
     }
     rows: list[Row] = []
     base = bench.base()
