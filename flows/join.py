@@ -46,7 +46,7 @@ class Joining:
     def __init__(self, address: str, root: str, wait: float, say: Say) -> None:
         self._address, self._wait, self._say = address, wait, say
         self._host, self._port = split_address(address)
-        self._root = existing_store(root)
+        self._root = root
         self._heard_end = False
 
     def serve(self) -> None:
@@ -117,17 +117,18 @@ class Joining:
                 f"the head at {self._address} has a recipe that this machine does not know "
                 f"({'.'.join(map(str, error.errors()[0]['loc']))}): install the same version of rondo on both"
             ) from None
-        run = self._root.run(work["run"]).name
+        found = existing_store(self._root)  # not before: the head of a first run makes it
+        run = found.run(work["run"]).name
         place, nodes = group.add("places", 1), recipe.devices.trainer_nodes
         if place >= nodes:
             self._say(f"the group has its {nodes} machines: waiting for the next")
             return
         try:
-            with scratch_directory(self._root.root, f"{run} machine {place}") as scratch:
-                logs = self._root.log_directory(run) or scratch
+            with scratch_directory(found.root, f"{run} machine {place}") as scratch:
+                logs = found.log_directory(run) or scratch
                 log = logs / f"trainer-machine{place + 1}.log"
                 log.parent.mkdir(parents=True, exist_ok=True)
-                ranks = self._start(number, place, recipe, run, scratch, log)
+                ranks = self._start(number, place, recipe, {"root": found.root, "run": run}, scratch, log)
                 try:
                     _until_ended(group, place, ranks, log)
                     self._over(store)
@@ -138,14 +139,12 @@ class Joining:
             self._say(f"machine {place + 1}: {ended}; waiting for the head to try again")
 
     def _start(
-        self, number: int, place: int, recipe: Recipe, run: str, scratch: Path, log: Path
+        self, number: int, place: int, recipe: Recipe, run: dict[str, str], scratch: Path, log: Path
     ) -> subprocess.Popen[bytes]:
         """The ranks of this machine; they meet those of the others."""
         devices, temporary = recipe.devices, scratch / "tmp"
         temporary.mkdir()
-        arguments = {
-            "root": self._root.root, "run": run, "recipe": recipe.model_dump(mode="json"), "scratch": str(scratch),
-        }  # fmt: skip
+        arguments = {**run, "recipe": recipe.model_dump(mode="json"), "scratch": str(scratch)}
         own = own_address(self._host, self._port)
         environment = {
             **os.environ, **worker_environment(devices.cpu_threads), "TMPDIR": str(temporary),
@@ -156,7 +155,7 @@ class Joining:
             ranks = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True
             )
-        self._say(f"run '{run}': machine {place + 1} of {devices.trainer_nodes}; log: {log}")
+        self._say(f"run '{run['run']}': machine {place + 1} of {devices.trainer_nodes}; log: {log}")
         return ranks
 
 

@@ -158,6 +158,11 @@ def test_a_head_that_dies_is_waited_for_and_one_that_ends_is_not(
             assert heard[1].startswith("run 'r': machine 2 of 3; log: ")
             (torchrun,) = psutil.Process(joined.pid).children()
             if killed:
+                misled = subprocess.run(
+                    [sys.executable, "-m", "flows.cli", "join", address, "--root", "elsewhere"],
+                    env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=False,
+                )  # fmt: skip
+                assert "there is no root 'elsewhere'" in misled.stderr
                 head.kill()
                 assert joined.stdout.readline() == f"the head at {address} is gone; waiting 60 s for it to come back\n"
             else:
@@ -172,7 +177,8 @@ def test_a_head_that_dies_is_waited_for_and_one_that_ends_is_not(
     [
         (["127.0.0.1"], "'127.0.0.1' is not HOST:PORT: give a name or an address and a port, as node1:29400"),
         (["127.0.0.1:1", "--wait", "1"], "nobody listens at 127.0.0.1:1 for 1 s: start the run there"),
-        (["127.0.0.1:1", "--root", "elsewhere"], "there is no root 'elsewhere'"),
+        # The head of a first run makes the root.
+        (["127.0.0.1:1", "--wait", "1", "--root", "not there yet"], "nobody listens at 127.0.0.1:1 for 1 s"),
     ],
 )
 def test_what_cannot_join_says_why(arguments: list[str], words: str, tmp_path: Path) -> None:
