@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +15,7 @@ from flows.plain_text import visible
 from flows.summary import RoundSummary, row_of
 
 _LONGEST_CELL = 160
+_NARROWEST_PROSE = 12  # characters; a text in a narrower column is not read
 
 # What a person wants to see of a row; the rest is there with --json.
 _READABLE = {
@@ -25,14 +27,24 @@ _READABLE = {
 _SHORT_ID = 8
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], *, title: str, as_json: bool, empty: str) -> None:
-    """Rows as a table, or as a JSON array."""
+def print_rows(
+    rows: Sequence[Mapping[str, Any]], *, title: str, as_json: bool, empty: str, longest: int = _LONGEST_CELL
+) -> None:
+    """Rows as a table, or as a JSON array; where the terminal is too narrow for the table, each row as a list.
+
+    Args:
+        longest: characters of a cell; what is longer is cut, and ends with an ellipsis.
+    """
     if as_json:
         print_json(list(rows))
-    elif not rows:
-        Console().print(empty, markup=False)
-    else:
-        Console().print(_table(rows, title))
+        return
+    console = Console()
+    if not rows:
+        console.print(empty, markup=False)
+        return
+    cells = [{name: _cell(value, longest) for name, value in row.items()} for row in rows]
+    fits = _least_width(rows, cells) <= console.width
+    console.print(_table(rows, cells, title) if fits else _lists(cells, title))
 
 
 def print_json(value: object) -> None:
@@ -81,28 +93,52 @@ def print_finished(finished: Finished) -> None:
         console.print(f"report: {finished.report}", markup=False, soft_wrap=True)
 
 
-def _table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+def _table(rows: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, str]], title: str) -> Table:
     table = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in rows[0]:
         numeric = all(isinstance(row[name], int | float) for row in rows)
         # Ids and figures stay whole; texts share what is left of the line.
+        prose = _is_prose(rows, name)
         table.add_column(
-            Text(name), justify="right" if numeric else "left", overflow="fold", no_wrap=not _is_prose(rows, name)
-        )
-    for row in rows:
+            Text(name), justify="right" if numeric else "left", overflow="fold", no_wrap=not prose,
+            min_width=_least_cell(name, cells, prose=prose),
+        )  # fmt: skip
+    for row in cells:
         # Text, not markup: what a model wrote must not colour or hide anything.
-        table.add_row(*(Text(_cell(value)) for value in row.values()))
+        table.add_row(*map(Text, row.values()))
     return table
+
+
+def _lists(cells: Sequence[Mapping[str, str]], title: str) -> Table:
+    """Each row as a list of its columns, one below the other."""
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_header=False)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for row in cells:
+        for name, text in row.items():
+            table.add_row(Text(name), Text(text))
+        table.add_section()
+    return table
+
+
+def _least_width(rows: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, str]]) -> int:
+    """Characters of a line that the table needs to cut nothing that is to stay whole."""
+    return 1 + sum(_least_cell(name, cells, prose=_is_prose(rows, name)) + 2 for name in rows[0])
+
+
+def _least_cell(name: str, cells: Sequence[Mapping[str, str]], *, prose: bool) -> int:
+    whole = max(cell_len(name), *(cell_len(row[name]) for row in cells))
+    return min(whole, _NARROWEST_PROSE) if prose else whole
 
 
 def _is_prose(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
     return any(" " in str(row[name]) for row in rows)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, longest: int) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
     text = visible(str(value))
-    return text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…"
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
