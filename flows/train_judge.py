@@ -17,6 +17,7 @@ from flows.judge_report import judge_report
 from flows.new_directory import check_new, new_directory
 from pipeline.calibration import Calibration
 from pipeline.config.reward_training import RewardTrainingConfig
+from pipeline.devices import check_device
 from pipeline.errors import ConfigError
 from pipeline.reward_data import RatedAnswer, RewardPair, held_out_prompts, rated_answers, reward_pairs
 from storage.manifest import FileRef
@@ -81,6 +82,7 @@ def train_judge(
         Others as for ``pipeline.reward_training.fit_reward_model``.
     """
     check_new(to)
+    check_device("--device", config.device)
     store = existing_store(root)
     found = [parse_source(store, source) for source in sources]
     pairs, ratings, lineage = _gather(store, found)

@@ -17,6 +17,7 @@ from pipeline import compilation
 from pipeline import policy as policies
 from pipeline import prompts as prompt_tables
 from pipeline.config import PretrainedPolicy, WarmStartPolicy
+from pipeline.devices import check_device
 from pipeline.distributed import ALONE, World, shard
 from pipeline.errors import ConfigError, LostUpdateError
 from pipeline.logprobs import sequence_logps
@@ -47,8 +48,7 @@ class TrainerWorker(Worker):
 
         devices = self.recipe.devices
         torch.set_num_threads(devices.cpu_threads)
-        if devices.trainer != "cpu" and not torch.cuda.is_available():
-            raise ConfigError(f"devices.trainer is '{devices.trainer}', and torch finds no GPU here: set it to cpu")
+        check_device("devices.trainer", devices.trainer)
         if devices.trainer != "cpu" and (found := torch.cuda.device_count()) < devices.trainer_ranks:
             raise ConfigError(f"devices.trainer_ranks is {devices.trainer_ranks}, and torch finds {found} GPUs here")
         if self.recipe.update.compile:

@@ -1,0 +1,21 @@
+"""The devices of a recipe that this machine has to have: those of the workers that are processes of it."""
+
+from pipeline.config import Recipe, RewardModelJudge
+from pipeline.devices import check_device
+
+
+def check_devices(recipe: Recipe) -> None:
+    """Refuses a recipe whose trainer, sampler or reward model would not find their device here.
+
+    Replicas on Ray look for theirs where they are placed.
+
+    Raises:
+        ConfigError: torch finds no such device on this machine.
+    """
+    devices, cluster = recipe.devices, recipe.cluster
+    check_device("devices.trainer", devices.trainer)
+    if not cluster.sampler.replicas:
+        check_device("devices.sampler", devices.sampler)
+    models = any(isinstance(part, RewardModelJudge) for judge in recipe.judges for part in judge.parts())
+    if models and not cluster.judge.replicas:
+        check_device("devices.judge", devices.judge)
