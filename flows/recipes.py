@@ -133,7 +133,10 @@ def _sentence(fault: ErrorDetails) -> str:
             return fault["msg"].removeprefix("Value error, ")
     message = fault["msg"][0].lower() + fault["msg"][1:]
     name = location.rpartition(".")[2]
-    meaning = next((owner.model_fields[name].description for owner in owners if name in owner.model_fields), None)
+    field = next((owner.model_fields[name] for owner in owners if name in owner.model_fields), None)
+    meaning = field.description if field else None
+    if fault["type"] == "string_pattern_mismatch" and field and field.examples:
+        message = f"give it a form such as {', '.join(map(str, field.examples))}"
     return f"{location}: {value!r} is not allowed: {message}" + (f" ({meaning})" if meaning else "")
 
 

@@ -30,6 +30,7 @@ class ClusterConfig(Config):
     address: str = Field(
         "local",
         pattern=r"^(local|auto|(ray://)?[A-Za-z0-9._\[\]:-]+:[0-9]+)$",
+        examples=["local", "auto", "node1:6379", "ray://node1:10001"],
         description="local: a cluster on this machine for the time of the run; auto: the one of RAY_ADDRESS or of this "
         "machine; HOST:PORT: one that this machine belongs to; ray://HOST:PORT: one that it does not belong to",
     )

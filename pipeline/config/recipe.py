@@ -40,6 +40,7 @@ class DevicesConfig(Config):
     trainer_address: str | None = Field(
         None,
         pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[1-9]\d{0,4}$",
+        examples=["node1:29400"],
         description="HOST:PORT of this machine, in the cluster's own network, where the other ones join",
     )
     trainer_wait: float = Field(600.0, gt=0, description="seconds that the update waits for machines that are missing")
@@ -68,6 +69,7 @@ class Recipe(Config):
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        examples=["sentiment", "softer-2"],
         description="name of the recipe, and of a run that is given none",
     )
     description: str = Field("", max_length=1000, description="one sentence for people")

@@ -14,5 +14,6 @@ class TrackingConfig(Config):
     wandb_project: str | None = Field(
         None,
         pattern=r"^[^\s/\\#?%:]{1,128}$",
+        examples=["reviews"],
         description="project of Weights & Biases; account and mode come from its own variables, such as WANDB_MODE",
     )

@@ -116,6 +116,7 @@ def test_shipped_recipes_parse(path: Path) -> None:
         ),
         ("sampling.context=4096", "sampling.context 4096 is more than policy.context 96"),
         ("judge={kind: reward_model, path: ./nowhere}", "judge.path: './nowhere' is no directory with a config.json"),
+        ("devices.trainer=tpu", "devices.trainer: 'tpu' is not allowed: give it a form such as cpu, cuda, cuda:1"),
         ("update", "--set 'update' has not the form dotted.key=value"),
         ("name.first=a", "'name' is a value and has no fields below it"),
         ("seed=[", "--set 'seed=[': the value is not YAML"),

@@ -15,7 +15,10 @@ class JudgeConfig(Config):
 
     kind: str
     name: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="name in the tables; the kind where empty"
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        examples=["helpfulness"],
+        description="name in the tables; the kind where empty",
     )
 
     @property

@@ -151,7 +151,9 @@ class PythonJudge(JudgeConfig):
 
     kind: Literal["python"]
     function: str = Field(
-        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="import path, as package.module:function"
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        examples=["mine.judges:politeness"],
+        description="import path, as package.module:function",
     )
     options: Mapping[str, Any] = Field(default_factory=dict, description="further keywords of the call")
     gives_std: bool = Field(False, description="it returns a standard deviation with each number")
