@@ -14,6 +14,7 @@ from flows.recipes import load_recipe
 from flows.tracking import check_tracking
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
+from storage.layout import check_run_name
 from storage.store import Store
 
 Say = Callable[[str], None]
@@ -70,6 +71,7 @@ def serve(path: Path, name: str | None, when: When, rounds_per_run: int, root: s
     if schedule is None:
         raise ConfigError("a schedule needs --cron, --interval or --rrule: give one of the three")
     recipe, store, run = _prepare(path, name, root, changes)
+    create_or_open(store, run, recipe)
     serve_rounds(recipe, run, store.root, rounds_per_run, schedule)
 
 
@@ -101,6 +103,7 @@ def deploy(
                 pool=target.pool, kind=target.kind, image=target.image,
             )
         )  # fmt: skip
+    create_or_open(store, run, recipe)
     rounds = f"{rounds_per_run} round{'s' if rounds_per_run > 1 else ''}"
     say(f"'{made.name}' adds {rounds} to run '{run}' in {store.root}, each time that it runs")
     say(f"when:    {describe(schedule) if schedule else 'whenever somebody starts it'}")
@@ -110,11 +113,18 @@ def deploy(
 
 
 def _prepare(path: Path, name: str | None, root: str, changes: Sequence[str]) -> tuple[Recipe, Store, str]:
-    """The recipe, and the run that it is for, which is created where there is none."""
+    """The recipe and the name of the run that it is for, which is not created yet: Prefect may refuse the rest.
+
+    Raises:
+        ConfigError: the recipe is wrong, or another one than the run's, where there is one.
+    """
     recipe = load_recipe(path, changes)
     check_tracking(recipe.tracking)
-    store = Store.open(root)
-    return recipe, store, create_or_open(store, name or recipe.name, recipe).name
+    store, run = Store.open(root), name or recipe.name
+    check_run_name(run)
+    if run in store.run_names():
+        create_or_open(store, run, recipe)
+    return recipe, store, run
 
 
 def _where(record: Record) -> str:

@@ -261,6 +261,7 @@ def test_what_the_form_asks_is_checked_when_it_is_sent(machine: Machine, recipe:
 def test_a_pool_of_containers_is_made_with_its_image(machine: Machine, recipe: Path, tmp_path: Path) -> None:
     arguments = ("deploy", str(recipe), "--name", "boxed", "--root", str(tmp_path), "--pool", "boxes")
     assert "give --image" in machine.rondo_here(*arguments, "--type", "docker")
+    assert Store.open(tmp_path).run_names() == [], "what was refused leaves no run"
     said = machine.rondo_here(*arguments, "--type", "docker", "--image", "rondo:cpu")
     assert "no worker is online: prefect worker start --pool boxes" in said
     deployment = deployment_of(machine, "boxed")
