@@ -26,7 +26,10 @@ _BARS = " ▁▂▃▄▅▆▇█"
 def sql(
     run: RunName,
     statement: Annotated[
-        str, typer.Argument(metavar="SELECT", help='such as "select round, avg(score) from judgments group by 1"')
+        str,
+        typer.Argument(
+            metavar="SELECT", help='such as "select round, avg(score) from judgments group by 1 order by 1"'
+        ),
     ],
     root: Root = DEFAULT_ROOT,
     json: Json = False,

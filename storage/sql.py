@@ -61,7 +61,7 @@ def open_rounds(store: Store, rounds: Mapping[int, Sequence[FileRef]]) -> ds.Dat
 def rounds_table(run: Run) -> pa.Table:
     """The figures of the finished rounds, a row each. Nested ones are structs and lists; JSON where they do not fit."""
     rows = [{"round": entry.round, "finished": entry.time} | entry.meta for entry in run.rounds()]
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = list(dict.fromkeys(["round", "finished", *(name for row in rows for name in row)]))  # also of no round
     return pa.table({name: _figures([row.get(name) for row in rows]) for name in names})
 
 

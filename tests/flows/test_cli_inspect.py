@@ -9,10 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
+from flows.commands import header
 from flows.plain_text import visible
 from storage.errors import QueryError
 from storage.store import Store
-from support.finished_run import finished_run, say
+from support.finished_run import finished_run, say, small_recipe
 
 Call = Callable[..., str]
 HOSTILE = "\x1b[31mred\x1b[0m [bold]bold[/bold] \u202eevil"
@@ -68,6 +69,14 @@ def test_sql(call: Call) -> None:
 def test_sql_only_reads(call: Call, statement: str) -> None:
     with pytest.raises(QueryError):
         call("sql", "small", statement)
+
+
+def test_sql_of_a_run_that_has_no_round_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.open(tmp_path)
+    store.create_run("begun", header(small_recipe()))
+    monkeypatch.setenv("RONDO_ROOT", str(tmp_path))
+    done = CliRunner().invoke(app, ["sql", "begun", "select round, finished from rounds"], catch_exceptions=False)
+    assert done.output == "no row fits\n"
 
 
 def test_history(call: Call) -> None:
