@@ -56,7 +56,8 @@ def train_judge_(
         without_template=without_template,
     )  # fmt: skip
     columns = (TextColumn("loss {task.fields[loss]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("fit", total=None, loss="-")
 
         def on_step(step: int, steps: int, loss: float) -> None:

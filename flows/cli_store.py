@@ -13,7 +13,7 @@ from flows.commands import existing_store
 from flows.lineage_tree import lineage_tree
 from flows.options import DEFAULT_ROOT, DryRun, Json, Root, RunName, TakeOver
 from storage.lineage import lineage as lineage_of
-from storage.retention import delete_run
+from storage.retention import check_deletable, delete_run
 from storage.verify import Verification
 from storage.verify import verify as verify_run
 
@@ -25,7 +25,8 @@ def verify(run: RunName, root: Root = DEFAULT_ROOT, json: Json = False) -> None:
     """Read everything of a run again, and say what is damaged; exit status 1 if anything is."""
     store = existing_store(root)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(compact=True))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"reading '{run}' again", total=None)
         found = verify_run(store, run, lambda done, total: progress.update(task, completed=done, total=total))
     if json:
@@ -97,6 +98,7 @@ def delete(
 ) -> None:
     """Delete a run with its tables and weights; refused while a fork names them or a process writes."""
     store = existing_store(root)
+    check_deletable(store, run)
     if not yes:
         typer.confirm(f"delete run '{run}' in {store.root} for good?", abort=True)
     delete_run(store, run, take_over=take_over)
@@ -124,7 +126,7 @@ def doctor(root: Root = DEFAULT_ROOT, json: Json = False) -> None:
 
     found = examine(root)
     rows = [asdict(finding) for finding in found]
-    tables.print_rows(rows, title="What rondo finds here", as_json=json, empty="")
+    tables.print_rows(rows, title="What rondo finds here", as_json=json, empty="", longest=1000)
     if any(finding.verdict == "missing" for finding in found):
         raise typer.Exit(1)
 

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from flows.adopt import adopt_rounds
+from flows.devices import check_devices
 from flows.display import Display
 from flows.interruption import orderly_end
 from flows.recipes import differences, load_recipe, parse_recipe
@@ -67,6 +69,7 @@ def start(
     """
     recipe = load_recipe(path, [*changes, *([f"rounds={rounds}"] if rounds else [])])
     check_tracking(recipe.tracking)
+    check_devices(recipe)
     _check_notifications(recipe)
     store = Store.open(root)
     name = name or recipe.name
@@ -131,6 +134,8 @@ def fork(
             "run instead, with policy.source=pretrained and the checkpoint's directory as policy.path"
         )
     _check_adapter(before, recipe)
+    if start:
+        check_devices(recipe)
     check_inputs(store, parent, number, recipe.staleness)
     child = create_fork(store, parent, number, name, header(recipe))
     if not start:
@@ -160,15 +165,22 @@ def list_runs(root: str) -> list[dict[str, Any]]:
             "parent": "{run}@{round}".format(**existing.header["parent"]) if existing.header.get("parent") else None,
             "rounds": f"{0 if done is None else done}/{recipe.rounds}",
             "reward": last.meta["reward"] if last else None,
-            "state": _state(existing, finished=finished),
+            "state": state_of(existing.state, paused=existing.pause is not None, finished=finished),
         })  # fmt: skip
     return rows
 
 
-def _state(run: Run, *, finished: bool) -> str:
-    if run.state == "running":
-        return "running"
-    if run.pause is not None:
+def state_of(state: str, *, paused: bool, finished: bool) -> str:
+    """A run's state for people: running, paused, finished or stopped.
+
+    Args:
+        state: what its log says, see ``storage.run.Run.state``.
+        paused: whether schedules leave it alone.
+        finished: whether it has the rounds of its recipe.
+    """
+    if state != "stopped":
+        return state
+    if paused:
         return "paused"
     return "finished" if finished else "stopped"
 
@@ -218,8 +230,23 @@ def report(name: str, root: str, picture: Path | None = None) -> str:
     run = store.run(name)
     written = write_report(store, run)
     if picture is not None:
-        picture.write_text(summary_picture(summaries(run.rounds()), f"Run {name}"), encoding="utf-8")
+        try:
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            picture.write_text(summary_picture(summaries(run.rounds()), f"Run {name}"), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"--picture '{picture}' cannot be written: {error.strerror}: give another path"
+            ) from error
     return written
+
+
+def _newest_report(store: Store, run: Run) -> str:
+    """Where the report is; it is written where it is missing, or older than the last round, as after a SIGKILL."""
+    where, last = store.report_path(run.name), run.last_round
+    if where is None or last is None or not where.exists():
+        return report(run.name, store.root)
+    newest = where.stat().st_mtime >= datetime.fromisoformat(last.time).timestamp()
+    return str(where) if newest else report(run.name, store.root)
 
 
 def header(recipe: Recipe) -> dict[str, Any]:
@@ -248,9 +275,7 @@ def _bring_to(
             with run.writer(take_over, ends_pause=True):
                 pass
         message = f"run '{run.name}' is finished: it has {done} rounds; 'rondo resume {run.name} --rounds N' adds more"
-        where = store.report_path(run.name)
-        written = str(where) if where and where.exists() else report(run.name, store.root)
-        return Finished(run.name, summaries(run.rounds()), message, written)
+        return Finished(run.name, summaries(run.rounds()), message, _newest_report(store, run))
     recipe = recipe or recipe_of(run)
     if recipe.update.schedule_over == "run" and rounds > recipe.rounds:
         raise ConfigError(
@@ -258,6 +283,7 @@ def _bring_to(
             f"{rounds}, fork it: rondo fork {run.name}@{done} --name NEW --rounds {rounds}"
         )
     check_tracking(recipe.tracking)
+    check_devices(recipe)
     import flows.prefect_settings  # noqa: F401  before Prefect
     from flows.run import execute
 
@@ -265,9 +291,9 @@ def _bring_to(
     display.say(f"run '{run.name}' in {store.root}: {rounds} rounds{going_on}")
     with orderly_end(f"interrupted: what is committed stays, and 'rondo resume {run.name}' goes on"):
         asyncio.run(execute(store, run, recipe, rounds, display, take_over))
-    run.refresh()
-    message = f"run '{run.name}' has {rounds} rounds"
-    return Finished(run.name, summaries(run.rounds()), message, report(run.name, store.root))
+        run.refresh()
+        message = f"run '{run.name}' has {rounds} rounds"
+        return Finished(run.name, summaries(run.rounds()), message, report(run.name, store.root))
 
 
 def _goal(run: Run) -> int:

@@ -1,10 +1,13 @@
 """The lineage of runs as a tree for the terminal."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.text import Text
 from rich.tree import Tree
+
+from flows.commands import state_of
 
 _SHORT = 8
 
@@ -34,9 +37,10 @@ def _add(tree: Tree, run: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any
 
 def _of_run(run: Mapping[str, Any]) -> Text:
     recipe = run["header"].get("recipe")
-    name = recipe.get("name", "") if isinstance(recipe, Mapping) else ""
-    parent = run["parent"]
-    text = Text.assemble((run["run"], "bold"), f"  {name}  {_extent(len(run['rounds']))}  {run['state']}")
+    recipe = recipe if isinstance(recipe, Mapping) else {}
+    parent, done = run["parent"], len(run["rounds"]) - 1
+    state = state_of(run["state"], paused=run["paused"], finished=done >= recipe.get("rounds", math.inf))
+    text = Text.assemble((run["run"], "bold"), f"  {recipe.get('name', '')}  {_extent(done + 1)}  {state}")
     return text if parent is None else text.append(f"  fork of {parent['run']}@{parent['round']}")
 
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from storage.errors import RunNotFoundError
 from storage.releases import Parent, forks, parents
 from storage.run import Run
 from storage.store import Store
@@ -19,7 +18,7 @@ def lineage(store: Store, name: str | None = None) -> list[dict[str, Any]]:
     """
     known = parents(store.objects)
     if name is not None and name not in known:
-        raise RunNotFoundError(f"there is no run '{name}' in {store.root}")
+        raise store.no_run(name)
     if name is None:
         first = [run for run, parent in known.items() if parent is None or parent[0] not in known]
     else:
@@ -44,6 +43,7 @@ def _describe(run: Run, parent: Parent | None, known: dict[str, Parent | None]) 
         "parent": None if parent is None else {"run": parent[0], "round": parent[1]},
         "forks": sorted(other for other, start in known.items() if start is not None and start[0] == run.name),
         "state": run.state,
+        "paused": run.pause is not None,
         "header": run.header,
         "rounds": [_describe_round(run, number, parent) for number in run.finished],
         "releases": [

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from storage import layout
-from storage.errors import CorruptEntryError, RunBusyError, RunHasForksError, RunNotFoundError, StoreError
+from storage.errors import CorruptEntryError, RunBusyError, RunHasForksError, StoreError
 from storage.inputs import base_of, is_adapter, sampling_rounds, staleness_of
 from storage.manifest import FileRef
 from storage.releases import forks, needed_by_forks, parents
@@ -105,6 +105,20 @@ def prune(store: Store, run: Run, keep: Collection[int]) -> Pruning:
     return planned
 
 
+def check_deletable(store: Store, name: str) -> None:
+    """Refuse at once what :func:`delete_run` would refuse, but for another process that writes.
+
+    Raises:
+        RunHasForksError: other runs name its files.
+        RunNotFoundError: there is no such run, nor anything left of one.
+    """
+    layout.check_run_name(name)
+    if name in store.run_names():
+        _check_no_forks(store, name)
+    elif name not in store.objects.children(layout.RUNS):
+        raise store.no_run(name)
+
+
 def delete_run(store: Store, name: str, *, take_over: bool = False) -> None:
     """Remove a run with all that is its own; what is left of one whose deletion was cut off is removed too.
 
@@ -115,9 +129,9 @@ def delete_run(store: Store, name: str, *, take_over: bool = False) -> None:
         RunBusyError: another process writes to it.
         RunNotFoundError: there is no such run, nor anything left of one.
     """
+    check_deletable(store, name)
     prefix = layout.run_prefix(name)
     if name in store.run_names():
-        _check_no_forks(store, name)
         try:
             run = store.run(name)
         except CorruptEntryError:  # nobody can write to it, and nobody can fork it
@@ -127,10 +141,7 @@ def delete_run(store: Store, name: str, *, take_over: bool = False) -> None:
                 _check_no_forks(store, name)  # again: one may have been made before this session was seen
                 writer.leave()
                 store.objects.delete([layout.entry_key(name, 0)])
-    left = [item.key for item in store.objects.listing(prefix)]
-    if not left and name not in store.objects.children(layout.RUNS):
-        raise RunNotFoundError(f"there is no run '{name}' in {store.root}, nor anything left of one")
-    store.objects.delete(left)
+    store.objects.delete([item.key for item in store.objects.listing(prefix)])
     store.objects.remove_empty(prefix)
 
 

@@ -84,8 +84,12 @@ class Store:
         """
         layout.check_run_name(name)
         if not self._exists(name):
-            raise RunNotFoundError(f"there is no run '{name}' in {self.root}{self._similar(name)}")
+            raise self.no_run(name)
         return Run(self.objects, name, intact_part=intact_part)
+
+    def no_run(self, name: str) -> RunNotFoundError:
+        """What to raise where there is no run of that name; the message names similar ones, or those that there are."""
+        return RunNotFoundError(f"there is no run '{name}' in {self.root}{self._similar(name)}")
 
     def report_path(self, run: str) -> Path | None:
         """Where the report of a run lies on a local disk; None elsewhere, where :meth:`report_key` names it."""

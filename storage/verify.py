@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from storage import layout
 from storage.checkpoints import find_shared
 from storage.damage import Damage
-from storage.errors import CorruptEntryError, RunNotFoundError, StoreError
+from storage.errors import CorruptEntryError, StoreError
 from storage.inputs import CARRIED_STAGES, Checked, check_files, newest_good_checkpoint
 from storage.manifest import Entry, FileRef
 from storage.run import Run
@@ -52,7 +52,7 @@ def verify(store: Store, name: str, progress: Progress | None = None) -> Verific
     """
     layout.check_run_name(name)
     if not store.objects.keys(layout.log_prefix(name)):
-        raise RunNotFoundError(f"there is no run '{name}' in {store.root}")
+        raise store.no_run(name)
     damages = check_log(store.objects, name)
     try:
         run = Run(store.objects, name, intact_part=True)

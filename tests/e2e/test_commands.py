@@ -162,6 +162,7 @@ def test_the_report_is_one_file_that_needs_no_other(rondo: Rondo, whole: Path) -
         (["show", "whole@1", "--where", "scre > 1"], "scre"),
         (["show", "whole@1", "--where", "1=1; drop table x"], "Parser Error"),
         (["export", "whole@1", "--to", "{recipe}"], "is already there"),
+        (["report", "whole", "--picture", "{recipe}/curves.svg"], "curves.svg' cannot be written"),
         (["serve", "{recipe}"], "needs --cron, --interval or --rrule"),
         (["serve", "{recipe}", "--cron", "often"], "'often' is no cron expression"),
         (["serve", "{recipe}", "--rrule", "FREQ=OFTEN"], "'FREQ=OFTEN' is no recurrence rule"),

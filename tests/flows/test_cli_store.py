@@ -113,9 +113,11 @@ def test_prune_names_the_forks_that_keep_weights(rondo: Rondo, store: Store) -> 
         (["prune", "kept", "--keep-best", "fun"], "the rounds have no such figure, but reward, kl_initial"),
         (["prune", "kept", "--keep-best", "reward:low"], "or METRIC:min where less is better"),
         (["sweep", "--grace", "soon"], "'soon' is no duration"),
-        (["verify", "kpt"], "there is no run 'kpt'"),
-        (["lineage", "kpt"], "there is no run 'kpt'"),
-        (["delete", "kpt", "--yes"], "there is no run 'kpt'"),
+        (["verify", "kpt"], "did you mean 'kept'?"),
+        (["lineage", "kpt"], "did you mean 'kept'?"),
+        (["delete", "kpt", "--yes"], "did you mean 'kept'?"),
+        (["delete", "kpt"], "did you mean 'kept'?"),
+        (["delete", "kept@3"], "'kept@3' is no run name"),
         (["fork", "kept@2", "--name", "new"], "the weights of round 2 of run 'kept' were pruned"),
     ],
 )
@@ -157,6 +159,7 @@ def test_lineage(rondo: Rondo, store: Store) -> None:
     shape = "alone round kept round round round first round second round round round round"
     assert [line.split()[0] for line in lines[1:]] == shape.split()
     assert "first  kept  rounds 0 to 3  stopped  fork of kept@2" in lines
+    assert "kept  tiny  rounds 0 to 4  finished" in lines
     family = json.loads(rondo("lineage", "second", "--json").stdout)
     assert [run["run"] for run in family] == ["kept", "first", "second"]
     assert family[0]["forks"] == ["first"]

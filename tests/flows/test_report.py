@@ -1,5 +1,6 @@
 """The report of a run in a real store: what it says, that it needs nothing else, and that nothing escapes."""
 
+import os
 import re
 import shlex
 import xml.etree.ElementTree as ET
@@ -355,3 +356,17 @@ def test_the_picture_stands_alone(store: Store, rounds: int) -> None:
     assert "<text" not in picture  # letters are paths: it looks the same wherever it is shown
     assert set(re.findall(r"#[0-9a-f]{6}\b", picture)) <= set(LIGHT)
     assert LIGHT[3] in picture
+
+
+def test_a_finished_run_has_its_newest_report(tmp_path: Path) -> None:
+    """As after a SIGKILL between the last round and its report."""
+    store = Store.open(tmp_path)
+    finished_run(store)
+    path = Path(write_report(store, store.run("small")))
+    path.write_text("of today")
+    resume = ["resume", "small", "--root", str(tmp_path)]
+    assert CliRunner().invoke(app, resume, catch_exceptions=False).exit_code == 0
+    assert path.read_text() == "of today"
+    os.utime(path, (0, 0))
+    assert str(path) in CliRunner().invoke(app, resume, catch_exceptions=False).output.replace("\n", "")
+    assert path.read_text() != "of today"

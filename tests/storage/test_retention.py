@@ -387,7 +387,7 @@ def test_deleting(store: Store) -> None:
     assert [item.key for item in store.objects.listing("runs")] == []
     assert not store.is_local or not list(Path(store.root, "runs").iterdir())
     assert store.objects.listing("shared"), "a warm start is shared with runs to come"
-    with pytest.raises(RunNotFoundError, match=r"no run 'kept' .* nor anything left of one"):
+    with pytest.raises(RunNotFoundError, match=r"there is no run 'kept' in"):
         delete_run(store, "kept")
     kept_run(store, "kept", 1)
     assert verify(store, "kept").damages == ()
