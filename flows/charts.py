@@ -108,7 +108,7 @@ def _sampled(scores_by_round: Mapping[int, Sequence[float]]) -> Iterator[Chart]:
         yield Chart(
             title,
             "What the judge gave the candidates sampled for training, by round; the upright mark is their mean. Round "
-            "n's candidates come from the policy of the round before.",
+            "n's candidates come from the policy of the round before; with staleness 1, of the one before that.",
             distributions(title, scores_by_round, "score"),
         )
 
@@ -246,12 +246,9 @@ def _steps(steps: Mapping[int, pa.Table], rounds: Sequence[RoundSummary]) -> Ite
 
     expected = {summary.first_loss_expected for summary in rounds if summary.round in steps}
     loss_scale = replace(scale, reference=expected.pop() if len(expected) == 1 else None)
-    yield from _chart(
-        "Loss",
-        "The dashed line is the value of the first step of a round, where policy and reference are one.",
-        [curve("", "loss")],
-        loss_scale,
-    )
+    dashed = "The dashed line is the value of the first step of a round, where policy and reference are one."
+    caption = "Mean over the step's preferences." if loss_scale.reference is None else dashed
+    yield from _chart("Loss", caption, [curve("", "loss")], loss_scale)
     yield from _chart(
         "Implicit rewards",
         "Beta times the log-ratio of policy and reference, of the best and the worst candidates; their margin.",

@@ -168,6 +168,15 @@ def test_the_judge_is_watched(store: Store, whole: str) -> None:
     assert [text.strip() for text in page.texts["td"]].count("1.5") == 1
 
 
+def test_a_line_that_is_not_drawn_is_not_spoken_of(store: Store, whole: str) -> None:
+    """With staleness, a round starts from another policy than its reference, and its first loss has no known value."""
+    assert "The dashed line is the value of the first step" in whole
+    finished_run(store, "stale", changes={"first_loss_expected": None})
+    write_report(store, store.run("stale"))
+    page = (store.report_path("stale") or Path()).read_text()
+    assert "The dashed line is the value of the first step" not in page
+
+
 def test_figures_and_tables_can_be_read_aloud(whole: str) -> None:
     page = Page.parse(whole)
     drawings = [attributes for tag, attributes in page.elements if tag == "svg"]
