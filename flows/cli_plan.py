@@ -9,6 +9,7 @@ from rich.console import Console
 
 from flows import planning, tables
 from flows.options import DEFAULT_ROOT, Json, Root
+from flows.plain_text import counted
 from flows.planning import Answer, Question, Size
 from pipeline.planning import DEVICES, KNOWN_SHAPES, Mode, Plan
 from pipeline.planning.constants import GB
@@ -121,9 +122,9 @@ def _lines(answer: Answer) -> list[str]:
     engines = max(1, split.sampler // plan.group)
     lines = [
         f"A round: {_time(plan.seconds)}; {work.sampled_tokens:,.0f} tokens sampled, {work.preferences:,} preferences. "
-        f"The run of {rounds} rounds: {_time(plan.run_seconds)}.",
-        f"Longest: {plan.bottleneck.name}, limited by {plan.bottleneck.bound}. Sampling: {_of(engines, 'engine')} of "
-        f"{_of(plan.group, 'device')}, {decoding.batch} sequences at a time (limited by {decoding.limit}), "
+        f"The run of {counted(rounds, 'round')}: {_time(plan.run_seconds)}.",
+        f"Longest: {plan.bottleneck.name}, limited by {plan.bottleneck.bound}. Sampling: {counted(engines, 'engine')} "
+        f"of {counted(plan.group, 'device')}, {decoding.batch} sequences at a time (limited by {decoding.limit}), "
         f"{1000 * decoding.step:.2f} ms a step.",
     ]
     if plan.mode == "streaming":
@@ -149,10 +150,6 @@ def _as_json(answer: Answer) -> dict[str, Any]:
     found["bottleneck"] = plan.bottleneck.name
     found["policy"] = {**asdict(answer.shape), "parameters": answer.shape.parameters}
     return {**found, "rounds": answer.recipe.rounds, "assumed": answer.assumed, "comparison": answer.comparison}
-
-
-def _of(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _time(seconds: float) -> str:

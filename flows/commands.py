@@ -12,6 +12,7 @@ from flows.adopt import adopt_rounds
 from flows.devices import check_devices
 from flows.display import Display
 from flows.interruption import orderly_end
+from flows.plain_text import counted
 from flows.recipes import differences, load_recipe, parse_recipe
 from flows.summary import RoundSummary, summaries
 from flows.tracking import check_tracking
@@ -274,7 +275,8 @@ def _bring_to(
         if run.pause is not None:
             with run.writer(take_over, ends_pause=True):
                 pass
-        message = f"run '{run.name}' is finished: it has {done} rounds; 'rondo resume {run.name} --rounds N' adds more"
+        more = f"'rondo resume {run.name} --rounds N' adds more"
+        message = f"run '{run.name}' is finished: it has {counted(done, 'round')}; {more}"
         return Finished(run.name, summaries(run.rounds()), message, _newest_report(store, run))
     recipe = recipe or recipe_of(run)
     if recipe.update.schedule_over == "run" and rounds > recipe.rounds:
@@ -288,11 +290,11 @@ def _bring_to(
     from flows.run import execute
 
     going_on = f", going on after round {done}" if done >= 0 else ""
-    display.say(f"run '{run.name}' in {store.root}: {rounds} rounds{going_on}")
+    display.say(f"run '{run.name}' in {store.root}: {counted(rounds, 'round')}{going_on}")
     with orderly_end(f"interrupted: what is committed stays, and 'rondo resume {run.name}' goes on"):
         asyncio.run(execute(store, run, recipe, rounds, display, take_over))
         run.refresh()
-        message = f"run '{run.name}' has {rounds} rounds"
+        message = f"run '{run.name}' has {counted(rounds, 'round')}"
         return Finished(run.name, summaries(run.rounds()), message, report(run.name, store.root))
 
 

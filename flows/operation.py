@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from flows.commands import create_or_open
 from flows.errors import ServerError
 from flows.lasting_record import Record
+from flows.plain_text import counted
 from flows.recipes import load_recipe
 from flows.tracking import check_tracking
 from pipeline.config import Recipe
@@ -104,8 +105,7 @@ def deploy(
             )
         )  # fmt: skip
     create_or_open(store, run, recipe)
-    rounds = f"{rounds_per_run} round{'s' if rounds_per_run > 1 else ''}"
-    say(f"'{made.name}' adds {rounds} to run '{run}' in {store.root}, each time that it runs")
+    say(f"'{made.name}' adds {counted(rounds_per_run, 'round')} to run '{run}' in {store.root}, each time that it runs")
     say(f"when:    {describe(schedule) if schedule else 'whenever somebody starts it'}")
     say(f"where:   {_workers(made.pool, made.kind, made.workers)}")
     say(f"in UI:   {api.removesuffix('/api')}/deployments/deployment/{made.id}")

@@ -12,6 +12,7 @@ from typing import Any
 
 from flows.errors import WaitingForLabelsError
 from flows.limits import without_gpus
+from flows.plain_text import counted
 from flows.process import WorkerProcess
 from flows.questions import questions_of
 from flows.references import as_json, hashes
@@ -100,7 +101,7 @@ async def _wait(session: Session, number: int, config: PeopleConfig | PeopleJudg
     left = missing()
     if left <= 0:
         return
-    many = f"{left} label{'s' if left > 1 else ''}"
+    many = counted(left, "label")
     if outcome == "judge" or (outcome == "time" and isinstance(config, PeopleConfig) and config.on_timeout == "judge"):
         why = f"after {config.wait_minutes:g} minutes" if outcome == "time" else "as somebody chose in Prefect"
         session.commit(number, "unlabelled", [], {"missing": left, "why": f"went on without {many}, {why}"})

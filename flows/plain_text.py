@@ -1,10 +1,15 @@
-"""Text that a model or a user wrote, as data: what a terminal would obey is shown instead."""
+"""Text for people: counts, and what a model or a user wrote, of which what a terminal would obey is shown instead."""
 
 import unicodedata
 
 # Control characters, lone surrogates, separators of lines and paragraphs; and what turns the direction of writing.
 _HIDDEN = frozenset({"Cc", "Cs", "Zl", "Zp"})
 _DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def counted(number: int, noun: str) -> str:
+    """How many of something there are, such as ``1 round`` and ``2 rounds``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def visible(text: str) -> str:

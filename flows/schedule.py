@@ -18,6 +18,7 @@ from flows.display import Display
 from flows.errors import InterruptedRunError
 from flows.limits import SKIPPED, STOOD_FOR, alone, skip_overdue
 from flows.occupied import occupied, writer_of
+from flows.plain_text import counted
 from flows.prefect_server import prefect_api
 from flows.run import execute
 from pipeline.config import Recipe
@@ -66,7 +67,7 @@ async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: Rou
         except (RondoError, StoreError) as error:
             display.say(f"error: {error}")
             raise
-        display.say(f"run '{run}' has {target} rounds; report: {report(run, root)}")
+        display.say(f"run '{run}' has {counted(target, 'round')}; report: {report(run, root)}")
         return None
 
 
@@ -136,7 +137,7 @@ async def _serve(recipe: Recipe, run: str, root: str, rounds: int, schedule: Sch
             parameters=parameters(recipe, run, root, rounds),
         )
         say(
-            f"run '{run}' gets {rounds} more round{'s' if rounds > 1 else ''} {describe(schedule)}; Prefect's API is "
+            f"run '{run}' gets {counted(rounds, 'more round')} {describe(schedule)}; Prefect's API is "
             f"{url}; Ctrl-C ends the schedule"
         )
         # A service manager's SIGTERM ends the schedule as Ctrl-C does: Prefect's own handler would not wait for it.
