@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +49,21 @@ app.add_typer(cli_plan.app)
 app.add_typer(cli_timeline.app)
 app.add_typer(cli_operate.app)
 app.add_typer(cli_join.app)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rondo {metadata.version('rondo')}")
+        raise typer.Exit
+
+
+@app.callback()
+def rondo(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="say the version, and end")
+    ] = False,
+) -> None:
+    del version  # heard by its callback, before a command is asked for
 
 
 @app.command()
