@@ -88,11 +88,11 @@ def resume_(
     root: Root = DEFAULT_ROOT,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="devices.KEY=VALUE", help="run it elsewhere, such as devices.trainer_nodes=1"),
+        typer.Option("--set", metavar="KEY=VALUE", help="run it otherwise, such as devices.trainer_nodes=1"),
     ] = None,
     take_over: TakeOver = False,
 ) -> None:
-    """Continue a run where it stopped, or add rounds to it; on other devices, where they are given."""
+    """Continue a run where it stopped, or add rounds to it; on other devices or in another mode, where one is given."""
     with Display() as display:
         finished = commands.resume(run, rounds, root, set_ or [], take_over=take_over, display=display)
     tables.print_finished(finished)

@@ -57,7 +57,7 @@ def serve(
 ) -> None:
     """Schedule rounds while this command runs: each scheduled run adds rounds to the same run. Ends with Ctrl-C."""
     when = operation.When(cron, interval, rrule)
-    operation.serve(recipe, name, when, rounds_per_run, root, set_ or [])
+    operation.serve(recipe, name, when, rounds_per_run, root, set_ or [], Display().say)
 
 
 @app.command()

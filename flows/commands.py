@@ -11,12 +11,12 @@ from typing import Any
 from flows.adopt import adopt_rounds
 from flows.devices import check_devices
 from flows.display import Display
+from flows.going_on import check_goal, create_or_open, going_on, header, recipe_of
 from flows.interruption import orderly_end
 from flows.plain_text import counted
 from flows.recipes import differences, load_recipe, parse_recipe
 from flows.summary import RoundSummary, summaries
 from flows.tracking import check_tracking
-from flows.versions import packages
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from storage import inspect
@@ -26,8 +26,6 @@ from storage.retention import create_fork
 from storage.run import Run
 from storage.store import Store
 
-HEADER_FORMAT = 1
-_WHERE = ("devices.", "cluster.")  # what says where a run is worked on, and may differ each time
 _FIXED_IN_FORKS = ("policy", "prompts", "evaluation.prompts")
 
 
@@ -73,27 +71,12 @@ def start(
     check_devices(recipe)
     _check_notifications(recipe)
     store = Store.open(root)
-    name = name or recipe.name
-    run = create_or_open(store, name, recipe) if resume else store.create_run(name, header(recipe))
-    return _bring_to(store, run, recipe.rounds, display)
-
-
-def create_or_open(store: Store, name: str, recipe: Recipe) -> Run:
-    """The run of this name, which is created where there is none.
-
-    Raises:
-        ConfigError: it was started with another recipe.
-    """
-    if name not in store.run_names():
-        return store.create_run(name, header(recipe))
-    run = open_to_go_on(store, name)
-    changed = differences(recipe_of(run), recipe)
-    if changed:
-        raise ConfigError(
-            f"run '{name}' was started with another recipe ({'; '.join(changed)}): give the same recipe, "
-            f"or change it in a fork: rondo fork {name}@ROUND --name NEW --set KEY=VALUE"
-        )
-    return run
+    name, goal = name or recipe.name, recipe.rounds
+    if resume:
+        run, recipe = create_or_open(store, name, recipe)
+    else:
+        run = store.create_run(name, header(recipe))
+    return _bring_to(store, run, recipe, goal, display)
 
 
 def resume(
@@ -102,18 +85,14 @@ def resume(
     """Continues a run, up to its recipe's rounds or to as many as are asked for.
 
     Raises:
-        ConfigError: a change is one of something else than where it is worked on.
+        ConfigError: a change is one of what comes out.
     """
     store = existing_store(root)
-    existing = open_to_go_on(store, name)
-    before = recipe_of(existing)
-    recipe = parse_recipe(before.model_dump(mode="json"), changes) if changes else before
-    if other := [change for change in differences(before, recipe) if not change.startswith(_WHERE)]:
-        raise ConfigError(
-            f"a run goes on with its own recipe, on whichever devices, and cannot change {'; '.join(other)}: change it "
-            f"in a fork: rondo fork {name}@ROUND --name NEW --set KEY=VALUE"
-        )
-    return _bring_to(store, existing, rounds or _goal(existing), display, take_over=take_over, recipe=recipe)
+    run = open_to_go_on(store, name)
+    own = recipe_of(run)
+    given = parse_recipe(own.model_dump(mode="json"), changes) if changes else own
+    goal = rounds or max(given.rounds, _goal(run))
+    return _bring_to(store, run, going_on(run, given), goal, display, take_over=take_over)
 
 
 def fork(
@@ -143,7 +122,7 @@ def fork(
         with child.writer() as writer:
             adopt_rounds(store, child, writer)
         return Finished(name, summaries(child.rounds()), f"'{name}' begins at {source}: rondo resume {name}", None)
-    return _bring_to(store, child, recipe.rounds, display)
+    return _bring_to(store, child, recipe, recipe.rounds, display)
 
 
 def list_runs(root: str) -> list[dict[str, Any]]:
@@ -250,25 +229,14 @@ def _newest_report(store: Store, run: Run) -> str:
     return str(where) if newest else report(run.name, store.root)
 
 
-def header(recipe: Recipe) -> dict[str, Any]:
-    """What a run records of its origin."""
-    recorded = recipe.model_dump(mode="json")
-    return {"format": HEADER_FORMAT, "recipe": recorded, "packages": packages(), "parent": None}
-
-
-def recipe_of(run: Run) -> Recipe:
-    """The recipe that a run was started with."""
-    return Recipe.model_validate(run.header["recipe"])
-
-
 def _bring_to(
     store: Store,
     run: Run,
+    recipe: Recipe,
     rounds: int,
     display: Display,
     *,
     take_over: bool = False,
-    recipe: Recipe | None = None,
 ) -> Finished:
     done = len(run.rounds()) - 1
     if done >= rounds:
@@ -278,12 +246,7 @@ def _bring_to(
         more = f"'rondo resume {run.name} --rounds N' adds more"
         message = f"run '{run.name}' is finished: it has {counted(done, 'round')}; {more}"
         return Finished(run.name, summaries(run.rounds()), message, _newest_report(store, run))
-    recipe = recipe or recipe_of(run)
-    if recipe.update.schedule_over == "run" and rounds > recipe.rounds:
-        raise ConfigError(
-            f"update.schedule_over is run, and its schedule ends with round {recipe.rounds}: to go on to round "
-            f"{rounds}, fork it: rondo fork {run.name}@{done} --name NEW --rounds {rounds}"
-        )
+    check_goal(run, recipe, rounds)
     check_tracking(recipe.tracking)
     check_devices(recipe)
     import flows.prefect_settings  # noqa: F401  before Prefect

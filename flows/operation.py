@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from flows.commands import create_or_open
 from flows.errors import ServerError
+from flows.going_on import create_or_open, say_differences
 from flows.lasting_record import Record
 from flows.plain_text import counted
 from flows.recipes import load_recipe
@@ -63,7 +63,9 @@ def down(say: Say) -> None:
     say(f"the server at {record.ui} and its worker have ended; their history stays in {lasting_record.home()}")
 
 
-def serve(path: Path, name: str | None, when: When, rounds_per_run: int, root: str, changes: Sequence[str]) -> None:
+def serve(
+    path: Path, name: str | None, when: When, rounds_per_run: int, root: str, changes: Sequence[str], say: Say
+) -> None:
     """Serves a deployment until it is interrupted; see ``flows/schedule.py``."""
     import flows.prefect_settings  # noqa: F401  before Prefect
     from flows.schedule import schedule_of, serve_rounds
@@ -71,7 +73,7 @@ def serve(path: Path, name: str | None, when: When, rounds_per_run: int, root: s
     schedule = schedule_of(*when)
     if schedule is None:
         raise ConfigError("a schedule needs --cron, --interval or --rrule: give one of the three")
-    recipe, store, run = _prepare(path, name, root, changes)
+    recipe, store, run = _prepare(path, name, root, changes, say)
     create_or_open(store, run, recipe)
     serve_rounds(recipe, run, store.root, rounds_per_run, schedule)
 
@@ -96,7 +98,7 @@ def deploy(
     api = asyncio.run(lasting_api(say))
     if api is None:
         raise ServerError("a deployment needs a server that stays: start one with 'rondo up', or set PREFECT_API_URL")
-    recipe, store, run = _prepare(path, name, root, changes)
+    recipe, store, run = _prepare(path, name, root, changes, say)
     with using(api):
         made = asyncio.run(
             deploy_rounds(
@@ -112,18 +114,18 @@ def deploy(
     say(f"at once: PREFECT_API_URL={api} prefect deployment run '{made.name}'")
 
 
-def _prepare(path: Path, name: str | None, root: str, changes: Sequence[str]) -> tuple[Recipe, Store, str]:
+def _prepare(path: Path, name: str | None, root: str, changes: Sequence[str], say: Say) -> tuple[Recipe, Store, str]:
     """The recipe and the name of the run that it is for, which is not created yet: Prefect may refuse the rest.
 
     Raises:
-        ConfigError: the recipe is wrong, or another one than the run's, where there is one.
+        ConfigError: the recipe is wrong, or gives other results than the run's, where there is one.
     """
     recipe = load_recipe(path, changes)
     check_tracking(recipe.tracking)
     store, run = Store.open(root), name or recipe.name
     check_run_name(run)
     if run in store.run_names():
-        create_or_open(store, run, recipe)
+        say_differences(*create_or_open(store, run, recipe), say)
     return recipe, store, run
 
 

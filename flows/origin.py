@@ -1,5 +1,6 @@
 """What a round was made from, as hashes: equal hashes, equal inputs."""
 
+from flows.going_on import FREE
 from flows.recipes import NOT_COMPARED
 from flows.session import Session
 from flows.summary import JudgeOrigin, RoundOrigin
@@ -7,8 +8,8 @@ from pipeline.config import Recipe
 from pipeline.records import content_id
 from storage.shards import read_table
 
-WHO_COMPUTES = ("mode", "cluster")
-"""What a recipe says of which process does a piece of work, and when: no result depends on it."""
+NO_RESULT = frozenset({*NOT_COMPARED, *FREE} - {"devices"})
+"""The fields that no result depends on; another device, or another number of threads, changes the last bits."""
 
 
 def round_origin(session: Session, number: int) -> RoundOrigin:
@@ -29,7 +30,7 @@ def round_origin(session: Session, number: int) -> RoundOrigin:
 
 def recipe_hash(recipe: Recipe) -> str:
     """The hash of what makes one recipe give other rounds than another."""
-    return content_id(recipe.model_dump(mode="json", exclude={*NOT_COMPARED, *WHO_COMPUTES}))
+    return content_id(recipe.model_dump(mode="json", exclude=set(NO_RESULT)))
 
 
 def _prompts(session: Session, number: int, *, held_out: bool) -> str:

@@ -12,6 +12,7 @@ from flows import stages
 from flows.adopt import adopt_rounds
 from flows.control import Control
 from flows.display import Display
+from flows.going_on import say_differences
 from flows.judge_policies import check_judge_policies
 from flows.notify import open_notifier, tell_end
 from flows.prefect_server import has_lasting_server, prefect_api
@@ -48,9 +49,10 @@ async def _missing_rounds(run: str, rounds: int) -> None:
 
 async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: Display, take_over: bool) -> None:
     """Opens the run for writing, starts workers and scheduler side by side, and runs the rounds that are missing."""
-    paused = run.pause
+    paused, changed = run.pause, say_differences(run, recipe, display.say)
+    made = {**software(), "rounds": rounds, **({"changes": changed} if changed else {})}
     with contextlib.ExitStack() as opened:
-        writer = opened.enter_context(run.writer(take_over, {**software(), "rounds": rounds}, ends_pause=True))
+        writer = opened.enter_context(run.writer(take_over, made, ends_pause=True))
         control = Control(run, writer, paused, watched=has_lasting_server())
         opened.enter_context(control.listening())
         scratch = opened.enter_context(scratch_directory(store.root, run.name))

@@ -12,10 +12,11 @@ from prefect.schedules import Cron, Interval, RRule, Schedule
 from prefect.states import Completed
 from pydantic import Field
 
-from flows.commands import create_or_open, report
+from flows.commands import report
 from flows.control import end_flow_run, held_back
 from flows.display import Display
 from flows.errors import InterruptedRunError
+from flows.going_on import check_goal, create_or_open
 from flows.limits import SKIPPED, STOOD_FOR, alone, skip_overdue
 from flows.occupied import occupied, writer_of
 from flows.plain_text import counted
@@ -36,7 +37,7 @@ async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: Rou
     """Adds rounds to a run, once no other run of that name goes on and, where the recipe uses GPUs, these are free.
 
     Args:
-        recipe: the recipe; that of the run, where it exists
+        recipe: the recipe; that of the run, where it exists, on these or other devices
         run: name of the run; the first scheduled run creates it
         root: where runs are kept: a directory, or s3://, gs://, az://
         rounds: rounds to add
@@ -52,7 +53,7 @@ async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: Rou
                 if not mine:
                     return Completed(name=SKIPPED, message=STOOD_FOR)
                 await skip_overdue()
-                existing = create_or_open(store, run, recipe)
+                existing, own = create_or_open(store, run, recipe)
                 writer = await writer_of(existing)
                 if left_alone := occupied(existing) if writer == "alive" else held_back(existing):
                     display.say(left_alone)
@@ -60,7 +61,8 @@ async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: Rou
                 target = max(len(existing.rounds()) - 1, 0) + rounds
                 if existing.pause is not None and existing.session is not None:  # this very flow run goes on
                     target = existing.session.meta["rounds"]
-                await execute(store, existing, recipe, target, display, take_over=writer == "dead")
+                check_goal(existing, own, target)
+                await execute(store, existing, own, target, display, take_over=writer == "dead")
         except InterruptedRunError as stopped:
             display.say(str(stopped))
             return await end_flow_run(stopped)

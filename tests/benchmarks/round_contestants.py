@@ -113,7 +113,7 @@ def update(root: str) -> Callable[..., Any]:
 
     import torch
 
-    from flows.commands import recipe_of
+    from flows.going_on import recipe_of
     from flows.workers.updates import preference_groups, update_settings
     from pipeline.policy import load_policy
     from pipeline.records import prompt_seed

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import yaml
 
-from flows.commands import recipe_of
+from flows.going_on import recipe_of
 from flows.spans import busy_seconds, spans_of
 from pipeline.config import Recipe
 from pipeline.prompts import round_slice

@@ -11,9 +11,9 @@ from benchmarks.round_runs import Rounds
 from rich.console import Console
 
 from flows.adopt import adopt_rounds
-from flows.commands import header
 from flows.control import Control
 from flows.display import Display
+from flows.going_on import header
 from flows.notify import Notifier
 from flows.process import WorkerProcess
 from flows.references import Batch

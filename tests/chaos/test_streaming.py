@@ -1,5 +1,6 @@
 """Shards that stream: the same rows and weights as one after the other, whatever is killed, and a shard that kills."""
 
+import itertools
 import signal
 from pathlib import Path
 from typing import Any
@@ -60,14 +61,28 @@ def test_streaming_ends_with_the_weights_of_phases(rondo: Rondo, streamed: Path,
     assert [file.sha256 for file in rows[0]] == [file.sha256 for file in rows[1]]
 
 
-@pytest.mark.parametrize(("name", "changes", "rounds"), [("phased", (), 2), ("stale", ("staleness=1", "rounds=3"), 3)])
+@pytest.mark.parametrize(
+    ("name", "changes", "rounds", "modes"),
+    [
+        ("phased", (), 2, ("streaming",)),
+        ("stale", ("staleness=1", "rounds=3"), 3, ("streaming", "streaming", "phased")),
+    ],
+)
 def test_killed_while_it_streams(
-    rondo: Rondo, streamed: Path, root: Path, disk: Path, name: str, changes: tuple[str, ...], rounds: int
-) -> None:
-    """One run, killed at one place after another, among them those where an update has saved its state."""
+    rondo: Rondo, streamed: Path, root: Path, disk: Path,
+    name: str, changes: tuple[str, ...], rounds: int, modes: tuple[str, ...],
+) -> None:  # fmt: skip
+    """One run, killed at one place after another, among them those where an update has saved its state.
+
+    It may go on in the other mode, and ends the same.
+    """
     covered, kills = disk / "covered", [kill for kill in KILLS if not kill.startswith("entry commit 3") or rounds == 3]
     settings = chaos.settings(covered, "after", only=kills)
-    while (done := run(rondo, streamed, name, disk / "root", *changes, environment=settings, ok=False)).returncode:
+    for mode in itertools.cycle(modes):
+        mode_changes = (*changes, f"mode={mode}")
+        done = run(rondo, streamed, name, disk / "root", *mode_changes, environment=settings, ok=False)
+        if not done.returncode:
+            break
         assert done.returncode == -signal.SIGKILL, done.stderr
     assert set(covered.read_text().splitlines()) == set(kills)
     assert_same(root, name, disk / "root", name, range(rounds + 1))

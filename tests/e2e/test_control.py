@@ -160,12 +160,20 @@ def test_a_block_that_cannot_send_is_refused_before_there_is_a_run(
 
 
 def test_a_killed_run_is_found_and_the_schedule_goes_on(
-    killed: Path, server: LastingServer, watched: dict[str, str], tiny_recipe: Path, whole: Path
+    killed: Path, server: LastingServer, watched: dict[str, str], whole: Path, tmp_path: Path
 ) -> None:
-    """Its flow runs give no sign of life: the automation marks them, and the next scheduled run continues."""
+    """Its flow runs give no sign of life: the automation marks them, and the next scheduled run continues.
+
+    The schedule's recipe says another mode by now, which changes nothing of what comes out.
+    """
+    streaming = tmp_path / "streaming.yaml"
+    streaming.write_text(yaml.safe_dump({**TINY, "mode": "streaming"}))
     _until(lambda: _states(server, "killed") + _states(server, "killed round 1") == ["Crashed"] * 2)
-    _scheduled(watched, tiny_recipe, "killed", killed, rounds=2)
+    _scheduled(watched, streaming, "killed", killed, rounds=2)
     assert _states(server, "killed scheduled") == ["Completed"]
+    session = Store.open(killed).run("killed").session
+    assert session is not None
+    assert session.meta["changes"] == ["mode: phased -> streaming"]
     assert_same(whole, "whole", killed, "killed", range(3))
 
 

@@ -95,4 +95,4 @@ def test_two_machines_make_the_round_of_one(cluster: Cluster) -> None:
 
     refused = cluster.rondo("resume", "three", "--set", "update.beta=0.2")
     assert refused.returncode == 1
-    assert "a run goes on with its own recipe, on whichever devices, and cannot change update.beta" in refused.stderr
+    assert "run 'three' was started with another recipe (update.beta: 0.1 -> 0.2)" in refused.stderr

@@ -390,8 +390,8 @@ def test_a_scheduled_run_is_told_by_prefect_of_a_process_elsewhere(
     """Killed on another host it is Crashed, and its run is taken over; until then it is left alone."""
     from prefect.states import Crashed, Running
 
-    from flows.commands import create_or_open
     from flows.control import session_tag
+    from flows.going_on import create_or_open
     from flows.occupied import writer_of
     from flows.recipes import parse_recipe
     from flows.run import run_rounds
@@ -399,7 +399,8 @@ def test_a_scheduled_run_is_told_by_prefect_of_a_process_elsewhere(
     store = Store.open(tmp_path)
     with pytest.MonkeyPatch.context() as elsewhere:
         elsewhere.setattr(socket, "gethostname", lambda: "elsewhere")
-        with create_or_open(store, "far", parse_recipe(TINY)).writer() as writer:
+        run, _ = create_or_open(store, "far", parse_recipe(TINY))
+        with run.writer() as writer:
             writer.leave()  # as one that is killed
     monkeypatch.setattr(session, "_over", set())  # what this process knows of its own
     run = store.run("far")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from flows.commands import header
+from flows.going_on import header
 from flows.summary import RoundSummary
 from pipeline.config import Recipe
 from pipeline.figures import alarms, describe_evaluation
