@@ -8,6 +8,9 @@ flow run that no runner of its own has started, and the Suspended one only when 
     SIGUSR1           pauses: ``rondo pause``
     Prefect's state   Cancelling or Paused, of the run's flow run, of the one around it, or of its round: looked for
                       every few seconds, where the server outlives the command
+
+A round that waits for people's labels stops the run in the same way. Nothing has failed then: its flow runs end as
+AwaitingLabels, a kind of Completed.
 """
 
 import asyncio
@@ -15,7 +18,7 @@ import contextlib
 import signal
 from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 import httpx
@@ -31,14 +34,17 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.context import FlowRunContext
 from prefect.exceptions import CancelledRun, Pause, PrefectException
 from prefect.logging import get_logger
-from prefect.states import Cancelled, Suspended
+from prefect.states import Cancelled, Completed, Suspended
 
-from flows.errors import InterruptedRunError, PausedRunError
+from flows.errors import InterruptedRunError, PausedRunError, WaitingForLabelsError
+from pipeline.errors import RondoError
 from storage.run import Run, Writer
 from storage.session import utc_now
 
 LOOK_SECONDS = 2.0
 PAUSE_SIGNAL = signal.SIGUSR1
+
+AWAITING_LABELS = "AwaitingLabels"
 
 _STOPPED = [StateType.CANCELLING, StateType.CANCELLED, StateType.PAUSED]
 _UNFINISHED = [StateType.RUNNING, StateType.CRASHED, StateType.PENDING, StateType.CANCELLING, StateType.PAUSED]
@@ -47,10 +53,23 @@ API_ERRORS = (httpx.HTTPError, PrefectException)
 
 @dataclass(frozen=True)
 class Stop:
-    """That a run is to stop: whether it stays paused, and who asked."""
+    """That a run is to stop: whether it stays paused, and who asked, or which labels it waits for."""
 
     paused: bool
     by: str
+    labels: str | None = None
+
+    @property
+    def message(self) -> str:
+        """Why the flow runs end."""
+        return self.labels or f"{'paused' if self.paused else 'interrupted'} by {self.by}"
+
+    @property
+    def state(self) -> State[Any]:
+        """How the flow runs end."""
+        if self.labels is not None:
+            return awaiting_labels(self.labels)
+        return Cancelled(message=self.message)
 
 
 class Control:
@@ -82,27 +101,33 @@ class Control:
             self._stop = stop
             self._task.cancel()
 
+    async def await_labels(self, what: str) -> NoReturn:
+        """Stops the run from within, until people have labelled.
+
+        Args:
+            what: which labels, and how they come; what the command says at its end.
+        """
+        self.waits_for_people = True
+        self.ask(Stop(False, "the round", what))
+        while True:  # the task that executes the run is this one, or waits for it
+            await asyncio.sleep(LOOK_SECONDS)
+
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Hears signals while the block runs.
 
         Raises:
-            InterruptedRunError, PausedRunError: the block was stopped.
+            InterruptedRunError, PausedRunError, WaitingForLabelsError: the block was stopped.
         """
         before = signal.getsignal(signal.SIGTERM)
         self.listen()
         try:
             yield
         except (asyncio.CancelledError, CancelledRun, Pause) as end:
-            stop = self._ended(end)
-            if stop.paused:
-                raise PausedRunError(
-                    f"paused by {stop.by}: what is committed stays, and scheduled runs leave it alone until "
-                    f"'rondo resume {self._name}'"
-                ) from None
-            raise InterruptedRunError(
-                f"interrupted by {stop.by}: what is committed stays, and 'rondo resume {self._name}' goes on"
-            ) from None
+            raise self._error(self._ended(end)) from None
+        else:
+            if self._stop is not None and self._stop.labels is not None:  # for Prefect the flow run is completed
+                raise self._error(self._stop)
         finally:
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, PAUSE_SIGNAL):
@@ -145,19 +170,31 @@ class Control:
         return await self._end(own, stop)
 
     async def _end(self, own: UUID, stop: Stop) -> State[Any]:
-        message = f"{'paused' if stop.paused else 'interrupted'} by {stop.by}"
         if stop.paused:
             self._writer.pause({"by": stop.by, "since": utc_now(), "flow_run": str(self._around or own)})
         async with get_client() as client:
             with contextlib.suppress(*API_ERRORS):
                 within = FlowRunFilterParentFlowRunId(any_=[own])
                 for unfinished in await _in_states(client, _UNFINISHED, FlowRunFilter(parent_flow_run_id=within)):
-                    await client.set_flow_run_state(unfinished.id, Cancelled(message=message), force=True)
+                    await client.set_flow_run_state(unfinished.id, stop.state, force=True)
                 if self._around is not None:  # which is suspended: then Prefect lets nothing within it end by itself
-                    await client.set_flow_run_state(own, Cancelled(message=message), force=True)
+                    await client.set_flow_run_state(own, stop.state, force=True)
         if stop.paused and self._around is None:
-            raise Pause(state=await suspend(own, message))
-        return Cancelled(message=message)
+            raise Pause(state=await suspend(own, stop.message))
+        return stop.state
+
+    def _error(self, stop: Stop) -> RondoError:
+        """What the command ends with."""
+        if stop.labels is not None:
+            return WaitingForLabelsError(stop.labels)
+        if stop.paused:
+            return PausedRunError(
+                f"paused by {stop.by}: what is committed stays, and scheduled runs leave it alone until "
+                f"'rondo resume {self._name}'"
+            )
+        return InterruptedRunError(
+            f"interrupted by {stop.by}: what is committed stays, and 'rondo resume {self._name}' goes on"
+        )
 
     def _ended(self, end: BaseException) -> Stop:
         """Who asked: it may be Ctrl-C, or Prefect, which suspends by itself when a task begins."""
@@ -207,6 +244,11 @@ class Control:
 def session_tag(session: str) -> str:
     """The tag of the flow run in which a session of the store executes a run: so others find the one by the other."""
     return f"session:{session}"
+
+
+def awaiting_labels(message: str) -> State[Any]:
+    """The state of a flow run that has ended until people have labelled."""
+    return Completed(name=AWAITING_LABELS, message=message)
 
 
 async def end_flow_run(stopped: InterruptedRunError) -> State[Any]:

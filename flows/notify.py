@@ -99,11 +99,13 @@ async def tell_end(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
     from flows.session import current
 
     session, name = current(), flow_run.name
-    if state.is_completed():
+    if session.control.waits_for_people:
+        pass  # they have been told that labels are missing
+    elif state.is_completed():
         done = len(session.run.rounds()) - 1
         reward = session.run.rounds()[-1].meta["reward"]
         text = f"Run '{name}' has {done} rounds; its held-out reward is {reward:.4f}."
         session.notifier.tell("finished", f"{name}: finished", text)
-    elif not session.control.waits_for_people:
+    else:
         session.notifier.tell("failed", f"{name}: failed", f"Run '{name}' has failed: {state.message}")
     await session.notifier.sent()

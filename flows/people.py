@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flows.errors import WaitingForLabelsError
 from flows.limits import without_gpus
 from flows.plain_text import counted
 from flows.process import WorkerProcess
@@ -29,11 +28,7 @@ from storage.manifest import Entry
 
 @step("{run} r{number} wait for people")
 async def wait_for_judges(run: str, number: int) -> None:
-    """Where people are the judge: goes on once somebody has answered each question of the round.
-
-    Raises:
-        WaitingForLabelsError: somebody has to; the run stops, and what is committed stays.
-    """
+    """Where people are the judge: goes on once somebody has answered each question of the round, or stops the run."""
     session = current()
     if isinstance(session.recipe.judge, PeopleJudge):
         questions = questions_of(session.store, session.run, number, session.recipe)
@@ -48,11 +43,12 @@ async def wait_for_judges(run: str, number: int) -> None:
 async def override(run: str, number: int, through: Sequence[Shard]) -> Entry | None:
     """The round's preferences with people's choices in place of the judge's; None where the recipe asks for none.
 
+    The run stops where fewer pairs are labelled than the recipe waits for.
+
     Args:
         through: all shards of the round.
 
     Raises:
-        WaitingForLabelsError: fewer pairs are labelled than the recipe waits for.
         DataError: people hold the answers of every pair equal.
     """
     session = current()
@@ -86,8 +82,7 @@ async def override(run: str, number: int, through: Sequence[Shard]) -> Entry | N
 async def _wait(session: Session, number: int, config: PeopleConfig | PeopleJudge, missing: Callable[[], int]) -> None:
     """Returns once no label is missing, or the round goes on without; the choices are those of then.
 
-    Raises:
-        WaitingForLabelsError: neither is so, and the command has waited as long as the recipe says.
+    Where neither is so, and the command has waited as long as the recipe says, the run stops.
     """
     if session.find(number, "unlabelled") or missing() <= 0:
         return
@@ -106,9 +101,9 @@ async def _wait(session: Session, number: int, config: PeopleConfig | PeopleJudg
         why = f"after {config.wait_minutes:g} minutes" if outcome == "time" else "as somebody chose in Prefect"
         session.commit(number, "unlabelled", [], {"missing": left, "why": f"went on without {many}, {why}"})
         return
-    session.control.waits_for_people = True
-    raise WaitingForLabelsError(
-        f"waiting for {many}: rondo label {name}@{number}, then rondo resume {name}; what is committed stays"
+    await session.control.await_labels(
+        f"waiting for {many}: rondo label {name}@{number}, then rondo resume {name} or the next scheduled run goes on; "
+        "what is committed stays"
     )
 
 

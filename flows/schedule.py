@@ -13,9 +13,9 @@ from prefect.states import Completed
 from pydantic import Field
 
 from flows.commands import report
-from flows.control import end_flow_run, held_back
+from flows.control import awaiting_labels, end_flow_run, held_back
 from flows.display import Display
-from flows.errors import InterruptedRunError
+from flows.errors import InterruptedRunError, WaitingForLabelsError
 from flows.going_on import check_goal, create_or_open
 from flows.limits import SKIPPED, STOOD_FOR, alone, skip_overdue
 from flows.occupied import occupied, writer_of
@@ -63,6 +63,9 @@ async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: Rou
                     target = existing.session.meta["rounds"]
                 check_goal(existing, own, target)
                 await execute(store, existing, own, target, display, take_over=writer == "dead")
+        except WaitingForLabelsError as waiting:  # the next scheduled run goes on, where they are there
+            display.say(str(waiting))
+            return awaiting_labels(str(waiting))
         except InterruptedRunError as stopped:
             display.say(str(stopped))
             return await end_flow_run(stopped)

@@ -142,6 +142,33 @@ def test_people_label_in_time_and_not(
     assert all(artifact["data"] == 100 for artifact in shown.values() if artifact["type"] == "progress")
 
 
+def test_a_schedule_waits_for_people_and_goes_on_when_they_have_labelled(
+    server: LastingServer, watched: dict[str, str], tmp_path: Path, receiver: list[dict[str, Any]]
+) -> None:
+    """Nothing has failed where labels are missing: no flow run says so, and people are told what is wanted of them."""
+    path, name, told = tmp_path / "recipe.yaml", "due", {"blocks": ["custom-webhook/team"]}
+    changes = {"policy": {**TINY["policy"], "steps": 10}, "people": {"wait_for": 2}, "notifications": told}
+    path.write_text(yaml.safe_dump({**TINY, **changes}))
+    before = len(receiver)
+    said = _scheduled(watched, path, name, tmp_path)
+    assert "waiting for 2 labels: rondo label due@1" in said
+    assert "Traceback" not in said
+    for flow_run in (f"{name} scheduled", name, f"{name} round 1"):
+        assert _states(server, flow_run) == ["AwaitingLabels"]
+    assert [message["subject"] for message in receiver[before:]] == ["due: labels are missing"]
+    store = Store.open(tmp_path)
+    assert (store.run(name).state, store.run(name).pause) == ("stopped", None)
+
+    labelling = Labelling("due@1", "ann", 0, str(tmp_path))
+    for question in labelling.questions[:2]:
+        labelling.choose(question, "b")
+    _scheduled(watched, path, name, tmp_path)
+    assert _states(server, f"{name} scheduled") == ["Completed", "AwaitingLabels"]
+    assert len(store.run(name).rounds()) == 2
+    rules = read_table(store, store.run(name).files(1, "preferences"))["rule"].to_pylist()
+    assert sum(rule.endswith(", people") for rule in rules) == 2
+
+
 @pytest.mark.parametrize(
     ("block", "sentence"),
     [
@@ -252,8 +279,8 @@ def _rondo(variables: dict[str, str], *arguments: str, host: str | None = None) 
     return call
 
 
-def _scheduled(variables: dict[str, str], recipe: Path, run: str, root: Path, rounds: int = 1) -> None:
-    """What Prefect's runner does when a scheduled run is due."""
+def _scheduled(variables: dict[str, str], recipe: Path, run: str, root: Path, rounds: int = 1) -> str:
+    """What Prefect's runner does when a scheduled run is due; what is said meanwhile."""
     code = """
 import asyncio, sys
 import flows.prefect_settings
@@ -266,6 +293,7 @@ asyncio.run(add_rounds(recipe=load_recipe(Path(recipe)), run=run, root=root, rou
     command = [sys.executable, "-c", code, str(recipe), run, str(root), str(rounds)]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=HANGS, check=False)
     assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 def _states(server: LastingServer, name: str) -> list[str]:
