@@ -55,7 +55,7 @@ def _costs(session: Session, number: int) -> dict[str, Any]:
     """Tokens, and time in which each part of the round was at work; prompts that were set aside."""
 
     def metas(*stages: str) -> list[dict[str, Any]]:
-        return [entry.meta for stage in stages for entry in session.run.entries(round=number, stage=stage)]
+        return [entry.meta for stage in stages for entry in session.run.work(number, stage)]
 
     sampled = [meta for meta in metas("candidates", "eval_candidates") if "tokens" in meta]
     seconds = {
@@ -68,7 +68,7 @@ def _costs(session: Session, number: int) -> dict[str, Any]:
         updated = [_checkpoint(session, number)]
         seconds["update"] = updated[0]["seconds"]
         figures["set_aside"] = sum(meta.get("set_aside", 0) for meta in metas("candidates"))
-        ahead = session.run.entries(round=number + 1, stage="candidates")
+        ahead = session.run.work(number + 1, "candidates")
         if session.recipe.staleness:
             seconds["ahead"] = shared_seconds(spans_of(updated), spans_of(entry.meta for entry in ahead))
     return figures

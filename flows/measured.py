@@ -64,8 +64,8 @@ def measured_round(run: Run, number: int) -> Measured:
         update_seconds=summary.seconds["update"],
         hand_over_seconds=summary.seconds["hand over"],
         round_seconds=(times[1] - times[0]).total_seconds(),
-        table_bytes=sum(_bytes(run.entries(number, stage)) for stage in _TABLES),
-        checkpoint_bytes=_bytes(run.entries(number, "checkpoint")),
+        table_bytes=sum(_bytes(run.work(number, stage)) for stage in _TABLES),
+        checkpoint_bytes=_bytes(run.work(number, "checkpoint")),
     )
 
 
@@ -73,7 +73,7 @@ def measured_work(store: Store, run: Run, number: int, recipe: Recipe) -> Worklo
     """The work of the round after this one, if its answers are as long and its judge leaves as many preferences."""
     summary = summaries(run.rounds())[number]
     lengths = [len(ids) for ids in table(store, run, 0, "prompts", ["token_ids"])["token_ids"].to_pylist()]
-    sampled = [entry.meta for entry in run.entries(number, "candidates") if "tokens" in entry.meta]
+    sampled = [entry.meta for entry in run.work(number, "candidates") if "tokens" in entry.meta]
     answers, tokens = (sum(meta[name] for meta in sampled) for name in ("candidates", "tokens"))
     work = workload_of(recipe, prompt_tokens=fmean(lengths), answer_tokens=tokens / answers)
     preferences = max(1, (summary.preferences or 0) + (summary.replayed or 0))

@@ -108,8 +108,13 @@ class Session:
         await asyncio.gather(*(worker.stop() for worker in self.workers))
 
     def find(self, round: int, stage: str, inputs: str = "", shard: int | None = None) -> Entry | None:
-        """The entry of a finished piece of work."""
-        return self.run.find(Key(round=round, stage=stage, shard=shard, inputs=inputs))
+        """The entry of a finished piece of work.
+
+        Where other inputs came after these, as where people change their minds and change them back, it is made the
+        newest again, which is what readers take.
+        """
+        found = self.run.find(Key(round=round, stage=stage, shard=shard, inputs=inputs))
+        return found and self.writer.renew(found)
 
     def find_in(
         self, places: Sequence[tuple[int, str]], table: str, inputs: str, shard: int
@@ -131,8 +136,8 @@ class Session:
         inputs: str = "",
         shard: int | None = None,
     ) -> Entry:
-        """Publishes a finished piece of work; where it is there already, that one stays."""
-        return self.writer.commit(Key(round=round, stage=stage, shard=shard, inputs=inputs), files, meta)
+        """Publishes a finished piece of work; where it is there already, that one stays, and is made the newest."""
+        return self.writer.renew(self.writer.commit(Key(round, stage, shard, inputs), files, meta))
 
     def steps_before(self, round: int) -> int:
         """Optimizer steps of all rounds before this one, as they were finished."""
@@ -194,7 +199,7 @@ class Session:
         """
         before = self.interrupted_update(round, inputs)
         key = content_id([inputs, given])
-        kept = self.commit(round, "update_state", files, {"of": inputs, **given}, key, shard=step)
+        kept = self.writer.commit(Key(round, "update_state", step, key), files, {"of": inputs, **given})
         if before is not None and kept.number > before.number:
             self.writer.release(before.files, "superseded by those of a later step")
 

@@ -69,7 +69,7 @@ def _set_aside(
             f"the engine died {TRIES} times on held-out shard {shard} of round {number}, and rounds are compared by "
             f"the same prompts: {error}"
         ) from error
-    earlier = session.run.entries(round=number, stage="candidates")
+    earlier = session.run.work(number, "candidates")
     aside = sum(entry.meta.get("set_aside", 0) for entry in earlier) + len(rows)
     most = session.recipe.sampling.most_set_aside * session.recipe.sampling.prompts_per_round
     if aside > most:

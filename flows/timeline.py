@@ -121,7 +121,7 @@ def timeline(run: Run, rounds: Sequence[int]) -> Timeline | None:
 
     Pieces of other rounds that ran meanwhile are there too: with ``staleness: 1`` the next round is being sampled.
     """
-    by_round = {number: list(spans_of(run.entries(number))) for number in range(max(rounds[0] - 1, 0), rounds[-1] + 2)}
+    by_round = {number: list(spans_of(run.work(number))) for number in range(max(rounds[0] - 1, 0), rounds[-1] + 2)}
     own = [span for number in rounds for span in by_round[number]]
     before = max((span.end for span in by_round.get(rounds[0] - 1, ())), default=float("-inf"))
     # What was sampled ahead, in the round before, belongs to that round's time.

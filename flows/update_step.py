@@ -14,6 +14,9 @@ from pipeline.records import content_id
 from storage.checkpoints import weights_digest
 from storage.manifest import Entry
 
+WITH_CHECKPOINT = ("metrics", "probe", "optimizer", "ema")
+"""What an update leaves beside the checkpoint, by the stages of its entries."""
+
 
 @step("{run} r{number} update")
 async def update(
@@ -86,8 +89,13 @@ class _Update:
         return bool(self._session.run.entries(round=self._number, stage="checkpoint"))
 
     def find(self, through: Sequence[Shard]) -> Entry | None:
-        """The checkpoint of exactly these inputs, where it is there already."""
-        return self._session.find(self._number, "checkpoint", self._key(through))
+        """The checkpoint of exactly these inputs, where it is there already, with all that goes with it."""
+        session, number = self._session, self._number
+        done = session.find(number, "checkpoint", self._key(through))
+        if done is not None:
+            for stage in WITH_CHECKPOINT:
+                session.find(number, stage, done.meta["policy"])
+        return done
 
     async def begin(self, through: Sequence[Shard], whole: int) -> None:
         """Begins with the shards that are through, or goes on where an update of these very shards was interrupted."""

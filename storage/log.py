@@ -30,13 +30,16 @@ class _State:
     close: Entry | None = None
     rounds: int = 0
     pending: dict[Key, Entry] = field(default_factory=dict)
+    newest: dict[Key, Entry] = field(default_factory=dict)
     releases: list[int] = field(default_factory=list)
 
     @staticmethod
     def after(summary: Summary) -> "_State":
-        pending = {item.key: item for item in summary.pending if item.key is not None}
-        releases = list(summary.releases)
-        return _State(summary.entry, summary.head, summary.session, False, None, summary.rank + 1, pending, releases)
+        state = _State(summary.entry, summary.head, summary.session, False, None, summary.rank + 1)
+        for item in summary.pending:
+            state._add(item)
+        state.releases += summary.releases
+        return state
 
     def apply(self, entry: Entry, digest: str) -> Summary | None:
         """Move on by one entry; the summary of the round that it finishes, if it does."""
@@ -49,19 +52,24 @@ class _State:
             self.session, self.closed, self.close = entry, False, None
         elif entry.kind == "close":
             self.closed, self.close = True, entry
-        elif entry.kind == "commit" and entry.key is not None:
-            self.pending[entry.key] = entry
+        elif entry.kind == "commit":
+            self._add(entry)
         elif entry.kind == "release":
             self.releases.append(entry.number)
         elif entry.kind == "round":
             return self._fold(entry)
         return None
 
+    def _add(self, commit: Entry) -> None:
+        if commit.key is not None:
+            self.pending[commit.key] = self.newest[commit.key.piece] = commit
+
     def _fold(self, entry: Entry) -> Summary:
         if self.session is None:
             raise CorruptEntryError(f"log entry {entry.number} finishes a round outside any session")
         commits = tuple(item for item in self.pending.values() if item.round == entry.round)
         self.pending = {key: item for key, item in self.pending.items() if key.round != entry.round}
+        self.newest = {key: item for key, item in self.newest.items() if key.round != entry.round}
         self.rounds += 1
         pending = tuple(self.pending.values())
         return Summary(entry, self.rounds - 1, self.digest, self.session, commits, pending, tuple(self.releases))
@@ -154,6 +162,11 @@ class Log:
         """The commit with exactly this key, of a round that is not finished; found at once, however many there are."""
         with self.lock:
             return self._state.pending.get(key)
+
+    def newest_commit(self, key: Key) -> Entry | None:
+        """The newest commit of this piece of work, whatever its inputs, in a round that is not finished."""
+        with self.lock:
+            return self._state.newest.get(key.piece)
 
     @property
     def released(self) -> dict[str, Entry]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, get_args
 
 from storage import layout
@@ -23,6 +23,7 @@ Kind = Literal["run", "session", "close", "commit", "round", "release"]
 _KINDS = frozenset(get_args(Kind))
 _Record = TypeVar("_Record")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_RENEWED = "+"  # hashes have none
 _INPUTS = re.compile(r"[0-9A-Za-z._:+-]{0,128}")
 
 
@@ -87,6 +88,20 @@ class Key:
             _count(self.shard, "shard")
         if not _INPUTS.fullmatch(_text(self.inputs, "inputs")):
             raise InvalidNameError(f"{self.inputs!r} is no hash of inputs: use up to 128 letters, digits and . _ : + -")
+
+    @property
+    def piece(self) -> "Key":
+        """The piece of work, whatever its inputs; the newest commit of it is what counts."""
+        return replace(self, inputs="")
+
+    @property
+    def is_renewal(self) -> bool:
+        """Whether it is of work that was committed before, and only made the newest again."""
+        return _RENEWED in self.inputs
+
+    def renewal(self, after: int) -> "Key":
+        """The key under which this very work is committed again, after log entry number ``after``."""
+        return replace(self, inputs=f"{self.inputs}{_RENEWED}{after}")
 
     def __str__(self) -> str:
         shard = "" if self.shard is None else f" shard {self.shard}"

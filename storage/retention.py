@@ -78,11 +78,11 @@ def plan_pruning(store: Store, run: Run, keep: Collection[int]) -> Pruning:
     kept_paths = {file.path for entry in kept for file in entry.files}
     for number in {entry.round for entry in kept if is_adapter(entry.files)}:
         kept_paths |= {file.path for file in base_of(run, number)}
-    needed, released = needed_by_forks(store.objects, run.name), run.released
+    needed, taken = needed_by_forks(store.objects, run.name), set(run.released)
     removals, for_forks = [], set()
     for entry in sorted(entries, key=lambda entry: (entry.round, entry.number)):
         paths = {file.path for file in entry.files}
-        files = tuple(file for file in entry.files if file.path not in released)
+        files = tuple(file for file in entry.files if file.path not in taken)
         if not files or entry.key is None or paths & kept_paths:
             continue
         if paths & needed:
@@ -90,6 +90,7 @@ def plan_pruning(store: Store, run: Run, keep: Collection[int]) -> Pruning:
             continue
         freed = sum(file.bytes for file in files if layout.run_of(file.path) == run.name)
         removals.append(Removal(entry.round, entry.key.stage, files, freed))
+        taken |= paths
     return Pruning(tuple(removals), tuple(sorted(for_forks)), tuple(forks(parents(store.objects), run.name)))
 
 

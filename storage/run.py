@@ -93,6 +93,10 @@ class Run:
             first.setdefault(_piece(entry), entry.number)
         return sorted(chosen, key=lambda entry: (first[_piece(entry)], _shard(entry), entry.number))
 
+    def work(self, round: int, stage: str | None = None) -> list[Entry]:
+        """The commits as :meth:`entries` has them, each piece of work once, also one that was made the newest again."""
+        return [entry for entry in self.entries(round, stage) if not _key(entry).is_renewal]
+
     def unfinished(self) -> list[Entry]:
         """The commits of rounds that are not finished, in log order."""
         return list(self._log.pending.values())
@@ -209,6 +213,22 @@ class Writer:
                     f"round {key.round} of run '{self._run.name}' is finished: {key} cannot be added"
                 )
             return self._publish("commit", key, tuple(files), meta or {})
+
+    def renew(self, entry: Entry) -> Entry:
+        """Make a commit the newest of its piece of work again, where one of other inputs has come after it.
+
+        Readers take the newest, as :meth:`Run.files` does. It is published again, with its files, under a key of its
+        own; that of a finished round stays as it is.
+
+        Raises:
+            As for :meth:`commit`.
+        """
+        with self._log.lock:
+            key = _key(entry)
+            newest = self._log.newest_commit(key)
+            if newest is None or (newest.files, newest.meta) == (entry.files, entry.meta):
+                return entry
+            return self.commit(key.renewal(newest.number), entry.files, entry.meta)
 
     def finish_round(self, round: int, meta: dict[str, Any]) -> Entry:
         """Make the round visible as a whole; where it is finished already, return its entry and change nothing.

@@ -22,13 +22,16 @@ def check_lineage(run: Run, commits: Sequence[Entry]) -> Iterator[Damage]:
 
     What samples is the policy of the round before, or in a run of staleness 1 of the round before that, whichever the
     round says; what is evaluated is that of the round; a checkpoint's hash is that of its weights, and the round's; a
-    reference is an earlier policy, or an average of them.
+    reference is an earlier policy, or an average of them. What was sampled on other inputs, and then replaced, counts
+    for nothing.
     """
+    newest = {entry.key.piece: entry for entry in sorted(commits, key=lambda entry: entry.number) if entry.key}
     policies = {entry.round: entry.meta["policy"] for entry in _of(commits, "checkpoint") if "policy" in entry.meta}
     averages = {entry.meta.get("policy") for entry in _of(commits, "ema")}
     said = {number: _said_sampler(run.round_entry(number)) for number in run.finished}
     for entry in commits:
-        problem = _sampled_by(entry, policies, said) or _checkpoint(entry, policies, averages)
+        counts = entry.key is not None and newest[entry.key.piece] is entry
+        problem = (_sampled_by(entry, policies, said) if counts else None) or _checkpoint(entry, policies, averages)
         if problem is not None:
             yield _contradiction(run, entry, problem)
     for number in run.finished:

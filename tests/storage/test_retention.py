@@ -121,6 +121,24 @@ def test_pruning_frees_what_it_says(local: Store) -> None:
     assert not [path for path in Path(local.root).rglob("*") if path.is_dir() and not any(path.iterdir())]
 
 
+def test_weights_that_were_made_the_newest_again_are_removed_once(local: Store) -> None:
+    """Round 2 ended with the first of two checkpoints, whose entry stands before and behind that of the other."""
+    run = kept_run(local, "kept", 1)
+    with run.writer() as writer:
+        made = [
+            writer.commit(Key(2, "checkpoint", None, text), weights(local, run, 2, "checkpoint"), {"policy": text})
+            for text in "xy"
+        ]
+        writer.renew(made[0])
+        writer.finish_round(2, {})
+        add_rounds(local, run, writer, 3)
+    assert run.files(2, "checkpoint") == list(made[0].files)
+    removed = [file for item in plan_pruning(local, run, ()).removals if item.round == 2 for file in item.files]
+    assert sorted(file.path for file in removed) == sorted(file.path for entry in made for file in entry.files)
+    prune(local, run, ())
+    assert data_files(local) == named(local)
+
+
 def test_the_base_of_an_adapter_is_kept(local: Store) -> None:
     """Round 2 is a whole checkpoint, the rounds after it are adapters on it."""
     run = kept_run(local, "kept", 2)

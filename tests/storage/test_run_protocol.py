@@ -92,6 +92,32 @@ def test_shards_in_order_and_latest_inputs_win(store: Store) -> None:
     ]  # fmt: skip
 
 
+def test_inputs_that_come_back_are_the_newest_again(store: Store) -> None:
+    """Of two shards, the first with inputs x, y, x again and again, also for a reader that begins at a summary."""
+    run = store.create_run("a", {})
+    keys = {inputs: Key(2, "candidates", 0, inputs) for inputs in ("x", "y")}
+    with run.writer() as writer:
+        other = write_table(store, "a", 2, "candidates", pa.table({"x": ["other"]}), 1)
+        writer.commit(Key(2, "candidates", 1), [other])
+        written = {}
+        for inputs, key in keys.items():
+            written[inputs] = write_table(store, "a", 2, "candidates", pa.table({"x": [inputs]}), 0)
+            assert writer.renew(writer.commit(key, [written[inputs]])).key == key
+        writer.finish_round(1, {})
+    run = store.run("a")
+    with run.writer() as writer:
+        for inputs in ("x", "x", "y", "x"):
+            found = run.find(keys[inputs])
+            assert found is not None
+            writer.renew(found)
+            for reader in (run, store.run("a")):
+                assert reader.files(2, "candidates") == [written[inputs], other]
+        writer.finish_round(2, {})
+        assert writer.renew(run.entries(2)[0]) == run.entries(2)[0]
+    assert len(run.entries(2, "candidates")) == 3 + 3
+    assert [entry.key for entry in run.work(2, "candidates")] == [*keys.values(), Key(2, "candidates", 1)]
+
+
 def test_overlapping_rounds_keep_their_entries(store: Store) -> None:
     """Entries of a later round, and of a round that never ends, that lie before the end of an earlier round."""
     run = store.create_run("a", {})

@@ -1,5 +1,6 @@
 """What two runs have in common, apart from their names, paths and times."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -30,8 +31,10 @@ def weights(run: Run, round: int) -> dict[str | None, str]:
     return {file.name: file.sha256 for file in run.entries(round=round, stage="checkpoint")[-1].files}
 
 
-def assert_same(root: Any, name: str, other_root: Any, other_name: str, rounds: range) -> None:
-    """Every table has the same rows in the same order, every checkpoint the same bytes."""
+def assert_same(
+    root: Any, name: str, other_root: Any, other_name: str, rounds: range, costs: Sequence[str] = ("seconds",)
+) -> None:
+    """Every table has the same rows in the same order, every checkpoint the same bytes, and all but costs are equal."""
     store, other_store = Store.open(root), Store.open(other_root)
     run, other = store.run(name), other_store.run(other_name)
     for round in rounds:
@@ -40,5 +43,5 @@ def assert_same(root: Any, name: str, other_root: Any, other_name: str, rounds: 
         for stage, table in mine.items():
             assert table.equals(theirs[stage]), f"round {round}: {stage} differs"
         assert weights(run, round) == weights(other, round), f"round {round}: the weights differ"
-        mine_figures, their_figures = ({**r.rounds()[round].meta, "seconds": None} for r in (run, other))
+        mine_figures, their_figures = ({**r.rounds()[round].meta, **dict.fromkeys(costs)} for r in (run, other))
         assert mine_figures == their_figures, f"round {round}: the figures differ"
