@@ -11,7 +11,7 @@ from typing import Any
 from flows.adopt import adopt_rounds
 from flows.devices import check_devices
 from flows.display import Display
-from flows.going_on import check_goal, create_or_open, going_on, header, recipe_of
+from flows.going_on import check_goal, create_or_open, going_on, header, recipe_of, unread_states
 from flows.interruption import orderly_end
 from flows.plain_text import counted
 from flows.recipes import differences, load_recipe, parse_recipe
@@ -21,7 +21,7 @@ from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from storage import inspect
 from storage.errors import CorruptEntryError
-from storage.inputs import check_inputs, open_to_go_on
+from storage.inputs import check_inputs, open_to_go_on, weights_of_next_round
 from storage.retention import create_fork
 from storage.run import Run
 from storage.store import Store
@@ -116,8 +116,10 @@ def fork(
     _check_adapter(before, recipe)
     if start:
         check_devices(recipe)
-    check_inputs(store, parent, number, recipe.staleness)
-    child = create_fork(store, parent, number, name, header(recipe))
+    unread = unread_states(recipe)
+    check_inputs(store, parent, number, recipe.staleness, unread)
+    needed = weights_of_next_round(parent, number, recipe.staleness, unread)
+    child = create_fork(store, parent, number, name, header(recipe), needed)
     if not start:
         with child.writer() as writer:
             adopt_rounds(store, child, writer)

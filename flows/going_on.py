@@ -7,7 +7,7 @@ from flows.recipes import differences
 from flows.versions import packages
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
-from storage.inputs import open_to_go_on
+from storage.inputs import STATES, open_to_go_on
 from storage.run import Run
 from storage.store import Store
 
@@ -62,6 +62,12 @@ def say_differences(run: Run, recipe: Recipe, say: Callable[[str], None]) -> lis
     if found:
         say(f"run '{run.name}' goes on otherwise than it began: {'; '.join(found)}")
     return found
+
+
+def unread_states(recipe: Recipe) -> set[str]:
+    """Which of the states that a round leaves beside its checkpoint the next one does not read."""
+    read = {"optimizer": recipe.update.optimizer_state == "carried", "ema": recipe.update.reference == "ema"}
+    return {stage for stage in STATES if not read[stage]}
 
 
 def check_goal(run: Run, recipe: Recipe, rounds: int) -> None:

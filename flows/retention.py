@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from flows.commands import existing_store
+from flows.going_on import recipe_of
 from flows.summary import RoundSummary, summaries
+from pipeline.config import ImplicitJudge
 from pipeline.errors import ConfigError
 from storage import retention
 from storage import sweep as sweeping
 from storage.retention import Pruning
+from storage.run import Run
 from storage.sweep import Stray
 
 _GRACE = re.compile(r"(\d+)([smhd])")
@@ -29,7 +32,7 @@ def prune(name: str, root: str, *, last: int | None, every: int | None, best: Se
         raise ConfigError("say what to keep: --keep-last N, --keep-every M, --keep-best METRIC, or several of them")
     there = set(retention.rounds_with_weights(run))
     rounds = [summary for summary in summaries(run.rounds()) if summary.round in there]
-    keep = rounds_to_keep(rounds, last, every, best)
+    keep = rounds_to_keep(rounds, last, every, best) | _judging(run)
     return retention.plan_pruning(store, run, keep) if dry_run else retention.prune(store, run, keep)
 
 
@@ -67,6 +70,12 @@ def parse_grace(text: str) -> timedelta:
     if match is None:
         raise ConfigError(f"--grace '{text}' is no duration: give a number with s, m, h or d, such as 24h")
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+def _judging(run: Run) -> set[int]:
+    """The rounds whose policies judge the next one."""
+    judges = [judge for judge in recipe_of(run).judges if isinstance(judge, ImplicitJudge)]
+    return {number for judge in judges for number in judge.rounds(len(run.finished))}
 
 
 def _best(rounds: Sequence[RoundSummary], metric: str) -> int:

@@ -12,7 +12,7 @@ from flows import stages
 from flows.adopt import adopt_rounds
 from flows.control import Control
 from flows.display import Display
-from flows.going_on import say_differences
+from flows.going_on import say_differences, unread_states
 from flows.judge_policies import check_judge_policies
 from flows.notify import open_notifier, tell_end
 from flows.prefect_server import has_lasting_server, prefect_api
@@ -63,7 +63,7 @@ async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: 
         adopt_rounds(store, run, writer)
         check_judge_policies(recipe, run.name, len(run.rounds()))
         async with display.waiting("reading what the next round starts from"):
-            await asyncio.to_thread(check_inputs, store, run)
+            await asyncio.to_thread(check_inputs, store, run, unread=unread_states(recipe))
         session.tracker = open_tracker(recipe.tracking, run)
         async with _workers(session), contextlib.AsyncExitStack() as stack:
             stack.enter_context(session.tracker)

@@ -1,6 +1,6 @@
 """What the next round of a run reads, and whether it is all there: asked before any work starts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,6 +16,9 @@ from storage.store import Store
 
 CARRIED_STAGES = ("checkpoint", "probe", "optimizer", "ema", "eval_candidates", "eval_judgments")
 """The stages of a finished round that the next round reads; of round 0 they are the baseline of every round."""
+
+STATES = ("optimizer", "ema")
+"""Those that only the round after it reads, and only where its recipe says so."""
 
 _PARALLEL = 8
 _CHUNK = 4 * 2**20
@@ -45,10 +48,23 @@ def inputs_of_next_round(run: Run, number: int, staleness: int) -> list[FileRef]
         for stage in CARRIED_STAGES:
             files += run.files(round, stage)
     for round in sampling_rounds(number, staleness):
-        files += [*run.files(round, "checkpoint"), *run.files(round, "probe")]
+        files += run.files(round, "probe")
+    files += weights_of_next_round(run, number, staleness)
+    return list({file.path: file for file in files}.values())
+
+
+def weights_of_next_round(run: Run, number: int, staleness: int, unread: Collection[str] = ()) -> list[FileRef]:
+    """What a round after round ``number`` reads of those files that pruning takes.
+
+    Args:
+        unread: which of ``STATES`` it does not read.
+    """
+    files = [file for stage in STATES if stage not in unread for file in run.files(number, stage)]
+    for round in sampling_rounds(number, staleness):
+        files += run.files(round, "checkpoint")
         if is_adapter(run.files(round, "checkpoint")):
             files += base_of(run, round)
-    return list({file.path: file for file in files}.values())
+    return files
 
 
 def sampling_rounds(number: int, staleness: int) -> list[int]:
@@ -89,11 +105,14 @@ def open_to_go_on(store: Store, name: str) -> Run:
         raise CorruptEntryError(f"{error}; {remedy}") from error
 
 
-def check_inputs(store: Store, run: Run, number: int | None = None, staleness: int | None = None) -> None:
+def check_inputs(
+    store: Store, run: Run, number: int | None = None, staleness: int | None = None, unread: Collection[str] = ()
+) -> None:
     """Whether a run can go on after round ``number``, or where it is; every byte that it would read is read.
 
     Args:
         staleness: that of the rounds that are to follow, where it is not the run's own.
+        unread: which of ``STATES`` they do not read.
 
     Raises:
         DamagedFileError: a file is damaged; the message names the newest good checkpoint, and the way on from it.
@@ -107,8 +126,7 @@ def check_inputs(store: Store, run: Run, number: int | None = None, staleness: i
         files += inputs_of_next_round(run, last, staleness)
     released = run.released
     if last is not None:
-        for round in sampling_rounds(last, staleness):
-            run.check_kept(run.files(round, "checkpoint"))
+        run.check_kept(weights_of_next_round(run, last, staleness, unread))
     checked: dict[str, Checked] = {}
     problems = list(_problems(store, [file for file in files if file.path not in released], checked))
     if problems:

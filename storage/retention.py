@@ -1,18 +1,19 @@
 """What may be removed of a run: the weights of rounds that nobody needs any more, or the run as a whole.
 
 Tables stay. So do the weights of round 0 (the KL to the initial policy, adapters and forks need them), of the newest
-finished round (the next one starts from them) and of the one whose policy samples the next round, and whatever a fork
-names.
+finished round (the next one starts from them), and whatever a fork names. Of a round that stays, so does the policy
+that samples the one after it, which with staleness is an earlier one: without the optimizer's state and the average,
+which nobody would read.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from storage import layout
 from storage.errors import CorruptEntryError, RunBusyError, RunHasForksError, StoreError
 from storage.inputs import base_of, is_adapter, sampling_rounds, staleness_of
-from storage.manifest import FileRef
+from storage.manifest import Entry, FileRef
 from storage.releases import forks, needed_by_forks, parents
 from storage.run import Run
 from storage.store import Store
@@ -71,10 +72,14 @@ def plan_pruning(store: Store, run: Run, keep: Collection[int]) -> Pruning:
         CorruptEntryError: the log of a fork is damaged, so that nobody knows what it names.
     """
     finished = [entry.round for entry in run.rounds()]
-    needed_next = sampling_rounds(finished[-1], staleness_of(run)) if finished else []
-    kept_rounds = {*keep, *finished[:1], *needed_next}
+    whole, staleness = {*keep, *finished[:1], *finished[-1:]}, staleness_of(run)
+    sampling = {number for after in whole for number in sampling_rounds(after, staleness)}
     entries = [entry for stage in sorted(WEIGHT_STAGES) for entry in run.entries(stage=stage)]
-    kept = [entry for entry in entries if entry.round in kept_rounds or entry.round not in finished]
+    kept = [
+        entry
+        for entry in entries
+        if entry.round in whole or entry.round not in finished or (entry.round in sampling and _is_checkpoint(entry))
+    ]
     kept_paths = {file.path for entry in kept for file in entry.files}
     for number in {entry.round for entry in kept if is_adapter(entry.files)}:
         kept_paths |= {file.path for file in base_of(run, number)}
@@ -146,32 +151,42 @@ def delete_run(store: Store, name: str, *, take_over: bool = False) -> None:
     store.objects.remove_empty(prefix)
 
 
-def create_fork(store: Store, parent: Run, round: int, name: str, header: dict[str, Any]) -> Run:
+def create_fork(
+    store: Store, parent: Run, round: int, name: str, header: dict[str, Any], needed: Sequence[FileRef] = ()
+) -> Run:
     """A new run whose header says that it starts from a round of the parent.
+
+    Args:
+        needed: what it reads of the parent's, beside the weights of that round.
 
     Raises:
         RunBusyError: the parent is being pruned or deleted.
-        ReleasedFileError: the weights of that round were removed on purpose.
+        ReleasedFileError: the weights of that round, or what else is needed, were removed on purpose.
         Others as for :meth:`storage.store.Store.create_run`.
     """
-    parent.check_kept(parent.files(round, "checkpoint"))
+    needed = [*parent.files(round, "checkpoint"), *needed]
+    parent.check_kept(needed)
     child = store.create_run(name, {**header, "parent": {"run": parent.name, "round": round}})
     try:
         # Once the header is there: whoever prunes looks for forks after its session is there, so one sees the other.
-        _check_may_fork(store.run(parent.name, intact_part=True), round)
+        _check_may_fork(store.run(parent.name, intact_part=True), needed)
     except StoreError:
         store.objects.delete([layout.entry_key(name, 0)])
         raise
     return child
 
 
-def _check_may_fork(parent: Run, round: int) -> None:
+def _is_checkpoint(entry: Entry) -> bool:
+    return entry.key is not None and entry.key.stage == "checkpoint"
+
+
+def _check_may_fork(parent: Run, needed: Sequence[FileRef]) -> None:
     holder = parent.session
     if parent.state == "running" and holder is not None and holder.meta.get(_PURPOSE) is not None:
         raise RunBusyError(
             f"run '{parent.name}' cannot be forked while 'rondo {holder.meta[_PURPOSE]}' works on it: wait"
         )
-    parent.check_kept(parent.files(round, "checkpoint"))
+    parent.check_kept(needed)
 
 
 def _check_no_forks(store: Store, name: str) -> None:

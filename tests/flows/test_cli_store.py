@@ -99,6 +99,15 @@ def test_prune_by_figures(rondo: Rondo, store: Store) -> None:
     assert rondo("verify", "kept").exit_code == 0
 
 
+def test_prune_keeps_the_policies_that_judge(rondo: Rondo, store: Store) -> None:
+    judge = {"kind": "implicit", "policy": 3, "reference": 1}
+    recipe = Recipe.model_validate({**TINY, "judge": judge}).model_dump(mode="json")
+    run = kept_run(store, "judged", 4, figures, recipe=recipe)
+    assert rondo("prune", "judged", "--keep-last", "1").exit_code == 0
+    run.refresh()
+    assert rounds_with_weights(run) == [0, 1, 3, 4]
+
+
 def test_prune_names_the_forks_that_keep_weights(rondo: Rondo, store: Store) -> None:
     kept_fork(store, store.run("kept"), 2, "fork", 2)
     told = rondo("prune", "kept", "--keep-last", "1").stdout

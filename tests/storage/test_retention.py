@@ -23,8 +23,8 @@ from storage.errors import (
     RunHasForksError,
     RunNotFoundError,
 )
-from storage.inputs import check_inputs
-from storage.manifest import Key
+from storage.inputs import check_inputs, weights_of_next_round
+from storage.manifest import Entry, Key
 from storage.retention import WEIGHT_STAGES, create_fork, delete_run, plan_pruning, prune, rounds_with_weights
 from storage.run import Run
 from storage.shards import read_table, write_table
@@ -96,19 +96,42 @@ def test_pruned_weights_are_gone_and_tables_stay(store: Store, tmp_path: Path) -
 
 
 def test_the_policy_that_samples_the_next_round_is_kept(local: Store) -> None:
-    """In a run of staleness 1 that is the one before the newest; a fork that needs what is gone is told so."""
-    run = kept_run(local, "kept", 4, recipe={"name": "kept", "staleness": 1})
-    prune(local, run, ())
+    """In a run of staleness 1 that is the one before: of the newest round, and of any other that is kept."""
+    run = kept_run(local, "kept", 6, recipe={"name": "kept", "staleness": 1})
+    prune(local, run, {3})
     run = local.run("kept")
-    assert rounds_with_weights(run) == [0, 3, 4]
+    assert rounds_with_weights(run) == [0, 2, 3, 5, 6]
+    there = {(entry.round, entry.key.stage) for entry in run.entries() if entry.key and _is_there(run, entry)}
+    for stage in ("optimizer", "ema"):
+        assert {round for round, kept in there if kept == stage} == {3, 6}, "nobody reads those of who only samples"
     check_inputs(local, run)
-    check_inputs(local, run, 3, staleness=0)
-    with pytest.raises(ReleasedFileError, match="the weights of round 2 of run 'kept' were pruned"):
-        check_inputs(local, run, 3)
-    (path,) = [file.path for file in run.files(3, "probe")]
+    check_inputs(local, run, 3)
+    check_inputs(local, run, 5, 0, unread=("optimizer", "ema"))
+    with pytest.raises(ReleasedFileError, match="the files of stage 'optimizer' of round 5 of run 'kept' were pruned"):
+        check_inputs(local, run, 5, 0)
+    with pytest.raises(ReleasedFileError, match="the weights of round 4 of run 'kept' were pruned"):
+        check_inputs(local, run, 5, unread=("optimizer", "ema"))
+    (path,) = [file.path for file in run.files(5, "probe")]
     local.objects.delete([path])
     with pytest.raises(DamagedFileError, match=f"{path} is missing"):
         check_inputs(local, local.run("kept"))
+
+
+def _is_there(run: Run, entry: Entry) -> bool:
+    return bool(entry.files) and not any(file.path in run.released for file in entry.files)
+
+
+def test_a_pruning_while_a_fork_is_checked_leaves_none_without_its_files(memory: Store) -> None:
+    """What a fork of staleness 1 needs is there when that is checked, and given up by the time that it is made."""
+    run = kept_run(memory, "kept", 4, recipe={"name": "kept", "staleness": 1})
+    check_inputs(memory, run, 3)
+    needed = weights_of_next_round(run, 3, 1)
+    prune(memory, memory.run("kept"), ())
+    for parent in (run, memory.run("kept")):  # as it was read before, and as it is
+        with pytest.raises(ReleasedFileError, match="of run 'kept' were pruned"):
+            create_fork(memory, parent, 3, "fork", {}, needed)
+    assert memory.run_names() == ["kept"]
+    assert memory.objects.listing("runs/fork") == []
 
 
 def test_pruning_frees_what_it_says(local: Store) -> None:
