@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError
 from storage.store import Store
 from support.ranks import family, free_port, gone, listening, probe_inputs
 from support.recipes import TINY
+from support.workers import use
 
 TESTS = Path(__file__).parents[1]
 ENVIRONMENT = {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "OMP_NUM_THREADS": "1"}
@@ -106,13 +107,7 @@ def test_what_happens_to_machines(
         assert time.monotonic() - before < 1
         assert worker.starts == 2
 
-    async def run() -> None:
-        try:
-            await work()
-        finally:
-            await worker.stop()
-
-    asyncio.run(run())
+    use(worker, work)
 
 
 async def ends(worker: WorkerProcess, inputs: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from pipeline.records import CANDIDATES, PROMPTS, to_table
 from storage.shards import write_table
 from storage.store import Store
 from support.recipes import TINY
+from support.workers import use
 
 
 @pytest.fixture
@@ -31,16 +32,6 @@ def make(tmp_path: Path) -> Callable[[], WorkerProcess]:
     arguments = {"root": str(tmp_path / "root"), "run": "r", "recipe": TINY, "scratch": str(tmp_path)}
     Store.open(tmp_path / "root").create_run("r", {})
     return lambda: WorkerProcess("judge", arguments, tmp_path / "judge.log", {})
-
-
-def use(worker: WorkerProcess, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    async def run() -> Any:
-        try:
-            return await work()
-        finally:
-            await worker.stop()
-
-    return asyncio.run(run())
 
 
 def test_a_call_is_answered(make: Callable[[], WorkerProcess]) -> None:

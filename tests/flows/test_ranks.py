@@ -16,6 +16,7 @@ from pipeline.errors import OutOfMemoryError
 from storage.store import Store
 from support.ranks import family, gone, listening, probe_inputs
 from support.recipes import TINY
+from support.workers import use
 
 TESTS = Path(__file__).parents[1]
 
@@ -63,13 +64,7 @@ def test_faults_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             assert gone(ranks)
         assert worker.starts == 3
 
-    async def run() -> None:
-        try:
-            await work()
-        finally:
-            await worker.stop()
-
-    asyncio.run(run())
+    use(worker, work)
 
 
 @pytest.mark.parametrize(
