@@ -25,6 +25,8 @@ from pipeline.errors import ConfigError
 
 OBJECT_STORE_BYTES = 80 * 2**20  # about the least that Ray takes: only small JSON travels
 CONNECT_SECONDS = 10.0
+HEAD_SECONDS = 30.0  # without its head for so long; Ray itself would kill this process after 60
+LOOK_SECONDS = 3.0
 START_SECONDS = 180.0  # a busy two-core machine needs half a minute
 
 _LOCAL = {
@@ -40,6 +42,7 @@ class RayCluster:
 
     Attributes:
         patience: longest time without any replica, in seconds.
+        lost: what to end with, where the cluster's head has not answered for too long.
     """
 
     def __init__(self, config: ClusterConfig) -> None:
@@ -49,6 +52,8 @@ class RayCluster:
             )
         self._config = config
         self.patience = config.patience_seconds
+        self.lost: ClusterError | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._members = 0
         self._lock = asyncio.Lock()
         self._head: asyncio.subprocess.Process | None = None
@@ -67,9 +72,10 @@ class RayCluster:
                     # Not in the main thread, where Ray would take over SIGTERM. Nothing interrupts it.
                     connecting = asyncio.ensure_future(asyncio.to_thread(self._connect, address))
                     try:
-                        await asyncio.shield(connecting)
+                        reached = await asyncio.shield(connecting)
                     finally:
                         await asyncio.wait({connecting})
+                    self._watching = asyncio.create_task(self._watch(reached))
                 except BaseException:
                     await self._end()
                     raise
@@ -118,21 +124,43 @@ class RayCluster:
             raise ClusterError(f"no Ray cluster could be started on this machine: {said or 'it said nothing'}")
         return address.decode().strip()
 
-    def _connect(self, address: str) -> None:
+    def _connect(self, address: str) -> str:
+        """Returns where the head listens for this process."""
         import ray
 
         try:
             _check_reachable(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
             ray.init(address=address, namespace="rondo", log_to_driver=False, logging_level=logging.ERROR)
+            return address if address.startswith("ray://") else str(ray.get_runtime_context().gcs_address)
         except Exception as error:  # Ray raises what its parts raise
             wrong = " ".join((str(error) or repr(error)).split())[:500]
             raise ClusterError(
                 f"the Ray cluster of cluster.address '{self._config.address}' cannot be used: {wrong}"
             ) from error
 
+    async def _watch(self, reached: str) -> None:
+        """Looks for the head: replicas work on without it, and Ray says nothing until it kills this process."""
+        clock = asyncio.get_running_loop().time
+        answered = clock()
+        while self.lost is None:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                await asyncio.to_thread(_check_reachable, reached)
+                answered = clock()
+            except OSError as error:
+                if clock() - answered > HEAD_SECONDS:
+                    own = self._config.address == "local"
+                    remedy = "resume the run, which starts another" if own else "start it again, and resume the run"
+                    self.lost = ClusterError(
+                        f"the head of the Ray cluster at {reached} (cluster.address '{self._config.address}') has not "
+                        f"answered for {HEAD_SECONDS:.0f} s ({error}): {remedy}; what is committed stays"
+                    )
+
     async def _end(self) -> None:
         import ray
 
+        if self._watching is not None:
+            self._watching.cancel()
         await asyncio.to_thread(ray.shutdown)
         head, self._head = self._head, None
         if head is not None:

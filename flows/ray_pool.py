@@ -165,11 +165,16 @@ class RayPool:
         return {name: max(each[name] for each in figures) for name in figures[0]} if figures else None
 
     async def _mind(self) -> None:
-        """Gives up those who wait where there has been no replica for too long."""
+        """Gives up those who wait where there has been no replica for too long, or no head of the cluster."""
         clock = asyncio.get_running_loop().time
         since = clock()
         while True:
             await asyncio.sleep(min(NEWS_SECONDS, self._patience))
+            if self._cluster.lost is not None:
+                self._refuse(self._cluster.lost)
+                for place in self._places.values():  # with what their replicas are doing, which nobody will learn
+                    place.cancel()
+                return
             if self._replicas:
                 since = clock()
             elif clock() - since > self._patience:

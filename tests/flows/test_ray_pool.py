@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -332,38 +333,69 @@ def test_a_cluster_that_is_not_there() -> None:
 OWNER = """
 import asyncio, json, sys
 from pathlib import Path
+from flows import ray_cluster
+from flows.errors import ClusterError
 from flows.ray_cluster import RayCluster
 from flows.ray_pool import RayPool
+from flows.shard_steps import persist
 from pipeline.config import ClusterConfig, ReplicasConfig
 
 async def main():
     given = json.loads(sys.argv[1])
+    ray_cluster.HEAD_SECONDS = given["head_seconds"]
     config = ReplicasConfig(replicas=1)
     cluster = RayCluster(ClusterConfig(address=given["address"], judge=config))
     pool = RayPool("judge", given["arguments"], given["created"], Path("log"), {}, config, 1, cluster, str)
-    await pool.call("judge", **given["shard"])
+    try:
+        await persist(lambda _again: pool.call("judge", **given["shard"]))
+    except ClusterError as error:
+        print(error)
+    await pool.stop()
 
 asyncio.run(main())
 """
 
 
+def owner(bench: Bench, address: str, head_seconds: float = 30.0) -> list[str]:
+    """The command of a flow that asks one replica for one shard."""
+    given = {
+        "address": address, "arguments": bench.arguments, "created": bench.run.created, "shard": bench.shard(0),
+        "head_seconds": head_seconds,
+    }  # fmt: skip
+    return [sys.executable, "-c", OWNER, json.dumps(given)]
+
+
+def test_a_head_that_dies_ends_the_run_with_its_address(bench: Bench, tmp_path: Path) -> None:
+    """Ray itself would let the replica work on for a minute, and then kill the flow's process."""
+    bench.hold()
+    with subprocess.Popen(owner(bench, "local", 2.0), cwd=tmp_path, stdout=subprocess.PIPE, text=True) as flow:
+        asyncio.run(until(lambda: bench.given))
+        family = psutil.Process(flow.pid).children(recursive=True)
+        (head,) = (process for process in family if process.name() == "gcs_server")
+        head.kill()
+        said, _ = flow.communicate()
+    assert flow.returncode == 0, said
+    assert re.fullmatch(
+        r"the head of the Ray cluster at 127\.0\.0\.1:\d+ \(cluster\.address 'local'\) has not answered for 2 s "
+        r"\(.*refused\): resume the run, which starts another; what is committed stays\n",
+        said,
+    )
+    assert psutil.wait_procs(family, timeout=60)[1] == []
+
+
 @pytest.mark.parametrize("own", [True, False], ids=["a cluster of its own", "a cluster of the user's"])
 def test_nothing_outlives_a_killed_flow(bench: Bench, nodes: Nodes, tmp_path: Path, own: bool) -> None:
     """SIGKILL in the middle of a shard, so that none of the flow's own cleaning up can run."""
-    given = {
-        "address": "local" if own else nodes.address, "arguments": bench.arguments, "created": bench.run.created,
-        "shard": bench.shard(0),
-    }  # fmt: skip
     bench.hold()
     before = {process.pid for process in psutil.process_iter()}
-    with subprocess.Popen([sys.executable, "-c", OWNER, json.dumps(given)], cwd=tmp_path) as owner:
+    with subprocess.Popen(owner(bench, "local" if own else nodes.address), cwd=tmp_path) as flow:
         asyncio.run(until(lambda: bench.given))
         tree = [process for process in psutil.process_iter() if process.pid not in before]
-        mine = [process for process in tree if _descends(process, owner.pid)] if own else []
+        mine = [process for process in tree if _descends(process, flow.pid)] if own else []
         mine += [psutil.Process(pid) for pid in bench.given[0][1:3]]
         assert len(mine) > (6 if own else 1)
-        owner.kill()
-        owner.wait()
+        flow.kill()
+        flow.wait()
     # Usually within a second.
     assert psutil.wait_procs(mine, timeout=60)[1] == []
 
