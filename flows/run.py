@@ -36,7 +36,7 @@ async def run_rounds(run: str, rounds: int) -> State[Any] | None:
 async def _missing_rounds(run: str, rounds: int) -> None:
     session = current()
     session.rounds = rounds
-    async with session.artifacts.kept_up():
+    async with session.artifacts.kept_up(session.control.flow_run):
         # Before anything is paid for: judges that cannot be loaded say so here.
         session.judge_versions = await session.judge.call("versions")
         await stages.prepare_policy(run)

@@ -164,6 +164,8 @@ def test_a_schedule_waits_for_people_and_goes_on_when_they_have_labelled(
         labelling.choose(question, "b")
     _scheduled(watched, path, name, tmp_path)
     assert _states(server, f"{name} scheduled") == ["Completed", "AwaitingLabels"]
+    newest, *_ = server.flow_runs(f"{name} scheduled")
+    assert len(json.loads(server.artifacts(newest["id"])["rounds-due"]["data"])) == 2, "it is where people look first"
     assert len(store.run(name).rounds()) == 2
     rules = read_table(store, store.run(name).files(1, "preferences"))["rule"].to_pylist()
     assert sum(rule.endswith(", people") for rule in rules) == 2
