@@ -1,9 +1,11 @@
 """Prefect's concurrency limits: scheduled runs that would meet wait for each other.
 
 The writer's lease of the store decides who may write a run; a limit only makes the second wait where the lease would
-refuse it. Slots are leased from the server, and are free again after ``LEASE_SECONDS`` where their holder was killed.
-A server that is away for longer takes the slot, and not the work: the run goes on. (A deployment's own limit would end
-it, and sends those that wait to the server again and again, which keeps SQLite busy.)
+refuse it. Slots are leased from the server, and are free again at the end of the lease where their holder was killed.
+A server that is away for longer takes the slot, and not the work: the run goes on. So the lease of a run's name is as
+short as Prefect allows, for who comes too early then finds the run at work and leaves it alone; that of GPUs is longer,
+as nothing else keeps two runs from meeting on them. (A deployment's own limit would end a run that loses its slot, and
+sends those that wait to the server again and again, which keeps SQLite busy.)
 
 One scheduled run that waits stands for all that come due meanwhile: where rounds take longer than the schedule's
 interval, they would add up without end.
@@ -40,7 +42,8 @@ from pipeline.records import content_id
 GPU_LIMIT = "rondo-gpu"
 SKIPPED = "Skipped"
 STOOD_FOR = "another scheduled run was due as well, and stands for this one"
-LEASE_SECONDS = 120.0
+LEASE_SECONDS = 60.0
+GPU_LEASE_SECONDS = 120.0
 ASK_SECONDS = 3.0
 
 
@@ -148,10 +151,9 @@ async def _taken(stack: contextlib.AsyncExitStack, name: str) -> bool:
     To wait is to ask again. Prefect waits in a thread, which a process that is cancelled does not get rid of: it would
     wait for the slot before it ends, and keep it from the others.
     """
+    lease = GPU_LEASE_SECONDS if name == GPU_LIMIT else LEASE_SECONDS
     # Each limit by itself: asked for several at once, Prefect is content where one of them exists.
-    slot = concurrency(
-        name, strict=True, lease_duration=LEASE_SECONDS, max_retries=0, raise_on_lease_renewal_failure=False
-    )
+    slot = concurrency(name, strict=True, lease_duration=lease, max_retries=0, raise_on_lease_renewal_failure=False)
     try:
         await stack.enter_async_context(slot)
     except ConcurrencySlotAcquisitionError as error:
