@@ -17,7 +17,8 @@ from flows.prefect_settings import heartbeat_seconds
 _SIGN = "prefect.flow-run.heartbeat"
 # One by one: any other event of a flow run may come after the last sign of life.
 _ENDS = (
-    "Completed", "Skipped", "Failed", "Crashed", "Cancelled", "Paused", "Suspended", "Resuming", "AwaitingRetry",
+    "Completed", "Skipped", "AwaitingLabels", "Failed", "Crashed", "Cancelled", "Paused", "Suspended", "Resuming",
+    "AwaitingRetry",
 )  # fmt: skip
 
 

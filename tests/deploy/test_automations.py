@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from prefect.events.schemas.automations import AutomationCore
+from prefect.events.schemas.automations import AutomationCore, EventTrigger
 
 from flows.automation import crashed_runs
+from flows.control import AWAITING_LABELS
+from flows.limits import SKIPPED
 from flows.prefect_settings import HEARTBEAT_VARIABLE
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "automations" / "crashed-runs.yaml"
@@ -15,3 +17,10 @@ SHIPPED = Path(__file__).parents[2] / "deploy" / "automations" / "crashed-runs.y
 def test_the_shipped_automation_is_that_of_rondo_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(HEARTBEAT_VARIABLE, "30")
     assert AutomationCore.model_validate(yaml.safe_load(SHIPPED.read_text())) == crashed_runs()
+
+
+@pytest.mark.parametrize("end", ["Completed", "Failed", "Cancelled", SKIPPED, AWAITING_LABELS])
+def test_a_flow_run_that_has_ended_is_not_taken_for_a_killed_one(end: str) -> None:
+    trigger = crashed_runs().trigger
+    assert isinstance(trigger, EventTrigger)
+    assert f"prefect.flow-run.{end}" in trigger.expect
