@@ -9,7 +9,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from storage import layout
@@ -62,7 +62,9 @@ class _State:
 
     def _add(self, commit: Entry) -> None:
         if commit.key is not None:
-            self.pending[commit.key] = self.newest[commit.key.piece] = commit
+            piece = commit.key.piece
+            # A stage that is one piece takes the place of its shards, and they of it: see Run.files.
+            self.pending[commit.key] = self.newest[piece] = self.newest[replace(piece, shard=None)] = commit
 
     def _fold(self, entry: Entry) -> Summary:
         if self.session is None:
@@ -164,7 +166,10 @@ class Log:
             return self._state.pending.get(key)
 
     def newest_commit(self, key: Key) -> Entry | None:
-        """The newest commit of this piece of work, whatever its inputs, in a round that is not finished."""
+        """The newest commit of this piece of work, whatever its inputs, in a round that is not finished.
+
+        Where the piece is a whole stage, that may be a shard of it.
+        """
         with self.lock:
             return self._state.newest.get(key.piece)
 

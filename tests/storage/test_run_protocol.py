@@ -118,6 +118,23 @@ def test_inputs_that_come_back_are_the_newest_again(store: Store) -> None:
     assert [entry.key for entry in run.work(2, "candidates")] == [*keys.values(), Key(2, "candidates", 1)]
 
 
+def test_a_whole_stage_is_the_newest_again_after_its_shards(store: Store) -> None:
+    """As people's preferences, in the place of those of the shards that they were made from."""
+    run = store.create_run("a", {})
+    tables = {name: write_table(store, "a", 1, "preferences", pa.table({"x": [name]})) for name in ("x", "y", "whole")}
+    keys = {"x": Key(1, "preferences", 0, "x"), "y": Key(1, "preferences", 0, "y"), "whole": Key(1, "preferences")}
+    with run.writer() as writer:
+        first = {name: writer.commit(keys[name], [tables[name]]) for name in ("x", "whole", "y")}
+        assert run.files(1, "preferences") == [tables["y"]]
+        assert writer.renew(first["x"]) != first["x"]
+        writer.renew(first["whole"])
+        for _again in range(2):
+            assert writer.renew(first["x"]).files == writer.renew(first["x"]).files == first["x"].files
+            assert writer.renew(first["whole"]).files == first["whole"].files
+        assert len(run.entries(1)) == 5
+    assert store.run("a").files(1, "preferences") == [tables["whole"]]
+
+
 def test_overlapping_rounds_keep_their_entries(store: Store) -> None:
     """Entries of a later round, and of a round that never ends, that lie before the end of an earlier round."""
     run = store.create_run("a", {})
