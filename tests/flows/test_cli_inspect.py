@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.commands import header
+from flows.going_on import header
 from flows.plain_text import visible
 from storage.errors import QueryError
 from storage.store import Store
