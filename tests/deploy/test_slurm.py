@@ -51,6 +51,13 @@ def calls(environment: dict[str, str]) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+def wait_for(environment: dict[str, str], call: str) -> None:
+    until = time.monotonic() + 60
+    while not any(made.startswith(call) for made in calls(environment)):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def test_its_form() -> None:
     for command in (["bash", "-n"], [str(Path(sys.executable).parent / "shellcheck")]):
         done = subprocess.run([*command, str(SCRIPT)], capture_output=True, text=True, check=False)
@@ -91,11 +98,24 @@ def test_a_ray_cluster_in_its_place(environment: dict[str, str]) -> None:
 def test_the_end_of_its_time_ends_the_run_in_order_and_queues_it_again(environment: dict[str, str]) -> None:
     command = ["bash", str(SCRIPT), "r.yaml", "demo"]
     with subprocess.Popen(command, env={**environment, "WORK": "60"}) as job:
-        until = time.monotonic() + 60
-        while not any(call.startswith("rondo run") for call in calls(environment)):
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        wait_for(environment, "rondo run")
         job.send_signal(signal.SIGTERM)
         assert job.wait(60) == 130
     made = calls(environment)
     assert made.index("ended") < made.index("scontrol requeue 41")
+
+
+def test_several_signals_end_it_as_one_does(environment: dict[str, str]) -> None:
+    """Slurm sends one before the time is up and another when it is: the run is ending by then, or has ended."""
+    commands = Path(environment["CALLS"]).parent / "bin"
+    rondo, slow_end = commands / "rondo", 'trap \'echo "is ending" >>"$CALLS"; sleep 2;'
+    rondo.write_text(rondo.read_text().replace("trap '", slow_end))
+    last = 'echo join >>"$CALLS"; trap \'echo "last one" >>"$CALLS"; sleep 2; exit\' TERM; while sleep 0.1; do :; done'
+    (commands / "srun").write_text(f"#!/bin/bash\n{last}\n")
+    with subprocess.Popen(["bash", str(SCRIPT), "r.yaml", "demo"], env={**environment, "WORK": "60"}) as job:
+        for sign in ("rondo run", "is ending", "last one"):
+            wait_for(environment, sign)
+            job.send_signal(signal.SIGTERM)
+        assert job.wait(60) == 130
+    made = calls(environment)
+    assert made.index("ended") < made.index("last one") < made.index("scontrol requeue 41")
