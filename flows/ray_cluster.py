@@ -128,8 +128,10 @@ class RayCluster:
         """Returns where the head listens for this process."""
         import ray
 
+        if address == "auto":  # as Ray has it; that of a client is then known as one
+            address = os.environ.get("RAY_ADDRESS") or address
         try:
-            _check_reachable(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
+            _check_reachable(address)
             ray.init(address=address, namespace="rondo", log_to_driver=False, logging_level=logging.ERROR)
             return address if address.startswith("ray://") else str(ray.get_runtime_context().gcs_address)
         except Exception as error:  # Ray raises what its parts raise

@@ -5,10 +5,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -323,6 +325,25 @@ def test_variables_that_are_named_must_be_set(monkeypatch: pytest.MonkeyPatch) -
     assert variables(["A_KEY"]) == {"A_KEY": SECRET}
     with pytest.raises(ConfigError, match=r"cluster\.environment names 'NO_KEY', which is not set"):
         variables(["A_KEY", "NO_KEY"])
+
+
+def test_the_head_of_a_clients_cluster_is_where_the_client_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself names an address within the cluster, which the machine of a client may never reach."""
+    import ray
+
+    asked: list[str] = []
+    within = SimpleNamespace(gcs_address="10.0.0.1:6379")
+    monkeypatch.setattr(ray, "init", lambda address, **_options: asked.append(address))
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: within)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        port = head.getsockname()[1]
+        monkeypatch.setenv("RAY_ADDRESS", f"ray://127.0.0.1:{port}")
+        assert RayCluster(ClusterConfig(address="auto"))._connect("auto") == f"ray://127.0.0.1:{port}"
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        assert RayCluster(ClusterConfig(address="auto"))._connect("auto") == within.gcs_address
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert RayCluster(ClusterConfig(address="auto"))._connect("auto") == within.gcs_address
+    assert asked == [f"ray://127.0.0.1:{port}", f"127.0.0.1:{port}", "auto"]
 
 
 def test_a_cluster_that_is_not_there() -> None:
