@@ -39,6 +39,21 @@ def test_what_runs_elsewhere_or_not_at_all_is_not_looked_for() -> None:
     check_devices(parse_recipe(TINY, replicas))
 
 
+@pytest.mark.parametrize(
+    "judge",
+    [
+        "{kind: reward_model, path: my/model}",
+        "{kind: implicit}",
+        "{kind: noisy, judge: {kind: reward_model, path: my/model}}",
+    ],
+)
+def test_the_device_of_a_judge_that_is_a_model(judge: str) -> None:
+    """An implicit reward is that of policies, which are not there before the run has paid for answers."""
+    recipe = parse_recipe(TINY, [f"evaluation.judges=[{judge}]", "devices.judge=cuda"])
+    with pytest.raises(ConfigError, match=r"devices\.judge is 'cuda', and torch finds no GPU here"):
+        check_devices(recipe)
+
+
 def test_a_gpu_beyond_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
