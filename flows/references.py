@@ -155,5 +155,9 @@ class Batch:
 
     @classmethod
     def baseline(cls, number: int, earlier: int) -> "Batch":
-        """The same, answered by an earlier policy: found in its round, unless a fork samples or judges otherwise."""
-        return cls(earlier, True, ((earlier, "eval_"), (number, "baseline_")))
+        """The same, answered by an earlier policy: found in its round, unless a fork samples or judges otherwise.
+
+        Those of the round before and of round 0 then have a place each, where they are two.
+        """
+        own = "baseline_" if earlier == number - 1 else "initial_"
+        return cls(earlier, True, ((earlier, "eval_"), (number, own)))

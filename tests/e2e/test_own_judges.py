@@ -53,7 +53,7 @@ def test_a_fork_hears_a_reward_model_of_the_run_and_is_watched_by_its_policy(
     preferred = table(store, fork, 2, "preferences").to_pylist()
     assert all(0.5 <= row["soft_label"] <= 1 for row in preferred if row["kind"] == "pair")
     names = [fork.rounds()[number].meta["policy"] for number in (1, 0)]
-    for stage in ("eval_judgments", "baseline_judgments"):
+    for stage in ("eval_judgments", "baseline_judgments", "initial_judgments"):
         assert {str(entry.meta["policies"]) for entry in fork.entries(2, stage)} == {str([None, names])}
     implicit = {
         row["prompt_id"]: row["score"]

@@ -126,6 +126,24 @@ def test_the_state_of_an_update_belongs_to_what_it_was_given() -> None:
         assert session.interrupted_update(1, "others") is None
 
 
+def test_what_rounds_are_compared_with_is_found_again_as_it_is() -> None:
+    """A fork with another judge judges round 1 and round 0 anew: when it goes on, neither is in the other's way."""
+    store = Store.open("memory://")
+    run = store.create_run("r", {})
+    batches = {"before": Batch.baseline(2, 1), "initial": Batch.baseline(2, 0)}
+    assert Batch.baseline(1, 0).places == ((0, "eval_"), (1, "baseline_")), "in round 1 they are one"
+    with run.writer() as writer:
+        session = object.__new__(Session)
+        session.run, session.writer = run, writer
+        for again in range(3):
+            for inputs, batch in batches.items():
+                done, stage = session.find_in(batch.places, "judgments", inputs, 0)
+                assert (done is not None) == (again > 0)
+                done = done or session.commit(2, stage, [store_file(store, inputs)], {}, inputs, 0)
+                assert session.files(2, stage) == done.files
+        assert len(run.entries(2)) == 2
+
+
 def store_file(store: Store, text: str) -> Any:
     from storage.checkpoints import stage_directory
 
