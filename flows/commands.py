@@ -91,7 +91,7 @@ def resume(
     run = open_to_go_on(store, name)
     own = recipe_of(run)
     given = parse_recipe(own.model_dump(mode="json"), changes) if changes else own
-    goal = rounds or max(given.rounds, _goal(run))
+    goal = rounds or (_goal(run) if given.rounds == own.rounds else given.rounds)
     return _bring_to(store, run, going_on(run, given), goal, display, take_over=take_over)
 
 

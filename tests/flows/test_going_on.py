@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from flows.commands import resume
+from flows.display import Display
 from flows.going_on import check_goal, create_or_open, say_differences
 from flows.origin import recipe_hash
 from flows.recipes import parse_recipe
 from pipeline.errors import ConfigError
 from storage.store import Store
+from support.finished_run import finished_run
 from support.recipes import TINY
 
 ELSEWHERE = [
@@ -65,6 +68,14 @@ def test_no_round_comes_after_the_end_of_the_schedule(store: Store) -> None:
     check_goal(run, recipe, 2)
     with pytest.raises(ConfigError, match=r"ends with round 2: to go on to round 3, fork it: rondo fork begun@0"):
         check_goal(run, recipe, 3)
+
+
+def test_fewer_rounds_than_the_recipes_are_taken_at_their_word(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    finished_run(store, rounds=2, recipe=parse_recipe(TINY, ["rounds=3"]))
+    for rounds, changes in ((2, []), (None, ["rounds=2"]), (1, ["rounds=4"])):
+        done = resume("small", rounds, store.root, changes, take_over=False, display=Display())
+        assert done.message.startswith("run 'small' is finished: it has 2 rounds")
 
 
 def test_the_hash_of_a_recipe_is_that_of_what_results_depend_on() -> None:
