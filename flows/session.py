@@ -28,6 +28,9 @@ from storage.run import Run, Writer
 from storage.shards import read_table
 from storage.store import Store
 
+STATE_FORMAT = 2
+"""That of an update's saved state. One of another format stays where it is, and its steps are taken again."""
+
 
 @dataclass
 class Session:
@@ -187,7 +190,7 @@ class Session:
         """The newest state that an update of these inputs left, where it was interrupted."""
         released = self.run.released
         states = self.run.entries(round=round, stage="update_state")
-        mine = (entry for entry in states if entry.meta.get("of") == inputs)
+        mine = (entry for entry in states if (entry.meta.get("of"), entry.meta.get("format")) == (inputs, STATE_FORMAT))
         left = (entry for entry in mine if not any(file.path in released for file in entry.files))
         return max(left, key=lambda entry: entry.number, default=None)
 
@@ -198,8 +201,9 @@ class Session:
         after so many steps is another one.
         """
         before = self.interrupted_update(round, inputs)
-        key = content_id([inputs, given])
-        kept = self.writer.commit(Key(round, "update_state", step, key), files, {"of": inputs, **given})
+        key = content_id([inputs, STATE_FORMAT, given])
+        meta = {"of": inputs, "format": STATE_FORMAT, **given}
+        kept = self.writer.commit(Key(round, "update_state", step, key), files, meta)
         if before is not None and kept.number > before.number:
             self.writer.release(before.files, "superseded by those of a later step")
 

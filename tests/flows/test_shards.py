@@ -13,6 +13,7 @@ from flows.shards import Shard, Shards, ShardsFailedError, on_their_way
 from flows.spans import busy_seconds, shared_seconds
 from flows.update_step import update
 from pipeline.errors import EngineError
+from pipeline.records import content_id
 from storage.manifest import Entry, Key
 from storage.store import Store
 
@@ -124,6 +125,25 @@ def test_the_state_of_an_update_belongs_to_what_it_was_given() -> None:
                 assert newest() == ("b", 1)
         assert newest() == ("b", 2)
         assert session.interrupted_update(1, "others") is None
+
+
+def test_the_state_that_an_earlier_version_saved_is_left_alone() -> None:
+    """Its steps are taken again: a state in another form could not be continued, now or ever."""
+    store = Store.open("memory://")
+    run = store.create_run("r", {})
+    given = {"shards": 3, "preferences": "a"}
+    with run.writer() as writer:
+        session = object.__new__(Session)
+        session.run, session.writer = run, writer
+        key = Key(1, "update_state", 2, content_id(["inputs", given]))
+        old = writer.commit(key, [store_file(store, "old")], {"of": "inputs", **given})
+        assert session.interrupted_update(1, "inputs") is None
+        session.commit_state(1, "inputs", 2, [store_file(store, "new")], given)
+        found = session.interrupted_update(1, "inputs")
+        assert found is not None
+        assert found.files != old.files
+        session.release_states(1)
+        assert {*run.released} == {file.path for file in (*old.files, *found.files)}
 
 
 def test_what_rounds_are_compared_with_is_found_again_as_it_is() -> None:
