@@ -64,5 +64,9 @@ class OutOfMemoryError(RondoError, MemoryError):
     """A device whose memory does not hold the smallest piece of an update."""
 
 
+class NoRoomError(RondoError, OSError):
+    """A directory for temporary files that is full."""
+
+
 class NonFiniteError(RondoError, FloatingPointError):
     """A loss or a gradient that is not finite, found before the optimizer step."""

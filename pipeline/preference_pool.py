@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
+from pipeline.errors import NoRoomError
 from pipeline.update_types import PreferenceGroup
 
 
@@ -23,12 +24,18 @@ class PreferencePool(Sequence[PreferenceGroup]):
         """Add preferences after those that are there.
 
         Raises:
-            OSError: the disk is full.
+            NoRoomError: the disk is full; the pool is of no use any more.
         """
-        self._file.seek(self._starts[-1])
-        for group in groups:
-            self._starts.append(self._starts[-1] + self._file.write(_line(group)))
-        self._file.flush()
+        try:
+            self._file.seek(self._starts[-1])
+            for group in groups:
+                self._starts.append(self._starts[-1] + self._file.write(_line(group)))
+            self._file.flush()
+        except OSError as error:
+            raise NoRoomError(
+                f"cannot keep a round's preferences in {tempfile.gettempdir()}: {error.strerror}; free some space, "
+                "or name another directory as TMPDIR, and resume"
+            ) from error
 
     def __len__(self) -> int:
         return len(self._starts) - 1

@@ -117,6 +117,7 @@ class Update:
 
         Raises:
             ConfigError, DataError, PromptTooLongError: they do not go with model and settings; none was added.
+            NoRoomError: the disk for temporary files is full.
         """
         check_inputs(groups, self._settings)
         check_context(self._model, groups)

@@ -1,6 +1,7 @@
 """Preferences come back from the file as they were, and take no memory while they are in it."""
 
 import random
+import tempfile
 import tracemalloc
 from collections.abc import Iterator
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.errors import NoRoomError
 from pipeline.preference_pool import PreferencePool
 from pipeline.update_types import PreferenceGroup
 
@@ -36,6 +38,16 @@ def test_what_was_added_comes_back(shards: list[list[PreferenceGroup]]) -> None:
     assert [pool[index] for index in reversed(range(len(pool)))] == groups[::-1]
     with pytest.raises(IndexError, match=f"^there is no preference {len(pool)}"):
         pool[len(pool)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # to close it fails as well
+def test_a_full_disk_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: open("/dev/full", "w+b"))  # noqa: SIM115
+    group = PreferenceGroup(
+        prompt_id="p", prompt_token_ids=[1], candidate_token_ids=[[2], [3]], reference_logps=[-1.0, -2.0]
+    )
+    with pytest.raises(NoRoomError, match=r"preferences in /.*: No space left on device; free some space, or name"):
+        PreferencePool().extend([group])
 
 
 def test_memory_does_not_grow_with_preferences() -> None:
