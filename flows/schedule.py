@@ -14,6 +14,7 @@ from pydantic import Field
 
 from flows.commands import report
 from flows.control import awaiting_labels, end_flow_run, held_back
+from flows.devices import check_devices
 from flows.display import Display
 from flows.errors import InterruptedRunError, WaitingForLabelsError
 from flows.going_on import check_goal, create_or_open
@@ -62,6 +63,7 @@ async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: Rou
                 if existing.pause is not None and existing.session is not None:  # this very flow run goes on
                     target = existing.session.meta["rounds"]
                 check_goal(existing, own, target)
+                check_devices(own)
                 await execute(store, existing, own, target, display, take_over=writer == "dead")
         except WaitingForLabelsError as waiting:  # the next scheduled run goes on, where they are there
             display.say(str(waiting))

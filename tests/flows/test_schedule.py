@@ -1,10 +1,16 @@
 """When scheduled runs start, and what a deployment gives its jobs."""
 
+import asyncio
+import contextlib
 import os
+import signal
+from pathlib import Path
 
 import pytest
+import torch
 
 import flows.prefect_settings  # noqa: F401  before Prefect
+from flows import schedule
 from flows.deployments import PoolType, _job_variables
 from flows.limits import needs_gpu, run_limit
 from flows.prefect_settings import HEARTBEAT_VARIABLE, heartbeat_seconds
@@ -86,6 +92,22 @@ def test_jobs_that_would_lack_something(kind: PoolType, root: str, image: str | 
 def test_any_part_on_a_gpu_needs_it(device: str) -> None:
     assert not needs_gpu(parse_recipe(TINY))
     assert needs_gpu(parse_recipe(TINY, [f"devices.{device}=cuda:1"]))
+
+
+def test_a_scheduled_run_misses_its_gpu_before_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it runs is not where it was deployed. Prefect's limits, for which there is no server here, let it pass."""
+
+    async def nothing(*_arguments: object) -> None:
+        return None
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(signal, "signal", lambda *_arguments: None)
+    monkeypatch.setattr(schedule, "alone", lambda *_arguments: contextlib.nullcontext(True))
+    for name in ("skip_overdue", "writer_of", "execute"):
+        monkeypatch.setattr(schedule, name, nothing)
+    recipe = parse_recipe(TINY, ["devices.sampler=cuda"])
+    with pytest.raises(ConfigError, match=r"devices\.sampler is 'cuda', and torch finds no GPU here"):
+        asyncio.run(schedule.add_rounds.fn(recipe, "r", str(tmp_path), 1))
 
 
 def test_runs_of_one_name_under_two_roots_do_not_wait_for_each_other() -> None:
