@@ -13,6 +13,7 @@ from prefect.flows import Flow
 from prefect.logging import get_logger
 
 from flows.display import Display
+from flows.plain_text import counted
 from flows.prefect_server import has_lasting_server, prefect_api
 from pipeline.config import NotificationsConfig
 from pipeline.config.notifications import Event
@@ -104,7 +105,7 @@ async def tell_end(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
     elif state.is_completed():
         done = len(session.run.rounds()) - 1
         reward = session.run.rounds()[-1].meta["reward"]
-        text = f"Run '{name}' has {done} rounds; its held-out reward is {reward:.4f}."
+        text = f"Run '{name}' has {counted(done, 'round')}; its held-out reward is {reward:.4f}."
         session.notifier.tell("finished", f"{name}: finished", text)
     else:
         session.notifier.tell("failed", f"{name}: failed", f"Run '{name}' has failed: {state.message}")
