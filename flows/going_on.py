@@ -77,10 +77,11 @@ def check_goal(run: Run, recipe: Recipe, rounds: int) -> None:
         ConfigError: it is over the run as a whole, and ends before.
     """
     if recipe.update.schedule_over == "run" and rounds > recipe.rounds:
-        done = max(len(run.rounds()) - 1, 0)
+        done = run.finished
+        fork = f"fork it: rondo fork {run.name}@{done[-1]} --name NEW --rounds {rounds}" if done else "begin a new run"
         raise ConfigError(
             f"update.schedule_over is run, and its schedule ends with round {recipe.rounds}: to go on to round "
-            f"{rounds}, fork it: rondo fork {run.name}@{done} --name NEW --rounds {rounds}"
+            f"{rounds}, {fork}"
         )
 
 
