@@ -77,18 +77,30 @@ def save_state(model: nn.Module, optimizer: torch.optim.Optimizer, progress: dic
         (directory / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
 
 
-def load_state(model: nn.Module, optimizer: torch.optim.Optimizer, directory: Path, identity: str) -> dict[str, Any]:
-    """Put saved weights and the optimizer's state in place, and return the figures.
+def load_progress(directory: Path, identity: str) -> dict[str, Any]:
+    """The figures of a saved state.
 
     Raises:
-        DataError: the figures' ``identity`` is another one, or a file does not fit the model.
+        DataError: their ``identity`` is another one, or they cannot be read.
     """
-    progress: dict[str, Any] = json.loads((directory / _PROGRESS).read_text(encoding="utf-8"))
+    try:
+        progress: dict[str, Any] = json.loads((directory / _PROGRESS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{directory / _PROGRESS} cannot be read ({error}): begin the round's update anew") from error
     if progress["identity"] != identity:
         raise DataError(
             f"the update that was saved in {directory} had other preferences, settings or another seed: it cannot be "
             "continued with these"
         )
+    return progress
+
+
+def load_state(model: nn.Module, optimizer: torch.optim.Optimizer, directory: Path) -> None:
+    """Put saved weights and the optimizer's state in place.
+
+    Raises:
+        DataError: a file does not fit the model, or cannot be read.
+    """
     trained, saved = _trained(model), _Saved(directory, _WEIGHTS)
     if saved.shapes != {name: tuple(weight.shape) for name, weight in trained.items()}:
         raise DataError(f"the weights in {directory} are those of another model")
@@ -96,7 +108,6 @@ def load_state(model: nn.Module, optimizer: torch.optim.Optimizer, directory: Pa
     with torch.no_grad():
         for name, weight in trained.items():
             weight.copy_(spread_like(saved.read(name), weight))
-    return progress
 
 
 def _restored(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | int:

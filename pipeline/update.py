@@ -20,12 +20,13 @@ import torch
 from pipeline.attention import shared_prefix_attention
 from pipeline.batches import PlannedStep, StepPlan
 from pipeline.distributed import whole, world_of
+from pipeline.errors import DataError, NoRoomError
 from pipeline.gradients import StepOutcome, accumulate_gradient
 from pipeline.logprobs import check_context, check_model, sequence_logps
 from pipeline.optimization import build_optimizer, learning_rate_factor
 from pipeline.preference_pool import PreferencePool
 from pipeline.records import content_id
-from pipeline.training_state import load_optimizer, load_state, save_optimizer, save_state
+from pipeline.training_state import load_optimizer, load_progress, load_state, save_optimizer, save_state
 from pipeline.update_checks import (
     check_alone,
     check_any,
@@ -155,13 +156,12 @@ class Update:
         Raises:
             DataError: it was saved by an update of other preferences, settings or seed, or is damaged.
         """
-        found = load_state(self._model, self._optimizer, directory, self._identity())
+        found = load_progress(directory, self._identity())
+        groups = self._with_reference(directory / REFERENCE)
+        load_state(self._model, self._optimizer, directory)
         del found["identity"]
         self._done = _Progress(**{**found, "rows": [StepMetrics(**row) for row in found["rows"]]})
-        before, self._groups = self._groups, PreferencePool()
-        with (directory / REFERENCE).open(encoding="utf-8") as lines:
-            pairs = zip(before, map(json.loads, lines), strict=True)
-            self._groups.extend(replace(group, reference_logps=logps) for group, logps in pairs)
+        self._groups = groups
         return list(self._done.rows)
 
     def advance(self, on_step: OnStep | None = None) -> None:
@@ -213,6 +213,19 @@ class Update:
         if settings.stop_at_margin is not None and row.reward_margin > settings.stop_at_margin:
             return f"reward margin {row.reward_margin:.3g} at step {row.step}, above {settings.stop_at_margin:g}"
         return None
+
+    def _with_reference(self, path: Path) -> PreferencePool:
+        """The preferences with the reference's log-probabilities as they were saved."""
+        groups = PreferencePool()
+        try:
+            with path.open(encoding="utf-8") as lines:
+                pairs = zip(self._groups, map(json.loads, lines), strict=True)
+                groups.extend(replace(group, reference_logps=logps) for group, logps in pairs)
+        except NoRoomError:
+            raise
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read ({error}): begin the round's update anew") from error
+        return groups
 
     def _step(self, step: int, planned: PlannedStep) -> StepMetrics:
         started = time.perf_counter()

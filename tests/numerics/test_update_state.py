@@ -83,13 +83,22 @@ def test_state_of_other_inputs_is_refused(tmp_path):
             other.load(tmp_path)
 
 
-def test_damaged_state_is_refused_and_changes_nothing(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "kept", "words"),
+    [
+        ("optimizer.safetensors", 100, "is not a readable safetensors file"),
+        ("reference_logps.jsonl", 100, "reference_logps.jsonl cannot be read"),  # in the middle of a line
+        ("reference_logps.jsonl", 0, "reference_logps.jsonl cannot be read"),
+        ("progress.json", 100, "progress.json cannot be read"),
+    ],
+)
+def test_damaged_state_is_refused_and_changes_nothing(tmp_path, name, kept, words):
     saved_at(4, tmp_path)
-    path = tmp_path / "optimizer.safetensors"
-    path.write_bytes(path.read_bytes()[:100])
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:kept])
     model = build()
     before = weights(model)
-    with pytest.raises(DataError, match="is not a readable safetensors file"):
+    with pytest.raises(DataError, match=words):
         Update(model, preferences(model), LONG, seed=SEED).load(tmp_path)
     torch.testing.assert_close(weights(model), before, rtol=0, atol=0)
 
