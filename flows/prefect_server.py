@@ -141,7 +141,8 @@ async def _start_server(home: Path, scheduling: bool) -> tuple[asyncio.subproces
         )  # fmt: skip
     url = f"http://127.0.0.1:{port}/api"
     try:
-        await asyncio.wait_for(_healthy(process, url, home / "server.log"), START_SECONDS)
+        async with asyncio.timeout(START_SECONDS):
+            await _healthy(process, url, home / "server.log")
     except BaseException as error:
         await _end(process)
         if isinstance(error, TimeoutError):

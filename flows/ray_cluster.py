@@ -55,6 +55,7 @@ class RayCluster:
         self.lost: ClusterError | None = None
         self._watching: asyncio.Task[None] | None = None
         self._members = 0
+        self._connected = False
         self._lock = asyncio.Lock()
         self._head: asyncio.subprocess.Process | None = None
         self._directory: Path | None = None
@@ -118,7 +119,8 @@ class RayCluster:
         assert self._head.stdout is not None
         address = b""
         with contextlib.suppress(TimeoutError):
-            address = await asyncio.wait_for(self._head.stdout.readline(), START_SECONDS)
+            async with asyncio.timeout(START_SECONDS):
+                address = await self._head.stdout.readline()
         if not address:
             said = " ".join(log.read_text(errors="replace").split())[-500:]
             raise ClusterError(f"no Ray cluster could be started on this machine: {said or 'it said nothing'}")
@@ -132,6 +134,7 @@ class RayCluster:
             address = os.environ.get("RAY_ADDRESS") or address
         try:
             _check_reachable(address)
+            self._connected = True
             ray.init(address=address, namespace="rondo", log_to_driver=False, logging_level=logging.ERROR)
             return address if address.startswith("ray://") else str(ray.get_runtime_context().gcs_address)
         except Exception as error:  # Ray raises what its parts raise
@@ -163,7 +166,9 @@ class RayCluster:
 
         if self._watching is not None:
             self._watching.cancel()
-        await asyncio.to_thread(ray.shutdown)
+        if self._connected:  # else the connection is that of others in this process
+            await asyncio.to_thread(ray.shutdown)
+            self._connected = False
         head, self._head = self._head, None
         if head is not None:
             assert head.stdin is not None

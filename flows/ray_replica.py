@@ -37,7 +37,6 @@ class RemoteReplica:
     def __init__(self, kind: str, place: int, settings: str, config: ReplicasConfig, log: Path) -> None:
         import ray
 
-        self._dead = ray.exceptions.RayError
         actor = ray.remote(Replica).options(num_cpus=config.cpus, num_gpus=config.gpus, max_restarts=0)
         self._actor = actor.remote(settings)
         self._kind, self._place, self._log = kind, place, log
@@ -52,9 +51,9 @@ class RemoteReplica:
             RondoError, StoreError: what the worker raised.
             WorkerDiedError: the actor or its node has died.
         """
-        await self._answer(self._actor.news.remote())  # for as long as no node has room
+        await self._answer("news")  # for as long as no node has room
         self._placed = True
-        joined = self._result(await self._answer(self._actor.join.remote()))
+        joined = self._result(await self._answer("join"))
         self.node, self.pid = joined["node"], joined["pid"]
         software: dict[str, str] = joined["software"]
         return software
@@ -64,7 +63,7 @@ class RemoteReplica:
         number = request["id"]
         self._progress[number] = on_progress
         try:
-            answer = await self._answer(self._actor.ask.remote(json.dumps(request)))
+            answer = await self._answer("ask", json.dumps(request))
             self._report(number, answer["progress"])
         finally:
             self._progress.pop(number, None)
@@ -76,7 +75,9 @@ class RemoteReplica:
         while True:
             await asyncio.sleep(NEWS_SECONDS)
             try:
-                news = await asyncio.wait_for(self._answer(self._actor.news.remote()), SILENT_SECONDS)
+                # On Python 3.11 `wait_for` would swallow a cancellation that meets its answer, and this never end.
+                async with asyncio.timeout(SILENT_SECONDS):
+                    news = await self._answer("news")
             except TimeoutError:
                 raise WorkerDiedError(
                     f"the replica of the {self._kind} on {self.node} has said nothing for {SILENT_SECONDS:.0f} s"
@@ -90,19 +91,21 @@ class RemoteReplica:
 
         if self.alive and self._placed:
             with contextlib.suppress(WorkerDiedError, TimeoutError):
-                await asyncio.wait_for(self._answer(self._actor.leave.remote()), LEAVE_SECONDS)
+                async with asyncio.timeout(LEAVE_SECONDS):
+                    await self._answer("leave")
         self.alive = False
-        with contextlib.suppress(self._dead):
+        with contextlib.suppress(Exception):  # of an actor that Ray does not know any more
             ray.kill(self._actor)
 
-    async def _answer(self, reference: Any) -> dict[str, Any]:
+    async def _answer(self, method: str, *arguments: str) -> dict[str, Any]:
         try:
-            answer: dict[str, Any] = json.loads(await reference)
-            return answer
-        except self._dead as error:
+            answer = await getattr(self._actor, method).remote(*arguments)
+        except Exception as error:  # Ray's own kinds, and a plain one where it knows no such actor any more
             self.alive = False
             why = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise WorkerDiedError(f"the replica of the {self._kind} on {self.node} has died: {why}") from None
+        found: dict[str, Any] = json.loads(answer)
+        return found
 
     def _report(self, number: int, messages: list[Any]) -> None:
         on_progress = self._progress.get(number)

@@ -346,9 +346,13 @@ def test_the_head_of_a_clients_cluster_is_where_the_client_reaches_it(monkeypatc
     assert asked == [f"ray://127.0.0.1:{port}", f"127.0.0.1:{port}", "auto"]
 
 
-def test_a_cluster_that_is_not_there() -> None:
+def test_a_cluster_that_is_not_there(bench: Bench, loop: asyncio.Runner) -> None:
+    """That nobody is there is no reason to disconnect this process from the cluster of others."""
     with pytest.raises(ClusterError, match=r"cluster\.address '127\.0\.0\.1:1' cannot be used: .*refused"):
-        asyncio.run(RayCluster(ClusterConfig(address="127.0.0.1:1")).join())
+        loop.run(RayCluster(ClusterConfig(address="127.0.0.1:1")).join())
+    bench.said.clear()
+    assert loop.run(bench.pool.call("versions"))
+    assert not bench.said
 
 
 OWNER = """
@@ -407,6 +411,8 @@ def test_a_head_that_dies_ends_the_run_with_its_address(bench: Bench, tmp_path: 
 @pytest.mark.parametrize("own", [True, False], ids=["a cluster of its own", "a cluster of the user's"])
 def test_nothing_outlives_a_killed_flow(bench: Bench, nodes: Nodes, tmp_path: Path, own: bool) -> None:
     """SIGKILL in the middle of a shard, so that none of the flow's own cleaning up can run."""
+    if not own:
+        nodes.add()  # the other two are taken
     bench.hold()
     before = {process.pid for process in psutil.process_iter()}
     with subprocess.Popen(owner(bench, "local" if own else nodes.address), cwd=tmp_path) as flow:
