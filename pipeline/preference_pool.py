@@ -1,12 +1,15 @@
 """The preferences of an update, kept in a file: what is in memory does not grow with their number."""
 
+import hashlib
 import json
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import overload
 
-from pipeline.errors import NoRoomError
+from pipeline.errors import DataError, NoRoomError
 from pipeline.update_types import PreferenceGroup
 
 
@@ -19,6 +22,12 @@ class PreferencePool(Sequence[PreferenceGroup]):
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  as long as this object
         self._starts = array("Q", [0])
+        self._hash = hashlib.sha256()
+
+    @property
+    def digest(self) -> str:
+        """Hash of all that is in the preferences, but for the reference's log-probabilities."""
+        return self._hash.hexdigest()
 
     def extend(self, groups: Iterable[PreferenceGroup]) -> None:
         """Add preferences after those that are there.
@@ -30,12 +39,37 @@ class PreferencePool(Sequence[PreferenceGroup]):
             self._file.seek(self._starts[-1])
             for group in groups:
                 self._starts.append(self._starts[-1] + self._file.write(_line(group)))
+                content = [group.prompt_id, group.candidate_token_ids, list(group.places), group.soft_label]
+                self._hash.update(json.dumps(content).encode())
             self._file.flush()
         except OSError as error:
             raise NoRoomError(
                 f"cannot keep a round's preferences in {tempfile.gettempdir()}: {error.strerror}; free some space, "
                 "or name another directory as TMPDIR, and resume"
             ) from error
+
+    def save_reference(self, path: Path) -> None:
+        """Write the reference's log-probabilities, a line for each preference."""
+        with path.open("w", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(list(group.reference_logps)) + "\n" for group in self)
+
+    def with_reference(self, path: Path) -> "PreferencePool":
+        """The same preferences with the reference's log-probabilities as another pool has saved them.
+
+        Raises:
+            DataError: there is not one line for each preference, or it cannot be read.
+            NoRoomError: see `extend`.
+        """
+        pool = PreferencePool()
+        try:
+            with path.open(encoding="utf-8") as lines:
+                pairs = zip(self, map(json.loads, lines), strict=True)
+                pool.extend(replace(group, reference_logps=logps) for group, logps in pairs)
+        except NoRoomError:
+            raise
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read ({error}): begin the round's update anew") from error
+        return pool
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -53,9 +87,6 @@ class PreferencePool(Sequence[PreferenceGroup]):
             raise IndexError(f"there is no preference {index}: there are {len(self)}")
         self._file.seek(self._starts[index])
         return PreferenceGroup(**json.loads(self._file.read(self._starts[index + 1] - self._starts[index])))
-
-    def __iter__(self) -> Iterator[PreferenceGroup]:
-        return (self[index] for index in range(len(self)))
 
 
 def _line(group: PreferenceGroup) -> bytes:

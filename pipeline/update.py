@@ -6,8 +6,6 @@ weights, to the bit on CPU. No random numbers are drawn on the way: the order of
 and dropout is off.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +18,6 @@ import torch
 from pipeline.attention import shared_prefix_attention
 from pipeline.batches import PlannedStep, StepPlan
 from pipeline.distributed import whole, world_of
-from pipeline.errors import DataError, NoRoomError
 from pipeline.gradients import StepOutcome, accumulate_gradient
 from pipeline.logprobs import check_context, check_model, sequence_logps
 from pipeline.optimization import build_optimizer, learning_rate_factor
@@ -97,7 +94,6 @@ class Update:
         _prepare(model, gradient_checkpointing=settings.gradient_checkpointing)
         self._model, self._settings, self._seed, self._say = model, settings, seed, say
         self._groups = PreferencePool()
-        self._hash = hashlib.sha256()
         self._optimizer = build_optimizer(model, settings)
         self._plan = StepPlan(settings, seed=seed)
         self._done = _Progress([], settings.token_budget)
@@ -123,9 +119,6 @@ class Update:
         check_inputs(groups, self._settings)
         check_context(self._model, groups)
         self._groups.extend(groups)
-        for group in groups:
-            fields = [group.prompt_id, group.candidate_token_ids, list(group.places), group.soft_label]
-            self._hash.update(json.dumps(fields).encode())
         self._plan.add(len(groups), share)
         # Where memory ran out the packs are smaller, and hold the largest group of those that were there.
         self._done.token_budget = max([self._done.token_budget, *(group.packed_tokens for group in groups)])
@@ -142,8 +135,7 @@ class Update:
         """Write what has been done so far: weights, the optimizer's state, and the rows of the steps."""
         save_state(self._model, self._optimizer, {**asdict(self._done), "identity": self._identity()}, directory)
         if world_of(self._model).leads:
-            with (directory / REFERENCE).open("w", encoding="utf-8") as lines:
-                lines.writelines(json.dumps(list(group.reference_logps)) + "\n" for group in self._groups)
+            self._groups.save_reference(directory / REFERENCE)
 
     def load(self, directory: Path) -> list[StepMetrics]:
         """Go on from where another one of the same inputs was saved; returns the rows of the steps that it had taken.
@@ -157,7 +149,7 @@ class Update:
             DataError: it was saved by an update of other preferences, settings or seed, or is damaged.
         """
         found = load_progress(directory, self._identity())
-        groups = self._with_reference(directory / REFERENCE)
+        groups = self._groups.with_reference(directory / REFERENCE)
         load_state(self._model, self._optimizer, directory)
         del found["identity"]
         self._done = _Progress(**{**found, "rows": [StepMetrics(**row) for row in found["rows"]]})
@@ -214,19 +206,6 @@ class Update:
             return f"reward margin {row.reward_margin:.3g} at step {row.step}, above {settings.stop_at_margin:g}"
         return None
 
-    def _with_reference(self, path: Path) -> PreferencePool:
-        """The preferences with the reference's log-probabilities as they were saved."""
-        groups = PreferencePool()
-        try:
-            with path.open(encoding="utf-8") as lines:
-                pairs = zip(self._groups, map(json.loads, lines), strict=True)
-                groups.extend(replace(group, reference_logps=logps) for group, logps in pairs)
-        except NoRoomError:
-            raise
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read ({error}): begin the round's update anew") from error
-        return groups
-
     def _step(self, step: int, planned: PlannedStep) -> StepMetrics:
         started = time.perf_counter()
         batch = [self._groups[index] for index in planned.members]
@@ -254,7 +233,7 @@ class Update:
 
         The reference's log-probabilities are part of the state, and not of this.
         """
-        return content_id([self._hash.hexdigest(), asdict(self._settings), self._seed])
+        return content_id([self._groups.digest, asdict(self._settings), self._seed])
 
     def _gradient(self, batch: Sequence[PreferenceGroup], step: int) -> tuple[StepOutcome, int]:
         """The step's gradient; where the device's memory does not hold a pack, with packs of half the size."""
