@@ -254,8 +254,8 @@ def _bring_to(
     import flows.prefect_settings  # noqa: F401  before Prefect
     from flows.run import execute
 
-    going_on = f", going on after round {done}" if done >= 0 else ""
-    display.say(f"run '{run.name}' in {store.root}: {counted(rounds, 'round')}{going_on}")
+    after = f", going on after round {done}" if done >= 0 else ""
+    display.say(f"run '{run.name}' in {store.root}: {counted(rounds, 'round')}{after}")
     with orderly_end(f"interrupted: what is committed stays, and 'rondo resume {run.name}' goes on"):
         asyncio.run(execute(store, run, recipe, rounds, display, take_over))
         run.refresh()
