@@ -12,7 +12,8 @@
    scripts, see `round_peers.py`. The time to start our processes, and to make trl's trainer, is not counted; the loop
    starts its own in every round, and that is what it does.
 5. Streaming against phased, from the first sampled token to the checkpoint, with a judge that sleeps for as long as the
-   sampling takes, as measured in the same run.
+   sampling takes, as measured in the same run. With the recipe's shards, and with twice as many: the last one's judge
+   and steps overlap with nothing, so that the ratio depends on how much of a round they are.
 6. Growth: streaming rounds of 1x, 4x and 16x prompts, with two held-out prompts: seconds for each prompt, and the
    largest resident memory of each process.
 
@@ -207,20 +208,33 @@ def _trl_with_vllm(bench: Bench, recipe: Row, policy: str, prompts: list[Row]) -
 
 
 def measure_streaming(bench: Bench, plan: Plan) -> list[Row]:
-    def changes(mode: Mapping[str, Any], seconds: float) -> Row:
-        judge = {"kind": "python", "function": "benchmarks.round_judges:sleeping", "options": {"seconds": seconds}}
-        order = {"update": {"batch_order": "shards"}}  # in both: the same steps
-        return {**mode, **FEW, **order, "judge": judge, "preferences": {"min_margin": 0.0, "drop_truncated": False}}
+    def changes(mode: Mapping[str, Any], shard_prompts: int, seconds: float) -> Row:
+        return {
+            **mode,
+            **FEW,
+            "sampling": {"shard_prompts": shard_prompts},
+            "judge": {
+                "kind": "python",
+                "function": "benchmarks.round_judges:sleeping",
+                "options": {"seconds": seconds},
+            },
+            "preferences": {"min_margin": 0.0, "drop_truncated": False},
+            "update": {"batch_order": "shards"},  # in both: the same steps
+        }
 
     rows: list[Row] = []
+    usual = int(bench.recipe({})["sampling"]["shard_prompts"])
     for _ in range(plan.repetitions):
-        calibrating = bench.rounds(changes(PHASED, 0.0))
-        sampled = sum(meta["candidates"] for meta in calibrating.metas(2, "candidates"))
-        left = calibrating.busy(2, "candidates") - calibrating.busy(2, "judgments", "preferences")
-        seconds = max(0.0, left / sampled)  # what the judge's process does beside the sleep is its work, too
-        for mode in (PHASED, STREAMING):
-            run = bench.rounds(changes(mode, seconds))
-            rows.append({"mode": mode["mode"], **costs(run, 2), "through update": run.through_update(2)})
+        for shard_prompts in (usual, usual // 2):
+            calibrating = bench.rounds(changes(PHASED, shard_prompts, 0.0))
+            sampled = sum(meta["candidates"] for meta in calibrating.metas(2, "candidates"))
+            left = calibrating.busy(2, "candidates") - calibrating.busy(2, "judgments", "preferences")
+            seconds = max(0.0, left / sampled)  # what the judge's process does beside the sleep is its work, too
+            for mode in (PHASED, STREAMING):
+                run = bench.rounds(changes(mode, shard_prompts, seconds))
+                shards = len(run.metas(2, "candidates"))
+                figures = {**costs(run, 2), "through update": run.through_update(2)}
+                rows.append({"shards": shards, "mode": mode["mode"], **figures})
     return rows
 
 

@@ -108,12 +108,12 @@ def show_peers(console: Console, rows: Sequence[Row]) -> None:
 
 
 def show_streaming(console: Console, rows: Sequence[Row]) -> None:
-    groups = grouped(rows, "mode")
-    phased = groups[0]["through update"]
+    groups = grouped(rows, "shards", "mode")
+    phased = {row["shards"]: row["through update"] for row in groups if row["mode"] == "phased"}
     show(console, "5. Streaming, with a judge as slow as the sampling (aim: 0.65)", groups, {
-        "": column("mode"), "sample to checkpoint, s": column("through update"),
+        "shards": column("shards"), "": column("mode"), "sample to checkpoint, s": column("through update"),
         "ratio": lambda row: spread(
-            [own / other for own, other in zip(row["through update"], phased, strict=True)], strong=True
+            [own / other for own, other in zip(row["through update"], phased[row["shards"]], strict=True)], strong=True
         ),
         "sample": middle("sample"), "judge": middle("judge"), "update": middle("update"),
         "loss": middle("loss", "{:.6f}"),
