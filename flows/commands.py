@@ -91,6 +91,10 @@ def resume(
     run = open_to_go_on(store, name)
     own = recipe_of(run)
     given = parse_recipe(own.model_dump(mode="json"), changes) if changes else own
+    if given.description != own.description:
+        raise ConfigError(
+            f"run '{name}' keeps the description that it was started with: leave out description={given.description!r}"
+        )
     goal = rounds or (_goal(run) if given.rounds == own.rounds else given.rounds)
     return _bring_to(store, run, going_on(run, given), goal, display, take_over=take_over)
 
@@ -145,7 +149,7 @@ def list_runs(root: str) -> list[dict[str, Any]]:
             "run": name,
             "recipe": recipe.name,
             "parent": "{run}@{round}".format(**existing.header["parent"]) if existing.header.get("parent") else None,
-            "rounds": f"{0 if done is None else done}/{recipe.rounds}",
+            "rounds": f"{done or 0}/{max(done or 0, recipe.rounds)}",  # schedules add to those of the recipe
             "reward": last.meta["reward"] if last else None,
             "state": state_of(existing.state, paused=existing.pause is not None, finished=finished),
         })  # fmt: skip

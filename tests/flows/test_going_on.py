@@ -82,6 +82,14 @@ def test_fewer_rounds_than_the_recipes_are_taken_at_their_word(tmp_path: Path) -
         assert done.message.startswith("run 'small' is finished: it has 2 rounds")
 
 
+def test_a_run_keeps_its_description(tmp_path: Path) -> None:
+    """To take the change and to show the old one would be worse than to refuse it."""
+    store = Store.open(tmp_path)
+    finished_run(store, rounds=2, recipe=parse_recipe(TINY))
+    with pytest.raises(ConfigError, match=r"run 'small' keeps the description .*: leave out description='new'$"):
+        resume("small", None, store.root, ["description=new"], take_over=False, display=Display())
+
+
 def test_the_hash_of_a_recipe_is_that_of_what_results_depend_on() -> None:
     recipe = parse_recipe(TINY)
     assert recipe_hash(parse_recipe(TINY, [*ELSEWHERE[1:], "rounds=9"])) == recipe_hash(recipe)

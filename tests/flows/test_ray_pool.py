@@ -358,7 +358,7 @@ def test_a_cluster_that_is_not_there(bench: Bench, loop: asyncio.Runner) -> None
 OWNER = """
 import asyncio, json, sys
 from pathlib import Path
-from flows import ray_cluster
+from flows import ray_cluster, ray_pool
 from flows.errors import ClusterError
 from flows.ray_cluster import RayCluster
 from flows.ray_pool import RayPool
@@ -368,6 +368,7 @@ from pipeline.config import ClusterConfig, ReplicasConfig
 async def main():
     given = json.loads(sys.argv[1])
     ray_cluster.HEAD_SECONDS = given["head_seconds"]
+    ray_pool.FOR_ALL += ("judge",) if given["for_all"] else ()
     config = ReplicasConfig(replicas=1)
     cluster = RayCluster(ClusterConfig(address=given["address"], judge=config))
     pool = RayPool("judge", given["arguments"], given["created"], Path("log"), {}, config, 1, cluster, str)
@@ -381,19 +382,21 @@ asyncio.run(main())
 """
 
 
-def owner(bench: Bench, address: str, head_seconds: float = 30.0) -> list[str]:
-    """The command of a flow that asks one replica for one shard."""
+def owner(bench: Bench, address: str, head_seconds: float = 30.0, *, for_all: bool = False) -> list[str]:
+    """The command of a flow that asks one replica for one shard, or for what each replica has to do."""
     given = {
         "address": address, "arguments": bench.arguments, "created": bench.run.created, "shard": bench.shard(0),
-        "head_seconds": head_seconds,
+        "head_seconds": head_seconds, "for_all": for_all,
     }  # fmt: skip
     return [sys.executable, "-c", OWNER, json.dumps(given)]
 
 
-def test_a_head_that_dies_ends_the_run_with_its_address(bench: Bench, tmp_path: Path) -> None:
+@pytest.mark.parametrize("for_all", [False, True], ids=["a shard", "what is for all replicas"])
+def test_a_head_that_dies_ends_the_run_with_its_address(bench: Bench, tmp_path: Path, for_all: bool) -> None:
     """Ray itself would let the replica work on for a minute, and then kill the flow's process."""
     bench.hold()
-    with subprocess.Popen(owner(bench, "local", 2.0), cwd=tmp_path, stdout=subprocess.PIPE, text=True) as flow:
+    command = owner(bench, "local", 2.0, for_all=for_all)
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as flow:
         asyncio.run(until(lambda: bench.given))
         family = psutil.Process(flow.pid).children(recursive=True)
         (head,) = (process for process in family if process.name() == "gcs_server")
