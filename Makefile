@@ -1,7 +1,7 @@
 # make demo   environment, then the default recipe from start to report
 # make test   environment, then linters, types, contracts and tests
 # make check  linters, types and contracts alone
-# make bench  the update against trl's, what the store costs, and what a round costs; about forty minutes
+# make bench  the update against trl's, what the store costs, and what a round costs; about an hour
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
