@@ -13,9 +13,17 @@ SCRIPT = Path(__file__).parents[2] / "deploy" / "slurm" / "rondo.sbatch"
 
 # srun without a node of its own does what it is told here; the others write a line each and behave as the test says.
 STAND_INS = {
-    "scontrol": 'echo "scontrol $*" >>"$CALLS"; [[ $1 == show ]] && printf "node%d\\n" 1 2 3 || true',
+    "scontrol": 'echo "scontrol $*" >>"$CALLS"; [[ $1 == show ]] && printf "%s\\n" "${HEAD:-node1}" node{2,3} || true',
     "srun": 'echo "srun $*" >>"$CALLS"; while [[ $1 == --* ]]; do shift; done; exec "$@"',
-    "ray": 'echo "ray $*" >>"$CALLS"; exec sleep 60',
+    "ray": """
+echo "ray $*" >>"$CALLS"
+[[ -z ${REFUSED:-} ]] || exit 3
+sleep 0.5  # a real one takes longer
+[[ $* != *--head* ]] || echo "the head listens" >>"$CALLS"
+[[ $* != *--head* ]] || exec python3 -c 'import socket, sys, time
+head = socket.create_server(("127.0.0.1", int(sys.argv[1]))); time.sleep(60)' "${3#--port=}"
+exec sleep 60
+""",
     "rondo": """
 case $1 in
     rounds) [[ -n ${EXISTS:-} ]] ;;
@@ -87,12 +95,21 @@ def test_a_run_that_is_there_goes_on_and_its_failure_is_the_jobs(environment: di
 
 def test_a_ray_cluster_in_its_place(environment: dict[str, str]) -> None:
     command = ["bash", str(SCRIPT), "r.yaml", "demo"]
-    given = {**environment, "RONDO_RAY": "1"}
+    given = {**environment, "RONDO_RAY": "1", "HEAD": "127.0.0.1"}
     done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     made = calls(environment)
-    assert "ray start --address=node1:20041 --block" in made
-    assert "rondo run r.yaml --name demo --set cluster.address=node1:20041" in made
+    assert "ray start --address=127.0.0.1:20041 --block" in made
+    run = "rondo run r.yaml --name demo --set cluster.address=127.0.0.1:20041"
+    assert made.index("the head listens") < made.index(run)
+
+
+def test_no_run_without_the_head_of_its_cluster(environment: dict[str, str]) -> None:
+    command = ["bash", str(SCRIPT), "r.yaml", "demo"]
+    given = {**environment, "RONDO_RAY": "1", "HEAD": "127.0.0.1", "REFUSED": "1"}
+    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert not any(call.startswith("rondo run") for call in calls(environment))
 
 
 def test_the_end_of_its_time_ends_the_run_in_order_and_queues_it_again(environment: dict[str, str]) -> None:
