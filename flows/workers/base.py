@@ -62,7 +62,7 @@ class Worker:
         return merge(self.directory(policy.base), self.directory(policy.files), self.merged / name)
 
     def give_back(self) -> None:
-        """Returns the memory of a GPU that torch keeps for later to the other workers, which may be on the same card."""
+        """Returns the memory of a GPU that torch keeps for later: others may be on the same card."""
         if self.device != "cpu" and (torch := sys.modules.get("torch")) is not None:
             gc.collect()
             torch.cuda.empty_cache()

@@ -6,8 +6,10 @@ schedule, and with it every sum of floating-point numbers, follows from the call
 the schedule; with one thread on a CPU the kernels compute each sequence by itself, and the bits stay the same.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +95,7 @@ class VllmSampler:
             "seed": seed,
         }
         if device != "cpu":
-            arguments["gpu_memory_utilization"] = _memory_share(directory, device, cache_gib, gpus)
+            arguments["gpu_memory_utilization"] = _memory_share(self._shapes, device, cache_gib, gpus)
             arguments["enable_sleep_mode"] = rests
         if ":" in device:
             arguments["device_ids"] = [int(device.split(":")[1])]
@@ -207,12 +209,14 @@ class VllmSampler:
         """
         if self._calls:
             raise EngineError("the sampler cannot rest while it samples: take the turns that are left")
-        self._engine.sleep(level=1)
+        with _failing("lend its GPU's memory"):
+            self._engine.sleep(level=1)
         self._resting = True
 
     def _wake(self) -> None:
         if self._resting:
-            self._engine.wake_up()
+            with _failing("take back its GPU's memory, which others may hold"):
+                self._engine.wake_up()
             self._resting = False
 
     def _run(self, work: Sequence["_Work"]) -> "_Turns":
@@ -289,15 +293,23 @@ class _Call:
             self.finished += 1
 
 
-def _memory_share(directory: Path, device: str, cache_gib: float, gpus: int) -> float:
-    """The share of the GPU that vLLM wants to find free when it starts: weights, cache and a tenth for activations.
+@contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """An engine that fails here is of no use any more: whoever holds it ends it, and with it what it has of the GPU."""
+    try:
+        yield
+    except Exception as error:
+        raise EngineError(f"vLLM cannot {what} ({_first_line(error)}): start a new sampler") from error
+
+
+def _memory_share(shapes: Shapes, device: str, cache_gib: float, gpus: int) -> float:
+    """The share of the GPU that vLLM wants to find free when it starts: weights in bfloat16, cache and a tenth for
+    activations.
 
     The cache's size is given, so that this decides nothing else; left at its 0.92, the engine would not start beside
     an update on the same GPU.
     """
-    import torch
-
-    weights = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    weights = 2 * sum(map(prod, shapes.values()))
     total: int = torch.cuda.get_device_properties(device).total_memory
     return min(0.95, (weights + cache_gib * GIB) / gpus / total + 0.1)
 

@@ -27,7 +27,7 @@ def ignore(**_figures: object) -> None:
 
 
 def test_a_trainer_returns_the_memory_of_an_update_once_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is still referred to when the cache is emptied stays on the card, and the sampler that wakes finds it full."""
+    """What is still referred to then stays on the card, and the sampler that wakes finds it full."""
     worker, update = object.__new__(TrainerWorker), Finished()
     worker.device, worker._update, left = "cuda", update, weakref.ref(update)  # type: ignore[assignment]
     del update
