@@ -86,6 +86,15 @@ class TestVllmSampler(SamplerContract):
             sampler.load_weights(weights.tied[0])
 
 
+def test_an_engine_that_schedules_ahead(tmp_path: Path) -> None:
+    """As on a GPU: see the script, which needs a process of its own."""
+    tests = Path(__file__).parents[1]
+    script = [sys.executable, str(tests / "support" / "engine_ahead.py"), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_what_an_engine_on_gpus_is_given(engine: Sampler, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU is here: vLLM knows all of the arguments, and finds room for weights of 2 bytes, cache and a tenth."""
     from vllm.engine.arg_utils import EngineArgs
