@@ -96,7 +96,7 @@ def test_an_engine_that_schedules_ahead(tmp_path: Path) -> None:
 
 
 def test_what_an_engine_on_gpus_is_given(engine: Sampler, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No GPU is here: vLLM knows all of the arguments, and finds room for weights of 2 bytes, cache and a tenth."""
+    """No GPU is here: vLLM knows all of the arguments, and finds room for weights, cache and a tenth."""
     from vllm.engine.arg_utils import EngineArgs
 
     given: list[dict[str, Any]] = []
@@ -104,7 +104,8 @@ def test_what_an_engine_on_gpus_is_given(engine: Sampler, weights: Weights, monk
     card = SimpleNamespace(total_memory=8 * vllm_engine.GIB)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: card)
     make_sampler(CONFIG, weights.first, device="cuda:1", threads=1, rests=True)
-    make_sampler(CONFIG.model_copy(update={"cache_gib": 4.0}), weights.first, device="cuda", threads=1, gpus=2)
+    large = CONFIG.model_copy(update={"cache_gib": 4.0})
+    make_sampler(large, weights.first, device="cuda", threads=1, gpus=2, precision="float32")
     alone, split = (EngineArgs(**arguments) for arguments in given)
     assert (alone.dtype, alone.device_ids, alone.enable_sleep_mode, alone.enforce_eager) == (
         "bfloat16",
@@ -115,7 +116,8 @@ def test_what_an_engine_on_gpus_is_given(engine: Sampler, weights: Weights, monk
     assert (split.device_ids, split.enable_sleep_mode, split.tensor_parallel_size) == (None, False, 2)
     size = sum(tensor.nbytes for tensor in load_file(weights.first / "model.safetensors").values())  # in float32
     assert alone.gpu_memory_utilization == pytest.approx((size / 2 / vllm_engine.GIB + 0.25) / 8 + 0.1)
-    assert split.gpu_memory_utilization == pytest.approx((size / 2 / vllm_engine.GIB + 4) / 2 / 8 + 0.1)
+    assert split.dtype == "float32"
+    assert split.gpu_memory_utilization == pytest.approx((size / vllm_engine.GIB + 4) / 2 / 8 + 0.1)
     assert split.kv_cache_memory_bytes == 2 * vllm_engine.GIB
 
 
