@@ -109,7 +109,7 @@ def _torch_of(package: str) -> SpecifierSet | None:
 def _ray() -> Finding:
     if (found := _version("ray")) is not None:
         return Finding("Ray", "ok", found)
-    return Finding("Ray", "note", "none", "only sampling.engine: ray needs it: pip install 'rondo[ray]'")
+    return Finding("Ray", "note", "none", "only cluster.*.replicas need it: pip install 'rondo[ray]'")
 
 
 def _strangers() -> Finding:
@@ -185,7 +185,7 @@ def _compiler() -> Finding:
     found = shutil.which(os.environ.get("CXX", "g++"))
     if found:
         return Finding("C++ compiler", "ok", found)
-    return Finding("C++ compiler", "note", "none", "only update.compile needs one")
+    return Finding("C++ compiler", "note", "none", "update.compile needs one, and on a GPU vLLM and the update")
 
 
 def _nearest(root: str) -> str:

@@ -28,6 +28,7 @@ import pipeline.errors
 import storage.errors
 from flows.errors import WorkerDiedError, WorkerError
 from flows.nodes import Nodes
+from flows.process_tree import descendants, kill
 from flows.ranks import LOOPBACK, MEETING, processor_seconds, torchrun
 from pipeline.errors import EngineError
 
@@ -275,6 +276,7 @@ class WorkerProcess:
         if process.returncode is not None:
             return
         assert process.stdin is not None
+        parts = descendants(process.pid)  # of an engine on several GPUs; afterwards nobody could tell whose they were
         process.stdin.close()
         try:
             async with asyncio.timeout(GRACE_SECONDS):
@@ -283,6 +285,7 @@ class WorkerProcess:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+        kill(parts)
 
 
 def known_error(kind: str, message: str) -> Exception | None:

@@ -17,6 +17,22 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
+def descendants(pid: int) -> list[psutil.Process]:
+    """The processes that a process has started, and those that they have; none where it is gone."""
+    try:
+        found: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return []
+    return found
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """Kills those of the processes that still run."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
 def end_trees(processes: Iterable[psutil.Process], grace: float) -> None:
     """Asks processes to end, waits for them and their descendants, and kills what is left after ``grace`` seconds.
 

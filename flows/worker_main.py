@@ -16,6 +16,7 @@ import threading
 from typing import Any, TextIO
 
 from flows.desk import AtDesk, Desk, describe
+from flows.process_tree import descendants, kill
 
 WORKERS = {
     "sampler": "flows.workers.sampler:SamplerWorker",
@@ -52,9 +53,13 @@ def private_stdout() -> TextIO:
 
 
 def read_requests(requests: queue.SimpleQueue[str]) -> None:
-    """Passes lines on; when the parent is gone, also by SIGKILL, the worker ends at once, whatever it is doing."""
+    """Passes lines on; when the parent is gone, also by SIGKILL, the worker ends at once, whatever it is doing.
+
+    So do the parts of an engine on several GPUs: they notice by themselves, but not while they load or compile.
+    """
     for line in sys.stdin:
         requests.put(line)
+    kill(descendants(os.getpid()))
     os._exit(ENDED_BY_PARENT)
 
 

@@ -47,7 +47,7 @@ class BlockLayout:
             states = (query.to(dtype), key.to(dtype), value.to(dtype))
         mixed: Tensor = attend(
             *states,
-            score_mod=None if softcap is None else _capped(softcap),
+            score_mod=None if softcap is None else _capped(_number(softcap, query.device)),
             block_mask=self.mask(window if window is not None and window < self.longest else None),
             scale=scale,
             enable_gqa=query.shape[1] != key.shape[1],
@@ -69,13 +69,22 @@ class BlockLayout:
             own = (segment_T[key] == segment_T[query]) | (segment_T[key] == prompt_T[query])
             return own & (key <= query)
 
+        if window is None:
+            return sees
+        reach = _number(window, segment_T.device)
+
         def sees_near(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return sees(batch, head, query, key) & (position_T[query] - position_T[key] < window)
+            return sees(batch, head, query, key) & (position_T[query] - position_T[key] < reach)
 
-        return sees if window is None else sees_near
+        return sees_near
 
 
-def _capped(cap: float) -> Callable[..., Tensor]:
+def _number(value: float, device: torch.device) -> Tensor:
+    """A number as kernels take it: a plain one that they close over breaks the compiled backward pass."""
+    return torch.full((), value, device=device)
+
+
+def _capped(cap: Tensor) -> Callable[..., Tensor]:
     def capped(score: Tensor, *_: Tensor) -> Tensor:
         return torch.tanh(score / cap) * cap
 
@@ -83,8 +92,14 @@ def _capped(cap: float) -> Callable[..., Tensor]:
 
 
 @cache
-def _kernels(device: str) -> tuple[Any, Any]:
-    """The attention and the maker of masks. Packs differ in length: one compilation serves all of them."""
-    if device not in {"cuda"}:
+def _kernels(device: str, backend: str = "inductor") -> tuple[Any, Any]:
+    """The attention and the maker of masks. Packs differ in length: one compilation serves all of them.
+
+    There is one for each precision, with gradient and without, with a window and without, for one block of tokens and
+    for more: twelve of them for a model like Gemma 3. Beyond its limit, torch would go on uncompiled.
+    """
+    if device not in BLOCK_DEVICES:
         return flex_attention, create_block_mask
-    return torch.compile(flex_attention, dynamic=True), torch.compile(create_block_mask, dynamic=True)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    compiled = [torch.compile(part, dynamic=True, backend=backend) for part in (flex_attention, create_block_mask)]
+    return compiled[0], compiled[1]

@@ -73,7 +73,10 @@ class World:
         backend = "nccl" if device == "cuda" else "gloo"
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         store = meeting("ranks", size) if MEETING in os.environ else None
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=size, timeout=PATIENCE,
+            device_id=own if device == "cuda" else None,  # where ranks that only wait for each other do so
+        )  # fmt: skip
         return cls(rank, size, own, place=place)
 
     @property

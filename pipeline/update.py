@@ -180,6 +180,7 @@ class Update:
         check_any(self._groups)
         self._plan.close()
         self.advance(on_step)
+        self._optimizer.zero_grad(set_to_none=True)  # as large as the weights, and the model stays
         settings, done = self._settings, self._done
         sample = _spread(self._groups, DISPLACEMENT_SAMPLE)
         final = sequence_logps(self._model, sample, done.token_budget, precision=settings.precision)

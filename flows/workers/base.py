@@ -1,5 +1,7 @@
 """What every worker has: the store, the recipe, and a reader of committed files."""
 
+import gc
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -58,6 +60,12 @@ class Worker:
         from pipeline.lora import merge
 
         return merge(self.directory(policy.base), self.directory(policy.files), self.merged / name)
+
+    def give_back(self) -> None:
+        """Returns the memory of a GPU that torch keeps for later: others may be on the same card."""
+        if self.device != "cpu" and (torch := sys.modules.get("torch")) is not None:
+            gc.collect()
+            torch.cuda.empty_cache()
 
     def write(self, table: pa.Table, round: int, stage: str, shard: int | None = None) -> FileRef:
         """Writes a table that the flow will commit."""

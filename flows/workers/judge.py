@@ -74,6 +74,7 @@ class JudgeWorker(Worker):
             if isinstance(judge, People):
                 judge.use(choices or (), self.recipe.seed)
             judgments += [replace(judgment, judge=name) for judgment in judge.judge(items)]
+        self.give_back()
         return self.write(judgments_table(judgments), round, stage, shard)
 
     def _hand_over(self, judge: JudgeProtocol, policies: JudgePolicies) -> None:
@@ -106,6 +107,7 @@ class JudgeWorker(Worker):
             judge = make_judge(self.recipe.judges[place], device=devices.judge, threads=devices.cpu_threads)
             name = self.recipe.judge_names[place]
             judgments += [replace(judgment, judge=name) for judgment in judge.judge(items)]
+        self.give_back()
         return self.write(judgments_table(judgments), round, "judge_probe")
 
     def prefer(

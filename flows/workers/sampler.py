@@ -136,6 +136,7 @@ class SamplerWorker(Worker):
                 device=devices.sampler,
                 threads=devices.cpu_threads,
                 gpus=self.recipe.cluster.sampler.gpus_per_engine,
+                precision=self.recipe.update.precision,
                 rests=self.recipe.sampler_rests,
             )
             self._tokenizer = load_tokenizer(checkpoint)
@@ -171,10 +172,12 @@ class SamplerWorker(Worker):
 def _nearer_to_previous(sums: Sequence[float], probe: Sequence[Mapping[str, Any]]) -> bool:
     """Whether an engine computes with the weights from before the update.
 
-    In bfloat16 its noise may exceed what a round changes, so that no tolerance tells; but noise has no direction.
-    Of two policies that are nearly one, within a tenth of a nat a sequence, nobody can say.
+    In bfloat16 its noise may exceed what a round changes, so that no tolerance tells; but noise has no direction. It is
+    judged by what is left to the old policy, and the two must be six of its deviations apart, so that the middle
+    between them is three away. Of two policies that are nearly one, within a tenth of a nat a sequence, nobody can say.
     """
     known = [(found, row) for found, row in zip(sums, probe, strict=True) if row.get("previous_logp") is not None]
     moved = sum((row["logp"] - row["previous_logp"]) ** 2 for _, row in known)
     followed = sum((found - row["previous_logp"]) * (row["logp"] - row["previous_logp"]) for found, row in known)
-    return bool(moved > len(known) * 0.1**2 and followed < moved / 2)
+    noise = sum((found - row["previous_logp"]) ** 2 for found, row in known) / max(len(known), 1)
+    return bool(moved > len(known) * 0.1**2 and moved > 6**2 * noise and followed < moved / 2)

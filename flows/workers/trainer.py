@@ -128,7 +128,9 @@ class TrainerWorker(Worker):
         del progress
         self._load(self.directory(checkpoint))
         ids = [row[:PROBE_TOKENS] for row in self.table(prompts).slice(0, PROBE_SEQUENCES)["token_ids"].to_pylist()]
-        return self.write_probe(0, [TokenGroup(f"probe {row}", tokens, [tokens]) for row, tokens in enumerate(ids)])
+        file = self.write_probe(0, [TokenGroup(f"probe {row}", tokens, [tokens]) for row, tokens in enumerate(ids)])
+        self.give_back()
+        return file
 
     def begin_update(self, inputs: UpdateInputs, round: int, seed: int, *, progress: ProgressCall) -> None:
         """Begins a round's update with the preferences that are there, and what an interrupted one had done."""
@@ -150,7 +152,8 @@ class TrainerWorker(Worker):
             LostUpdateError: this worker has begun no update.
         """
         trained = self._in_progress().finish(progress)
-        self._update = None
+        self._update = None  # with the optimizer's moments
+        self.give_back()
         return trained
 
     def _in_progress(self) -> RoundUpdate:
@@ -179,6 +182,7 @@ class TrainerWorker(Worker):
             self.use(reference)
             scored = self.logps(groups)
             logps[name] = [candidate for (candidate,) in scored]
+        self.give_back()
         rows = [
             {
                 "prompt_id": row["prompt_id"],

@@ -54,6 +54,12 @@ class DevicesConfig(Config):
         """Processes that share the update, on all machines."""
         return self.trainer_ranks * self.trainer_nodes
 
+    @property
+    def one_card(self) -> bool:
+        """Whether the sampler's GPU is also one of the update's, where both are processes of this machine."""
+        sampler, trainer = (int(device.partition(":")[2] or 0) for device in (self.sampler, self.trainer))
+        return trainer <= sampler < trainer + self.trainer_ranks
+
     @model_validator(mode="after")
     def _nodes_have_an_address(self) -> "DevicesConfig":
         if self.trainer_nodes > 1 and self.trainer_address is None:
@@ -150,10 +156,12 @@ class Recipe(Config):
 
     @property
     def sampler_rests(self) -> bool:
-        """Whether the sampler lends its GPU's memory to the update: one device, and one part at work at a time."""
+        """Whether the sampler lends its GPU's memory to the update: one card, and one part at work at a time."""
         devices = self.devices
-        on_gpus = "cpu" not in (devices.sampler, devices.trainer)
-        return on_gpus and self.sampling.engine == "vllm" and self.mode == "phased" and not self.staleness
+        if "cpu" in (devices.sampler, devices.trainer) or self.sampling.engine != "vllm":
+            return False
+        shared = self.cluster.sampler.replicas > 0 or devices.one_card  # nobody knows which cards Ray gives
+        return shared and self.mode == "phased" and not self.staleness
 
     @property
     def judge_names(self) -> list[str]:

@@ -128,7 +128,7 @@ class UpdateConfig(Config):
         description="auto takes the sampler's where they differ from the trainer's by less, in nats per sequence",
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the forward pass; master weights are float32"
+        "float32", description="of the forward pass, and of vLLM on a GPU; master weights are float32"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
     compile: bool = Field(

@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
 from pipeline.config import SamplingConfig
 from pipeline.sampling.base import (
@@ -55,6 +56,7 @@ def make_sampler(
     threads: int,
     seed: int = 0,
     gpus: int = 1,
+    precision: Literal["float32", "bfloat16"] = "bfloat16",
     rests: bool = False,
 ) -> Sampler:
     """The engine that the recipe names, with the weights of a checkpoint directory.
@@ -68,6 +70,7 @@ def make_sampler(
         threads: CPU threads of this process; another number changes results in the last bits.
         seed: seed of the engine itself. Candidates have seeds of their own.
         gpus: GPUs that vLLM splits the model over.
+        precision: what vLLM computes in on a GPU, as the trainer does; on a CPU it is float32.
         rests: whether it may be asked to lend its GPU's memory, as `Resting`; vLLM alone can.
 
     Raises:
@@ -96,5 +99,6 @@ def make_sampler(
             max_sequences=config.max_sequences,
             seed=seed,
             gpus=gpus,
+            precision=precision,
             rests=rests,
         )

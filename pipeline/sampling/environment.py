@@ -36,6 +36,10 @@ def configure_environment(device: str, threads: int) -> None:
     if device == "cpu":
         # Without the first, early batches wait for a compiler (18 s against 2.3 s for the first shard).
         settings |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    else:
+        # A forked part of an engine would hold the pipe by which its end is noticed. The sampler of FlashInfer, which
+        # knows no seeds and so is never used here, would be compiled at each start, by an nvcc that may not be there.
+        settings |= {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
     os.environ.update(settings)
     # Some messages come before vLLM has read its logging level, and a failed step dumps its whole input.
     logging.getLogger("vllm").setLevel(logging.ERROR)

@@ -6,15 +6,17 @@ schedule, and with it every sum of floating-point numbers, follows from the call
 the schedule; with one thread on a CPU the kernels compute each sequence by itself, and the bits stay the same.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.errors import ConfigError, EngineError, RondoError, UnsupportedModelError
-from pipeline.policy import Shapes, is_tied, read_config, weight_shapes
+from pipeline.policy import Precision, Shapes, is_tied, read_config, weight_shapes
 from pipeline.sampling.base import (
     Candidate,
     FinishReason,
@@ -38,13 +40,15 @@ class VllmSampler:
 
     Args:
         directory: checkpoint with untied embeddings, as ``policy.sampler_copy`` gives it.
-        device: ``cpu`` (float32) or ``cuda`` (bfloat16).
+        device: ``cpu`` (float32), ``cuda`` or ``cuda:N``.
         threads: CPU threads; another number changes results in the last bits.
         context: longest sequence in tokens; the model's own where None.
         cache_gib: memory of the key-value cache, in GiB, on all its GPUs together.
         max_sequences: most sequences that run at once.
         seed: seed of the engine; candidates have seeds of their own.
         gpus: GPUs that the model is split over by tensor parallelism. More than one has not been tried yet.
+        precision: on a GPU, of weights and computation: the trainer's. Of an update whose steps are small, weights in
+            bfloat16 keep little; a trainer that computes with float32 would be another policy.
         rests: whether it may be asked to lend its GPU's memory.
 
     Raises:
@@ -64,6 +68,7 @@ class VllmSampler:
         max_sequences: int = 256,
         seed: int = 0,
         gpus: int = 1,
+        precision: Precision = "bfloat16",
         rests: bool = False,
     ) -> None:
         self._context = choose_context(directory, context)
@@ -74,7 +79,7 @@ class VllmSampler:
         self._resting = False
         arguments: dict[str, Any] = {
             "model": str(directory),
-            "dtype": "float32" if device == "cpu" else "bfloat16",
+            "dtype": "float32" if device == "cpu" else precision,
             "max_model_len": self._context,
             "max_num_seqs": max_sequences,
             "max_num_batched_tokens": max(2048, self._context, max_sequences),
@@ -93,12 +98,16 @@ class VllmSampler:
             "seed": seed,
         }
         if device != "cpu":
-            arguments["gpu_memory_utilization"] = _memory_share(directory, device, cache_gib, gpus)
+            arguments["gpu_memory_utilization"] = _memory_share(
+                self._shapes, arguments["dtype"], device, cache_gib, gpus
+            )
             arguments["enable_sleep_mode"] = rests
         if ":" in device:
             arguments["device_ids"] = [int(device.split(":")[1])]
         try:
-            self._engine = _start(arguments, directory, threads)
+            if device == "cpu":
+                _check_head_width(directory)
+            self._engine = _start(arguments, threads)
         except RondoError:
             raise
         except Exception as error:
@@ -207,12 +216,14 @@ class VllmSampler:
         """
         if self._calls:
             raise EngineError("the sampler cannot rest while it samples: take the turns that are left")
-        self._engine.sleep(level=1)
+        with _failing("lend its GPU's memory"):
+            self._engine.sleep(level=1)
         self._resting = True
 
     def _wake(self) -> None:
         if self._resting:
-            self._engine.wake_up()
+            with _failing("take back its GPU's memory, which others may hold"):
+                self._engine.wake_up()
             self._resting = False
 
     def _run(self, work: Sequence["_Work"]) -> "_Turns":
@@ -289,27 +300,32 @@ class _Call:
             self.finished += 1
 
 
-def _memory_share(directory: Path, device: str, cache_gib: float, gpus: int) -> float:
+@contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """An engine that fails here is of no use any more: whoever holds it ends it, and with it what it has of the GPU."""
+    try:
+        yield
+    except Exception as error:
+        raise EngineError(f"vLLM cannot {what} ({_first_line(error)}): start a new sampler") from error
+
+
+def _memory_share(shapes: Shapes, precision: Precision, device: str, cache_gib: float, gpus: int) -> float:
     """The share of the GPU that vLLM wants to find free when it starts: weights, cache and a tenth for activations.
 
     The cache's size is given, so that this decides nothing else; left at its 0.92, the engine would not start beside
     an update on the same GPU.
     """
-    import torch
-
-    weights = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    weights: int = getattr(torch, precision).itemsize * sum(map(prod, shapes.values()))
     total: int = torch.cuda.get_device_properties(device).total_memory
     return min(0.95, (weights + cache_gib * GIB) / gpus / total + 0.1)
 
 
-def _start(arguments: dict[str, Any], directory: Path, threads: int) -> Any:
+def _start(arguments: dict[str, Any], threads: int) -> Any:
     # OMP_NUM_THREADS counts only where it is set before torch is imported, and vLLM forbids a later change.
     torch.set_num_threads(threads)
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    if arguments["dtype"] == "float32":
-        _check_head_width(directory)
     return LLMEngine.from_engine_args(EngineArgs(**arguments))
 
 

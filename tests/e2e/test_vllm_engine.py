@@ -8,12 +8,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pipeline.config import SamplingConfig
 from pipeline.errors import EngineError
-from pipeline.sampling import Resting, Sampler, configure_environment, finish, make_sampler
+from pipeline.sampling import Resting, Sampler, configure_environment, finish, make_sampler, vllm_engine
 from support.sampler_contract import CONTEXT, SETTINGS, SamplerContract, Weights, make_weights, requests
 
 pytestmark = pytest.mark.vllm
@@ -80,6 +84,41 @@ class TestVllmSampler(SamplerContract):
     def test_tied_embeddings_are_refused(self, sampler: Sampler, weights: Weights) -> None:
         with pytest.raises(EngineError, match=r"tied embeddings.*sampler_copy"):
             sampler.load_weights(weights.tied[0])
+
+
+def test_an_engine_that_schedules_ahead(tmp_path: Path) -> None:
+    """As on a GPU: see the script, which needs a process of its own."""
+    tests = Path(__file__).parents[1]
+    script = [sys.executable, str(tests / "support" / "engine_ahead.py"), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_what_an_engine_on_gpus_is_given(engine: Sampler, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU is here: vLLM knows all of the arguments, and finds room for weights, cache and a tenth."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(vllm_engine, "_start", lambda arguments, *_: given.append(arguments))
+    card = SimpleNamespace(total_memory=8 * vllm_engine.GIB)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: card)
+    make_sampler(CONFIG, weights.first, device="cuda:1", threads=1, rests=True)
+    large = CONFIG.model_copy(update={"cache_gib": 4.0})
+    make_sampler(large, weights.first, device="cuda", threads=1, gpus=2, precision="float32")
+    alone, split = (EngineArgs(**arguments) for arguments in given)
+    assert (alone.dtype, alone.device_ids, alone.enable_sleep_mode, alone.enforce_eager) == (
+        "bfloat16",
+        [1],
+        True,
+        False,
+    )
+    assert (split.device_ids, split.enable_sleep_mode, split.tensor_parallel_size) == (None, False, 2)
+    size = sum(tensor.nbytes for tensor in load_file(weights.first / "model.safetensors").values())  # in float32
+    assert alone.gpu_memory_utilization == pytest.approx((size / 2 / vllm_engine.GIB + 0.25) / 8 + 0.1)
+    assert split.dtype == "float32"
+    assert split.gpu_memory_utilization == pytest.approx((size / vllm_engine.GIB + 4) / 2 / 8 + 0.1)
+    assert split.kv_cache_memory_bytes == 2 * vllm_engine.GIB
 
 
 def test_the_environment_comes_first(engine: Sampler) -> None:

@@ -16,6 +16,7 @@ import pytest
 import flows.process
 from flows.errors import WorkerDiedError, WorkerError
 from flows.process import WorkerProcess
+from flows.process_tree import lives
 from pipeline.config import GrammarJudge
 from pipeline.errors import DataError
 from pipeline.judges import make_judge
@@ -24,6 +25,8 @@ from storage.shards import write_table
 from storage.store import Store
 from support.recipes import TINY
 from support.workers import use
+
+OF_PARTS = {**TINY, "judge": {"kind": "python", "function": "support.judge_of_parts:length"}}
 
 
 @pytest.fixture
@@ -150,15 +153,43 @@ def _flags(pid: int, descriptor: str) -> str:
     return next(line.split()[1] for line in lines if line.startswith("flags:"))
 
 
+@pytest.mark.parametrize("hangs", [False, True])
+def test_the_parts_of_a_worker_end_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: bool) -> None:
+    monkeypatch.setattr(flows.process, "GRACE_SECONDS", 0.5 if hangs else 30.0)
+    Store.open(tmp_path / "root").create_run("r", {})
+    arguments = {"root": str(tmp_path / "root"), "run": "r", "recipe": OF_PARTS, "scratch": str(tmp_path)}
+    worker = WorkerProcess("judge", arguments, tmp_path / "judge.log", {})
+
+    async def work() -> psutil.Process:
+        await worker.start()
+        assert worker.pid is not None
+        (part,) = psutil.Process(worker.pid).children()
+        if hangs:
+            os.kill(worker.pid, signal.SIGSTOP)
+        return part
+
+    assert _ended(use(worker, work))
+
+
+def _ended(process: psutil.Process, seconds: float = 30) -> bool:
+    """Whether a process ends soon; usually it takes milliseconds, on a busy machine longer."""
+    deadline = time.monotonic() + seconds
+    while lives(process) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not lives(process)
+
+
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
-    """The parent is SIGKILLed, so that none of its own cleaning up can run; the child is gone within seconds."""
+    """The parent is SIGKILLed, so that none of its own cleaning up can run; the child is gone within seconds, and what
+    it has started is too.
+    """
     script = tmp_path / "parent.py"
     script.write_text(
         "import asyncio, sys, time\n"
         "from pathlib import Path\n"
         "from flows.process import WorkerProcess\n"
         "async def main():\n"
-        f"    arguments = {{'root': {str(tmp_path / 'root')!r}, 'run': 'r', 'recipe': {TINY!r}, 'scratch': '.'}}\n"
+        f"    arguments = {{'root': {str(tmp_path / 'root')!r}, 'run': 'r', 'recipe': {OF_PARTS!r}, 'scratch': '.'}}\n"
         f"    worker = WorkerProcess('judge', arguments, Path({str(tmp_path / 'log')!r}), {{}})\n"
         "    await worker.start()\n"
         "    print(worker.pid, flush=True)\n"
@@ -167,11 +198,9 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     )
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        child = int(parent.stdout.readline())
-        assert psutil.pid_exists(child)
+        child = psutil.Process(int(parent.stdout.readline()))
+        (part,) = child.children()
         parent.kill()
         parent.wait()
-    deadline = time.monotonic() + 30  # usually milliseconds; a busy machine may take longer to schedule the child
-    while psutil.pid_exists(child) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not psutil.pid_exists(child)
+    assert _ended(child)
+    assert _ended(part)

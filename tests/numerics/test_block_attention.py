@@ -1,11 +1,14 @@
 """Attention by a mask of blocks, as on a GPU, is the gathered one and the plain model's: uncompiled, on CPU."""
 
+from itertools import product
+
 import pytest
 import torch
 from numerics.tiny_models import BUILDERS, build, gradients, plain_logps, token_groups
+from torch._dynamo.utils import counters
 from torch.nn.attention import flex_attention as torch_flex
 
-from pipeline import packing
+from pipeline import block_attention, packing
 from pipeline.block_attention import BlockLayout
 from pipeline.logprobs import pack_logps, pack_sums
 from pipeline.packing import TokenGroup, pack_groups
@@ -47,6 +50,35 @@ def test_equals_the_gathered_and_the_plain_path_in_value_and_gradient(name, requ
     with torch.no_grad():
         plain = torch.cat([plain_logps(model, groups[index]) for index in order])
     torch.testing.assert_close(blocks, plain, **CLOSE)
+
+
+def test_every_variant_is_compiled_as_a_whole_and_once(blocks_on_cpu, monkeypatch):
+    """As on a GPU, but for the kernels: capped scores, with a window and without, both precisions, with gradient and
+    without, one block of tokens and several. What is left uncompiled has scores of [H, T, T] there.
+    """
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = block_attention._kernels("cuda", backend)
+    monkeypatch.setattr(block_attention, "_kernels", lambda _device: compiled)
+    for prompts in ([100], [90, 100], [100, 200, 60]):
+        groups = [TokenGroup(f"{n}", [1] * n, [[2] * 8, [3] * 6]) for n in prompts]
+        (pack,) = pack_groups(groups, token_budget=1000)
+        layout = BlockLayout(pack.segment_T, pack.prompt_T, pack.position_ids_T, pack.layout.longest)
+        for window, dtype, trained in product((None, 50), (torch.float32, torch.bfloat16), (False, True)):
+            query, key = (torch.ones(1, heads, len(pack.segment_T), 16, dtype=dtype) for heads in (6, 2))
+            with torch.set_grad_enabled(trained):
+                query.requires_grad_(trained)
+                mixed = layout.attend(query, key, key, scale=0.25, softcap=30.0, window=window)
+            assert mixed.requires_grad == trained
+    assert not counters["graph_break"]
+    # Twice each, for one block and for more: 8 of the attention, and of the mask 2, made by whoever comes first.
+    assert len(graphs) == 2 * (8 + 2)
 
 
 def test_a_token_sees_its_prompt_and_its_own_candidate():

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from numerics.rank_cases import CASES, LONG, LORA, SEED, UNEVEN, built, preferences, references
 from safetensors.torch import load_file
 
-from pipeline.distributed import spread
+from pipeline.distributed import MEETING, World, spread
 from pipeline.lora import Adapter
 from pipeline.policy import save_policy
 from pipeline.update import Update, run_update
@@ -173,3 +174,17 @@ def test_packs_are_spread_evenly(sizes: list[int], budget: int, ranks_: int) -> 
     assert packs == spread(sizes, budget, ranks_)
     # The pack that got the last member was the smallest before it did.
     assert max(tokens) - min(tokens) <= max(sizes, default=0)
+
+
+def test_ranks_on_gpus_take_a_card_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second rank of the second of two machines, before any word between ranks; no GPU is here."""
+    for name, value in (("LOCAL_RANK", "1"), ("RANK", "3"), ("WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv(MEETING, raising=False)
+    calls: list[tuple[str, Any]] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("set_device", device)))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **more: calls.append((backend, more["device_id"])))
+    world = World.join("cuda")
+    card = torch.device("cuda", 1)
+    assert (world.rank, world.size, world.place, world.device) == (3, 4, 1, card)
+    assert calls == [("set_device", card), ("nccl", card)]

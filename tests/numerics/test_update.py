@@ -76,6 +76,13 @@ def test_first_loss_of_ties_and_of_weighted_sums():
     assert run_update(model, groups, both, seed=SEED).first_loss == pytest.approx(5 * math.log(2), abs=1e-5)
 
 
+def test_a_finished_update_leaves_no_gradient():
+    """The model stays in a GPU's memory while others use it, and its gradient would take as much again."""
+    model = build()
+    run_update(model, preferences(model), SETTINGS, seed=SEED)
+    assert all(weight.grad is None for weight in model.parameters())
+
+
 def test_wrong_reference_stops_before_any_weight_changes():
     model = build()
     before = weights(model)
