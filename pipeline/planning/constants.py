@@ -3,7 +3,8 @@
 Rates are per second and decimal (1 TB/s is 10**12 bytes a second); memory of a GPU is in the unit of its datasheet, GB.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 GB = 10**9
 GIB = 2**30
@@ -39,6 +40,12 @@ class Device:
     cache_block: int = 16
     logit_seconds: float = 0.0
     source: str = ""
+
+    def computing_in(self, precision: Literal["float32", "bfloat16"]) -> "Device":
+        """The device as work in this precision finds it; processors know float32 alone."""
+        if precision == "bfloat16":
+            return self
+        return replace(self, flops=self.float32_flops, element_bytes=4)
 
     @property
     def memory_gb(self) -> float:

@@ -36,7 +36,7 @@ def sampler_memory(
     """
     head = shape.embedding if shape.tied else 0
     return Memory({
-        "weights": (shape.parameters + head) * device.element_bytes / group,
+        "weights": (shape.parameters + head) * device.computing_in(recipe.update.precision).element_bytes / group,
         "KV cache": recipe.sampling.cache_gib * GIB,
         "activations": assumed.sampler_activations * (device.memory or 0.0),
         "framework": 0.0 if device.is_cpu else assumed.framework_bytes,

@@ -78,6 +78,7 @@ def decoding(
         group: devices of an engine, over which weights, cache and products are spread.
         sequences: that the engine has to sample.
     """
+    device = device.computing_in(recipe.update.precision)
     token = shape.kv_bytes(device.element_bytes)
     room = recipe.sampling.cache_gib * GIB * group / (token * (_shared(work, device) + work.answer_tokens))
     limits = {"sequences": sequences, "max_sequences": recipe.sampling.max_sequences, "KV cache": int(room)}
@@ -100,6 +101,7 @@ def sample_seconds(
     held_out: bool = False, assumed: Assumptions = ASSUMED,
 ) -> float:  # fmt: skip
     """Sampling all answers of a round, or one to each held-out prompt, on so many engines of ``group`` devices."""
+    device = device.computing_in(recipe.update.precision)
     candidates = 1 if held_out else work.candidates
     prompts = ceil((work.held_out if held_out else work.prompts) / engines)
     sequences = prompts * candidates
@@ -137,7 +139,7 @@ def update_seconds(
     steps = optimizer_steps(recipe, work)
     tokens = step_tokens(recipe, work, ranks)
     operations = (6 if lora is None else 4) + (2 if update.gradient_checkpointing else 0)
-    flops = device.flops if update.precision == "bfloat16" else device.float32_flops
+    flops = device.computing_in(update.precision).flops
     compute = steps * operations * shape.multiplied * tokens / (flops * assumed.update_efficiency)
     passes = ceil(tokens / max(1.0, pack_tokens(recipe, work, ranks)))
     trained = trained_weights(shape, recipe)
@@ -189,7 +191,7 @@ def score_seconds(
     Of policies that are adapters, only these are read.
     """
     tokens = work.held_out * (work.prompt_tokens + work.answer_tokens)
-    flops = device.flops if recipe.update.precision == "bfloat16" else device.float32_flops
+    flops = device.computing_in(recipe.update.precision).flops
     passes = 3 * 2 * shape.multiplied * tokens / (ranks * flops * assumed.prefill_efficiency)
     return passes + 2 * FLOAT * trained_weights(shape, recipe) / assumed.store_bandwidth
 

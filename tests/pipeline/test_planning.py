@@ -175,6 +175,19 @@ def test_sampling_is_steps_and_prompts() -> None:
     assert found == pytest.approx(512 * 32 * step + 2 * LLAMA.multiplied * 1024 * 48 / 989e12)
 
 
+def test_in_float32_the_sampler_computes_as_the_update_does() -> None:
+    recipe = recipe_of(sampling={"cache_gib": 4.0}, update={"precision": "float32"})
+    work = workload_of(recipe)
+    assert sampler_memory(LLAMA, recipe, H100, 1).parts["weights"] == 4 * 8_030_261_248
+    # Twice the 131,072 bytes of a token: 4 GiB / (544 * 262,144) = 30.1 sequences.
+    found = decoding(LLAMA, recipe, work, H100, 1, 10_000, PERFECT)
+    assert found.batch == 30
+    assert found.parts["compute"] == pytest.approx(2 * LLAMA.multiplied * 30 / 67e12)
+    prefill = 2 * LLAMA.multiplied * 1024 * 256 / 67e12
+    seconds = sample_seconds(LLAMA, recipe, work, H100, engines=1, group=1, assumed=PERFECT)
+    assert seconds == pytest.approx(512 * 8192 / 30 * found.step + prefill)
+
+
 def test_the_update_is_six_operations_a_weight_and_token() -> None:
     recipe = recipe_of()
     work = workload_of(recipe)
