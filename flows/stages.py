@@ -42,7 +42,10 @@ async def prepare_prompts(run: str) -> Entry:
     if prompts is None:
         with session.display.stage(0, "prompts") as stage:
             stage.begin()
-            file, work = await timed(session.trainer, "prepare_prompts", checkpoint=checkpoint)
+            file, work = await timed(
+                session.trainer, "prepare_prompts", checkpoint=checkpoint,
+                on_progress=lambda figures: session.display.say(f"prompts: {figures['notice']}"),
+            )  # fmt: skip
         prompts = session.commit(0, "prompts", session.references([file]), work)
     if session.find(0, "probe") is None:
         file, work = await timed(session.trainer, "probe", checkpoint=checkpoint, prompts=as_json(prompts.files))

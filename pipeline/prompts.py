@@ -6,7 +6,7 @@ its content: the same prompt has the same id in every run. Datasets of pictures 
 
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from pipeline.records import PROMPTS, content_id, to_table
 Tokenizer = Any
 """A tokenizer of transformers, whose types are too loose to name here."""
 
+_Row = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class _Prompt:
@@ -34,12 +36,22 @@ class _Prompt:
         return content_id(self.content)
 
 
-def load_prompts(config: Prompts, evaluation_count: int, seed: int, tokenizer: Tokenizer) -> pa.Table:
+def load_prompts(
+    config: Prompts,
+    evaluation_count: int,
+    seed: int,
+    tokenizer: Tokenizer,
+    say: Callable[[str], None] = lambda _sentence: None,
+) -> pa.Table:
     """All prompts of a run, in the ``PROMPTS`` schema: the train split, then the evaluation split.
 
     The splits never share a prompt. Generated prompts come from splits of the corpus; of a file or dataset,
-    repeated prompts are left out (the first stays) and those with the ``evaluation_count`` smallest ids are
-    held out, whatever the seed, so that a run forked with another seed trains on none of them.
+    repeated prompts and those beyond ``max_tokens`` are left out (of repeated ones the first stays) and those with the
+    ``evaluation_count`` smallest ids are held out, whatever the seed, so that a run forked with another seed trains on
+    none of them.
+
+    Args:
+        say: takes a sentence for people: how many prompts were too long.
 
     Raises:
         ConfigError: no such file, dataset, split or column; too few prompts; or conversations without a
@@ -47,12 +59,15 @@ def load_prompts(config: Prompts, evaluation_count: int, seed: int, tokenizer: T
         DataError: a prompt that is empty, or neither a text nor a conversation that awaits an answer.
     """
     if isinstance(config, GeneratedPrompts):
-        train = _generated(config, "train", config.train, seed)
-        evaluation = _generated(config, "evaluation", evaluation_count, seed)
+        train = _rows(_generated(config, "train", config.train, seed), tokenizer)
+        evaluation = _rows(_generated(config, "evaluation", evaluation_count, seed), tokenizer)
     else:
-        train, evaluation = _hold_out(_read(config), evaluation_count)
-    rows = [*_rows(train, "train", tokenizer), *_rows(evaluation, "evaluation", tokenizer)]
-    return to_table(rows, PROMPTS)
+        rows = _rows(_read(config), tokenizer)
+        if config.max_tokens is not None:
+            rows = _short(rows, config.max_tokens, say)
+        train, evaluation = _hold_out(rows, evaluation_count)
+    splits = (("train", train), ("evaluation", evaluation))
+    return to_table([{**row, "split": split} for split, rows in splits for row in rows], PROMPTS)
 
 
 def check_lengths(prompts: pa.Table, max_tokens: int, context: int) -> None:
@@ -69,7 +84,7 @@ def check_lengths(prompts: pa.Table, max_tokens: int, context: int) -> None:
         raise PromptTooLongError(
             f"prompt {prompts['prompt_id'][row]} has {lengths[row]} tokens and an answer up to {max_tokens}, "
             f"more than the context of {context} ({len(too_long)} of {len(lengths)} prompts are too long): "
-            "leave such prompts out, lower sampling.max_tokens or raise the context"
+            "leave such prompts out (prompts.max_tokens), lower sampling.max_tokens or raise the context"
         )
 
 
@@ -100,21 +115,28 @@ def _generated(config: GeneratedPrompts, split: Split, count: int, seed: int) ->
     return [_Prompt(prompt.text, prompt.reference_answer, source) for prompt in prompts]
 
 
-def _hold_out(prompts: Iterable[_Prompt], count: int) -> tuple[list[_Prompt], list[_Prompt]]:
-    by_id: dict[str, _Prompt] = {}
-    for prompt in prompts:
-        by_id.setdefault(prompt.prompt_id, prompt)
+def _short(rows: Sequence[_Row], most: int, say: Callable[[str], None]) -> list[_Row]:
+    kept = [row for row in rows if len(row["token_ids"]) <= most]
+    if len(kept) < len(rows):
+        say(f"{len(rows) - len(kept)} of {len(rows)} prompts have more than {most} tokens and are left out")
+    return kept
+
+
+def _hold_out(rows: Sequence[_Row], count: int) -> tuple[list[_Row], list[_Row]]:
+    by_id: dict[str, _Row] = {}
+    for row in rows:
+        by_id.setdefault(row["prompt_id"], row)
     if len(by_id) <= count:
         raise ConfigError(
             f"evaluation.prompts {count} leaves none of the {len(by_id)} different prompts to train on: "
             "lower it or give more prompts"
         )
     held_out = set(sorted(by_id)[:count])
-    train = [prompt for prompt_id, prompt in by_id.items() if prompt_id not in held_out]
+    train = [row for prompt_id, row in by_id.items() if prompt_id not in held_out]
     return train, [by_id[prompt_id] for prompt_id in sorted(held_out)]
 
 
-def _rows(prompts: Sequence[_Prompt], split: str, tokenizer: Tokenizer) -> list[dict[str, object]]:
+def _rows(prompts: Sequence[_Prompt], tokenizer: Tokenizer) -> list[_Row]:
     return [
         {
             "prompt_id": prompt.prompt_id,
@@ -123,7 +145,6 @@ def _rows(prompts: Sequence[_Prompt], split: str, tokenizer: Tokenizer) -> list[
             "token_ids": token_ids,
             "source": prompt.source,
             "reference_answer": prompt.reference_answer,
-            "split": split,
         }
         for prompt in prompts
         for text, token_ids in [_encode(prompt.content, tokenizer)]

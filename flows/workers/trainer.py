@@ -111,11 +111,12 @@ class TrainerWorker(Worker):
 
     def prepare_prompts(self, checkpoint: tuple[FileRef, ...], *, progress: ProgressCall) -> FileRef:
         """The prompts of the whole run, tokenised once and checked against the policy's context."""
-        del progress
         recipe = self.recipe
         directory = super().directory(checkpoint)  # the first rank's alone, as is what it writes
         tokenizer = policies.load_tokenizer(directory)
-        table = prompt_tables.load_prompts(recipe.prompts, recipe.evaluation.prompts, recipe.seed, tokenizer)
+        table = prompt_tables.load_prompts(
+            recipe.prompts, recipe.evaluation.prompts, recipe.seed, tokenizer, lambda notice: progress(notice=notice)
+        )
         context = min(policies.max_context(directory), recipe.sampling.context or 2**62)
         prompt_tables.check_lengths(table, recipe.sampling.max_tokens, context)
         prompt_tables.round_slice(table, 1, recipe.sampling.prompts_per_round, recipe.seed)

@@ -6,6 +6,13 @@ from pydantic import Field
 
 from pipeline.config.base import Config, Corpus
 
+MaxTokens = Annotated[
+    int | None,
+    Field(
+        ge=1, description="longest prompt to take, in tokens; longer ones are left out; where empty, they stop the run"
+    ),
+]
+
 
 class GeneratedPrompts(Config):
     """Prompts from a corpus that rondo generates; warm start, training and evaluation never share one."""
@@ -24,6 +31,7 @@ class FilePrompts(Config):
     path: str = Field(min_length=1, description="the file")
     column: str = Field("prompt", description="column with a text, or a list of {role, content} messages")
     reference_column: str | None = Field(None, description="column with the right answer, for judges that need one")
+    max_tokens: MaxTokens = None
 
 
 class DatasetPrompts(Config):
@@ -35,6 +43,7 @@ class DatasetPrompts(Config):
     split: str = Field("train", description="split to read")
     column: str = Field("prompt", description="column with a text, or a list of {role, content} messages")
     reference_column: str | None = Field(None, description="column with the right answer, for judges that need one")
+    max_tokens: MaxTokens = None
 
 
 Prompts = Annotated[GeneratedPrompts | FilePrompts | DatasetPrompts, Field(discriminator="source")]

@@ -67,6 +67,22 @@ def test_a_parquet_file_gives_the_same_as_jsonl(tmp_path: Path) -> None:
     assert first.equals(second)
 
 
+def test_prompts_that_are_too_long_are_left_out_and_counted(tmp_path: Path) -> None:
+    """As many are held out as without them: those with the smallest ids among what is left."""
+    long = [f"{text} w1 w1 w1" for text in TEXTS[:5]]
+    path = jsonl(tmp_path / "p.jsonl", [{"prompt": text} for text in [*TEXTS, *long]])
+    short, longer = (len(PLAIN(text).input_ids) for text in (TEXTS[0], long[0]))
+    said: list[str] = []
+    table = load_prompts(FilePrompts(source="jsonl", path=path, max_tokens=short), 6, 0, PLAIN, said.append)
+    assert said == [f"5 of 25 prompts have more than {short} tokens and are left out"]
+    assert Counter(table["split"].to_pylist()) == {"train": 14, "evaluation": 6}
+    assert set(table["text"].to_pylist()) == set(TEXTS)
+    held_out = [row["prompt_id"] for row in table.to_pylist() if row["split"] == "evaluation"]
+    assert held_out == sorted(map(content_id, TEXTS))[:6]
+    whole = load_prompts(FilePrompts(source="jsonl", path=path, max_tokens=longer), 6, 0, PLAIN, said.append)
+    assert (whole.num_rows, len(said)) == (25, 1)
+
+
 def test_conversations_go_through_the_chat_template_once(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "p.jsonl", [{"prompt": conversation(text)} for text in TEXTS])
     table = load_prompts(FilePrompts(source="jsonl", path=path), 4, 0, CHAT)
