@@ -27,6 +27,8 @@ from support.recipes import TINY
 from support.workers import use
 
 OF_PARTS = {**TINY, "judge": {"kind": "python", "function": "support.judge_of_parts:length"}}
+TESTS = Path(__file__).parents[1]
+ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
 
 
 @pytest.fixture
@@ -158,7 +160,7 @@ def test_the_parts_of_a_worker_end_with_it(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(flows.process, "GRACE_SECONDS", 0.5 if hangs else 30.0)
     Store.open(tmp_path / "root").create_run("r", {})
     arguments = {"root": str(tmp_path / "root"), "run": "r", "recipe": OF_PARTS, "scratch": str(tmp_path)}
-    worker = WorkerProcess("judge", arguments, tmp_path / "judge.log", {})
+    worker = WorkerProcess("judge", arguments, tmp_path / "judge.log", ENVIRONMENT)
 
     async def work() -> psutil.Process:
         await worker.start()
@@ -196,7 +198,8 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
         "    await asyncio.sleep(600)\n"
         "asyncio.run(main())\n"
     )
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **ENVIRONMENT}) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
         (part,) = child.children()
