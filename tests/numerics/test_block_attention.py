@@ -62,6 +62,7 @@ def test_every_variant_is_compiled_as_a_whole_and_once(blocks_on_cpu, monkeypatc
         graphs.append(graph)
         return graph.forward
 
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)  # which a test of the sampler may have left
     torch._dynamo.reset()
     counters.clear()
     compiled = block_attention._kernels("cuda", backend)
