@@ -70,9 +70,10 @@ def test_the_learning_rate_falls_with_the_prompts_that_are_through():
     assert plan.expected_steps == 8  # 17 / 4, rounded, twice
     plan.close()
     assert plan.expected_steps == 10
-    done = [plan.step(number).done for number in range(6)]
+    done = [plan.step(number).done for number in range(10)]
     assert done[:3] == pytest.approx([0.0, (0.4 + 0.2 / 6) / 2, (0.4 + 0.2 * 5 / 6) / 2])
-    assert done[5] == pytest.approx(0.5)
+    # The second half is the second epoch, of which each preference is as much: 4 before each step but the first.
+    assert done[5:] == pytest.approx([0.5 + start / 17 / 2 for start in (0, 4, 8, 12, 16)])
 
 
 def test_an_update_saved_between_shards_goes_on_with_those_that_it_had(tmp_path):
