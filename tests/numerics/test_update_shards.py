@@ -60,6 +60,14 @@ def test_the_first_epoch_takes_shard_after_shard():
     assert second != first
 
 
+def test_a_step_is_known_as_soon_as_its_batch_is_there():
+    plan = StepPlan(BY_SHARD, seed=SEED)
+    assert plan.expected_steps == 2, "one an epoch, while nobody knows better"
+    for size, steps in ((3, 0), (1, 1), (3, 1), (1, 2)):
+        plan.add(size, 0.5)
+        assert [plan.step(number) is not None for number in range(3)] == [number < steps for number in range(3)]
+
+
 def test_the_learning_rate_falls_with_the_prompts_that_are_through():
     """Half of the update is its first epoch. Step 1 begins with the second preference of the third shard, the first
     two of which hold 0.4 of the prompts: (0.4 + 0.2 * 1/6) / 2; step 2 with the sixth: (0.4 + 0.2 * 5/6) / 2.

@@ -34,7 +34,7 @@ def test_what_a_judge_leaves_open() -> None:
 
 
 def test_a_margin_that_is_just_met_is_a_tie() -> None:
-    # All of them exact in binary: of p a pair differs by the margin and two by less; s is equal, q and r differ by more.
+    # All exact in binary: a pair of p differs by the margin, its others by less, as that of s; of q and r by more.
     said = judgments({"p": [0.0, 0.25, 0.5], "q": [0.0, 0.75], "r": [0.5, 1.25], "s": [1.0, 1.0]})
     found = described(candidates({"p": [1, 1, 1], "q": [1, 1], "r": [1, 1], "s": [1, 1]}), said, 0.5)
     assert found["tied"] == 4 / 6
