@@ -95,6 +95,9 @@ def test_staleness_samples_with_the_policy_before(root: Path) -> None:
         assert {entry.meta["policy"] for entry in stale.entries(number, "candidates")} == {policies[sampled_by]}
         assert stale.rounds()[number].meta["origin"]["sampled_by"] == policies[sampled_by]
         assert stale.entries(number, "checkpoint")[-1].meta["reference"] == policies[sampled_by]
+        done = stale.entries(number, "checkpoint")[-1].meta
+        assert done["span"] == [min(done["busy"])[0], max(end for _, end in done["busy"])]
+        assert len(done["busy"]) > 2, "it waited for shards in between"
     first, second, third = (summary.meta for summary in stale.rounds()[1:])
     # Round 1's reference is the policy that it starts from; the others begin away from theirs.
     assert first["first_loss_expected"] == pytest.approx(0.693147, abs=1e-6)

@@ -51,6 +51,15 @@ def test_what_the_file_system_itself_says(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_nothing_stays_open(tmp_path: Path) -> None:
+    """A run syncs thousands of files and directories."""
+    before = os.listdir("/proc/self/fd")
+    for number in range(20):
+        assert create(tmp_path / "new" / f"{number}", b"x")
+        assert not create(tmp_path / "new" / f"{number}", b"y")
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
 @pytest.mark.skipif(not os.path.isdir("/sys/kernel"), reason="needs a file system in which nobody may create a file")
 def test_where_nothing_may_be_created_the_reason_is_said() -> None:
     """And not that the temporary file, which could not be created either, is missing."""

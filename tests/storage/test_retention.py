@@ -322,6 +322,46 @@ def test_a_fork_that_has_not_begun_keeps_its_past(memory: Store) -> None:
     assert verify(memory, "fork").damages == ()
 
 
+def test_a_fork_that_was_killed_while_it_began_keeps_its_past(memory: Store) -> None:
+    run = kept_run(memory, "kept", 4)
+    child = create_fork(memory, run, 3, "fork", {})
+    with child.writer() as writer:
+        for entry in run.entries(0):
+            assert entry.key is not None
+            writer.commit(entry.key, entry.files, entry.meta)
+        writer.finish_round(0, run.rounds()[0].meta)
+    done = prune(memory, run, ())
+    assert (done.removals, done.for_forks) == ((), (1, 2, 3))
+    assert strays(memory) == []
+    with child.writer() as writer:
+        adopt_rounds(memory, child, writer)
+    assert rounds_with_weights(child) == [0, 1, 2, 3]
+    assert verify(memory, "fork").damages == ()
+
+
+@pytest.mark.parametrize(
+    "parent",
+    ["kept", {"run": "kept"}, {"run": "kept", "round": -1}, {"run": "kept", "round": True}, {"run": 1, "round": 1}],
+)
+def test_nothing_goes_where_a_header_does_not_say_whose_fork_it_is(memory: Store, parent: object) -> None:
+    run = kept_run(memory, "kept", 2)
+    memory.create_run("fork", {"parent": parent})
+    for remove in (lambda: prune(memory, run, ()), lambda: delete_run(memory, "kept"), lambda: strays(memory)):
+        with pytest.raises(CorruptEntryError, match="the header names a parent as"):
+            remove()
+    assert data_files(memory) == named(memory)
+
+
+def test_what_a_fork_gives_up_of_its_past_may_go(memory: Store) -> None:
+    """As soon as it has taken its past over: it needs no round of its own for that."""
+    run = kept_run(memory, "kept", 4)
+    fork = kept_fork(memory, run, 3, "fork", 3)
+    assert {item.round for item in prune(memory, fork, ()).removals} == {1, 2}
+    done = prune(memory, run, ())
+    assert ({item.round for item in done.removals}, done.for_forks) == ({1, 2}, (3,))
+    assert data_files(memory) == named(memory)
+
+
 def test_a_fork_of_a_pruned_run(memory: Store) -> None:
     """It takes over what is there, and what is not as not being there."""
     run = kept_run(memory, "kept", 3)
