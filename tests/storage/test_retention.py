@@ -409,9 +409,14 @@ def test_sweeping_takes_what_nobody_names(store: Store) -> None:
 
 def test_a_run_that_is_being_written_keeps_its_last_hour(memory: Store) -> None:
     run = kept_run(memory, "kept", 1)
+    idle = kept_run(memory, "idle", 1)
     with run.writer() as writer:
         in_flight = weights(memory, run, 2, "checkpoint")
         assert strays(memory, after=timedelta(minutes=59), grace=timedelta(0)) == []
+        left = {file.path for file in weights(memory, idle, 2, "checkpoint")}
+        found = strays(memory, after=timedelta(minutes=59), grace=timedelta(0))
+        assert {stray.path for stray in found} == left, "nobody writes to the other run"
+        sweep(memory, found)
         assert len(strays(memory, after=timedelta(minutes=61), grace=timedelta(0))) == 3
         writer.commit(Key(2, "checkpoint"), in_flight)
         assert strays(memory, grace=timedelta(0)) == []
@@ -437,6 +442,17 @@ def test_unnamed_files_of_a_killed_writer_on_a_disk(local: Store) -> None:
     assert [stray.path for stray in strays(local)] == ["runs/kept/log/0000000099.json-0123#1"]
     sweep(local, strays(local))
     assert not staged.exists()
+
+
+def test_what_is_left_of_a_deleted_run_goes_with_its_directory(local: Store) -> None:
+    for name in ("gone", "kept"):
+        kept_run(local, name, 1)
+    local.objects.delete([layout.entry_key("gone", 0)])  # where a deletion was cut off
+    found = strays(local)
+    assert {(stray.path.split("/")[1], stray.why) for stray in found} == {("gone", "of a deleted run")}
+    sweep(local, found)
+    assert [path.name for path in Path(local.root, "runs").iterdir()] == ["kept"]
+    assert verify(local, "kept").damages == ()
 
 
 def test_nothing_is_swept_where_a_log_is_damaged(memory: Store) -> None:
@@ -472,6 +488,18 @@ def test_deleting(store: Store) -> None:
         delete_run(store, "kept")
     kept_run(store, "kept", 1)
     assert verify(store, "kept").damages == ()
+
+
+def test_a_run_that_a_lost_machine_was_writing_can_be_deleted(memory: Store, act_as: ActAs) -> None:
+    act_as("elsewhere")
+    lost = kept_run(memory, "kept", 1).writer()
+    lost.__enter__()
+    act_as("self")
+    with pytest.raises(RunBusyError, match="take the run over"):
+        delete_run(memory, "kept")
+    assert verify(memory, "kept").damages == ()
+    delete_run(memory, "kept", take_over=True)
+    assert memory.objects.listing("runs") == []
 
 
 def test_killed_at_every_write_of_a_deletion(act_as: ActAs) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from flows.adopt import adopt_rounds
 from storage import layout
+from storage.checkpoints import stage_shared
 from storage.errors import CorruptEntryError, DamagedFileError, RunNotFoundError
 from storage.inputs import CARRIED_STAGES, check_inputs, open_to_go_on
 from storage.manifest import Entry, decode_entry, digest_of, encode_entry
@@ -130,6 +131,19 @@ def test_the_manifest_of_a_warm_start(kept: Store, how: str) -> None:
     assert 0 in found.good
 
 
+def test_a_warm_start_that_was_made_again_otherwise(tmp_path: Path) -> None:
+    """Its manifest is intact, and is not what the run began with."""
+    store = Store.open(tmp_path)
+    kept_run(store, "kept", 1)
+    key = layout.shared_manifest_key(*WARM_START)
+    store.objects.delete([key])
+    with stage_shared(store, *WARM_START) as staged:
+        (staged.path / "model.safetensors").write_bytes(b"others")
+    found = verify(store, "kept")
+    assert [damage.problem for damage in found.damages] == [f"{key} names other files than the run"]
+    assert found.good == (0, 1), "it names its files itself"
+
+
 @pytest.mark.parametrize("how", DAMAGES)
 def test_every_log_entry(kept: Store, how: str) -> None:
     """One at a time; of each kind one with all that ``verify`` does besides."""
@@ -144,6 +158,31 @@ def test_every_log_entry(kept: Store, how: str) -> None:
         assert key in {damage.path for damage in damages}, (at, how)
         assert all("log entry" in damage.problem for damage in damages if damage.path == key)
     assert check_log(kept.objects, "kept") == []
+
+
+def test_what_a_lost_entry_means(tmp_path: Path) -> None:
+    """What a later summary holds costs no round; what none holds yet costs all that comes after it."""
+    store = Store.open(tmp_path)
+    run = kept_run(store, "kept", 3)
+    prune(store, run, ())
+    with run.writer() as writer:
+        add_rounds(store, run, writer, 4)  # its summary knows of the release
+        add_table(store, run, writer, 5, "candidates", {"policy": run.rounds()[-1].meta["policy"]}, 0)
+    keys = {}
+    for key in store.objects.keys(layout.log_prefix("kept")):
+        keys.setdefault(decode(store, key).kind, []).append(key)
+    for key, meaning, spoils, round in (
+        (keys["run"][0], "the recipe is lost", True, 0),
+        (keys["commit"][0], "a later summary holds what it said of the rounds", False, 0),
+        (keys["release"][0], "what it released is not known any more", False, 4),
+        (keys["round"][3], "a later summary holds what it said of the rounds", False, 3),
+        (keys["commit"][-1], "run 'kept' cannot be opened for writing", True, None),
+    ):
+        with damaged(store, key, "delete"):
+            (found,) = check_log(store.objects, "kept")
+        assert found.meaning.startswith(meaning)
+        assert (found.path, found.spoils, found.round) == (key, spoils, round)
+        assert found.problem.endswith(": it is missing")
 
 
 def decode(store: Store, key: str) -> Entry:
