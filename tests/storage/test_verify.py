@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from flows.adopt import adopt_rounds
 from storage import layout
 from storage.checkpoints import stage_shared
-from storage.errors import CorruptEntryError, DamagedFileError, RunNotFoundError
+from storage.errors import CorruptEntryError, DamagedFileError, InvalidNameError, RunNotFoundError
 from storage.inputs import CARRIED_STAGES, check_inputs, open_to_go_on
-from storage.manifest import Entry, decode_entry, digest_of, encode_entry
+from storage.manifest import Entry, Key, decode_entry, digest_of, encode_entry
 from storage.retention import create_fork, prune
 from storage.run import Run
 from storage.store import Store
@@ -102,6 +102,8 @@ def test_every_file_of_a_round(kept: Store, stage: str, how: str) -> None:
         newest = LAST if stage not in CARRIED_STAGES else (2 if how == "swap" else 3)
         assert found.newest_checkpoint == newest
         assert all(stage in damage.meaning for damage in found.damages)
+        stops = ["nothing can go on from this round" in damage.meaning for damage in found.damages]
+        assert set(stops) == {stage in CARRIED_STAGES}
     assert verify(kept, "kept").damages == ()
 
 
@@ -115,6 +117,8 @@ def test_what_all_rounds_need(kept: Store, how: str) -> None:
         with damaged(kept, path, how, other):
             found = verify(kept, "kept")
         assert path in {damage.path for damage in found.damages}
+        (meaning,) = (damage.meaning for damage in found.damages if damage.path == path)
+        assert "no round of " in meaning, meaning
         assert found.newest_checkpoint is None
         assert 0 not in found.good
         assert 2 in found.good
@@ -284,6 +288,78 @@ def test_records_that_contradict_each_other(tmp_path: Path, stage: str, field: s
     assert found.good == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("stage", "round", "policies", "says"),
+    [
+        ("candidates", 1, (0,), {}),
+        ("candidates", 2, (0, 1), {}),
+        ("candidates", 3, (1, 2), {}),
+        ("candidates", 3, (1,), {3: 1}),
+        ("candidates", 3, (2,), {3: 2}),
+        ("eval_candidates", 3, (3,), {}),
+        ("baseline_candidates", 3, (0, 2), {}),
+        ("initial_candidates", 3, (0,), {}),
+        ("checkpoint", 3, (0, 1, 2), {}),
+    ],
+)
+def test_policies_that_may_be_meant(
+    tmp_path: Path, stage: str, round: int, policies: tuple[int, ...], says: dict[int, int]
+) -> None:
+    """Of all policies of a run these may have sampled, or be the reference, by what the rounds say of who sampled."""
+    store = Store.open(tmp_path)
+    run = kept_run(store, "kept", 4)
+    known = [summary.meta["policy"] for summary in run.rounds()]
+    # There are no answers of earlier policies in this run: another table is taken for them.
+    taken = "judgments" if stage in ("baseline_candidates", "initial_candidates") else stage
+    field = "reference" if stage == "checkpoint" else "policy"
+
+    def change(old: Entry, policy: str) -> Entry:
+        if old.kind == "round" and old.round in says:
+            return Entry(**{**vars(old), "meta": {**old.meta, "origin": {"sampled_by": known[says[old.round]]}}})
+        if old.key is None or old.round != round or old.key.stage not in (taken, stage):
+            return old
+        key = Key(round, stage, old.key.shard)
+        return Entry(**{**vars(old), "key": key, "meta": {**old.meta, field: policy}})
+
+    fine = []
+    for number, policy in enumerate(known):
+        rewrite(store, run, lambda old, policy=policy: change(old, policy))
+        if not verify(store, "kept").damages:
+            fine.append(number)
+    assert tuple(fine) == policies
+
+
+def test_nothing_is_concluded_from_a_policy_that_is_not_known(tmp_path: Path) -> None:
+    """A checkpoint whose entry says no policy: what the next round was sampled by cannot be compared with it."""
+    store = Store.open(tmp_path)
+    run = kept_run(store, "kept", 3)
+    policy = run.rounds()[2].meta["policy"]
+
+    def change(old: Entry) -> Entry:
+        if old.kind == "round" and old.round == 3:
+            return Entry(**{**vars(old), "meta": {**old.meta, "origin": {"sampled_by": policy}}})
+        checkpoint = old.key is not None and (old.key.stage, old.round) == ("checkpoint", 2)
+        return Entry(**{**vars(old), "meta": {}}) if checkpoint else old
+
+    rewrite(store, run, change)
+    damages = [damage.problem for damage in verify(store, "kept").damages]
+    assert not [problem for problem in damages if "candidates" in problem], damages
+
+
+def test_a_fork_whose_past_is_not_its_parents(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    fork = kept_fork(store, kept_run(store, "kept", 3), 2, "fork", 3)
+
+    def change(old: Entry) -> Entry:
+        hit = old.key is not None and (old.key.stage, old.round) in {("metrics", 1), ("metrics", 3)}
+        return Entry(**{**vars(old), "files": ()}) if hit else old
+
+    rewrite(store, fork, change)
+    found = verify(store, "fork")
+    assert [damage.problem for damage in found.damages] == ["metrics of round 1 is not what run 'kept' has"]
+    assert found.good == (0, 2, 3), "round 3 is its own"
+
+
 def wrong(entry: Entry, stage: str, field: str) -> Entry:
     hit = entry.key is not None and (entry.key.stage, entry.key.round) == (stage, 2)
     return Entry(**{**vars(entry), "meta": {**entry.meta, field: "f" * 64}}) if hit else entry
@@ -361,6 +437,8 @@ def test_a_parent_that_is_gone(tmp_path: Path) -> None:
 def test_no_run(kept: Store) -> None:
     with pytest.raises(RunNotFoundError, match="there is no run 'nowhere'"):
         verify(kept, "nowhere")
+    with pytest.raises(InvalidNameError):
+        verify(kept, "../runs/kept")
 
 
 def test_an_older_run_without_releases(tmp_path: Path) -> None:
