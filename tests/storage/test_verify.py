@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from storage.inputs import CARRIED_STAGES, check_inputs, open_to_go_on
 from storage.manifest import Entry, Key, decode_entry, digest_of, encode_entry
 from storage.retention import create_fork, prune
 from storage.run import Run
+from storage.shards import write_table
 from storage.store import Store
 from storage.verify import verify
 from storage.verify_log import check_log
@@ -239,6 +241,21 @@ def test_a_fork_is_verified_with_its_parents_files(kept: Store) -> None:
         assert [damage.path for damage in found.damages] == [path]
         assert found.good == (0, 1, 3, 4)
     assert verify(kept, "fork").damages == ()
+
+
+def test_shards_of_one_stage_with_other_columns(tmp_path: Path) -> None:
+    """Each is what was committed, and the stage cannot be read as one table."""
+    store = Store.open(tmp_path)
+    run = kept_run(store, "kept", 1)
+    with run.writer() as writer:
+        add_table(store, run, writer, 2, "candidates", None, 0)
+        table = pa.table({"prompt_id": ["p"], "grade": [1]})
+        other = write_table(store, "kept", 2, "candidates", table, 1)
+        writer.commit(Key(2, "candidates", 1), [other])
+        add_table(store, run, writer, 2, "candidates", None, 2)
+    (damage,) = verify(store, "kept").damages
+    assert (damage.path, damage.round) == (other.path, 2)
+    assert damage.problem == f"{other.path} has other columns than the shards beside it"
 
 
 def test_a_file_beside_the_committed_ones(kept: Store) -> None:
