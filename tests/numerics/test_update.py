@@ -76,6 +76,36 @@ def test_first_loss_of_ties_and_of_weighted_sums():
     assert run_update(model, groups, both, seed=SEED).first_loss == pytest.approx(5 * math.log(2), abs=1e-5)
 
 
+@pytest.mark.parametrize("objectives", [{"simpo": 1.0}, {"sigmoid": 1.0, "sppo": 0.5}])
+def test_no_first_loss_is_expected_where_theory_gives_none(objectives):
+    model = build()
+    result = run_update(model, preferences(model), replace(SETTINGS, objectives=objectives), seed=SEED)
+    assert result.first_loss_expected is None
+    assert len(result.steps) == 3
+
+
+def test_each_preference_has_its_own_soft_label():
+    """-p log sigmoid(m) - (1 - p) log sigmoid(-m), and p = 1 without a label, in several packs."""
+    model = build()
+    labels = [0.6, None, 0.9, 0.5, None, 1.0, 0.75]
+    groups = [
+        replace(
+            group,
+            soft_label=label,
+            reference_logps=[group.reference_logps[0] - place / 2, group.reference_logps[1] + 1],
+        )
+        for place, (group, label) in enumerate(zip(preferences(model, count=7), labels, strict=True))
+    ]
+    margins = [0.1 * (1 + place / 2) for place in range(7)]
+    losses = [
+        label * math.log1p(math.exp(-margin)) + (1 - label) * math.log1p(math.exp(margin))
+        for label, margin in zip([1.0 if p is None else p for p in labels], margins, strict=True)
+    ]
+    settings = replace(SETTINGS, batch_size=7, token_budget=60, reference_is_start=False)
+    row = run_update(model, groups, settings, seed=SEED).steps[0]
+    assert row.loss == pytest.approx(sum(losses) / 7, rel=1e-4)  # margins are differences of sums near 50 nats
+
+
 def test_wrong_reference_stops_before_any_weight_changes():
     model = build()
     before = weights(model)

@@ -9,7 +9,7 @@ from numerics.test_update import SEED, SETTINGS, preferences, weights
 from numerics.tiny_models import build
 
 from pipeline.batches import StepPlan
-from pipeline.errors import DataError
+from pipeline.errors import DataError, PromptTooLongError
 from pipeline.update import Update, run_update
 
 BY_SHARD = replace(SETTINGS, batch_order="shards", batch_size=4, epochs=2, schedule="linear")
@@ -60,6 +60,14 @@ def test_the_first_epoch_takes_shard_after_shard():
     assert second != first
 
 
+def test_each_shard_is_permuted_in_its_own_way():
+    plan = StepPlan(replace(BY_SHARD, batch_size=9), seed=SEED)
+    for share in (0.25, 0.5, 0.75, 1.0):
+        plan.add(9, share)
+    orders = {tuple(index - 9 * number for index in plan.step(number).members) for number in range(4)}
+    assert len(orders) == 4
+
+
 def test_a_step_is_known_as_soon_as_its_batch_is_there():
     plan = StepPlan(BY_SHARD, seed=SEED)
     assert plan.expected_steps == 2, "one an epoch, while nobody knows better"
@@ -104,6 +112,21 @@ def test_an_update_saved_between_shards_goes_on_with_those_that_it_had(tmp_path)
     other.add(*parts[0])
     with pytest.raises(DataError, match="had other preferences"):
         other.load(tmp_path)
+
+
+def test_what_does_not_fit_is_refused_when_it_comes():
+    """And nothing of that shard is added: the update goes on with the others."""
+    model = build()
+    groups = preferences(model, count=8)
+    update = Update(model, groups[:4], BY_SHARD, seed=SEED, share=0.5)
+    update.advance()
+    with pytest.raises(DataError, match=r"compares two candidates and prompt .* has 3"):
+        update.add([groups[4], *preferences(model, count=1, candidates=3)], 0.75)
+    with pytest.raises(PromptTooLongError):
+        update.add([replace(groups[4], prompt_token_ids=[5] * 70)], 0.75)
+    update.add(groups[4:], 1.0)
+    expected = run_update(build(), groups, BY_SHARD, seed=SEED)
+    assert len(update.run().steps) == len(expected.steps) == 4
 
 
 def test_a_round_without_any_preference_is_refused_at_its_end():
