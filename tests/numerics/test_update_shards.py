@@ -68,6 +68,22 @@ def test_each_shard_is_permuted_in_its_own_way():
     assert len(orders) == 4
 
 
+def test_only_the_last_step_ends_an_update():
+    """Nothing is saved after it. While shards are missing, no step is known to be the last."""
+    model = build()
+    groups = preferences(model, count=12)
+    ended = []
+
+    def note(_row):
+        ended.append(update.ended)
+
+    update = Update(model, groups[:4], replace(BY_SHARD, epochs=1), seed=SEED, share=0.5)
+    update.advance(note)
+    update.add(groups[4:], 1.0)
+    update.run(note)
+    assert ended == [False, False, True]
+
+
 def test_a_step_is_known_as_soon_as_its_batch_is_there():
     plan = StepPlan(BY_SHARD, seed=SEED)
     assert plan.expected_steps == 2, "one an epoch, while nobody knows better"
