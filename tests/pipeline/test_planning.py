@@ -3,6 +3,7 @@
 Efficiencies are set to 1 where a number is derived, so that only the formula is left.
 """
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +29,7 @@ from pipeline.planning import (
     workload_of,
 )
 from pipeline.planning.constants import GIB
-from pipeline.planning.disk import checkpoint_bytes, round_bytes
+from pipeline.planning.disk import checkpoint_bytes, round_bytes, run_bytes
 from pipeline.planning.memory import activation_bytes, sampler_memory, update_memory
 from pipeline.planning.shapes import known_shape, shape_by_numbers
 from pipeline.planning.stages import pipelined
@@ -346,6 +347,21 @@ def test_the_store_of_a_round() -> None:
     adapter = recipe_of(update={"lora": {"rank": 16}, "optimizer_state": "carried"})
     assert checkpoint_bytes(LLAMA, adapter) == pytest.approx(4 * 41_943_040, rel=0.05)
     assert round_bytes(LLAMA, adapter, work)["moments"] == 8 * 41_943_040
+
+
+def test_the_tables_of_a_round_and_of_a_run() -> None:
+    """8,192 answers and 256 held-out ones of 512 tokens, each judged once; 1,024 pairs and 32 steps; 8 and 2 shards."""
+    recipe = recipe_of()
+    work = workload_of(recipe)
+    # A token: its log-probability, an id of 17 bits at most, its text.
+    token = 3.03 + math.log2(128_256) / 8 + 1.6
+    rows = 8448 * (6.4 + 512 * token) + 8448 * 29 + 1024 * 72 + 32 * 160 + 256 * 38
+    # Candidates and judgments of 10 shards; preferences, metrics, probe, log-probabilities; an entry each, and 3 more.
+    found = round_bytes(LLAMA, recipe, work)
+    assert found["tables"] == pytest.approx(rows + 24 * 3300 + 27 * 650)
+    # All prompts of 4 rounds and the held-out ones, with ids and text, and the initial policy.
+    once = 4 * LLAMA.parameters + (4 * 1024 + 256) * (11 + 256 * (token - 3.03))
+    assert run_bytes(LLAMA, recipe, work) == pytest.approx(once + 4 * (found["tables"] + found["checkpoint"]))
 
 
 def test_more_devices_are_never_slower_where_they_compute() -> None:
