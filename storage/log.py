@@ -26,7 +26,6 @@ class _State:
     head: Entry
     digest: str
     session: Entry | None = None
-    closed: bool = True
     close: Entry | None = None
     rounds: int = 0
     pending: dict[Key, Entry] = field(default_factory=dict)
@@ -35,7 +34,7 @@ class _State:
 
     @staticmethod
     def after(summary: Summary) -> "_State":
-        state = _State(summary.entry, summary.head, summary.session, False, None, summary.rank + 1)
+        state = _State(summary.entry, summary.head, summary.session, None, summary.rank + 1)
         for item in summary.pending:
             state._add(item)
         state.releases += summary.releases
@@ -49,9 +48,9 @@ class _State:
             )
         self.head, self.digest = entry, digest
         if entry.kind == "session":
-            self.session, self.closed, self.close = entry, False, None
+            self.session, self.close = entry, None
         elif entry.kind == "close":
-            self.closed, self.close = True, entry
+            self.close = entry
         elif entry.kind == "commit":
             self._add(entry)
         elif entry.kind == "release":
@@ -138,8 +137,8 @@ class Log:
 
     @property
     def session_closed(self) -> bool:
-        """Whether the newest session has its closing entry; True where there was none yet."""
-        return self._state.closed
+        """Whether the newest session has its closing entry."""
+        return self._state.close is not None
 
     @property
     def pause(self) -> dict[str, Any] | None:

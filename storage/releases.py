@@ -63,9 +63,14 @@ def needed_by_forks(objects: Objects, run: str) -> set[str]:
     for name, log in logs.items():
         needed |= named(log)
         start = known[name]
-        if start is not None and (not log.finished or log.finished[-1] < start[1]):
+        if start is not None and not has_begun(log, start[1]):
             needed |= named(logs.get(start[0]) or Log(objects, start[0]), start[1])
     return needed
+
+
+def has_begun(fork: Log, round: int) -> bool:
+    """Whether a fork of that round has taken over what it starts from: from then on it names all that it needs."""
+    return bool(fork.finished) and fork.finished[-1] >= round
 
 
 def named(log: Log, last: int | None = None) -> set[str]:

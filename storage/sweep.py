@@ -11,7 +11,7 @@ from storage.checkpoints import shared_files
 from storage.errors import CorruptEntryError
 from storage.log import Log
 from storage.objects import Listed
-from storage.releases import named, parent_of, remove
+from storage.releases import has_begun, named, parent_of, remove
 from storage.store import Store
 
 DEFAULT_GRACE = timedelta(hours=24)
@@ -83,14 +83,10 @@ def _needed(logs: dict[str, Log]) -> set[str]:
         start = parent_of(log.header.meta)
         # A fork that has not begun needs what its parent has up to there.
         if start is not None and start[0] in logs:
-            needed |= named(logs[start[0]], start[1]) if _behind(log, start[1]) else set()
+            needed |= set() if has_begun(log, start[1]) else named(logs[start[0]], start[1])
         elif start is not None:
             raise CorruptEntryError(f"run '{name}' is a fork of '{start[0]}', which is not there: nothing is swept")
     return needed
-
-
-def _behind(log: Log, round: int) -> bool:
-    return not log.finished or log.finished[-1] < round
 
 
 def _why(item: Listed, run: str | None, *, known: bool, shared: set[str]) -> Why | None:

@@ -56,6 +56,8 @@ def root(rondo: Rondo, streamed: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_streaming_ends_with_the_weights_of_phases(rondo: Rondo, streamed: Path, root: Path) -> None:
     run(rondo, streamed, "streaming", root)
     assert_same(root, "phased", root, "streaming", range(3))
+    asked = [Store.open(root).run(name).entries(2, "checkpoint")[-1].meta["busy"] for name in ("phased", "streaming")]
+    assert len(asked[0]) == 2 < len(asked[1]), "the one update got all shards at once, the other those that were there"
     run(rondo, streamed, "narrow", root, "sampling.shards_in_flight=1")
     rows = [Store.open(root).run(name).files(2, "checkpoint") for name in ("streaming", "narrow")]
     assert [file.sha256 for file in rows[0]] == [file.sha256 for file in rows[1]]
@@ -88,6 +90,18 @@ def test_killed_while_it_streams(
     assert_same(root, name, disk / "root", name, range(rounds + 1))
 
 
+@pytest.mark.parametrize("mode", ["streaming", "phased"])
+def test_what_is_done_is_not_done_again(rondo: Rondo, streamed: Path, tmp_path: Path, mode: str) -> None:
+    """Killed right after the update: only the new policy's answers are missing. A stage without work is not shown."""
+    settings = chaos.settings(tmp_path / "covered", "after", only=["entry commit 1/checkpoint"])
+    changes = (f"mode={mode}", "rounds=1")
+    killed = run(rondo, streamed, "r", tmp_path / "root", *changes, environment=settings, ok=False)
+    assert killed.returncode == -signal.SIGKILL
+    done = run(rondo, streamed, "r", tmp_path / "root", *changes)
+    rest = ("hand over", "held-out sample", "held-out judge", "score")
+    assert _worked(done) == {f"round 1  {name}" for name in rest}
+
+
 def test_staleness_samples_with_the_policy_before(root: Path) -> None:
     stale = Store.open(root).run("stale")
     policies = [stale.entries(number, "checkpoint")[-1].meta["policy"] for number in range(4)]
@@ -95,6 +109,9 @@ def test_staleness_samples_with_the_policy_before(root: Path) -> None:
         assert {entry.meta["policy"] for entry in stale.entries(number, "candidates")} == {policies[sampled_by]}
         assert stale.rounds()[number].meta["origin"]["sampled_by"] == policies[sampled_by]
         assert stale.entries(number, "checkpoint")[-1].meta["reference"] == policies[sampled_by]
+        done = stale.entries(number, "checkpoint")[-1].meta
+        assert done["span"] == [min(done["busy"])[0], max(end for _, end in done["busy"])]
+        assert len(done["busy"]) > 2, "it waited for shards in between"
     first, second, third = (summary.meta for summary in stale.rounds()[1:])
     # Round 1's reference is the policy that it starts from; the others begin away from theirs.
     assert first["first_loss_expected"] == pytest.approx(0.693147, abs=1e-6)
@@ -156,6 +173,11 @@ def test_what_may_not_be_set_aside_stops_the_run(
     done = run(rondo, streamed, "hurt", tmp_path, *changes, environment={"RONDO_POISON": poison}, ok=False)
     assert done.returncode == 1
     assert words in done.stderr
+
+
+def _worked(done: Done) -> set[str]:
+    """The stages that have ended, as they are shown."""
+    return {line[:24].strip() for line in done.stderr.splitlines() if line.startswith("round ")}
 
 
 def _digest(run: Run, shard: int) -> str | None:

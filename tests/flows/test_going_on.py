@@ -66,6 +66,7 @@ def test_what_changes_results_is_refused_and_the_rest_is_not_named(store: Store,
 def test_no_round_comes_after_the_end_of_the_schedule(store: Store) -> None:
     run, recipe = create_or_open(store, "begun", parse_recipe(TINY, ["rounds=9", "update.schedule_over=run"]))
     check_goal(run, recipe, 2)
+    check_goal(run, parse_recipe(TINY), 3)  # a schedule over each round has no end
     with pytest.raises(ConfigError, match=r"ends with round 2: to go on to round 3, begin a new run$"):
         check_goal(run, recipe, 3)
     with run.writer() as writer:

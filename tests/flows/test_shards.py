@@ -1,12 +1,14 @@
 """Shards on their way, and who waits for them: what is known before any of them is sampled for real."""
 
 import asyncio
+import contextlib
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from flows import shards, stages
+from flows.recipes import parse_recipe
 from flows.references import Batch
 from flows.session import Session
 from flows.shards import Shard, Shards, ShardsFailedError, on_their_way
@@ -14,8 +16,9 @@ from flows.spans import busy_seconds, shared_seconds
 from flows.update_step import update
 from pipeline.errors import EngineError
 from pipeline.records import content_id
-from storage.manifest import Entry, Key
+from storage.manifest import Entry, FileRef, Key
 from storage.store import Store
+from support.recipes import TINY
 
 BATCH = Batch.training(1, 0)
 THROUGH = Shard(Entry(1, "commit", "s", Key(1, "candidates", 0), (), {}, "", ""))
@@ -62,6 +65,114 @@ def test_who_waits_for_shards_that_fail_does_not_try_again(three_shards: list[st
     again = update.retry_condition_fn
     states = [SimpleNamespace(data=error) for error in (waited[0], EngineError("died"))]
     assert [again(None, None, state) for state in states] == [False, True]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("mode", ["streaming", "phased"])
+def test_what_is_sampled_ahead_of_a_slower_judge_is_bounded(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """Two shards fit into the sampler, so eight may be on their way. In phases the judge waits for the last of all."""
+    did: list[tuple[str, int]] = []
+    most = 0
+
+    async def sample(_number: int, index: int, *_rest: Any) -> Entry:
+        nonlocal most
+        did.append(("sample", index))
+        judged = sum(what == "judge" for what, _ in did)
+        most = max(most, sum(what == "sample" for what, _ in did) - judged)
+        await asyncio.sleep(0)
+        files = (FileRef("runs/r/some.parquet", 1, "0" * 64, 1),) if index < 19 else ()  # the last one is set aside
+        return Entry(1, "commit", "s", Key(1, "candidates", index), files, {}, "", "")
+
+    async def judge(_number: int, index: int, candidates: Entry, *_rest: Any) -> Entry:
+        await asyncio.sleep(0.005)
+        did.append(("judge", index))
+        return candidates
+
+    async def prefer(_number: int, _index: int, candidates: Entry, _judgments: Entry) -> Entry:
+        return candidates
+
+    shown: list[tuple[str, int, int]] = []
+
+    def stage(_number: int, name: str, total: int, parts: int) -> contextlib.nullcontext[None]:
+        shown.append((name, total, parts))
+        return contextlib.nullcontext()
+
+    recipe = parse_recipe(TINY, [f"mode={mode}", "sampling.candidates=4"])
+    session = SimpleNamespace(
+        recipe=recipe,
+        display=SimpleNamespace(stage=stage),
+        sampler=SimpleNamespace(capacity=2),
+        judge=SimpleNamespace(capacity=1),
+    )
+    monkeypatch.setattr(shards, "current", lambda: session)
+    for name, work in (("sample_shard", sample), ("judge_shard", judge), ("prefer_shard", prefer)):
+        monkeypatch.setattr(shards, name, work)
+
+    async def through(batch: Batch) -> list[Shard]:
+        found = Shards([[2 * index, 2 * index + 1] for index in range(20)])
+        await shards.work_through.fn("r", 1, batch, found)
+        return await found.all()
+
+    trained = asyncio.run(through(BATCH))
+    assert [shard.candidates.key.shard for shard in trained if shard.candidates.key] == list(range(20))
+    assert [index for index, shard in enumerate(trained) if shard.judgments is None] == [19]
+    assert [index for index, shard in enumerate(trained) if shard.preferences is None] == [19]
+    assert sorted(index for what, index in did if what == "judge") == list(range(19))
+    if mode == "streaming":
+        assert most == 8
+    else:
+        assert [what for what, _ in did] == ["sample"] * 20 + ["judge"] * 19
+    answered = asyncio.run(through(Batch.evaluation(1)))
+    assert {shard.preferences for shard in answered} == {None}
+    assert [total for name, total, _ in shown] == [20 * 2 * 4] * 2 + [20 * 2] * 2
+
+
+def test_who_fails_ends_the_others_first() -> None:
+    """What is begun after a failure, another try or another round, meets nobody who is still at work."""
+    ended: list[str] = []
+
+    async def work(name: str) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.01)
+            ended.append(name)
+
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise EngineError("died")
+
+    async def gathered() -> None:
+        with pytest.raises(EngineError, match="died"):
+            await shards.gather([work("a"), fail(), work("b")])
+        assert sorted(ended) == ["a", "b"]
+
+    asyncio.run(gathered())
+
+
+def test_who_leaves_early_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[bool] = []
+
+    async def work_through(*_arguments: object) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.01)
+            ended.append(True)
+
+    monkeypatch.setattr(shards, "current", lambda: SimpleNamespace(shards=lambda number, held_out: [[0]]))
+    monkeypatch.setattr(shards, "work_through", work_through)
+
+    async def leave() -> None:
+        async with on_their_way("r", 1, BATCH):
+            await asyncio.sleep(0)
+            raise EngineError("elsewhere")
+
+    async def work() -> None:
+        with pytest.raises(EngineError, match="elsewhere"):
+            await leave()
+        assert ended
+
+    asyncio.run(work())
 
 
 def test_shards_of_the_next_round_begin_after_all_of_this_one(three_shards: list[str]) -> None:

@@ -83,6 +83,36 @@ def test_a_finished_update_leaves_no_gradient():
     assert all(weight.grad is None for weight in model.parameters())
 
 
+@pytest.mark.parametrize("objectives", [{"simpo": 1.0}, {"sigmoid": 1.0, "sppo": 0.5}])
+def test_no_first_loss_is_expected_where_theory_gives_none(objectives):
+    model = build()
+    result = run_update(model, preferences(model), replace(SETTINGS, objectives=objectives), seed=SEED)
+    assert result.first_loss_expected is None
+    assert len(result.steps) == 3
+
+
+def test_each_preference_has_its_own_soft_label():
+    """-p log sigmoid(m) - (1 - p) log sigmoid(-m), and p = 1 without a label, in several packs."""
+    model = build()
+    labels = [0.6, None, 0.9, 0.5, None, 1.0, 0.75]
+    groups = [
+        replace(
+            group,
+            soft_label=label,
+            reference_logps=[group.reference_logps[0] - place / 2, group.reference_logps[1] + 1],
+        )
+        for place, (group, label) in enumerate(zip(preferences(model, count=7), labels, strict=True))
+    ]
+    margins = [0.1 * (1 + place / 2) for place in range(7)]
+    losses = [
+        label * math.log1p(math.exp(-margin)) + (1 - label) * math.log1p(math.exp(margin))
+        for label, margin in zip([1.0 if p is None else p for p in labels], margins, strict=True)
+    ]
+    settings = replace(SETTINGS, batch_size=7, token_budget=60, reference_is_start=False)
+    row = run_update(model, groups, settings, seed=SEED).steps[0]
+    assert row.loss == pytest.approx(sum(losses) / 7, rel=1e-4)  # margins are differences of sums near 50 nats
+
+
 def test_wrong_reference_stops_before_any_weight_changes():
     model = build()
     before = weights(model)
@@ -170,11 +200,20 @@ def test_same_seed_gives_the_same_weights_to_the_bit(settings):
 
 
 def test_gradient_checkpointing_changes_nothing():
-    """The same operations twice: equal to the bit."""
+    """The same operations twice: equal to the bit. What is not kept is computed again, in each step once."""
     plain, saving = build(), build()
-    run_update(plain, preferences(plain), SETTINGS, seed=SEED)
-    run_update(saving, preferences(saving), replace(SETTINGS, gradient_checkpointing=True), seed=SEED)
+    passes = {plain: 0, saving: 0}
+    groups = {model: preferences(model) for model in passes}
+    for model in passes:
+
+        def count(*_, model=model):
+            passes[model] += 1
+
+        model.model.layers[0].mlp.register_forward_pre_hook(count)
+        settings = replace(SETTINGS, gradient_checkpointing=model is saving)
+        steps = run_update(model, groups[model], settings, seed=SEED).steps
     torch.testing.assert_close(weights(saving), weights(plain), rtol=0, atol=0)
+    assert passes[saving] == passes[plain] + len(steps)
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])

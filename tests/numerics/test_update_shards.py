@@ -9,7 +9,7 @@ from numerics.test_update import SEED, SETTINGS, preferences, weights
 from numerics.tiny_models import build
 
 from pipeline.batches import StepPlan
-from pipeline.errors import DataError
+from pipeline.errors import DataError, PromptTooLongError
 from pipeline.update import Update, run_update
 
 BY_SHARD = replace(SETTINGS, batch_order="shards", batch_size=4, epochs=2, schedule="linear")
@@ -60,6 +60,38 @@ def test_the_first_epoch_takes_shard_after_shard():
     assert second != first
 
 
+def test_each_shard_is_permuted_in_its_own_way():
+    plan = StepPlan(replace(BY_SHARD, batch_size=9), seed=SEED)
+    for share in (0.25, 0.5, 0.75, 1.0):
+        plan.add(9, share)
+    orders = {tuple(index - 9 * number for index in plan.step(number).members) for number in range(4)}
+    assert len(orders) == 4
+
+
+def test_only_the_last_step_ends_an_update():
+    """Nothing is saved after it. While shards are missing, no step is known to be the last."""
+    model = build()
+    groups = preferences(model, count=12)
+    ended = []
+
+    def note(_row):
+        ended.append(update.ended)
+
+    update = Update(model, groups[:4], replace(BY_SHARD, epochs=1), seed=SEED, share=0.5)
+    update.advance(note)
+    update.add(groups[4:], 1.0)
+    update.run(note)
+    assert ended == [False, False, True]
+
+
+def test_a_step_is_known_as_soon_as_its_batch_is_there():
+    plan = StepPlan(BY_SHARD, seed=SEED)
+    assert plan.expected_steps == 2, "one an epoch, while nobody knows better"
+    for size, steps in ((3, 0), (1, 1), (3, 1), (1, 2)):
+        plan.add(size, 0.5)
+        assert [plan.step(number) is not None for number in range(3)] == [number < steps for number in range(3)]
+
+
 def test_the_learning_rate_falls_with_the_prompts_that_are_through():
     """Half of the update is its first epoch. Step 1 begins with the second preference of the third shard, the first
     two of which hold 0.4 of the prompts: (0.4 + 0.2 * 1/6) / 2; step 2 with the sixth: (0.4 + 0.2 * 5/6) / 2.
@@ -70,9 +102,10 @@ def test_the_learning_rate_falls_with_the_prompts_that_are_through():
     assert plan.expected_steps == 8  # 17 / 4, rounded, twice
     plan.close()
     assert plan.expected_steps == 10
-    done = [plan.step(number).done for number in range(6)]
+    done = [plan.step(number).done for number in range(10)]
     assert done[:3] == pytest.approx([0.0, (0.4 + 0.2 / 6) / 2, (0.4 + 0.2 * 5 / 6) / 2])
-    assert done[5] == pytest.approx(0.5)
+    # The second half is the second epoch, of which each preference is as much: 4 before each step but the first.
+    assert done[5:] == pytest.approx([0.5 + start / 17 / 2 for start in (0, 4, 8, 12, 16)])
 
 
 def test_an_update_saved_between_shards_goes_on_with_those_that_it_had(tmp_path):
@@ -95,6 +128,21 @@ def test_an_update_saved_between_shards_goes_on_with_those_that_it_had(tmp_path)
     other.add(*parts[0])
     with pytest.raises(DataError, match="had other preferences"):
         other.load(tmp_path)
+
+
+def test_what_does_not_fit_is_refused_when_it_comes():
+    """And nothing of that shard is added: the update goes on with the others."""
+    model = build()
+    groups = preferences(model, count=8)
+    update = Update(model, groups[:4], BY_SHARD, seed=SEED, share=0.5)
+    update.advance()
+    with pytest.raises(DataError, match=r"compares two candidates and prompt .* has 3"):
+        update.add([groups[4], *preferences(model, count=1, candidates=3)], 0.75)
+    with pytest.raises(PromptTooLongError):
+        update.add([replace(groups[4], prompt_token_ids=[5] * 70)], 0.75)
+    update.add(groups[4:], 1.0)
+    expected = run_update(build(), groups, BY_SHARD, seed=SEED)
+    assert len(update.run().steps) == len(expected.steps) == 4
 
 
 def test_a_round_without_any_preference_is_refused_at_its_end():

@@ -11,8 +11,8 @@ from numerics.tiny_models import build
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import DataError, OutOfMemoryError
-from pipeline.logprobs import pack_logps
-from pipeline.update import Update, UpdateSettings, run_update
+from pipeline.logprobs import pack_logps, sequence_logps
+from pipeline.update import PreferenceGroup, Update, UpdateSettings, run_update
 
 LONG = replace(SETTINGS, epochs=3, schedule="cosine", weight_decay=0.1)  # nine steps
 
@@ -228,6 +228,35 @@ def test_memory_that_runs_out_halves_the_packs(monkeypatch):
     assert ["packs of 100 tokens" in sentence for sentence in said] == [True, False]
     assert all("out of memory at step 0" in sentence for sentence in said)
     assert result.steps[-1].loss == pytest.approx(expected.steps[-1].loss, rel=1e-4)  # summed in another order
+
+
+def test_a_larger_preference_that_comes_after_memory_ran_out(monkeypatch):
+    """The packs have been halved to 50 tokens when one of 58 is added, which the device holds."""
+    model = build()
+    settings = replace(SETTINGS, batch_order="shards", batch_size=6, token_budget=200)
+    first = preferences(model, count=6)
+    large = PreferenceGroup(
+        prompt_id="large",
+        prompt_token_ids=[*range(3, 13)],
+        candidate_token_ids=[[*range(3, 28)], [*range(30, 55)]],
+        reference_logps=[0.0, 0.0],
+    )
+    large = replace(large, reference_logps=sequence_logps(model, [large], 200)[0])
+    assert large.packed_tokens == 58
+
+    def limited(model, pack, **settings):
+        if torch.is_grad_enabled() and len(pack.input_ids_T) > 60:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return pack_logps(model, pack, **settings)
+
+    monkeypatch.setattr("pipeline.gradients.pack_logps", limited)
+    said = []
+    update = Update(model, first, settings, seed=SEED, share=0.5, say=said.append)
+    update.advance()
+    assert "packs of 50 tokens" in said[-1]
+    update.add([large], 1.0)
+    result = update.run()
+    assert (len(result.steps), result.token_budget) == (2, 58)
 
 
 def test_memory_that_does_not_hold_one_preference_is_a_clear_error(monkeypatch):

@@ -3,6 +3,7 @@
 Efficiencies are set to 1 where a number is derived, so that only the formula is left.
 """
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -28,11 +29,18 @@ from pipeline.planning import (
     workload_of,
 )
 from pipeline.planning.constants import GIB
-from pipeline.planning.disk import checkpoint_bytes, round_bytes
+from pipeline.planning.disk import checkpoint_bytes, round_bytes, run_bytes
 from pipeline.planning.memory import activation_bytes, sampler_memory, update_memory
 from pipeline.planning.shapes import known_shape, shape_by_numbers
 from pipeline.planning.stages import pipelined
-from pipeline.planning.timing import decoding, judge_seconds, optimizer_steps, sample_seconds, update_seconds
+from pipeline.planning.timing import (
+    decoding,
+    judge_seconds,
+    optimizer_steps,
+    sample_seconds,
+    score_seconds,
+    update_seconds,
+)
 
 LLAMA, SMALL = KNOWN_SHAPES["llama-3-8b"], KNOWN_SHAPES["qwen2.5-0.5b"]
 H100 = DEVICES["h100"]
@@ -199,6 +207,10 @@ def test_the_update_is_six_operations_a_weight_and_token() -> None:
     assert found.communication == 0
     # On a GPU the trainer scores all answers once, and 128 preferences again at the end: 2 operations each.
     assert found.reference == pytest.approx(2 * LLAMA.multiplied * (1024 + 128) * 1278 / 989e12)
+    # AdamW reads or writes 9 float32 numbers a weight in each of 32 steps. Weights are read and written at 1 GB/s.
+    assert found.optimizer == pytest.approx(32 * 36 * LLAMA.parameters / 3.35e12)
+    moved = 8 * LLAMA.parameters / 1e9
+    assert found.total == pytest.approx(found.compute + found.optimizer + found.reference + moved)
     again = recipe_of(update={"gradient_checkpointing": True})
     assert update_seconds(LLAMA, again, work, H100, 1, PERFECT).compute == pytest.approx(found.compute * 8 / 6)
     adapter = recipe_of(update={"lora": {"rank": 16}})
@@ -217,6 +229,7 @@ def test_ranks_wait_for_the_one_with_most_preferences_and_send_each_other_the_we
     # Each of 32 steps has one pass: 4 preferences on a rank, 5,112 tokens, within the budget of 16,384. In it weights
     # are gathered twice in bfloat16, and gradients summed in float32, 7/8 of each, over 450 GB/s.
     assert eight.communication == pytest.approx(32 * 8 * LLAMA.parameters * 7 / 8 / 450e9)
+    assert eight.steps == max(eight.compute, eight.communication) + eight.optimizer, "sending overlaps with computing"
     # Beyond a node over 50 GB/s.
     assert more.communication == pytest.approx(32 * 8 * LLAMA.parameters * 23 / 24 / 50e9)
 
@@ -236,6 +249,24 @@ def test_a_judge_reads_prompt_and_answer() -> None:
     assert judge_seconds(work.judging, work.answers, work, None, LLAMA, H100, 1, PERFECT) == 8192 * 7 / 4
 
 
+def test_an_implicit_judge_is_two_passes_of_the_policy() -> None:
+    work = workload_of(recipe_of(judge={"kind": "implicit"}))
+    found = judge_seconds(work.judging, work.answers, work, None, LLAMA, H100, 1, PERFECT)
+    assert found == pytest.approx(2 * 2 * LLAMA.multiplied * 8192 * (256 + 512) / 989e12)
+
+
+def test_an_evaluation_samples_judges_and_scores_the_held_out_answers() -> None:
+    recipe = recipe_of(sampling={"cache_gib": 32.0})  # so that one GPU holds an engine
+    work = workload_of(recipe)
+    # 256 answers of 768 tokens with their prompts under three policies, two of which are read from the store at 1 GB/s.
+    scored = 3 * 2 * LLAMA.multiplied * 256 * 768 / (4 * 989e12) + 2 * 4 * LLAMA.parameters / 1e9
+    assert score_seconds(LLAMA, recipe, work, H100, 4, PERFECT) == pytest.approx(scored)
+    sampled = sample_seconds(LLAMA, recipe, work, H100, engines=4, group=1, held_out=True, assumed=PERFECT)
+    judged = 256 * PERFECT.rule_seconds
+    (found,) = (stage for stage in planned(recipe, 4, assumed=PERFECT).stages if stage.name == "evaluate")
+    assert found.seconds == pytest.approx(sampled + judged + scored)
+
+
 def test_memory_of_an_update() -> None:
     recipe = recipe_of()
     work = workload_of(recipe)
@@ -243,6 +274,10 @@ def test_memory_of_an_update() -> None:
     count = 8_030_261_248
     assert (parts["weights"], parts["gradients"], parts["moments"]) == (4 * count, 4 * count, 8 * count)
     assert parts["bfloat16 copy"] == 2 * count
+    # 2**27 logits of a chunk and their gradients in float32, the head's gradient; CUDA and its libraries.
+    assert (parts["logits"], parts["framework"]) == (8 * 2**27 + 4 * 128_256 * 4096, 1.5e9)
+    on_cpu = update_memory(LLAMA, recipe, work, DEVICES["cpu"], 1).parts
+    assert not {"logits", "framework"} & on_cpu.keys()
     shared = update_memory(LLAMA, recipe, work, H100, 8).parts
     assert (shared["weights"], shared["gradients"], shared["moments"]) == (count / 2, count / 2, count)
     # Two layers in bfloat16 and one's gradients in float32, embeddings and head with their gradients in float32.
@@ -253,6 +288,7 @@ def test_memory_of_an_update() -> None:
     assert LLAMA.lora_parameters(LoraConfig(rank=16)) == 32 * 16 * (2 * 8192 + 2 * 5120 + 3 * 18_432) == 41_943_040
     found = update_memory(LLAMA, adapter, work, H100, 1).parts
     assert found["weights"] == 4 * count + 4 * 41_943_040
+    assert found["logits"] == 8 * 2**27
     assert (found["gradients"], found["moments"]) == (4 * 41_943_040, 8 * 41_943_040)
     eight = recipe_of(update={"optimizer": "adamw_8bit"})
     assert update_memory(LLAMA, eight, work, H100, 1).parts["moments"] == 2 * count
@@ -326,6 +362,21 @@ def test_the_store_of_a_round() -> None:
     assert round_bytes(LLAMA, adapter, work)["moments"] == 8 * 41_943_040
 
 
+def test_the_tables_of_a_round_and_of_a_run() -> None:
+    """8,192 answers and 256 held-out ones of 512 tokens, each judged once; 1,024 pairs and 32 steps; 8 and 2 shards."""
+    recipe = recipe_of()
+    work = workload_of(recipe)
+    # A token: its log-probability, an id of 17 bits at most, its text.
+    token = 3.03 + math.log2(128_256) / 8 + 1.6
+    rows = 8448 * (6.4 + 512 * token) + 8448 * 29 + 1024 * 72 + 32 * 160 + 256 * 38
+    # Candidates and judgments of 10 shards; preferences, metrics, probe, log-probabilities; an entry each, and 3 more.
+    found = round_bytes(LLAMA, recipe, work)
+    assert found["tables"] == pytest.approx(rows + 24 * 3300 + 27 * 650)
+    # All prompts of 4 rounds and the held-out ones, with ids and text, and the initial policy.
+    once = 4 * LLAMA.parameters + (4 * 1024 + 256) * (11 + 256 * (token - 3.03))
+    assert run_bytes(LLAMA, recipe, work) == pytest.approx(once + 4 * (found["tables"] + found["checkpoint"]))
+
+
 def test_more_devices_are_never_slower_where_they_compute() -> None:
     recipe = recipe_of(update={"gradient_checkpointing": True})
     work = workload_of(recipe)
@@ -361,6 +412,9 @@ def test_streaming_overlaps_what_phased_adds() -> None:
     sampled = pipelined([seconds["sample"], seconds["judge"]], 8)
     assert later.seconds == pytest.approx(sampled + seconds["update"] + seconds["hand over"] + seconds["evaluate"])
     assert any("waits for the last shard" in warning for warning in later.warnings)
+    # So it does where replayed preferences are put beside those of the shards.
+    beside = recipe_of(judge=recipe.judge.model_dump(), update=update, preferences={"replay": {"share": 0.1}})
+    assert any("waits" in said for said in planned(beside, 8, mode="streaming", judge=judge, split=given).warnings)
     best = planned(recipe, 8, mode="streaming", judge=judge)
     assert best.split.sampler + best.split.judge + best.split.trainer == 8
     assert best.seconds <= found.seconds

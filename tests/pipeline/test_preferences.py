@@ -198,6 +198,7 @@ def test_probabilities_that_the_judge_states_for_a_pair_come_first() -> None:
         return list(build_preferences(table, to_table(judgments, JUDGMENTS), config, seed=0).to_pylist())
 
     assert stated(0.3, 0.7)[0]["soft_label"] == 0.7
+    assert stated(0.0, 1.0)[0]["soft_label"] == 1
     for wrong in (math.nan, math.inf, 1.5, -0.1, 0.4):  # no probability, or the judge's own score against it
         assert stated(0.3, wrong)[0]["drop_reason"] == "unsure"
 

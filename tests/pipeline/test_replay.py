@@ -102,5 +102,7 @@ def test_how_old_they_are() -> None:
     table = replayed_table(chosen, {number: candidates(number, 1) for number in (1, 3)})
     found = describe_replayed(table, preferences(4, 6, dropped=3), 4)
     assert found == {"replayed": 2, "replayed_share": 0.25, "replayed_age": 2.0}  # (3 + 1) / 2
+    alone = describe_replayed(table.slice(0, 1), preferences(4, 0, dropped=3), 4)
+    assert (alone["replayed"], alone["replayed_share"]) == (1, 1.0)
     empty = describe_replayed(table.slice(0, 0), preferences(4, 6), 4)
     assert empty == {"replayed": 0, "replayed_share": 0.0, "replayed_age": None}

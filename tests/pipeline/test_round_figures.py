@@ -26,10 +26,27 @@ def test_what_a_judge_leaves_open() -> None:
     # Pairs of p: 0-0.5, 0-0.5 and a tie; of q one, within the margin.
     assert found["tied"] == 0.5
     assert found["unparsable"] == 1 / 7
+    assert found["unjudged"] == 1
     assert found["flipped"] is None
     # Centred ranks of p: (-1/2, 1/4, 1/4) and (-1/2, 0, 1/2); of q (-1/2, 1/2) twice.
     expected = (1 / 4 + 1 / 8 + 1 / 2) / math.sqrt((3 / 8 + 1 / 2) * (1 / 2 + 1 / 2))
     assert found["length_correlation"] == pytest.approx(expected)
+
+
+def test_a_margin_that_is_just_met_is_a_tie() -> None:
+    # All exact in binary: a pair of p differs by the margin, its others by less, as that of s; of q and r by more.
+    said = judgments({"p": [0.0, 0.25, 0.5], "q": [0.0, 0.75], "r": [0.5, 1.25], "s": [1.0, 1.0]})
+    found = described(candidates({"p": [1, 1, 1], "q": [1, 1], "r": [1, 1], "s": [1, 1]}), said, 0.5)
+    assert found["tied"] == 4 / 6
+
+
+def test_of_a_ranking_the_best_is_compared_with_the_worst() -> None:
+    found = RoundFigures()
+    config = PreferencesConfig(rule="full_ranking")
+    found.add_preferences(
+        build_preferences(candidates({"p": [9, 2, 5]}), judgments({"p": [1.0, 0.5, 0.25]}), config, seed=0)
+    )
+    assert (found.figures()["margin"], found.figures()["length_margin"]) == (0.75, 4)
 
 
 def test_a_judge_of_length_is_seen() -> None:

@@ -322,6 +322,46 @@ def test_a_fork_that_has_not_begun_keeps_its_past(memory: Store) -> None:
     assert verify(memory, "fork").damages == ()
 
 
+def test_a_fork_that_was_killed_while_it_began_keeps_its_past(memory: Store) -> None:
+    run = kept_run(memory, "kept", 4)
+    child = create_fork(memory, run, 3, "fork", {})
+    with child.writer() as writer:
+        for entry in run.entries(0):
+            assert entry.key is not None
+            writer.commit(entry.key, entry.files, entry.meta)
+        writer.finish_round(0, run.rounds()[0].meta)
+    done = prune(memory, run, ())
+    assert (done.removals, done.for_forks) == ((), (1, 2, 3))
+    assert strays(memory) == []
+    with child.writer() as writer:
+        adopt_rounds(memory, child, writer)
+    assert rounds_with_weights(child) == [0, 1, 2, 3]
+    assert verify(memory, "fork").damages == ()
+
+
+@pytest.mark.parametrize(
+    "parent",
+    ["kept", {"run": "kept"}, {"run": "kept", "round": -1}, {"run": "kept", "round": True}, {"run": 1, "round": 1}],
+)
+def test_nothing_goes_where_a_header_does_not_say_whose_fork_it_is(memory: Store, parent: object) -> None:
+    run = kept_run(memory, "kept", 2)
+    memory.create_run("fork", {"parent": parent})
+    for remove in (lambda: prune(memory, run, ()), lambda: delete_run(memory, "kept"), lambda: strays(memory)):
+        with pytest.raises(CorruptEntryError, match="the header names a parent as"):
+            remove()
+    assert data_files(memory) == named(memory)
+
+
+def test_what_a_fork_gives_up_of_its_past_may_go(memory: Store) -> None:
+    """As soon as it has taken its past over: it needs no round of its own for that."""
+    run = kept_run(memory, "kept", 4)
+    fork = kept_fork(memory, run, 3, "fork", 3)
+    assert {item.round for item in prune(memory, fork, ()).removals} == {1, 2}
+    done = prune(memory, run, ())
+    assert ({item.round for item in done.removals}, done.for_forks) == ({1, 2}, (3,))
+    assert data_files(memory) == named(memory)
+
+
 def test_a_fork_of_a_pruned_run(memory: Store) -> None:
     """It takes over what is there, and what is not as not being there."""
     run = kept_run(memory, "kept", 3)
@@ -369,9 +409,14 @@ def test_sweeping_takes_what_nobody_names(store: Store) -> None:
 
 def test_a_run_that_is_being_written_keeps_its_last_hour(memory: Store) -> None:
     run = kept_run(memory, "kept", 1)
+    idle = kept_run(memory, "idle", 1)
     with run.writer() as writer:
         in_flight = weights(memory, run, 2, "checkpoint")
         assert strays(memory, after=timedelta(minutes=59), grace=timedelta(0)) == []
+        left = {file.path for file in weights(memory, idle, 2, "checkpoint")}
+        found = strays(memory, after=timedelta(minutes=59), grace=timedelta(0))
+        assert {stray.path for stray in found} == left, "nobody writes to the other run"
+        sweep(memory, found)
         assert len(strays(memory, after=timedelta(minutes=61), grace=timedelta(0))) == 3
         writer.commit(Key(2, "checkpoint"), in_flight)
         assert strays(memory, grace=timedelta(0)) == []
@@ -397,6 +442,17 @@ def test_unnamed_files_of_a_killed_writer_on_a_disk(local: Store) -> None:
     assert [stray.path for stray in strays(local)] == ["runs/kept/log/0000000099.json-0123#1"]
     sweep(local, strays(local))
     assert not staged.exists()
+
+
+def test_what_is_left_of_a_deleted_run_goes_with_its_directory(local: Store) -> None:
+    for name in ("gone", "kept"):
+        kept_run(local, name, 1)
+    local.objects.delete([layout.entry_key("gone", 0)])  # where a deletion was cut off
+    found = strays(local)
+    assert {(stray.path.split("/")[1], stray.why) for stray in found} == {("gone", "of a deleted run")}
+    sweep(local, found)
+    assert [path.name for path in Path(local.root, "runs").iterdir()] == ["kept"]
+    assert verify(local, "kept").damages == ()
 
 
 def test_nothing_is_swept_where_a_log_is_damaged(memory: Store) -> None:
@@ -432,6 +488,18 @@ def test_deleting(store: Store) -> None:
         delete_run(store, "kept")
     kept_run(store, "kept", 1)
     assert verify(store, "kept").damages == ()
+
+
+def test_a_run_that_a_lost_machine_was_writing_can_be_deleted(memory: Store, act_as: ActAs) -> None:
+    act_as("elsewhere")
+    lost = kept_run(memory, "kept", 1).writer()
+    lost.__enter__()
+    act_as("self")
+    with pytest.raises(RunBusyError, match="take the run over"):
+        delete_run(memory, "kept")
+    assert verify(memory, "kept").damages == ()
+    delete_run(memory, "kept", take_over=True)
+    assert memory.objects.listing("runs") == []
 
 
 def test_killed_at_every_write_of_a_deletion(act_as: ActAs) -> None:

@@ -20,7 +20,7 @@ from storage.errors import (
     RunNotFoundError,
     UnsupportedStoreError,
 )
-from storage.manifest import Key, encode_entry
+from storage.manifest import Entry, Key, digest_of, encode_entry
 from storage.objects import Objects
 from storage.shards import write_table
 from storage.store import Store
@@ -188,6 +188,21 @@ def test_dead_writer_is_succeeded(store: Store, act_as: ActAs) -> None:
     with run.writer() as writer:
         writer.commit(Key(1, "judgments"), [])
     assert len(store.run("a").entries()) == 2
+
+
+def test_what_was_closed_on_another_machine_is_free(store: Store, act_as: ActAs) -> None:
+    """Nobody here can tell whether that machine's process lives: its closing entry says that it is done."""
+    act_as("elsewhere")
+    run = store.create_run("a", {})
+    with run.writer() as writer:
+        writer.commit(Key(1, "candidates"), [])
+        assert store.run("a").state == "running"
+    act_as("self")
+    assert (run.state, store.run("a").state) == ("stopped", "stopped")
+    with run.writer(), pytest.raises(RunBusyError), store.run("a").writer():
+        pass
+    with store.run("a").writer() as writer:
+        writer.commit(Key(1, "judgments"), [])
 
 
 def test_revived_writer_is_fenced(store: Store, act_as: ActAs) -> None:
@@ -376,6 +391,15 @@ def test_stages_that_are_refused(local: Store, stage: str) -> None:
         write_table(local, "a", 1, stage, pa.table({"x": [1]}))
 
 
+def test_a_file_that_is_no_entry_is_passed_over(store: Store) -> None:
+    run = store.create_run("a", {})
+    for name in ("notes.txt", "0000000001.json.orig", "1.json"):
+        store.objects.create(f"{layout.log_prefix('a')}/{name}", b"not ours")
+    with run.writer() as writer:
+        writer.commit(Key(1, "candidates"), [])
+    assert len(store.run("a").entries()) == 1
+
+
 def test_gap_in_the_log_is_damage(store: Store) -> None:
     run = store.create_run("a", {})
     with run.writer() as writer:
@@ -395,6 +419,16 @@ def test_replaced_entry_is_damage(store: Store) -> None:
     store.objects.delete([key])
     store.objects.create(key, encode_entry(replace(entry, meta={"n": 2})))
     with pytest.raises(CorruptEntryError, match=f"entry {entry.number + 1} does not follow"):
+        store.run("a")
+
+
+def test_a_round_that_nobody_has_finished_is_damage(store: Store) -> None:
+    """Its entry is intact and follows from the one before, but no writer had the run open."""
+    run = store.create_run("a", {})
+    digest = digest_of(store.objects.read(layout.entry_key("a", 0)))
+    entry = Entry(1, "round", "s", Key(0, "round"), (), {}, digest, run.created)
+    store.objects.create(layout.entry_key("a", 1), encode_entry(entry))
+    with pytest.raises(CorruptEntryError, match="entry 1 finishes a round outside any session"):
         store.run("a")
 
 

@@ -4,17 +4,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flows.adopt import adopt_rounds
 from storage import layout
-from storage.errors import CorruptEntryError, DamagedFileError, RunNotFoundError
+from storage.checkpoints import stage_shared
+from storage.errors import CorruptEntryError, DamagedFileError, InvalidNameError, RunNotFoundError
 from storage.inputs import CARRIED_STAGES, check_inputs, open_to_go_on
-from storage.manifest import Entry, decode_entry, digest_of, encode_entry
+from storage.manifest import Entry, Key, decode_entry, digest_of, encode_entry
 from storage.retention import create_fork, prune
 from storage.run import Run
+from storage.shards import write_table
 from storage.store import Store
 from storage.verify import verify
 from storage.verify_log import check_log
@@ -101,6 +104,8 @@ def test_every_file_of_a_round(kept: Store, stage: str, how: str) -> None:
         newest = LAST if stage not in CARRIED_STAGES else (2 if how == "swap" else 3)
         assert found.newest_checkpoint == newest
         assert all(stage in damage.meaning for damage in found.damages)
+        stops = ["nothing can go on from this round" in damage.meaning for damage in found.damages]
+        assert set(stops) == {stage in CARRIED_STAGES}
     assert verify(kept, "kept").damages == ()
 
 
@@ -114,6 +119,8 @@ def test_what_all_rounds_need(kept: Store, how: str) -> None:
         with damaged(kept, path, how, other):
             found = verify(kept, "kept")
         assert path in {damage.path for damage in found.damages}
+        (meaning,) = (damage.meaning for damage in found.damages if damage.path == path)
+        assert "no round of " in meaning, meaning
         assert found.newest_checkpoint is None
         assert 0 not in found.good
         assert 2 in found.good
@@ -130,6 +137,19 @@ def test_the_manifest_of_a_warm_start(kept: Store, how: str) -> None:
     assert 0 in found.good
 
 
+def test_a_warm_start_that_was_made_again_otherwise(tmp_path: Path) -> None:
+    """Its manifest is intact, and is not what the run began with."""
+    store = Store.open(tmp_path)
+    kept_run(store, "kept", 1)
+    key = layout.shared_manifest_key(*WARM_START)
+    store.objects.delete([key])
+    with stage_shared(store, *WARM_START) as staged:
+        (staged.path / "model.safetensors").write_bytes(b"others")
+    found = verify(store, "kept")
+    assert [damage.problem for damage in found.damages] == [f"{key} names other files than the run"]
+    assert found.good == (0, 1), "it names its files itself"
+
+
 @pytest.mark.parametrize("how", DAMAGES)
 def test_every_log_entry(kept: Store, how: str) -> None:
     """One at a time; of each kind one with all that ``verify`` does besides."""
@@ -144,6 +164,31 @@ def test_every_log_entry(kept: Store, how: str) -> None:
         assert key in {damage.path for damage in damages}, (at, how)
         assert all("log entry" in damage.problem for damage in damages if damage.path == key)
     assert check_log(kept.objects, "kept") == []
+
+
+def test_what_a_lost_entry_means(tmp_path: Path) -> None:
+    """What a later summary holds costs no round; what none holds yet costs all that comes after it."""
+    store = Store.open(tmp_path)
+    run = kept_run(store, "kept", 3)
+    prune(store, run, ())
+    with run.writer() as writer:
+        add_rounds(store, run, writer, 4)  # its summary knows of the release
+        add_table(store, run, writer, 5, "candidates", {"policy": run.rounds()[-1].meta["policy"]}, 0)
+    keys = {}
+    for key in store.objects.keys(layout.log_prefix("kept")):
+        keys.setdefault(decode(store, key).kind, []).append(key)
+    for key, meaning, spoils, round in (
+        (keys["run"][0], "the recipe is lost", True, 0),
+        (keys["commit"][0], "a later summary holds what it said of the rounds", False, 0),
+        (keys["release"][0], "what it released is not known any more", False, 4),
+        (keys["round"][3], "a later summary holds what it said of the rounds", False, 3),
+        (keys["commit"][-1], "run 'kept' cannot be opened for writing", True, None),
+    ):
+        with damaged(store, key, "delete"):
+            (found,) = check_log(store.objects, "kept")
+        assert found.meaning.startswith(meaning)
+        assert (found.path, found.spoils, found.round) == (key, spoils, round)
+        assert found.problem.endswith(": it is missing")
 
 
 def decode(store: Store, key: str) -> Entry:
@@ -198,6 +243,21 @@ def test_a_fork_is_verified_with_its_parents_files(kept: Store) -> None:
     assert verify(kept, "fork").damages == ()
 
 
+def test_shards_of_one_stage_with_other_columns(tmp_path: Path) -> None:
+    """Each is what was committed, and the stage cannot be read as one table."""
+    store = Store.open(tmp_path)
+    run = kept_run(store, "kept", 1)
+    with run.writer() as writer:
+        add_table(store, run, writer, 2, "candidates", None, 0)
+        table = pa.table({"prompt_id": ["p"], "grade": [1]})
+        other = write_table(store, "kept", 2, "candidates", table, 1)
+        writer.commit(Key(2, "candidates", 1), [other])
+        add_table(store, run, writer, 2, "candidates", None, 2)
+    (damage,) = verify(store, "kept").damages
+    assert (damage.path, damage.round) == (other.path, 2)
+    assert damage.problem == f"{other.path} has other columns than the shards beside it"
+
+
 def test_a_file_beside_the_committed_ones(kept: Store) -> None:
     directory = paths(kept, "checkpoint", LAST)["config.json"].removesuffix("config.json")
     kept.objects.create(directory + "model-2.safetensors", b"x")
@@ -243,6 +303,78 @@ def test_records_that_contradict_each_other(tmp_path: Path, stage: str, field: s
     assert problem in " ".join(damage.problem for damage in found.damages)
     assert {damage.round for damage in found.damages} == {2}
     assert found.good == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "round", "policies", "says"),
+    [
+        ("candidates", 1, (0,), {}),
+        ("candidates", 2, (0, 1), {}),
+        ("candidates", 3, (1, 2), {}),
+        ("candidates", 3, (1,), {3: 1}),
+        ("candidates", 3, (2,), {3: 2}),
+        ("eval_candidates", 3, (3,), {}),
+        ("baseline_candidates", 3, (0, 2), {}),
+        ("initial_candidates", 3, (0,), {}),
+        ("checkpoint", 3, (0, 1, 2), {}),
+    ],
+)
+def test_policies_that_may_be_meant(
+    tmp_path: Path, stage: str, round: int, policies: tuple[int, ...], says: dict[int, int]
+) -> None:
+    """Of all policies of a run these may have sampled, or be the reference, by what the rounds say of who sampled."""
+    store = Store.open(tmp_path)
+    run = kept_run(store, "kept", 4)
+    known = [summary.meta["policy"] for summary in run.rounds()]
+    # There are no answers of earlier policies in this run: another table is taken for them.
+    taken = "judgments" if stage in ("baseline_candidates", "initial_candidates") else stage
+    field = "reference" if stage == "checkpoint" else "policy"
+
+    def change(old: Entry, policy: str) -> Entry:
+        if old.kind == "round" and old.round in says:
+            return Entry(**{**vars(old), "meta": {**old.meta, "origin": {"sampled_by": known[says[old.round]]}}})
+        if old.key is None or old.round != round or old.key.stage not in (taken, stage):
+            return old
+        key = Key(round, stage, old.key.shard)
+        return Entry(**{**vars(old), "key": key, "meta": {**old.meta, field: policy}})
+
+    fine = []
+    for number, policy in enumerate(known):
+        rewrite(store, run, lambda old, policy=policy: change(old, policy))
+        if not verify(store, "kept").damages:
+            fine.append(number)
+    assert tuple(fine) == policies
+
+
+def test_nothing_is_concluded_from_a_policy_that_is_not_known(tmp_path: Path) -> None:
+    """A checkpoint whose entry says no policy: what the next round was sampled by cannot be compared with it."""
+    store = Store.open(tmp_path)
+    run = kept_run(store, "kept", 3)
+    policy = run.rounds()[2].meta["policy"]
+
+    def change(old: Entry) -> Entry:
+        if old.kind == "round" and old.round == 3:
+            return Entry(**{**vars(old), "meta": {**old.meta, "origin": {"sampled_by": policy}}})
+        checkpoint = old.key is not None and (old.key.stage, old.round) == ("checkpoint", 2)
+        return Entry(**{**vars(old), "meta": {}}) if checkpoint else old
+
+    rewrite(store, run, change)
+    damages = [damage.problem for damage in verify(store, "kept").damages]
+    assert not [problem for problem in damages if "candidates" in problem], damages
+
+
+def test_a_fork_whose_past_is_not_its_parents(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    fork = kept_fork(store, kept_run(store, "kept", 3), 2, "fork", 3)
+
+    def change(old: Entry) -> Entry:
+        hit = old.key is not None and (old.key.stage, old.round) in {("metrics", 1), ("metrics", 3)}
+        return Entry(**{**vars(old), "files": ()}) if hit else old
+
+    rewrite(store, fork, change)
+    found = verify(store, "fork")
+    assert [damage.problem for damage in found.damages] == ["metrics of round 1 is not what run 'kept' has"]
+    assert found.good == (0, 2, 3), "round 3 is its own"
 
 
 def wrong(entry: Entry, stage: str, field: str) -> Entry:
@@ -322,6 +454,8 @@ def test_a_parent_that_is_gone(tmp_path: Path) -> None:
 def test_no_run(kept: Store) -> None:
     with pytest.raises(RunNotFoundError, match="there is no run 'nowhere'"):
         verify(kept, "nowhere")
+    with pytest.raises(InvalidNameError):
+        verify(kept, "../runs/kept")
 
 
 def test_an_older_run_without_releases(tmp_path: Path) -> None:
