@@ -1,7 +1,7 @@
 """``rondo cancel`` and ``rondo pause``: find the process that executes a run, have it end in order, and wait for that.
 
-On this host a signal reaches it. On another it is asked through Prefect, whose flow run carries the id of the store's
-session as a tag. The end itself is in ``flows/control.py``.
+On this host a signal reaches it. On another, or in a container, it is asked through Prefect, whose flow run carries the
+id of the store's session as a tag. The end itself is in ``flows/control.py``.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from flows.errors import RunHangsError
 from pipeline.errors import ConfigError
 from storage.manifest import Entry
 from storage.run import Run
-from storage.session import describe_holder, holder, utc_now
+from storage.session import describe_holder, describe_place, holder, utc_now
 
 _ASK_SECONDS = 0.2
 
@@ -66,7 +66,7 @@ def _executed(run: Run) -> Entry | None:
 
 def _end(run: Run, session: Entry, patience: float, *, pause: bool) -> str:
     here = holder(session) == "alive"
-    where = f"process {session.meta['pid']} on host {session.meta['host']}"
+    where = describe_place(session)
     started = time.monotonic()
     if here:
         gone = _signal(session.meta["pid"], where, pause=pause)
@@ -79,7 +79,7 @@ def _end(run: Run, session: Entry, patience: float, *, pause: bool) -> str:
 
     while not gone():
         if time.monotonic() - started > patience:
-            remedy = f"'kill -9 {session.meta['pid']}'" + ("" if here else f" on host {session.meta['host']}")
+            remedy = f"'kill -9 {session.meta['pid']}'" + ("" if here else " there")
             raise RunHangsError(
                 f"{where} was asked to end run '{run.name}' and has not within {patience:.0f} s: {remedy} ends it, and "
                 f"'rondo resume {run.name}' then goes on from what is committed"
