@@ -20,6 +20,8 @@ from storage.run import Run
 from storage.session import describe_holder, describe_place, holder, utc_now
 
 _ASK_SECONDS = 0.2
+# Within which a run that has just begun shows up in Prefect with its session's tag.
+_SHOWN_SECONDS = 20.0
 
 
 def cancel(name: str, root: str, patience: float) -> str:
@@ -121,8 +123,13 @@ def _ask_prefect(session: Entry, where: str, *, pause: bool) -> None:
             f"the run is written by {where}: run this command there, or set PREFECT_API_URL to the Prefect server that "
             "shows the run"
         )
-    if not asyncio.run(_set_state(session, pause=pause)):
-        raise ConfigError(f"the run is written by {where}, and Prefect shows no flow run of it: run this command there")
+    began = time.monotonic()
+    while not asyncio.run(_set_state(session, pause=pause)):
+        if time.monotonic() - began > _SHOWN_SECONDS:
+            raise ConfigError(
+                f"the run is written by {where}, and Prefect shows no flow run of it: run this command there"
+            )
+        time.sleep(_ASK_SECONDS)
 
 
 async def _set_state(session: Entry, *, pause: bool) -> bool:
