@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+import prefect
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 from prefect.schedules import Schedule
+from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
 from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
+from flows import lasting_record
 from flows.errors import ServerError
 from flows.limits import ensure_gpu_limit, ensure_run_limits, needs_gpu
 from flows.options import DEFAULT_ROOT
@@ -31,6 +34,7 @@ from pipeline.errors import ConfigError
 from storage.store import Store
 
 PoolType = Literal["process", "docker", "kubernetes"]
+_SETTINGS = "container_create_kwargs"  # what docker pools hand on to the engine
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ async def deploy_rounds(
     kind = await _kind_of(pool, kind)
     variables = _job_variables(pool, kind, root, image)
     await ensure_pool(pool, kind)
+    if "volumes" in variables:
+        variables[_SETTINGS] = await _as_this_user(pool)
     await ensure_limits(recipe, run, root)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a process pool could be served instead
@@ -148,10 +154,26 @@ async def ensure_pool(name: str, kind: PoolType) -> None:
     await _kind_of(name, kind)
     template = await get_default_base_job_template_for_infrastructure_type(kind)
     if template is None:
-        raise ServerError(f"Prefect has no template for a pool of type {kind}: pip install prefect-{kind}")
+        raise ServerError(f"Prefect has no template for a pool of type {kind}: {install(kind)}")
+    if kind == "docker":
+        _complete(template)
     async with get_client() as client:
         with contextlib.suppress(ObjectAlreadyExists):
             await client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template))
+
+
+def _complete(template: dict[str, Any]) -> None:
+    """Has a docker pool remove what its runs leave, each a container with a volume; and take the containers' user."""
+    variables = template["variables"]["properties"]
+    variables["auto_remove"]["default"] = True
+    # Prefect has it from prefect-docker alone, which only the worker needs.
+    variables.setdefault(_SETTINGS, {"type": "object", "title": "Container Configuration", "default": {}})
+    template["job_configuration"].setdefault(_SETTINGS, f"{{{{ {_SETTINGS} }}}}")
+
+
+def install(kind: str) -> str:
+    """The command that installs what Prefect needs for a pool, without another Prefect, which it may bring along."""
+    return f"pip install prefect-{kind} prefect=={prefect.__version__}"
 
 
 async def check_name(run: str, root: str) -> None:
@@ -195,7 +217,7 @@ def _job_variables(pool: str, kind: PoolType, root: str, image: str | None) -> d
         if image is not None:
             raise ConfigError(f"the work pool '{pool}' runs processes, and --image is for containers: leave it out")
         # Relative paths of a recipe mean what they mean here.
-        return {**env, "working_dir": os.getcwd()}
+        return {**env, "working_dir": os.getcwd()} if local or _lasting_server_is_ours() else env
     if image is None:
         raise ConfigError(f"the work pool '{pool}' runs containers: give --image, an image that has rondo in it")
     if not local:
@@ -205,7 +227,24 @@ def _job_variables(pool: str, kind: PoolType, root: str, image: str | None) -> d
             f"the root {root} is a directory of this machine, and the jobs of a {kind} pool would keep their "
             "rounds in containers that vanish: give a bucket, as --root s3://BUCKET/PREFIX"
         )
+    # The container's user is that of the root, who need not be known in the image, nor have a home there.
+    env["env"]["HOME"] = "/tmp"  # noqa: S108  the container's
     return {**env, "image": image, "volumes": [f"{root}:{root}"]}
+
+
+def _lasting_server_is_ours() -> bool:
+    """Whether the server is that of ``rondo up``, whose worker sees this machine's directories; others need not."""
+    record = lasting_record.read()
+    return record is not None and record.api == PREFECT_API_URL.value()
+
+
+async def _as_this_user(pool: str) -> dict[str, Any]:
+    """How containers that share a directory are created: as the user who deploys, unless the pool says another."""
+    async with get_client() as client:
+        variables = (await client.read_work_pool(pool)).base_job_template["variables"]["properties"]
+    # A deployment's value takes the place of the pool's, which may ask for GPUs here.
+    own = variables.get(_SETTINGS, {}).get("default") or {}
+    return {"user": f"{os.getuid()}:{os.getgid()}", **own}
 
 
 async def _online(pool: str) -> int:

@@ -16,17 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
-import psutil
 
 import flows.prefect_settings  # noqa: F401  before Prefect
 from flows import lasting_record
 from flows.errors import ServerError
 from flows.lasting_record import DEFAULT_POOL, Record, Started
+from flows.pool_worker import GRACE_SECONDS, end_worker
 from flows.prefect_server import START_SECONDS, Say, using
 from flows.process_tree import end_trees
 
-RUN_GRACE_SECONDS = 60.0  # to end its workers and to close its log
-GRACE_SECONDS = 15.0
 _LOOK_SECONDS = 0.3
 # Runs that wait for another count among the eight: a schedule that was not served for days starts no more at once.
 _WORKER_OPTIONS = ("--limit", "8", "--install-policy", "never")
@@ -81,11 +79,8 @@ def down() -> Record | None:
 
 
 def _end(record: Record) -> None:
-    # Runs first: they close their logs, and tell the server of it. A worker that is asked to end kills them.
     if record.worker is not None and (worker := record.worker.process) is not None:
-        with contextlib.suppress(psutil.Error):
-            end_trees(worker.children(), RUN_GRACE_SECONDS)
-        end_trees([worker], GRACE_SECONDS)
+        end_worker(worker)
     if (server := record.server.process) is not None:
         end_trees([server], GRACE_SECONDS)
     lasting_record.remove()

@@ -90,7 +90,7 @@ def deploy(
 ) -> None:
     """Creates a deployment on the lasting server; see ``flows/deployments.py``."""
     import flows.prefect_settings  # noqa: F401  before Prefect
-    from flows.deployments import deploy_rounds
+    from flows.deployments import deploy_rounds, install
     from flows.prefect_server import lasting_api, using
     from flows.schedule import describe, schedule_of
 
@@ -109,7 +109,7 @@ def deploy(
     create_or_open(store, run, recipe)
     say(f"'{made.name}' adds {counted(rounds_per_run, 'round')} to run '{run}' in {store.root}, each time that it runs")
     say(f"when:    {describe(schedule) if schedule else 'whenever somebody starts it'}")
-    say(f"where:   {_workers(made.pool, made.kind, made.workers)}")
+    say(f"where:   {_workers(made.pool, made.kind, made.workers, install(made.kind))}")
     say(f"in UI:   {api.removesuffix('/api')}/deployments/deployment/{made.id}")
     say(f"at once: PREFECT_API_URL={api} prefect deployment run '{made.name}'")
 
@@ -139,8 +139,8 @@ def _where(record: Record) -> str:
     ))  # fmt: skip
 
 
-def _workers(pool: str, kind: str, workers: int) -> str:
+def _workers(pool: str, kind: str, workers: int, needed: str) -> str:
     if workers:
         return f"work pool '{pool}' ({kind}), workers online: {workers}"
-    package = "" if kind == "process" else f", where prefect-{kind} is installed"
+    package = "" if kind == "process" else f" (it needs: {needed})"
     return f"work pool '{pool}' ({kind}); no worker is online: prefect worker start --pool {pool}{package}"

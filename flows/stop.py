@@ -1,7 +1,7 @@
 """``rondo cancel`` and ``rondo pause``: find the process that executes a run, have it end in order, and wait for that.
 
-On this host a signal reaches it. On another it is asked through Prefect, whose flow run carries the id of the store's
-session as a tag. The end itself is in ``flows/control.py``.
+On this host a signal reaches it. On another, or in a container, it is asked through Prefect, whose flow run carries the
+id of the store's session as a tag. The end itself is in ``flows/control.py``.
 """
 
 import asyncio
@@ -17,9 +17,11 @@ from flows.errors import RunHangsError
 from pipeline.errors import ConfigError
 from storage.manifest import Entry
 from storage.run import Run
-from storage.session import describe_holder, holder, utc_now
+from storage.session import describe_holder, describe_place, holder, utc_now
 
 _ASK_SECONDS = 0.2
+# Within which a run that has just begun shows up in Prefect with its session's tag.
+_SHOWN_SECONDS = 20.0
 
 
 def cancel(name: str, root: str, patience: float) -> str:
@@ -66,7 +68,7 @@ def _executed(run: Run) -> Entry | None:
 
 def _end(run: Run, session: Entry, patience: float, *, pause: bool) -> str:
     here = holder(session) == "alive"
-    where = f"process {session.meta['pid']} on host {session.meta['host']}"
+    where = describe_place(session)
     started = time.monotonic()
     if here:
         gone = _signal(session.meta["pid"], where, pause=pause)
@@ -79,7 +81,7 @@ def _end(run: Run, session: Entry, patience: float, *, pause: bool) -> str:
 
     while not gone():
         if time.monotonic() - started > patience:
-            remedy = f"'kill -9 {session.meta['pid']}'" + ("" if here else f" on host {session.meta['host']}")
+            remedy = f"'kill -9 {session.meta['pid']}'" + ("" if here else " there")
             raise RunHangsError(
                 f"{where} was asked to end run '{run.name}' and has not within {patience:.0f} s: {remedy} ends it, and "
                 f"'rondo resume {run.name}' then goes on from what is committed"
@@ -121,8 +123,13 @@ def _ask_prefect(session: Entry, where: str, *, pause: bool) -> None:
             f"the run is written by {where}: run this command there, or set PREFECT_API_URL to the Prefect server that "
             "shows the run"
         )
-    if not asyncio.run(_set_state(session, pause=pause)):
-        raise ConfigError(f"the run is written by {where}, and Prefect shows no flow run of it: run this command there")
+    began = time.monotonic()
+    while not asyncio.run(_set_state(session, pause=pause)):
+        if time.monotonic() - began > _SHOWN_SECONDS:
+            raise ConfigError(
+                f"the run is written by {where}, and Prefect shows no flow run of it: run this command there"
+            )
+        time.sleep(_ASK_SECONDS)
 
 
 async def _set_state(session: Entry, *, pause: bool) -> bool:

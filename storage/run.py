@@ -311,10 +311,9 @@ class Writer:
             return
         state = session.holder(last)
         if state == "alive" or (state == "unknown" and not take_over):
-            remedy = (
-                "wait for it, or stop it" if state == "alive" else "if it is dead, take the run over with take_over"
-            )
-            raise RunBusyError(f"run '{self._run.name}' is written by {session.describe_holder(last)}: {remedy}")
+            name, taking = self._run.name, f"if it is dead, 'rondo resume {self._run.name} --take-over' goes on"
+            remedy = "wait for it, or stop it" if state == "alive" else taking
+            raise RunBusyError(f"run '{name}' is written by {session.describe_holder(last)}: {remedy}")
 
     def _check_open(self) -> None:
         if self._ended is not None:

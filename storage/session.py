@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from pathlib import Path
 from typing import Any, Literal
 
 import psutil
@@ -21,7 +22,7 @@ _over: set[str] = set()
 def describe_process() -> dict[str, Any]:
     """This process, as the meta of a "session" entry."""
     process = psutil.Process()
-    return {"host": socket.gethostname(), "pid": process.pid, "started": process.create_time()}
+    return {"host": socket.gethostname(), "pid": process.pid, "started": process.create_time(), **_numbering()}
 
 
 def end(session_id: str) -> None:
@@ -30,11 +31,11 @@ def end(session_id: str) -> None:
 
 
 def holder(session: Entry) -> Holder:
-    """Whether the process that opened the session still runs; "unknown" on another host."""
+    """Whether the process that opened the session still runs; "unknown" on another host, or in another container."""
     meta = session.meta
     if session.session in _over:
         return "dead"
-    if meta.get("host") != socket.gethostname():
+    if meta.get("host") != socket.gethostname() or _numbered_elsewhere(session):
         return "unknown"
     pid, started = meta.get("pid"), meta.get("started")
     if not isinstance(pid, int) or not isinstance(started, int | float) or pid < 1:
@@ -50,11 +51,36 @@ def holder(session: Entry) -> Holder:
         return "unknown"
 
 
+def describe_place(session: Entry) -> str:
+    """The session's process and where it is, in words."""
+    pid, host, elsewhere = session.meta.get("pid"), session.meta.get("host"), _numbered_elsewhere(session)
+    itself = " (this very process)" if pid == os.getpid() and host == socket.gethostname() and not elsewhere else ""
+    return f"process {pid}{itself} on host {host}" + (
+        ", in another PID namespace (a container's?)" if elsewhere else ""
+    )
+
+
 def describe_holder(session: Entry) -> str:
-    """The session's process in words."""
-    pid, host = session.meta.get("pid"), session.meta.get("host")
-    itself = " (this very process)" if pid == os.getpid() and host == socket.gethostname() else ""
-    return f"process {pid}{itself} on host {host}, since {session.time}"
+    """The session's process in words, and since when it writes."""
+    return f"{describe_place(session)}, since {session.time}"
+
+
+def _numbering() -> dict[str, str]:
+    """What a process id counts in: the boot of the system, and the PID namespace. Empty where that cannot be read.
+
+    A container on its host's network has the host's name, and process ids of its own.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return {"boot": boot, "pid_namespace": os.readlink("/proc/self/ns/pid")}
+    except OSError:
+        return {}
+
+
+def _numbered_elsewhere(session: Entry) -> bool:
+    """Whether the session's process id says nothing here. After another boot it does: that process is gone."""
+    ours, meta = _numbering(), session.meta
+    return bool(ours) and meta.get("boot") == ours["boot"] and meta.get("pid_namespace") != ours["pid_namespace"]
 
 
 def utc_now() -> str:

@@ -10,6 +10,8 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
+from flows.pool_worker import GRACE_SECONDS, RUN_GRACE_SECONDS
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = sorted((ROOT / "deploy" / "docker").glob("Dockerfile.*"))
 COMPOSE = ROOT / "deploy" / "compose" / "compose.yaml"
@@ -29,7 +31,7 @@ def test_dockerfile(path: Path) -> None:
     assert {word for word, _ in steps} <= {
         "FROM", "ARG", "ENV", "RUN", "WORKDIR", "COPY", "USER", "VOLUME", "HEALTHCHECK", "ENTRYPOINT", "CMD",
     }  # fmt: skip
-    assert re.search("Not built on .*the machine that it was written on", path.read_text())
+    assert re.search("(Not built|Built with podman .*) on the machine that it was written on", path.read_text())
     assert [rest for word, rest in steps if word == "USER"] == ["rondo"]
     last = max(place for place, (word, _) in enumerate(steps) if word in ("RUN", "COPY"))
     assert steps.index(("USER", "rondo")) > last, "nothing is installed as the user that runs"
@@ -80,7 +82,14 @@ def test_compose_fits_the_specification(compose: dict[str, Any]) -> None:
     assert {"prefect", "postgres", "minio", "worker"} <= set(compose["services"])
     with pytest.raises(ValueError, match="port"):
         PyCompose.from_yaml("services: {a: {image: b, ports: [{}]}}")
-    assert "Not started on the machine that it was written on" in COMPOSE.read_text()
+    assert "with podman-compose and podman 4.3, not with Docker" in COMPOSE.read_text()
+
+
+def test_a_worker_has_the_time_that_it_gives_its_runs(compose: dict[str, Any]) -> None:
+    for name in ("worker", "gpu-worker"):
+        worker = compose["services"][name]
+        assert worker["command"][:3] == ["python", "-m", "flows.pool_worker"]
+        assert int(worker["stop_grace_period"].removesuffix("s")) > RUN_GRACE_SECONDS + GRACE_SECONDS
 
 
 def test_nothing_is_open_to_other_machines(compose: dict[str, Any]) -> None:

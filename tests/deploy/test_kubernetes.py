@@ -83,11 +83,29 @@ def test_the_ray_cluster_has_the_shape_of_one() -> None:
     machine = find("Deployment", "rondo-machines")["spec"]["template"]["spec"]["containers"][0]
     assert images == {machine["image"]}
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
-        assert set(group["rayStartParams"].values()) <= {str(value) for value in range(10)}  # strings, to KubeRay
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values()), "KubeRay takes no numbers"
     (group,) = spec["workerGroupSpecs"]
     assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     ports = {port["containerPort"] for port in spec["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]}
     assert {6379, 10001} <= ports
+
+
+def test_ray_pods_are_asked_for_ports_that_they_have() -> None:
+    """The operator's own probes would need wget, and the whole of Ray's dashboard."""
+    spec = find("RayCluster", "rondo-samplers")["spec"]
+    head, (group,) = spec["headGroupSpec"], spec["workerGroupSpecs"]
+    known = {int(group["rayStartParams"]["node-manager-port"])}
+    for template, ports in ((head["template"], {6379}), (group["template"], known)):
+        (container,) = template["spec"]["containers"]
+        assert {container[probe]["tcpSocket"]["port"] for probe in ("readinessProbe", "livenessProbe")} == ports
+
+
+def test_the_server_writes_where_its_user_may() -> None:
+    (container,) = find("Deployment", "prefect-server")["spec"]["template"]["spec"]["containers"]
+    environment = {variable["name"]: variable.get("value") for variable in container["env"]}
+    (mount,) = container["volumeMounts"]
+    assert environment["HOME"] == mount["mountPath"]
+    assert environment["PREFECT_UI_STATIC_DIRECTORY"].startswith(f"{mount['mountPath']}/")
 
 
 def test_they_agree_with_each_other() -> None:

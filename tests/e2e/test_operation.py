@@ -264,13 +264,27 @@ def test_a_pool_of_containers_is_made_with_its_image(machine: Machine, recipe: P
     assert "give --image" in machine.rondo_here(*arguments, "--type", "docker")
     assert Store.open(tmp_path).run_names() == [], "what was refused leaves no run"
     said = machine.rondo_here(*arguments, "--type", "docker", "--image", "rondo:cpu")
-    assert "no worker is online: prefect worker start --pool boxes" in said
+    assert "no worker is online: prefect worker start --pool boxes (it needs: pip install prefect-docker " in said
     deployment = deployment_of(machine, "boxed")
-    shared, sign = [f"{tmp_path}:{tmp_path}"], {HEARTBEAT_VARIABLE: "30"}
-    assert deployment.job_variables == {"image": "rondo:cpu", "volumes": shared, "env": sign}
+    shared, env = [f"{tmp_path}:{tmp_path}"], {HEARTBEAT_VARIABLE: "30", "HOME": "/tmp"}  # noqa: S108
+    itself = {"user": f"{os.getuid()}:{os.getgid()}"}
+    expected = {"image": "rondo:cpu", "volumes": shared, "env": env, "container_create_kwargs": itself}
+    assert deployment.job_variables == expected
     pool = machine.ask(lambda client: client.read_work_pool("boxes"))
     assert pool.type == "docker"
-    assert {"image", "volumes"} <= pool.base_job_template["variables"]["properties"].keys()
+    settings = pool.base_job_template["variables"]["properties"]
+    assert {"image", "volumes"} <= settings.keys()
+    assert settings["auto_remove"]["default"] is True, "else each run leaves its container"
+
+    from prefect.client.schemas.actions import WorkPoolUpdate
+
+    assert pool.base_job_template["job_configuration"]["container_create_kwargs"] == "{{ container_create_kwargs }}"
+    settings["container_create_kwargs"]["default"] = {"shm_size": "1g", "user": "0"}
+    changed = WorkPoolUpdate(base_job_template=pool.base_job_template)
+    machine.ask(lambda client: client.update_work_pool("boxes", changed))
+    machine.rondo_here(*arguments, "--image", "rondo:cpu")
+    own = deployment_of(machine, "boxed").job_variables["container_create_kwargs"]
+    assert own == {"shm_size": "1g", "user": "0"}, "what the pool says, stays"
     assert "is of type docker, not process" in machine.rondo_here(*arguments, "--type", "process")
     elsewhere = (*arguments[:5], str(tmp_path / "other"), "--image", "rondo:cpu", "--pool", "boxes")
     assert f"under {tmp_path}, which this one would replace" in machine.rondo_here(*elsewhere)

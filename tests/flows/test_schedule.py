@@ -12,7 +12,9 @@ import torch
 import flows.prefect_settings  # noqa: F401  before Prefect
 from flows import schedule
 from flows.deployments import PoolType, _job_variables
+from flows.lasting_record import HOME_VARIABLE, Record, Started, write
 from flows.limits import needs_gpu, run_limit
+from flows.prefect_server import using
 from flows.prefect_settings import HEARTBEAT_VARIABLE, heartbeat_seconds
 from flows.recipes import parse_recipe
 from flows.schedule import describe, schedule_of
@@ -64,7 +66,6 @@ def test_a_rule_that_counts_from_a_later_day() -> None:
     ("kind", "root", "image", "variables"),
     [
         ("process", "/data/runs", None, {"working_dir": os.getcwd()}),
-        ("docker", "/data/runs", "rondo:gpu", {"image": "rondo:gpu", "volumes": ["/data/runs:/data/runs"]}),
         ("docker", "s3://bucket/runs", "rondo:gpu", {"image": "rondo:gpu"}),
         ("kubernetes", "s3://bucket/runs", "rondo:gpu", {"image": "rondo:gpu"}),
     ],
@@ -72,6 +73,24 @@ def test_a_rule_that_counts_from_a_later_day() -> None:
 def test_what_jobs_are_given(kind: PoolType, root: str, image: str | None, variables: dict[str, object]) -> None:
     sign_of_life = {"env": {HEARTBEAT_VARIABLE: str(heartbeat_seconds())}}
     assert _job_variables("pool", kind, root, image) == {**sign_of_life, **variables}
+
+
+def test_processes_elsewhere_are_not_sent_to_a_directory_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a root in a bucket a worker may be anywhere, as in a container; that of ``rondo up`` is here."""
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
+    assert "working_dir" not in _job_variables("pool", "process", "s3://bucket/runs", None)
+    write(Record(4321, "rondo", Started.of(os.getpid())))
+    assert "working_dir" not in _job_variables("pool", "process", "s3://bucket/runs", None)
+    with using("http://127.0.0.1:4321/api"):
+        assert _job_variables("pool", "process", "s3://bucket/runs", None)["working_dir"] == os.getcwd()
+
+
+def test_containers_share_a_directory_and_have_a_home_that_any_user_may_write_to() -> None:
+    given = _job_variables("pool", "docker", "/data/runs", "rondo:gpu")
+    assert (given["image"], given["volumes"]) == ("rondo:gpu", ["/data/runs:/data/runs"])
+    assert given["env"] == {HEARTBEAT_VARIABLE: str(heartbeat_seconds()), "HOME": "/tmp"}  # noqa: S108
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,9 @@ def test_a_paused_writer_cannot_overwrite_when_it_is_revived(
         assert time.monotonic() < deadline
         time.sleep(0.01)
     with (
-        pytest.raises(RunBusyError, match=r"run 'a' is written by process \d+ on host elsewhere"),
+        pytest.raises(
+            RunBusyError, match=r"run 'a' is written by process \d+ on host elsewhere.*'rondo resume a --take-over'"
+        ),
         store.run("a").writer(),
     ):
         pass

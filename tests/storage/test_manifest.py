@@ -1,7 +1,9 @@
 """The records of the log: what was written comes back, and nothing else is believed."""
 
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -215,6 +217,7 @@ def test_holder_of_a_session() -> None:
         session.holder(replace(mine, meta=mine.meta | {"started": mine.meta["started"] - 60})) == "dead"
     )  # the pid was reused
     assert session.holder(replace(mine, meta=mine.meta | {"host": "elsewhere"})) == "unknown"
+    assert "(this very process)" in session.describe_holder(mine)
     for meta in (
         {},
         mine.meta | {"pid": "x"},
@@ -223,3 +226,16 @@ def test_holder_of_a_session() -> None:
         mine.meta | {"started": None},
     ):
         assert session.holder(replace(mine, meta=meta)) in ("unknown", "dead")
+
+
+@pytest.mark.skipif(not Path("/proc/self/ns/pid").is_symlink(), reason="a system without PID namespaces")
+def test_a_container_that_has_the_name_of_its_host_counts_its_processes_by_itself() -> None:
+    mine = replace(SESSION, meta=session.describe_process())
+    boxed = replace(mine, meta=mine.meta | {"pid_namespace": "pid:[1]"})
+    assert session.holder(boxed) == "unknown", "its process id is another's here"
+    said = session.describe_holder(boxed)
+    assert f"process {os.getpid()} on host" in said
+    assert "in another PID namespace" in said
+    assert "this very process" not in said
+    gone = replace(mine, meta=boxed.meta | {"boot": "an earlier one", "started": mine.meta["started"] - 60})
+    assert session.holder(gone) == "dead", "no process outlives the system"

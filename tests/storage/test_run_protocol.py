@@ -213,7 +213,7 @@ def test_revived_writer_is_fenced(store: Store, act_as: ActAs) -> None:
     writer.commit(Key(1, "candidates", 0), [])
     act_as("self")
     other = store.run("a")
-    with pytest.raises(RunBusyError, match=r"elsewhere\.example.*take_over"), other.writer():
+    with pytest.raises(RunBusyError, match=r"elsewhere\.example.*--take-over"), other.writer():
         pass
     with other.writer(take_over=True) as successor:
         successor.commit(Key(1, "candidates", 1), [])
