@@ -25,6 +25,7 @@ from flows.errors import ServerError
 
 Say = Callable[[str], None]
 START_SECONDS = 180.0  # a busy two-core machine needs up to a minute
+ANSWER_SECONDS = 60.0  # one whose database is busy has been seen to take more than ten
 
 # Services that only a lasting server needs. With them, SQLite keeps each further subflow waiting for about 2 s.
 _IDLE_SERVICES = (
@@ -119,10 +120,11 @@ def using(url: str) -> Iterator[None]:
 async def _check_server(url: str, key: str | None, remedy: str) -> None:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        async with httpx.AsyncClient(timeout=10, headers=headers) as client:
+        async with httpx.AsyncClient(timeout=ANSWER_SECONDS, headers=headers) as client:
             (await client.get(f"{url}/health")).raise_for_status()
     except httpx.HTTPError as error:
-        raise ServerError(f"the Prefect server at {url} does not answer ({error}): {remedy}") from error
+        why = str(error) or f"{type(error).__name__} after {ANSWER_SECONDS:.0f} s"
+        raise ServerError(f"the Prefect server at {url} does not answer ({why}): {remedy}") from error
 
 
 async def _start_server(home: Path, scheduling: bool) -> tuple[asyncio.subprocess.Process, str]:

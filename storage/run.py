@@ -311,7 +311,8 @@ class Writer:
             return
         state = session.holder(last)
         if state == "alive" or (state == "unknown" and not take_over):
-            name, taking = self._run.name, f"if it is dead, 'rondo resume {self._run.name} --take-over' goes on"
+            name = self._run.name
+            taking = f"if it is dead, take the run over, as 'rondo resume {name} --take-over' does"
             remedy = "wait for it, or stop it" if state == "alive" else taking
             raise RunBusyError(f"run '{name}' is written by {session.describe_holder(last)}: {remedy}")
 
