@@ -18,6 +18,12 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def compilation(monkeypatch):
+    """Not left off, as by a test that has a sampler for the CPU in this process."""
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+
+
 def step(model, count, token_budget):
     groups = [
         PreferenceGroup(
@@ -48,7 +54,7 @@ def test_compiled_equals_plain_and_a_third_length_compiles_nothing():
         torch.testing.assert_close(other_gradient, gradient, rtol=1e-4, atol=1e-5)
         graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         seen.append(graphs)
-    assert seen[1] == seen[2], "the third length was compiled again"
+    assert 0 < seen[1] == seen[2], "the third length was compiled again"
 
 
 def test_a_missing_compiler_is_said_before_any_work(monkeypatch, tmp_path):
