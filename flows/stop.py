@@ -14,6 +14,7 @@ import psutil
 
 from flows.commands import existing_store
 from flows.errors import RunHangsError
+from flows.process_tree import lives
 from pipeline.errors import ConfigError
 from storage.manifest import Entry
 from storage.run import Run
@@ -103,15 +104,7 @@ def _signal(pid: int, where: str, *, pause: bool) -> Callable[[], bool]:
         raise ConfigError(f"{where} is another user's: only that user can end it") from None
     except psutil.NoSuchProcess:
         return lambda: True
-    return lambda: not any(map(_lives, family))
-
-
-def _lives(process: psutil.Process) -> bool:
-    """Whether it runs; one whose parent has not asked for its end yet does not."""
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+    return lambda: not any(map(lives, family))
 
 
 def _ask_prefect(session: Entry, where: str, *, pause: bool) -> None:
