@@ -143,15 +143,14 @@ def list_runs(root: str) -> list[dict[str, Any]]:
             rows.append({"run": name, **unknown, "state": "damaged"})
             continue
         recipe, last = recipe_of(existing), existing.last_round
-        done = last.meta["round"] if last else None
-        finished = done is not None and done >= recipe.rounds
+        done = last.meta["round"] if last else 0
         rows.append({
             "run": name,
             "recipe": recipe.name,
             "parent": "{run}@{round}".format(**existing.header["parent"]) if existing.header.get("parent") else None,
-            "rounds": f"{done or 0}/{max(done or 0, recipe.rounds)}",  # schedules add to those of the recipe
+            "rounds": f"{done}/{max(done, recipe.rounds)}",  # schedules add to those of the recipe
             "reward": last.meta["reward"] if last else None,
-            "state": state_of(existing.state, paused=existing.pause is not None, finished=finished),
+            "state": state_of(existing.state, paused=existing.pause is not None, finished=done >= recipe.rounds),
         })  # fmt: skip
     return rows
 
