@@ -62,7 +62,7 @@ def load_prompts(
         train = _rows(_generated(config, "train", config.train, seed), tokenizer)
         evaluation = _rows(_generated(config, "evaluation", evaluation_count, seed), tokenizer)
     else:
-        rows = _rows(_read(config), tokenizer)
+        rows = _rows(_distinct(_read(config)), tokenizer)
         if config.max_tokens is not None:
             rows = _short(rows, config.max_tokens, say)
         train, evaluation = _hold_out(rows, evaluation_count)
@@ -115,6 +115,13 @@ def _generated(config: GeneratedPrompts, split: Split, count: int, seed: int) ->
     return [_Prompt(prompt.text, prompt.reference_answer, source) for prompt in prompts]
 
 
+def _distinct(prompts: Sequence[_Prompt]) -> list[_Prompt]:
+    by_id: dict[str, _Prompt] = {}
+    for prompt in prompts:
+        by_id.setdefault(prompt.prompt_id, prompt)
+    return list(by_id.values())
+
+
 def _short(rows: Sequence[_Row], most: int, say: Callable[[str], None]) -> list[_Row]:
     kept = [row for row in rows if len(row["token_ids"]) <= most]
     if len(kept) < len(rows):
@@ -123,17 +130,14 @@ def _short(rows: Sequence[_Row], most: int, say: Callable[[str], None]) -> list[
 
 
 def _hold_out(rows: Sequence[_Row], count: int) -> tuple[list[_Row], list[_Row]]:
-    by_id: dict[str, _Row] = {}
-    for row in rows:
-        by_id.setdefault(row["prompt_id"], row)
-    if len(by_id) <= count:
+    if len(rows) <= count:
         raise ConfigError(
-            f"evaluation.prompts {count} leaves none of the {len(by_id)} different prompts to train on: "
+            f"evaluation.prompts {count} leaves none of the {len(rows)} different prompts to train on: "
             "lower it or give more prompts"
         )
-    held_out = set(sorted(by_id)[:count])
-    train = [row for prompt_id, row in by_id.items() if prompt_id not in held_out]
-    return train, [by_id[prompt_id] for prompt_id in sorted(held_out)]
+    by_id = {row["prompt_id"]: row for row in rows}
+    held_out = {prompt_id: by_id.pop(prompt_id) for prompt_id in sorted(by_id)[:count]}
+    return list(by_id.values()), list(held_out.values())
 
 
 def _rows(prompts: Sequence[_Prompt], tokenizer: Tokenizer) -> list[_Row]:
