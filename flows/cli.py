@@ -20,11 +20,14 @@ from flows import (
     cli_store,
     cli_timeline,
     commands,
+    inspection,
     tables,
 )
+from flows import report as reports
+from flows.catalog import DEFAULT_ROOT, list_rounds, list_runs
 from flows.display import Display
 from flows.errors import InterruptedRunError, WaitingForLabelsError
-from flows.options import DEFAULT_ROOT, Changes, Json, RecipePath, Root, RunAtRound, RunName, TakeOver
+from flows.options import Changes, Json, RecipePath, Root, RunAtRound, RunName, TakeOver
 from pipeline.errors import RondoError
 from storage.errors import StoreError
 
@@ -116,21 +119,19 @@ def fork(
 @app.command()
 def runs(root: Root = DEFAULT_ROOT, json: Json = False) -> None:
     """List the runs: recipe, rounds done, last reward, state."""
-    tables.print_rows(
-        commands.list_runs(root), title=f"Runs in {root}", as_json=json, empty="no runs yet: rondo run RECIPE"
-    )
+    tables.print_rows(list_runs(root), title=f"Runs in {root}", as_json=json, empty="no runs yet: rondo run RECIPE")
 
 
 @app.command("rounds")
 def rounds_(run: RunName, root: Root = DEFAULT_ROOT, json: Json = False) -> None:
     """Show a run's rounds, one row each."""
-    tables.print_rounds(run, commands.list_rounds(run, root), as_json=json)
+    tables.print_rounds(run, list_rounds(run, root), as_json=json)
 
 
 @app.command()
 def show(
     source: RunAtRound,
-    table: Annotated[commands.Table, typer.Option(help="which table")] = commands.Table.candidates,
+    table: Annotated[inspection.Table, typer.Option(help="which table")] = inspection.Table.candidates,
     prompt: Annotated[str | None, typer.Option(help="only this prompt: its id, or the beginning of it")] = None,
     limit: Annotated[int, typer.Option(min=1, help="most rows")] = 10,
     where: Annotated[
@@ -141,7 +142,7 @@ def show(
 ) -> None:
     """Look into a round: its candidates, judgments and preferences, and the held-out ones of its evaluation."""
     columns = None if json else tables.readable_columns(table.value)
-    rows = commands.show(source, root, table=table.value, prompt=prompt, limit=limit, where=where, columns=columns)
+    rows = inspection.show(source, root, table=table.value, prompt=prompt, limit=limit, where=where, columns=columns)
     tables.print_table(rows, table.value, source, as_json=json)
 
 
@@ -152,7 +153,7 @@ def export(
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Write a round's preferences in the conversational prompt/chosen/rejected form that other trainers read."""
-    rows = commands.export(source, root, to)
+    rows = inspection.export(source, root, to)
     typer.echo(f"{rows} preferences in {to}: datasets.load_dataset('{to}')")
 
 
@@ -163,7 +164,7 @@ def report(
     picture: Annotated[Path | None, typer.Option(help="write the main curves to this SVG file as well")] = None,
 ) -> None:
     """Write a run's report: one HTML file with its curves, figures and answers."""
-    typer.echo(commands.report(run, root, picture))
+    typer.echo(reports.report(run, root, picture))
 
 
 def main() -> None:

@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from flows import stop
-from flows.options import DEFAULT_ROOT, Root, RunName
+from flows.catalog import DEFAULT_ROOT
+from flows.options import Root, RunName
 
 app = typer.Typer()
 

@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 
 from flows import inspection, tables
-from flows.options import DEFAULT_ROOT, Json, Root, RunName
+from flows.catalog import DEFAULT_ROOT
+from flows.options import Json, Root, RunName
 from flows.plain_text import visible
 
 app = typer.Typer()

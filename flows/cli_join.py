@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from flows.options import DEFAULT_ROOT, Root
+from flows.catalog import DEFAULT_ROOT
+from flows.options import Root
 
 app = typer.Typer()
 

@@ -11,9 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from flows import tables
+from flows.catalog import DEFAULT_ROOT
 from flows.judge_report import bin_rows, facts
 from flows.label import Choice, Labelling
-from flows.options import DEFAULT_ROOT, Json, Root, RunAtRound
+from flows.options import Json, Root, RunAtRound
 from flows.plain_text import visible
 from flows.train_judge import REPORT, TrainedJudge, train_judge, training_settings
 from pipeline.config.reward_training import RewardObjective

@@ -6,9 +6,10 @@ from typing import Annotated
 import typer
 
 from flows import operation
+from flows.catalog import DEFAULT_ROOT
 from flows.display import Display
 from flows.lasting_record import DEFAULT_POOL
-from flows.options import DEFAULT_ROOT, Changes, RecipePath, Root
+from flows.options import Changes, RecipePath, Root
 
 app = typer.Typer()
 

@@ -8,7 +8,8 @@ import typer
 from rich.console import Console
 
 from flows import planning, tables
-from flows.options import DEFAULT_ROOT, Json, Root
+from flows.catalog import DEFAULT_ROOT
+from flows.options import Json, Root
 from flows.plain_text import counted
 from flows.planning import Answer, Question, Size
 from pipeline.planning import DEVICES, KNOWN_SHAPES, Mode, Plan

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
+from flows.catalog import DEFAULT_ROOT, existing_store, run_at_round
 from flows.checkpoints import checkpoint_files, local_policy
-from flows.commands import existing_store, run_at_round
 from flows.new_directory import new_directory
-from flows.options import DEFAULT_ROOT, Root, RunAtRound
+from flows.options import Root, RunAtRound
 from flows.publish import What, publish
 from pipeline.errors import ConfigError
 from storage.checkpoints import local_directory

@@ -9,9 +9,9 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flows import retention, tables
-from flows.commands import existing_store
+from flows.catalog import DEFAULT_ROOT, existing_store
 from flows.lineage_tree import lineage_tree
-from flows.options import DEFAULT_ROOT, DryRun, Json, Root, RunName, TakeOver
+from flows.options import DryRun, Json, Root, RunName, TakeOver
 from storage.lineage import lineage as lineage_of
 from storage.retention import check_deletable, delete_run
 from storage.verify import Verification

@@ -6,8 +6,8 @@ import typer
 from rich.console import Console
 
 from flows import tables
-from flows.commands import existing_store, run_at_round
-from flows.options import DEFAULT_ROOT, Json, Root, RunAtRound
+from flows.catalog import DEFAULT_ROOT, existing_store, run_at_round
+from flows.options import Json, Root, RunAtRound
 from flows.timeline import KINDS, Kind, Lane, duration, lane_rows, timeline
 
 app = typer.Typer()

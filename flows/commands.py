@@ -3,41 +3,27 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from flows.adopt import adopt_rounds
+from flows.catalog import existing_store, run_at_round
 from flows.devices import check_devices
 from flows.display import Display
 from flows.going_on import check_goal, create_or_open, going_on, header, recipe_of, unread_states
 from flows.interruption import orderly_end
 from flows.plain_text import counted
 from flows.recipes import differences, load_recipe, parse_recipe
+from flows.report import newest_report, report
 from flows.summary import RoundSummary, summaries
 from flows.tracking import check_tracking
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
-from storage import inspect
-from storage.errors import CorruptEntryError
 from storage.inputs import check_inputs, open_to_go_on, weights_of_next_round
 from storage.retention import create_fork
 from storage.run import Run
 from storage.store import Store
 
 _FIXED_IN_FORKS = ("policy", "prompts", "evaluation.prompts")
-
-
-class Table(StrEnum):
-    """The tables of a round that ``rondo show`` knows."""
-
-    candidates = "candidates"
-    judgments = "judgments"
-    preferences = "preferences"
-    replayed = "replayed"
-    eval_candidates = "eval_candidates"
-    eval_judgments = "eval_judgments"
 
 
 @dataclass(frozen=True)
@@ -131,109 +117,6 @@ def fork(
     return _bring_to(store, child, recipe, recipe.rounds, display)
 
 
-def list_runs(root: str) -> list[dict[str, Any]]:
-    """A row for each run under a root."""
-    store = existing_store(root)
-    rows = []
-    for name in store.run_names():
-        try:
-            existing = store.run(name)
-        except CorruptEntryError:  # 'rondo verify' says more
-            unknown = dict.fromkeys(("recipe", "parent", "rounds", "reward"))
-            rows.append({"run": name, **unknown, "state": "damaged"})
-            continue
-        recipe, last = recipe_of(existing), existing.last_round
-        done = last.meta["round"] if last else 0
-        rows.append({
-            "run": name,
-            "recipe": recipe.name,
-            "parent": "{run}@{round}".format(**existing.header["parent"]) if existing.header.get("parent") else None,
-            "rounds": f"{done}/{max(done, recipe.rounds)}",  # schedules add to those of the recipe
-            "reward": last.meta["reward"] if last else None,
-            "state": state_of(existing.state, paused=existing.pause is not None, finished=done >= recipe.rounds),
-        })  # fmt: skip
-    return rows
-
-
-def state_of(state: str, *, paused: bool, finished: bool) -> str:
-    """A run's state for people: running, paused, finished or stopped.
-
-    Args:
-        state: what its log says, see ``storage.run.Run.state``.
-        paused: whether schedules leave it alone.
-        finished: whether it has the rounds of its recipe.
-    """
-    if state != "stopped":
-        return state
-    if paused:
-        return "paused"
-    return "finished" if finished else "stopped"
-
-
-def list_rounds(name: str, root: str) -> list[RoundSummary]:
-    """The finished rounds of a run."""
-    return summaries(existing_store(root).run(name).rounds())
-
-
-def show(
-    source: str,
-    root: str,
-    *,
-    table: str,
-    prompt: str | None,
-    limit: int,
-    where: str | None,
-    columns: Sequence[str] | None,
-) -> list[dict[str, Any]]:
-    """Rows of a round's table, joined with what one wants to read beside them; all columns, or these."""
-    store = existing_store(root)
-    existing, number = run_at_round(store, source)
-    # A round's own candidates have one judge; the held-out ones have several, and this one's scores are the reward.
-    judge = existing.rounds()[number].meta["judge"] if table.startswith("eval_") else None
-    found = inspect.query(
-        store, existing, number, table=table, where=where, prompt=prompt, limit=limit, judge=judge, columns=columns
-    )
-    rows: list[dict[str, Any]] = found.to_pylist()
-    return rows
-
-
-def export(source: str, root: str, to: Path) -> int:
-    """Writes a round's preferences as a dataset; see ``flows/export.py``."""
-    from flows.export import export_preferences
-
-    store = existing_store(root)
-    existing, number = run_at_round(store, source)
-    return export_preferences(store, existing, number, to)
-
-
-def report(name: str, root: str, picture: Path | None = None) -> str:
-    """Writes a run's report, and its main curves as a picture where one is asked for; returns where the report is."""
-    from flows.plots import summary_picture
-    from flows.report import write_report
-
-    store = existing_store(root)
-    run = store.run(name)
-    written = write_report(store, run)
-    if picture is not None:
-        try:
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            picture.write_text(summary_picture(summaries(run.rounds()), f"Run {name}"), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(
-                f"--picture '{picture}' cannot be written: {error.strerror}: give another path"
-            ) from error
-    return written
-
-
-def _newest_report(store: Store, run: Run) -> str:
-    """Where the report is; it is written where it is missing, or older than the last round, as after a SIGKILL."""
-    where, last = store.report_path(run.name), run.last_round
-    if where is None or last is None or not where.exists():
-        return report(run.name, store.root)
-    newest = where.stat().st_mtime >= datetime.fromisoformat(last.time).timestamp()
-    return str(where) if newest else report(run.name, store.root)
-
-
 def _bring_to(
     store: Store,
     run: Run,
@@ -250,7 +133,7 @@ def _bring_to(
                 pass
         more = f"'rondo resume {run.name} --rounds N' adds more"
         message = f"run '{run.name}' is finished: it has {counted(done, 'round')}; {more}"
-        return Finished(run.name, summaries(run.rounds()), message, _newest_report(store, run))
+        return Finished(run.name, summaries(run.rounds()), message, newest_report(store, run))
     check_goal(run, recipe, rounds)
     check_tracking(recipe.tracking)
     check_devices(recipe)
@@ -296,23 +179,3 @@ def _check_adapter(before: Recipe, after: Recipe) -> None:
             "update.optimizer_state is carried, and the moments of an adapter are not those of whole weights: add "
             "--set update.optimizer_state=reset"
         )
-
-
-def existing_store(root: str) -> Store:
-    """The store under a root that is there: to look at a misspelt one must not create it."""
-    if "://" not in root and not Path(root).is_dir():
-        raise ConfigError(f"there is no root '{root}': give the one that the run was started with, as --root")
-    return Store.open(root)
-
-
-def run_at_round(store: Store, source: str) -> tuple[Run, int]:
-    """The run and the finished round that RUN@ROUND names; ConfigError where it names none."""
-    name, at, text = source.rpartition("@")
-    if not at or not text.isdecimal():
-        raise ConfigError(f"'{source}' is not RUN@ROUND: give a run and one of its rounds, such as demo@3")
-    run, number = store.run(name, intact_part=True), int(text)
-    done = len(run.rounds())
-    if number >= done:
-        have = f"it has rounds 0 to {done - 1}" if done else "it has none yet"
-        raise ConfigError(f"round {number} of run '{name}' is not finished: {have}")
-    return run, number

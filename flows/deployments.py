@@ -23,9 +23,9 @@ from prefect.types.entrypoint import EntrypointType
 from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
 from flows import lasting_record
+from flows.catalog import DEFAULT_ROOT
 from flows.errors import ServerError
 from flows.limits import ensure_gpu_limit, ensure_run_limits, needs_gpu
-from flows.options import DEFAULT_ROOT
 from flows.prefect_settings import HEARTBEAT_VARIABLE, heartbeat_seconds
 from flows.recipes import load_recipe
 from flows.schedule import add_rounds

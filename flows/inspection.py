@@ -1,16 +1,61 @@
 """What the commands that look into a run answer, over the questions of the store."""
 
 import math
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from flows.commands import existing_store, run_at_round
-from storage import across
+from flows.catalog import existing_store, run_at_round
+from storage import across, inspect
 from storage.run import Run
 from storage.sql import select
 
 Rows = list[dict[str, Any]]
+
+
+class Table(StrEnum):
+    """The tables of a round that ``rondo show`` knows."""
+
+    candidates = "candidates"
+    judgments = "judgments"
+    preferences = "preferences"
+    replayed = "replayed"
+    eval_candidates = "eval_candidates"
+    eval_judgments = "eval_judgments"
+
+
+def show(
+    source: str,
+    root: str,
+    *,
+    table: str,
+    prompt: str | None,
+    limit: int,
+    where: str | None,
+    columns: Sequence[str] | None,
+) -> list[dict[str, Any]]:
+    """Rows of a round's table, joined with what one wants to read beside them; all columns, or these."""
+    store = existing_store(root)
+    existing, number = run_at_round(store, source)
+    # A round's own candidates have one judge; the held-out ones have several, and this one's scores are the reward.
+    judge = existing.rounds()[number].meta["judge"] if table.startswith("eval_") else None
+    found = inspect.query(
+        store, existing, number, table=table, where=where, prompt=prompt, limit=limit, judge=judge, columns=columns
+    )
+    rows: list[dict[str, Any]] = found.to_pylist()
+    return rows
+
+
+def export(source: str, root: str, to: Path) -> int:
+    """Writes a round's preferences as a dataset; see ``flows/export.py``."""
+    from flows.export import export_preferences
+
+    store = existing_store(root)
+    existing, number = run_at_round(store, source)
+    return export_preferences(store, existing, number, to)
 
 
 def sql(name: str, root: str, statement: str) -> Rows:

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flows.commands import existing_store
+from flows.catalog import existing_store
 from flows.errors import NodeError
 from flows.nodes import BEAT_SECONDS
 from flows.process import GRACE_SECONDS

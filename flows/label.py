@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
-from flows.commands import existing_store
+from flows.catalog import existing_store
 from flows.going_on import recipe_of
 from flows.questions import questions_of
 from pipeline.errors import ConfigError

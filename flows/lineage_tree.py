@@ -7,7 +7,7 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
-from flows.commands import state_of
+from flows.catalog import state_of
 
 _SHORT = 8
 

@@ -4,16 +4,12 @@ or waits for labels.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from prefect.blocks.abstract import NotificationBlock
 from prefect.blocks.core import Block
-from prefect.client.schemas.objects import FlowRun, State
-from prefect.flows import Flow
 from prefect.logging import get_logger
 
 from flows.display import Display
-from flows.plain_text import counted
 from flows.prefect_server import has_lasting_server, prefect_api
 from pipeline.config import NotificationsConfig
 from pipeline.config.notifications import Event
@@ -93,20 +89,3 @@ async def _load(name: str) -> NotificationBlock:
             "custom-webhook"
         )
     return block
-
-
-async def tell_end(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """A hook of the run's flow: tells how it has ended."""
-    from flows.session import current
-
-    session, name = current(), flow_run.name
-    if session.control.waits_for_people:
-        pass  # they have been told that labels are missing
-    elif state.is_completed():
-        done = len(session.run.rounds()) - 1
-        reward = session.run.rounds()[-1].meta["reward"]
-        text = f"Run '{name}' has {counted(done, 'round')}; its held-out reward is {reward:.4f}."
-        session.notifier.tell("finished", f"{name}: finished", text)
-    else:
-        session.notifier.tell("failed", f"{name}: failed", f"Run '{name}' has failed: {state.message}")
-    await session.notifier.sent()

@@ -68,7 +68,8 @@ def serve(
 ) -> None:
     """Serves a deployment until it is interrupted; see ``flows/schedule.py``."""
     import flows.prefect_settings  # noqa: F401  before Prefect
-    from flows.schedule import schedule_of, serve_rounds
+    from flows.schedule import schedule_of
+    from flows.serve import serve_rounds
 
     schedule = schedule_of(*when)
     if schedule is None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flows.commands import existing_store, run_at_round
+from flows.catalog import existing_store, run_at_round
 from flows.measured import compared, measured_factors, measured_round, measured_work
 from flows.recipes import load_recipe
 from pipeline.config import PretrainedPolicy, Recipe, RewardModelJudge

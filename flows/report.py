@@ -6,6 +6,7 @@ import shlex
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from flows.catalog import existing_store
 from flows.charts import Section, sections
 from flows.plots import LIGHT
 from flows.report_data import Answers, held_out_answers, optimizer_steps, sampled_scores
 from flows.summary import RoundSummary, row_of, summaries
 from flows.timeline import timeline
 from pipeline.config import Recipe
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from storage import durable
 from storage.errors import RunNotFoundError
 from storage.run import Run
@@ -247,3 +249,30 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def report(name: str, root: str, picture: Path | None = None) -> str:
+    """Writes a run's report, and its main curves as a picture where one is asked for; returns where the report is."""
+    from flows.plots import summary_picture
+
+    store = existing_store(root)
+    run = store.run(name)
+    written = write_report(store, run)
+    if picture is not None:
+        try:
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            picture.write_text(summary_picture(summaries(run.rounds()), f"Run {name}"), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"--picture '{picture}' cannot be written: {error.strerror}: give another path"
+            ) from error
+    return written
+
+
+def newest_report(store: Store, run: Run) -> str:
+    """Where the report is; it is written where it is missing, or older than the last round, as after a SIGKILL."""
+    where, last = store.report_path(run.name), run.last_round
+    if where is None or last is None or not where.exists():
+        return report(run.name, store.root)
+    newest = where.stat().st_mtime >= datetime.fromisoformat(last.time).timestamp()
+    return str(where) if newest else report(run.name, store.root)

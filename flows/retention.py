@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from flows.commands import existing_store
+from flows.catalog import existing_store
 from flows.going_on import recipe_of
 from flows.summary import RoundSummary, summaries
 from pipeline.config import ImplicitJudge

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from prefect import flow
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.flows import Flow
 
 from flows import stages
 from flows.adopt import adopt_rounds
@@ -14,7 +15,8 @@ from flows.control import Control
 from flows.display import Display
 from flows.going_on import say_differences, unread_states
 from flows.judge_policies import check_judge_policies
-from flows.notify import open_notifier, tell_end
+from flows.notify import open_notifier
+from flows.plain_text import counted
 from flows.prefect_server import has_lasting_server, prefect_api
 from flows.round import run_round
 from flows.scratch import scratch_directory
@@ -25,6 +27,21 @@ from pipeline.config import Recipe
 from storage.inputs import check_inputs
 from storage.run import Run
 from storage.store import Store
+
+
+async def tell_end(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """A hook of the run's flow: tells how it has ended."""
+    session, name = current(), flow_run.name
+    if session.control.waits_for_people:
+        pass  # they have been told that labels are missing
+    elif state.is_completed():
+        done = len(session.run.rounds()) - 1
+        reward = session.run.rounds()[-1].meta["reward"]
+        text = f"Run '{name}' has {counted(done, 'round')}; its held-out reward is {reward:.4f}."
+        session.notifier.tell("finished", f"{name}: finished", text)
+    else:
+        session.notifier.tell("failed", f"{name}: failed", f"Run '{name}' has failed: {state.message}")
+    await session.notifier.sent()
 
 
 @flow(name="rondo", flow_run_name="{run}", on_completion=[tell_end], on_failure=[tell_end], on_crashed=[tell_end])

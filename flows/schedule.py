@@ -1,6 +1,5 @@
 """Scheduled rounds: a Prefect flow whose every run adds rounds to the same run of rondo, and when it runs."""
 
-import asyncio
 import datetime
 import signal
 from typing import Annotated, Any
@@ -12,7 +11,6 @@ from prefect.schedules import Cron, Interval, RRule, Schedule
 from prefect.states import Completed
 from pydantic import Field
 
-from flows.commands import report
 from flows.control import awaiting_labels, end_flow_run, held_back
 from flows.devices import check_devices
 from flows.display import Display
@@ -21,7 +19,7 @@ from flows.going_on import check_goal, create_or_open
 from flows.limits import SKIPPED, STOOD_FOR, alone, skip_overdue
 from flows.occupied import occupied, writer_of
 from flows.plain_text import counted
-from flows.prefect_server import prefect_api
+from flows.report import report
 from flows.run import execute
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, RondoError
@@ -120,33 +118,3 @@ def describe(schedule: Schedule) -> str:
     if schedule.interval is not None:
         return f"every {schedule.interval.total_seconds():.0f} s"
     return f"by cron '{schedule.cron}' (UTC)" if schedule.cron else f"by rule '{schedule.rrule}' (UTC)"
-
-
-def serve_rounds(recipe: Recipe, run: str, root: str, rounds: int, schedule: Schedule) -> None:
-    """Creates the deployment and waits for its runs, one at a time, until it is interrupted."""
-    asyncio.run(_serve(recipe, run, root, rounds, schedule))
-
-
-async def _serve(recipe: Recipe, run: str, root: str, rounds: int, schedule: Schedule) -> None:
-    from prefect.runner import Runner
-
-    from flows.deployments import check_name, ensure_limits, parameters
-
-    say = Display().say
-    async with prefect_api(say, scheduling=True) as url:
-        await check_name(run, root)
-        await ensure_limits(recipe, run, root)
-        runner = Runner(name=f"rondo-{run}", limit=1)
-        await runner.aadd_flow(
-            add_rounds,
-            name=run,
-            schedule=schedule,
-            parameters=parameters(recipe, run, root, rounds),
-        )
-        say(
-            f"run '{run}' gets {counted(rounds, 'more round')} {describe(schedule)}; Prefect's API is "
-            f"{url}; Ctrl-C ends the schedule"
-        )
-        # A service manager's SIGTERM ends the schedule as Ctrl-C does: Prefect's own handler would not wait for it.
-        runner.handle_sigterm = lambda *_: signal.raise_signal(signal.SIGINT)  # type: ignore[method-assign]
-        await runner.start()

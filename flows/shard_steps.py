@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from flows.calls import timed
 from flows.display import Stage
 from flows.errors import WorkerDiedError
 from flows.references import Batch, as_json, hashes
 from flows.session import Session, current
-from flows.spans import timed
 from pipeline.config import PeopleJudge
 from pipeline.errors import EngineError, HandoverError
 from pipeline.records import content_id

@@ -1,34 +1,9 @@
 """When work was done: spans ``[start, end]``, in seconds since the epoch, as workers report them (`flows.desk`)."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
-
-from flows.process import Progress
+from typing import Any
 
 Span = tuple[float, float]
-
-
-class Calls(Protocol):
-    """A worker, wherever it is."""
-
-    async def call(self, method: str, *, on_progress: Progress | None = None, **arguments: Any) -> Any:
-        """The answer of one of its methods."""
-        ...
-
-
-async def timed(
-    worker: Calls, method: str, *, on_progress: Progress | None = None, **arguments: Any
-) -> tuple[Any, dict[str, Any]]:
-    """The answer of a worker's method, and what its entry keeps of the work: ``span`` and ``device``."""
-    work: dict[str, Any] = {}
-
-    def hear(figures: Mapping[str, Any]) -> None:
-        if "span" in figures:
-            work.update(figures)
-        elif on_progress is not None:
-            on_progress(figures)
-
-    return await worker.call(method, on_progress=hear, **arguments), work
 
 
 def spans_of(metas: Iterable[Mapping[str, Any]]) -> Iterator[Span]:

@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from flows.calls import timed
 from flows.references import as_json, hashes
 from flows.session import current
 from flows.shard_steps import persist
 from flows.shards import Shard, Shards, files_of
-from flows.spans import timed
 from flows.step import step
 from pipeline.records import content_id
 from storage.checkpoints import weights_digest

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from flows.commands import existing_store
+from flows.catalog import existing_store
 from flows.errors import RunHangsError
 from flows.process_tree import lives
 from pipeline.errors import ConfigError

@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from flows.catalog import existing_store
 from flows.checkpoints import local_policy
-from flows.commands import existing_store
 from flows.judge_report import judge_report
 from flows.new_directory import check_new, new_directory
 from pipeline.calibration import Calibration

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flows.calls import timed
 from flows.display import Stage
 from flows.references import PolicyRef, PreferenceShard, UpdateInputs, hashes
 from flows.session import Session, current
 from flows.shards import Shard, Shards, files_of, preference_shards
-from flows.spans import timed
 from flows.step import step
 from pipeline.errors import DataError
 from pipeline.records import content_id

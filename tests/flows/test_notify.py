@@ -10,8 +10,7 @@ from prefect.states import Completed, Failed
 
 import flows.prefect_settings  # noqa: F401  before Prefect
 from flows import session
-from flows.notify import tell_end
-from flows.run import run_rounds
+from flows.run import run_rounds, tell_end
 from storage.store import Store
 from support.finished_run import finished_run
 
