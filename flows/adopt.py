@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from storage.manifest import Entry, FileRef
-from storage.run import Run, Writer
-from storage.store import Store
+from storage.log.manifest import Entry, FileRef
+from storage.log.run import Run, Writer
+from storage.log.store import Store
 
 
 def adopt_rounds(store: Store, run: Run, writer: Writer) -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from flows.plain_text import visible
 from flows.summary import RoundSummary, row_of, summaries
-from storage.run import Run
+from storage.log.run import Run
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MARKS = re.compile(r"[\\`*_\[\]#!|~:@$]")

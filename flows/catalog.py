@@ -7,8 +7,8 @@ from flows.going_on import recipe_of
 from flows.summary import RoundSummary, summaries
 from pipeline.errors import ConfigError
 from storage.errors import CorruptEntryError
-from storage.run import Run
-from storage.store import Store
+from storage.log.run import Run
+from storage.log.store import Store
 
 DEFAULT_ROOT = "runs"
 
@@ -61,7 +61,7 @@ def state_of(state: str, *, paused: bool, finished: bool) -> str:
     """A run's state for people: running, paused, finished or stopped.
 
     Args:
-        state: what its log says, see ``storage.run.Run.state``.
+        state: what its log says, see ``storage.log.run.Run.state``.
         paused: whether schedules leave it alone.
         finished: whether it has the rounds of its recipe.
     """

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from storage.checkpoints import local_directory
 from storage.errors import NotCommittedError
-from storage.inputs import base_of, is_adapter
-from storage.manifest import FileRef
-from storage.run import Run
-from storage.store import Store
+from storage.log.manifest import FileRef
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.tables.checkpoints import local_directory
+from storage.verify.resume_check import base_of, is_adapter
 
 
 def checkpoint_files(run: Run, round: int) -> tuple[FileRef, ...]:

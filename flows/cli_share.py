@@ -13,8 +13,8 @@ from flows.new_directory import new_directory
 from flows.options import Root, RunAtRound
 from flows.publish import What, publish
 from pipeline.errors import ConfigError
-from storage.checkpoints import local_directory
-from storage.inputs import is_adapter
+from storage.tables.checkpoints import local_directory
+from storage.verify.resume_check import is_adapter
 
 app = typer.Typer()
 

@@ -12,10 +12,10 @@ from flows import retention, tables
 from flows.catalog import DEFAULT_ROOT, existing_store
 from flows.lineage_tree import lineage_tree
 from flows.options import DryRun, Json, Root, RunName, TakeOver
-from storage.lineage import lineage as lineage_of
-from storage.retention import check_deletable, delete_run
-from storage.verify import Verification
-from storage.verify import verify as verify_run
+from storage.queries.lineage import lineage as lineage_of
+from storage.retention.prune import check_deletable, delete_run
+from storage.verify.verify import Verification
+from storage.verify.verify import verify as verify_run
 
 app = typer.Typer()
 

@@ -18,10 +18,10 @@ from flows.summary import RoundSummary, summaries
 from flows.tracking import check_tracking
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
-from storage.inputs import check_inputs, open_to_go_on, weights_of_next_round
-from storage.retention import create_fork
-from storage.run import Run
-from storage.store import Store
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.retention.prune import create_fork
+from storage.verify.resume_check import check_inputs, open_to_go_on, weights_of_next_round
 
 _FIXED_IN_FORKS = ("policy", "prompts", "evaluation.prompts")
 

@@ -38,8 +38,8 @@ from prefect.states import Cancelled, Completed, Suspended
 
 from flows.errors import InterruptedRunError, PausedRunError, WaitingForLabelsError
 from pipeline.errors import RondoError
-from storage.run import Run, Writer
-from storage.session import utc_now
+from storage.log.lease import utc_now
+from storage.log.run import Run, Writer
 
 LOOK_SECONDS = 2.0
 PAUSE_SIGNAL = signal.SIGUSR1

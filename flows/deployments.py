@@ -31,7 +31,7 @@ from flows.recipes import load_recipe
 from flows.schedule import add_rounds
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
-from storage.store import Store
+from storage.log.store import Store
 
 PoolType = Literal["process", "docker", "kubernetes"]
 _SETTINGS = "container_create_kwargs"  # what docker pools hand on to the engine

@@ -19,8 +19,8 @@ import flows.prefect_settings  # noqa: F401  before Prefect
 from flows import lasting_record
 from flows.errors import ServerError
 from storage.errors import StoreError
-from storage.probe import check_root
-from storage.store import Store
+from storage.log.store import Store
+from storage.verify.probe import check_root
 
 Verdict = Literal["ok", "note", "missing"]
 GIB = 2**30

@@ -13,9 +13,9 @@ import pyarrow as pa
 from flows.cards import dataset_card
 from flows.new_directory import check_new, new_directory
 from pipeline.errors import DataError
-from storage.inspect import table
-from storage.run import Run
-from storage.store import Store
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.queries.round_query import table
 
 Message = dict[str, str]
 _PARQUET = "data/train-00000-of-00001.parquet"

@@ -7,9 +7,9 @@ from flows.recipes import differences
 from flows.versions import packages
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
-from storage.inputs import STATES, open_to_go_on
-from storage.run import Run
-from storage.store import Store
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.verify.resume_check import STATES, open_to_go_on
 
 HEADER_FORMAT = 1
 FREE = ("devices", "cluster", "mode", "tracking", "notifications")

@@ -10,7 +10,7 @@ from flows.questions import questions_of
 from pipeline.errors import ConfigError
 from pipeline.human_labels import ANSWERED, Question, digest
 from pipeline.judges import JudgedCandidate
-from storage.labels import Labels
+from storage.tables.labels import Labels
 
 Choice = Literal["a", "b", "tie", "skip"]
 

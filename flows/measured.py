@@ -9,10 +9,10 @@ from flows.summary import RoundSummary, summaries
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from pipeline.planning import Device, Factors, ModelShape, Plan, Workload, plan_round, workload_of
-from storage.inspect import table
-from storage.manifest import Entry
-from storage.run import Run
-from storage.store import Store
+from storage.log.manifest import Entry
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.queries.round_query import table
 
 _TABLES = (
     "candidates",

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import ConfigError
-from storage.durable import clear_errors
+from storage.objects.durable import clear_errors
 
 
 def check_new(to: Path) -> Path:

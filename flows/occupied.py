@@ -4,8 +4,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 
 from flows.control import session_tag
-from storage.run import Run
-from storage.session import Holder, describe_holder, holder
+from storage.log.lease import Holder, describe_holder, holder
+from storage.log.run import Run
 
 
 async def writer_of(run: Run) -> Holder:

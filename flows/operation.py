@@ -15,8 +15,8 @@ from flows.recipes import load_recipe
 from flows.tracking import check_tracking
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
-from storage.layout import check_run_name
-from storage.store import Store
+from storage.log.store import Store
+from storage.objects.layout import check_run_name
 
 Say = Callable[[str], None]
 DEFAULT_PORT = 4200

@@ -6,7 +6,7 @@ from flows.session import Session
 from flows.summary import JudgeOrigin, RoundOrigin
 from pipeline.config import Recipe
 from pipeline.records import content_id
-from storage.shards import read_table
+from storage.tables.shards import read_table
 
 NO_RESULT = frozenset({*NOT_COMPARED, *FREE} - {"devices"})
 """The fields that no result depends on; another device, or another number of threads, changes the last bits."""

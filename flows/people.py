@@ -23,7 +23,7 @@ from pipeline.config import PeopleConfig, PeopleJudge
 from pipeline.errors import DataError
 from pipeline.human_labels import unanswered
 from pipeline.records import content_id
-from storage.manifest import Entry
+from storage.log.manifest import Entry
 
 
 @step("{run} r{number} wait for people")

@@ -29,8 +29,8 @@ from pipeline.planning import (
 )
 from pipeline.planning.constants import GB
 from pipeline.planning.shapes import known_shape, shape_by_numbers
-from storage.run import Run
-from storage.store import Store
+from storage.log.run import Run
+from storage.log.store import Store
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from flows.cards import model_card
 from flows.checkpoints import local_policy
 from flows.export import export_preferences
 from pipeline.errors import ConfigError
-from storage.run import Run
-from storage.store import Store
+from storage.log.run import Run
+from storage.log.store import Store
 
 Files = dict[str, Path | bytes]
 

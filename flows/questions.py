@@ -6,10 +6,10 @@ from pipeline.config import PeopleJudge, Recipe
 from pipeline.human_labels import Question, questions_of_candidates, questions_of_preferences
 from pipeline.judges import judge_items
 from storage.errors import NotCommittedError
-from storage.manifest import FileRef
-from storage.run import Run
-from storage.shards import read_table
-from storage.store import Store
+from storage.log.manifest import FileRef
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.tables.shards import read_table
 
 
 def questions_of(

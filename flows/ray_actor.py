@@ -22,7 +22,7 @@ from flows.scratch import held_directory
 from flows.versions import packages
 from pipeline.errors import ConfigError, RondoError
 from storage.errors import RunNotFoundError, StoreError
-from storage.store import Store
+from storage.log.store import Store
 
 LOG_END = 8192  # bytes of a worker's log that come with an error
 _CODE = Path(__file__).parents[1]

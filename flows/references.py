@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from storage.manifest import FileRef
+from storage.log.manifest import FileRef
 
 
 def hashes(files: Iterable[FileRef]) -> list[str]:

@@ -22,10 +22,10 @@ from flows.summary import RoundSummary, row_of, summaries
 from flows.timeline import timeline
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, DataError
-from storage import durable
 from storage.errors import RunNotFoundError
-from storage.run import Run
-from storage.store import Store
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.objects import durable
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _TIMED_ROUNDS = 2

@@ -9,9 +9,9 @@ import pyarrow as pa
 from flows.summary import RoundSummary
 from pipeline.evaluation import ChangedAnswer, most_changed
 from pipeline.figures import judged_by
-from storage.inspect import table
-from storage.run import Run
-from storage.store import Store
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.queries.round_query import table
 
 _CHANGED, _UNCHOSEN = 8, 4
 _MOST_DISTRIBUTIONS = 10

@@ -9,11 +9,11 @@ from flows.going_on import recipe_of
 from flows.summary import RoundSummary, summaries
 from pipeline.config import ImplicitJudge
 from pipeline.errors import ConfigError
-from storage import retention
-from storage import sweep as sweeping
-from storage.retention import Pruning
-from storage.run import Run
-from storage.sweep import Stray
+from storage.log.run import Run
+from storage.retention import prune as pruning
+from storage.retention import sweep as sweeping
+from storage.retention.prune import Pruning
+from storage.retention.sweep import Stray
 
 _GRACE = re.compile(r"(\d+)([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -30,10 +30,10 @@ def prune(name: str, root: str, *, last: int | None, every: int | None, best: Se
     run = store.run(name)
     if last is None and every is None and not best:
         raise ConfigError("say what to keep: --keep-last N, --keep-every M, --keep-best METRIC, or several of them")
-    there = set(retention.rounds_with_weights(run))
+    there = set(pruning.rounds_with_weights(run))
     rounds = [summary for summary in summaries(run.rounds()) if summary.round in there]
     keep = rounds_to_keep(rounds, last, every, best) | _judging(run)
-    return retention.plan_pruning(store, run, keep) if dry_run else retention.prune(store, run, keep)
+    return pruning.plan_pruning(store, run, keep) if dry_run else pruning.prune(store, run, keep)
 
 
 def rounds_to_keep(

@@ -26,7 +26,7 @@ from flows.shards import Shard, Shards, files_of, on_their_way
 from flows.summary import RoundSummary
 from flows.update_step import update
 from pipeline.config import PeopleJudge
-from storage.manifest import Entry
+from storage.log.manifest import Entry
 
 
 @flow(name="round", flow_run_name="{run} round {number}")

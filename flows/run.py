@@ -24,9 +24,9 @@ from flows.session import Session, current, enter
 from flows.tracking import open_tracker
 from flows.versions import software
 from pipeline.config import Recipe
-from storage.inputs import check_inputs
-from storage.run import Run
-from storage.store import Store
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.verify.resume_check import check_inputs
 
 
 async def tell_end(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:

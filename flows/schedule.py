@@ -24,7 +24,7 @@ from flows.run import execute
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, RondoError
 from storage.errors import StoreError
-from storage.store import Store
+from storage.log.store import Store
 
 RunField = Annotated[str, Field(min_length=1, description="name of the run; the first scheduled run creates it")]
 RootField = Annotated[str, Field(min_length=1, description="where runs are kept: a directory, or s3://, gs://, az://")]

@@ -21,12 +21,12 @@ from flows.tracking import Tracker
 from pipeline.config import ImplicitJudge, Recipe, ReplicasConfig
 from pipeline.prompts import round_slice
 from pipeline.records import content_id, prompt_seed
-from storage.inputs import base_of, is_adapter
-from storage.labels import Labels
-from storage.manifest import Entry, FileRef, Key
-from storage.run import Run, Writer
-from storage.shards import read_table
-from storage.store import Store
+from storage.log.manifest import Entry, FileRef, Key
+from storage.log.run import Run, Writer
+from storage.log.store import Store
+from storage.tables.labels import Labels
+from storage.tables.shards import read_table
+from storage.verify.resume_check import base_of, is_adapter
 
 STATE_FORMAT = 2
 """That of an update's saved state. One of another format stays where it is, and its steps are taken again."""

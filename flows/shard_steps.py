@@ -12,8 +12,8 @@ from flows.session import Session, current
 from pipeline.config import PeopleJudge
 from pipeline.errors import EngineError, HandoverError
 from pipeline.records import content_id
-from storage.manifest import Entry
-from storage.shards import read_table
+from storage.log.manifest import Entry
+from storage.tables.shards import read_table
 
 Result = TypeVar("Result")
 

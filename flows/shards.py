@@ -16,7 +16,7 @@ from flows.references import Batch, PreferenceShard
 from flows.session import current
 from flows.shard_steps import judge_shard, prefer_shard, sample_shard
 from flows.step import step
-from storage.manifest import Entry, FileRef
+from storage.log.manifest import Entry, FileRef
 
 Result = TypeVar("Result")
 

@@ -16,8 +16,8 @@ from flows.shard_steps import persist
 from flows.shards import Shard, Shards, files_of
 from flows.step import step
 from pipeline.records import content_id
-from storage.checkpoints import weights_digest
-from storage.manifest import Entry, FileRef
+from storage.log.manifest import Entry, FileRef
+from storage.tables.checkpoints import weights_digest
 
 
 @step("{run} prepare policy")

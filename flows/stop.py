@@ -16,9 +16,9 @@ from flows.catalog import existing_store
 from flows.errors import RunHangsError
 from flows.process_tree import lives
 from pipeline.errors import ConfigError
-from storage.manifest import Entry
-from storage.run import Run
-from storage.session import describe_holder, describe_place, holder, utc_now
+from storage.log.lease import describe_holder, describe_place, holder, utc_now
+from storage.log.manifest import Entry
+from storage.log.run import Run
 
 _ASK_SECONDS = 0.2
 # Within which a run that has just begun shows up in Prefect with its session's tag.

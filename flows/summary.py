@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from storage.manifest import Entry
+from storage.log.manifest import Entry
 
 
 class JudgeOrigin(BaseModel):

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
-from storage.manifest import Entry
-from storage.run import Run
+from storage.log.manifest import Entry
+from storage.log.run import Run
 
 Kind = Literal["training", "evaluation", "hand over"]
 KINDS: tuple[Kind, ...] = ("training", "evaluation", "hand over")

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 from pipeline.config.tracking import TrackingConfig
 from pipeline.errors import ConfigError
 from pipeline.records import content_id
-from storage.run import Run
+from storage.log.run import Run
 
 Series = Literal["step", "round"]
 

@@ -20,10 +20,10 @@ from pipeline.config.reward_training import RewardTrainingConfig
 from pipeline.devices import check_device
 from pipeline.errors import ConfigError
 from pipeline.reward_data import RatedAnswer, RewardPair, held_out_prompts, rated_answers, reward_pairs
-from storage.manifest import FileRef
-from storage.run import Run
-from storage.shards import read_table
-from storage.store import Store
+from storage.log.manifest import FileRef
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.tables.shards import read_table
 
 RECORD = "reward_model.json"
 REPORT = "report.html"

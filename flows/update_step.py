@@ -11,8 +11,8 @@ from flows.shards import Shard, Shards, files_of, preference_shards
 from flows.step import step
 from pipeline.errors import DataError
 from pipeline.records import content_id
-from storage.checkpoints import weights_digest
-from storage.manifest import Entry
+from storage.log.manifest import Entry
+from storage.tables.checkpoints import weights_digest
 
 WITH_CHECKPOINT = ("metrics", "probe", "optimizer", "ema")
 """What an update leaves beside the checkpoint, by the stages of its entries."""

@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from flows.references import PolicyRef
 from pipeline.config import Recipe
-from storage import checkpoints, shards
-from storage.manifest import FileRef
-from storage.store import Store
+from storage.log.manifest import FileRef
+from storage.log.store import Store
+from storage.tables import checkpoints, shards
 
 ProgressCall = Callable[..., None]
 """Called with keyword figures, such as ``done=3, total=9, tokens=512``."""

@@ -22,9 +22,9 @@ from pipeline.preferences import (
     replayed_table,
 )
 from pipeline.round_figures import RoundFigures
-from storage import shards
-from storage.cache import SharedCache
-from storage.manifest import FileRef
+from storage.log.manifest import FileRef
+from storage.tables import shards
+from storage.tables.cache import SharedCache
 
 
 class JudgeWorker(Worker):

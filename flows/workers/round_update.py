@@ -19,8 +19,8 @@ from pipeline.preference_pool import PreferencePool
 from pipeline.records import STEPS, to_table
 from pipeline.update import Update
 from pipeline.update_types import PreferenceGroup, StepMetrics
-from storage import checkpoints
-from storage.manifest import FileRef
+from storage.log.manifest import FileRef
+from storage.tables import checkpoints
 
 if TYPE_CHECKING:
     from flows.workers.trainer import TrainerWorker

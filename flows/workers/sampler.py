@@ -20,7 +20,7 @@ from pipeline.sampling import (
     reported,
 )
 from pipeline.sampling.environment import configure_environment
-from storage.manifest import FileRef
+from storage.log.manifest import FileRef
 
 EVALUATION_SEED_ROUND = 0
 """Held-out prompts keep their seeds over the rounds, so that two rounds differ by their policies alone."""

@@ -24,8 +24,8 @@ from pipeline.logprobs import sequence_logps
 from pipeline.packing import TokenGroup
 from pipeline.records import EVALUATION_LOGPS, PROBE, to_table
 from pipeline.warm_start import train_warm_start, warm_start_digest
-from storage import checkpoints
-from storage.manifest import FileRef
+from storage.log.manifest import FileRef
+from storage.tables import checkpoints
 
 PROBE_SEQUENCES = 8
 PROBE_TOKENS = 8  # of a prompt; twice as many fit into every context

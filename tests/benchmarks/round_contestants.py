@@ -118,9 +118,9 @@ def update(root: str) -> Callable[..., Any]:
     from pipeline.policy import load_policy
     from pipeline.records import prompt_seed
     from pipeline.update import run_update
-    from storage.checkpoints import local_directory
-    from storage.shards import read_table
-    from storage.store import Store
+    from storage.log.store import Store
+    from storage.tables.checkpoints import local_directory
+    from storage.tables.shards import read_table
 
     torch.set_num_threads(1)
     store = Store.open(root)

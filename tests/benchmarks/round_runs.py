@@ -22,11 +22,11 @@ from flows.spans import busy_seconds, spans_of
 from pipeline.config import Recipe
 from pipeline.prompts import round_slice
 from pipeline.records import prompt_seed
-from storage.checkpoints import local_directory
-from storage.manifest import Entry
-from storage.run import Run
-from storage.shards import read_table
-from storage.store import Store
+from storage.log.manifest import Entry
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.tables.checkpoints import local_directory
+from storage.tables.shards import read_table
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPE = REPOSITORY / "deploy" / "recipes" / "sentiment.yaml"

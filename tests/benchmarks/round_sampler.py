@@ -21,7 +21,7 @@ from flows.scratch import scratch_directory
 from flows.session import Session, enter
 from flows.shard_steps import sample_shard
 from flows.shards import gather
-from storage.retention import create_fork
+from storage.retention.prune import create_fork
 
 
 class OurSampler:

@@ -9,7 +9,7 @@ import yaml
 
 from flows.cli import WAITING
 from flows.label import Labelling
-from storage.store import Store
+from storage.log.store import Store
 from support import chaos
 from support.compare import assert_same
 from support.small_run import SMALL, Rondo

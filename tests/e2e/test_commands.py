@@ -14,8 +14,8 @@ import psutil
 import pytest
 from datasets import load_dataset
 
-from storage.shards import read_table
-from storage.store import Store
+from storage.log.store import Store
+from storage.tables.shards import read_table
 from support.compare import assert_same
 
 Rondo = Callable[..., subprocess.CompletedProcess[str]]

@@ -19,8 +19,8 @@ import yaml
 
 from flows.cli import INTERRUPTED
 from flows.label import Labelling
-from storage.shards import read_table
-from storage.store import Store
+from storage.log.store import Store
+from storage.tables.shards import read_table
 from support.compare import assert_same
 from support.lasting_server import LastingServer, lasting_server
 from support.recipes import TINY

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from storage.store import Store
+from storage.log.store import Store
 from support.ranks import assert_same_round, free_port, none_left
 from support.recipes import TINY
 from support.unreliable_s3 import UnreliableS3

@@ -24,8 +24,8 @@ from flows.cli import app
 from flows.lasting_record import HOME_VARIABLE, Record, read
 from flows.prefect_settings import HEARTBEAT_VARIABLE
 from flows.process_tree import lives
-from storage import session
-from storage.store import Store
+from storage.log import lease
+from storage.log.store import Store
 from support.recipes import TINY
 
 PATIENCE_SECONDS = 400  # for what hangs; a scheduled run takes 10 to 20 s on a quiet machine
@@ -417,7 +417,7 @@ def test_a_scheduled_run_is_told_by_prefect_of_a_process_elsewhere(
         run, _ = create_or_open(store, "far", parse_recipe(TINY))
         with run.writer() as writer:
             writer.leave()  # as one that is killed
-    monkeypatch.setattr(session, "_over", set())  # what this process knows of its own
+    monkeypatch.setattr(lease, "_over", set())  # what this process knows of its own
     run = store.run("far")
 
     async def states(client: Any) -> list[str]:

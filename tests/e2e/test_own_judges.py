@@ -14,9 +14,9 @@ import pytest
 import yaml
 from transformers import AutoModelForSequenceClassification
 
-from storage.inspect import table
-from storage.labels import Labels
-from storage.store import Store
+from storage.log.store import Store
+from storage.queries.round_query import table
+from storage.tables.labels import Labels
 from support.recipes import TINY
 
 Rondo = Callable[..., subprocess.CompletedProcess[str]]

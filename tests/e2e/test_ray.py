@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from storage.errors import RunNotFoundError
-from storage.store import Store
+from storage.log.store import Store
 from support.compare import assert_same
 from support.ray_nodes import Nodes, ray_nodes
 from support.unreliable_s3 import UnreliableS3

@@ -16,10 +16,10 @@ from pipeline.logprobs import sequence_logps
 from pipeline.packing import TokenGroup
 from pipeline.policy import load_policy
 from pipeline.records import PROBE, PROMPTS, to_table
-from storage.checkpoints import stage_directory, weights_digest
-from storage.manifest import FileRef
-from storage.shards import read_table, write_table
-from storage.store import Store
+from storage.log.manifest import FileRef
+from storage.log.store import Store
+from storage.tables.checkpoints import stage_directory, weights_digest
+from storage.tables.shards import read_table, write_table
 from support.recipes import TINY
 from support.tiny import tiny_llama
 

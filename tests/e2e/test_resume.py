@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from flows.cli import INTERRUPTED
-from storage.store import Store
+from storage.log.store import Store
 from support.compare import assert_same
 
 Rondo = Callable[..., subprocess.CompletedProcess[str]]

@@ -12,7 +12,7 @@ from flows.cli import app
 from flows.going_on import header
 from flows.plain_text import visible
 from storage.errors import QueryError
-from storage.store import Store
+from storage.log.store import Store
 from support.finished_run import finished_run, say, small_recipe
 
 Call = Callable[..., str]

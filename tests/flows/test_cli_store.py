@@ -19,8 +19,8 @@ from flows.summary import RoundSummary
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from storage.errors import RunHasForksError
-from storage.retention import rounds_with_weights
-from storage.store import Store
+from storage.log.store import Store
+from storage.retention.prune import rounds_with_weights
 from support.kept_run import kept_fork, kept_run, weights
 from support.recipes import TINY
 

@@ -12,7 +12,7 @@ from flows.devices import check_devices
 from flows.recipes import parse_recipe
 from pipeline.devices import check_device
 from pipeline.errors import ConfigError
-from storage.store import Store
+from storage.log.store import Store
 from support.finished_run import finished_run
 from support.recipes import TINY
 

@@ -10,7 +10,7 @@ from flows.going_on import check_goal, create_or_open, say_differences
 from flows.origin import recipe_hash
 from flows.recipes import parse_recipe
 from pipeline.errors import ConfigError
-from storage.store import Store
+from storage.log.store import Store
 from support.finished_run import finished_run
 from support.recipes import TINY
 

@@ -15,9 +15,9 @@ from pipeline.packing import TokenGroup
 from pipeline.policy import load_policy
 from pipeline.records import PROBE, to_table
 from pipeline.update_types import PreferenceGroup
-from storage.checkpoints import stage_directory, weights_digest
-from storage.shards import write_table
-from storage.store import Store
+from storage.log.store import Store
+from storage.tables.checkpoints import stage_directory, weights_digest
+from storage.tables.shards import write_table
 from support.recipes import TINY
 from support.tiny import tiny_llama
 

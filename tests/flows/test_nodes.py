@@ -21,7 +21,7 @@ from flows.process import WorkerProcess
 from flows.ranks import meeting_environment, split_address
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
-from storage.store import Store
+from storage.log.store import Store
 from support.ranks import family, free_port, gone, listening, probe_inputs
 from support.recipes import TINY
 from support.workers import use

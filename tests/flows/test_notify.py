@@ -11,7 +11,7 @@ from prefect.states import Completed, Failed
 import flows.prefect_settings  # noqa: F401  before Prefect
 from flows import session
 from flows.run import run_rounds, tell_end
-from storage.store import Store
+from storage.log.store import Store
 from support.finished_run import finished_run
 
 

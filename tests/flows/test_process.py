@@ -21,8 +21,8 @@ from pipeline.config import GrammarJudge
 from pipeline.errors import DataError
 from pipeline.judges import make_judge
 from pipeline.records import CANDIDATES, PROMPTS, to_table
-from storage.shards import write_table
-from storage.store import Store
+from storage.log.store import Store
+from storage.tables.shards import write_table
 from support.recipes import TINY
 from support.workers import use
 

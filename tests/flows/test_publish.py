@@ -19,11 +19,11 @@ from pipeline.config import LoraConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.lora import Adapter
 from pipeline.policy import load_tokenizer
-from storage.checkpoints import stage_directory
 from storage.errors import DamagedFileError, NotCommittedError
-from storage.manifest import Key
-from storage.run import Run
-from storage.store import Store
+from storage.log.manifest import Key
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.tables.checkpoints import stage_directory
 from support import finished_run as small
 from support.hub_server import TOKEN, Fault, StandIn, hub_server
 from support.tiny import tiny_llama

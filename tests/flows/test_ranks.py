@@ -13,7 +13,7 @@ from flows.errors import WorkerDiedError
 from flows.process import WorkerProcess
 from pipeline.config import Recipe
 from pipeline.errors import OutOfMemoryError
-from storage.store import Store
+from storage.log.store import Store
 from support.ranks import family, gone, listening, probe_inputs
 from support.recipes import TINY
 from support.workers import use

@@ -25,9 +25,9 @@ from flows.versions import packages
 from pipeline.config import ClusterConfig, ReplicasConfig
 from pipeline.errors import ConfigError, DataError, JudgeError
 from pipeline.records import CANDIDATES, PROMPTS, to_table
-from storage.manifest import FileRef
-from storage.shards import read_table, write_table
-from storage.store import Store
+from storage.log.manifest import FileRef
+from storage.log.store import Store
+from storage.tables.shards import read_table, write_table
 from support.ray_nodes import Nodes, ray_nodes
 from support.recipes import TINY
 

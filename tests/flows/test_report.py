@@ -19,8 +19,8 @@ from flows.report import write_report
 from flows.summary import row_of, summaries
 from pipeline.errors import DataError
 from storage.errors import DamagedFileError
-from storage.run import Run
-from storage.store import Store
+from storage.log.run import Run
+from storage.log.store import Store
 from support.finished_run import STEPS_PER_ROUND, finished_run, small_recipe
 
 HOSTILE = "</p><script>alert(\"x\")</script> & 'quoted' <b>bold</b>"

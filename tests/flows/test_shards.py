@@ -16,8 +16,8 @@ from flows.spans import busy_seconds, shared_seconds
 from flows.update_step import update
 from pipeline.errors import EngineError
 from pipeline.records import content_id
-from storage.manifest import Entry, FileRef, Key
-from storage.store import Store
+from storage.log.manifest import Entry, FileRef, Key
+from storage.log.store import Store
 from support.recipes import TINY
 
 BATCH = Batch.training(1, 0)
@@ -276,7 +276,7 @@ def test_what_rounds_are_compared_with_is_found_again_as_it_is() -> None:
 
 
 def store_file(store: Store, text: str) -> Any:
-    from storage.checkpoints import stage_directory
+    from storage.tables.checkpoints import stage_directory
 
     with stage_directory(store, "r", 1, "update_state") as staged:
         (staged.path / "progress.json").write_text(text)

@@ -7,7 +7,7 @@ import pytest
 import flows.prefect_settings  # noqa: F401  before Prefect
 from flows import prefect_server, stop
 from pipeline.errors import ConfigError
-from storage.manifest import Entry
+from storage.log.manifest import Entry
 
 SESSION = Entry(
     1, "session", "s1", None, (), {"host": "elsewhere", "pid": 7, "rounds": 1}, None, "2026-11-26T00:00:00Z"

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from flows.tracking import TensorBoardSink, Tracker, open_tracker
 from pipeline.config import TrackingConfig
 from pipeline.errors import ConfigError
-from storage.store import Store
+from storage.log.store import Store
 from support.recipes import TINY
 
 

@@ -14,7 +14,7 @@ from pipeline.calibration import calibrate
 from pipeline.config.reward_training import RewardTrainingConfig
 from pipeline.errors import ConfigError, DataError, RondoError
 from storage.errors import RunNotFoundError
-from storage.store import Store
+from storage.log.store import Store
 from support.finished_run import finished_run
 
 

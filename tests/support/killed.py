@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 
 from flows.process import WorkerProcess
-from storage.manifest import Key
-from storage.run import Writer
+from storage.log.manifest import Key
+from storage.log.run import Writer
 
 
 def _die() -> None:

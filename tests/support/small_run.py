@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.store import Store
+from storage.log.store import Store
 from support.compare import assert_same
 from support.recipes import TINY
 from support.zygote import Command, Done, Zygote

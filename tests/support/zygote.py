@@ -31,7 +31,7 @@ from pathlib import Path
 PRELOAD = (
     "flows.prefect_settings", "flows.cli", "flows.run", "flows.report", "flows.prefect_server", "flows.worker_main",
     "flows.workers.sampler", "flows.workers.judge", "flows.workers.trainer", "pipeline.sampling.transformers_engine",
-    "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto", "storage.checkpoints",
+    "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto", "storage.tables.checkpoints",
     "vaderSentiment.vaderSentiment", "prefect.artifacts", "duckdb", "support.chaos",
 )  # fmt: skip
 _MESSAGE = 2**18  # bytes; a request holds the environment and a recipe

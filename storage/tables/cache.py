@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from storage import layout
 from storage.errors import CorruptEntryError, MissingObjectError
-from storage.manifest import seal, unseal
-from storage.store import Store
+from storage.log.manifest import seal, unseal
+from storage.log.store import Store
+from storage.objects import layout
 
 
 class SharedCache:

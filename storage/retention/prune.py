@@ -10,13 +10,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from storage import layout
 from storage.errors import CorruptEntryError, RunBusyError, RunHasForksError, StoreError
-from storage.inputs import base_of, is_adapter, sampling_rounds, staleness_of
-from storage.manifest import Entry, FileRef
-from storage.releases import forks, needed_by_forks, parents
-from storage.run import Run
-from storage.store import Store
+from storage.log.manifest import Entry, FileRef
+from storage.log.releases import forks, needed_by_forks, parents
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.objects import layout
+from storage.verify.resume_check import base_of, is_adapter, sampling_rounds, staleness_of
 
 WEIGHT_STAGES = frozenset({"checkpoint", "optimizer", "ema", "update_state"})
 """The stages that are directories of weights and of the optimizer's state; all others are tables, and are kept."""
@@ -162,7 +162,7 @@ def create_fork(
     Raises:
         RunBusyError: the parent is being pruned or deleted.
         ReleasedFileError: the weights of that round, or what else is needed, were removed on purpose.
-        Others as for :meth:`storage.store.Store.create_run`.
+        Others as for :meth:`storage.log.store.Store.create_run`.
     """
     needed = [*parent.files(round, "checkpoint"), *needed]
     parent.check_kept(needed)

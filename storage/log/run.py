@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
-from storage import layout, releases, session
 from storage.errors import (
     BackendError,
     CorruptEntryError,
@@ -17,9 +16,11 @@ from storage.errors import (
     StoreError,
     UnsupportedStoreError,
 )
-from storage.log import Log
-from storage.manifest import MAX_NUMBER, Entry, FileRef, Key, Kind, decode_entry, encode_entry
-from storage.objects import Objects
+from storage.log import lease, releases
+from storage.log.log import Log
+from storage.log.manifest import MAX_NUMBER, Entry, FileRef, Key, Kind, decode_entry, encode_entry
+from storage.objects import layout
+from storage.objects.objects import Objects
 
 
 class Run:
@@ -30,7 +31,7 @@ class Run:
 
     Attributes:
         name: the name of the run.
-        header: what :meth:`storage.store.Store.create_run` was given.
+        header: what :meth:`storage.log.store.Store.create_run` was given.
         created: when that was, UTC, ISO 8601.
     """
 
@@ -52,7 +53,7 @@ class Run:
     def state(self) -> Literal["running", "stopped"]:
         """Whether a writer has the run open; a writer on another host counts as running until it closes."""
         last = self._log.session
-        held = last is not None and not self._log.session_closed and session.holder(last) != "dead"
+        held = last is not None and not self._log.session_closed and lease.holder(last) != "dead"
         return "running" if held else "stopped"
 
     @property
@@ -191,7 +192,7 @@ class Writer:
             self._begin(take_over, meta, ends_pause)
             log.write_summaries()
         except BaseException:
-            session.end(self.session)
+            lease.end(self.session)
             raise
 
     def commit(self, key: Key, files: Sequence[FileRef], meta: dict[str, Any] | None = None) -> Entry:
@@ -283,7 +284,7 @@ class Writer:
     def leave(self) -> None:
         """Write no more, and leave the log as it is, without the entry that closes the session."""
         with self._log.lock:
-            session.end(self.session)
+            lease.end(self.session)
             self._ended = f"the writer of run '{self._run.name}' was closed: open another"
 
     def _begin(self, take_over: bool, meta: dict[str, Any], ends_pause: bool) -> None:
@@ -295,7 +296,7 @@ class Writer:
                 self._check_free(take_over)
                 self._paused = None if ends_pause else log.pause
                 pause = {} if self._paused is None else {"paused": self._paused}
-                draft = self._draft("session", None, (), {**meta, **pause, **session.describe_process()})
+                draft = self._draft("session", None, (), {**meta, **pause, **lease.describe_process()})
                 entry = self._put(draft)
                 if entry is not None:
                     break
@@ -309,12 +310,12 @@ class Writer:
         last = self._log.session
         if last is None or self._log.session_closed:
             return
-        state = session.holder(last)
+        state = lease.holder(last)
         if state == "alive" or (state == "unknown" and not take_over):
             name = self._run.name
             taking = f"if it is dead, take the run over, as 'rondo resume {name} --take-over' does"
             remedy = "wait for it, or stop it" if state == "alive" else taking
-            raise RunBusyError(f"run '{name}' is written by {session.describe_holder(last)}: {remedy}")
+            raise RunBusyError(f"run '{name}' is written by {lease.describe_holder(last)}: {remedy}")
 
     def _check_open(self) -> None:
         if self._ended is not None:
@@ -347,7 +348,7 @@ class Writer:
         if last is None or last.session == self.session:
             return
         self._ended = (
-            f"run '{self._run.name}' was taken over by {session.describe_holder(last)}: this writer has stopped; what "
+            f"run '{self._run.name}' was taken over by {lease.describe_holder(last)}: this writer has stopped; what "
             "it had committed is kept, resume the run once the other one is done"
         )
         raise RunBusyError(self._ended)
@@ -356,7 +357,7 @@ class Writer:
         number = self._log.head.number + 1
         if number > MAX_NUMBER:
             raise InvalidEntryError(f"the log of run '{self._run.name}' is full")
-        return Entry(number, kind, self.session, key, files, meta, self._log.head_digest, session.utc_now())
+        return Entry(number, kind, self.session, key, files, meta, self._log.head_digest, lease.utc_now())
 
     def _put(self, draft: Entry) -> Entry | None:
         """The entry as readers see it; None where another entry has its number."""
@@ -369,7 +370,7 @@ class Writer:
 
     def _close(self, error: str | None) -> None:
         with self._log.lock:
-            session.end(self.session)
+            lease.end(self.session)
             if self._ended is None:
                 with suppress(RunBusyError):  # the newer session closes this one
                     pause = {} if self._paused is None else {"paused": self._paused}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import psutil
 
-from storage.manifest import Entry
+from storage.log.manifest import Entry
 
 Holder = Literal["alive", "dead", "unknown"]
 

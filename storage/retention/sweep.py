@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from storage import layout
-from storage.checkpoints import shared_files
 from storage.errors import CorruptEntryError
-from storage.log import Log
-from storage.objects import Listed
-from storage.releases import has_begun, named, parent_of, remove
-from storage.store import Store
+from storage.log.log import Log
+from storage.log.releases import has_begun, named, parent_of, remove
+from storage.log.store import Store
+from storage.objects import layout
+from storage.objects.objects import Listed
+from storage.tables.checkpoints import shared_files
 
 DEFAULT_GRACE = timedelta(hours=24)
 LIVE_GRACE = timedelta(hours=1)

@@ -26,7 +26,6 @@ from obstore.exceptions import (
 )
 from obstore.store import LocalStore, MemoryStore, from_url
 
-from storage import durable
 from storage.errors import (
     BackendError,
     InvalidNameError,
@@ -35,6 +34,7 @@ from storage.errors import (
     StoreError,
     UnsupportedStoreError,
 )
+from storage.objects import durable
 
 _SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "memory")
 _PARALLEL_READS = 16

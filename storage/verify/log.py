@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from contextlib import suppress
 
-from storage import layout
-from storage.damage import Damage
 from storage.errors import CorruptEntryError, StoreError
-from storage.log import replay
-from storage.manifest import FORMAT, Entry, decode_entry, digest_of, unseal
-from storage.objects import Objects
-from storage.summaries import Summary, decode_summary, encode_summary
+from storage.log.log import replay
+from storage.log.manifest import FORMAT, Entry, decode_entry, digest_of, unseal
+from storage.log.snapshots import Summary, decode_summary, encode_summary
+from storage.objects import layout
+from storage.objects.objects import Objects
+from storage.verify.damage import Damage
 
 _HEADER_LOST = "the recipe is lost: the run cannot be opened, and only its files can still be read one by one"
 _DERIVED = "nothing is lost: a summary is made from the log, and the next writer makes it again"

@@ -8,11 +8,11 @@ from hashlib import sha256
 import pyarrow.parquet as pq
 
 from storage.errors import CorruptEntryError, DamagedFileError, StoreError
-from storage.manifest import FileRef
-from storage.releases import why_missing
-from storage.run import Run
-from storage.shards import PARQUET_ERRORS
-from storage.store import Store
+from storage.log.manifest import FileRef
+from storage.log.releases import why_missing
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.tables.shards import PARQUET_ERRORS
 
 CARRIED_STAGES = ("checkpoint", "probe", "optimizer", "ema", "eval_candidates", "eval_judgments")
 """The stages of a finished round that the next round reads; of round 0 they are the baseline of every round."""

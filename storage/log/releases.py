@@ -6,11 +6,11 @@ run's file stay as long as a fork of it, or a fork of that, names them.
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from storage import layout
 from storage.errors import CorruptEntryError, ReleasedFileError, StoreError
-from storage.log import Log
-from storage.manifest import Entry, FileRef, decode_entry
-from storage.objects import Objects
+from storage.log.log import Log
+from storage.log.manifest import Entry, FileRef, decode_entry
+from storage.objects import layout
+from storage.objects.objects import Objects
 
 Parent = tuple[str, int]
 """Where a fork starts from: a run and one of its rounds."""

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import overload
 
 from storage.errors import CorruptEntryError
-from storage.manifest import (
+from storage.log.manifest import (
     Entry,
     canonical,
     digest_of,

@@ -12,11 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from storage import layout
 from storage.errors import CorruptEntryError, MissingObjectError
-from storage.manifest import Entry, Key, decode_entry, digest_of
-from storage.objects import Objects
-from storage.summaries import Summary, decode_summary, encode_summary
+from storage.log.manifest import Entry, Key, decode_entry, digest_of
+from storage.log.snapshots import Summary, decode_summary, encode_summary
+from storage.objects import layout
+from storage.objects.objects import Objects
 
 
 @dataclass

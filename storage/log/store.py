@@ -5,12 +5,12 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from storage import layout
 from storage.errors import InvalidNameError, RunExistsError, RunNotFoundError, UnsupportedStoreError
-from storage.manifest import Entry, encode_entry
-from storage.objects import LocalObjects, Objects, open_objects
-from storage.run import Run, put_once
-from storage.session import utc_now
+from storage.log.lease import utc_now
+from storage.log.manifest import Entry, encode_entry
+from storage.log.run import Run, put_once
+from storage.objects import layout
+from storage.objects.objects import LocalObjects, Objects, open_objects
 
 
 class Store:

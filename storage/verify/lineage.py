@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from storage import layout
-from storage.checkpoints import weights_digest
-from storage.damage import Damage
 from storage.errors import StoreError
-from storage.manifest import Entry
-from storage.releases import parent_of
-from storage.run import Run
-from storage.store import Store
+from storage.log.manifest import Entry
+from storage.log.releases import parent_of
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.objects import layout
+from storage.tables.checkpoints import weights_digest
+from storage.verify.damage import Damage
 
 _MEANING = "the round is not what its own records say it was made from: do not build on it"
 

@@ -8,12 +8,12 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from storage.duck import clear_errors, locked_connection
 from storage.errors import QueryError
-from storage.manifest import FileRef
-from storage.run import Run
-from storage.shards import open_dataset
-from storage.store import Store
+from storage.log.manifest import FileRef
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.queries.duckdb import clear_errors, locked_connection
+from storage.tables.shards import open_dataset
 
 ROUNDS = "rounds"
 """The table of the rounds' figures; no stage."""
@@ -24,7 +24,7 @@ def select(store: Store, run: Run, sql: str) -> pa.Table:
 
     The tables are those of all stages: candidates, judgments, preferences, metrics, eval_candidates and so on, prompts
     (committed in round 0), and ``rounds``, with a row of figures for each finished round. What is read is checked page
-    by page; see ``storage/shards.py``.
+    by page; see ``storage/tables/shards.py``.
 
     Raises:
         QueryError: the statement is wrong, is none that reads, or is more than one; the message has DuckDB's reason

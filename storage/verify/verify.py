@@ -3,16 +3,16 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from storage import layout
-from storage.checkpoints import find_shared
-from storage.damage import Damage
 from storage.errors import CorruptEntryError, StoreError
-from storage.inputs import CARRIED_STAGES, Checked, check_files, newest_good_checkpoint
-from storage.manifest import Entry, FileRef
-from storage.run import Run
-from storage.store import Store
-from storage.verify_lineage import check_lineage, check_parent
-from storage.verify_log import check_log
+from storage.log.manifest import Entry, FileRef
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.objects import layout
+from storage.tables.checkpoints import find_shared
+from storage.verify.damage import Damage
+from storage.verify.lineage import check_lineage, check_parent
+from storage.verify.log import check_log
+from storage.verify.resume_check import CARRIED_STAGES, Checked, check_files, newest_good_checkpoint
 
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and all bytes to read."""

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, get_args
 
-from storage import layout
 from storage.errors import CorruptEntryError, InvalidEntryError, InvalidNameError
+from storage.objects import layout
 
 FORMAT = 1
 MAX_NUMBER = 10**10 - 1

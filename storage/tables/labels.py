@@ -10,11 +10,11 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
-from storage import layout
 from storage.errors import CorruptEntryError, InvalidEntryError
-from storage.manifest import canonical, seal, unseal
-from storage.session import utc_now
-from storage.store import Store
+from storage.log.lease import utc_now
+from storage.log.manifest import canonical, seal, unseal
+from storage.log.store import Store
+from storage.objects import layout
 
 KIND = "labels"
 _LONGEST_NAME = 100

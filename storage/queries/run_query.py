@@ -3,7 +3,7 @@
 Answers to held-out prompts lie in tables whose names begin with ``eval_``, those sampled for training in the others.
 Held-out answers can have several judges: ``judges`` names the one whose scores count in each round, the first by name
 where it names none.
-What is read is checked page by page; see ``storage/shards.py``.
+What is read is checked page by page; see ``storage/tables/shards.py``.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,11 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from storage.duck import clear_errors, locked_connection
 from storage.errors import NotCommittedError, QueryError
-from storage.run import Run
-from storage.sql import open_rounds, table_files
-from storage.store import Store
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.queries.duckdb import clear_errors, locked_connection
+from storage.queries.sql import open_rounds, table_files
 
 Judges = Mapping[int, str]
 BINS = 16

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import DamagedFileError
-from storage.manifest import FileRef
-from storage.shards import PARQUET_ERRORS, open_table
-from storage.store import Store
+from storage.log.manifest import FileRef
+from storage.log.store import Store
+from storage.tables.shards import PARQUET_ERRORS, open_table
 
 ROW = "_row"
 """The column with the number of a row in the whole table, that :meth:`Columns.narrow` adds."""
@@ -18,7 +18,7 @@ ROW = "_row"
 class Columns:
     """The files of a stage as one table.
 
-    Reads are partial: see ``storage/shards.py`` for what is checked of them.
+    Reads are partial: see ``storage/tables/shards.py`` for what is checked of them.
 
     Attributes:
         schema: the columns of all files; a file of an older version may lack some, which are null there.

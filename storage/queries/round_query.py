@@ -2,7 +2,7 @@
 
 The tables come joined: candidates with their prompt and judgment, judgments with the candidate's text, preferences
 with the texts of the best and the worst candidate. DuckDB finds the rows that are asked for from the columns that the
-question names; the other columns are read of those rows alone. A question reads: see ``storage/duck.py``.
+question names; the other columns are read of those rows alone. A question reads: see ``storage/queries/duckdb.py``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import duckdb
 import pyarrow as pa
 
-from storage.columns import ROW, Columns
-from storage.duck import clear_errors, locked_connection
 from storage.errors import NotCommittedError, QueryError
-from storage.manifest import FileRef
-from storage.run import Run
-from storage.shards import read_table
-from storage.store import Store
+from storage.log.manifest import FileRef
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.queries.duckdb import clear_errors, locked_connection
+from storage.tables.columns import ROW, Columns
+from storage.tables.shards import read_table
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def query(
 ) -> pa.Table:
     """The rows of one table of a round, in the order of the prompts and candidates.
 
-    What is read is checked page by page; see ``storage/shards.py``.
+    What is read is checked page by page; see ``storage/tables/shards.py``.
 
     Args:
         table: candidates, judgments or preferences, or one of these with ``eval_`` before it (joined, see above);

@@ -2,10 +2,10 @@
 
 import uuid
 
-from storage import layout
 from storage.errors import UnsupportedStoreError
-from storage.run import put_once
-from storage.store import Store
+from storage.log.run import put_once
+from storage.log.store import Store
+from storage.objects import layout
 
 
 def check_root(store: Store) -> None:

@@ -17,11 +17,11 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
-from storage import layout
 from storage.errors import DamagedFileError, MissingObjectError, NotCommittedError, QueryError, StoreError
-from storage.manifest import FileRef, digest_of
-from storage.releases import why_missing
-from storage.store import Store
+from storage.log.manifest import FileRef, digest_of
+from storage.log.releases import why_missing
+from storage.log.store import Store
+from storage.objects import layout
 
 ROW_GROUP = 16_384
 """Rows that are compressed, and held in memory, together."""

@@ -12,18 +12,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from storage import durable, layout
 from storage.errors import (
     CorruptEntryError,
     DamagedFileError,
     InvalidEntryError,
     MissingObjectError,
 )
-from storage.manifest import FORMAT, FileRef, seal, unseal
-from storage.releases import why_missing
-from storage.run import put_once
-from storage.shards import check_size
-from storage.store import Store
+from storage.log.manifest import FORMAT, FileRef, seal, unseal
+from storage.log.releases import why_missing
+from storage.log.run import put_once
+from storage.log.store import Store
+from storage.objects import durable, layout
+from storage.tables.shards import check_size
 
 _CHUNK = 4 * 2**20
 # A round needs its policy, the one before and the initial one.

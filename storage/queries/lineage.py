@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from storage.releases import Parent, forks, parents
-from storage.run import Run
-from storage.store import Store
+from storage.log.releases import Parent, forks, parents
+from storage.log.run import Run
+from storage.log.store import Store
 
 
 def lineage(store: Store, name: str | None = None) -> list[dict[str, Any]]:
