@@ -30,6 +30,6 @@ def local_policy(store: Store, run: Run, round: int, scratch: Path) -> Path:
     policy = local_directory(store, files, scratch / "checkpoints")
     if not is_adapter(files):
         return policy
-    from pipeline.lora import merge
+    from pipeline.model.lora import merge
 
     return merge(local_directory(store, base_of(run, round), scratch / "checkpoints"), policy, scratch / "merged")

@@ -1,7 +1,7 @@
 """The devices of a recipe that this machine has to have: those of the workers that are processes of it."""
 
 from pipeline.config import ImplicitJudge, Recipe, RewardModelJudge
-from pipeline.devices import check_device
+from pipeline.model.devices import check_device
 
 
 def check_devices(recipe: Recipe) -> None:

@@ -9,7 +9,7 @@ from flows.session import Session, current
 from flows.spans import busy_seconds, shared_seconds, spans_of
 from flows.stages import describe
 from flows.summary import RoundSummary, row_of, summaries
-from pipeline.figures import alarms
+from pipeline.evaluation.held_out import alarms
 
 
 async def finish_round(run: str, number: int, evaluation: dict[str, Any]) -> RoundSummary:

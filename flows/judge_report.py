@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from flows.plots import LIGHT, reliability
-from pipeline.calibration import Calibration
+from pipeline.reward_model.calibration import Calibration
 
 _TEMPLATES = Path(__file__).parent / "templates"
 

@@ -8,8 +8,8 @@ from flows.catalog import existing_store
 from flows.going_on import recipe_of
 from flows.questions import questions_of
 from pipeline.errors import ConfigError
-from pipeline.human_labels import ANSWERED, Question, digest
 from pipeline.judges import JudgedCandidate
+from pipeline.judges.human_labels import ANSWERED, Question, digest
 from storage.tables.labels import Labels
 
 Choice = Literal["a", "b", "tie", "skip"]

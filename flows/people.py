@@ -21,7 +21,7 @@ from flows.step import step
 from flows.waiting import wait_in_prefect
 from pipeline.config import PeopleConfig, PeopleJudge
 from pipeline.errors import DataError
-from pipeline.human_labels import unanswered
+from pipeline.judges.human_labels import unanswered
 from pipeline.records import content_id
 from storage.log.manifest import Entry
 

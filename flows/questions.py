@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from pipeline.config import PeopleJudge, Recipe
-from pipeline.human_labels import Question, questions_of_candidates, questions_of_preferences
 from pipeline.judges import judge_items
+from pipeline.judges.human_labels import Question, questions_of_candidates, questions_of_preferences
 from storage.errors import NotCommittedError
 from storage.log.manifest import FileRef
 from storage.log.run import Run

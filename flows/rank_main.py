@@ -22,7 +22,7 @@ from torch.distributed import Store
 
 from flows.desk import describe, public_method, work_done
 from flows.worker_main import ENDED_BY_PARENT, construct, private_stdout, read_requests
-from pipeline.distributed import meeting
+from pipeline.model.distributed import meeting
 
 POLL_SECONDS = 0.01
 TORCHRUN_SECONDS = 3.0

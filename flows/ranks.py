@@ -10,7 +10,7 @@ import psutil
 from pipeline.errors import ConfigError
 
 RANKS = "flows.rank_main"
-MEETING = "RONDO_MEETING"  # as in pipeline.distributed, which would load torch here
+MEETING = "RONDO_MEETING"  # as in pipeline.model.distributed, which would load torch here
 
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 """Ranks of one machine talk to each other over no other network."""

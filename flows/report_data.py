@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from flows.summary import RoundSummary
-from pipeline.evaluation import ChangedAnswer, most_changed
-from pipeline.figures import judged_by
+from pipeline.evaluation.held_out import judged_by
+from pipeline.evaluation.metrics import ChangedAnswer, most_changed
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.queries.round_query import table

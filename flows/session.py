@@ -19,7 +19,7 @@ from flows.ray_pool import RayPool
 from flows.references import JudgePolicies, PolicyRef
 from flows.tracking import Tracker
 from pipeline.config import ImplicitJudge, Recipe, ReplicasConfig
-from pipeline.prompts import round_slice
+from pipeline.data.prompts import round_slice
 from pipeline.records import content_id, prompt_seed
 from storage.log.manifest import Entry, FileRef, Key
 from storage.log.run import Run, Writer

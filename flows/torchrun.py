@@ -17,7 +17,7 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.run import main
 
-from pipeline.distributed import meeting
+from pipeline.model.distributed import meeting
 
 BACKEND = "rondo"
 

@@ -15,11 +15,11 @@ from flows.catalog import existing_store
 from flows.checkpoints import local_policy
 from flows.judge_report import judge_report
 from flows.new_directory import check_new, new_directory
-from pipeline.calibration import Calibration
 from pipeline.config.reward_training import RewardTrainingConfig
-from pipeline.devices import check_device
 from pipeline.errors import ConfigError
-from pipeline.reward_data import RatedAnswer, RewardPair, held_out_prompts, rated_answers, reward_pairs
+from pipeline.model.devices import check_device
+from pipeline.reward_model.calibration import Calibration
+from pipeline.reward_model.data import RatedAnswer, RewardPair, held_out_prompts, rated_answers, reward_pairs
 from storage.log.manifest import FileRef
 from storage.log.run import Run
 from storage.log.store import Store
@@ -79,7 +79,7 @@ def train_judge(
         ConfigError: a round that does not exist or that no preferences were made in, a base that cannot serve, or a
             directory that is there.
         DataError: too few preferences.
-        Others as for ``pipeline.reward_training.fit_reward_model``.
+        Others as for ``pipeline.reward_model.training.fit_reward_model``.
     """
     check_new(to)
     check_device("--device", config.device)
@@ -88,7 +88,7 @@ def train_judge(
     pairs, ratings, lineage = _gather(store, found)
     held_out_prompts(pairs, config.held_out, config.seed)
     # torch takes seconds: what is wrong without it is said before.
-    from pipeline.reward_training import fit_reward_model
+    from pipeline.reward_model.training import fit_reward_model
 
     with tempfile.TemporaryDirectory(prefix="rondo-") as scratch, new_directory(to) as staged:
         first = found[0].run

@@ -57,7 +57,7 @@ class Worker:
         """
         if not policy.base:
             return self.directory(policy.files)
-        from pipeline.lora import merge
+        from pipeline.model.lora import merge
 
         return merge(self.directory(policy.base), self.directory(policy.files), self.merged / name)
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from flows.references import PolicyRef, PreferenceShard, UpdateInputs
 from flows.workers import updates
 from flows.workers.base import ProgressCall
-from pipeline.packing import TokenGroup
-from pipeline.preference_pool import PreferencePool
+from pipeline.dpo.preference_pool import PreferencePool
+from pipeline.dpo.types import PreferenceGroup, StepMetrics
+from pipeline.dpo.update import Update
+from pipeline.packing.packing import TokenGroup
 from pipeline.records import STEPS, to_table
-from pipeline.update import Update
-from pipeline.update_types import PreferenceGroup, StepMetrics
 from storage.log.manifest import FileRef
 from storage.tables import checkpoints
 
@@ -171,7 +171,7 @@ class RoundUpdate:
             progress(state=[file.to_json() for file in files], step=done, referenced=self._figures)
 
     def _stage_average(self, average: PolicyRef, policy: Sequence[FileRef]) -> tuple[FileRef, ...]:
-        from pipeline.ema import blend
+        from pipeline.dpo.ema import blend
 
         trainer = self._trainer
         before, after, decay = trainer.whole(average), trainer.directory(policy), self._config.ema_decay

@@ -124,7 +124,7 @@ class SamplerWorker(Worker):
         )
 
     def _load(self, policy: PolicyRef) -> None:
-        from pipeline.policy import load_tokenizer, sampler_copy
+        from pipeline.model.policy import load_tokenizer, sampler_copy
 
         checkpoint = self.whole(policy)
         source = sampler_copy(checkpoint, self.scratch / "sampler")

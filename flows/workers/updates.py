@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import UpdateConfig
+from pipeline.dpo.losses import ObjectiveSettings
+from pipeline.dpo.types import PreferenceGroup, UpdateResult, UpdateSettings
 from pipeline.errors import HandoverError
-from pipeline.logprobs import sequence_logps
-from pipeline.losses import ObjectiveSettings
-from pipeline.update_types import PreferenceGroup, UpdateResult, UpdateSettings
+from pipeline.model.logprobs import sequence_logps
 
 
 def prompt_token_ids(prompts: pa.Table, wanted: Iterable[str]) -> dict[str, list[int]]:

@@ -115,9 +115,9 @@ def update(root: str) -> Callable[..., Any]:
 
     from flows.going_on import recipe_of
     from flows.workers.updates import preference_groups, update_settings
-    from pipeline.policy import load_policy
+    from pipeline.dpo.update import run_update
+    from pipeline.model.policy import load_policy
     from pipeline.records import prompt_seed
-    from pipeline.update import run_update
     from storage.log.store import Store
     from storage.tables.checkpoints import local_directory
     from storage.tables.shards import read_table

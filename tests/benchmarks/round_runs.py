@@ -20,7 +20,7 @@ import yaml
 from flows.going_on import recipe_of
 from flows.spans import busy_seconds, spans_of
 from pipeline.config import Recipe
-from pipeline.prompts import round_slice
+from pipeline.data.prompts import round_slice
 from pipeline.records import prompt_seed
 from storage.log.manifest import Entry
 from storage.log.run import Run

@@ -12,9 +12,9 @@ from flows.ray_cluster import RayCluster
 from flows.ray_pool import RayPool
 from flows.references import PolicyRef
 from pipeline.config import ClusterConfig, ReplicasConfig
-from pipeline.logprobs import sequence_logps
-from pipeline.packing import TokenGroup
-from pipeline.policy import load_policy
+from pipeline.model.logprobs import sequence_logps
+from pipeline.model.policy import load_policy
+from pipeline.packing.packing import TokenGroup
 from pipeline.records import PROBE, PROMPTS, to_table
 from storage.log.manifest import FileRef
 from storage.log.store import Store

@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pipeline.lora import merge
+from pipeline.model.lora import merge
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.tables.checkpoints import local_directory, weights_digest

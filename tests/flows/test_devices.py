@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.devices import check_devices
 from flows.recipes import parse_recipe
-from pipeline.devices import check_device
 from pipeline.errors import ConfigError
+from pipeline.model.devices import check_device
 from storage.log.store import Store
 from support.finished_run import finished_run
 from support.recipes import TINY

@@ -17,8 +17,8 @@ from flows.errors import PublishError
 from flows.publish import What, publish
 from pipeline.config import LoraConfig
 from pipeline.errors import ConfigError, DataError
-from pipeline.lora import Adapter
-from pipeline.policy import load_tokenizer
+from pipeline.model.lora import Adapter
+from pipeline.model.policy import load_tokenizer
 from storage.errors import DamagedFileError, NotCommittedError
 from storage.log.manifest import Key
 from storage.log.run import Run

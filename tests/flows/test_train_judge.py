@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.judge_report import judge_report
 from flows.train_judge import parse_source, train_judge, training_settings
-from pipeline.calibration import calibrate
 from pipeline.config.reward_training import RewardTrainingConfig
 from pipeline.errors import ConfigError, DataError, RondoError
+from pipeline.reward_model.calibration import calibrate
 from storage.errors import RunNotFoundError
 from storage.log.store import Store
 from support.finished_run import finished_run

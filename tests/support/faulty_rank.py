@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.rank_main import main
-from pipeline import logprobs
 from pipeline.errors import OutOfMemoryError
+from pipeline.model import logprobs
 
 if __name__ == "__main__":
     pack_sums = logprobs.pack_sums

@@ -8,10 +8,10 @@ import pyarrow as pa
 from flows.going_on import header
 from flows.summary import RoundSummary
 from pipeline.config import Recipe
-from pipeline.figures import alarms, describe_evaluation
+from pipeline.evaluation.held_out import alarms, describe_evaluation
+from pipeline.evaluation.round_metrics import RoundFigures
 from pipeline.preferences import build_preferences
 from pipeline.records import CANDIDATES, EVALUATION_LOGPS, JUDGMENTS, PROMPTS, STEPS, to_table
-from pipeline.round_figures import RoundFigures
 from storage.log.manifest import Key
 from storage.log.run import Run, Writer
 from storage.log.store import Store

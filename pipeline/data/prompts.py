@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import DatasetPrompts, FilePrompts, GeneratedPrompts, Prompts
-from pipeline.corpora import Split, get_corpus
+from pipeline.data.corpora import Split, get_corpus
 from pipeline.errors import ConfigError, DataError, PromptTooLongError
 from pipeline.records import PROMPTS, content_id, to_table
 

@@ -17,7 +17,7 @@ from functools import cache
 from itertools import product
 from typing import NamedTuple, TypeVar
 
-from pipeline.corpora.base import CorpusPrompt, Split, draw, generator, split_of
+from pipeline.data.corpora.base import CorpusPrompt, Split, draw, generator, split_of
 
 _OPENING: tuple[tuple[str, ...], ...] = (
     ("Yesterday", "Last Friday", "Last week", "On Sunday", "On Monday evening", "This morning",

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.distributed import spread_like, whole, world_of
 from pipeline.errors import DataError
+from pipeline.model.distributed import spread_like, whole, world_of
 
 FILE_BYTES = 4 << 30
 """A file is closed once it has as much: what the writing rank holds of the whole state at a time."""

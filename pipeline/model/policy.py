@@ -22,8 +22,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from pipeline.distributed import spread_like, whole, world_of
 from pipeline.errors import ConfigError, UnsupportedModelError
+from pipeline.model.distributed import spread_like, whole, world_of
 
 HUB_TIMEOUT = 15.0
 """Seconds that the hub has to say whether it has a model."""

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipeline.dpo.losses import ObjectiveSettings
 from pipeline.errors import DataError
-from pipeline.logprobs import Precision
-from pipeline.losses import ObjectiveSettings
-from pipeline.packing import TokenGroup
+from pipeline.model.logprobs import Precision
+from pipeline.packing.packing import TokenGroup
 
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 BatchOrder = Literal["shuffled", "shards"]

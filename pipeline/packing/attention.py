@@ -3,7 +3,7 @@
 A pack is one flat row of tokens without padding. All of a model works on that row; attention alone takes it apart. Each
 prompt attends to itself, once; each candidate's tokens attend to the prompt's keys and to their own, gathered into rows
 of similar length; and every token's result is put back to its place. Nothing of a prompt is computed twice, only its
-keys are read once for each candidate. On a GPU `pipeline.block_attention` takes the place of the gathering.
+keys are read once for each candidate. On a GPU `pipeline.packing.block_attention` takes the place of the gathering.
 
 Axes: ``T`` tokens of a pack, ``S`` rows of a bucket, ``Q`` queries and ``L`` keys of its longest rows, ``H`` heads,
 ``D`` width of a head.

@@ -18,10 +18,10 @@ from typing import Any, Literal
 import torch
 from torch.autograd.function import once_differentiable
 
-from pipeline.attention import shared_prefix_attention
-from pipeline.distributed import World, own_packs, reshard, run_whole, world_of
 from pipeline.errors import PromptTooLongError, UnsupportedModelError
-from pipeline.packing import Pack, TokenGroup, pack_groups
+from pipeline.model.distributed import World, own_packs, reshard, run_whole, world_of
+from pipeline.packing.attention import shared_prefix_attention
+from pipeline.packing.packing import Pack, TokenGroup, pack_groups
 
 Precision = Literal["float32", "bfloat16"]
 """Of the forward pass; the weights are float32 either way."""

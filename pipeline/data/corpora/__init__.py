@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from pipeline.corpora.additions import Additions
-from pipeline.corpora.base import Corpus, CorpusPrompt, Split, split_of
-from pipeline.corpora.film_reviews import FilmReviews
+from pipeline.data.corpora.additions import Additions
+from pipeline.data.corpora.base import Corpus, CorpusPrompt, Split, split_of
+from pipeline.data.corpora.film_reviews import FilmReviews
 from pipeline.errors import ConfigError
 
 CORPORA: Mapping[str, Corpus] = {"film_reviews": FilmReviews(), "additions": Additions()}

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.distributed import World, own_packs, world_of
-from pipeline.logprobs import pack_logps, sum_by_sequence
-from pipeline.losses import Objective, PreferenceBatch, exploration, nll, wpo_weights
-from pipeline.packing import Pack
-from pipeline.update_checks import check_losses
-from pipeline.update_types import PreferenceGroup, UpdateSettings
+from pipeline.dpo.checks import check_losses
+from pipeline.dpo.losses import Objective, PreferenceBatch, exploration, nll, wpo_weights
+from pipeline.dpo.types import PreferenceGroup, UpdateSettings
+from pipeline.model.distributed import World, own_packs, world_of
+from pipeline.model.logprobs import pack_logps, sum_by_sequence
+from pipeline.packing.packing import Pack
 
 
 @dataclass(frozen=True)

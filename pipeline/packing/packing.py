@@ -2,7 +2,7 @@
 
 A pack is one flat row ``prompt | candidate 0 | candidate 1 | ... | prompt | ...`` without padding. Positions
 restart after each prompt, and attention lets every candidate see its prompt and itself (see
-``pipeline/attention.py``), so that every token sees exactly what it would see in a plain sequence of prompt
+``pipeline/packing/attention.py``), so that every token sees exactly what it would see in a plain sequence of prompt
 and candidate. The last token of a candidate predicts nothing and is left out of the input.
 
 Axes: ``T`` input tokens of a pack, ``N`` predicted candidate tokens, ordered by group, then by candidate.
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.attention import Layout, Row, SequenceLayout, lay_out
-from pipeline.block_attention import BLOCK_DEVICES, BlockLayout
 from pipeline.errors import DataError, PromptTooLongError
+from pipeline.packing.attention import Layout, Row, SequenceLayout, lay_out
+from pipeline.packing.block_attention import BLOCK_DEVICES, BlockLayout
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pipeline.config import WarmStartPolicy
-from pipeline.corpora import get_corpus
+from pipeline.data.corpora import get_corpus
 from pipeline.errors import ConfigError, NonFiniteError
-from pipeline.policy import save_policy
+from pipeline.model.policy import save_policy
 from pipeline.records import content_id
 
 END, PAD = "<|end|>", "<|pad|>"

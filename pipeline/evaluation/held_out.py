@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import EvaluationConfig
-from pipeline.evaluation import Scores, answer_statistics, kl_estimate, mean_score, scores_by_prompt, win_rate
-from pipeline.watching import agreement, change, drifted, gap, over_optimised
+from pipeline.evaluation.judge_drift import agreement, change, drifted, gap, over_optimised
+from pipeline.evaluation.metrics import Scores, answer_statistics, kl_estimate, mean_score, scores_by_prompt, win_rate
 
 UNPARSABLE_SHARE = 0.1
 DISPLACEMENT_SHARE = 0.5

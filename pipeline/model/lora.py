@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.config import LoraConfig
-from pipeline.distributed import spread_like, whole, world_of
 from pipeline.errors import ConfigError
-from pipeline.policy import SMALL_FILES, weight_files
+from pipeline.model.distributed import spread_like, whole, world_of
+from pipeline.model.policy import SMALL_FILES, weight_files
 
 ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER = "adapter_model.safetensors"

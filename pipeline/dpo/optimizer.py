@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.dpo.types import UpdateSettings
 from pipeline.errors import ConfigError
-from pipeline.update_types import UpdateSettings
 
 
 def build_optimizer(model: nn.Module, settings: UpdateSettings) -> torch.optim.Optimizer:

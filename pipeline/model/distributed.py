@@ -29,7 +29,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline import errors
 from pipeline.errors import RondoError, UnsupportedModelError
-from pipeline.packing import Pack, TokenGroup, check_budget, pack_groups
+from pipeline.packing.packing import Pack, TokenGroup, check_budget, pack_groups
 
 PATIENCE = timedelta(hours=2)
 """How long a rank waits for the others, one of which may be fetching or writing a checkpoint meanwhile."""

@@ -3,8 +3,8 @@
 A pack stays one flat row; the mask lets each token see its own prompt and its own candidate, no other one, and blocks
 of tokens that see nothing of each other are skipped. Nothing is gathered and nothing is padded. On CUDA kernel and mask
 are compiled. Elsewhere the same function runs uncompiled, with scores of shape ``[H, T, T]``: that is for tests, which
-compare mask, values and gradients with the gathered path of `pipeline.attention` and with plain forward passes. The
-compiled backward pass needs a GPU, and none has run it so far.
+compare mask, values and gradients with the gathered path of `pipeline.packing.attention` and with plain forward
+passes. The compiled backward pass needs a GPU, and none has run it so far.
 
 Axes: ``T`` tokens of a pack, ``H`` heads, ``D`` width of a head.
 """

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import overload
 
+from pipeline.dpo.types import PreferenceGroup
 from pipeline.errors import DataError, NoRoomError
-from pipeline.update_types import PreferenceGroup
 
 
 class PreferencePool(Sequence[PreferenceGroup]):

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.distributed import local, world_of
+from pipeline.dpo.losses import Objective, PreferenceBatch, find_objective
+from pipeline.dpo.types import PreferenceGroup, UpdateSettings
 from pipeline.errors import (
     ConfigError,
     DataError,
@@ -17,9 +18,8 @@ from pipeline.errors import (
     OutOfMemoryError,
     UnsupportedModelError,
 )
-from pipeline.losses import Objective, PreferenceBatch, find_objective
-from pipeline.packing import check_budget
-from pipeline.update_types import PreferenceGroup, UpdateSettings
+from pipeline.model.distributed import local, world_of
+from pipeline.packing.packing import check_budget
 
 NAMED = 8
 """Prompts or weights that a message names at most."""

@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from pipeline.evaluation import Estimate, Scores
+from pipeline.evaluation.metrics import Estimate, Scores
 
 MOST_COMPARED = 1024
 """Held-out prompts among which the orders of two judges are compared: half a million pairs."""

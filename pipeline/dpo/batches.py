@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.update_types import UpdateSettings
+from pipeline.dpo.types import UpdateSettings
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,8 @@ from typing import Any
 
 import torch
 
-from pipeline.attention import shared_prefix_attention
-from pipeline.batches import PlannedStep, StepPlan
-from pipeline.distributed import whole, world_of
-from pipeline.gradients import StepOutcome, accumulate_gradient
-from pipeline.logprobs import check_context, check_model, sequence_logps
-from pipeline.optimization import build_optimizer, learning_rate_factor
-from pipeline.preference_pool import PreferencePool
-from pipeline.records import content_id
-from pipeline.training_state import load_optimizer, load_progress, load_state, save_optimizer, save_state
-from pipeline.update_checks import (
+from pipeline.dpo.batches import PlannedStep, StepPlan
+from pipeline.dpo.checks import (
     check_alone,
     check_any,
     check_first_loss,
@@ -34,7 +26,15 @@ from pipeline.update_checks import (
     expected_first_loss,
     halved_budget,
 )
-from pipeline.update_types import PreferenceGroup, StepMetrics, UpdateResult, UpdateSettings
+from pipeline.dpo.gradients import StepOutcome, accumulate_gradient
+from pipeline.dpo.optimizer import build_optimizer, learning_rate_factor
+from pipeline.dpo.preference_pool import PreferencePool
+from pipeline.dpo.state import load_optimizer, load_progress, load_state, save_optimizer, save_state
+from pipeline.dpo.types import PreferenceGroup, StepMetrics, UpdateResult, UpdateSettings
+from pipeline.model.distributed import whole, world_of
+from pipeline.model.logprobs import check_context, check_model, sequence_logps
+from pipeline.packing.attention import shared_prefix_attention
+from pipeline.records import content_id
 
 __all__ = ["PreferenceGroup", "StepMetrics", "Update", "UpdateResult", "UpdateSettings", "run_update"]
 

@@ -7,7 +7,7 @@ from the pupil's answers, the judge knows the right sums: what lies between the 
 import random
 from functools import cache
 
-from pipeline.corpora.base import CorpusPrompt, Split, draw, generator, split_of
+from pipeline.data.corpora.base import CorpusPrompt, Split, draw, generator, split_of
 
 SMALLEST, LARGEST = 10, 99
 FORGETS_CARRY = 0.6

@@ -12,7 +12,7 @@ def compile_layers(model: Any) -> None:
     """Let each decoder layer be compiled when it first runs; the weights keep their names and places.
 
     Packs differ in length, so the number of tokens stays a variable: the first two packs compile, the others do not.
-    All layers share the result. Attention itself is left out, see `pipeline.attention`.
+    All layers share the result. Attention itself is left out, see `pipeline.packing.attention`.
 
     Raises:
         UnsupportedModelError: the model's layers cannot be told from its other parts.
