@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from flows.references import PolicyRef
+from flows.workers.references import PolicyRef
 from pipeline.config import Recipe
 from storage.log.manifest import FileRef
 from storage.log.store import Store

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flows.references import JudgePolicies, PolicyRef
 from flows.workers.base import ProgressCall, Worker
+from flows.workers.references import JudgePolicies, PolicyRef
 from pipeline.evaluation.held_out import describe_evaluation
 from pipeline.evaluation.round_metrics import RoundFigures
 from pipeline.judges import JudgeProtocol, Judgment, judge_items, judgments_table, make_judge

@@ -5,8 +5,8 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.references import Drift, PolicyRef
 from flows.workers.base import ProgressCall, Worker
+from flows.workers.references import Drift, PolicyRef
 from pipeline.errors import HandoverError
 from pipeline.records import prompt_seed
 from pipeline.sampling import (

@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from flows.references import PolicyRef, PreferenceShard, UpdateInputs
-from flows.workers import updates
+from flows.workers import preference_groups
 from flows.workers.base import ProgressCall, Worker
+from flows.workers.references import PolicyRef, PreferenceShard, UpdateInputs
 from flows.workers.round_update import RoundUpdate, Trained
 from pipeline.config import PretrainedPolicy, WarmStartPolicy
 from pipeline.data import prompts as prompt_tables
@@ -176,7 +176,7 @@ class TrainerWorker(Worker):
         """Log-probabilities of a round's held-out answers under its policy, the previous one and the initial one."""
         del progress
         answers = self.table(candidates).select(["prompt_id", "candidate", "token_ids"]).to_pylist()
-        ids = updates.prompt_token_ids(self.table(prompts), (row["prompt_id"] for row in answers))
+        ids = preference_groups.prompt_token_ids(self.table(prompts), (row["prompt_id"] for row in answers))
         groups = [TokenGroup(row["prompt_id"], ids[row["prompt_id"]], [row["token_ids"]]) for row in answers]
         logps: dict[str, list[float]] = {}
         for name, reference in (("policy", policy), ("previous", previous), ("initial", initial)):

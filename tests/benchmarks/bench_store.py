@@ -55,7 +55,7 @@ def demo(console: Console, root: Path) -> Store:
         if (place / "runs" / "demo").is_dir() and len(Store.open(place).run("demo").rounds()) > 2:
             return Store.open(place)
     console.print("running two rounds of the demo: about a minute and a half", highlight=False)
-    command = [sys.executable, "-m", "flows.cli", "run", str(RECIPE), "--name", "demo", "--rounds", "2"]
+    command = [sys.executable, "-m", "flows.cli.main", "run", str(RECIPE), "--name", "demo", "--rounds", "2"]
     subprocess.run([*command, "--root", str(root / "demo")], check=True, stdout=subprocess.DEVNULL)
     return Store.open(root / "demo")
 

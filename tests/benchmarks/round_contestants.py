@@ -113,8 +113,8 @@ def update(root: str) -> Callable[..., Any]:
 
     import torch
 
-    from flows.going_on import recipe_of
-    from flows.workers.updates import preference_groups, update_settings
+    from flows.registry.resume import recipe_of
+    from flows.workers.preference_groups import preference_groups, update_settings
     from pipeline.dpo.update import run_update
     from pipeline.model.policy import load_policy
     from pipeline.records import prompt_seed

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli.main import app
 from storage.log.store import Store
 from storage.retention.prune import rounds_with_weights
 

@@ -80,7 +80,7 @@ def test_a_run_waits_for_people_and_goes_on(
     assert (waiting.returncode, waiting.stderr.count("error:")) == (3, 0)
     assert "waiting for 12 labels: rondo label asked@1, then rondo resume asked" in waiting.stderr
 
-    command = [sys.executable, "-m", "flows.cli", "label", "asked@1", "--labeller", "ann", "--root", str(whole)]
+    command = [sys.executable, "-m", "flows.cli.main", "label", "asked@1", "--labeller", "ann", "--root", str(whole)]
     terminal, child = pty.openpty()
     with subprocess.Popen(command, env=environment, stdin=child, stdout=child, stderr=child) as labelling:
         os.close(child)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.process import WorkerProcess
-from flows.ray_cluster import RayCluster
-from flows.ray_pool import RayPool
-from flows.references import PolicyRef
+from flows.remote.ray.cluster import RayCluster
+from flows.remote.ray.pool import RayPool
+from flows.remote.worker_process import WorkerProcess
+from flows.workers.references import PolicyRef
 from pipeline.config import ClusterConfig, ReplicasConfig
 from pipeline.model.logprobs import sequence_logps
 from pipeline.model.policy import load_policy

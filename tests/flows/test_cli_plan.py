@@ -8,8 +8,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from flows.cli import app
-from flows.measured import measured_round
+from flows.analysis.calibration import measured_round
+from flows.cli.main import app
 from pipeline.errors import ConfigError
 from pipeline.planning import KNOWN_SHAPES
 from storage.log.manifest import Key

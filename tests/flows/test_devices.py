@@ -7,9 +7,9 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from flows.cli import app
-from flows.devices import check_devices
-from flows.recipes import parse_recipe
+from flows.cli.main import app
+from flows.host.devices import check_devices
+from flows.registry.recipes import parse_recipe
 from pipeline.errors import ConfigError
 from pipeline.model.devices import check_device
 from storage.log.store import Store

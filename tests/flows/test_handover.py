@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.references import PolicyRef
+from flows.workers.preference_groups import with_reference
+from flows.workers.references import PolicyRef
 from flows.workers.sampler import SamplerWorker, _nearer_to_previous
-from flows.workers.updates import with_reference
 from pipeline.config import Recipe, UpdateConfig
 from pipeline.dpo.types import PreferenceGroup
 from pipeline.errors import HandoverError

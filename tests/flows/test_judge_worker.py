@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from flows.recipes import parse_recipe
+from flows.registry.recipes import parse_recipe
 from flows.workers.judge import JudgeWorker
 from pipeline.errors import BudgetError, JudgeError
 from pipeline.records import CANDIDATES, PROMPTS, components_of, to_table

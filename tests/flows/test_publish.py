@@ -10,11 +10,11 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from flows import hub as hub_client
-from flows.cards import escaped
-from flows.cli_share import checkpoint
+from flows.cli.share import checkpoint
 from flows.errors import PublishError
-from flows.publish import What, publish
+from flows.publish import hub as hub_client
+from flows.publish.cards import escaped
+from flows.publish.publish import What, publish
 from pipeline.config import LoraConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.model.lora import Adapter

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from flows import ranks as starting
 from flows.errors import WorkerDiedError
-from flows.process import WorkerProcess
+from flows.remote import ranks as starting
+from flows.remote.worker_process import WorkerProcess
 from pipeline.config import Recipe
 from pipeline.errors import OutOfMemoryError
 from storage.log.store import Store

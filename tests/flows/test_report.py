@@ -13,10 +13,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from flows.cli import app
-from flows.plots import LIGHT, Scale, Series, curves, distributions, summary_picture
-from flows.report import write_report
-from flows.summary import row_of, summaries
+from flows.cli.main import app
+from flows.registry.round_summary import row_of, summaries
+from flows.report.plots import LIGHT, Scale, Series, curves, distributions, summary_picture
+from flows.report.report import write_report
 from pipeline.errors import DataError
 from storage.errors import DamagedFileError
 from storage.log.run import Run

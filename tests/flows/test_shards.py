@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from flows import shards, stages
-from flows.recipes import parse_recipe
-from flows.references import Batch
-from flows.session import Session
-from flows.shards import Shard, Shards, ShardsFailedError, on_their_way
-from flows.spans import busy_seconds, shared_seconds
-from flows.update_step import update
+from flows.registry.recipes import parse_recipe
+from flows.registry.work_spans import busy_seconds, shared_seconds
+from flows.round import round_steps, shards
+from flows.round.context import Session
+from flows.round.shards import Shard, Shards, ShardsFailedError, on_their_way
+from flows.round.update_step import update
+from flows.workers.references import Batch
 from pipeline.errors import EngineError
 from pipeline.records import content_id
 from storage.log.manifest import Entry, FileRef, Key
@@ -193,11 +193,11 @@ def test_the_sampler_rests_once_all_shards_are_through(monkeypatch: pytest.Monke
             raise EngineError("the engine fails to sleep")  # then another one is begun, which holds no memory
 
     session = SimpleNamespace(recipe=SimpleNamespace(sampler_rests=True), sampler=SimpleNamespace(call=call))
-    monkeypatch.setattr(stages, "current", lambda: session)
+    monkeypatch.setattr(round_steps, "current", lambda: session)
 
     async def work() -> None:
         found = Shards([[0], [1]])
-        resting = asyncio.create_task(stages.rest_sampler(found))
+        resting = asyncio.create_task(round_steps.rest_sampler(found))
         found.put(0, THROUGH)
         await asyncio.wait({resting}, timeout=0.05)
         assert not asked

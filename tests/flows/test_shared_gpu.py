@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flows.recipes import parse_recipe
+from flows.registry.recipes import parse_recipe
 from flows.workers.judge import JudgeWorker
 from flows.workers.trainer import TrainerWorker
 from pipeline.records import CANDIDATES, PROMPTS, to_table

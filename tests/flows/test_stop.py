@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-import flows.prefect_settings  # noqa: F401  before Prefect
-from flows import prefect_server, stop
+import flows.prefect_api.settings  # noqa: F401  before Prefect
+from flows.prefect_api import server
+from flows.run import stop
 from pipeline.errors import ConfigError
 from storage.log.manifest import Entry
 
@@ -41,5 +42,5 @@ def _answer_with(monkeypatch: pytest.MonkeyPatch, answers: Iterator[bool]) -> li
         return next(answers)
 
     monkeypatch.setattr(stop, "_set_state", set_state)
-    monkeypatch.setattr(prefect_server, "has_lasting_server", lambda: True)
+    monkeypatch.setattr(server, "has_lasting_server", lambda: True)
     return seen

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store_faults import Crash, faulty, hold, killed_prune
 
-from flows.adopt import adopt_rounds
+from flows.run.fork_history import adopt_rounds
 from storage.errors import (
     CorruptEntryError,
     DamagedFileError,

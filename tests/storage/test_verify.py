@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows.adopt import adopt_rounds
+from flows.run.fork_history import adopt_rounds
 from storage.errors import CorruptEntryError, DamagedFileError, InvalidNameError, RunNotFoundError
 from storage.log.manifest import Entry, Key, decode_entry, digest_of, encode_entry
 from storage.log.run import Run

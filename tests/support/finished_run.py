@@ -5,8 +5,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from flows.going_on import header
-from flows.summary import RoundSummary
+from flows.registry.resume import header
+from flows.registry.round_summary import RoundSummary
 from pipeline.config import Recipe
 from pipeline.evaluation.held_out import alarms, describe_evaluation
 from pipeline.evaluation.round_metrics import RoundFigures

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from flows.adopt import adopt_rounds
+from flows.run.fork_history import adopt_rounds
 from storage.log.manifest import FileRef, Key
 from storage.log.run import Run, Writer
 from storage.log.store import Store
