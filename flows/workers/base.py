@@ -9,14 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from flows.references import PolicyRef
+from flows.workers.references import PolicyRef
 from pipeline.config import Recipe
-from storage import checkpoints, shards
-from storage.manifest import FileRef
-from storage.store import Store
+from storage.log.manifest import FileRef
+from storage.log.store import Store
+from storage.tables import checkpoints, shards
 
 ProgressCall = Callable[..., None]
-"""Called with keyword figures, such as ``done=3, total=9, tokens=512``."""
+"""Called with keyword metrics, such as ``done=3, total=9, tokens=512``."""
 
 
 class Worker:
@@ -57,11 +57,11 @@ class Worker:
         """
         if not policy.base:
             return self.directory(policy.files)
-        from pipeline.lora import merge
+        from pipeline.model.lora import merge
 
         return merge(self.directory(policy.base), self.directory(policy.files), self.merged / name)
 
-    def give_back(self) -> None:
+    def empty_cache(self) -> None:
         """Returns the memory of a GPU that torch keeps for later: others may be on the same card."""
         if self.device != "cpu" and (torch := sys.modules.get("torch")) is not None:
             gc.collect()

@@ -11,16 +11,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.references import PolicyRef, PreferenceShard, UpdateInputs
-from flows.workers import updates
+from flows.workers import preference_groups
 from flows.workers.base import ProgressCall
-from pipeline.packing import TokenGroup
-from pipeline.preference_pool import PreferencePool
+from flows.workers.references import PolicyRef, PreferenceShard, UpdateInputs
+from pipeline.dpo.preference_pool import PreferencePool
+from pipeline.dpo.types import PreferenceGroup, StepMetrics
+from pipeline.dpo.update import Update
+from pipeline.packing.packing import TokenGroup
 from pipeline.records import STEPS, to_table
-from pipeline.update import Update
-from pipeline.update_types import PreferenceGroup, StepMetrics
-from storage import checkpoints
-from storage.manifest import FileRef
+from storage.log.manifest import FileRef
+from storage.tables import checkpoints
 
 if TYPE_CHECKING:
     from flows.workers.trainer import TrainerWorker
@@ -30,11 +30,11 @@ PROBE_SEQUENCES = 8
 
 @dataclass(frozen=True)
 class Trained:
-    """An update: the new checkpoint with its probe, what else it wrote by stage, and its figures."""
+    """An update: the new checkpoint with its probe, what else it wrote by stage, and its metrics."""
 
     policy: PolicyRef
     others: dict[str, list[FileRef]]
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
 
 
 class RoundUpdate:
@@ -46,7 +46,7 @@ class RoundUpdate:
         self._trainer, self._inputs, self._round, self._seed = trainer, inputs, round, seed
         self._config = trainer.recipe.update
         # How the reference is known, once the first preferences are there, or as it was before an interruption.
-        self._figures = inputs.referenced
+        self._metrics = inputs.referenced
         self._waiting, self._shards = PreferencePool(), list[tuple[int, float]]()
         self._update: Update | None = None
         self._probed: list[TokenGroup] = []
@@ -66,7 +66,7 @@ class RoundUpdate:
             self._update.add(groups, shard.share)
         else:
             self._wait_with(groups, shard.share)
-        if self._figures is not None and self._figures["reference_logprobs"] == "sampler":
+        if self._metrics is not None and self._metrics["reference_logprobs"] == "sampler":
             self._opened(progress).advance(lambda row: self._on_step(row, progress))
 
     def finish(self, progress: ProgressCall) -> Trained:
@@ -76,7 +76,7 @@ class RoundUpdate:
         result = update.run(lambda row: self._on_step(row, progress))
         files = trainer.stage(round, "checkpoint", trainer.save_policy)
         digest = checkpoints.weights_digest(files)
-        trainer.left_for(digest)
+        trainer.set_current_policy(digest)
         others = {
             "metrics": [trainer.write(to_table([asdict(step) for step in result.steps], STEPS), round, "metrics")],
             "probe": [trainer.write_probe(round, self._probed, self._probed_before)],
@@ -86,7 +86,9 @@ class RoundUpdate:
         if inputs.average is not None:
             others["ema"] = list(self._stage_average(inputs.average, files))
         (probe,) = others["probe"]
-        return Trained(PolicyRef(digest, files, probe), others, {**(self._figures or {}), **updates.summary(result)})
+        return Trained(
+            PolicyRef(digest, files, probe), others, {**(self._metrics or {}), **preference_groups.summary(result)}
+        )
 
     def _wait_with(self, groups: Sequence[PreferenceGroup], share: float) -> None:
         self._waiting.extend(groups)
@@ -94,24 +96,26 @@ class RoundUpdate:
 
     def _groups(self, shard: PreferenceShard) -> list[PreferenceGroup]:
         tables = (self._trainer.table(files) for files in (self._inputs.prompts, shard.candidates, shard.preferences))
-        return updates.preference_groups(*tables)
+        return preference_groups.preference_groups(*tables)
 
     def _referenced(self, groups: list[PreferenceGroup]) -> list[PreferenceGroup]:
         """The groups with the reference's log-probabilities; the first ones decide whose these are."""
         inputs, config, trainer = self._inputs, self._config, self._trainer
         if not groups or (inputs.state and self._update is None):  # the state has theirs
             return groups
-        if self._figures is None and inputs.reference_sampled:
+        if self._metrics is None and inputs.reference_sampled:
             model, tolerance = (
                 trainer.use(inputs.reference or inputs.policy),
                 trainer.recipe.sampling.handover_tolerance,
             )
-            groups, self._figures = updates.with_reference(model, groups, config, inputs.drift, tolerance)
+            groups, self._metrics = preference_groups.with_reference(model, groups, config, inputs.drift, tolerance)
             return groups
-        if self._figures is not None and self._figures["reference_logprobs"] == "sampler":
+        if self._metrics is not None and self._metrics["reference_logprobs"] == "sampler":
             return groups
-        groups, figures = updates.with_other_reference(trainer.use(inputs.reference or inputs.policy), groups, config)
-        self._figures = self._figures or figures
+        groups, metrics = preference_groups.with_other_reference(
+            trainer.use(inputs.reference or inputs.policy), groups, config
+        )
+        self._metrics = self._metrics or metrics
         return groups
 
     def _replayed(self) -> list[PreferenceGroup]:
@@ -121,10 +125,12 @@ class RoundUpdate:
         that they came from, the reference is that of the round.
         """
         trainer, inputs = self._trainer, self._inputs
-        groups = updates.replayed_groups(trainer.table(inputs.prompts), trainer.table(inputs.replayed))
+        groups = preference_groups.replayed_groups(trainer.table(inputs.prompts), trainer.table(inputs.replayed))
         if trainer.recipe.preferences.replay.reference == "original" or inputs.state:
             return groups
-        scored, _ = updates.with_other_reference(trainer.use(inputs.reference or inputs.policy), groups, self._config)
+        scored, _ = preference_groups.with_other_reference(
+            trainer.use(inputs.reference or inputs.policy), groups, self._config
+        )
         return scored
 
     def _opened(self, progress: ProgressCall) -> Update:
@@ -141,13 +147,13 @@ class RoundUpdate:
         self._probed = [_best_answer(group) for group in self._waiting[: min(first, PROBE_SEQUENCES)]]
         self._probed_before = [logp for (logp,) in trainer.logps(self._probed)]
         mixed = bool(inputs.replayed) and trainer.recipe.preferences.replay.reference == "original"
-        settings = updates.update_settings(
+        settings = preference_groups.update_settings(
             self._config,
             self._round,
             trainer.recipe.rounds,
             reference_is_start=inputs.reference is None and not mixed,
         )
-        trainer.left_for(None)  # from here on the model is no committed policy, whatever happens
+        trainer.set_current_policy(None)  # from here on the model is no committed policy, whatever happens
         update = Update(model, [], settings, seed=self._seed, share=0.0, say=lambda notice: progress(notice=notice))
         start = 0
         for count, share in self._shards:
@@ -168,10 +174,10 @@ class RoundUpdate:
         progress(done=done, total=update.expected_steps, tokens=self._tokens, loss=step.loss, seconds=seconds)
         if every and done % every == 0 and not update.ended:
             files = self._trainer.stage(self._round, "update_state", update.save)
-            progress(state=[file.to_json() for file in files], step=done, referenced=self._figures)
+            progress(state=[file.to_json() for file in files], step=done, referenced=self._metrics)
 
     def _stage_average(self, average: PolicyRef, policy: Sequence[FileRef]) -> tuple[FileRef, ...]:
-        from pipeline.ema import blend
+        from pipeline.dpo.ema import blend
 
         trainer = self._trainer
         before, after, decay = trainer.whole(average), trainer.directory(policy), self._config.ema_decay

@@ -9,23 +9,23 @@ from typing import Any
 
 import pyarrow as pa
 
-from flows.references import PolicyRef, PreferenceShard, UpdateInputs
-from flows.workers import updates
+from flows.workers import preference_groups
 from flows.workers.base import ProgressCall, Worker
+from flows.workers.references import PolicyRef, PreferenceShard, UpdateInputs
 from flows.workers.round_update import RoundUpdate, Trained
-from pipeline import compilation
-from pipeline import policy as policies
-from pipeline import prompts as prompt_tables
 from pipeline.config import PretrainedPolicy, WarmStartPolicy
-from pipeline.devices import check_device
-from pipeline.distributed import ALONE, World, shard
+from pipeline.data import prompts as prompt_tables
 from pipeline.errors import ConfigError, LostUpdateError
-from pipeline.logprobs import sequence_logps
-from pipeline.packing import TokenGroup
+from pipeline.model import compilation
+from pipeline.model import policy as policies
+from pipeline.model.devices import check_device
+from pipeline.model.distributed import ALONE, World, shard
+from pipeline.model.logprobs import sequence_logps
+from pipeline.model.warm_start import train_warm_start, warm_start_digest
+from pipeline.packing.packing import TokenGroup
 from pipeline.records import EVALUATION_LOGPS, PROBE, to_table
-from pipeline.warm_start import train_warm_start, warm_start_digest
-from storage import checkpoints
-from storage.manifest import FileRef
+from storage.log.manifest import FileRef
+from storage.tables import checkpoints
 
 PROBE_SEQUENCES = 8
 PROBE_TOKENS = 8  # of a prompt; twice as many fit into every context
@@ -130,7 +130,7 @@ class TrainerWorker(Worker):
         self._load(self.directory(checkpoint))
         ids = [row[:PROBE_TOKENS] for row in self.table(prompts).slice(0, PROBE_SEQUENCES)["token_ids"].to_pylist()]
         file = self.write_probe(0, [TokenGroup(f"probe {row}", tokens, [tokens]) for row, tokens in enumerate(ids)])
-        self.give_back()
+        self.empty_cache()
         return file
 
     def begin_update(self, inputs: UpdateInputs, round: int, seed: int, *, progress: ProgressCall) -> None:
@@ -154,7 +154,7 @@ class TrainerWorker(Worker):
         """
         trained = self._in_progress().finish(progress)
         self._update = None  # with the optimizer's moments
-        self.give_back()
+        self.empty_cache()
         return trained
 
     def _in_progress(self) -> RoundUpdate:
@@ -176,14 +176,14 @@ class TrainerWorker(Worker):
         """Log-probabilities of a round's held-out answers under its policy, the previous one and the initial one."""
         del progress
         answers = self.table(candidates).select(["prompt_id", "candidate", "token_ids"]).to_pylist()
-        ids = updates.prompt_token_ids(self.table(prompts), (row["prompt_id"] for row in answers))
+        ids = preference_groups.prompt_token_ids(self.table(prompts), (row["prompt_id"] for row in answers))
         groups = [TokenGroup(row["prompt_id"], ids[row["prompt_id"]], [row["token_ids"]]) for row in answers]
         logps: dict[str, list[float]] = {}
         for name, reference in (("policy", policy), ("previous", previous), ("initial", initial)):
             self.use(reference)
             scored = self.logps(groups)
             logps[name] = [candidate for (candidate,) in scored]
-        self.give_back()
+        self.empty_cache()
         rows = [
             {
                 "prompt_id": row["prompt_id"],
@@ -197,16 +197,16 @@ class TrainerWorker(Worker):
 
     def use(self, policy: PolicyRef) -> Any:
         """Puts a policy's weights into the one model, which it returns."""
-        if self._policy != policy.policy:
+        if self._policy != policy.digest:
             self._policy = None
             if self.recipe.update.lora is None:
                 self._load(self.whole(policy))
             else:
                 self._load_adapted(policy)
-            self._policy = policy.policy
+            self._policy = policy.digest
         return self._model
 
-    def left_for(self, policy: str | None) -> None:
+    def set_current_policy(self, policy: str | None) -> None:
         """The model holds these weights from now on; None while an update changes them."""
         self._policy = policy
 
@@ -215,7 +215,7 @@ class TrainerWorker(Worker):
             device = self.recipe.devices.trainer if self._world.size == 1 else "cpu"
             self._model, self._tokenizer = policies.load_policy(directory, device=device)
             if (config := self.recipe.update.lora) is not None:
-                from pipeline.lora import Adapter
+                from pipeline.model.lora import Adapter
 
                 self._adapter = Adapter(self._model, config, seed=self.recipe.seed)
             shard(self._model, self._world, precision=self.recipe.update.precision)
