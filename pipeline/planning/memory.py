@@ -2,34 +2,30 @@
 
 from math import log2
 
-from pipeline.planning.devices import GIB, Device
+from pipeline.planning.devices import FLOAT, GIB, HALF, Device, Parts
 from pipeline.planning.work import Workload
 
-FLOAT, HALF = 4, 2
-LOGITS_AT_ONCE = 1 << 27
-"""Logits of a chunk of the update on a GPU."""
+LOGITS_AT_ONCE = 1 << 27  # of a chunk of the update on a GPU
+# Of a sampled token in the store: its log-probability, compressed (measured in the demo's round 3, 2026-11-25), and its
+# text (assumed). Of a completion with its judgment, beside its tokens (measured there).
 LOGPROB_BYTES, TEXT_BYTES, ROW_BYTES = 3.03, 1.6, 40.0
-"""Of a token in the store: its log-probability, compressed, and its text; of a completion with its judgment, beside its
-tokens. The text is assumed, the others were measured in the demo's round 3, 2026-11-25."""
-
-Sizes = dict[str, float]
-"""Bytes by what they are for."""
 
 
-def device_memory(work: Workload, device: Device, ranks: int) -> dict[str, Sizes]:
+def device_memory(work: Workload, device: Device, ranks: int, *, apart: bool) -> dict[str, Parts]:
     """Gives the memory of each part, and of all parts that share a device, or a machine without GPUs."""
-    sampler, update, judge = sampler_memory(work, device), update_memory(work, device, ranks), judge_memory(work, device)
-    memory = {"sampler": sampler, "update": update} | ({"judge": judge} if judge else {})
-    if device.name == "cpu":
-        memory["at once"] = {part: sum(sizes.values()) for part, sizes in memory.items()}
-    elif work.recipe.mode == "phased":
-        # The engine sleeps while the update runs; the update's weights stay while the engine samples.
-        working = max(sum(sampler.values()) + update["weights"], sum(update.values()))
-        memory["at once"] = {"sampler or update": working, "judge": sum(judge.values())}
-    return memory
+    memory = {"sampler": sampler_memory(work, device), "update": update_memory(work, device, ranks)}
+    if work.judge:  # in half precision, as published ones are; its activations are assumed to be as the framework
+        memory["judge"] = {"weights": HALF * work.judge.parameters, "framework": 2 * device.framework_bytes}
+    together = {part: sum(sizes.values()) for part, sizes in memory.items()}
+    sleeps = work.recipe.mode == "phased" and not work.recipe.staleness
+    if device.name != "cpu" and (apart or sleeps):
+        # Streaming, the sampler has devices of its own; else it sleeps while the update runs, whose weights stay.
+        beside = together.pop("sampler") + memory["update"]["weights"]
+        together["update"] = max(together["update"], 0.0 if apart else beside)
+    return {**memory, "at once": together}
 
 
-def sampler_memory(work: Workload, device: Device) -> Sizes:
+def sampler_memory(work: Workload, device: Device) -> Parts:
     """Counts one device of a sampling engine; a tied output head is copied."""
     policy, gpus = work.policy, work.recipe.cluster.sampler.gpus_per_engine
     return {
@@ -40,17 +36,10 @@ def sampler_memory(work: Workload, device: Device) -> Sizes:
     }
 
 
-def judge_memory(work: Workload, device: Device) -> Sizes:
-    """Counts a reward model in half precision; its activations are assumed to take as much as the framework."""
-    return {"weights": HALF * work.judge.parameters, "framework": 2 * device.framework_bytes} if work.judge else {}
+def update_memory(work: Workload, device: Device, ranks: int) -> Parts:
+    """Counts one rank of an update: float32 weights, gradients and moments are spread; activations are of one pack.
 
-
-def update_memory(work: Workload, device: Device, ranks: int) -> Sizes:
-    """Counts one rank of an update.
-
-    Master weights, gradients and moments are float32 (8-bit moments: 1 byte each), spread over the ranks. Of several
-    ranks, two layers and what is outside of the layers are whole, with their gradients; one rank in bfloat16 keeps a
-    bfloat16 copy of all weights for the backward pass. Activations are those of one pack.
+    Several ranks gather two layers, and what is outside of the layers; one in bfloat16 keeps a bfloat16 copy of all.
     """
     config, policy, trained = work.recipe.update, work.policy, work.trained_weights
     half, full = config.precision == "bfloat16", config.lora is None
@@ -62,9 +51,8 @@ def update_memory(work: Workload, device: Device, ranks: int) -> Sizes:
         "framework": float(device.framework_bytes),
     }
     if ranks > 1:
-        gradients, outside = FLOAT * full, policy.parameters - policy.layers * policy.layer
-        layers = policy.layer * (2 * (HALF if half else FLOAT) + gradients)
-        sizes["gathered"] = layers + outside * (FLOAT + gradients)
+        layers = policy.layer * (2 * (HALF if half else FLOAT) + FLOAT * full)
+        sizes["gathered"] = layers + (policy.parameters - policy.layers * policy.layer) * FLOAT * (1 + full)
     elif half:
         sizes["bfloat16 copy"] = HALF * policy.parameters
     if device.name != "cpu":  # float32 logits with their gradient, and the gradient of the head
@@ -73,21 +61,17 @@ def update_memory(work: Workload, device: Device, ranks: int) -> Sizes:
 
 
 def activation_bytes(work: Workload) -> float:
-    """Counts what the backward pass needs of a token, over all layers.
-
-    The factors are what autograd saves of a Llama-shaped layer, which the test counts again. With gradient
-    checkpointing a layer's float32 input is kept of all layers, and one layer is computed anew at a time.
-    """
+    """Counts what the backward pass needs of a token, by what autograd saves; recomputed, a layer keeps its input."""
     policy, config = work.policy, work.recipe.update
     hidden, wide, mlp = (26, 6, 8) if config.precision == "bfloat16" else (24, 12, 16)
     layer = hidden * policy.hidden + wide * (policy.query + policy.key_value) + mlp * policy.intermediate
     return layer + FLOAT * policy.hidden * policy.layers if config.gradient_checkpointing else layer * policy.layers
 
 
-def round_store(work: Workload) -> Sizes:
+def round_store(work: Workload) -> Parts:
     """Counts what a round leaves in the store; ids are at most as wide as the vocabulary needs."""
-    token, config = LOGPROB_BYTES + log2(work.policy.vocabulary) / 8 + TEXT_BYTES, work.recipe.update
-    rows = work.answers + work.recipe.evaluation.prompts
+    config, rows = work.recipe.update, work.answers + work.recipe.evaluation.prompts
+    token = LOGPROB_BYTES + log2(work.policy.vocabulary) / 8 + TEXT_BYTES
     sizes = {"tables": rows * ROW_BYTES + work.sampled_tokens * token, "checkpoint": FLOAT * work.trained_weights}
     if config.optimizer_state == "carried":
         sizes["moments"] = 2 * (FLOAT if config.optimizer == "adamw" else 1) * work.trained_weights

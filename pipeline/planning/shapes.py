@@ -4,19 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import LoraConfig, WarmStartPolicy
+from pipeline.config import WarmStartPolicy
 from pipeline.errors import ConfigError
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""Families whose weights are counted here: grouped attention and a gated MLP, all layers alike."""
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # grouped attention and a gated MLP, all layers alike
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A causal language model of such a family. Norms and biases, less than 0.1% of its weights, are left out.
+    """A causal language model of such a family, without norms and biases, which are less than 0.1% of its weights.
 
-    ``query`` and ``key_value`` are the widths of all attention heads and of all key heads together; ``tied`` says
-    whether input embeddings and output head are one matrix.
+    ``query`` and ``key_value`` are widths of all heads together; ``tied``: embeddings and head are one matrix.
     """
 
     layers: int
@@ -51,32 +49,24 @@ class ModelShape:
         """Bytes of a token in the KV cache: a key and a value in each layer."""
         return 2 * self.layers * self.key_value * element_bytes
 
-    def lora_parameters(self, config: LoraConfig) -> int:
+    def adapter(self, rank: int) -> int:
         """Weights of an adapter on all linear layers, which is an upper bound if it names modules."""
-        attention = 2 * (self.hidden + self.query) + 2 * (self.hidden + self.key_value)
-        return self.layers * config.rank * (attention + 3 * (self.hidden + self.intermediate))
+        return self.layers * rank * (7 * self.hidden + 2 * self.query + 2 * self.key_value + 3 * self.intermediate)
 
 
 def shape_of_config(config: Mapping[str, Any], name: str) -> ModelShape:
-    """Reads the shape of a model from its ``config.json``.
-
-    Raises:
-        ConfigError: it is of a family whose weights are not counted here, or lacks a field.
-    """
+    """Reads the shape of a model from its ``config.json``; ConfigError if its weights cannot be counted."""
     if (family := config.get("model_type")) not in FAMILIES:
         raise ConfigError(
-            f"the weights of '{name}', of type '{family}', cannot be counted (only those of {', '.join(FAMILIES)}): "
-            "name a published model of about its size instead, with --model or --judge-model"
+            f"the weights of '{name}', of type '{family}', cannot be counted: --set its path to a model of about its "
+            f"size, of type {', '.join(FAMILIES)}"
         )
-    try:
-        hidden, heads = config["hidden_size"], config["num_attention_heads"]
-        head, groups = config.get("head_dim") or hidden // heads, config.get("num_key_value_heads") or heads
-        return ModelShape(
-            config["num_hidden_layers"], hidden, heads * head, groups * head, config["intermediate_size"],
-            config["vocab_size"], bool(config.get("tie_word_embeddings", False)),
-        )  # fmt: skip
-    except KeyError as missing:
-        raise ConfigError(f"the configuration of '{name}' has no field {missing}: correct its config.json") from None
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    head, groups = config.get("head_dim") or hidden // heads, config.get("num_key_value_heads") or heads
+    return ModelShape(
+        config["num_hidden_layers"], hidden, heads * head, groups * head, config["intermediate_size"],
+        config["vocab_size"], bool(config.get("tie_word_embeddings", False)),
+    )  # fmt: skip
 
 
 def shape_of_warm_start(config: WarmStartPolicy) -> ModelShape:
@@ -88,21 +78,11 @@ def shape_of_warm_start(config: WarmStartPolicy) -> ModelShape:
 KNOWN_SHAPES = {
     "smollm2-135m": ModelShape(30, 576, 576, 192, 1536, 49_152, tied=True),
     "qwen2.5-0.5b": ModelShape(24, 896, 896, 128, 4864, 151_936, tied=True),
-    "qwen2.5-1.5b": ModelShape(28, 1536, 1536, 256, 8960, 151_936, tied=True),
     "qwen2.5-3b": ModelShape(36, 2048, 2048, 256, 11_008, 151_936, tied=True),
     "qwen2.5-7b": ModelShape(28, 3584, 3584, 512, 18_944, 152_064),
-    "qwen2.5-14b": ModelShape(48, 5120, 5120, 1024, 13_824, 152_064),
     "qwen2.5-32b": ModelShape(64, 5120, 5120, 1024, 27_648, 152_064),
     "qwen3-0.6b": ModelShape(28, 1024, 2048, 1024, 3072, 151_936, tied=True),
     "qwen3-8b": ModelShape(36, 4096, 4096, 1024, 12_288, 151_936),
     "llama-3-8b": ModelShape(32, 4096, 4096, 1024, 14_336, 128_256),
     "llama-3-70b": ModelShape(80, 8192, 8192, 1024, 28_672, 128_256),
-}
-"""Published models, from the ``config.json`` beside their weights, for hub ids: no hub is asked."""
-
-
-def known_shape(path: str) -> ModelShape | None:
-    """Finds the shape of a hub id such as ``Qwen/Qwen2.5-7B-Instruct`` among the published ones."""
-    name = path.rpartition("/")[2].lower().replace("llama-3.1-", "llama-3-")
-    found = [known for known in KNOWN_SHAPES if known in name]
-    return KNOWN_SHAPES[max(found, key=len)] if found else None
+}  # from the config.json beside the weights of published models

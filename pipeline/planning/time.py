@@ -6,22 +6,12 @@ from math import ceil
 from pipeline.config import EnsembleJudge, ImplicitJudge, LlmJudge, NoisyJudge, PeopleJudge, RewardModelJudge
 from pipeline.config.judges.base import JudgeConfig
 from pipeline.config.judges.llm import Listwise, Pairwise
-from pipeline.planning.devices import GIB, Device
+from pipeline.planning.devices import FLOAT, GIB, Device, Parts
 from pipeline.planning.work import Workload
-
-FLOAT = 4
-RESCORED = 128
-"""Preferences that an update scores again after its last step."""
-
-Parts = dict[str, float]
-"""Seconds by what they go to: a stage takes their sum, and the largest limits it."""
 
 
 def decode_batch(work: Workload, device: Device, sequences: int) -> int:
-    """Counts the sequences that an engine decodes at a time, of so many.
-
-    At most what the recipe allows, and what the KV cache holds at the completions' full length.
-    """
+    """Counts the sequences that an engine decodes at a time, of so many: the KV cache holds them at full length."""
     sampling, shared = work.recipe.sampling, work.shared_tokens(device)
     held = shared / sampling.candidates + (work.prompt_tokens - shared) + work.answer_tokens
     room = sampling.cache_gib * GIB / (held * work.policy.kv_bytes(work.element_bytes(device)))
@@ -29,16 +19,13 @@ def decode_batch(work: Workload, device: Device, sequences: int) -> int:
 
 
 def decode_step(work: Workload, device: Device, batch: int) -> Parts:
-    """Gives the seconds of one decoding step of an engine, which adds a token to each sequence of the batch.
-
-    It reads all weights once, and the keys and values of each sequence, which on average is half done.
-    """
+    """Decodes a token of each sequence: reads all weights once, and keys and values of sequences that are half done."""
     policy, element, gpus = work.policy, work.element_bytes(device), work.recipe.cluster.sampler.gpus_per_engine
     cached = batch * (work.prompt_tokens + work.answer_tokens / 2) * policy.kv_bytes(element)
     read = (policy.multiplied * element + cached) / (gpus * device.bandwidth * device.traffic_share)
     compute = _passes(policy.multiplied * batch, work, device, gpus)
-    host = device.step_seconds + batch * device.sequence_seconds
-    return {("bandwidth" if read > compute else "compute"): max(read, compute), "host": host}
+    slower = "bandwidth" if read > compute else "compute"
+    return {slower: max(read, compute), "host": device.step_seconds + batch * device.sequence_seconds}
 
 
 def sampling(work: Workload, device: Device, devices: int, *, held_out: bool = False) -> Parts:
@@ -60,7 +47,10 @@ def judging(work: Workload, device: Device, devices: int, judges: Sequence[Judge
     weights, rules, requests = 0, 0, 0.0
     for part in (part for judge in judges for part in judge.parts()):
         if isinstance(part, LlmJudge):
-            requests += _requests(part, work.recipe.sampling.candidates) / part.concurrency
+            # Of one completion: each pair is asked in both orders, a list is shared by its completions.
+            mode, others = part.mode, work.recipe.sampling.candidates - 1
+            pairs = min(mode.opponents or others, others) if isinstance(mode, Pairwise) else 1
+            requests += (mode.shuffles / (others + 1) if isinstance(mode, Listwise) else pairs) / part.concurrency
         elif isinstance(part, RewardModelJudge):
             weights += work.judge.multiplied if work.judge else 0
         elif isinstance(part, ImplicitJudge):
@@ -78,21 +68,18 @@ def judging(work: Workload, device: Device, devices: int, judges: Sequence[Judge
 def update(work: Workload, device: Device, ranks: int) -> Parts:
     """Trains: 6 operations a weight and token, 8 if layers are computed again; with an adapter 4 and 6.
 
-    A step takes as long as the rank with the most tokens. FSDP gathers the weights twice in each pass and sums the
-    gradients once; it sends while it computes, so the longer of the two counts.
+    FSDP gathers the weights twice in each pass and sums the gradients once, while it computes: the longer counts.
     """
     config, policy, tokens = work.recipe.update, work.policy, work.step_tokens(ranks)
     steps = config.epochs * ceil(work.preferences / config.batch_size)
     operations = (6 if config.lora is None else 4) + (2 if config.gradient_checkpointing else 0)
-    speed = device.speed(config.precision) * device.update_share
-    compute = steps * operations * policy.multiplied * tokens / speed
-    element = 2 if config.precision == "bfloat16" else FLOAT
-    sent = (2 * element * policy.parameters + FLOAT * work.trained_weights) * (ranks - 1) / ranks
+    compute = steps * operations * policy.multiplied * tokens / (device.speed(config.precision) * device.update_share)
+    sent = (2 * work.element_bytes(device) * policy.parameters + FLOAT * work.trained_weights) * (ranks - 1) / ranks
     link = (device.link if ranks <= device.per_node else device.network) * device.traffic_share
     links = steps * ceil(tokens / config.token_budget) * sent / link
     # On a GPU the engines differ by more than "auto" allows, so that the trainer scores all completions itself.
     sampled = config.reference_logprobs == "sampler" or (config.reference_logprobs == "auto" and device.name == "cpu")
-    scored = min(RESCORED, work.preferences)
+    scored = min(128, work.preferences)  # which are scored again after the last step
     scored += 0 if sampled and config.reference == "previous" else work.preferences
     return {
         ("links between ranks" if links > compute else "compute"): max(links, compute),
@@ -101,7 +88,7 @@ def update(work: Workload, device: Device, ranks: int) -> Parts:
     }
 
 
-def hand_over(work: Workload, device: Device) -> Parts:
+def weight_sync(work: Workload, device: Device) -> Parts:
     """Reads the new weights; a sampler's copy, untied or with the adapter merged, is first written and read again."""
     copied = work.policy.tied or work.recipe.update.lora is not None
     return {"store": FLOAT * work.policy.parameters * (3 if copied else 1) / device.store_bandwidth}
@@ -119,10 +106,3 @@ def scoring(work: Workload, device: Device, ranks: int) -> Parts:
 def _passes(products: float, work: Workload, device: Device, devices: int) -> float:
     """Seconds of passes without gradient: two operations for each weight and token."""
     return 2 * products / (devices * device.speed(work.recipe.update.precision) * device.pass_share)
-
-
-def _requests(judge: LlmJudge, candidates: int) -> float:
-    """Requests for one completion: each pair is asked in both orders, a list is shared by its completions."""
-    if isinstance(judge.mode, Pairwise):
-        return float(min(judge.mode.opponents or candidates - 1, candidates - 1))
-    return judge.mode.shuffles / candidates if isinstance(judge.mode, Listwise) else 1.0

@@ -7,19 +7,13 @@ from pipeline.config import GeneratedPrompts, Recipe
 from pipeline.planning.devices import Device
 from pipeline.planning.shapes import ModelShape
 
-PROMPT_TOKENS, GENERATED_PROMPT_TOKENS = 256, 12
-"""Assumed of a prompt if nobody says: a question with a chat template; of the generated corpora, which have 8 to 16."""
-
 
 @dataclass(frozen=True)
 class Workload:
     """A round's work.
 
-    Attributes:
-        judge: the shape of the reward model; None if the recipe has none.
-        prompt_tokens, answer_tokens: mean lengths of a prompt and of a completion.
-        preferences: that are trained on in one epoch, replayed ones included.
-        preference_tokens: of one of them in the update: its prompt once, and each completion without its last token.
+    ``judge`` is the reward model's shape, if there is one. Lengths are means. ``preferences``, replayed ones included,
+    are trained on in each epoch; one has its prompt once, and its completions without their last tokens.
     """
 
     recipe: Recipe
@@ -44,14 +38,14 @@ class Workload:
     def trained_weights(self) -> int:
         """Weights that the update changes, and that a checkpoint has."""
         lora = self.recipe.update.lora
-        return self.policy.parameters if lora is None else self.policy.lora_parameters(lora)
+        return self.policy.parameters if lora is None else self.policy.adapter(lora.rank)
 
     def element_bytes(self, device: Device) -> int:
         """Bytes of a weight while it computes; processors compute in float32."""
         return 2 if self.recipe.update.precision == "bfloat16" and device.name != "cpu" else 4
 
     def shared_tokens(self, device: Device) -> float:
-        """Tokens of a prompt that its completions share, in the KV cache and while it is read: whole blocks."""
+        """Tokens of a prompt that its completions share in the KV cache: whole blocks."""
         return self.prompt_tokens // device.cache_block * device.cache_block
 
     def step_tokens(self, ranks: int) -> float:
@@ -63,16 +57,14 @@ def workload_of(
     recipe: Recipe, policy: ModelShape, judge: ModelShape | None = None, *,
     prompt_tokens: float | None = None, answer_tokens: float | None = None,
 ) -> Workload:  # fmt: skip
-    """Counts the work of a round of a recipe, if no prompt is dropped as a tie.
+    """Counts the work of a round if no prompt is dropped as a tie.
 
-    Args:
-        prompt_tokens: mean length of a prompt; assumed by the kind of prompts if None.
-        answer_tokens: mean length of a completion; the longest that the recipe allows, an upper bound, if None.
+    If nobody gives mean lengths, a completion is as long as the recipe allows, and a prompt has 256 tokens (a question
+    with a chat template), or 12 in the generated corpora (which have 8 to 16).
     """
     count, rules = recipe.sampling.candidates, recipe.preferences
-    if prompt_tokens is None:
-        prompt_tokens = GENERATED_PROMPT_TOKENS if isinstance(recipe.prompts, GeneratedPrompts) else PROMPT_TOKENS
-    answer_tokens = recipe.sampling.max_tokens if answer_tokens is None else answer_tokens
+    prompt_tokens = prompt_tokens or (12 if isinstance(recipe.prompts, GeneratedPrompts) else 256)
+    answer_tokens = answer_tokens or recipe.sampling.max_tokens
     pairs = {"best_vs_each": count - 1, "all_pairs": comb(count, 2), "correct_vs_incorrect": count**2 // 4}
     most = pairs.get(rules.rule, 1)
     own = recipe.sampling.prompts_per_round * min(most, rules.max_pairs or most)
