@@ -40,8 +40,7 @@ def _shape(path: str, field: str) -> ModelShape:
     config = Path(path) / "config.json"
     if config.is_file():
         return shape_of_config(json.loads(config.read_text("utf-8")), path)
-    name = path.rpartition("/")[2].lower().replace("llama-3.1-", "llama-3-")  # of a hub id such as Qwen/Qwen3-8B
-    shape = next((shape for known, shape in KNOWN_SHAPES.items() if known in name), None)
+    shape = next((shape for known, shape in KNOWN_SHAPES.items() if known.partition("/")[2] in path), None)
     if shape is None:
         raise ConfigError(
             f"the size of '{path}' is not known here, and no hub is asked: --set {field}.path to a directory with its "
