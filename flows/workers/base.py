@@ -9,11 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from flows.references import PolicyRef
+from flows.workers.references import PolicyRef
 from pipeline.config import Recipe
-from storage import checkpoints, shards
-from storage.manifest import FileRef
-from storage.store import Store
+from storage.log.manifest import FileRef
+from storage.log.store import Store
+from storage.tables import checkpoints, shards
 
 ProgressCall = Callable[..., None]
 """Called with keyword figures, such as ``done=3, total=9, tokens=512``."""
@@ -57,7 +57,7 @@ class Worker:
         """
         if not policy.base:
             return self.directory(policy.files)
-        from pipeline.lora import merge
+        from pipeline.model.lora import merge
 
         return merge(self.directory(policy.base), self.directory(policy.files), self.merged / name)
 

@@ -8,11 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flows.references import JudgePolicies, PolicyRef
 from flows.workers.base import ProgressCall, Worker
-from pipeline.figures import describe_evaluation
-from pipeline.human_labels import override_pairs
+from flows.workers.references import JudgePolicies, PolicyRef
+from pipeline.evaluation.held_out import describe_evaluation
+from pipeline.evaluation.round_metrics import RoundFigures
 from pipeline.judges import JudgeProtocol, Judgment, judge_items, judgments_table, make_judge
+from pipeline.judges.human_labels import override_pairs
 from pipeline.judges.people import People
 from pipeline.preferences import (
     build_preferences,
@@ -21,10 +22,9 @@ from pipeline.preferences import (
     preference_count,
     replayed_table,
 )
-from pipeline.round_figures import RoundFigures
-from storage import shards
-from storage.cache import SharedCache
-from storage.manifest import FileRef
+from storage.log.manifest import FileRef
+from storage.tables import shards
+from storage.tables.cache import SharedCache
 
 
 class JudgeWorker(Worker):

@@ -11,16 +11,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.references import PolicyRef, PreferenceShard, UpdateInputs
-from flows.workers import updates
+from flows.workers import preference_groups
 from flows.workers.base import ProgressCall
-from pipeline.packing import TokenGroup
-from pipeline.preference_pool import PreferencePool
+from flows.workers.references import PolicyRef, PreferenceShard, UpdateInputs
+from pipeline.dpo.preference_pool import PreferencePool
+from pipeline.dpo.types import PreferenceGroup, StepMetrics
+from pipeline.dpo.update import Update
+from pipeline.packing.packing import TokenGroup
 from pipeline.records import STEPS, to_table
-from pipeline.update import Update
-from pipeline.update_types import PreferenceGroup, StepMetrics
-from storage import checkpoints
-from storage.manifest import FileRef
+from storage.log.manifest import FileRef
+from storage.tables import checkpoints
 
 if TYPE_CHECKING:
     from flows.workers.trainer import TrainerWorker
@@ -86,7 +86,9 @@ class RoundUpdate:
         if inputs.average is not None:
             others["ema"] = list(self._stage_average(inputs.average, files))
         (probe,) = others["probe"]
-        return Trained(PolicyRef(digest, files, probe), others, {**(self._figures or {}), **updates.summary(result)})
+        return Trained(
+            PolicyRef(digest, files, probe), others, {**(self._figures or {}), **preference_groups.summary(result)}
+        )
 
     def _wait_with(self, groups: Sequence[PreferenceGroup], share: float) -> None:
         self._waiting.extend(groups)
@@ -94,7 +96,7 @@ class RoundUpdate:
 
     def _groups(self, shard: PreferenceShard) -> list[PreferenceGroup]:
         tables = (self._trainer.table(files) for files in (self._inputs.prompts, shard.candidates, shard.preferences))
-        return updates.preference_groups(*tables)
+        return preference_groups.preference_groups(*tables)
 
     def _referenced(self, groups: list[PreferenceGroup]) -> list[PreferenceGroup]:
         """The groups with the reference's log-probabilities; the first ones decide whose these are."""
@@ -106,11 +108,13 @@ class RoundUpdate:
                 trainer.use(inputs.reference or inputs.policy),
                 trainer.recipe.sampling.handover_tolerance,
             )
-            groups, self._figures = updates.with_reference(model, groups, config, inputs.drift, tolerance)
+            groups, self._figures = preference_groups.with_reference(model, groups, config, inputs.drift, tolerance)
             return groups
         if self._figures is not None and self._figures["reference_logprobs"] == "sampler":
             return groups
-        groups, figures = updates.with_other_reference(trainer.use(inputs.reference or inputs.policy), groups, config)
+        groups, figures = preference_groups.with_other_reference(
+            trainer.use(inputs.reference or inputs.policy), groups, config
+        )
         self._figures = self._figures or figures
         return groups
 
@@ -121,10 +125,12 @@ class RoundUpdate:
         that they came from, the reference is that of the round.
         """
         trainer, inputs = self._trainer, self._inputs
-        groups = updates.replayed_groups(trainer.table(inputs.prompts), trainer.table(inputs.replayed))
+        groups = preference_groups.replayed_groups(trainer.table(inputs.prompts), trainer.table(inputs.replayed))
         if trainer.recipe.preferences.replay.reference == "original" or inputs.state:
             return groups
-        scored, _ = updates.with_other_reference(trainer.use(inputs.reference or inputs.policy), groups, self._config)
+        scored, _ = preference_groups.with_other_reference(
+            trainer.use(inputs.reference or inputs.policy), groups, self._config
+        )
         return scored
 
     def _opened(self, progress: ProgressCall) -> Update:
@@ -141,7 +147,7 @@ class RoundUpdate:
         self._probed = [_best_answer(group) for group in self._waiting[: min(first, PROBE_SEQUENCES)]]
         self._probed_before = [logp for (logp,) in trainer.logps(self._probed)]
         mixed = bool(inputs.replayed) and trainer.recipe.preferences.replay.reference == "original"
-        settings = updates.update_settings(
+        settings = preference_groups.update_settings(
             self._config,
             self._round,
             trainer.recipe.rounds,
@@ -171,7 +177,7 @@ class RoundUpdate:
             progress(state=[file.to_json() for file in files], step=done, referenced=self._figures)
 
     def _stage_average(self, average: PolicyRef, policy: Sequence[FileRef]) -> tuple[FileRef, ...]:
-        from pipeline.ema import blend
+        from pipeline.dpo.ema import blend
 
         trainer = self._trainer
         before, after, decay = trainer.whole(average), trainer.directory(policy), self._config.ema_decay

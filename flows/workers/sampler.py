@@ -5,8 +5,8 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.references import Drift, PolicyRef
 from flows.workers.base import ProgressCall, Worker
+from flows.workers.references import Drift, PolicyRef
 from pipeline.errors import HandoverError
 from pipeline.records import prompt_seed
 from pipeline.sampling import (
@@ -20,7 +20,7 @@ from pipeline.sampling import (
     reported,
 )
 from pipeline.sampling.environment import configure_environment
-from storage.manifest import FileRef
+from storage.log.manifest import FileRef
 
 EVALUATION_SEED_ROUND = 0
 """Held-out prompts keep their seeds over the rounds, so that two rounds differ by their policies alone."""
@@ -124,7 +124,7 @@ class SamplerWorker(Worker):
         )
 
     def _load(self, policy: PolicyRef) -> None:
-        from pipeline.policy import load_tokenizer, sampler_copy
+        from pipeline.model.policy import load_tokenizer, sampler_copy
 
         checkpoint = self.whole(policy)
         source = sampler_copy(checkpoint, self.scratch / "sampler")

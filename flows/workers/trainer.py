@@ -9,23 +9,23 @@ from typing import Any
 
 import pyarrow as pa
 
-from flows.references import PolicyRef, PreferenceShard, UpdateInputs
-from flows.workers import updates
+from flows.workers import preference_groups
 from flows.workers.base import ProgressCall, Worker
+from flows.workers.references import PolicyRef, PreferenceShard, UpdateInputs
 from flows.workers.round_update import RoundUpdate, Trained
-from pipeline import compilation
-from pipeline import policy as policies
-from pipeline import prompts as prompt_tables
 from pipeline.config import PretrainedPolicy, WarmStartPolicy
-from pipeline.devices import check_device
-from pipeline.distributed import ALONE, World, shard
+from pipeline.data import prompts as prompt_tables
 from pipeline.errors import ConfigError, LostUpdateError
-from pipeline.logprobs import sequence_logps
-from pipeline.packing import TokenGroup
+from pipeline.model import compilation
+from pipeline.model import policy as policies
+from pipeline.model.devices import check_device
+from pipeline.model.distributed import ALONE, World, shard
+from pipeline.model.logprobs import sequence_logps
+from pipeline.model.warm_start import train_warm_start, warm_start_digest
+from pipeline.packing.packing import TokenGroup
 from pipeline.records import EVALUATION_LOGPS, PROBE, to_table
-from pipeline.warm_start import train_warm_start, warm_start_digest
-from storage import checkpoints
-from storage.manifest import FileRef
+from storage.log.manifest import FileRef
+from storage.tables import checkpoints
 
 PROBE_SEQUENCES = 8
 PROBE_TOKENS = 8  # of a prompt; twice as many fit into every context
@@ -176,7 +176,7 @@ class TrainerWorker(Worker):
         """Log-probabilities of a round's held-out answers under its policy, the previous one and the initial one."""
         del progress
         answers = self.table(candidates).select(["prompt_id", "candidate", "token_ids"]).to_pylist()
-        ids = updates.prompt_token_ids(self.table(prompts), (row["prompt_id"] for row in answers))
+        ids = preference_groups.prompt_token_ids(self.table(prompts), (row["prompt_id"] for row in answers))
         groups = [TokenGroup(row["prompt_id"], ids[row["prompt_id"]], [row["token_ids"]]) for row in answers]
         logps: dict[str, list[float]] = {}
         for name, reference in (("policy", policy), ("previous", previous), ("initial", initial)):
@@ -215,7 +215,7 @@ class TrainerWorker(Worker):
             device = self.recipe.devices.trainer if self._world.size == 1 else "cpu"
             self._model, self._tokenizer = policies.load_policy(directory, device=device)
             if (config := self.recipe.update.lora) is not None:
-                from pipeline.lora import Adapter
+                from pipeline.model.lora import Adapter
 
                 self._adapter = Adapter(self._model, config, seed=self.recipe.seed)
             shard(self._model, self._world, precision=self.recipe.update.precision)

@@ -1,6 +1,6 @@
 """The recipe: one frozen tree that says everything a run does.
 
-Each field has a type, a range and a sentence with its unit. Nothing here reads a file: see ``flows/recipes.py``.
+Each field has a type, a range and a sentence with its unit. ``flows/registry/recipes.py`` reads the file.
 """
 
 from typing import Literal

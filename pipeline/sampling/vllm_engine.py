@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import ConfigError, EngineError, RondoError, UnsupportedModelError
-from pipeline.policy import Precision, Shapes, is_tied, read_config, weight_shapes
+from pipeline.model.policy import Precision, Shapes, is_tied, read_config, weight_shapes
 from pipeline.sampling.base import (
     Candidate,
     FinishReason,

@@ -10,18 +10,18 @@ import psutil
 from benchmarks.round_runs import Rounds
 from rich.console import Console
 
-from flows.adopt import adopt_rounds
-from flows.control import Control
-from flows.display import Display
-from flows.going_on import header
-from flows.notify import Notifier
-from flows.process import WorkerProcess
-from flows.references import Batch
-from flows.scratch import scratch_directory
-from flows.session import Session, enter
-from flows.shard_steps import sample_shard
-from flows.shards import gather
-from storage.retention import create_fork
+from flows.host.progress import Display
+from flows.host.scratch import scratch_directory
+from flows.monitors.notifications import Notifier
+from flows.prefect_api.control import Control
+from flows.registry.resume import header
+from flows.remote.worker_process import WorkerProcess
+from flows.round.context import Session, enter
+from flows.round.shard_steps import sample_shard
+from flows.round.shards import gather
+from flows.run.fork_history import adopt_rounds
+from flows.workers.references import Batch
+from storage.retention.prune import create_fork
 
 
 class OurSampler:

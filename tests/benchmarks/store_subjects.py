@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.records import CANDIDATES
-from storage.layout import new_shard_key
-from storage.manifest import FileRef, Key
-from storage.objects import Objects
-from storage.run import Run
-from storage.shards import write_table
-from storage.store import Store
+from storage.log.manifest import FileRef, Key
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.objects.layout import new_shard_key
+from storage.objects.objects import Objects
+from storage.tables.shards import write_table
 
 K = 8
 RUN = "benchmark"

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.cli import WAITING
-from flows.label import Labelling
-from storage.store import Store
+from flows.analysis.labelling import Labelling
+from flows.cli.main import WAITING
+from storage.log.store import Store
 from support import chaos
 from support.compare import assert_same
 from support.small_run import SMALL, Rondo

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from storage.run import Run
-from storage.store import Store
+from storage.log.run import Run
+from storage.log.store import Store
 from support import chaos
 from support.compare import assert_same
 from support.recipes import TINY

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from storage.store import Store
+from storage.log.store import Store
 from support.small_run import Rondo, Whole
 from support.zygote import Command
 

@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.process import WorkerProcess
-from flows.ray_cluster import RayCluster
-from flows.ray_pool import RayPool
-from flows.references import PolicyRef
+from flows.remote.ray.cluster import RayCluster
+from flows.remote.ray.pool import RayPool
+from flows.remote.worker_process import WorkerProcess
+from flows.workers.references import PolicyRef
 from pipeline.config import ClusterConfig, ReplicasConfig
-from pipeline.logprobs import sequence_logps
-from pipeline.packing import TokenGroup
-from pipeline.policy import load_policy
+from pipeline.model.logprobs import sequence_logps
+from pipeline.model.policy import load_policy
+from pipeline.packing.packing import TokenGroup
 from pipeline.records import PROBE, PROMPTS, to_table
-from storage.checkpoints import stage_directory, weights_digest
-from storage.manifest import FileRef
-from storage.shards import read_table, write_table
-from storage.store import Store
+from storage.log.manifest import FileRef
+from storage.log.store import Store
+from storage.tables.checkpoints import stage_directory, weights_digest
+from storage.tables.shards import read_table, write_table
 from support.recipes import TINY
 from support.tiny import tiny_llama
 

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from flows import artifacts
-from flows.artifacts import Artifacts
-from flows.display import Display
+from flows.host.progress import Display
+from flows.monitors import prefect_artifacts
+from flows.monitors.prefect_artifacts import Artifacts
 
 
 def test_a_server_that_is_gone_is_logged_once_and_costs_no_time(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(artifacts, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(artifacts, "LAST_SECONDS", 0.5)
+    monkeypatch.setattr(prefect_artifacts, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(prefect_artifacts, "LAST_SECONDS", 0.5)
     logging.getLogger("prefect").propagate = True
     shown = Artifacts("a", Display(), "file:///report.html", shown=True)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli.main import app
 
 REPOSITORY = Path(__file__).parents[2]
 

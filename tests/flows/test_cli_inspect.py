@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import app
-from flows.going_on import header
-from flows.plain_text import visible
+from flows.cli.main import app
+from flows.host.text import visible
+from flows.registry.resume import header
 from storage.errors import QueryError
-from storage.store import Store
+from storage.log.store import Store
 from support.finished_run import finished_run, say, small_recipe
 
 Call = Callable[..., str]

@@ -8,13 +8,13 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from flows.cli import app
-from flows.measured import measured_round
+from flows.analysis.calibration import measured_round
+from flows.cli.main import app
 from pipeline.errors import ConfigError
 from pipeline.planning import KNOWN_SHAPES
-from storage.manifest import Key
-from storage.run import Writer
-from storage.store import Store
+from storage.log.manifest import Key
+from storage.log.run import Writer
+from storage.log.store import Store
 from support.finished_run import finished_run, small_recipe
 
 RECIPES = Path(__file__).parents[2] / "deploy" / "recipes"

@@ -7,12 +7,12 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from flows.cli import app
-from flows.devices import check_devices
-from flows.recipes import parse_recipe
-from pipeline.devices import check_device
+from flows.cli.main import app
+from flows.host.devices import check_devices
+from flows.registry.recipes import parse_recipe
 from pipeline.errors import ConfigError
-from storage.store import Store
+from pipeline.model.devices import check_device
+from storage.log.store import Store
 from support.finished_run import finished_run
 from support.recipes import TINY
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows import lasting_record
-from flows.cli import app
-from flows.doctor import GIB, _gpus, examine
-from flows.lasting_record import Record, Started
+from flows.cli.doctor import GIB, _gpus, examine
+from flows.cli.main import app
+from flows.prefect_api import server_record
+from flows.prefect_api.server_record import Record, Started
 
 runner = CliRunner()
 
@@ -57,7 +57,7 @@ def test_a_server_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_versions_that_do_not_go_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"SQLAlchemy": "2.1.4", "torch": "2.13.0+cpu", "torchvision": "0.28.0", "prefect": "3.7.7"}
-    monkeypatch.setattr("flows.doctor._version", versions.get)
+    monkeypatch.setattr("flows.cli.doctor._version", versions.get)
     found = by_name(tmp_path)
     assert found["SQLAlchemy"] == ("missing", "2.1.4")
     assert found["companions of torch"] == ("missing", "torchvision")
@@ -65,18 +65,18 @@ def test_versions_that_do_not_go_together(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_what_rondo_up_started_and_has_ended(tmp_path: Path) -> None:
-    lasting_record.write(Record(4321, "rondo", Started(2**22, 1.0), Started(os.getpid(), 0.0)))
+    server_record.write(Record(4321, "rondo", Started(2**22, 1.0), Started(os.getpid(), 0.0)))
     verdict, found = by_name(tmp_path)["Prefect"]
     assert verdict == "missing"
     assert "http://127.0.0.1:4321: ended are server and worker" in found
-    (lasting_record.home() / "up.json").write_text("not JSON")
+    (server_record.home() / "up.json").write_text("not JSON")
     assert by_name(tmp_path)["Prefect"][0] == "missing"
 
 
 def test_a_torch_that_vllm_was_not_built_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"vllm": "0.32.0", "torch": "2.12.1+cu128"}
-    monkeypatch.setattr("flows.doctor._version", versions.get)
-    monkeypatch.setattr("flows.doctor._requires", lambda _: ["numpy", "torchvision", "torch==2.13.0+cpu"])
+    monkeypatch.setattr("flows.cli.doctor._version", versions.get)
+    monkeypatch.setattr("flows.cli.doctor._requires", lambda _: ["numpy", "torchvision", "torch==2.13.0+cpu"])
     assert by_name(tmp_path)["vLLM"] == ("missing", "vllm 0.32.0 needs torch==2.13.0, and there is 2.12.1+cu128")
     versions["torch"] = "2.13.0+cu128"
     assert by_name(tmp_path)["vLLM"][0] == "ok"

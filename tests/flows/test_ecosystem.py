@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 from datasets import load_dataset
 
-from storage.inspect import table
-from storage.run import Run
-from storage.store import Store
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.queries.round_query import table
 from support.finished_run import finished_run
 
 STAGES = (

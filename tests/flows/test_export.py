@@ -6,10 +6,10 @@ import pytest
 import yaml
 from datasets import Dataset, load_dataset
 
-from flows.export import export_preferences
+from flows.publish.export import export_preferences
 from pipeline.errors import ConfigError, DataError
 from storage.errors import BackendError, DamagedFileError, NotCommittedError
-from storage.store import Store
+from storage.log.store import Store
 from support.finished_run import finished_run, small_recipe
 
 

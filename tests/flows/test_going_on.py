@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from flows.commands import resume
-from flows.display import Display
-from flows.going_on import check_goal, create_or_open, say_differences
-from flows.origin import recipe_hash
-from flows.recipes import parse_recipe
+from flows.host.progress import Display
+from flows.registry.recipes import parse_recipe
+from flows.registry.resume import check_goal, create_or_open, say_differences
+from flows.round.provenance import recipe_hash
+from flows.run.start import resume
 from pipeline.errors import ConfigError
-from storage.store import Store
+from storage.log.store import Store
 from support.finished_run import finished_run
 from support.recipes import TINY
 

@@ -5,19 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from flows.references import PolicyRef
+from flows.workers.preference_groups import with_reference
+from flows.workers.references import PolicyRef
 from flows.workers.sampler import SamplerWorker, _nearer_to_previous
-from flows.workers.updates import with_reference
 from pipeline.config import Recipe, UpdateConfig
+from pipeline.dpo.types import PreferenceGroup
 from pipeline.errors import HandoverError
-from pipeline.logprobs import sequence_logps
-from pipeline.packing import TokenGroup
-from pipeline.policy import load_policy
+from pipeline.model.logprobs import sequence_logps
+from pipeline.model.policy import load_policy
+from pipeline.packing.packing import TokenGroup
 from pipeline.records import PROBE, to_table
-from pipeline.update_types import PreferenceGroup
-from storage.checkpoints import stage_directory, weights_digest
-from storage.shards import write_table
-from storage.store import Store
+from storage.log.store import Store
+from storage.tables.checkpoints import stage_directory, weights_digest
+from storage.tables.shards import write_table
 from support.recipes import TINY
 from support.tiny import tiny_llama
 

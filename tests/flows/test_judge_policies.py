@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from flows.judge_policies import check_judge_policies
+from flows.run.check_judges import check_judge_policies
 from pipeline.errors import ConfigError
 from support.finished_run import small_recipe
 

@@ -7,13 +7,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from flows.recipes import parse_recipe
+from flows.registry.recipes import parse_recipe
 from flows.workers.judge import JudgeWorker
 from pipeline.errors import BudgetError, JudgeError
 from pipeline.records import CANDIDATES, PROMPTS, components_of, to_table
-from storage.manifest import FileRef
-from storage.shards import read_table, write_table
-from storage.store import Store
+from storage.log.manifest import FileRef
+from storage.log.store import Store
+from storage.tables.shards import read_table, write_table
 from support.chat_server import Response, answers_shown, chat_server, says
 from support.recipes import TINY
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import lasting_record
 from flows.errors import ServerError
-from flows.lasting_record import Record, Started
-from flows.prefect_server import lasting_api
-from flows.process_tree import end_trees, lives
+from flows.host.processes import end_trees, lives
+from flows.prefect_api import server_record
+from flows.prefect_api.server import lasting_api
+from flows.prefect_api.server_record import Record, Started
 
 # A child in a session of its own, which ignores a request to end, below a parent that heeds it.
 FAMILY = """
@@ -43,8 +43,8 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 
 def test_a_process_is_found_until_it_ends(sleeper: subprocess.Popen[bytes]) -> None:
     started = Started.of(sleeper.pid)
-    lasting_record.write(Record(4200, "rondo", started))
-    read = lasting_record.read()
+    server_record.write(Record(4200, "rondo", started))
+    read = server_record.read()
     assert read == Record(4200, "rondo", started)
     assert read.server.process == psutil.Process(sleeper.pid)
     sleeper.kill()
@@ -72,10 +72,10 @@ def test_a_family_ends_as_a_whole_and_nobody_else(sleeper: subprocess.Popen[byte
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"port": 1, "pool": "x", "server": 7, "worker": null}'])
 def test_a_record_that_cannot_be_read(content: str) -> None:
-    lasting_record.home().mkdir()
-    (lasting_record.home() / "up.json").write_text(content)
+    server_record.home().mkdir()
+    (server_record.home() / "up.json").write_text(content)
     with pytest.raises(ServerError, match=r"up\.json.*cannot be read.*remove the file"):
-        lasting_record.read()
+        server_record.read()
 
 
 async def _api(said: list[str]) -> str | None:
@@ -89,7 +89,7 @@ def test_a_server_that_was_killed_is_said_and_one_that_hangs_is_an_error(sleeper
     assert asyncio.run(_api(said)) is None
     assert said == []
     # The process runs, and nothing answers at its port.
-    lasting_record.write(Record(9, "rondo", Started.of(sleeper.pid)))
+    server_record.write(Record(9, "rondo", Started.of(sleeper.pid)))
     with pytest.raises(ServerError, match=r"127\.0\.0\.1:9/api does not answer.*rondo down"):
         asyncio.run(_api(said))
     sleeper.kill()

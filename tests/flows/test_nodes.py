@@ -16,12 +16,12 @@ import pytest
 from pydantic import ValidationError
 
 from flows.errors import NodeError, WorkerDiedError
-from flows.nodes import Nodes
-from flows.process import WorkerProcess
-from flows.ranks import meeting_environment, split_address
+from flows.remote.nodes import Nodes
+from flows.remote.ranks import meeting_environment, split_address
+from flows.remote.worker_process import WorkerProcess
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
-from storage.store import Store
+from storage.log.store import Store
 from support.ranks import family, free_port, gone, listening, probe_inputs
 from support.recipes import TINY
 from support.workers import use
@@ -44,7 +44,7 @@ def store(tmp_path: Path) -> Store:
 def joined(store: Store, address: str, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """``rondo join`` in a process of its own, with its own temporary directory, as another machine has."""
     (tmp_path / "elsewhere").mkdir()
-    command = [sys.executable, "-m", "flows.cli", "join", address, "--root", store.root, "--wait", "60"]
+    command = [sys.executable, "-m", "flows.cli.main", "join", address, "--root", store.root, "--wait", "60"]
     environment = {**os.environ, **ENVIRONMENT, "TMPDIR": str(tmp_path / "elsewhere")}
     with (
         (tmp_path / "errors").open("w") as errors,
@@ -123,7 +123,7 @@ async def started(worker: WorkerProcess, elsewhere: Any) -> tuple[list[psutil.Pr
 
 HEAD = """
 import asyncio, json, sys
-from flows.nodes import Nodes
+from flows.remote.nodes import Nodes
 address, work = sys.argv[1], json.loads(sys.argv[2])
 
 async def run():
@@ -154,7 +154,7 @@ def test_a_head_that_dies_is_waited_for_and_one_that_ends_is_not(
             (torchrun,) = psutil.Process(joined.pid).children()
             if killed:
                 misled = subprocess.run(
-                    [sys.executable, "-m", "flows.cli", "join", address, "--root", "elsewhere"],
+                    [sys.executable, "-m", "flows.cli.main", "join", address, "--root", "elsewhere"],
                     env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=False,
                 )  # fmt: skip
                 assert "there is no root 'elsewhere'" in misled.stderr
@@ -178,7 +178,7 @@ def test_a_head_that_dies_is_waited_for_and_one_that_ends_is_not(
 )
 def test_what_cannot_join_says_why(arguments: list[str], words: str, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
-    command = [sys.executable, "-m", "flows.cli", "join", *arguments]
+    command = [sys.executable, "-m", "flows.cli.main", "join", *arguments]
     environment = {**os.environ, **ENVIRONMENT, "COLUMNS": "300"}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1

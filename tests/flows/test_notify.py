@@ -8,11 +8,10 @@ from typing import Any, cast
 import pytest
 from prefect.states import Completed, Failed
 
-import flows.prefect_settings  # noqa: F401  before Prefect
-from flows import session
-from flows.notify import tell_end
-from flows.run import run_rounds
-from storage.store import Store
+import flows.prefect_api.settings  # noqa: F401  before Prefect
+from flows.round import context
+from flows.run.execute import run_rounds, tell_end
+from storage.log.store import Store
 from support.finished_run import finished_run
 
 
@@ -40,7 +39,7 @@ def test_how_a_run_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wa
     """Nothing where it waits for people: they have been told so."""
     told, run = Told(), finished_run(Store.open(tmp_path), rounds=1)
     running = SimpleNamespace(run=run, notifier=told, control=SimpleNamespace(waits_for_people=waits))
-    monkeypatch.setattr(session, "current", lambda: running)
+    monkeypatch.setattr(context, "current", lambda: running)
     flow_run = cast(Any, SimpleNamespace(name="small"))
     for state in (Completed(), Failed(message="no more room")):
         asyncio.run(tell_end(run_rounds, flow_run, state))

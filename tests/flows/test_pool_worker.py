@@ -32,7 +32,9 @@ signal.pause()
 run.wait()
 signal.pause()
 """
-ITSELF = "import sys; from flows.pool_worker import work; sys.exit(work([sys.executable, '-c', *sys.argv[1:]]))"
+ITSELF = (
+    "import sys; from flows.schedule.pool_worker import work; sys.exit(work([sys.executable, '-c', *sys.argv[1:]]))"
+)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])

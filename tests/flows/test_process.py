@@ -13,16 +13,16 @@ from typing import IO, Any
 import psutil
 import pytest
 
-import flows.process
+import flows.remote.worker_process
 from flows.errors import WorkerDiedError, WorkerError
-from flows.process import WorkerProcess
-from flows.process_tree import lives
+from flows.host.processes import lives
+from flows.remote.worker_process import WorkerProcess
 from pipeline.config import GrammarJudge
 from pipeline.errors import DataError
 from pipeline.judges import make_judge
 from pipeline.records import CANDIDATES, PROMPTS, to_table
-from storage.shards import write_table
-from storage.store import Store
+from storage.log.store import Store
+from storage.tables.shards import write_table
 from support.recipes import TINY
 from support.workers import use
 
@@ -101,8 +101,8 @@ def test_a_worker_that_hangs_is_killed_and_started_again(
     make: Callable[[], WorkerProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its start, seconds of imports, is slow work and no hang; stopped by SIGSTOP it says and computes nothing."""
-    monkeypatch.setattr(flows.process, "_LOOK_SECONDS", 0.2)
-    monkeypatch.setattr(flows.process, "HUNG_SECONDS", 4.0)
+    monkeypatch.setattr(flows.remote.worker_process, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(flows.remote.worker_process, "HUNG_SECONDS", 4.0)
     worker = make()
 
     async def work() -> None:
@@ -157,7 +157,7 @@ def _flags(pid: int, descriptor: str) -> str:
 
 @pytest.mark.parametrize("hangs", [False, True])
 def test_the_parts_of_a_worker_end_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: bool) -> None:
-    monkeypatch.setattr(flows.process, "GRACE_SECONDS", 0.5 if hangs else 30.0)
+    monkeypatch.setattr(flows.remote.worker_process, "GRACE_SECONDS", 0.5 if hangs else 30.0)
     Store.open(tmp_path / "root").create_run("r", {})
     arguments = {"root": str(tmp_path / "root"), "run": "r", "recipe": OF_PARTS, "scratch": str(tmp_path)}
     worker = WorkerProcess("judge", arguments, tmp_path / "judge.log", ENVIRONMENT)
@@ -189,7 +189,7 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     script.write_text(
         "import asyncio, sys, time\n"
         "from pathlib import Path\n"
-        "from flows.process import WorkerProcess\n"
+        "from flows.remote.worker_process import WorkerProcess\n"
         "async def main():\n"
         f"    arguments = {{'root': {str(tmp_path / 'root')!r}, 'run': 'r', 'recipe': {OF_PARTS!r}, 'scratch': '.'}}\n"
         f"    worker = WorkerProcess('judge', arguments, Path({str(tmp_path / 'log')!r}), {{}})\n"

@@ -10,20 +10,20 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from flows import hub as hub_client
-from flows.cards import escaped
-from flows.cli_share import checkpoint
+from flows.cli.share import checkpoint
 from flows.errors import PublishError
-from flows.publish import What, publish
+from flows.publish import hub as hub_client
+from flows.publish.cards import escaped
+from flows.publish.publish import What, publish
 from pipeline.config import LoraConfig
 from pipeline.errors import ConfigError, DataError
-from pipeline.lora import Adapter
-from pipeline.policy import load_tokenizer
-from storage.checkpoints import stage_directory
+from pipeline.model.lora import Adapter
+from pipeline.model.policy import load_tokenizer
 from storage.errors import DamagedFileError, NotCommittedError
-from storage.manifest import Key
-from storage.run import Run
-from storage.store import Store
+from storage.log.manifest import Key
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.tables.checkpoints import stage_directory
 from support import finished_run as small
 from support.hub_server import TOKEN, Fault, StandIn, hub_server
 from support.tiny import tiny_llama

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from flows import ranks as starting
 from flows.errors import WorkerDiedError
-from flows.process import WorkerProcess
+from flows.remote import ranks as starting
+from flows.remote.worker_process import WorkerProcess
 from pipeline.config import Recipe
 from pipeline.errors import OutOfMemoryError
-from storage.store import Store
+from storage.log.store import Store
 from support.ranks import family, gone, listening, probe_inputs
 from support.recipes import TINY
 from support.workers import use

@@ -17,17 +17,17 @@ import psutil
 import pytest
 
 from flows.errors import ClusterError, WorkerDiedError, WorkerError
-from flows.process import WorkerProcess
-from flows.ray_actor import Replica
-from flows.ray_cluster import RayCluster, variables
-from flows.ray_pool import RayPool
-from flows.versions import packages
+from flows.host.versions import packages
+from flows.remote.ray.actor import Replica
+from flows.remote.ray.cluster import RayCluster, variables
+from flows.remote.ray.pool import RayPool
+from flows.remote.worker_process import WorkerProcess
 from pipeline.config import ClusterConfig, ReplicasConfig
 from pipeline.errors import ConfigError, DataError, JudgeError
 from pipeline.records import CANDIDATES, PROMPTS, to_table
-from storage.manifest import FileRef
-from storage.shards import read_table, write_table
-from storage.store import Store
+from storage.log.manifest import FileRef
+from storage.log.store import Store
+from storage.tables.shards import read_table, write_table
 from support.ray_nodes import Nodes, ray_nodes
 from support.recipes import TINY
 
@@ -276,7 +276,7 @@ def test_a_replica_that_cannot_start_says_why(bench: Bench, loop: asyncio.Runner
 def test_another_version_of_a_package_is_refused(
     bench: Bench, loop: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.ray_pool.packages", lambda: {**packages(), "rondo": "0.0"})
+    monkeypatch.setattr("flows.remote.ray.pool.packages", lambda: {**packages(), "rondo": "0.0"})
     pool = bench.another(ReplicasConfig(replicas=1, cpus=0))
     with pytest.raises(ClusterError, match=r"rondo \S+, not 0\.0"):
         loop.run(once(pool, lambda: pool.call("versions")))
@@ -360,9 +360,9 @@ import asyncio, json, sys
 from pathlib import Path
 from flows import ray_cluster, ray_pool
 from flows.errors import ClusterError
-from flows.ray_cluster import RayCluster
-from flows.ray_pool import RayPool
-from flows.shard_steps import persist
+from flows.remote.ray.cluster import RayCluster
+from flows.remote.ray.pool import RayPool
+from flows.round.shard_steps import persist
 from pipeline.config import ClusterConfig, ReplicasConfig
 
 async def main():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.recipes import differences, load_recipe, parse_recipe
+from flows.registry.recipes import differences, load_recipe, parse_recipe
 from pipeline.config.update import (
     OBJECTIVES,
     RANKING_OBJECTIVES,
@@ -222,7 +222,7 @@ def test_an_objective_of_weight_1_is_its_name() -> None:
 
 
 def test_a_recipe_offers_every_objective_that_there_is() -> None:
-    from pipeline.losses import OBJECTIVES as LOSSES
+    from pipeline.dpo.losses import OBJECTIVES as LOSSES
 
     assert set(OBJECTIVES) == set(LOSSES)
     assert set(RANKING_OBJECTIVES) == {name for name, objective in LOSSES.items() if objective.rankings}
@@ -233,9 +233,9 @@ def test_a_recipe_offers_every_objective_that_there_is() -> None:
 
 def test_a_recipe_says_all_that_an_update_can_do() -> None:
     """Each setting reaches the update, and what a recipe leaves out is what the update itself would take."""
-    from flows.workers.updates import update_settings
-    from pipeline.losses import ObjectiveSettings
-    from pipeline.update import UpdateSettings
+    from flows.workers.preference_groups import update_settings
+    from pipeline.dpo.losses import ObjectiveSettings
+    from pipeline.dpo.update import UpdateSettings
 
     assert update_settings(UpdateConfig(), 1, 5, reference_is_start=True) == UpdateSettings()
     constants = {

@@ -13,14 +13,14 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from flows.cli import app
-from flows.plots import LIGHT, Scale, Series, curves, distributions, summary_picture
-from flows.report import write_report
-from flows.summary import row_of, summaries
+from flows.cli.main import app
+from flows.registry.round_summary import row_of, summaries
+from flows.report.plots import LIGHT, Scale, Series, curves, distributions, summary_picture
+from flows.report.report import write_report
 from pipeline.errors import DataError
 from storage.errors import DamagedFileError
-from storage.run import Run
-from storage.store import Store
+from storage.log.run import Run
+from storage.log.store import Store
 from support.finished_run import STEPS_PER_ROUND, finished_run, small_recipe
 
 HOSTILE = "</p><script>alert(\"x\")</script> & 'quoted' <b>bold</b>"

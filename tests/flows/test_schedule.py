@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import flows.prefect_settings  # noqa: F401  before Prefect
-from flows import schedule
-from flows.deployments import PoolType, _job_variables
-from flows.lasting_record import HOME_VARIABLE, Record, Started, write
-from flows.limits import needs_gpu, run_limit
-from flows.prefect_server import using
-from flows.prefect_settings import HEARTBEAT_VARIABLE, heartbeat_seconds
-from flows.recipes import parse_recipe
-from flows.schedule import describe, schedule_of
+import flows.prefect_api.settings  # noqa: F401  before Prefect
+from flows.prefect_api.limits import needs_gpu, run_limit
+from flows.prefect_api.server import using
+from flows.prefect_api.server_record import HOME_VARIABLE, Record, Started, write
+from flows.prefect_api.settings import HEARTBEAT_VARIABLE, heartbeat_seconds
+from flows.registry.recipes import parse_recipe
+from flows.schedule import scheduled_rounds
+from flows.schedule.deployments import PoolType, _job_variables
+from flows.schedule.scheduled_rounds import describe, schedule_of
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from support.recipes import TINY
@@ -121,12 +121,12 @@ def test_a_scheduled_run_misses_its_gpu_before_it_works(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(signal, "signal", lambda *_arguments: None)
-    monkeypatch.setattr(schedule, "alone", lambda *_arguments: contextlib.nullcontext(True))
+    monkeypatch.setattr(scheduled_rounds, "alone", lambda *_arguments: contextlib.nullcontext(True))
     for name in ("skip_overdue", "writer_of", "execute"):
-        monkeypatch.setattr(schedule, name, nothing)
+        monkeypatch.setattr(scheduled_rounds, name, nothing)
     recipe = parse_recipe(TINY, ["devices.sampler=cuda"])
     with pytest.raises(ConfigError, match=r"devices\.sampler is 'cuda', and torch finds no GPU here"):
-        asyncio.run(schedule.add_rounds.fn(recipe, "r", str(tmp_path), 1))
+        asyncio.run(scheduled_rounds.add_rounds.fn(recipe, "r", str(tmp_path), 1))
 
 
 def test_runs_of_one_name_under_two_roots_do_not_wait_for_each_other() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.scratch import held_directory, scratch_directory
+from flows.host.scratch import held_directory, scratch_directory
 from storage.errors import StorageAccessError
 
 
@@ -55,7 +55,7 @@ def test_a_link_in_its_place_is_refused(temporary: Path) -> None:
 def test_a_held_directory_outlives_nobody(temporary: Path) -> None:
     """What a killed process left is removed by the next one; what a living one holds is not."""
     script = (
-        "import os, signal\nfrom flows.scratch import held_directory\n"
+        "import os, signal\nfrom flows.host.scratch import held_directory\n"
         "with held_directory('held') as path:\n    (path / 'file').touch()\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     subprocess.run([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(temporary)}, check=False)

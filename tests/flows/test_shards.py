@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from flows import shards, stages
-from flows.recipes import parse_recipe
-from flows.references import Batch
-from flows.session import Session
-from flows.shards import Shard, Shards, ShardsFailedError, on_their_way
-from flows.spans import busy_seconds, shared_seconds
-from flows.update_step import update
+from flows.registry.recipes import parse_recipe
+from flows.registry.work_spans import busy_seconds, shared_seconds
+from flows.round import round_steps, shards
+from flows.round.context import Session
+from flows.round.shards import Shard, Shards, ShardsFailedError, on_their_way
+from flows.round.update_step import update
+from flows.workers.references import Batch
 from pipeline.errors import EngineError
 from pipeline.records import content_id
-from storage.manifest import Entry, FileRef, Key
-from storage.store import Store
+from storage.log.manifest import Entry, FileRef, Key
+from storage.log.store import Store
 from support.recipes import TINY
 
 BATCH = Batch.training(1, 0)
@@ -193,11 +193,11 @@ def test_the_sampler_rests_once_all_shards_are_through(monkeypatch: pytest.Monke
             raise EngineError("the engine fails to sleep")  # then another one is begun, which holds no memory
 
     session = SimpleNamespace(recipe=SimpleNamespace(sampler_rests=True), sampler=SimpleNamespace(call=call))
-    monkeypatch.setattr(stages, "current", lambda: session)
+    monkeypatch.setattr(round_steps, "current", lambda: session)
 
     async def work() -> None:
         found = Shards([[0], [1]])
-        resting = asyncio.create_task(stages.rest_sampler(found))
+        resting = asyncio.create_task(round_steps.rest_sampler(found))
         found.put(0, THROUGH)
         await asyncio.wait({resting}, timeout=0.05)
         assert not asked
@@ -276,7 +276,7 @@ def test_what_rounds_are_compared_with_is_found_again_as_it_is() -> None:
 
 
 def store_file(store: Store, text: str) -> Any:
-    from storage.checkpoints import stage_directory
+    from storage.tables.checkpoints import stage_directory
 
     with stage_directory(store, "r", 1, "update_state") as staged:
         (staged.path / "progress.json").write_text(text)

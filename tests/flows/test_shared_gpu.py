@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from flows.recipes import parse_recipe
+from flows.registry.recipes import parse_recipe
 from flows.workers.judge import JudgeWorker
 from flows.workers.trainer import TrainerWorker
 from pipeline.records import CANDIDATES, PROMPTS, to_table
-from storage.shards import write_table
-from storage.store import Store
+from storage.log.store import Store
+from storage.tables.shards import write_table
 from support.recipes import TINY
 
 

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-import flows.prefect_settings  # noqa: F401  before Prefect
-from flows import prefect_server, stop
+import flows.prefect_api.settings  # noqa: F401  before Prefect
+from flows.prefect_api import server
+from flows.run import stop
 from pipeline.errors import ConfigError
-from storage.manifest import Entry
+from storage.log.manifest import Entry
 
 SESSION = Entry(
     1, "session", "s1", None, (), {"host": "elsewhere", "pid": 7, "rounds": 1}, None, "2026-11-26T00:00:00Z"
@@ -41,5 +42,5 @@ def _answer_with(monkeypatch: pytest.MonkeyPatch, answers: Iterator[bool]) -> li
         return next(answers)
 
     monkeypatch.setattr(stop, "_set_state", set_state)
-    monkeypatch.setattr(prefect_server, "has_lasting_server", lambda: True)
+    monkeypatch.setattr(server, "has_lasting_server", lambda: True)
     return seen

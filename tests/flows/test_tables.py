@@ -2,7 +2,7 @@
 
 import pytest
 
-from flows.tables import print_rows
+from flows.cli.tables import print_rows
 
 SHA = "e24fe9ea" * 4
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import app
-from flows.gantt import gantt
-from flows.report import write_report
-from flows.timeline import Lane, Timeline, duration, lane_rows, timeline
-from storage.manifest import Key
-from storage.run import Run, Writer
-from storage.store import Store
+from flows.cli.main import app
+from flows.report.gantt import gantt
+from flows.report.report import write_report
+from flows.report.timeline import Lane, Timeline, duration, lane_rows, timeline
+from storage.log.manifest import Key
+from storage.log.run import Run, Writer
+from storage.log.store import Store
 from support.finished_run import finished_run
 
 START = 1_800_000_000.0

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flows.tracking import TensorBoardSink, Tracker, open_tracker
+from flows.monitors.tracking import TensorBoardSink, Tracker, open_tracker
 from pipeline.config import TrackingConfig
 from pipeline.errors import ConfigError
-from storage.store import Store
+from storage.log.store import Store
 from support.recipes import TINY
 
 
@@ -54,7 +54,7 @@ def test_what_a_killed_process_tracked_is_replaced(tmp_path: Path, first: int) -
         "import os, signal, sys\nfrom pathlib import Path\n"
         "sys.path[:0] = ['tests/flows']\n"
         "from test_tracking import rounds\n"
-        "from flows.tracking import TensorBoardSink, Tracker\n"
+        "from flows.monitors.tracking import TensorBoardSink, Tracker\n"
         f"tracker = Tracker(TensorBoardSink(Path({str(tmp_path)!r})))\n"
         "rounds(tracker, losses={1: [0.75, 0.5, 0.25], 2: [9.0, 9.5]})\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -84,7 +84,7 @@ def test_a_missing_library_is_one_sentence(
     config: dict[str, str], library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = importlib.util.find_spec
-    monkeypatch.setattr("flows.tracking.find_spec", lambda name: None if name == library else found(name))
+    monkeypatch.setattr("flows.monitors.tracking.find_spec", lambda name: None if name == library else found(name))
     run = Store.open(tmp_path).create_run("r", {"recipe": TINY})
     with pytest.raises(
         ConfigError, match=rf"needs {library}, which is not installed: pip install 'rondo\[{library}\]'"
@@ -126,7 +126,7 @@ def test_rows_of_weights_and_biases_are_each_there_once(tmp_path: Path, monkeypa
     """Killed before the figures of round 1 were tracked, and again within round 2."""
     wandb = StandInWandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)  # type: ignore[arg-type]
-    monkeypatch.setattr("flows.tracking.find_spec", lambda _: True)
+    monkeypatch.setattr("flows.monitors.tracking.find_spec", lambda _: True)
     run = Store.open(tmp_path).create_run("r", {"recipe": TINY})
     for losses in ({1: [0.75, 0.5, 0.25]}, {1: [0.75, 0.5, 0.25], 2: [0.5]}, {2: [0.5, 0.25, 0.125]}):
         tracker = open_tracker(TrackingConfig(wandb_project="project"), run)
@@ -144,7 +144,7 @@ def test_little_is_sent_to_weights_and_biases(tmp_path: Path, monkeypatch: pytes
     """Neither the recipe's text nor the command line, source, machine or environment, where a secret may stand."""
     wandb = StandInWandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)  # type: ignore[arg-type]
-    monkeypatch.setattr("flows.tracking.find_spec", lambda _: True)
+    monkeypatch.setattr("flows.monitors.tracking.find_spec", lambda _: True)
     run = Store.open(tmp_path).create_run("r", {"recipe": TINY})
     open_tracker(TrackingConfig(wandb_project="project"), run)
     (started,) = wandb.started

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import app
-from flows.judge_report import judge_report
-from flows.train_judge import parse_source, train_judge, training_settings
-from pipeline.calibration import calibrate
+from flows.analysis.train_judge import parse_source, train_judge, training_settings
+from flows.cli.main import app
+from flows.report.judge_report import judge_report
 from pipeline.config.reward_training import RewardTrainingConfig
 from pipeline.errors import ConfigError, DataError, RondoError
+from pipeline.reward_model.calibration import calibrate
 from storage.errors import RunNotFoundError
-from storage.store import Store
+from storage.log.store import Store
 from support.finished_run import finished_run
 
 

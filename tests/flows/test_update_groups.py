@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from flows.workers.updates import preference_groups, replayed_groups
+from flows.workers.preference_groups import preference_groups, replayed_groups
 from pipeline.config import PreferencesConfig
 from pipeline.preferences import build_preferences, choose_replayed, replayed_table
 from pipeline.records import CANDIDATES, JUDGMENTS, PROMPTS, to_table

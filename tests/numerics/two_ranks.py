@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from numerics.rank_cases import CASES, LONG, LORA, SEED, SETTINGS, UNEVEN, built, preferences
 
-from pipeline.distributed import World, shard
+from pipeline.dpo.types import UpdateResult, UpdateSettings
+from pipeline.dpo.update import Update, run_update
 from pipeline.errors import RondoError
-from pipeline.logprobs import sequence_logps
-from pipeline.lora import Adapter
-from pipeline.policy import load_weights, save_policy
-from pipeline.update import Update, run_update
-from pipeline.update_types import UpdateResult, UpdateSettings
+from pipeline.model.distributed import World, shard
+from pipeline.model.logprobs import sequence_logps
+from pipeline.model.lora import Adapter
+from pipeline.model.policy import load_weights, save_policy
 from support.tiny import tiny_tokenizer
 
 out = Path(sys.argv[1])

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from pipeline.calibration import BINS, calibrate
 from pipeline.errors import DataError
+from pipeline.reward_model.calibration import BINS, calibrate
 
 
 def test_by_hand() -> None:

@@ -5,10 +5,10 @@ from statistics import fmean
 import pytest
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from pipeline.corpora import CORPORA, get_corpus, split_of
-from pipeline.corpora.additions import _unordered, pupil
-from pipeline.corpora.base import generator
-from pipeline.corpora.film_reviews import CLAUSES, WORDS, parse, review
+from pipeline.data.corpora import CORPORA, get_corpus, split_of
+from pipeline.data.corpora.additions import _unordered, pupil
+from pipeline.data.corpora.base import generator
+from pipeline.data.corpora.film_reviews import CLAUSES, WORDS, parse, review
 from pipeline.errors import ConfigError
 
 SPLITS = ("warm_start", "train", "evaluation")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError
-from pipeline.evaluation import (
+from pipeline.evaluation.metrics import (
     answer_statistics,
     kl_estimate,
     mean_score,

@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.config import PeopleJudge, Recipe
-from pipeline.human_labels import (
+from pipeline.judges import JudgedCandidate, JudgeItem, make_judge
+from pipeline.judges.human_labels import (
     Question,
     digest,
     override_pairs,
@@ -16,7 +17,6 @@ from pipeline.human_labels import (
     share_for_first,
     unanswered,
 )
-from pipeline.judges import JudgedCandidate, JudgeItem, make_judge
 from pipeline.judges.people import People
 from pipeline.records import PREFERENCES, to_table
 from support.finished_run import small_recipe

@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from pipeline.config import LoraConfig, Recipe, WarmStartPolicy
 from pipeline.errors import ConfigError
-from pipeline.logprobs import pack_logps
-from pipeline.packing import TokenGroup, pack_groups
+from pipeline.model.logprobs import pack_logps
+from pipeline.packing.packing import TokenGroup, pack_groups
 from pipeline.planning import (
     ASSUMED,
     DEVICES,

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from pipeline.errors import ConfigError, UnsupportedModelError
-from pipeline.policy import (
+from pipeline.model.policy import (
     load_policy,
     load_tokenizer,
     load_weights,

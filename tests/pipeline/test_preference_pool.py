@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.dpo.preference_pool import PreferencePool
+from pipeline.dpo.types import PreferenceGroup
 from pipeline.errors import NoRoomError
-from pipeline.preference_pool import PreferencePool
-from pipeline.update_types import PreferenceGroup
 
 tokens = st.lists(st.integers(0, 2**31), min_size=1, max_size=5)
 nats = st.floats(allow_nan=False, allow_infinity=False)

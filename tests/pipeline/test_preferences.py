@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.config import PreferencesConfig
+from pipeline.dpo.types import PreferenceGroup
 from pipeline.errors import DataError
 from pipeline.preferences import REASONS, build_preferences, drop_counts, soft_label
 from pipeline.records import CANDIDATES, JUDGMENTS, PREFERENCES, to_table
-from pipeline.update_types import PreferenceGroup
 
 RULES: tuple[str, ...] = get_args(PreferencesConfig.model_fields["rule"].annotation)
 RANKING_RULES = ("full_ranking", "top_m")

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import DatasetPrompts, FilePrompts, GeneratedPrompts
+from pipeline.data.prompts import check_lengths, load_prompts, round_slice
 from pipeline.errors import ConfigError, DataError, PromptTooLongError
-from pipeline.prompts import check_lengths, load_prompts, round_slice
 from pipeline.records import PROMPTS, content_id, to_table
 from support.tiny import tiny_tokenizer
 

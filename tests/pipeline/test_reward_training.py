@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from pipeline import reward_losses as losses
 from pipeline.config import RewardModelJudge
 from pipeline.config.reward_training import RewardTrainingConfig
 from pipeline.errors import ConfigError, DataError, JudgeError, NonFiniteError
 from pipeline.judges import JudgedCandidate, JudgeItem, make_judge
 from pipeline.records import CANDIDATES, JUDGMENTS, PREFERENCES, PROMPTS, to_table
-from pipeline.reward_data import RatedAnswer, RewardPair, held_out_prompts, rated_answers, reward_pairs, split
-from pipeline.reward_training import fit_reward_model
+from pipeline.reward_model import losses as losses
+from pipeline.reward_model.data import RatedAnswer, RewardPair, held_out_prompts, rated_answers, reward_pairs, split
+from pipeline.reward_model.training import fit_reward_model
 from support.tiny import tiny_llama
 
 GOOD, BAD = " w7", " w9"

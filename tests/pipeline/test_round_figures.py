@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import PreferencesConfig
+from pipeline.evaluation.round_metrics import RoundFigures
 from pipeline.preferences import build_preferences
-from pipeline.round_figures import RoundFigures
 from support.judged import candidates, judgments
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from pipeline.config import WarmStartPolicy
-from pipeline.corpora import get_corpus
+from pipeline.data.corpora import get_corpus
 from pipeline.errors import ConfigError
-from pipeline.warm_start import train_warm_start, warm_start_digest
+from pipeline.model.warm_start import train_warm_start, warm_start_digest
 
 TINY = WarmStartPolicy(
     source="warm_start", corpus="film_reviews", examples=400, steps=12, batch_size=8, hidden_size=32, layers=1, heads=1,

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import EvaluationConfig
-from pipeline.evaluation import Estimate
-from pipeline.figures import alarms, describe_evaluation
-from pipeline.watching import agreement, change, drifted, gap, over_optimised
+from pipeline.evaluation.held_out import alarms, describe_evaluation
+from pipeline.evaluation.judge_drift import agreement, change, drifted, gap, over_optimised
+from pipeline.evaluation.metrics import Estimate
 from support.judged import candidates, judgments
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from storage import across, inspect
 from storage.errors import DamagedFileError, NotCommittedError, QueryError
-from storage.manifest import Key
-from storage.objects import Objects
-from storage.run import Run
-from storage.shards import open_table, read_table, write_table
-from storage.sql import rounds_table, select
-from storage.store import Store
+from storage.log.manifest import Key
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.objects.objects import Objects
+from storage.queries import round_query, run_query
+from storage.queries.sql import rounds_table, select
+from storage.tables.shards import open_table, read_table, write_table
 
 # Candidates of each round: prompt, text, score of judge "b".
 TRAINED = {
@@ -73,30 +73,30 @@ def coloured(store: Store, name: str = "colours", rounds: int = 2) -> Run:
 
 
 def test_history_tells_a_prompt_round_after_round(store: Store) -> None:
-    rows = across.history(store, coloured(store), "p1", JUDGES).to_pylist()
+    rows = run_query.history(store, coloured(store), "p1", JUDGES).to_pylist()
     assert [(row["round"], row["candidate"], row["text"], row["score"]) for row in rows] == [
         (1, 0, "red", 0.0), (1, 1, "blue", 1.0), (2, 0, "red", 4.0), (2, 1, "blue", 0.0),
     ]  # fmt: skip
     assert [(row["preferred"], row["rejected"]) for row in rows] == [(0, 1), (1, 0), (1, 0), (0, 1)]
-    held_out = across.history(store, store.run("colours"), "e", JUDGES)
+    held_out = run_query.history(store, store.run("colours"), "e", JUDGES)
     assert held_out["score"].to_pylist() == [0.0, 0.5, 1.0]
     assert set(held_out["held_out"].to_pylist()) == {True}
     # Where no judge is named, that is the first by name.
-    assert across.history(store, store.run("colours"), "e1", {})["score"].to_pylist() == [-1.0, -1.0, -1.0]
+    assert run_query.history(store, store.run("colours"), "e1", {})["score"].to_pylist() == [-1.0, -1.0, -1.0]
 
 
 def test_a_prompt_is_named_by_the_beginning_of_its_id(local: Store) -> None:
     run = coloured(local)
-    assert across.find_prompt(local, run, "p2")["text"] == "say p2"
+    assert run_query.find_prompt(local, run, "p2")["text"] == "say p2"
     with pytest.raises(QueryError, match="'p' is the beginning of several prompts, such as p1, p2, p3"):
-        across.history(local, run, "p", JUDGES)
+        run_query.history(local, run, "p", JUDGES)
     with pytest.raises(QueryError, match="'x' is the beginning of no prompt"):
-        across.history(local, run, "x", JUDGES)
+        run_query.history(local, run, "x", JUDGES)
 
 
 def test_scores_by_round(local: Store) -> None:
     run = coloured(local)
-    first, second = across.scores(local, run, JUDGES, held_out=False).to_pylist()
+    first, second = run_query.scores(local, run, JUDGES, held_out=False).to_pylist()
     assert (first["round"], first["judged"], first["without_score"], first["mean"]) == (1, 4, 0, 1.5)
     # Of 0, 1, 2, 3: the quantile q lies at 3q.
     assert [first[name] for name in ("min", "p05", "p25", "median", "p75", "p95", "max")] == pytest.approx(
@@ -108,16 +108,16 @@ def test_scores_by_round(local: Store) -> None:
     assert (first["low"], first["high"]) == (0.0, 4.0)
     assert {bin: n for bin, n in enumerate(first["histogram"]) if n} == {0: 1, 4: 1, 8: 1, 12: 1}
     assert {bin: n for bin, n in enumerate(second["histogram"]) if n} == {0: 1, 4: 1, 15: 1}
-    assert across.scores(local, run, JUDGES, held_out=True)["mean"].to_pylist() == [0.0, 0.5, 1.0]
+    assert run_query.scores(local, run, JUDGES, held_out=True)["mean"].to_pylist() == [0.0, 0.5, 1.0]
 
 
 def test_equal_scores_have_a_histogram(local: Store) -> None:
-    (row,) = across.scores(local, coloured(local, rounds=0), JUDGES, held_out=True).to_pylist()
-    assert row["histogram"] == [1] + [0] * (across.BINS - 1)
+    (row,) = run_query.scores(local, coloured(local, rounds=0), JUDGES, held_out=True).to_pylist()
+    assert row["histogram"] == [1] + [0] * (run_query.BINS - 1)
 
 
 def test_margins_from_both_ends(local: Store) -> None:
-    rows = across.margins(local, coloured(local), 2).to_pylist()
+    rows = run_query.margins(local, coloured(local), 2).to_pylist()
     told = [
         (row["which"], row["round"], row["prompt_id"], row["margin"], row["chosen"], row["rejected"]) for row in rows
     ]
@@ -131,16 +131,16 @@ def test_margins_from_both_ends(local: Store) -> None:
 @pytest.mark.parametrize("same", ["text", "token_ids"])
 def test_what_several_rounds_repeat(local: Store, same: str) -> None:
     run = coloured(local)
-    found = [tuple(row.values()) for row in across.repeats(local, run, 9, held_out=False, same=same).to_pylist()]
+    found = [tuple(row.values()) for row in run_query.repeats(local, run, 9, held_out=False, same=same).to_pylist()]
     # "green" and "black" are said once, "red" twice in round 1 and once in round 2.
     assert found == [([1, 2], 3, 2, "blue"), ([1, 2], 3, 2, "red")]
-    assert [row["text"] for row in across.repeats(local, run, 9, held_out=True, same=same).to_pylist()] == ["a"]
-    assert across.repeats(local, run, 1, held_out=False, same=same).num_rows == 1
+    assert [row["text"] for row in run_query.repeats(local, run, 9, held_out=True, same=same).to_pylist()] == ["a"]
+    assert run_query.repeats(local, run, 1, held_out=False, same=same).num_rows == 1
 
 
 def test_diff_of_two_rounds(local: Store) -> None:
     run = coloured(local)
-    rows = across.diff(local, (run, 1), (run, 2), (JUDGES, JUDGES), held_out=False).to_pylist()
+    rows = run_query.diff(local, (run, 1), (run, 2), (JUDGES, JUDGES), held_out=False).to_pylist()
     told = [
         tuple(row[name] for name in ("prompt_id", "there", "score_a", "score_b", "change", "preference"))
         for row in rows
@@ -155,9 +155,9 @@ def test_diff_of_two_rounds(local: Store) -> None:
 
 def test_diff_of_two_runs_and_with_oneself(local: Store) -> None:
     run, other = coloured(local), coloured(local, "others")
-    (row,) = across.diff(local, (run, 0), (other, 2), (JUDGES, JUDGES), held_out=True).to_pylist()
+    (row,) = run_query.diff(local, (run, 0), (other, 2), (JUDGES, JUDGES), held_out=True).to_pylist()
     assert (row["change"], row["answer_a"], row["answer_b"], row["preference"]) == (1.0, "a", "b", None)
-    same = across.diff(local, (run, 1), (run, 1), (JUDGES, JUDGES), held_out=False)
+    same = run_query.diff(local, (run, 1), (run, 1), (JUDGES, JUDGES), held_out=False)
     assert same["preference"].to_pylist() == ["same", "same"]
     assert same["change"].to_pylist() == [0.0, 0.0]
 
@@ -165,9 +165,9 @@ def test_diff_of_two_runs_and_with_oneself(local: Store) -> None:
 def test_what_is_not_there_is_said(local: Store) -> None:
     run = coloured(local, rounds=0)
     with pytest.raises(NotCommittedError, match="run 'colours' has no preferences"):
-        across.margins(local, run, 3)
+        run_query.margins(local, run, 3)
     with pytest.raises(NotCommittedError, match="round 0 of run 'colours' has no candidates"):
-        across.diff(local, (run, 0), (run, 0), (JUDGES, JUDGES), held_out=False)
+        run_query.diff(local, (run, 0), (run, 0), (JUDGES, JUDGES), held_out=False)
 
 
 def test_sql_sees_every_table_and_the_rounds(store: Store) -> None:
@@ -260,11 +260,13 @@ def test_a_filter_with_a_limit_reads_the_row_groups_that_it_shows(local: Store) 
             })  # fmt: skip
             writer.commit(Key(1, "candidates", shard), [write_table(local, "a", 1, "candidates", part, shard)])
     counting = Counting(local)
-    rows = inspect.query(Store(local.root, counting), run, 1, table="candidates", where="prompt_id > 'p1700'", limit=2)
+    rows = round_query.query(
+        Store(local.root, counting), run, 1, table="candidates", where="prompt_id > 'p1700'", limit=2
+    )
     assert rows["prompt_id"].to_pylist() == ["p1701", "p1702"]
     assert rows["text"].to_pylist() == wide[201:203]
     text = open_table(local, run.files(1, "candidates")[0]).metadata.row_group(0).column(2).total_compressed_size
-    narrow = inspect.query(Store(local.root, few := Counting(local)), run, 1, table="candidates", limit=0)
+    narrow = round_query.query(Store(local.root, few := Counting(local)), run, 1, table="candidates", limit=0)
     assert narrow.num_rows == 0
     # Beyond what finds the rows, that is the text of one shard of eight, and a little of the other columns.
     assert text <= counting.bytes - few.bytes < 1.2 * text
@@ -276,7 +278,7 @@ def test_columns_of_another_version_are_null(store: Store) -> None:
         old = {"prompt_id": ["p1"], "candidate": pa.array([0], pa.int32()), "text": ["old"]}
         for shard, table in enumerate((pa.table(old), pa.table({**old, "prompt_id": ["p2"], "more": [7]}))):
             writer.commit(Key(1, "candidates", shard), [write_table(store, "a", 1, "candidates", table, shard)])
-    rows = inspect.query(store, run, 1, table="candidates", where="more is null or more = 7").to_pylist()
+    rows = round_query.query(store, run, 1, table="candidates", where="more is null or more = 7").to_pylist()
     assert [(row["prompt_id"], row["more"]) for row in rows] == [("p1", None), ("p2", 7)]
 
 
@@ -292,16 +294,16 @@ def test_a_flipped_bit_is_found_by_who_reads_its_page_and_only_then(local: Store
     start = chunk.dictionary_page_offset or chunk.data_page_offset
     data[start + chunk.total_compressed_size - 1] ^= 1  # the last byte of the text's last page
     path.write_bytes(data)
-    assert inspect.query(local, run, 1, table="candidates", columns=["prompt_id"]).num_rows == 4
+    assert round_query.query(local, run, 1, table="candidates", columns=["prompt_id"]).num_rows == 4
     assert read_table(local, [file], ["prompt_id"], verify=False).num_rows == 4
     for read in (
-        lambda: inspect.query(local, run, 1, table="candidates"),
-        lambda: inspect.query(local, run, 1, table="candidates", where="text = 'red'"),
+        lambda: round_query.query(local, run, 1, table="candidates"),
+        lambda: round_query.query(local, run, 1, table="candidates", where="text = 'red'"),
         lambda: select(local, run, "select max(text) from candidates"),
-        lambda: across.repeats(local, run, 3, held_out=False),
+        lambda: run_query.repeats(local, run, 3, held_out=False),
         lambda: read_table(local, [file], ["text"], verify=False),
         lambda: read_table(local, [file], ["prompt_id"]),
-        lambda: inspect.table(local, run, 1, "candidates"),
+        lambda: round_query.table(local, run, 1, "candidates"),
     ):
         with pytest.raises(DamagedFileError):
             read()

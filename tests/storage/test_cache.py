@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from storage.cache import SharedCache
 from storage.errors import InvalidEntryError, InvalidNameError
-from storage.store import Store
-from storage.sweep import find_strays
+from storage.log.store import Store
+from storage.retention.sweep import find_strays
+from storage.tables.cache import SharedCache
 
 KEY = "ab" * 32
 

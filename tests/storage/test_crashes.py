@@ -11,7 +11,7 @@ import pytest
 import store_faults
 from store_faults import Crash, contents, faulty, killed_run, small_run
 
-from storage.store import Store
+from storage.log.store import Store
 
 # run, its probe; session, its probe; for each of two rounds: two shards (data, entry), checkpoint entry, round,
 # summary; close. The checkpoint's two files are written in place on a local disk, and by the objects elsewhere.
@@ -22,7 +22,7 @@ OTHER_WRITES = LOCAL_WRITES + 2 * 2
 @pytest.fixture(scope="module")
 def processes() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["storage.checkpoints", "store_faults"])
+    context.set_forkserver_preload(["storage.tables.checkpoints", "store_faults"])
     return context
 
 
@@ -85,11 +85,11 @@ FULL_DISK = """
 import sys; sys.path.insert(0, sys.argv[1])
 import pyarrow as pa
 from pathlib import Path
-from storage.checkpoints import stage_directory
+from storage.tables.checkpoints import stage_directory
 from storage.errors import StorageFullError
-from storage.manifest import Key
-from storage.shards import write_table
-from storage.store import Store
+from storage.log.manifest import Key
+from storage.tables.shards import write_table
+from storage.log.store import Store
 from store_faults import contents, small_run
 
 store = Store.open("/mnt/root")
@@ -126,8 +126,8 @@ import sys; sys.path.insert(0, sys.argv[1])
 import pyarrow as pa, subprocess
 from pathlib import Path
 from storage.errors import StorageAccessError
-from storage.shards import write_table
-from storage.store import Store
+from storage.tables.shards import write_table
+from storage.log.store import Store
 from store_faults import contents, small_run
 
 store = Store.open("/mnt/root")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.durable import clear_errors, clear_write_errors, create
 from storage.errors import BackendError, InvalidNameError, MissingObjectError, StorageAccessError, StorageFullError
+from storage.objects.durable import clear_errors, clear_write_errors, create
 
 FULL, DENIED = (errno.ENOSPC, errno.EDQUOT), (errno.EACCES, errno.EPERM, errno.EROFS)
 

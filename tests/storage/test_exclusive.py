@@ -14,8 +14,8 @@ import pytest
 from store_races import files_below, pause_in_commit, race, write_until_shut_out
 
 from storage.errors import RunBusyError
-from storage.manifest import Key
-from storage.store import Store
+from storage.log.manifest import Key
+from storage.log.store import Store
 
 RACES = 100
 
@@ -23,7 +23,7 @@ RACES = 100
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["storage.checkpoints", "store_faults", "store_races"])
+    context.set_forkserver_preload(["storage.tables.checkpoints", "store_faults", "store_races"])
     return context
 
 

@@ -11,14 +11,6 @@ import pyarrow as pa
 import pytest
 from store_faults import fail, faulty
 
-from storage.checkpoints import (
-    directory_digest,
-    find_shared,
-    local_directory,
-    stage_directory,
-    stage_shared,
-    weights_digest,
-)
 from storage.errors import (
     BackendError,
     CorruptEntryError,
@@ -28,9 +20,17 @@ from storage.errors import (
     NotCommittedError,
     QueryError,
 )
-from storage.manifest import FileRef, Key
-from storage.shards import open_dataset, read_table, write_table
-from storage.store import Store
+from storage.log.manifest import FileRef, Key
+from storage.log.store import Store
+from storage.tables.checkpoints import (
+    directory_digest,
+    find_shared,
+    local_directory,
+    stage_directory,
+    stage_shared,
+    weights_digest,
+)
+from storage.tables.shards import open_dataset, read_table, write_table
 
 SCHEMA = pa.schema(
     [

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.errors import StoreError
-from storage.manifest import FileRef, digest_of
-from storage.shards import open_dataset, read_table
-from storage.store import Store
+from storage.log.manifest import FileRef, digest_of
+from storage.log.store import Store
+from storage.tables.shards import open_dataset, read_table
 
 EXAMPLES = 300
 SECONDS = 120.0  # for all of them; one takes a millisecond

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from store_faults import contents, small_run
 
-from storage.checkpoints import local_directory, stage_directory
 from storage.errors import BackendError, UnsupportedStoreError
-from storage.manifest import Key
-from storage.store import Store
+from storage.log.manifest import Key
+from storage.log.store import Store
+from storage.tables.checkpoints import local_directory, stage_directory
 from support.unreliable_s3 import HANG_SECONDS, Choose, UnreliableS3
 
 FAULTS: dict[str, Choose] = {

@@ -5,13 +5,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from storage import inspect
 from storage.errors import DamagedFileError, NotCommittedError, QueryError
-from storage.manifest import Key
-from storage.run import Run
-from storage.shards import write_table
-from storage.sql import select
-from storage.store import Store
+from storage.log.manifest import Key
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.queries import round_query
+from storage.queries.sql import select
+from storage.tables.shards import write_table
 
 PROMPTS = ["c1", "a1", "a2"]  # in this order, which is not the alphabetical one
 
@@ -81,7 +81,7 @@ def _pairs(table: pa.Table) -> list[tuple[str, int]]:
 
 
 def test_candidates_in_prompt_order_with_prompt_and_score(store: Store, run: Run) -> None:
-    table = inspect.query(store, run, 1, table="candidates")
+    table = round_query.query(store, run, 1, table="candidates")
     assert _pairs(table) == [("c1", 0), ("c1", 1), ("a1", 0), ("a1", 1), ("a2", 0), ("a2", 1)]
     assert table.column_names == [
         "prompt_id", "candidate", "token_ids", "text", "logprobs", "finish_reason", "seed", "score", "status", "prompt"
@@ -93,15 +93,15 @@ def test_candidates_in_prompt_order_with_prompt_and_score(store: Store, run: Run
 
 
 def test_judgments_come_with_the_text(store: Store, run: Run) -> None:
-    table = inspect.query(store, run, 2, table="judgments", where="score > 0.5 and finish_reason = 'length'")
+    table = round_query.query(store, run, 2, table="judgments", where="score > 0.5 and finish_reason = 'length'")
     assert _pairs(table) == [("c1", 1), ("a1", 1)]
     assert table["text"].to_pylist() == ["c1 answer 1", "a1 answer 1"]
     assert table["components"].to_pylist() == [[("length", 1.0)]] * 2
-    assert inspect.query(store, run, 1, table="judgments").num_rows == 12  # both judges
+    assert round_query.query(store, run, 1, table="judgments").num_rows == 12  # both judges
 
 
 def test_preferences_come_with_the_texts(store: Store, run: Run) -> None:
-    rows = inspect.query(store, run, 1, table="preferences").to_pylist()
+    rows = round_query.query(store, run, 1, table="preferences").to_pylist()
     assert [(row["prompt_id"], row["chosen"], row["rejected"], row["prompt"]) for row in rows] == [
         ("c1", "c1 answer 0", "c1 answer 1", "prompt c1"),
         ("a1", "a1 answer 1", "a1 answer 0", "prompt a1"),
@@ -110,33 +110,37 @@ def test_preferences_come_with_the_texts(store: Store, run: Run) -> None:
 
 
 def test_prompt_by_the_start_of_its_id(store: Store, run: Run) -> None:
-    assert _pairs(inspect.query(store, run, 1, table="candidates", prompt="a", limit=3)) == [
+    assert _pairs(round_query.query(store, run, 1, table="candidates", prompt="a", limit=3)) == [
         ("a1", 0),
         ("a1", 1),
         ("a2", 0),
     ]
-    assert _pairs(inspect.query(store, run, 1, table="candidates", prompt="a2", where="candidate = 1")) == [("a2", 1)]
+    assert _pairs(round_query.query(store, run, 1, table="candidates", prompt="a2", where="candidate = 1")) == [
+        ("a2", 1)
+    ]
     for none in ("zz", "%", "a' or true or '"):
-        assert inspect.query(store, run, 1, table="candidates", prompt=none).num_rows == 0
+        assert round_query.query(store, run, 1, table="candidates", prompt=none).num_rows == 0
     with pytest.raises(QueryError, match="prompt_id"):
-        inspect.query(store, run, 1, table="metrics", prompt="a")
+        round_query.query(store, run, 1, table="metrics", prompt="a")
 
 
 def test_other_tables(store: Store, run: Run) -> None:
-    assert inspect.query(store, run, 1, table="metrics", where="step > 1").to_pylist() == [{"step": 2, "loss": 0.25}]
-    assert inspect.query(store, run, 0, table="prompts")["prompt_id"].to_pylist() == PROMPTS
-    evaluated = inspect.query(store, run, 1, table="eval_candidates")
+    assert round_query.query(store, run, 1, table="metrics", where="step > 1").to_pylist() == [
+        {"step": 2, "loss": 0.25}
+    ]
+    assert round_query.query(store, run, 0, table="prompts")["prompt_id"].to_pylist() == PROMPTS
+    evaluated = round_query.query(store, run, 1, table="eval_candidates")
     assert (_pairs(evaluated), evaluated["score"].to_pylist()) == ([("a1", 0), ("a1", 1)], [9.0, 9.25])
-    assert inspect.table(store, run, 0, "prompts")["prompt_id"].to_pylist() == PROMPTS
+    assert round_query.table(store, run, 0, "prompts")["prompt_id"].to_pylist() == PROMPTS
 
 
 def test_what_is_not_there_is_named(store: Store, run: Run) -> None:
     with pytest.raises(
         NotCommittedError, match="round 2 of run 'a' has no preferences: it has candidates, judgments, metrics"
     ):
-        inspect.query(store, run, 2, table="preferences")
+        round_query.query(store, run, 2, table="preferences")
     with pytest.raises(NotCommittedError, match=r"round 7 .* nothing was committed"):
-        inspect.table(store, run, 7, "candidates")
+        round_query.table(store, run, 7, "candidates")
 
 
 def test_wrong_expressions(store: Store, run: Run) -> None:
@@ -153,7 +157,7 @@ def test_wrong_expressions(store: Store, run: Run) -> None:
         "(select content from read_text('/etc/hostname')) = ''",
     ):
         with pytest.raises(QueryError, match="the columns are prompt_id, candidate, token_ids, text") as caught:
-            inspect.query(store, run, 1, table="candidates", where=where)
+            round_query.query(store, run, 1, table="candidates", where=where)
         assert "\n" not in str(caught.value)
 
 
@@ -197,11 +201,11 @@ def test_damaged_file_is_not_the_users_fault(store: Store, run: Run) -> None:
     data = store.objects.read(file.path)
     store.objects.delete([file.path])
     with pytest.raises(DamagedFileError, match=file.path):
-        inspect.query(store, run, 1, table="metrics")
+        round_query.query(store, run, 1, table="metrics")
     for damaged in (b"x" * len(data), data[:4] + b"\xff" * (len(data) // 2) + data[4 + len(data) // 2 :]):
         store.objects.create(file.path, damaged)
         with pytest.raises(DamagedFileError):
-            inspect.query(store, run, 1, table="metrics")
+            round_query.query(store, run, 1, table="metrics")
         with pytest.raises(DamagedFileError):
             select(store, run, "select sum(loss) from metrics where step > 0")
         store.objects.delete([file.path])

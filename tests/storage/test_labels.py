@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from storage.errors import CorruptEntryError, InvalidEntryError
-from storage.labels import Labels
-from storage.store import Store
-from storage.sweep import find_strays
+from storage.log.store import Store
+from storage.retention.sweep import find_strays
+from storage.tables.labels import Labels
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import layout, session
 from storage.errors import CorruptEntryError, InvalidNameError, StoreError
-from storage.log import Log
-from storage.manifest import (
+from storage.log import lease
+from storage.log.log import Log
+from storage.log.manifest import (
     Entry,
     FileRef,
     Key,
@@ -23,8 +23,9 @@ from storage.manifest import (
     seal,
     unseal,
 )
-from storage.store import Store
-from storage.summaries import Summary, decode_summary, encode_summary
+from storage.log.snapshots import Summary, decode_summary, encode_summary
+from storage.log.store import Store
+from storage.objects import layout
 
 # The same examples each time; no deadline, since the machine may be busy.
 FUZZ = settings(deadline=None, derandomize=True)
@@ -211,13 +212,13 @@ def test_wrong_values_are_refused(wrong: Any) -> None:
 
 
 def test_holder_of_a_session() -> None:
-    mine = replace(SESSION, meta=session.describe_process())
-    assert session.holder(mine) == "alive"
+    mine = replace(SESSION, meta=lease.describe_process())
+    assert lease.holder(mine) == "alive"
     assert (
-        session.holder(replace(mine, meta=mine.meta | {"started": mine.meta["started"] - 60})) == "dead"
+        lease.holder(replace(mine, meta=mine.meta | {"started": mine.meta["started"] - 60})) == "dead"
     )  # the pid was reused
-    assert session.holder(replace(mine, meta=mine.meta | {"host": "elsewhere"})) == "unknown"
-    assert "(this very process)" in session.describe_holder(mine)
+    assert lease.holder(replace(mine, meta=mine.meta | {"host": "elsewhere"})) == "unknown"
+    assert "(this very process)" in lease.describe_holder(mine)
     for meta in (
         {},
         mine.meta | {"pid": "x"},
@@ -225,17 +226,17 @@ def test_holder_of_a_session() -> None:
         mine.meta | {"pid": 2**70},
         mine.meta | {"started": None},
     ):
-        assert session.holder(replace(mine, meta=meta)) in ("unknown", "dead")
+        assert lease.holder(replace(mine, meta=meta)) in ("unknown", "dead")
 
 
 @pytest.mark.skipif(not Path("/proc/self/ns/pid").is_symlink(), reason="a system without PID namespaces")
 def test_a_container_that_has_the_name_of_its_host_counts_its_processes_by_itself() -> None:
-    mine = replace(SESSION, meta=session.describe_process())
+    mine = replace(SESSION, meta=lease.describe_process())
     boxed = replace(mine, meta=mine.meta | {"pid_namespace": "pid:[1]"})
-    assert session.holder(boxed) == "unknown", "its process id is another's here"
-    said = session.describe_holder(boxed)
+    assert lease.holder(boxed) == "unknown", "its process id is another's here"
+    said = lease.describe_holder(boxed)
     assert f"process {os.getpid()} on host" in said
     assert "in another PID namespace" in said
     assert "this very process" not in said
     gone = replace(mine, meta=boxed.meta | {"boot": "an earlier one", "started": mine.meta["started"] - 60})
-    assert session.holder(gone) == "dead", "no process outlives the system"
+    assert lease.holder(gone) == "dead", "no process outlives the system"

@@ -11,9 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store_faults import Crash, faulty, hold, killed_prune
 
-from flows.adopt import adopt_rounds
-from storage import layout
-from storage.checkpoints import local_directory, stage_directory
+from flows.run.fork_history import adopt_rounds
 from storage.errors import (
     CorruptEntryError,
     DamagedFileError,
@@ -23,14 +21,16 @@ from storage.errors import (
     RunHasForksError,
     RunNotFoundError,
 )
-from storage.inputs import check_inputs, weights_of_next_round
-from storage.manifest import Entry, Key
-from storage.retention import WEIGHT_STAGES, create_fork, delete_run, plan_pruning, prune, rounds_with_weights
-from storage.run import Run
-from storage.shards import read_table, write_table
-from storage.store import Store
-from storage.sweep import Stray, find_strays, sweep
-from storage.verify import verify
+from storage.log.manifest import Entry, Key
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.objects import layout
+from storage.retention.prune import WEIGHT_STAGES, create_fork, delete_run, plan_pruning, prune, rounds_with_weights
+from storage.retention.sweep import Stray, find_strays, sweep
+from storage.tables.checkpoints import local_directory, stage_directory
+from storage.tables.shards import read_table, write_table
+from storage.verify.resume_check import check_inputs, weights_of_next_round
+from storage.verify.verify import verify
 from support.kept_run import WARM_START, add_rounds, add_table, kept_fork, kept_run, weights
 
 ActAs = Callable[[str], None]

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 from store_faults import contents, fail, faulty, small_run
 
-from storage import layout
 from storage.errors import (
     BackendError,
     CorruptEntryError,
@@ -20,10 +19,11 @@ from storage.errors import (
     RunNotFoundError,
     UnsupportedStoreError,
 )
-from storage.manifest import Entry, Key, digest_of, encode_entry
-from storage.objects import Objects
-from storage.shards import write_table
-from storage.store import Store
+from storage.log.manifest import Entry, Key, digest_of, encode_entry
+from storage.log.store import Store
+from storage.objects import layout
+from storage.objects.objects import Objects
+from storage.tables.shards import write_table
 
 ActAs = Callable[[str], None]
 

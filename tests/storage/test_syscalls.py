@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import store_faults
 
-from storage.store import Store
+from storage.log.store import Store
 
 RUN = "import sys; import store_faults as tests; tests.small_run(tests.Store.open(sys.argv[1]))"
 CALLS = "trace=write,pwrite64,fsync,fdatasync,link,linkat,ftruncate"

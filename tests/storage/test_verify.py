@@ -9,18 +9,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows.adopt import adopt_rounds
-from storage import layout
-from storage.checkpoints import stage_shared
+from flows.run.fork_history import adopt_rounds
 from storage.errors import CorruptEntryError, DamagedFileError, InvalidNameError, RunNotFoundError
-from storage.inputs import CARRIED_STAGES, check_inputs, open_to_go_on
-from storage.manifest import Entry, Key, decode_entry, digest_of, encode_entry
-from storage.retention import create_fork, prune
-from storage.run import Run
-from storage.shards import write_table
-from storage.store import Store
-from storage.verify import verify
-from storage.verify_log import check_log
+from storage.log.manifest import Entry, Key, decode_entry, digest_of, encode_entry
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.objects import layout
+from storage.retention.prune import create_fork, prune
+from storage.tables.checkpoints import stage_shared
+from storage.tables.shards import write_table
+from storage.verify.log import check_log
+from storage.verify.resume_check import CARRIED_STAGES, check_inputs, open_to_go_on
+from storage.verify.verify import verify
 from support.kept_run import TABLES, WARM_START, add_rounds, add_table, kept_fork, kept_run
 
 LAST = 4

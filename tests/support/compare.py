@@ -5,9 +5,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from storage.run import Run
-from storage.shards import read_table
-from storage.store import Store
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.tables.shards import read_table
 
 STAGES = (
     "prompts", "candidates", "judgments", "preferences", "replayed", "metrics", "probe", "eval_candidates",

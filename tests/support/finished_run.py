@@ -5,17 +5,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from flows.going_on import header
-from flows.summary import RoundSummary
+from flows.registry.resume import header
+from flows.registry.round_summary import RoundSummary
 from pipeline.config import Recipe
-from pipeline.figures import alarms, describe_evaluation
+from pipeline.evaluation.held_out import alarms, describe_evaluation
+from pipeline.evaluation.round_metrics import RoundFigures
 from pipeline.preferences import build_preferences
 from pipeline.records import CANDIDATES, EVALUATION_LOGPS, JUDGMENTS, PROMPTS, STEPS, to_table
-from pipeline.round_figures import RoundFigures
-from storage.manifest import Key
-from storage.run import Run, Writer
-from storage.shards import write_table
-from storage.store import Store
+from storage.log.manifest import Key
+from storage.log.run import Run, Writer
+from storage.log.store import Store
+from storage.tables.shards import write_table
 
 LN2 = 0.6931471805599453
 TRAIN, HELD_OUT = ("t0", "t1", "t2"), ("e0", "e1", "e2", "e3", "e4")

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from flows.adopt import adopt_rounds
-from storage.checkpoints import find_shared, stage_directory, stage_shared, weights_digest
-from storage.manifest import FileRef, Key
-from storage.retention import create_fork
-from storage.run import Run, Writer
-from storage.shards import write_table
-from storage.store import Store
+from flows.run.fork_history import adopt_rounds
+from storage.log.manifest import FileRef, Key
+from storage.log.run import Run, Writer
+from storage.log.store import Store
+from storage.retention.prune import create_fork
+from storage.tables.checkpoints import find_shared, stage_directory, stage_shared, weights_digest
+from storage.tables.shards import write_table
 
 WARM_START = ("warm_starts", "0123456789abcdef")
 Figures = Callable[..., Mapping[str, object]]

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipeline.errors import EngineError, PromptTooLongError
-from pipeline.policy import sampler_copy
+from pipeline.model.policy import sampler_copy
 from pipeline.sampling import Candidate, Sampler, SamplingRequest, SamplingSettings, base, finish, reported
 from support.tiny import tiny_llama
 

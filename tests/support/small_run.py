@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.store import Store
+from storage.log.store import Store
 from support.compare import assert_same
 from support.recipes import TINY
 from support.zygote import Command, Done, Zygote
@@ -29,7 +29,7 @@ class Rondo:
     outputs: Path
 
     def __call__(self, *arguments: str, environment: dict[str, str] | None = None, ok: bool = True) -> Done:
-        done = self.server.run("flows.cli", *arguments, directory=self.outputs, environment=environment)
+        done = self.server.run("flows.cli.main", *arguments, directory=self.outputs, environment=environment)
         assert done.returncode == 0 or not ok, done.stderr + done.stdout
         return done
 
@@ -44,7 +44,7 @@ class Rondo:
 
     def begin(self, *arguments: str, environment: dict[str, str] | None = None) -> Command:
         """A command that is not waited for."""
-        return self.server.start("flows.cli", *arguments, directory=self.outputs, environment=environment)
+        return self.server.start("flows.cli.main", *arguments, directory=self.outputs, environment=environment)
 
 
 @dataclass(frozen=True)

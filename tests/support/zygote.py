@@ -29,9 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PRELOAD = (
-    "flows.prefect_settings", "flows.cli", "flows.run", "flows.report", "flows.prefect_server", "flows.worker_main",
+    "flows.prefect_api.settings", "flows.cli.main", "flows.run.execute", "flows.report.report",
+    "flows.prefect_api.server", "flows.remote.worker_main",
     "flows.workers.sampler", "flows.workers.judge", "flows.workers.trainer", "pipeline.sampling.transformers_engine",
-    "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto", "storage.checkpoints",
+    "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto", "storage.tables.checkpoints",
     "vaderSentiment.vaderSentiment", "prefect.artifacts", "duckdb", "support.chaos",
 )  # fmt: skip
 _MESSAGE = 2**18  # bytes; a request holds the environment and a recipe
