@@ -18,7 +18,7 @@ from support.ranks import family, gone, listening, probe_inputs
 from support.recipes import TINY
 from support.workers import use
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 
 
 @pytest.mark.timeout(900)

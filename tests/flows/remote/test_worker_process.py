@@ -27,7 +27,7 @@ from support.recipes import TINY
 from support.workers import use
 
 OF_PARTS = {**TINY, "judge": {"kind": "python", "function": "support.judge_of_parts:length"}}
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
 
 

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from flows.cli.main import app
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 def test_it_says_its_version() -> None:

@@ -26,7 +26,7 @@ from support.ranks import family, free_port, gone, listening, probe_inputs
 from support.recipes import TINY
 from support.workers import use
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 ENVIRONMENT = {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "OMP_NUM_THREADS": "1"}
 
 

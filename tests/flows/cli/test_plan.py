@@ -17,7 +17,7 @@ from storage.log.run import Writer
 from storage.log.store import Store
 from support.finished_run import finished_run, small_recipe
 
-RECIPES = Path(__file__).parents[2] / "deploy" / "recipes"
+RECIPES = Path(__file__).parents[3] / "deploy" / "recipes"
 
 
 def asked(*arguments: str) -> dict[str, Any]:

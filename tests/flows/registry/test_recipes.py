@@ -18,7 +18,7 @@ from pipeline.config.update import (
 from pipeline.errors import ConfigError
 from support.recipes import TINY
 
-SHIPPED = sorted((Path(__file__).parents[2] / "deploy" / "recipes").glob("*.yaml"))
+SHIPPED = sorted((Path(__file__).parents[3] / "deploy" / "recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
