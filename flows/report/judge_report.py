@@ -33,7 +33,7 @@ def judge_report(name: str, record: Mapping[str, Any], calibration: Calibration)
 
 
 def facts(record: Mapping[str, Any]) -> dict[str, str]:
-    """The figures of a reward model in words, for page and terminal."""
+    """The metrics of a reward model in words, for page and terminal."""
     found, base = record["calibration"], record["base"]
     return {
         "objective": record["objective"],

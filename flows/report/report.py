@@ -111,7 +111,7 @@ def gather(store: Store, run: Run) -> Report:
             timeline(run, [summary.round for summary in rounds[1:][-_TIMED_ROUNDS:]] or [0]),
         ),
         tables={
-            "Held-out figures": [row_of(summary) for summary in rounds],
+            "Held-out metrics": [row_of(summary) for summary in rounds],
             "Judges and preferences": [_watched(summary, others) for summary in rounds],
             "Updates, checks and costs": [_work(summary, stages, recipe.staleness) for summary in rounds],
         },
@@ -123,7 +123,7 @@ def gather(store: Store, run: Run) -> Report:
 
 
 def render(report: Report) -> str:
-    """The page. Text is escaped; the figures alone are markup."""
+    """The page. Text is escaped; the metrics alone are markup."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,

@@ -160,10 +160,10 @@ def test_a_figure_has_a_bar_for_each_piece_in_its_colour() -> None:
     for path, colour in bars:
         xs = [float(x) for x in re.findall(r"[ML] ?([\d.]+) ", path)]
         widths[colour].append(max(xs) - min(xs))
-    training, evaluation, handed_over = widths.values()
-    assert (len(training), len(evaluation), len(handed_over)) == (6, 3, 1)
+    training, evaluation, weight_sync = widths.values()
+    assert (len(training), len(evaluation), len(weight_sync)) == (6, 3, 1)
     # The update takes 3 s, and the hand-over half a second; coordinates have two decimals.
-    assert max(training) / handed_over[0] == pytest.approx(6, abs=0.01)
+    assert max(training) / weight_sync[0] == pytest.approx(6, abs=0.01)
 
 
 def test_pieces_at_the_same_time_stand_one_below_the_other() -> None:
