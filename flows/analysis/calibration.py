@@ -7,7 +7,7 @@ from flows.registry.catalog import existing_store, run_at_round
 from flows.registry.round_summary import RoundSummary
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
-from pipeline.planning.devices import Device
+from pipeline.planning.devices import DEVICES, Device
 from pipeline.planning.plan import plan_round
 from pipeline.planning.work import Workload
 from storage.queries.round_query import table
@@ -29,9 +29,10 @@ def calibrated(work: Workload, device: Device, source: str, root: str) -> tuple[
     tokens = sum(meta["tokens"] for meta in sampled) / sum(meta["candidates"] for meta in sampled)
     preferences = max(1, (summary.preferences or 0) + (summary.replayed or 0))
     each = (summary.train_tokens or 0) / (preferences * recorded.update.epochs)
+    used = DEVICES["cpu"].with_threads(recorded.devices.cpu_threads) if device.name == "cpu" else device
     theirs = Workload(recorded, work.policy, work.judge, fmean(lengths), tokens, preferences, each)
     scaled = round(preferences * recipe.sampling.prompts_per_round / recorded.sampling.prompts_per_round)
-    return replace(theirs, recipe=recipe, preferences=max(1, scaled)), _factors(summary, theirs, device)
+    return replace(theirs, recipe=recipe, preferences=max(1, scaled)), _factors(summary, theirs, used)
 
 
 def _factors(summary: RoundSummary, work: Workload, device: Device) -> dict[str, float]:

@@ -32,6 +32,8 @@ def plan_recipe(
     judges = [_shape(part.path, "judge") for part in parts if isinstance(part, RewardModelJudge)]
     judge = max(judges, key=lambda shape: shape.parameters, default=None)
     work = workload_of(recipe, shape, judge, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
+    if calibrate is not None and (prompt_tokens or answer_tokens):
+        raise ConfigError(f"--calibrate {calibrate} takes that round's lengths: leave --prompt-tokens and others out")
     work, measured = (work, {}) if calibrate is None else calibrated(work, kind, calibrate, root)
     return plan_round(work, kind, devices, usd_per_hour=usd_per_hour, measured=measured)
 

@@ -54,8 +54,7 @@ class Device:
 
 
 _PRODUCT = Fact(107e9, f"measured: a float32 product of matrices; {_CORE}")
-# Operations in bfloat16 and float32, bandwidth, memory, link; then the network, assumed. SXM models, A100 and H100 of
-# 80 GB; operations are the dense ones; links are half of what data sheets say, which count both directions.
+# As the fields above, then the network. SXM, A100 and H100 of 80 GB; dense operations; links count one way.
 _SHEETS = {
     "a100": (312e12, 19.5e12, 2.039e12, 80e9, 300e9, 25e9),
     "h100": (989e12, 67e12, 3.35e12, 80e9, 450e9, 50e9),

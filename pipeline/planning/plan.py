@@ -47,8 +47,7 @@ def plan_round(
     samplers = max(1, engines.replicas) * engines.gpus_per_engine
     devices = devices or (samplers + ranks if recipe.mode == "streaming" else max(samplers, ranks))
     apart = recipe.mode == "streaming" and devices > 1
-    ranks = min(ranks, devices - 1) if apart else devices
-    samplers = devices - ranks if apart else devices
+    samplers, ranks = (max(1, devices - ranks), min(ranks, devices - 1)) if apart else (devices, devices)
     stages = {
         name: {part: seconds * measured.get(name, measured.get(part, 1.0)) for part, seconds in parts.items()}
         for name, parts in _stages(work, device, samplers, ranks).items()

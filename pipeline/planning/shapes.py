@@ -58,8 +58,7 @@ def shape_of_config(config: Mapping[str, Any], name: str) -> ModelShape:
     """Reads the shape of a model from its ``config.json``; ConfigError if its weights cannot be counted."""
     if (family := config.get("model_type")) not in FAMILIES:
         raise ConfigError(
-            f"the weights of '{name}', of type '{family}', cannot be counted: --set its path to a model of about its "
-            f"size, of type {', '.join(FAMILIES)}"
+            f"the weights of '{name}', of type '{family}', cannot be counted: take one of {', '.join(FAMILIES)}"
         )
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     head, groups = config.get("head_dim") or hidden // heads, config.get("num_key_value_heads") or heads

@@ -91,6 +91,18 @@ def test_a_calibrated_plan_gives_what_was_measured(measured: str) -> None:
     assert twice.stages["update"]["compute"] == pytest.approx(10.0)
 
 
+def test_speeds_of_one_thread_are_those_of_one_thread(measured: str) -> None:
+    one = plan_recipe(small_recipe(policy=POLICY), calibrate="small@2", root=measured)
+    two = plan_recipe(small_recipe(policy=POLICY, devices={"cpu_threads": 2}), calibrate="small@2", root=measured)
+    assert two.measured == one.measured
+    assert two.stages["update"]["compute"] == pytest.approx(2.5)
+
+
+def test_lengths_are_given_or_measured(measured: str) -> None:
+    with pytest.raises(ConfigError, match="takes that round's lengths"):
+        plan_recipe(small_recipe(policy=POLICY), answer_tokens=10, calibrate="small@2", root=measured)
+
+
 @pytest.mark.parametrize(
     ("source", "changes"),
     [

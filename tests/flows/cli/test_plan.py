@@ -5,11 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from flows.cli.main import app
 from pipeline.errors import ConfigError
+from storage.log.manifest import Key
+from storage.log.run import Writer
+from storage.log.store import Store
+from support.finished_run import finished_run, small_recipe
 
+DATASET = {"source": "datasets", "name": "owner/name"}
 RECIPES = Path(__file__).parents[3] / "deploy" / "recipes"
 
 
@@ -48,6 +54,23 @@ def test_a_figure_says_what_it_is_made_of_the_largest_first() -> None:
     assert figures["sync weights"]["made of"] == "store 5.93 s"
     assert figures["store, round"]["made of"].startswith("checkpoint 1.98 GB, tables ")
     assert ["memory", 141e9, "data sheet: NVIDIA H200"] in found["rests on"]
+
+
+def test_what_a_run_measured_is_marked(tmp_path: Path) -> None:
+    recipe = small_recipe(policy={"source": "pretrained", "path": "Qwen/Qwen2.5-0.5B"}, prompts=DATASET)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+
+    def also(writer: Writer, number: int) -> None:
+        writer.commit(Key(number, "candidates", 0, "counted"), [], {"candidates": 12, "tokens": 120})
+
+    # This run did not record how long its judge took.
+    seconds = {"sample": 2.0, "hand over": 0.1, "update": 5.0}
+    finished_run(Store.open(tmp_path / "runs"), recipe=recipe, also=also, seconds=seconds)
+    found = asked(str(path), "--root", str(tmp_path / "runs"), "--calibrate", "small@3")
+    bases = {row["figure"]: row["basis"] for row in found["figures"]}
+    assert {name for name, basis in bases.items() if basis == "measured"} == {"sample", "update", "sync weights"}
+    assert {name for name, basis in bases.items() if basis == "partly measured"} == {"evaluate", "round", "run"}
 
 
 @pytest.mark.parametrize(
