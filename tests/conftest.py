@@ -28,7 +28,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     os.environ |= {"PREFECT_HOME": str(home), "RONDO_HOME": str(home / "rondo")}
     variables = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "COLUMNS": "200"}
     variables.pop("PREFECT_API_URL", None)
-    from flows.prefect_server import prefect_api
+    from flows.prefect_api.server import prefect_api
 
     with asyncio.Runner() as runner, contextlib.ExitStack() as stack:
         server = prefect_api()

@@ -1,1 +1,1 @@
-"""The three workers of a run: plain classes, each at home in a process of its own (``flows/process.py``)."""
+"""The three workers of a run: plain classes over pipeline and storage. They import no other folder of flows."""

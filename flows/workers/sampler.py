@@ -5,22 +5,22 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.references import Drift, PolicyRef
-from flows.workers.base import ProgressCall, Worker
-from pipeline.errors import HandoverError
+from flows.workers.base import Worker, everywhere
+from flows.workers.references import Drift, PolicyRef
+from pipeline.errors import WeightSyncError
 from pipeline.records import prompt_seed
 from pipeline.sampling import (
-    Resting,
     Sampler,
     SamplingRequest,
     SamplingSettings,
+    Sleepable,
     candidates_table,
     import_engine,
     make_sampler,
     reported,
 )
 from pipeline.sampling.environment import configure_environment
-from storage.manifest import FileRef
+from storage.log.manifest import FileRef
 
 EVALUATION_SEED_ROUND = 0
 """Held-out prompts keep their seeds over the rounds, so that two rounds differ by their policies alone."""
@@ -49,21 +49,21 @@ class SamplerWorker(Worker):
         self._drift: Drift | None = None
         self._policy: str | None = None
 
-    def use(self, policy: PolicyRef, *, progress: ProgressCall) -> Drift:
+    @everywhere
+    def use(self, policy: PolicyRef) -> Drift:
         """Takes the weights of a policy, and shows on its probe that the engine now computes with them.
 
         Raises:
-            HandoverError: the engine's log-probabilities are not the trainer's.
+            WeightSyncError: the engine's log-probabilities are not the trainer's.
             EngineError: shards of another policy are in progress.
         """
-        del progress
-        if self._policy == policy.policy and self._drift is not None:
+        if self._policy == policy.digest and self._drift is not None:
             return self._drift
         started = time.perf_counter()
         self._policy = None
         self._load(policy)
         self._drift = self._compare(policy, started)
-        self._policy = policy.policy
+        self._policy = policy.digest
         return self._drift
 
     def sample(
@@ -75,14 +75,12 @@ class SamplerWorker(Worker):
         stage: str,
         shard: int,
         held_out: bool,
-        *,
-        progress: ProgressCall,
     ) -> Generator[tuple[int, int], None, Sampled]:
         """Samples the candidates of these rows of the prompts table and writes them as one shard.
 
         A turn is a step of the engine, which several shards of one policy may share.
         """
-        self.use(policy, progress=progress)
+        self.use(policy)
         assert self._sampler is not None
         seed_round = EVALUATION_SEED_ROUND if held_out else round
         chosen = self.table(prompts).take(rows).select(["prompt_id", "token_ids"]).to_pylist()
@@ -99,18 +97,18 @@ class SamplerWorker(Worker):
         started = time.perf_counter()
 
         def report(done: int, tokens: int) -> None:
-            progress(done=done, total=total, tokens=tokens, seconds=time.perf_counter() - started)
+            self.progress(done=done, total=total, tokens=tokens, seconds=time.perf_counter() - started)
 
         candidates = yield from reported(self._sampler.sample(requests, settings), report)
-        table = candidates_table(candidates, self._tokenizer, policy.policy)
+        table = candidates_table(candidates, self._tokenizer, policy.digest)
         tokens = sum(len(candidate.token_ids) for candidate in candidates)
         return Sampled(self.write(table, round, stage, shard), tokens)
 
-    def rest(self, *, progress: ProgressCall) -> None:
+    @everywhere
+    def sleep(self) -> None:
         """Lends the memory of the engine's device, until it is needed again."""
-        del progress
-        if isinstance(self._sampler, Resting):
-            self._sampler.rest()
+        if isinstance(self._sampler, Sleepable):
+            self._sampler.sleep()
 
     def _settings(self, held_out: bool) -> SamplingSettings:
         sampling = self.recipe.sampling
@@ -124,7 +122,7 @@ class SamplerWorker(Worker):
         )
 
     def _load(self, policy: PolicyRef) -> None:
-        from pipeline.policy import load_tokenizer, sampler_copy
+        from pipeline.model.policy import load_tokenizer, sampler_copy
 
         checkpoint = self.whole(policy)
         source = sampler_copy(checkpoint, self.scratch / "sampler")
@@ -137,7 +135,7 @@ class SamplerWorker(Worker):
                 threads=devices.cpu_threads,
                 gpus=self.recipe.cluster.sampler.gpus_per_engine,
                 precision=self.recipe.update.precision,
-                rests=self.recipe.sampler_rests,
+                sleeps=self.recipe.sampler_sleeps,
             )
             self._tokenizer = load_tokenizer(checkpoint)
         else:
@@ -156,14 +154,14 @@ class SamplerWorker(Worker):
         )
         tolerance = self.recipe.sampling.handover_tolerance
         if not drift.per_token <= tolerance:
-            raise HandoverError(
-                f"after the hand-over of policy {policy.policy[:12]} the sampler's log-probabilities differ from the "
+            raise WeightSyncError(
+                f"after the hand-over of policy {policy.digest[:12]} the sampler's log-probabilities differ from the "
                 f"trainer's by {drift.per_token:.3g} nats per token, more than sampling.handover_tolerance "
                 f"{tolerance:g}: the engine holds other weights or computes in a lower precision"
             )
         if _nearer_to_previous(sums, probe):
-            raise HandoverError(
-                f"after the hand-over of policy {policy.policy[:12]} the sampler is nearer to the log-probabilities "
+            raise WeightSyncError(
+                f"after the hand-over of policy {policy.digest[:12]} the sampler is nearer to the log-probabilities "
                 "of the policy before it than to the new ones: the engine has kept the old weights"
             )
         return drift

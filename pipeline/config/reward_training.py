@@ -12,7 +12,7 @@ RewardObjective = Literal["bradley_terry", "scaled_bradley_terry", "regression_t
 class RewardTrainingConfig(Config):
     """The fit of a reward model to preferences."""
 
-    objective: RewardObjective = Field("bradley_terry", description="loss; see pipeline/reward_losses.py")
+    objective: RewardObjective = Field("bradley_terry", description="loss; see pipeline/reward_model/losses.py")
     epochs: int = Field(1, ge=1, le=1000, description="passes over the pairs")
     regression_epochs: int = Field(
         2, ge=1, le=1000, description="passes over the ratings before that, for regression_then_bradley_terry"

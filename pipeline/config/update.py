@@ -49,7 +49,7 @@ class UpdateConfig(Config):
     """The DPO update of a round.
 
     ``objective`` is a name, or a mapping of names to weights for a weighted sum; it is kept as a mapping, and written
-    as a name where there is one of weight 1. The sources of the formulas are in ``pipeline/losses.py``.
+    as a name where there is one of weight 1. The sources of the formulas are in ``pipeline/dpo/losses.py``.
 
     ``exploration_weight`` is that of XPO's optimism, arXiv:2405.21046, which is meant as a mean over answers that were
     sampled from the reference. It is taken over the candidates that are in the preference: where a rule picked a pair

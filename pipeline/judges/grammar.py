@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipeline.corpora.film_reviews import CLAUSES, JOINTS, PLACES, WORDS, parse
+from pipeline.data.corpora.film_reviews import CLAUSES, JOINTS, PLACES, WORDS, parse
 from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment, Verdict, judge_each
 from pipeline.records import content_id
 

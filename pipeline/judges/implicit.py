@@ -11,9 +11,9 @@ import torch
 from pipeline.config import ImplicitJudge
 from pipeline.errors import JudgeError
 from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment, Verdict, judge_version, judgment_of
-from pipeline.logprobs import check_model, sequence_logps
-from pipeline.packing import TokenGroup
-from pipeline.policy import load_policy, load_weights
+from pipeline.model.logprobs import check_model, sequence_logps
+from pipeline.model.policy import load_policy, load_weights
+from pipeline.packing.packing import TokenGroup
 
 TOKEN_BUDGET = 8192
 """Tokens of a forward pass, unless a single prompt with its candidates has more."""

@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 
 from pipeline.config import PeopleJudge
-from pipeline.human_labels import Choice, questions_of_candidates, share_for_first
 from pipeline.judges.base import JudgeItem, Judgment, Verdict, judge_version, judgment_of, pair_components
+from pipeline.judges.human_labels import Choice, questions_of_candidates, share_for_first
 
 
 class People:

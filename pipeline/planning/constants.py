@@ -141,7 +141,7 @@ class Assumptions:
 ASSUMED = Assumptions()
 
 LOGITS_AT_ONCE = 1 << 27
-"""Logits of a chunk of the update on a GPU: ``CHUNK_ELEMENTS`` in ``pipeline/logprobs.py``."""
+"""Logits of a chunk of the update on a GPU: ``CHUNK_ELEMENTS`` in ``pipeline/model/logprobs.py``."""
 
 # Bytes of a row in the store, from the default recipe's round 3, run on the development machine on 2026-11-25.
 LOGPROB_BYTES = 3.03

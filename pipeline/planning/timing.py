@@ -10,7 +10,7 @@ from pipeline.planning.shapes import ModelShape
 from pipeline.planning.workload import JudgeWork, Workload
 
 DISPLACEMENT_SAMPLE = 128
-"""Preferences that an update measures again after its last step (``pipeline/update.py``)."""
+"""Preferences that an update measures again after its last step (``pipeline/dpo/update.py``)."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import ConfigError, EngineError
-from pipeline.policy import load_policy, load_weights
+from pipeline.model.policy import load_policy, load_weights
 from pipeline.sampling.base import (
     Candidate,
     Sampling,

@@ -37,13 +37,13 @@ import store_subjects as subjects
 from benchmarks.round_tables import show
 from rich.console import Console
 
-from storage import inspect
-from storage.checkpoints import stage_directory
-from storage.manifest import FileRef
-from storage.run import Run
-from storage.shards import ROW_GROUP, encodings, read_table, write_table
-from storage.sql import select
-from storage.store import Store
+from storage.log.manifest import FileRef
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.queries import round_query
+from storage.queries.sql import select
+from storage.tables.checkpoints import stage_directory
+from storage.tables.shards import ROW_GROUP, encodings, read_table, write_table
 
 RECIPE = Path(__file__).parents[2] / "deploy" / "recipes" / "sentiment.yaml"
 Row = dict[str, Any]
@@ -55,7 +55,7 @@ def demo(console: Console, root: Path) -> Store:
         if (place / "runs" / "demo").is_dir() and len(Store.open(place).run("demo").rounds()) > 2:
             return Store.open(place)
     console.print("running two rounds of the demo: about a minute and a half", highlight=False)
-    command = [sys.executable, "-m", "flows.cli", "run", str(RECIPE), "--name", "demo", "--rounds", "2"]
+    command = [sys.executable, "-m", "flows.cli.main", "run", str(RECIPE), "--name", "demo", "--rounds", "2"]
     subprocess.run([*command, "--root", str(root / "demo")], check=True, stdout=subprocess.DEVNULL)
     return Store.open(root / "demo")
 
@@ -132,7 +132,7 @@ def measure_questions(root: Path, rows: int, shards: int, repetitions: int) -> l
     prompt = subjects.prompt_ids(rows // subjects.K)[-1]
 
     def query(**asked: Any) -> int:
-        return int(inspect.query(store, run, 1, table="candidates", **asked).num_rows)
+        return int(round_query.query(store, run, 1, table="candidates", **asked).num_rows)
 
     def sql(statement: str) -> int:
         return int(select(store, run, statement).num_rows)

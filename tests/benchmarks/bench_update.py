@@ -61,8 +61,8 @@ from update_contestants import (
 )
 from update_gpu import GpuPlan, gpu_json, gpu_table, measure_shape, peak_of
 
-from pipeline.logprobs import sequence_logps
-from pipeline.update_types import UpdateSettings
+from pipeline.dpo.types import UpdateSettings
+from pipeline.model.logprobs import sequence_logps
 
 PARTS = ("speed", "memory", "gpu")
 REPETITIONS = 3

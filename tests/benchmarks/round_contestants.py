@@ -113,14 +113,14 @@ def update(root: str) -> Callable[..., Any]:
 
     import torch
 
-    from flows.going_on import recipe_of
-    from flows.workers.updates import preference_groups, update_settings
-    from pipeline.policy import load_policy
+    from flows.registry.resume import recipe_of
+    from flows.workers.preference_groups import preference_groups, update_settings
+    from pipeline.dpo.update import run_update
+    from pipeline.model.policy import load_policy
     from pipeline.records import prompt_seed
-    from pipeline.update import run_update
-    from storage.checkpoints import local_directory
-    from storage.shards import read_table
-    from storage.store import Store
+    from storage.log.store import Store
+    from storage.tables.checkpoints import local_directory
+    from storage.tables.shards import read_table
 
     torch.set_num_threads(1)
     store = Store.open(root)

@@ -41,7 +41,7 @@ def trl_online(directory: str, recipe: Mapping[str, Any], own_copy: str | None =
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
     from pipeline.config import Recipe
-    from pipeline.policy import load_policy, load_weights
+    from pipeline.model.policy import load_policy, load_weights
 
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -151,7 +151,7 @@ def script_loop(
 def sample(directory: str, recipe: Mapping[str, Any], scratch: str) -> None:
     """The loop's first program: samples all answers and writes them as JSON."""
     from pipeline.config import Recipe
-    from pipeline.policy import sampler_copy
+    from pipeline.model.policy import sampler_copy
     from pipeline.sampling import configure_environment
 
     configure_environment("cpu", 1)

@@ -17,16 +17,16 @@ from typing import Any
 import psutil
 import yaml
 
-from flows.going_on import recipe_of
-from flows.spans import busy_seconds, spans_of
+from flows.registry.resume import recipe_of
+from flows.registry.work_spans import busy_seconds, spans_of
 from pipeline.config import Recipe
-from pipeline.prompts import round_slice
+from pipeline.data.prompts import round_slice
 from pipeline.records import prompt_seed
-from storage.checkpoints import local_directory
-from storage.manifest import Entry
-from storage.run import Run
-from storage.shards import read_table
-from storage.store import Store
+from storage.log.manifest import Entry
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.tables.checkpoints import local_directory
+from storage.tables.shards import read_table
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPE = REPOSITORY / "deploy" / "recipes" / "sentiment.yaml"
@@ -142,7 +142,7 @@ class Bench:
         file = self.root / "recipes" / f"{name}.yaml"
         file.parent.mkdir(exist_ok=True)
         file.write_text(yaml.safe_dump(dict(recipe)), encoding="utf-8")
-        command = [sys.executable, "-m", "flows.cli", "run", str(file), "--name", name, "--root", str(self.root)]
+        command = [sys.executable, "-m", "flows.cli.main", "run", str(file), "--name", name, "--root", str(self.root)]
         log = self.root / f"{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -187,7 +187,7 @@ def _part(process: psutil.Process, flow: int) -> str | None:
     if process.pid == flow:
         return "flow"
     command = process.cmdline()
-    return next((kind for kind in WORKERS if "flows.worker_main" in command and kind in command), None)
+    return next((kind for kind in WORKERS if "flows.remote.worker_main" in command and kind in command), None)
 
 
 def _high_water(pid: int) -> int:

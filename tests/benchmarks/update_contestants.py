@@ -28,13 +28,13 @@ import trl
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-from pipeline.attention import shared_prefix_attention
-from pipeline.gradients import accumulate_gradient
-from pipeline.logprobs import sequence_logps
-from pipeline.packing import Pack, TokenGroup, pack_groups
-from pipeline.update import run_update
-from pipeline.update_checks import check_inputs
-from pipeline.update_types import PreferenceGroup, UpdateSettings
+from pipeline.dpo.checks import check_inputs
+from pipeline.dpo.gradients import accumulate_gradient
+from pipeline.dpo.types import PreferenceGroup, UpdateSettings
+from pipeline.dpo.update import run_update
+from pipeline.model.logprobs import sequence_logps
+from pipeline.packing.attention import shared_prefix_attention
+from pipeline.packing.packing import Pack, TokenGroup, pack_groups
 from support.tiny import SPECIAL_TOKENS, tiny_tokenizer
 
 torch.set_num_threads(1)

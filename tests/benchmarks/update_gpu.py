@@ -22,9 +22,9 @@ from rich import box
 from rich.table import Table
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from pipeline.dpo.types import PreferenceGroup, StepMetrics, UpdateSettings
+from pipeline.dpo.update import run_update
 from pipeline.errors import OutOfMemoryError
-from pipeline.update import run_update
-from pipeline.update_types import PreferenceGroup, StepMetrics, UpdateSettings
 
 SEED = 11
 PEAKS = {

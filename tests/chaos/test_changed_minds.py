@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.cli import WAITING
-from flows.label import Labelling
-from storage.store import Store
+from flows.analysis.labelling import Labelling
+from flows.cli.main import WAITING
+from storage.log.store import Store
 from support import chaos
 from support.compare import assert_same
+from support.forkserver import Done
 from support.small_run import SMALL, Rondo
-from support.zygote import Done
 
 JUDGED: dict[str, Any] = {"judge": {"kind": "people"}, "evaluation": {"prompts": 8, "judges": [{"kind": "vader"}]}}
 OVERRIDDEN: dict[str, Any] = {"people": {"wait_for": 6}}

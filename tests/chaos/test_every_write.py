@@ -4,9 +4,9 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from storage.checkpoints import local_directory
-from storage.shards import read_table
-from storage.store import Store
+from storage.log.store import Store
+from storage.tables.checkpoints import local_directory
+from storage.tables.shards import read_table
 from support import chaos
 from support.small_run import Rondo, Whole
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import RondoError
-from pipeline.policy import load_policy, load_tokenizer, load_weights, max_context, sampler_copy, weight_shapes
+from pipeline.model.policy import load_policy, load_tokenizer, load_weights, max_context, sampler_copy, weight_shapes
 from support.tiny import tiny_llama
 
 FUZZ = settings(

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from storage.checkpoints import KEPT_COPIES
-from storage.store import Store
+from storage.log.store import Store
+from storage.tables.checkpoints import KEPT_COPIES
 from support import chaos
 from support.small_run import Rondo, Whole
 from support.unreliable_s3 import UnreliableS3

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
-from storage.run import Run
-from storage.store import Store
+from storage.log.run import Run
+from storage.log.store import Store
 from support import chaos
 from support.compare import assert_same
+from support.forkserver import Done
 from support.recipes import TINY
 from support.small_run import Rondo
-from support.zygote import Done
 
 # Six shards of two prompts; two steps of the update are known before the last shard is there.
 STREAMED: dict[str, Any] = {
@@ -98,7 +98,7 @@ def test_what_is_done_is_not_done_again(rondo: Rondo, streamed: Path, tmp_path: 
     killed = run(rondo, streamed, "r", tmp_path / "root", *changes, environment=settings, ok=False)
     assert killed.returncode == -signal.SIGKILL
     done = run(rondo, streamed, "r", tmp_path / "root", *changes)
-    rest = ("hand over", "held-out sample", "held-out judge", "score")
+    rest = ("sync weights", "held-out sample", "held-out judge", "score")
     assert _worked(done) == {f"round 1  {name}" for name in rest}
 
 

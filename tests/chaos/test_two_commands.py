@@ -4,9 +4,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from storage.store import Store
+from storage.log.store import Store
+from support.forkserver import Command
 from support.small_run import Rondo, Whole
-from support.zygote import Command
 
 RACES = 10  # of whole commands; tests/storage has a hundred of writers
 

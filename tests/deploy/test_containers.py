@@ -10,7 +10,7 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
-from flows.pool_worker import GRACE_SECONDS, RUN_GRACE_SECONDS
+from flows.schedule.pool_worker import GRACE_SECONDS, RUN_GRACE_SECONDS
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = sorted((ROOT / "deploy" / "docker").glob("Dockerfile.*"))
@@ -88,7 +88,7 @@ def test_compose_fits_the_specification(compose: dict[str, Any]) -> None:
 def test_a_worker_has_the_time_that_it_gives_its_runs(compose: dict[str, Any]) -> None:
     for name in ("worker", "gpu-worker"):
         worker = compose["services"][name]
-        assert worker["command"][:3] == ["python", "-m", "flows.pool_worker"]
+        assert worker["command"][:3] == ["python", "-m", "flows.schedule.pool_worker"]
         assert int(worker["stop_grace_period"].removesuffix("s")) > RUN_GRACE_SECONDS + GRACE_SECONDS
 
 

@@ -20,7 +20,7 @@ def rondo(environment: dict[str, str]) -> Rondo:
     """Runs ``rondo`` with these arguments, or with ``kill=...`` the one of ``support.killed``."""
 
     def call(*arguments: str, kill: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
-        module = ["support.killed", kill] if kill else ["flows.cli"]
+        module = ["support.killed", kill] if kill else ["flows.cli.main"]
         command = [sys.executable, "-m", *module, *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
         if check and (kill is None or kill.endswith("worker")):

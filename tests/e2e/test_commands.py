@@ -14,8 +14,8 @@ import psutil
 import pytest
 from datasets import load_dataset
 
-from storage.shards import read_table
-from storage.store import Store
+from storage.log.store import Store
+from storage.tables.shards import read_table
 from support.compare import assert_same
 
 Rondo = Callable[..., subprocess.CompletedProcess[str]]
@@ -185,7 +185,17 @@ def test_a_users_mistake_is_one_sentence(
 def test_a_schedule_adds_rounds_to_one_run(environment: dict[str, str], tiny_recipe: Path, tmp_path: Path) -> None:
     """Every 5 s a scheduled run adds a round; Ctrl-C ends the schedule, its workers and its server."""
     alone = {key: value for key, value in environment.items() if key != "PREFECT_API_URL"}
-    command = [sys.executable, "-m", "flows.cli", "serve", str(tiny_recipe), "--interval", "5", "--root", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli.main",
+        "serve",
+        str(tiny_recipe),
+        "--interval",
+        "5",
+        "--root",
+        str(tmp_path),
+    ]
     with subprocess.Popen(command, env=alone, stderr=subprocess.PIPE, text=True, start_new_session=True) as schedule:
         try:
             deadline = time.monotonic() + 240

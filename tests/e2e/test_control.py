@@ -17,12 +17,12 @@ import psutil
 import pytest
 import yaml
 
-from flows.cli import INTERRUPTED
-from flows.label import Labelling
-from storage.shards import read_table
-from storage.store import Store
+from flows.analysis.labelling import Labelling
+from flows.cli.main import INTERRUPTED
+from storage.log.store import Store
+from storage.tables.shards import read_table
+from support.background_server import LastingServer, background_server
 from support.compare import assert_same
-from support.lasting_server import LastingServer, lasting_server
 from support.recipes import TINY
 
 Rondo = Callable[..., subprocess.CompletedProcess[str]]
@@ -33,7 +33,7 @@ HANGS = 300  # seconds
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LastingServer]:
     """With the automation that is shipped, which here waits for 40 s: longer than the 30 s between signs of life."""
-    with lasting_server(tmp_path_factory.mktemp("lasting")) as server:
+    with background_server(tmp_path_factory.mktemp("lasting")) as server:
         automation = yaml.safe_load(AUTOMATION.read_text())
         automation["trigger"]["within"] = 40
         path = tmp_path_factory.mktemp("automation") / "crashed-runs.yaml"
@@ -240,7 +240,7 @@ Secret(value="-").save("word")
 
 
 def _command(*arguments: str, at: str | None = None) -> list[str]:
-    return [sys.executable, "-m", *(["support.killed", at] if at else ["flows.cli"]), *arguments]
+    return [sys.executable, "-m", *(["support.killed", at] if at else ["flows.cli.main"]), *arguments]
 
 
 def _stopped(arguments: list[str], at: str, variables: dict[str, str], stop: Callable[[], Any]) -> str:
@@ -270,7 +270,7 @@ def _rondo(variables: dict[str, str], *arguments: str, host: str | None = None) 
     command = _command(*arguments)
     if host:
         code = "import socket, sys; host = sys.argv.pop(1); socket.gethostname = lambda: host\n"
-        code += "from flows.cli import main; main()"
+        code += "from flows.cli.main import main; main()"
         command = [sys.executable, "-c", code, host, *arguments]
 
     def call() -> str:
@@ -285,9 +285,9 @@ def _scheduled(variables: dict[str, str], recipe: Path, run: str, root: Path, ro
     """What Prefect's runner does when a scheduled run is due; what is said meanwhile."""
     code = """
 import asyncio, sys
-import flows.prefect_settings
-from flows.recipes import load_recipe
-from flows.schedule import add_rounds
+import flows.prefect_api.settings
+from flows.registry.recipes import load_recipe
+from flows.schedule.scheduled_rounds import add_rounds
 from pathlib import Path
 recipe, run, root, rounds = sys.argv[1:]
 asyncio.run(add_rounds(recipe=load_recipe(Path(recipe)), run=run, root=root, rounds=int(rounds)))

@@ -16,8 +16,8 @@ import yaml
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification
 
-from storage.checkpoints import local_directory
-from storage.store import Store
+from storage.log.store import Store
+from storage.tables.checkpoints import local_directory
 from support.tiny import tiny_llama, tiny_tokenizer
 
 Rondo = Callable[..., subprocess.CompletedProcess[str]]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from storage.store import Store
+from storage.log.store import Store
 from support.ranks import assert_same_round, free_port, none_left
 from support.recipes import TINY
 from support.unreliable_s3 import UnreliableS3
@@ -30,7 +30,7 @@ class Cluster:
         self.recipe.write_text(yaml.safe_dump({**TINY, "rounds": 1, "update": UPDATE}))
 
     def command(self, *arguments: str, kill: str | None = None) -> list[str]:
-        module = ["support.killed", kill] if kill else ["flows.cli"]
+        module = ["support.killed", kill] if kill else ["flows.cli.main"]
         return [sys.executable, "-m", *module, *arguments, "--root", self.root]
 
     def environment(self, machine: str) -> dict[str, str]:

@@ -18,14 +18,14 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-import flows.prefect_settings  # noqa: F401  before Prefect
-from flows.automation import crashed_runs
-from flows.cli import app
-from flows.lasting_record import HOME_VARIABLE, Record, read
-from flows.prefect_settings import HEARTBEAT_VARIABLE
-from flows.process_tree import lives
-from storage import session
-from storage.store import Store
+import flows.prefect_api.settings  # noqa: F401  before Prefect
+from flows.cli.main import app
+from flows.host.processes import lives
+from flows.prefect_api.server_record import HOME_VARIABLE, Record, read
+from flows.prefect_api.settings import HEARTBEAT_VARIABLE
+from flows.schedule.crash_automation import crashed_runs
+from storage.log import lease
+from storage.log.store import Store
 from support.recipes import TINY
 
 PATIENCE_SECONDS = 400  # for what hangs; a scheduled run takes 10 to 20 s on a quiet machine
@@ -59,7 +59,7 @@ class Machine:
         return done
 
     def rondo(self, *arguments: str, check: bool = True) -> str:
-        done = self.call("flows.cli", *arguments, check=check)
+        done = self.call("flows.cli.main", *arguments, check=check)
         return done.stdout + done.stderr
 
     def rondo_here(self, *arguments: str) -> str:
@@ -71,7 +71,7 @@ class Machine:
         """The answer of the server to what is asked with Prefect's own client."""
         from prefect.client.orchestration import get_client
 
-        from flows.prefect_server import using
+        from flows.prefect_api.server import using
 
         async def answer() -> Any:
             async with get_client() as client:
@@ -156,7 +156,7 @@ def test_up_says_where_and_says_so_again(machine: Machine) -> None:
 
 def test_its_port_is_taken_for_another_home(machine: Machine, tmp_path: Path) -> None:
     done = machine.call(
-        "flows.cli", "up", "--port", str(machine.record.port), check=False, **{HOME_VARIABLE: str(tmp_path)}
+        "flows.cli.main", "up", "--port", str(machine.record.port), check=False, **{HOME_VARIABLE: str(tmp_path)}
     )
     assert done.returncode == 1
     assert f"port {machine.record.port} is taken: a Prefect server answers there" in done.stderr
@@ -207,9 +207,9 @@ def test_a_scheduled_run_leaves_where_another_waits(
 ) -> None:
     from prefect.concurrency.asyncio import concurrency
 
-    from flows import limits
-    from flows.display import Display
-    from flows.recipes import parse_recipe
+    from flows.host.progress import Display
+    from flows.prefect_api import limits
+    from flows.registry.recipes import parse_recipe
 
     root = str(tmp_path)
 
@@ -291,8 +291,8 @@ def test_a_pool_of_containers_is_made_with_its_image(machine: Machine, recipe: P
 
 
 def test_the_shipped_prefect_file_deploys_all_recipes(machine: Machine, tmp_path: Path) -> None:
-    from flows.recipes import load_recipe
-    from flows.schedule import add_rounds
+    from flows.registry.recipes import load_recipe
+    from flows.schedule.scheduled_rounds import add_rounds
 
     command = ("prefect", "--no-prompt", "deploy", "--all", "--prefect-file", "deploy/prefect.yaml")
     said = machine.call(*command, PREFECT_API_URL=machine.record.api, RONDO_ROOT=str(tmp_path)).stdout
@@ -310,9 +310,9 @@ def test_the_shipped_prefect_file_deploys_all_recipes(machine: Machine, tmp_path
 
 def test_runs_of_other_names_wait_for_the_gpu(machine: Machine, tmp_path: Path) -> None:
     """Runs of one name wait for each other, those on GPUs for all on GPUs, and those on CPUs for nobody else."""
-    from flows.display import Display
-    from flows.limits import GPU_LIMIT, alone
-    from flows.recipes import parse_recipe
+    from flows.host.progress import Display
+    from flows.prefect_api.limits import GPU_LIMIT, alone
+    from flows.registry.recipes import parse_recipe
 
     on_cpu, on_gpu = parse_recipe(TINY), parse_recipe(TINY, ["devices.trainer=cuda"])
     busy: list[str] = []
@@ -343,9 +343,9 @@ def test_runs_of_other_names_wait_for_the_gpu(machine: Machine, tmp_path: Path) 
 def test_who_is_cancelled_while_it_waits_takes_no_slot(machine: Machine, tmp_path: Path) -> None:
     from prefect.concurrency.asyncio import concurrency
 
-    from flows import limits
-    from flows.display import Display
-    from flows.recipes import parse_recipe
+    from flows.host.progress import Display
+    from flows.prefect_api import limits
+    from flows.registry.recipes import parse_recipe
 
     name = limits.run_limit("f", str(tmp_path))
 
@@ -369,9 +369,9 @@ def test_who_is_cancelled_while_it_waits_takes_no_slot(machine: Machine, tmp_pat
 
 
 def test_who_waits_for_people_leaves_the_gpu_to_others(machine: Machine, tmp_path: Path) -> None:
-    from flows.display import Display
-    from flows.limits import alone, without_gpus
-    from flows.recipes import parse_recipe
+    from flows.host.progress import Display
+    from flows.prefect_api.limits import alone, without_gpus
+    from flows.registry.recipes import parse_recipe
 
     on_gpu = parse_recipe(TINY, ["devices.trainer=cuda"])
     order: list[str] = []
@@ -405,11 +405,11 @@ def test_a_scheduled_run_is_told_by_prefect_of_a_process_elsewhere(
     """Killed on another host it is Crashed, and its run is taken over; until then it is left alone."""
     from prefect.states import Crashed, Running
 
-    from flows.control import session_tag
-    from flows.going_on import create_or_open
-    from flows.occupied import writer_of
-    from flows.recipes import parse_recipe
-    from flows.run import run_rounds
+    from flows.prefect_api.control import session_tag
+    from flows.registry.recipes import parse_recipe
+    from flows.registry.resume import create_or_open
+    from flows.run.execute import run_rounds
+    from flows.schedule.run_lock import writer_of
 
     store = Store.open(tmp_path)
     with pytest.MonkeyPatch.context() as elsewhere:
@@ -417,7 +417,7 @@ def test_a_scheduled_run_is_told_by_prefect_of_a_process_elsewhere(
         run, _ = create_or_open(store, "far", parse_recipe(TINY))
         with run.writer() as writer:
             writer.leave()  # as one that is killed
-    monkeypatch.setattr(session, "_over", set())  # what this process knows of its own
+    monkeypatch.setattr(lease, "_over", set())  # what this process knows of its own
     run = store.run("far")
 
     async def states(client: Any) -> list[str]:
@@ -436,10 +436,10 @@ def test_a_scheduled_run_is_told_by_prefect_of_a_process_elsewhere(
 
 
 def test_a_gpu_limit_that_somebody_deleted_is_missed(machine: Machine, tmp_path: Path) -> None:
-    from flows.display import Display
     from flows.errors import ServerError
-    from flows.limits import GPU_LIMIT, alone, ensure_gpu_limit
-    from flows.recipes import parse_recipe
+    from flows.host.progress import Display
+    from flows.prefect_api.limits import GPU_LIMIT, alone, ensure_gpu_limit
+    from flows.registry.recipes import parse_recipe
 
     async def enter(_client: Any) -> None:
         async with alone("d", str(tmp_path), parse_recipe(TINY, ["devices.judge=cuda:1"]), Display()):

@@ -14,9 +14,9 @@ import pytest
 import yaml
 from transformers import AutoModelForSequenceClassification
 
-from storage.inspect import table
-from storage.labels import Labels
-from storage.store import Store
+from storage.log.store import Store
+from storage.queries.round_query import table
+from storage.tables.labels import Labels
 from support.recipes import TINY
 
 Rondo = Callable[..., subprocess.CompletedProcess[str]]
@@ -80,7 +80,7 @@ def test_a_run_waits_for_people_and_goes_on(
     assert (waiting.returncode, waiting.stderr.count("error:")) == (3, 0)
     assert "waiting for 12 labels: rondo label asked@1, then rondo resume asked" in waiting.stderr
 
-    command = [sys.executable, "-m", "flows.cli", "label", "asked@1", "--labeller", "ann", "--root", str(whole)]
+    command = [sys.executable, "-m", "flows.cli.main", "label", "asked@1", "--labeller", "ann", "--root", str(whole)]
     terminal, child = pty.openpty()
     with subprocess.Popen(command, env=environment, stdin=child, stdout=child, stderr=child) as labelling:
         os.close(child)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from storage.store import Store
+from storage.log.store import Store
 from support.ranks import assert_same_round, none_left
 from support.recipes import TINY
 

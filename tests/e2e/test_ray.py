@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from storage.errors import RunNotFoundError
-from storage.store import Store
+from storage.log.store import Store
 from support.compare import assert_same
 from support.ray_nodes import Nodes, ray_nodes
 from support.unreliable_s3 import UnreliableS3
@@ -56,7 +56,18 @@ def test_a_run_on_a_cluster_is_that_of_one_machine(
         "cluster.environment": f"[{', '.join(AWS)}]",
     }
     changes = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-    command = [sys.executable, "-m", "flows.cli", "run", str(tiny_recipe), "--name", "ray", "--root", root, *changes]
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli.main",
+        "run",
+        str(tiny_recipe),
+        "--name",
+        "ray",
+        "--root",
+        root,
+        *changes,
+    ]
     ray = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
     with (tmp_path / "out").open("wb") as out:
         flow = subprocess.Popen(command, env={**environment, **s3.environment, **ray}, stdout=out, stderr=out)

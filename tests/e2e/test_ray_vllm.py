@@ -1,25 +1,26 @@
 """Two real vLLM replicas on CPU sample what one engine samples, to the bit, also after they took new weights."""
 
 import asyncio
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from flows.process import WorkerProcess
-from flows.ray_cluster import RayCluster
-from flows.ray_pool import RayPool
-from flows.references import PolicyRef
+from flows.remote.ray.cluster import RayCluster
+from flows.remote.ray.pool import RayPool
+from flows.remote.worker_process import WorkerProcess
+from flows.workers.references import PolicyRef
 from pipeline.config import ClusterConfig, ReplicasConfig
-from pipeline.logprobs import sequence_logps
-from pipeline.packing import TokenGroup
-from pipeline.policy import load_policy
+from pipeline.model.logprobs import sequence_logps
+from pipeline.model.policy import load_policy
+from pipeline.packing.packing import TokenGroup
 from pipeline.records import PROBE, PROMPTS, to_table
-from storage.checkpoints import stage_directory, weights_digest
-from storage.manifest import FileRef
-from storage.shards import read_table, write_table
-from storage.store import Store
+from storage.log.manifest import FileRef
+from storage.log.store import Store
+from storage.tables.checkpoints import stage_directory, weights_digest
+from storage.tables.shards import read_table, write_table
 from support.recipes import TINY
 from support.tiny import tiny_llama
 
@@ -61,8 +62,8 @@ async def work(
     async def sample(number: int, policy: PolicyRef, shard: int) -> Any:
         rows = list(range(shard * PROMPTS_OF_ONE, (shard + 1) * PROMPTS_OF_ONE))
         return await worker.call(
-            "sample", on_progress=lambda figures: devices.add(figures.get("device", "")),
-            policy=policy.to_json(), prompts=[given.to_json()], rows=rows, round=number, stage="candidates",
+            "sample", on_progress=lambda metrics: devices.add(metrics.get("device", "")),
+            policy=asdict(policy), prompts=[given.to_json()], rows=rows, round=number, stage="candidates",
             shard=shard, held_out=False,
         )  # fmt: skip
 
@@ -71,7 +72,7 @@ async def work(
         while isinstance(worker, RayPool) and worker.replicas < 2:
             await asyncio.sleep(0.1)
         for number, policy in enumerate(policies, 1):
-            drift = await worker.call("use", policy=policy.to_json())
+            drift = await worker.call("use", policy=asdict(policy))
             assert drift["per_token"] < 1e-4  # two float32 computations of one sum: about 1e-6
             sampled += await asyncio.gather(*(sample(number, policy, shard) for shard in range(SHARDS)))
     finally:

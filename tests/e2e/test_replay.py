@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from storage.inspect import table
-from storage.store import Store
+from storage.log.store import Store
+from storage.queries.round_query import table
 from support.chat_server import Response, answers_shown, chat_server, says
 from support.compare import assert_same
 from support.recipes import TINY

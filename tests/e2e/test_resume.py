@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 
-from flows.cli import INTERRUPTED
-from storage.store import Store
+from flows.cli.main import INTERRUPTED
+from storage.log.store import Store
 from support.compare import assert_same
 
 Rondo = Callable[..., subprocess.CompletedProcess[str]]
@@ -49,7 +49,17 @@ def test_a_fork_that_is_killed_while_it_takes_over_its_past(rondo: Rondo, whole:
 
 
 def test_sigterm_ends_a_run_in_order(environment: dict[str, str], tiny_recipe: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "flows.cli", "run", str(tiny_recipe), "--name", "ended", "--root", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli.main",
+        "run",
+        str(tiny_recipe),
+        "--name",
+        "ended",
+        "--root",
+        str(tmp_path),
+    ]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as run:
         deadline = time.monotonic() + 120
         while not (family := _workers(run.pid)) and time.monotonic() < deadline:

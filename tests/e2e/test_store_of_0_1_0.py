@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import app
-from storage.shards import read_table
-from storage.store import Store
+from flows.cli.main import app
+from storage.log.store import Store
+from storage.tables.shards import read_table
+from support.forkserver import Done, forked_environment, forkserver
 from support.old_stores import expected, unpack
-from support.zygote import Done, forked_environment, zygote
 
 Rondo = Callable[..., Done]
 Figures = Mapping[str, Any]
@@ -30,11 +30,11 @@ LOSS_ELSEWHERE = 0.05
 @pytest.fixture(scope="module")
 def rondo(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rondo]:
     """The command line in processes of its own; forked, since most of their time would go into importing torch."""
-    directory = tmp_path_factory.mktemp("z")
-    with zygote(directory, forked_environment(environment)) as server:
+    directory = tmp_path_factory.mktemp("f")
+    with forkserver(directory, forked_environment(environment)) as server:
 
         def call(*arguments: str, code: int = 0) -> Done:
-            done = server.run("flows.cli", *arguments, directory=directory)
+            done = server.run("flows.cli.main", *arguments, directory=directory)
             assert done.returncode == code, done.stderr + done.stdout
             return done
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from storage.shards import read_table
-from storage.store import Store
+from storage.log.store import Store
+from storage.tables.shards import read_table
 
 Rondo = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -11,10 +11,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pipeline.lora import merge
-from storage.checkpoints import local_directory, weights_digest
-from storage.run import Run
-from storage.store import Store
+from pipeline.model.lora import merge
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.tables.checkpoints import local_directory, weights_digest
 from support.compare import assert_same
 from support.recipes import TINY
 

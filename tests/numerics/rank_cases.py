@@ -8,8 +8,8 @@ from numerics.tiny_models import SHAPE, build, token_groups
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.config import LoraConfig
-from pipeline.logprobs import sequence_logps
-from pipeline.update import PreferenceGroup, UpdateSettings
+from pipeline.dpo.update import PreferenceGroup, UpdateSettings
+from pipeline.model.logprobs import sequence_logps
 
 SEED = 4
 # A large epsilon: Adam would else move weights whose gradient is zero but for rounding, such as biases of keys, by the

@@ -8,10 +8,10 @@ from numerics.tiny_models import BUILDERS, build, gradients, plain_logps, token_
 from torch._dynamo.utils import counters
 from torch.nn.attention import flex_attention as torch_flex
 
-from pipeline import block_attention, packing
-from pipeline.block_attention import BlockLayout
-from pipeline.logprobs import pack_logps, pack_sums
-from pipeline.packing import TokenGroup, pack_groups
+from pipeline.model.logprobs import pack_logps, pack_sums
+from pipeline.packing import block_attention, packing
+from pipeline.packing.block_attention import BlockLayout
+from pipeline.packing.packing import TokenGroup, pack_groups
 
 # As for the gathered path: float32 sums of up to 9 log-probabilities near 5 nats, in another order.
 CLOSE = {"rtol": 1e-5, "atol": 2e-5}

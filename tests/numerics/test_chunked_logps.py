@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.logprobs import chunked_logps
+from pipeline.model.logprobs import chunked_logps
 
 ROWS, WIDTH, VOCABULARY = 13, 8, 29
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from numerics.tiny_models import build, gradients, token_groups
 
-from pipeline.attention import shared_prefix_attention
-from pipeline.compilation import check_compiler, compile_layers
+from pipeline.dpo.checks import check_inputs
+from pipeline.dpo.gradients import accumulate_gradient
+from pipeline.dpo.types import PreferenceGroup, UpdateSettings
 from pipeline.errors import ConfigError, UnsupportedModelError
-from pipeline.gradients import accumulate_gradient
-from pipeline.update_checks import check_inputs
-from pipeline.update_types import PreferenceGroup, UpdateSettings
+from pipeline.model.compilation import check_compiler, compile_layers
+from pipeline.packing.attention import shared_prefix_attention
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler on this machine"

@@ -3,9 +3,9 @@
 import pytest
 from numerics.tiny_models import build, token_groups
 
-from pipeline import update
-from pipeline.logprobs import sequence_logps
-from pipeline.update_types import PreferenceGroup, UpdateSettings
+from pipeline.dpo import update
+from pipeline.dpo.types import PreferenceGroup, UpdateSettings
+from pipeline.model.logprobs import sequence_logps
 
 
 @pytest.mark.parametrize(("most", "expected"), [(3, [0, 2, 4]), (7, range(7)), (100, range(7))])

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from numerics.rank_cases import CASES, LONG, LORA, SEED, UNEVEN, built, preferences, references
 from safetensors.torch import load_file
 
-from pipeline.distributed import MEETING, World, spread
-from pipeline.lora import Adapter
-from pipeline.policy import save_policy
-from pipeline.update import Update, run_update
+from pipeline.dpo.update import Update, run_update
+from pipeline.model.distributed import MEETING, World, spread
+from pipeline.model.lora import Adapter
+from pipeline.model.policy import save_policy
 from support.tiny import tiny_tokenizer
 
 TESTS = Path(__file__).parents[1]

@@ -10,12 +10,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from pipeline.config import LoraConfig
-from pipeline.ema import blend
+from pipeline.dpo.ema import blend
+from pipeline.dpo.update import Update, run_update
 from pipeline.errors import ConfigError
-from pipeline.logprobs import sequence_logps
-from pipeline.lora import Adapter, merge
-from pipeline.policy import load_weights
-from pipeline.update import Update, run_update
+from pipeline.model.logprobs import sequence_logps
+from pipeline.model.lora import Adapter, merge
+from pipeline.model.policy import load_weights
 from support.tiny import tiny_tokenizer
 
 CONFIG = LoraConfig(rank=4, alpha=8)

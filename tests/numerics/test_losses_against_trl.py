@@ -11,7 +11,7 @@ import pytest
 import torch
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from pipeline.losses import OBJECTIVES, ObjectiveSettings, PreferenceBatch, nll, wpo_weights
+from pipeline.dpo.losses import OBJECTIVES, ObjectiveSettings, PreferenceBatch, nll, wpo_weights
 
 PAIRS, TOKENS = 6, 24
 # Both sides work in float32 on the same numbers; the issue is the order of operations alone.

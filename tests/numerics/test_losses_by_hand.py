@@ -9,9 +9,9 @@ import math
 import pytest
 import torch
 
-from pipeline import losses
+from pipeline.dpo import losses
+from pipeline.dpo.losses import OBJECTIVES, ObjectiveSettings, PreferenceBatch, find_objective
 from pipeline.errors import ConfigError
-from pipeline.losses import OBJECTIVES, ObjectiveSettings, PreferenceBatch, find_objective
 
 CHOSEN, REJECTED, BETA = torch.tensor([0.5]).double(), torch.tensor([-1.5]).double(), 0.5
 # Seven digits are written below, and the computation is in float64.

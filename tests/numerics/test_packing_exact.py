@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from numerics.tiny_models import BUILDERS, SHAPE, build, gradients, plain_logps, token_groups
 from transformers import BloomConfig, BloomForCausalLM, GraniteConfig, GraniteForCausalLM
 
-from pipeline.attention import Row, lay_out, shared_prefix_attention
 from pipeline.errors import DataError, PromptTooLongError, UnsupportedModelError
-from pipeline.logprobs import check_context, check_model, pack_sums, sequence_logps
-from pipeline.packing import TokenGroup, pack_groups
+from pipeline.model.logprobs import check_context, check_model, pack_sums, sequence_logps
+from pipeline.packing.attention import Row, lay_out, shared_prefix_attention
+from pipeline.packing.packing import TokenGroup, pack_groups
 
 # Float32 sums of up to 9 log-probabilities near 5 nats, computed in another order.
 CLOSE = {"rtol": 1e-5, "atol": 2e-5}

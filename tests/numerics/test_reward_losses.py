@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from trl.trainer.reward_trainer import RewardTrainer
 
-from pipeline import reward_losses as losses
+from pipeline.reward_model import losses as losses
 
 PHI = NormalDist().cdf
 # float64 on both sides, a handful of operations.

@@ -8,7 +8,11 @@ import torch
 from numerics.tiny_models import build, gradients, plain_logps, token_groups
 from torch.nn.functional import logsigmoid
 
-from pipeline.batches import StepPlan, plan_steps
+from pipeline.dpo.batches import StepPlan, plan_steps
+from pipeline.dpo.checks import check_inputs
+from pipeline.dpo.gradients import accumulate_gradient
+from pipeline.dpo.optimizer import build_optimizer, learning_rate_factor
+from pipeline.dpo.update import PreferenceGroup, UpdateSettings, run_update
 from pipeline.errors import (
     ConfigError,
     DataError,
@@ -17,11 +21,7 @@ from pipeline.errors import (
     PromptTooLongError,
     UnsupportedModelError,
 )
-from pipeline.gradients import accumulate_gradient
-from pipeline.logprobs import sequence_logps
-from pipeline.optimization import build_optimizer, learning_rate_factor
-from pipeline.update import PreferenceGroup, UpdateSettings, run_update
-from pipeline.update_checks import check_inputs
+from pipeline.model.logprobs import sequence_logps
 
 SEED = 4
 SETTINGS = UpdateSettings(batch_size=4, learning_rate=1e-3)

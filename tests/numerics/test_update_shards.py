@@ -8,9 +8,9 @@ import torch
 from numerics.test_update import SEED, SETTINGS, preferences, weights
 from numerics.tiny_models import build
 
-from pipeline.batches import StepPlan
+from pipeline.dpo.batches import StepPlan
+from pipeline.dpo.update import Update, run_update
 from pipeline.errors import DataError, PromptTooLongError
-from pipeline.update import Update, run_update
 
 BY_SHARD = replace(SETTINGS, batch_order="shards", batch_size=4, epochs=2, schedule="linear")
 SHARDS = (3, 0, 6, 1, 7)

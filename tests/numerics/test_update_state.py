@@ -10,9 +10,9 @@ from numerics.test_update import SEED, SETTINGS, preferences, rates, weights
 from numerics.tiny_models import build
 from safetensors.torch import load_file, save_file
 
+from pipeline.dpo.update import PreferenceGroup, Update, UpdateSettings, run_update
 from pipeline.errors import DataError, OutOfMemoryError
-from pipeline.logprobs import pack_logps, sequence_logps
-from pipeline.update import PreferenceGroup, Update, UpdateSettings, run_update
+from pipeline.model.logprobs import pack_logps, sequence_logps
 
 LONG = replace(SETTINGS, epochs=3, schedule="cosine", weight_decay=0.1)  # nine steps
 
@@ -220,7 +220,7 @@ def test_memory_that_runs_out_halves_the_packs(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore lines")
         return pack_logps(model, pack, **settings)
 
-    monkeypatch.setattr("pipeline.gradients.pack_logps", limited)
+    monkeypatch.setattr("pipeline.dpo.gradients.pack_logps", limited)
     said = []
     groups = preferences(small)
     result = Update(small, groups, settings, seed=SEED, say=said.append).run()
@@ -249,7 +249,7 @@ def test_a_larger_preference_that_comes_after_memory_ran_out(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return pack_logps(model, pack, **settings)
 
-    monkeypatch.setattr("pipeline.gradients.pack_logps", limited)
+    monkeypatch.setattr("pipeline.dpo.gradients.pack_logps", limited)
     said = []
     update = Update(model, first, settings, seed=SEED, share=0.5, say=said.append)
     update.advance()
@@ -263,7 +263,7 @@ def test_memory_that_does_not_hold_one_preference_is_a_clear_error(monkeypatch):
     def never(*_arguments, **_settings):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("pipeline.gradients.pack_logps", never)
+    monkeypatch.setattr("pipeline.dpo.gradients.pack_logps", never)
     model = build()
     with pytest.raises(OutOfMemoryError, match=r"does not hold prompt prompt-\d+ .*gradient_checkpointing"):
         run_update(model, preferences(model), SETTINGS, seed=SEED)

@@ -20,7 +20,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from pipeline.packing import TokenGroup
+from pipeline.packing.packing import TokenGroup
 
 VOCABULARY = 61
 SHAPE: dict[str, Any] = {

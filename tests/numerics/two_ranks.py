@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from numerics.rank_cases import CASES, LONG, LORA, SEED, SETTINGS, UNEVEN, built, preferences
 
-from pipeline.distributed import World, shard
+from pipeline.dpo.types import UpdateResult, UpdateSettings
+from pipeline.dpo.update import Update, run_update
 from pipeline.errors import RondoError
-from pipeline.logprobs import sequence_logps
-from pipeline.lora import Adapter
-from pipeline.policy import load_weights, save_policy
-from pipeline.update import Update, run_update
-from pipeline.update_types import UpdateResult, UpdateSettings
+from pipeline.model.distributed import World, shard
+from pipeline.model.logprobs import sequence_logps
+from pipeline.model.lora import Adapter
+from pipeline.model.policy import load_weights, save_policy
 from support.tiny import tiny_tokenizer
 
 out = Path(sys.argv[1])
@@ -39,7 +39,7 @@ def leave(case: str, found: Any) -> None:
     (out / f"{case}-{world.rank}.json").write_text(json.dumps(found))
 
 
-def figures(result: UpdateResult) -> dict[str, Any]:
+def metrics(result: UpdateResult) -> dict[str, Any]:
     return {**asdict(result), "steps": [{**asdict(row), "seconds": 0} for row in result.steps]}
 
 
@@ -52,7 +52,7 @@ def save(model: Any, directory: Path) -> Path:
 def whole_updates() -> None:
     for case, (name, settings, _) in CASES.items():
         model = sharded(name, settings)
-        leave(case, figures(run_update(model, preferences(case, references), settings, seed=SEED)))
+        leave(case, metrics(run_update(model, preferences(case, references), settings, seed=SEED)))
         save(model, out / case)
 
 
@@ -65,7 +65,7 @@ def interrupted_and_resumed() -> None:
         model = sharded(seed=5)
         update = Update(model, pairs, LONG, seed=SEED)
         update.load(out / state)
-        leave(f"resumed from {state}", figures(update.run()))
+        leave(f"resumed from {state}", metrics(update.run()))
         save(model, out / f"resumed from {state}")
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import storage.session
-from storage.store import Store
+import storage.log.lease
+from storage.log.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent))  # store_faults, here and in child processes
 
@@ -32,12 +32,12 @@ def local(disk: Path) -> Store:
 @pytest.fixture
 def act_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Open the next sessions as another process: ``dead`` on this host, ``elsewhere``, or ``self``."""
-    describe = storage.session.describe_process
+    describe = storage.log.lease.describe_process
     ended = subprocess.Popen(["true"])
     ended.wait()
 
     def act(who: str) -> None:
         changes = {"dead": {"pid": ended.pid}, "elsewhere": {"host": "elsewhere.example"}, "self": {}}[who]
-        monkeypatch.setattr(storage.session, "describe_process", lambda: describe() | changes)
+        monkeypatch.setattr(storage.log.lease, "describe_process", lambda: describe() | changes)
 
     return act

@@ -12,14 +12,14 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from storage.checkpoints import local_directory, stage_directory
 from storage.errors import BackendError
-from storage.manifest import Key
-from storage.objects import Listed, Objects, Sink
-from storage.retention import prune
-from storage.run import Run
-from storage.shards import read_table, write_table
-from storage.store import Store
+from storage.log.manifest import Key
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.objects.objects import Listed, Objects, Sink
+from storage.retention.prune import prune
+from storage.tables.checkpoints import local_directory, stage_directory
+from storage.tables.shards import read_table, write_table
 
 
 class Crash(BaseException):

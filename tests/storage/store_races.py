@@ -7,18 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import storage.session
-from storage import layout
+import storage.log.lease
 from storage.errors import RunBusyError
-from storage.manifest import Key
-from storage.objects import LocalObjects, Objects
-from storage.store import Store
+from storage.log.manifest import Key
+from storage.log.store import Store
+from storage.objects import layout
+from storage.objects.objects import LocalObjects, Objects
 
 
 def act_elsewhere() -> None:
     """Open the next sessions of this process as one on another machine, which can be taken over while it lives."""
-    describe = storage.session.describe_process
-    storage.session.describe_process = lambda: describe() | {"host": "elsewhere.example"}  # type: ignore[assignment]
+    describe = storage.log.lease.describe_process
+    storage.log.lease.describe_process = lambda: describe() | {"host": "elsewhere.example"}  # type: ignore[assignment]
 
 
 def race(root: str, races: int, barrier: Any, results: Any) -> None:

@@ -26,9 +26,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from storage import checkpoints
-from storage.manifest import decode_entry
-from storage.objects import LocalObjects, Objects, Sink
+from storage.log.manifest import decode_entry
+from storage.objects.objects import LocalObjects, Objects, Sink
+from storage.tables import checkpoints
 
 KINDS = ("before", "torn", "linked", "after")
 _UNIQUE = re.compile(r"[-/][0-9a-f]{16,64}(?=[./]|$)")

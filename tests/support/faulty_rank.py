@@ -1,12 +1,12 @@
-"""`flows.rank_main` with a second rank that fails in the middle of a pass, once the file that FAULT names exists."""
+"""`flows.remote.rank_main` whose second rank fails in the middle of a pass, once the file that FAULT names exists."""
 
 import os
 from pathlib import Path
 from typing import Any
 
-from flows.rank_main import main
-from pipeline import logprobs
+from flows.remote.rank_main import main
 from pipeline.errors import OutOfMemoryError
+from pipeline.model import logprobs
 
 if __name__ == "__main__":
     pack_sums = logprobs.pack_sums

@@ -17,9 +17,9 @@ from typing import Any
 
 import psutil
 
-from flows.process import WorkerProcess
-from storage.manifest import Key
-from storage.run import Writer
+from flows.remote.worker_process import WorkerProcess
+from storage.log.manifest import Key
+from storage.log.run import Writer
 
 
 def _die() -> None:
@@ -28,7 +28,7 @@ def _die() -> None:
 
 def _last_rank() -> psutil.Process:
     """The rank with the greatest number among those that work under the root that this command line ends with."""
-    found = [one for one in psutil.process_iter(["cmdline"]) if "flows.rank_main" in (one.info["cmdline"] or ())]
+    found = [one for one in psutil.process_iter(["cmdline"]) if "flows.remote.rank_main" in (one.info["cmdline"] or ())]
     ranks = [one for one in found if sys.argv[-1] in str(one.info["cmdline"]) and "RANK" in one.environ()]
     return max(ranks, key=lambda rank: int(rank.environ()["RANK"]))
 
@@ -62,10 +62,10 @@ def arm(stage: str, number: int, when: str) -> None:
             sys.stdout.flush()
             await asyncio.sleep(3600)
 
-        def count(figures: Any) -> None:
+        def count(metrics: Any) -> None:
             nonlocal messages
             if hear is not None:
-                hear(figures)
+                hear(metrics)
             messages += 1
             if messages == 2:
                 os.kill(self.pid or 0 if when == "worker" else os.getpid(), signal.SIGKILL)
@@ -81,6 +81,6 @@ if __name__ == "__main__":
     stage, number, when = sys.argv[1].split(":")
     arm(stage, int(number), when)
     sys.argv = ["rondo", *sys.argv[2:]]
-    from flows.cli import main
+    from flows.cli.main import main
 
     main()

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load
 
 from pipeline.records import PROMPTS, to_table
-from storage.checkpoints import stage_directory
-from storage.run import Run
-from storage.shards import read_table, write_table
-from storage.store import Store
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.tables.checkpoints import stage_directory
+from storage.tables.shards import read_table, write_table
 from support.tiny import tiny_llama
 
 

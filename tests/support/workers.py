@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from flows.process import WorkerProcess
+from flows.remote.worker_process import WorkerProcess
 
 
 def use(worker: WorkerProcess, work: Callable[[], Awaitable[Any]]) -> Any:

@@ -1,0 +1,1 @@
+"""Questions asked of finished rounds: queries, pruning, labels, trained judges, capacity."""

@@ -1,0 +1,98 @@
+"""Which rounds keep their weights, how long a stray file is left alone: what the store's own commands need to know."""
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from flows.registry.catalog import existing_store
+from flows.registry.resume import recipe_of
+from flows.registry.round_summary import RoundSummary, summaries
+from pipeline.config import ImplicitJudge
+from pipeline.errors import ConfigError
+from storage.log.run import Run
+from storage.retention import prune as pruning
+from storage.retention import sweep as sweeping
+from storage.retention.prune import Pruning
+from storage.retention.sweep import Stray
+
+_GRACE = re.compile(r"(\d+)([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def prune(name: str, root: str, *, last: int | None, every: int | None, best: Sequence[str], dry_run: bool) -> Pruning:
+    """Removes weights and optimizer states of finished rounds, or says which would go.
+
+    Raises:
+        ConfigError: nothing says what to keep, or a metric is none.
+        RunBusyError: another process writes to the run.
+    """
+    store = existing_store(root)
+    run = store.run(name)
+    if last is None and every is None and not best:
+        raise ConfigError("say what to keep: --keep-last N, --keep-every M, --keep-best METRIC, or several of them")
+    there = set(pruning.rounds_with_weights(run))
+    rounds = [summary for summary in summaries(run.rounds()) if summary.round in there]
+    keep = rounds_to_keep(rounds, last, every, best) | _judging(run)
+    return pruning.plan_pruning(store, run, keep) if dry_run else pruning.prune(store, run, keep)
+
+
+def rounds_to_keep(
+    rounds: Sequence[RoundSummary], last: int | None, every: int | None, best: Sequence[str]
+) -> set[int]:
+    """The last so many, every so manieth, and the best by each metric; ``METRIC:min`` for one where less is better.
+
+    Raises:
+        ConfigError: the rounds have no such figure.
+    """
+    numbers = [summary.round for summary in rounds]
+    kept = set(numbers[-last:] if last else [])
+    kept |= {number for number in numbers if every is not None and number % every == 0}
+    return kept | {_best(rounds, metric) for metric in best if rounds}
+
+
+def sweep(root: str, grace: str, *, dry_run: bool) -> list[Stray]:
+    """Removes the files that nobody names, or says which would go.
+
+    Raises:
+        ConfigError: the grace is no duration.
+        CorruptEntryError: a log is damaged, so that nobody knows what it names.
+    """
+    store = existing_store(root)
+    strays = sweeping.find_strays(store, datetime.now(UTC), parse_grace(grace))
+    if not dry_run:
+        sweeping.sweep(store, strays)
+    return strays
+
+
+def parse_grace(text: str) -> timedelta:
+    """A duration such as 90m, 24h or 7d."""
+    match = _GRACE.fullmatch(text)
+    if match is None:
+        raise ConfigError(f"--grace '{text}' is no duration: give a number with s, m, h or d, such as 24h")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+def _judging(run: Run) -> set[int]:
+    """The rounds whose policies judge the next one."""
+    judges = [judge for judge in recipe_of(run).judges if isinstance(judge, ImplicitJudge)]
+    return {number for judge in judges for number in judge.rounds(len(run.finished))}
+
+
+def _best(rounds: Sequence[RoundSummary], metric: str) -> int:
+    name, _, direction = metric.partition(":")
+    if direction not in ("", "min", "max"):
+        raise ConfigError(f"--keep-best '{metric}': give METRIC, or METRIC:min where less is better")
+    fields = [key for key in RoundSummary.model_fields if key != "round"]
+    metrics = {
+        key: {summary.round: value for summary in rounds if _is_figure(value := getattr(summary, key))}
+        for key in fields
+    }
+    if not metrics.get(name):
+        known = ", ".join(key for key, values in metrics.items() if values)
+        raise ConfigError(f"--keep-best '{metric}': the rounds have no such figure, but {known}")
+    sign = -1 if direction == "min" else 1
+    return max(metrics[name], key=lambda number: (sign * metrics[name][number], -number))
+
+
+def _is_figure(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,179 @@
+"""A reward model from the preferences of any rounds: its data, its fit, and what is written beside its weights."""
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from flows.host.new_directory import check_new, new_directory
+from flows.registry.catalog import existing_store
+from flows.registry.checkpoints import local_policy
+from flows.report.judge_report import judge_report
+from pipeline.config.reward_training import RewardTrainingConfig
+from pipeline.errors import ConfigError
+from pipeline.model.devices import check_device
+from pipeline.reward_model.calibration import Calibration
+from pipeline.reward_model.data import RatedAnswer, RewardPair, held_out_prompts, rated_answers, reward_pairs
+from storage.log.manifest import FileRef
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.tables.shards import read_table
+
+RECORD = "reward_model.json"
+REPORT = "report.html"
+_STAGES = ("prompts", "candidates", "judgments", "preferences")
+_ROUNDS = re.compile(r"\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*")
+_INITIAL = 0
+_LIBRARIES = ("torch", "transformers", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rounds of a run."""
+
+    run: Run
+    rounds: list[int]
+
+
+@dataclass(frozen=True)
+class TrainedJudge:
+    """A reward model in its directory, and the record that lies there as JSON."""
+
+    directory: Path
+    record: dict[str, Any]
+    calibration: Calibration
+
+
+def training_settings(**values: Any) -> RewardTrainingConfig:
+    """Settings from a command line; ConfigError where one is out of its range."""
+    try:
+        return RewardTrainingConfig.model_validate(values)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = "".join(map(str, fault["loc"]))
+        raise ConfigError(f"--{name.replace('_', '-')} {values[name]}: {fault['msg']}") from None
+
+
+def train_judge(
+    sources: Sequence[str],
+    to: Path,
+    base: str | None,
+    config: RewardTrainingConfig,
+    root: str,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> TrainedJudge:
+    """Fits a reward model to the preferences of rounds, and writes it to a new directory, as a whole or not at all.
+
+    Args:
+        sources: each a run, all of whose rounds are taken, or RUN@ROUNDS, such as demo@3, demo@1-4 or demo@1,3-5.
+        base: a checkpoint's directory or an id on the hub; the initial policy of the first run where none is given. A
+            later one has learned from the very preferences that the fit is measured on.
+
+    Raises:
+        ConfigError: a round that does not exist or that no preferences were made in, a base that cannot serve, or a
+            directory that is there.
+        DataError: too few preferences.
+        Others as for ``pipeline.reward_model.training.fit_reward_model``.
+    """
+    check_new(to)
+    check_device("--device", config.device)
+    store = existing_store(root)
+    found = [parse_source(store, source) for source in sources]
+    pairs, ratings, lineage = _gather(store, found)
+    held_out_prompts(pairs, config.held_out, config.seed)
+    # torch takes seconds: what is wrong without it is said before.
+    from pipeline.reward_model.training import fit_reward_model
+
+    with tempfile.TemporaryDirectory(prefix="rondo-") as scratch, new_directory(to) as staged:
+        first = found[0].run
+        source = base or str(local_policy(store, first, _INITIAL, Path(scratch)))
+        report = fit_reward_model(source, pairs, ratings, config, staged, on_step=on_step)
+        record = {
+            "format": 1,
+            "objective": config.objective,
+            "settings": config.model_dump(mode="json"),
+            "base": base or _checkpoint_of(first),
+            "data": lineage,
+            "libraries": {name: version(name) for name in _LIBRARIES},
+            **asdict(report),
+        }
+        (staged / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
+        (staged / REPORT).write_text(judge_report(to.name, record, report.calibration), encoding="utf-8")
+    return TrainedJudge(to, record, report.calibration)
+
+
+def parse_source(store: Store, source: str) -> Source:
+    """The run and the rounds that RUN or RUN@ROUNDS names.
+
+    Raises:
+        ConfigError: it is neither, or a round is not finished, or has no preferences.
+        RunNotFoundError: there is no such run.
+    """
+    name, at, text = source.partition("@")
+    run = store.run(name)
+    trained = [number for number in run.finished if number > 0]
+    if not trained:
+        raise ConfigError(f"run '{name}' has no finished round with preferences yet: 'rondo resume {name}' goes on")
+    if not at:
+        return Source(run, trained)
+    if not _ROUNDS.fullmatch(text):
+        raise ConfigError(f"'{source}' is not RUN@ROUNDS: give rounds such as {name}@3, {name}@1-4 or {name}@1,3-5")
+    rounds: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if int(last or first) > trained[-1]:
+            raise ConfigError(
+                f"round {int(last or first)} of run '{name}' is not finished: it has preferences of rounds 1 to "
+                f"{trained[-1]}"
+            )
+        rounds += range(int(first), int(last or first) + 1)
+    if missing := sorted(set(rounds) - set(trained)):
+        raise ConfigError(f"round {missing[0]} of run '{name}' has no preferences: they begin with round {trained[0]}")
+    if not rounds:
+        raise ConfigError(f"'{source}' names no round: give the smaller number first")
+    return Source(run, sorted(set(rounds)))
+
+
+def _gather(
+    store: Store, sources: Sequence[Source]
+) -> tuple[list[RewardPair], list[RatedAnswer], list[dict[str, Any]]]:
+    """The pairs and ratings of all rounds, each file once, and where they come from."""
+    pairs: list[RewardPair] = []
+    ratings: list[RatedAnswer] = []
+    lineage = []
+    seen: set[str] = set()
+    for source in sources:
+        prompt_files = source.run.files(0, "prompts")
+        prompts = read_table(store, prompt_files)
+        for number in source.rounds:
+            files = {stage: source.run.files(number, stage) for stage in _STAGES[1:]}
+            preferences = [file.sha256 for file in files["preferences"]]
+            if seen.issuperset(preferences):
+                continue  # a fork's round that its parent has given already
+            seen.update(preferences)
+            candidates, judgments, chosen = (read_table(store, files[stage]) for stage in _STAGES[1:])
+            pairs += reward_pairs(prompts, candidates, chosen)
+            ratings += rated_answers(prompts, candidates, judgments)
+            lineage.append({
+                "run": source.run.name,
+                "round": number,
+                "files": _described({"prompts": prompt_files, **files}),
+            })  # fmt: skip
+    return pairs, ratings, lineage
+
+
+def _described(files: dict[str, list[FileRef]]) -> dict[str, list[dict[str, Any]]]:
+    return {
+        stage: [{"path": file.path, "sha256": file.sha256, "rows": file.rows} for file in found]
+        for stage, found in files.items()
+    }
+
+
+def _checkpoint_of(run: Run) -> dict[str, Any]:
+    return {"run": run.name, "round": _INITIAL, "policy": run.entries(_INITIAL, "checkpoint")[-1].meta["policy"]}

@@ -1,0 +1,66 @@
+"""The lineage of runs as a tree for the terminal."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.text import Text
+from rich.tree import Tree
+
+from flows.registry.catalog import state_of
+
+_SHORT = 8
+
+
+def lineage_tree(runs: Sequence[Mapping[str, Any]], root: str) -> Tree:
+    """Runs with their rounds; a fork hangs at the round that it starts from."""
+    tree = Tree(Text(f"runs in {root}"))
+    by_name = {run["run"]: run for run in runs}
+    for run in runs:
+        if run["parent"] is None or run["parent"]["run"] not in by_name:
+            _add(tree, run, by_name)
+    return tree
+
+
+def _add(tree: Tree, run: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]]) -> None:
+    branch = tree.add(_of_run(run))
+    forks = [runs[name] for name in run["forks"] if name in runs]
+    for round in run["rounds"]:
+        starting = [fork for fork in forks if fork["parent"]["round"] == round["round"]]
+        # What a fork shares with its parent is drawn there, unless another fork starts from it.
+        if round["inherited"] and not starting:
+            continue
+        leaf = branch.add(_of_round(round))
+        for fork in starting:
+            _add(leaf, fork, runs)
+
+
+def _of_run(run: Mapping[str, Any]) -> Text:
+    recipe = run["header"].get("recipe")
+    recipe = recipe if isinstance(recipe, Mapping) else {}
+    parent, done = run["parent"], len(run["rounds"]) - 1
+    state = state_of(run["state"], paused=run["paused"], finished=done >= recipe.get("rounds", math.inf))
+    text = Text.assemble((run["run"], "bold"), f"  {recipe.get('name', '')}  {_extent(done + 1)}  {state}")
+    return text if parent is None else text.append(f"  fork of {parent['run']}@{parent['round']}")
+
+
+def _of_round(round: Mapping[str, Any]) -> Text:
+    record = round["record"]
+    origin = record.get("origin") or {}
+    parts = [f"round {round['round']}"]
+    if "policy" in record:
+        parts.append(f"policy {record['policy'][:_SHORT]}")
+    if record.get("reference"):
+        parts.append(f"reference {record['reference'][:_SHORT]}")
+    if origin.get("prompts"):
+        parts.append(f"prompts {origin['prompts'][:_SHORT]}")
+    if record.get("reward") is not None:
+        parts.append(f"reward {record['reward']:+.3f}")
+    if round["weights"] == "removed":
+        parts.append("weights removed")
+    return Text("  ".join(parts))
+
+
+def _extent(finished: int) -> str:
+    """Round 0 is the initial policy alone."""
+    return "no round yet" if not finished else "round 0" if finished == 1 else f"rounds 0 to {finished - 1}"

@@ -1,0 +1,66 @@
+"""The commands that hand a round on: checkpoint and publish."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.options import Root, RunAtRound
+from flows.host.new_directory import new_directory
+from flows.publish.publish import What, publish
+from flows.registry.catalog import DEFAULT_ROOT, existing_store, run_at_round
+from flows.registry.checkpoints import checkpoint_files, local_policy
+from pipeline.errors import ConfigError
+from storage.tables.checkpoints import local_directory
+from storage.verify.resume_check import is_adapter
+
+app = typer.Typer()
+
+
+@app.command()
+def checkpoint(
+    source: RunAtRound,
+    to: Annotated[
+        Path | None,
+        typer.Option(help="copy it to this new directory; needed where runs lie in a bucket, and for adapters"),
+    ] = None,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Print the directory of a round's checkpoint, verified, as in: vllm serve $(rondo checkpoint demo@3)
+
+    A copy of an adapter is the whole model, merged.
+    """
+    store = existing_store(root)
+    run, number = run_at_round(store, source)
+    files = checkpoint_files(run, number)
+    if to is not None:
+        with tempfile.TemporaryDirectory(prefix="rondo-") as scratch, new_directory(to) as staged:
+            policy = local_policy(store, run, number, Path(scratch))
+            for path in (path for path in policy.rglob("*") if path.is_file()):
+                copy = staged / path.relative_to(policy)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+        typer.echo(to.expanduser().resolve())
+    elif is_adapter(files):
+        raise ConfigError(f"the checkpoint of {source} is an adapter: give a directory for the whole model, as --to")
+    elif store.is_local:
+        typer.echo(local_directory(store, files, Path()))
+    else:
+        raise ConfigError(f"the runs in {store.root} lie on no local disk: give a directory to copy to, as --to")
+
+
+@app.command("publish")
+def publish_(
+    source: RunAtRound,
+    repo: Annotated[str, typer.Option(help="NAMESPACE/NAME on the Hub, or NAME in the namespace of the token's owner")],
+    what: Annotated[What, typer.Option(help="the checkpoint, its preferences, or both")] = What.both,
+    private: Annotated[bool, typer.Option("--private", help="new repositories are seen by their owners only")] = False,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Push a round to the Hub: the checkpoint as a model, its preferences as a dataset. The token is HF_TOKEN's."""
+    store = existing_store(root)
+    run, number = run_at_round(store, source)
+    for url in publish(store, run, number, repo, what, private=private):
+        typer.echo(url)

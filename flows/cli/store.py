@@ -1,0 +1,149 @@
+"""The commands that look after the store: verify, prune, sweep, delete, lineage; and at the machine: doctor."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from flows.analysis import pruning
+from flows.cli import tables
+from flows.cli.lineage_tree import lineage_tree
+from flows.cli.options import DryRun, Json, Root, RunName, TakeOver
+from flows.registry.catalog import DEFAULT_ROOT, existing_store
+from storage.queries.lineage import lineage as lineage_of
+from storage.retention.prune import check_deletable, delete_run
+from storage.verify.verify import Verification
+from storage.verify.verify import verify as verify_run
+
+app = typer.Typer()
+
+
+@app.command()
+def verify(run: RunName, root: Root = DEFAULT_ROOT, json: Json = False) -> None:
+    """Read everything of a run again, and say what is damaged; exit status 1 if anything is."""
+    store = existing_store(root)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(compact=True))
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"reading '{run}' again", total=None)
+        found = verify_run(store, run, lambda done, total: progress.update(task, completed=done, total=total))
+    if json:
+        tables.print_json({"ok": not found.damages, **asdict(found)})
+    else:
+        _print_verification(found)
+    if found.damages:
+        raise typer.Exit(1)
+
+
+@app.command()
+def prune(
+    run: RunName,
+    keep_last: Annotated[int | None, typer.Option(min=1, metavar="N", help="keep those of the last N rounds")] = None,
+    keep_every: Annotated[int | None, typer.Option(min=1, metavar="M", help="keep those of every M-th round")] = None,
+    keep_best: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC", help="keep those of the best round by a figure, such as reward or kl_initial:min"
+        ),
+    ] = None,
+    dry_run: DryRun = False,
+    root: Root = DEFAULT_ROOT,
+    json: Json = False,
+) -> None:
+    """Remove weights and optimizer states of finished rounds; tables stay, and so does all that a fork needs."""
+    found = pruning.prune(run, root, last=keep_last, every=keep_every, best=keep_best or [], dry_run=dry_run)
+    if json:
+        tables.print_json({"run": run, "removed": not dry_run, **asdict(found)})
+        return
+    rows = [
+        {"round": item.round, "stage": item.stage, "files": len(item.files), "size": decimal(item.freed)}
+        for item in found.removals
+    ]
+    verb = "would go" if dry_run else "removed"
+    tables.print_rows(rows, title=f"{run}: {verb}", as_json=False, empty=f"nothing of '{run}' is there to be pruned")
+    if rows:
+        typer.echo(f"{decimal(sum(item.freed for item in found.removals))} {verb}; the tables of all rounds stay")
+    if found.for_forks:
+        rounds, forks = ", ".join(map(str, found.for_forks)), ", ".join(found.forks)
+        typer.echo(f"kept, because forks ({forks}) name them: the weights of rounds {rounds}")
+
+
+@app.command()
+def sweep(
+    grace: Annotated[str, typer.Option(help="leave alone what is younger, such as 90m, 24h or 7d")] = "24h",
+    dry_run: DryRun = False,
+    root: Root = DEFAULT_ROOT,
+    json: Json = False,
+) -> None:
+    """Remove files that no run names: what killed workers and interrupted deletions have left behind."""
+    strays = pruning.sweep(root, grace, dry_run=dry_run)
+    if json:
+        tables.print_json([asdict(stray) for stray in strays])
+        return
+    rows = [{"file": stray.path, "size": decimal(stray.bytes), "why": stray.why} for stray in strays]
+    verb = "would go" if dry_run else "removed"
+    tables.print_rows(rows, title=f"{root}: {verb}", as_json=False, empty="nothing to sweep")
+    if rows:
+        typer.echo(f"{len(rows)} files, {decimal(sum(stray.bytes for stray in strays))} {verb}")
+
+
+@app.command()
+def delete(
+    run: RunName,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    root: Root = DEFAULT_ROOT,
+    take_over: TakeOver = False,
+) -> None:
+    """Delete a run with its tables and weights; refused while a fork names them or a process writes."""
+    store = existing_store(root)
+    check_deletable(store, run)
+    if not yes:
+        typer.confirm(f"delete run '{run}' in {store.root} for good?", abort=True)
+    delete_run(store, run, take_over=take_over)
+    typer.echo(f"run '{run}' is deleted")
+
+
+@app.command()
+def lineage(
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="only the family of this run")] = None,
+    root: Root = DEFAULT_ROOT,
+    json: Json = False,
+) -> None:
+    """Draw the tree of runs, forks and rounds, with what each was made from."""
+    found = lineage_of(existing_store(root), run)
+    if json:
+        tables.print_json(found)
+    else:
+        Console().print(lineage_tree(found, root))
+
+
+@app.command()
+def doctor(root: Root = DEFAULT_ROOT, json: Json = False) -> None:
+    """Look at this machine and say what is missing; exit status 1 if anything is."""
+    from flows.cli.doctor import examine
+
+    found = examine(root)
+    rows = [asdict(finding) for finding in found]
+    tables.print_rows(rows, title="What rondo finds here", as_json=json, empty="", longest=1000)
+    if any(finding.verdict == "missing" for finding in found):
+        raise typer.Exit(1)
+
+
+def _print_verification(found: Verification) -> None:
+    rows = [{"round": damage.round, "problem": damage.problem, "meaning": damage.meaning} for damage in found.damages]
+    read = f"{found.files} files, {decimal(found.bytes)} read again"
+    if found.released:
+        read += f"; {found.released} files were removed on purpose"
+    if not rows:
+        typer.echo(f"run '{found.run}' is as it was committed: {read}")
+        return
+    tables.print_rows(rows, title=f"Run {found.run}: damaged", as_json=False, empty="")
+    good = ", ".join(map(str, found.good)) or "none"
+    typer.echo(f"{read}; good rounds: {good}")
+    if found.newest_checkpoint is None:
+        typer.echo("no round has all that a next one needs")
+    else:
+        typer.echo(f"newest good checkpoint: rondo fork {found.run}@{found.newest_checkpoint} --name NEW")

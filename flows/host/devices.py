@@ -1,0 +1,21 @@
+"""The devices of a recipe that this machine has to have: those of the workers that are processes of it."""
+
+from pipeline.config import ImplicitJudge, Recipe, RewardModelJudge
+from pipeline.model.devices import check_device
+
+
+def check_devices(recipe: Recipe) -> None:
+    """Refuses a recipe whose trainer, sampler or judging model would not find their device here.
+
+    Replicas on Ray look for theirs where they are placed.
+
+    Raises:
+        ConfigError: torch finds no such device on this machine.
+    """
+    devices, cluster = recipe.devices, recipe.cluster
+    check_device("devices.trainer", devices.trainer)
+    if not cluster.sampler.replicas:
+        check_device("devices.sampler", devices.sampler)
+    parts = [part for judge in recipe.judges for part in judge.parts()]
+    if any(isinstance(part, RewardModelJudge | ImplicitJudge) for part in parts) and not cluster.judge.replicas:
+        check_device("devices.judge", devices.judge)

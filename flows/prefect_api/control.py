@@ -1,0 +1,288 @@
+"""How a run is stopped while it goes on: cancelled or paused, by a signal or in Prefect, and always in order.
+
+Whoever asks, the same happens: the task that executes the run is cancelled, its workers end, its session is closed,
+and the flow run ends as Cancelled or stays Suspended. Prefect alone would not end it: it notices neither state of a
+flow run that no runner of its own has started, and the Suspended one only when the next task begins.
+
+    SIGTERM           cancels: a service manager's, ``rondo cancel``'s, or that of Prefect's runner
+    SIGUSR1           pauses: ``rondo pause``
+    Prefect's state   Cancelling or Paused, of the run's flow run, of the one around it, or of its round: looked for
+                      every few seconds, where the server outlives the command
+
+A round that waits for people's labels stops the run in the same way. Nothing has failed then: its flow runs end as
+AwaitingLabels, a kind of Completed.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterParentFlowRunId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.context import FlowRunContext
+from prefect.exceptions import CancelledRun, Pause, PrefectException
+from prefect.logging import get_logger
+from prefect.states import Cancelled, Completed, Suspended
+
+from flows.errors import InterruptedRunError, PausedRunError, WaitingForLabelsError
+from pipeline.errors import RondoError
+from storage.log.lease import utc_now
+from storage.log.run import Run, Writer
+
+LOOK_SECONDS = 2.0
+PAUSE_SIGNAL = signal.SIGUSR1
+
+AWAITING_LABELS = "AwaitingLabels"
+
+_STOPPED = [StateType.CANCELLING, StateType.CANCELLED, StateType.PAUSED]
+_UNFINISHED = [StateType.RUNNING, StateType.CRASHED, StateType.PENDING, StateType.CANCELLING, StateType.PAUSED]
+API_ERRORS = (httpx.HTTPError, PrefectException)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """That a run is to stop: whether it stays paused, and who asked, or which labels it waits for."""
+
+    paused: bool
+    by: str
+    labels: str | None = None
+
+    @property
+    def message(self) -> str:
+        """Why the flow runs end."""
+        return self.labels or f"{'paused' if self.paused else 'interrupted'} by {self.by}"
+
+    @property
+    def state(self) -> State[Any]:
+        """How the flow runs end."""
+        if self.labels is not None:
+            return awaiting_labels(self.labels)
+        return Cancelled(message=self.message)
+
+
+class Control:
+    """Stops the task that made it, when somebody asks for it.
+
+    Args:
+        run: the run that is executed.
+        writer: its writer, which keeps a pause.
+        before: what the run's pause said before this writer ended it.
+        watched: whether people can reach the flow run in Prefect, in a server that outlives the command.
+
+    Attributes:
+        flow_run: the flow run that people see as the run, once there is one.
+        waits_for_people: that it is Paused, or has stopped, for people's labels, and not because somebody wants that.
+    """
+
+    def __init__(self, run: Run, writer: Writer, before: dict[str, Any] | None, *, watched: bool) -> None:
+        self._name, self._writer, self._before, self.watched = run.name, writer, before, watched
+        self._task = asyncio.current_task()
+        around = FlowRunContext.get()
+        self._around: UUID | None = around.flow_run.id if around and around.flow_run else None
+        self._stop: Stop | None = None
+        self.flow_run: UUID | None = self._around
+        self.waits_for_people = False
+
+    def ask(self, stop: Stop) -> None:
+        """Begins the end; what is asked after that changes nothing."""
+        if self._stop is None and self._task is not None:
+            self._stop = stop
+            self._task.cancel()
+
+    async def await_labels(self, what: str) -> NoReturn:
+        """Stops the run from within, until people have labelled.
+
+        Args:
+            what: which labels, and how they come; what the command says at its end.
+        """
+        self.waits_for_people = True
+        self.ask(Stop(False, "the round", what))
+        while True:  # the task that executes the run is this one, or waits for it
+            await asyncio.sleep(LOOK_SECONDS)
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hears signals while the block runs.
+
+        Raises:
+            InterruptedRunError, PausedRunError, WaitingForLabelsError: the block was stopped.
+        """
+        before = signal.getsignal(signal.SIGTERM)
+        self.listen()
+        try:
+            yield
+        except (asyncio.CancelledError, CancelledRun, Pause) as end:
+            raise self._error(self._ended(end)) from None
+        else:
+            if self._stop is not None and self._stop.labels is not None:  # for Prefect the flow run is completed
+                raise self._error(self._stop)
+        finally:
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, PAUSE_SIGNAL):
+                loop.remove_signal_handler(number)
+            signal.signal(signal.SIGTERM, before)
+            signal.signal(PAUSE_SIGNAL, signal.SIG_IGN)  # it may come late, and would kill
+
+    def listen(self) -> None:
+        """Takes the signals; again at the begin of each flow within, as Prefect then takes SIGTERM for itself."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.ask, Stop(False, "SIGTERM"))
+        loop.add_signal_handler(PAUSE_SIGNAL, self.ask, Stop(True, "rondo pause"))
+
+    async def in_order(self, work: Awaitable[None]) -> State[Any] | None:
+        """Within the run's flow: does the work, and returns how the flow run is to end where that is stopped.
+
+        Raises:
+            Pause: as Prefect has it, where the flow run is suspended.
+        """
+        self.listen()
+        context = FlowRunContext.get()
+        assert context is not None
+        assert context.flow_run is not None
+        own = context.flow_run.id
+        self.flow_run = self._around or own
+        watch = asyncio.create_task(self._watch(own)) if self.watched else None
+        try:
+            await work
+        except (asyncio.CancelledError, Pause) as end:
+            stop = self._ended(end)
+            if self._lost_a_slot(end):
+                raise
+            if isinstance(end, asyncio.CancelledError) and self._task is not None:
+                self._task.uncancel()
+        else:
+            return None
+        finally:
+            if watch is not None:
+                watch.cancel()
+        return await self._end(own, stop)
+
+    async def _end(self, own: UUID, stop: Stop) -> State[Any]:
+        if stop.paused:
+            self._writer.pause({"by": stop.by, "since": utc_now(), "flow_run": str(self._around or own)})
+        async with get_client() as client:
+            with contextlib.suppress(*API_ERRORS):
+                within = FlowRunFilterParentFlowRunId(any_=[own])
+                for unfinished in await _in_states(client, _UNFINISHED, FlowRunFilter(parent_flow_run_id=within)):
+                    await client.set_flow_run_state(unfinished.id, stop.state, force=True)
+                if self._around is not None:  # which is suspended: then Prefect lets nothing within it end by itself
+                    await client.set_flow_run_state(own, stop.state, force=True)
+        if stop.paused and self._around is None:
+            raise Pause(state=await suspend(own, stop.message))
+        return stop.state
+
+    def _error(self, stop: Stop) -> RondoError:
+        """What the command ends with."""
+        if stop.labels is not None:
+            return WaitingForLabelsError(stop.labels)
+        if stop.paused:
+            return PausedRunError(
+                f"paused by {stop.by}: what is committed stays, and scheduled runs leave it alone until "
+                f"'rondo resume {self._name}'"
+            )
+        return InterruptedRunError(
+            f"interrupted by {stop.by}: what is committed stays, and 'rondo resume {self._name}' goes on"
+        )
+
+    def _ended(self, end: BaseException) -> Stop:
+        """Who asked: it may be Ctrl-C, or Prefect, which suspends by itself when a task begins."""
+        if self._stop is None:
+            by_prefect = isinstance(end, Pause) or self._lost_a_slot(end)
+            self._stop = Stop(isinstance(end, Pause), "Prefect" if by_prefect else "Ctrl-C")
+        return self._stop
+
+    def _lost_a_slot(self, end: BaseException) -> bool:
+        """Whether Prefect cancels, by a scope of its own that says so, as where a concurrency slot is lost."""
+        return isinstance(end, asyncio.CancelledError) and bool(end.args)
+
+    async def _watch(self, own: UUID) -> None:
+        log, silent = get_logger("rondo"), False
+        roots = FlowRunFilter(id=FlowRunFilterId(any_=[own, *([self._around] if self._around else [])]))
+        within = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[own]))
+        async with get_client() as client:
+            with contextlib.suppress(*API_ERRORS):
+                await client.update_flow_run(own, tags=[f"run:{self._name}", session_tag(self._writer.session)])
+                await self._close_paused(client, own)
+            while True:
+                await asyncio.sleep(LOOK_SECONDS)
+                try:
+                    found = await _in_states(client, _STOPPED, roots)
+                    found += await _in_states(client, [StateType.CANCELLING, StateType.PAUSED], within)
+                except API_ERRORS as error:
+                    if not silent:
+                        log.warning("Prefect does not say whether the run is to stop (%s); asking on", error)
+                    silent = True
+                    continue
+                paused = [run for run in found if run.state_type == StateType.PAUSED]
+                if len(paused) < len(found) or (paused and not self.waits_for_people):
+                    self.ask(Stop(len(paused) == len(found), "Prefect"))
+                    return
+
+    async def _close_paused(self, client: PrefectClient, own: UUID) -> None:
+        """The flow run that was paused, and that another now goes on for, waits for nothing any more."""
+        paused = (self._before or {}).get("flow_run")
+        if paused is None or paused in (str(own), str(self._around)):
+            return
+        found = await _in_states(client, [StateType.PAUSED], FlowRunFilter(id=FlowRunFilterId(any_=[UUID(paused)])))
+        for run in found:
+            gone_on: State[Any] = Cancelled(message="another flow run has gone on for this one")
+            await client.set_flow_run_state(run.id, gone_on, force=True)
+
+
+def session_tag(session: str) -> str:
+    """The tag of the flow run in which a session of the store executes a run: so others find the one by the other."""
+    return f"session:{session}"
+
+
+def awaiting_labels(message: str) -> State[Any]:
+    """The state of a flow run that has ended until people have labelled."""
+    return Completed(name=AWAITING_LABELS, message=message)
+
+
+async def end_flow_run(stopped: InterruptedRunError) -> State[Any]:
+    """How the flow run around a run ends when that was stopped.
+
+    Raises:
+        Pause: as Prefect has it, where the run was paused.
+    """
+    context = FlowRunContext.get()
+    if isinstance(stopped, PausedRunError) and context is not None and context.flow_run is not None:
+        raise Pause(state=await suspend(context.flow_run.id, str(stopped)))
+    return Cancelled(message=str(stopped))
+
+
+async def suspend(flow_run: UUID, message: str) -> State[Any]:
+    """Suspends a flow run without end, unless it is. Prefect's other pause is for a process that waits in it."""
+    async with get_client() as client:
+        state = (await client.read_flow_run(flow_run)).state
+        # The UI's button suspends for minutes, after which Prefect fails the flow run, and nobody can resume it there.
+        if state is None or state.name != "Suspended" or state.state_details.pause_timeout is not None:
+            state = Suspended(message=message)
+            await client.set_flow_run_state(flow_run, state, force=True)
+        return state
+
+
+def held_back(run: Run) -> str | None:
+    """Why a scheduled run is to leave this run alone; None where it goes on, as where that very flow run is resumed."""
+    pause, context = run.pause, FlowRunContext.get()
+    own = str(context.flow_run.id) if context is not None and context.flow_run is not None else None
+    if pause is None or pause.get("flow_run") == own:
+        return None
+    return f"run '{run.name}' is paused by {pause['by']} since {pause['since']}: 'rondo resume {run.name}' goes on"
+
+
+async def _in_states(client: PrefectClient, states: list[StateType], which: FlowRunFilter) -> list[FlowRun]:
+    which = which.model_copy(update={"state": FlowRunFilterState(type=FlowRunFilterStateType(any_=states))})
+    return await client.read_flow_runs(flow_run_filter=which, limit=20)

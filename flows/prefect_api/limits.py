@@ -1,0 +1,252 @@
+"""Prefect's concurrency limits: scheduled runs that would meet wait for each other.
+
+The writer's lease of the store decides who may write a run; a limit only makes the second wait where the lease would
+refuse it. Slots are leased from the server, and are free again at the end of the lease where their holder was killed.
+A server that is away for longer takes the slot, and not the work: the run goes on. So the lease of a run's name is as
+short as Prefect allows, for who comes too early then finds the run at work and leaves it alone; that of GPUs is longer,
+as nothing else keeps two runs from meeting on them. (A deployment's own limit would end a run that loses its slot, and
+sends those that wait to the server again and again, which keeps SQLite busy.)
+
+One scheduled run that waits stands for all that come due meanwhile: where rounds take longer than the schedule's
+interval, they would add up without end.
+"""
+
+import asyncio
+import contextlib
+import datetime
+from collections.abc import AsyncIterator
+from contextvars import ContextVar
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateName,
+)
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError, concurrency
+from prefect.context import FlowRunContext
+from prefect.exceptions import MissingContextError, ObjectAlreadyExists, ObjectNotFound
+from prefect.logging import get_run_logger
+from prefect.states import Cancelled
+
+from flows.errors import ServerError
+from flows.host.progress import Display
+from pipeline.config import Recipe
+from pipeline.records import content_id
+
+GPU_LIMIT = "rondo-gpu"
+SKIPPED = "Skipped"
+STOOD_FOR = "another scheduled run was due as well, and stands for this one"
+LEASE_SECONDS = 60.0
+GPU_LEASE_SECONDS = 120.0
+ASK_SECONDS = 3.0
+
+
+def run_limit(run: str, root: str) -> str:
+    """Name of the limit that lets one run of this name under this root go on at a time."""
+    return f"rondo-run-{run}-{content_id(root)[:8]}"
+
+
+def waiting_limit(run: str, root: str) -> str:
+    """Name of the limit that lets one scheduled run wait until another of this name is done."""
+    return f"rondo-waiting-{run}-{content_id(root)[:8]}"
+
+
+def needs_gpu(recipe: Recipe) -> bool:
+    """Whether any part of a run of this recipe is on a GPU."""
+    return '"cuda' in recipe.devices.model_dump_json()
+
+
+async def ensure_gpu_limit() -> None:
+    """Creates the limit of runs that use GPUs, at one; where it is there, it stays as people have set it."""
+    await _ensure(GPU_LIMIT)
+
+
+async def ensure_run_limits(run: str, root: str) -> None:
+    """Creates the limits of a run, where they are not there."""
+    await _ensure(run_limit(run, root))
+    await _ensure(waiting_limit(run, root))
+
+
+@contextlib.asynccontextmanager
+async def alone(run: str, root: str, recipe: Recipe, display: Display) -> AsyncIterator[bool]:
+    """Waits until no other run of this name goes on, and where the recipe uses GPUs, until these are free.
+
+    Yields:
+        True, or at once False to a scheduled run where another one waits already.
+
+    Raises:
+        ServerError: the limit of GPUs is not there.
+    """
+    await ensure_run_limits(run, root)
+    async with contextlib.AsyncExitStack() as stack:
+        name = run_limit(run, root)
+        if not await _taken(stack, name):
+            async with _beside(waiting_limit(run, root)) as free:
+                if free or not _scheduled():
+                    _tell(display, f"waiting until no other run of '{run}' goes on")
+                    while not await _taken(stack, name):
+                        await asyncio.sleep(ASK_SECONDS)
+                    free = True
+            if not free:
+                yield False
+                return
+        if needs_gpu(recipe):
+            await _require(GPU_LIMIT)
+            await stack.enter_async_context(_gpus(display))
+        yield True
+
+
+@contextlib.asynccontextmanager
+async def without_gpus(display: Display) -> AsyncIterator[None]:
+    """Gives the GPUs to others during the block, where this run holds them, and waits for them after it."""
+    held = _HELD.get()
+    if held is None:
+        yield
+        return
+    await held.empty_cache()
+    yield
+    await _take_gpus(held, display)
+
+
+async def skip_overdue() -> None:
+    """Cancels, as skipped, the other runs of this deployment that its schedule made due and that nobody has started."""
+    this = _scheduled()
+    if this is None:
+        return
+    which = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[this.deployment_id]),
+        # By name: one that is resumed or tried again is of the same type, and stands for itself.
+        state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Scheduled", "Late"])),
+        expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.datetime.now(datetime.UTC)),
+    )
+    async with get_client() as client:
+        for run in await client.read_flow_runs(flow_run_filter=which):
+            if run.auto_scheduled:
+                skipped: State[None] = Cancelled(name=SKIPPED, message=STOOD_FOR)
+                await client.set_flow_run_state(run.id, skipped)
+
+
+def _scheduled() -> FlowRun | None:
+    """The flow run that is going on, where a deployment's schedule has started it."""
+    context = FlowRunContext.get()
+    this = context.flow_run if context else None
+    return this if this is not None and this.deployment_id is not None and this.auto_scheduled else None
+
+
+def _tell(display: Display, text: str) -> None:
+    display.say(text)
+    with contextlib.suppress(MissingContextError):  # no flow run, whose log is shown in the UI
+        get_run_logger().info(text)
+
+
+async def _taken(stack: contextlib.AsyncExitStack, name: str) -> bool:
+    """Takes a slot where one is free.
+
+    To wait is to ask again. Prefect waits in a thread, which a process that is cancelled does not get rid of: it would
+    wait for the slot before it ends, and keep it from the others.
+    """
+    lease = GPU_LEASE_SECONDS if name == GPU_LIMIT else LEASE_SECONDS
+    # Each limit by itself: asked for several at once, Prefect is content where one of them exists.
+    slot = concurrency(name, strict=True, lease_duration=lease, max_retries=0, raise_on_lease_renewal_failure=False)
+    try:
+        await stack.enter_async_context(slot)
+    except ConcurrencySlotAcquisitionError as error:
+        cause = error.__cause__
+        if isinstance(cause, httpx.HTTPStatusError) and cause.response.status_code == httpx.codes.LOCKED:
+            return False
+        raise
+    return True
+
+
+class _Held:
+    """A slot that a task of its own holds.
+
+    Prefect's slots must be given back in reverse order by the task that took them, and this one goes before what is
+    taken after it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._leave = asyncio.Event()
+        self._holding: asyncio.Task[None] | None = None
+
+    async def take(self) -> bool:
+        """Takes a slot where one is free, and says whether one was."""
+        taken: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._leave.clear()
+        self._holding = asyncio.create_task(self._hold(taken))
+        await asyncio.wait((taken, self._holding), return_when=asyncio.FIRST_COMPLETED)
+        if not taken.done():
+            await self._holding  # it failed
+        return taken.result()
+
+    async def empty_cache(self) -> None:
+        """Gives the slot back, where there is one. A server that is away then does not hold up what is done."""
+        self._leave.set()
+        if self._holding is not None:
+            await asyncio.gather(self._holding, return_exceptions=True)
+
+    async def _hold(self, taken: asyncio.Future[bool]) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            has = await _taken(stack, self._name)
+            taken.set_result(has)
+            if has:
+                await self._leave.wait()
+
+
+_HELD: ContextVar[_Held | None] = ContextVar("gpus", default=None)
+
+
+@contextlib.asynccontextmanager
+async def _beside(name: str) -> AsyncIterator[bool]:
+    """Holds a slot where one is free, and says whether one was."""
+    held = _Held(name)
+    try:
+        yield await held.take()
+    finally:
+        await held.empty_cache()
+
+
+@contextlib.asynccontextmanager
+async def _gpus(display: Display) -> AsyncIterator[None]:
+    held = _Held(GPU_LIMIT)
+    _HELD.set(held)
+    try:
+        await _take_gpus(held, display)
+        yield
+    finally:
+        _HELD.set(None)
+        await held.empty_cache()
+
+
+async def _take_gpus(held: _Held, display: Display) -> None:
+    if not await held.take():
+        _tell(display, "waiting for the GPUs")
+        while not await held.take():
+            await asyncio.sleep(ASK_SECONDS)
+
+
+async def _require(name: str) -> None:
+    async with get_client() as client:
+        try:
+            await client.read_global_concurrency_limit_by_name(name)
+        except ObjectNotFound:
+            raise ServerError(
+                f"the server has no concurrency limit '{name}', without which runs would meet on its GPUs: create it "
+                f"with 'rondo up' or 'rondo deploy', or 'prefect gcl create {name} --limit 1'"
+            ) from None
+
+
+async def _ensure(name: str) -> None:
+    async with get_client() as client:
+        try:
+            await client.read_global_concurrency_limit_by_name(name)
+        except ObjectNotFound:
+            with contextlib.suppress(ObjectAlreadyExists):  # another process was faster
+                await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))

@@ -1,0 +1,183 @@
+"""The Prefect server of a command: the user's own, that of ``rondo up``, or a temporary one for those who run none.
+
+The temporary one is a child process that can never outlive its parent. Prefect's own temporary server stays behind when
+the flow's process is killed; this one holds a pipe to its parent and ends when the pipe closes. Its database is private
+and goes with it, so that runs side by side never wait for one another's locks. Who wants a history and the UI runs
+``rondo up``, or sets ``PREFECT_API_URL`` to a server of their own.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import httpx
+
+import flows.prefect_api.settings  # noqa: F401  before Prefect
+from flows.errors import ServerError
+from flows.host.progress import Display
+from flows.prefect_api import server_record
+
+Say = Callable[[str], None]
+START_SECONDS = 180.0  # a busy two-core machine needs up to a minute
+ANSWER_SECONDS = 60.0  # one whose database is busy has been seen to take more than ten
+
+# Services that only a lasting server needs. With them, SQLite keeps each further subflow waiting for about 2 s.
+_IDLE_SERVICES = (
+    "EVENT_PERSISTER", "EVENT_LOGGER", "TRIGGERS", "TASK_RUN_RECORDER", "FOREMAN", "LATE_RUNS", "PAUSE_EXPIRATIONS",
+    "CANCELLATION_CLEANUP",
+)  # fmt: skip
+
+
+def serve(port: int) -> None:
+    """The child: Prefect's API on loopback until standard input closes."""
+    import uvicorn
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    uvicorn.run("prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=port, log_level="error")
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(0)
+
+
+def has_background_server() -> bool:
+    """Whether there is a server of the user's, or of ``rondo up``: people reach it, and it outlives this process."""
+    from prefect.settings import PREFECT_API_URL
+
+    record = server_record.read()
+    return bool(PREFECT_API_URL.value()) or (record is not None and record.server.process is not None)
+
+
+@contextlib.asynccontextmanager
+async def prefect_api(say: Say | None = None, *, scheduling: bool = False) -> AsyncIterator[str]:
+    """The address of the Prefect API: that of a lasting server, see ``background_api``, else of a temporary one.
+
+    Args:
+        say: takes a line for people; standard error where nothing is given.
+        scheduling: whether a temporary server must start scheduled runs.
+
+    Raises:
+        ServerError: a lasting server does not answer, or the temporary one does not start.
+    """
+    from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
+
+    lasting = await background_api(say)
+    if lasting is not None:
+        with using(lasting):
+            yield lasting
+        return
+    with tempfile.TemporaryDirectory(prefix="rondo-prefect-") as home:
+        process, url = await _start_server(Path(home), scheduling)
+        try:
+            # Nobody can read the logs of a server that is about to vanish.
+            with temporary_settings({PREFECT_API_URL: url, PREFECT_LOGGING_TO_API_ENABLED: False}):
+                yield url
+        finally:
+            await _end(process)
+
+
+async def background_api(say: Say | None = None) -> str | None:
+    """The address of the user's own server where one is configured, else of that of ``rondo up``; None without both.
+
+    Raises:
+        ServerError: it does not answer.
+    """
+    from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL
+
+    configured: str | None = PREFECT_API_URL.value()
+    if configured:
+        key = PREFECT_API_KEY.value()
+        remedy = "start it, or unset PREFECT_API_URL to run without one"
+        await _check_server(configured, key.get_secret_value() if key else None, remedy)
+        return configured
+    record = server_record.read()
+    if record is None:
+        return None
+    if record.server.process is None:
+        tell = say or Display().say
+        tell(f"the Prefect server that 'rondo up' started at {record.ui} has ended: 'rondo up' starts it again")
+        return None
+    await _check_server(record.api, None, "'rondo down' ends it, and 'rondo up' starts it again")
+    return record.api
+
+
+@contextlib.contextmanager
+def using(url: str) -> Iterator[None]:
+    """Prefect's own calls go to the API at this address."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: url}):
+        yield
+
+
+async def _check_server(url: str, key: str | None, remedy: str) -> None:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        async with httpx.AsyncClient(timeout=ANSWER_SECONDS, headers=headers) as client:
+            (await client.get(f"{url}/health")).raise_for_status()
+    except httpx.HTTPError as error:
+        why = str(error) or f"{type(error).__name__} after {ANSWER_SECONDS:.0f} s"
+        raise ServerError(f"the Prefect server at {url} does not answer ({why}): {remedy}") from error
+
+
+async def _start_server(home: Path, scheduling: bool) -> tuple[asyncio.subprocess.Process, str]:
+    port = _free_port()
+    idle = _IDLE_SERVICES if scheduling else (*_IDLE_SERVICES, "SCHEDULER")
+    environment = {
+        **os.environ,
+        **{f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false" for service in idle},
+        "PREFECT_UI_ENABLED": "false",
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home}/prefect.db",
+    }
+    with (home / "server.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "flows.prefect_api.server", str(port),
+            stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True,
+        )  # fmt: skip
+    url = f"http://127.0.0.1:{port}/api"
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            await _healthy(process, url, home / "server.log")
+    except BaseException as error:
+        await _end(process)
+        if isinstance(error, TimeoutError):
+            raise ServerError(f"the temporary Prefect server did not answer within {START_SECONDS:.0f} s") from None
+        raise
+    return process, url
+
+
+async def _healthy(process: asyncio.subprocess.Process, url: str, log: Path) -> None:
+    async with httpx.AsyncClient(timeout=5) as client:
+        while True:
+            if process.returncode is not None:
+                last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no message"]
+                raise ServerError(f"the temporary Prefect server ended at its start: {last[0]}")
+            with contextlib.suppress(httpx.HTTPError):
+                if (await client.get(f"{url}/health")).status_code == httpx.codes.OK:
+                    return
+            await asyncio.sleep(0.2)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        assert process.stdin is not None
+        process.stdin.close()
+        await process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""What goes to other trainers and to the Hub."""

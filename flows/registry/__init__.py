@@ -1,0 +1,1 @@
+"""Runs at rest: the catalog, recipes, how a run goes on, what a round leaves."""

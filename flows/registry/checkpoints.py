@@ -1,0 +1,35 @@
+"""A round's policy as a local directory, outside of a running run."""
+
+from pathlib import Path
+
+from storage.errors import NotCommittedError
+from storage.log.manifest import FileRef
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.tables.checkpoints import local_directory
+from storage.verify.resume_check import base_of, is_adapter
+
+
+def checkpoint_files(run: Run, round: int) -> tuple[FileRef, ...]:
+    """The files of a round's checkpoint; NotCommittedError where it has none."""
+    commits = run.entries(round=round, stage="checkpoint")
+    if not commits:
+        raise NotCommittedError(f"round {round} of run '{run.name}' has no checkpoint")
+    return commits[-1].files
+
+
+def local_policy(store: Store, run: Run, round: int, scratch: Path) -> Path:
+    """The whole checkpoint of a finished round; an adapter is merged with its base, in ``scratch``.
+
+    Raises:
+        NotCommittedError: the round has no checkpoint.
+        ReleasedFileError: its files were removed on purpose.
+        DamagedFileError: they are not what was committed.
+    """
+    files = checkpoint_files(run, round)
+    policy = local_directory(store, files, scratch / "checkpoints")
+    if not is_adapter(files):
+        return policy
+    from pipeline.model.lora import merge
+
+    return merge(local_directory(store, base_of(run, round), scratch / "checkpoints"), policy, scratch / "merged")

@@ -1,0 +1,31 @@
+"""The pairs of answers that people are asked about in a round."""
+
+from collections.abc import Sequence
+
+from pipeline.config import PeopleJudge, Recipe
+from pipeline.judges import judge_items
+from pipeline.judges.human_labels import Question, questions_of_candidates, questions_of_preferences
+from storage.errors import NotCommittedError
+from storage.log.manifest import FileRef
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.tables.shards import read_table
+
+
+def questions_of(
+    store: Store, run: Run, number: int, recipe: Recipe, preferences: Sequence[FileRef] | None = None
+) -> list[Question]:
+    """What people are asked in a round: of their own judging its candidates, else the pairs of its preferences.
+
+    Raises:
+        NotCommittedError: the round has not come so far.
+    """
+    stage = "candidates" if isinstance(recipe.judge, PeopleJudge) else "preferences"
+    found = preferences or run.files(number, stage)
+    if not found:
+        raise NotCommittedError(f"round {number} of run '{run.name}' has no {stage} yet: there is nothing to label")
+    candidates = read_table(store, run.files(number, "candidates"))
+    items = judge_items(read_table(store, run.files(0, "prompts")), candidates)
+    if isinstance(recipe.judge, PeopleJudge):
+        return questions_of_candidates(items, recipe.judge.pairs, recipe.seed)
+    return questions_of_preferences(items, read_table(store, found))

@@ -1,0 +1,89 @@
+"""The recipe with which a run goes on: its own, but for what only says where, when and for whom the work is done."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flows.host.versions import packages
+from flows.registry.recipes import differences
+from pipeline.config import Recipe
+from pipeline.errors import ConfigError
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.verify.resume_check import STATES, open_to_go_on
+
+HEADER_FORMAT = 1
+FREE = ("devices", "cluster", "mode", "tracking", "notifications")
+"""The sections of a recipe that may differ from those that a run was started with, each time that it goes on."""
+
+
+def header(recipe: Recipe) -> dict[str, Any]:
+    """What a run records of its origin."""
+    recorded = recipe.model_dump(mode="json")
+    return {"format": HEADER_FORMAT, "recipe": recorded, "packages": packages(), "parent": None}
+
+
+def recipe_of(run: Run) -> Recipe:
+    """The recipe that a run was started with."""
+    return Recipe.model_validate(run.header["recipe"])
+
+
+def create_or_open(store: Store, name: str, recipe: Recipe) -> tuple[Run, Recipe]:
+    """The run of this name, which is created where there is none, and the recipe that it goes on with.
+
+    Raises:
+        ConfigError: it was started with a recipe that gives other results.
+    """
+    if name not in store.run_names():
+        return store.create_run(name, header(recipe)), recipe
+    run = open_to_go_on(store, name)
+    return run, recipe_to_resume(run, recipe)
+
+
+def recipe_to_resume(run: Run, given: Recipe) -> Recipe:
+    """The run's own recipe with the ``FREE`` sections of the one that is given.
+
+    Raises:
+        ConfigError: the two differ in something else.
+    """
+    own = recipe_of(run)
+    if other := [change for change in differences(own, given) if not _is_free(change)]:
+        raise ConfigError(
+            f"run '{run.name}' was started with another recipe ({'; '.join(other)}), and of a run that goes on only "
+            f"{', '.join(FREE)} may change: give the same recipe, or change it in a fork: rondo fork {run.name}@ROUND "
+            "--name NEW --set KEY=VALUE"
+        )
+    # Both are valid, so this is: what is left of the run's own is the number of rounds and the description.
+    return own.model_copy(update={section: getattr(given, section) for section in FREE})
+
+
+def report_changes(run: Run, recipe: Recipe, say: Callable[[str], None]) -> list[str]:
+    """In what a recipe that the run goes on with differs from the one that it was started with; said in one line."""
+    found = differences(recipe_of(run), recipe)
+    if found:
+        say(f"run '{run.name}' goes on otherwise than it began: {'; '.join(found)}")
+    return found
+
+
+def unread_states(recipe: Recipe) -> set[str]:
+    """Which of the states that a round leaves beside its checkpoint the next one does not read."""
+    read = {"optimizer": recipe.update.optimizer_state == "carried", "ema": recipe.update.reference == "ema"}
+    return {stage for stage in STATES if not read[stage]}
+
+
+def check_goal(run: Run, recipe: Recipe, rounds: int) -> None:
+    """Refuses rounds after the end of a learning rate's schedule.
+
+    Raises:
+        ConfigError: it is over the run as a whole, and ends before.
+    """
+    if recipe.update.schedule_over == "run" and rounds > recipe.rounds:
+        done = run.finished
+        fork = f"fork it: rondo fork {run.name}@{done[-1]} --name NEW --rounds {rounds}" if done else "begin a new run"
+        raise ConfigError(
+            f"update.schedule_over is run, and its schedule ends with round {recipe.rounds}: to go on to round "
+            f"{rounds}, {fork}"
+        )
+
+
+def _is_free(change: str) -> bool:
+    return change.split(":")[0].split(".")[0] in FREE

@@ -1,0 +1,149 @@
+"""The metrics that a round leaves: a record in the log, and a row of the table that people read."""
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from storage.log.manifest import Entry
+
+
+class JudgeOrigin(BaseModel):
+    """A judge as it was in a round."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    version: str
+    config: str = Field(description="hash of its configuration")
+
+
+class RoundOrigin(BaseModel):
+    """What a round was made from, beside its policy and reference. The session that ran it records the software."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: str = Field(description="hash of the recipe, without what does not change the rounds")
+    sampled_by: str | None = Field(description="hash of the weights that sampled; none in round 0")
+    prompts: str | None = Field(description="hash of the ids of the prompts that were sampled, in order")
+    held_out: str = Field(description="hash of the ids of the held-out prompts, in order")
+    judges: list[JudgeOrigin] = Field(description="the one that training hears first")
+
+
+class RoundSummary(BaseModel):
+    """A finished round. Shares are from 0 to 1, lengths in tokens, divergences in nats per sequence.
+
+    What compares with an earlier round, or tells of an update, is empty for round 0.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    round: int
+    policy: str = Field(description="hash of the weights")
+    reference: str | None = Field(None, description="hash of the reference policy's weights")
+    judge: str = Field(description="judge of the reward: the one that training hears, where it scores one answer")
+    reward: float = Field(description="mean score of that judge on held-out prompts")
+    reward_se: float | None = Field(description="its standard error; none of a single prompt")
+    judges: dict[str, float] = Field(description="mean score of each judge that training does not hear")
+    win_rate_initial: float | None = None
+    win_rate_previous: float | None = None
+    kl_previous: float | None = None
+    kl_previous_se: float | None = None
+    kl_initial: float | None = None
+    kl_initial_se: float | None = None
+    initial_logp_per_token: float | None = Field(None, description="log-probability under round 0, nats per token")
+    length: float
+    truncated: float
+    distinct: float
+    entropy_per_token: float = Field(description="nats per token")
+    sampled_reward: float | None = None
+    sampled_length: float | None = None
+    unjudged: int | None = None
+    tied: float | None = Field(None, description="share of pairs of a prompt's candidates within the least margin")
+    unparsable: float | None = Field(None, description="share of judgments whose reply could not be read")
+    flipped: float | None = Field(None, description="share of comparisons whose verdict turned with the order")
+    length_correlation: float | None = Field(
+        None, description="Spearman's correlation of score and length within prompts, of the candidates"
+    )
+    agreement: dict[str, float] = Field(
+        {}, description="share of pairs of held-out answers in the same order as by the judge, by held-out judge"
+    )
+    gaps: dict[str, float] = Field(
+        {}, description="rise of the judge since round 0 less a held-out judge's, each in its own spread of round 0"
+    )
+    over_optimised: list[str] = []
+    judge_drift: dict[str, float] = Field(
+        {}, description="mean change of what judges say of the same answers of round 0, by judge"
+    )
+    drifted: list[str] = []
+    preferences: int | None = None
+    labels_missing: int | None = Field(None, description="people's labels that the round went on without")
+    margin: float | None = None
+    length_margin: float | None = Field(None, description="by how much the best answer is longer than the worst")
+    replayed: int | None = Field(None, description="preferences of earlier rounds that were trained on beside these")
+    replayed_share: float | None = None
+    replayed_age: float | None = Field(None, description="their mean age, in rounds")
+    dropped: dict[str, int] = {}
+    reference_logprobs: str | None = None
+    reference_drift: float | None = None
+    first_loss: float | None = None
+    first_loss_expected: float | None = None
+    last_loss: float | None = None
+    steps: int | None = None
+    stopped: str | None = Field(None, description="why the steps ended before their plan did")
+    token_budget: int | None = None
+    set_aside: int | None = Field(None, description="prompts given up because the engine died on their shard")
+    first_kl: float | None = Field(
+        None,
+        description="divergence of the policy that the update starts from from the reference, estimated at the first "
+        "step: what staleness, or another reference, costs",
+    )
+    last_kl: float | None = Field(None, description="divergence from the reference at the last step, estimated")
+    train_tokens: int | None = None
+    train_accuracy: float | None = None
+    chosen_fell: float | None = Field(None, description="share of pairs whose chosen answer became less likely")
+    chosen_change: float | None = None
+    rejected_change: float | None = None
+    handover_drift: float = Field(description="sampler against trainer after the hand-over, nats per token")
+    sampled_tokens: int
+    seconds: dict[str, float] = Field(
+        description="time of each stage; ahead is that in which the next round was sampled while this one was updated, "
+        "which is what staleness gains"
+    )
+    alarms: list[str] = []
+    origin: RoundOrigin | None = Field(None, description="none in runs that did not record it yet")
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Throughput of the sampler while it sampled."""
+        return self.sampled_tokens / max(self.seconds["sample"], 1e-9)
+
+
+def summaries(rounds: Sequence[Entry]) -> list[RoundSummary]:
+    """The finished rounds of a run, from their entries."""
+    return [RoundSummary.model_validate(entry.meta) for entry in rounds]
+
+
+def row_of(summary: RoundSummary) -> dict[str, str]:
+    """A round as people read it; what does not apply to a round is a dash."""
+    return {
+        "round": str(summary.round),
+        "reward": f"{summary.reward:+.3f}{_error(summary.reward_se, 3)}",
+        "win/0": _share(summary.win_rate_initial),
+        "win/prev": _share(summary.win_rate_previous),
+        "KL/0": _nats(summary.kl_initial, summary.kl_initial_se),
+        "KL/prev": _nats(summary.kl_previous, summary.kl_previous_se),
+        "length": f"{summary.length:.1f}",
+        "chosen↓": _share(summary.chosen_fell),
+    }
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _nats(value: float | None, error: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}{_error(error, 2)}"
+
+
+def _error(error: float | None, digits: int) -> str:
+    return "" if error is None else f"±{error:.{digits}f}"

@@ -1,0 +1,113 @@
+"""Requests to one worker, several of them in progress at once where its methods take turns.
+
+A request is ``{"id", "method", "arguments"}``; the messages that go out are any number of ``{"id", "progress"}`` and
+then one of ``{"id", "result"}`` and ``{"id", "error": {"kind", "message"}}``. A method that is a generator function
+takes a turn with each ``next`` and returns its result at the end; all others are done at once. The last progress before
+a result says when and where the work was done: ``span``, in seconds since the epoch, and the worker's ``device``.
+"""
+
+import time
+import traceback
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import GeneratorType
+from typing import Any, Protocol
+
+from pydantic import validate_call
+from pydantic_core import to_jsonable_python
+
+from pipeline.errors import RondoError
+from storage.errors import StoreError
+
+Send = Callable[[dict[str, Any]], None]
+
+
+class Service(Protocol):
+    """What a dispatcher serves: any object whose methods take and return what is JSON."""
+
+    progress: Callable[..., None]
+    """Tells whoever asked what is being done; set anew for each request and each turn."""
+
+    @property
+    def device(self) -> str:
+        """Where it works."""
+        ...
+
+
+@dataclass(frozen=True)
+class _InProgress:
+    turns: Generator[object, None, Any]
+    began: float
+
+
+class Dispatcher:
+    """Serves a worker's methods to whoever hands in requests."""
+
+    def __init__(self, worker: Service, send: Send) -> None:
+        self._worker, self._send = worker, send
+        self._open: dict[int, _InProgress] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is in progress."""
+        return bool(self._open)
+
+    def submit(self, request: Mapping[str, Any]) -> None:
+        """Begins a request, or answers it at once."""
+        number, began = request["id"], time.time()
+        self._worker.progress = partial(self._tell, number)
+        try:
+            result = public_method(self._worker, request["method"])(**request["arguments"])
+        except Exception as error:
+            self._fail(number, error)
+            return
+        if isinstance(result, GeneratorType):
+            self._open[number] = _InProgress(result, began)
+        else:
+            self._answer(number, result, began)
+
+    def step(self) -> None:
+        """One turn of each request in progress."""
+        for number, work in list(self._open.items()):
+            self._worker.progress = partial(self._tell, number)
+            try:
+                next(work.turns)
+            except StopIteration as end:
+                del self._open[number]
+                self._answer(number, end.value, work.began)
+            except Exception as error:
+                del self._open[number]
+                self._fail(number, error)
+
+    def _tell(self, number: int, **told: Any) -> None:
+        self._send({"id": number, "progress": told})
+
+    def _answer(self, number: int, result: object, began: float) -> None:
+        self._send({"id": number, "progress": work_done(self._worker, began)})
+        self._send({"id": number, "result": to_jsonable_python(result)})
+
+    def _fail(self, number: int, error: Exception) -> None:
+        self._send({"id": number, "error": describe(error)})
+
+
+def work_done(worker: Service, began: float) -> dict[str, Any]:
+    """What is told of work that has just been done."""
+    return {"span": [began, time.time()], "device": worker.device}
+
+
+def public_method(worker: object, name: str) -> Callable[..., Any]:
+    """A worker's method by its name, which checks its arguments and builds them from JSON."""
+    method = None if name.startswith("_") else getattr(type(worker), name, None)
+    if not callable(method):
+        raise AttributeError(f"{type(worker).__name__} has no method '{name}'")
+    checked: Callable[..., Any] = validate_call(getattr(worker, name))
+    return checked
+
+
+def describe(error: Exception) -> dict[str, str]:
+    """A user's error as its sentence alone; any other with its traceback in the log."""
+    known = isinstance(error, RondoError | StoreError)
+    if not known:
+        traceback.print_exc()
+    return {"kind": type(error).__name__ if known else "WorkerError", "message": str(error) or repr(error)}

@@ -1,0 +1,1 @@
+"""Workers on Ray, behind the interface of one worker process."""

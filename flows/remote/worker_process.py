@@ -1,0 +1,305 @@
+"""The parent's side of a worker process: started when asked, and again when it dies.
+
+Workers keep no state that matters: each call names the policy and the files that it needs. So a call to a worker that
+has died starts a new one and is simply made again, by whoever asked (see ``flows/round/step.py``, and
+``retry_on_worker_death`` in ``flows/round/shard_steps.py``). Of a worker that takes several calls at once, all that
+were in progress die with it. An update alone is in the memory of its worker for a while: there it is begun again
+(`LostUpdateError`).
+
+A worker that hangs is taken for dead: one that was asked and that for ``HUNG_SECONDS`` has said nothing, while it and
+its own children have computed nothing. That finds deadlocks, stopped processes and reads that never return, and spares
+slow work of any length; it does not find an endless loop. Sending a sign of life from a thread of the child would find
+less: a deadlock leaves such a thread alive.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flows.errors
+import pipeline.errors
+import storage.errors
+from flows.errors import WorkerDiedError, WorkerError
+from flows.host.processes import descendants, kill
+from flows.remote.calls import Progress
+from flows.remote.nodes import Nodes
+from flows.remote.ranks import LOOPBACK, MEETING, processor_seconds, torchrun
+from pipeline.errors import EngineError
+
+LINE_LIMIT = 64 * 2**20  # longest answer, in bytes
+GRACE_SECONDS = 5.0
+HUNG_SECONDS = 900.0  # longer than any one wait for a network that itself gives up in time
+IDLE_CPU_SECONDS = 0.1  # what a process that hangs may still use in that time
+_LOOK_SECONDS = 5.0
+
+
+@dataclass
+class _Waiting:
+    """Who waits for an answer, and of which child."""
+
+    process: asyncio.subprocess.Process
+    answer: "asyncio.Future[Any]"
+    on_progress: Progress | None
+
+
+class WorkerProcess:
+    """One child process that holds one worker.
+
+    Args:
+        kind: a name in ``flows.remote.worker_main.WORKERS``.
+        arguments: what the worker's constructor takes; must be JSON.
+        log: the file that collects what the child prints.
+        environment: variables on top of this process's own.
+        ranks: processes that do its work together. The child then is torchrun, and the first of them answers.
+        capacity: calls that it takes at once; further ones wait here.
+        nodes: the other machines whose ranks take part, where there are any.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        arguments: Mapping[str, Any],
+        log: Path,
+        environment: Mapping[str, str],
+        ranks: int = 1,
+        capacity: int = 1,
+        nodes: Nodes | None = None,
+    ) -> None:
+        self.kind = kind
+        self.capacity = capacity
+        self._arguments = dict(arguments)
+        self._log = log
+        self._environment = dict(environment)
+        self._ranks = ranks
+        self._nodes = nodes
+        self._places = asyncio.Semaphore(capacity)
+        self._all_places = asyncio.Lock()
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._waiting: dict[int, _Waiting] = {}
+        self._starting = asyncio.Lock()
+        self._requests = 0
+        self._stopped = False
+        self.starts = 0
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child, where one runs."""
+        return self._process.pid if self._process and self._process.returncode is None else None
+
+    async def start(self) -> None:
+        """Starts the child and waits until its worker is constructed."""
+        async with self._starting:
+            await self._ensure_started()
+
+    async def call(
+        self, method: str, *, on_progress: Progress | None = None, alone: bool = False, **arguments: Any
+    ) -> Any:
+        """The answer of one method.
+
+        Args:
+            alone: whether to wait until nothing else is in progress, and to let nothing else begin meanwhile.
+
+        Raises:
+            RondoError, StoreError: what the worker raised, with its own class and sentence.
+            WorkerDiedError: the child ended before it answered.
+        """
+        async with self._place(alone):
+            async with self._starting:
+                await self._ensure_started()
+            self._requests += 1
+            number, process = self._requests, self._process
+            assert process is not None
+            assert process.stdin is not None
+            request = {"id": number, "method": method, "arguments": arguments}
+            answer = self._await_answer(process, number, on_progress)
+            try:
+                # A pipe that is closed is heard of by the reader, which sees the end of the child.
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    process.stdin.write((json.dumps(request) + "\n").encode())
+                    await process.stdin.drain()
+                return await answer
+            except asyncio.CancelledError:
+                # Nobody would hear what it goes on with: a worker that was interrupted is not used again.
+                await self._end()
+                raise
+            finally:
+                self._waiting.pop(number, None)
+
+    async def dismiss(self) -> None:
+        """Ends the child once it has answered what it was asked; the next call starts another."""
+        async with self._place(alone=True), self._starting:
+            await self._end()
+
+    async def stop(self) -> None:
+        """Ends the child, whatever it is doing: closes its pipe, and kills it where that is not enough."""
+        self._stopped = True
+        if self._nodes is not None:
+            self._nodes.part()
+        await self._end()
+        if self._nodes is not None:
+            await self._nodes.close()
+
+    @contextlib.asynccontextmanager
+    async def _place(self, alone: bool) -> AsyncIterator[None]:
+        places = self.capacity if alone else 1
+        async with contextlib.AsyncExitStack() as taken:
+            if alone:  # two that each hold some of the places would wait for each other
+                await taken.enter_async_context(self._all_places)
+            for _ in range(places):
+                await taken.enter_async_context(self._places)
+            yield
+
+    async def _ensure_started(self) -> None:
+        if self._stopped:
+            raise WorkerError(f"the {self.kind} was asked after it had been stopped")
+        if self.pid is not None and self._reader is not None and not self._reader.done():
+            return
+        command, environment = await self._command()
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *command, self.kind, json.dumps(self._arguments),
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
+                env={**os.environ, **environment}, limit=LINE_LIMIT,
+                # A Ctrl-C in the terminal is for the flow, which then closes the pipes in order.
+                start_new_session=True,
+            )  # fmt: skip
+        self.starts += 1
+        if self._nodes is not None:
+            self._nodes.watch(self._process)
+        ready = self._await_answer(self._process, 0, None)
+        self._reader = asyncio.create_task(self._read(self._process))
+        try:
+            await ready
+        finally:
+            self._waiting.pop(0, None)
+
+    def _await_answer(
+        self, process: asyncio.subprocess.Process, number: int, on_progress: Progress | None
+    ) -> "asyncio.Future[Any]":
+        waiting = _Waiting(process, asyncio.get_running_loop().create_future(), on_progress)
+        self._waiting[number] = waiting
+        return waiting.answer
+
+    async def _command(self) -> tuple[list[str], dict[str, str]]:
+        """What starts the worker, and its environment. Ranks of one machine meet in a directory in TMPDIR."""
+        if self._nodes is not None:
+            more = await self._nodes.gather(self._arguments)
+            return torchrun(self._ranks, self._nodes.count), {**self._environment, **more}
+        if self._ranks == 1:
+            return [sys.executable, "-m", "flows.remote.worker_main"], self._environment
+        meeting = tempfile.mkdtemp(prefix="ranks-", dir=self._environment.get("TMPDIR"))
+        return torchrun(self._ranks), {**self._environment, **LOOPBACK, MEETING: meeting}
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        """Hands the child's answers to those who wait for it, until it ends; then none of them waits any more."""
+        end: Exception | None = None
+        try:
+            while line := await self._line(process):
+                message = json.loads(line)
+                waiting = self._waiting.get(message["id"])
+                if waiting is None or waiting.answer.done():
+                    continue
+                if "progress" in message:
+                    if waiting.on_progress is not None:
+                        waiting.on_progress(message["progress"])
+                elif "result" in message:
+                    waiting.answer.set_result(message["result"])
+                else:
+                    error = self._error(message["error"])
+                    if self._nodes is not None and isinstance(error, WorkerError):
+                        error = await self._nodes.blame() or error
+                    if isinstance(error, EngineError) or self._ranks > 1 or self._nodes is not None:
+                        # An engine that failed is not asked again: the next call starts a new one. Ranks beside one
+                        # that failed may wait for it for ever.
+                        await self._kill(process)
+                    waiting.answer.set_exception(error)
+        except Exception as error:
+            end = error
+            await self._kill(process)
+        code = await process.wait()
+        for waiting in self._waiting.values():  # a child that was started since may have some of its own
+            if waiting.process is process and not waiting.answer.done():
+                waiting.answer.set_exception(end or self._died(code))
+
+    async def _line(self, process: asyncio.subprocess.Process) -> bytes:
+        """The child's next line, empty where it has ended; WorkerDiedError, and the child is killed, where it hangs."""
+        assert process.stdout is not None
+        reading = asyncio.ensure_future(process.stdout.readline())
+        spent, since = -1.0, time.monotonic()
+        try:
+            while not (await asyncio.wait({reading}, timeout=_LOOK_SECONDS))[0]:
+                if not self._waiting:  # nobody asked it anything
+                    spent = -1.0
+                    continue
+                now = await asyncio.to_thread(processor_seconds, process.pid)
+                now += self._nodes.processor_seconds if self._nodes is not None else 0.0
+                if now > spent + IDLE_CPU_SECONDS or spent < 0:
+                    spent, since = now, time.monotonic()
+                elif time.monotonic() - since > HUNG_SECONDS:
+                    raise WorkerDiedError(
+                        f"the {self.kind} process hung, with no word and no work for {HUNG_SECONDS:.0f} s, and was "
+                        f"killed; its log is {self._log}"
+                    )
+            return reading.result()
+        finally:
+            reading.cancel()
+
+    def _error(self, error: Mapping[str, str]) -> Exception:
+        known = known_error(error["kind"], error["message"]) if error["kind"] != "WorkerError" else None
+        return known or WorkerError(f"the {self.kind} failed: {error['message']}; its log is {self._log}")
+
+    def _died(self, code: int) -> WorkerDiedError:
+        if self._nodes is not None and self._nodes.lost is not None:
+            return self._nodes.lost
+        return WorkerDiedError(f"the {self.kind} process ended with status {code} in its work; its log is {self._log}")
+
+    async def _end(self) -> None:
+        process, reader = self._process, self._reader
+        self._process = self._reader = None
+        if process is not None:
+            await self._kill(process)
+        if reader is not None:
+            await asyncio.gather(reader, return_exceptions=True)
+
+    @staticmethod
+    async def _kill(process: asyncio.subprocess.Process) -> None:
+        if process.returncode is not None:
+            return
+        assert process.stdin is not None
+        parts = descendants(process.pid)  # of an engine on several GPUs; afterwards nobody could tell whose they were
+        process.stdin.close()
+        try:
+            async with asyncio.timeout(GRACE_SECONDS):
+                await process.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        kill(parts)
+
+
+def known_error(kind: str, message: str) -> Exception | None:
+    """The exception that a process elsewhere raised, by its name and its sentence; None where we have no such class."""
+    for module in (pipeline.errors, storage.errors, flows.errors):
+        known = getattr(module, kind, None)
+        if known is not None:
+            return _plain(known, message)
+    return None
+
+
+def _plain(kind: type[Exception], message: str) -> Exception:
+    """An exception of this class with this sentence, whatever its constructor takes."""
+    # What derives from MemoryError is made by Exception's own, as its own refuses to.
+    error = Exception.__new__(kind) if issubclass(kind, MemoryError) else kind.__new__(kind)
+    error.args = (message,)
+    return error

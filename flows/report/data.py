@@ -1,0 +1,91 @@
+"""What a report takes from the tables of a run: answers before and after, scores of candidates, optimizer steps."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from flows.registry.round_summary import RoundSummary
+from pipeline.evaluation.held_out import judged_by
+from pipeline.evaluation.metrics import ChangedAnswer, most_changed
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.queries.round_query import table
+
+_CHANGED, _UNCHOSEN = 8, 4
+_MOST_DISTRIBUTIONS = 10
+_STEP_ROUNDS = 50
+"""A long run shows the optimizer steps of its last rounds only, so that the page stays light."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Held-out answers of round 0 and of the last round.
+
+    Attributes:
+        changed: those whose score changed most, either way.
+        unchosen: those of the first held-out prompts, whatever they are.
+    """
+
+    changed: list[ChangedAnswer]
+    unchosen: list[ChangedAnswer]
+
+
+def held_out_answers(store: Store, run: Run, last: RoundSummary) -> Answers:
+    """Answers before and after; none where there is no later round, or it was judged by another judge."""
+    if last.round == 0:
+        return Answers([], [])
+    after = table(store, run, last.round, "eval_judgments")
+    scores_after = judged_by(after, last.judge)
+    scores_before = judged_by(table(store, run, 0, "eval_judgments"), last.judge)
+    texts_before, texts_after = (_texts(table(store, run, number, "eval_candidates")) for number in (0, last.round))
+    prompts = _prompts(table(store, run, 0, "prompts"))
+    changed = most_changed(prompts, texts_before, texts_after, scores_before, scores_after, _CHANGED)
+    shown = {answer.prompt_id for answer in changed}
+    unchosen = [
+        ChangedAnswer(
+            prompt_id=prompt_id,
+            prompt=prompts[prompt_id],
+            answer_before=texts_before[prompt_id],
+            answer_after=answer,
+            score_before=before,
+            score_after=score,
+        )
+        for prompt_id, answer in texts_after.items()
+        if (before := scores_before.get(prompt_id)) is not None
+        and (score := scores_after[prompt_id]) is not None
+        and prompt_id not in shown
+    ]
+    return Answers(changed, unchosen[:_UNCHOSEN])
+
+
+def sampled_scores(store: Store, run: Run, rounds: Sequence[RoundSummary]) -> dict[int, list[float]]:
+    """Scores of the candidates that were sampled for training, by round; of a long run some rounds, evenly spread."""
+    trained = [summary.round for summary in rounds if summary.round > 0]
+    parts = min(_MOST_DISTRIBUTIONS, len(trained)) - 1
+    chosen = sorted({trained[round(part * (len(trained) - 1) / max(parts, 1))] for part in range(parts + 1)})
+    found = {}
+    for number in chosen:
+        scores = table(store, run, number, "judgments")["score"].to_pylist()
+        found[number] = [score for score in scores if score is not None and math.isfinite(score)]
+    return {number: scores for number, scores in found.items() if scores}
+
+
+def optimizer_steps(store: Store, run: Run, rounds: Sequence[RoundSummary]) -> dict[int, pa.Table]:
+    """The ``metrics`` tables by round, of a long run those of its last rounds."""
+    trained = [summary.round for summary in rounds if summary.round > 0]
+    return {number: table(store, run, number, "metrics") for number in trained[-_STEP_ROUNDS:]}
+
+
+def _texts(candidates: pa.Table) -> dict[str, str]:
+    return dict(zip(candidates["prompt_id"].to_pylist(), candidates["text"].to_pylist(), strict=True))
+
+
+def _prompts(prompts: pa.Table) -> dict[str, str]:
+    """What people read of each prompt: the conversation where there is one, without the marks of its template."""
+    shown = {}
+    for row in prompts.select(["prompt_id", "text", "messages"]).to_pylist():
+        turns = [f"{message['role']}: {message['content']}" for message in row["messages"] or ()]
+        shown[row["prompt_id"]] = "\n".join(turns) or row["text"]
+    return shown

@@ -1,0 +1,117 @@
+"""What the steps of a round share, and hand to each other as an argument."""
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from flows.host.progress import Display
+from flows.monitors.monitors import Monitors
+from flows.prefect_api.control import Control
+from flows.round.policies import Policies
+from flows.round.worker_set import WorkerSet
+from pipeline.config import Recipe
+from pipeline.records import prompt_seed
+from storage.log.manifest import Entry, FileRef, Key
+from storage.log.run import Run, Writer
+from storage.log.store import Store
+from storage.tables.labels import Labels
+
+
+@dataclass
+class RoundContext:
+    """One writer's time with a run. Only this process publishes; workers write files that nobody sees until then.
+
+    Attributes:
+        goal: how many rounds the run is being brought to.
+        judge_versions: version of each judge, in the recipe's order.
+    """
+
+    store: Store
+    run: Run
+    writer: Writer
+    recipe: Recipe
+    workers: WorkerSet
+    policies: Policies
+    display: Display
+    control: Control
+    monitors: Monitors
+    goal: int = 0
+    judge_versions: list[str] = field(default_factory=list)
+    _choices: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The run's."""
+        return self.run.name
+
+    def find(self, round: int, stage: str, inputs: str = "", shard: int | None = None) -> Entry | None:
+        """The entry of a finished piece of work.
+
+        If other inputs came after these, as when people change their minds and change them back, it is made the
+        newest again, which is what readers take.
+        """
+        entry = self.run.find(Key(round=round, stage=stage, shard=shard, inputs=inputs))
+        return entry and self.writer.renew(entry)
+
+    def find_in(
+        self, places: Sequence[tuple[int, str]], table: str, inputs: str, shard: int
+    ) -> tuple[Entry | None, str]:
+        """The entry of a shard in the first of these places that has it, and else the stage to commit it to."""
+        stage = ""
+        for round, prefix in places:
+            stage = f"{prefix}{table}"
+            if done := self.find(round, stage, inputs, shard):
+                return done, stage
+        return None, stage
+
+    def commit(
+        self,
+        round: int,
+        stage: str,
+        files: Sequence[FileRef],
+        meta: dict[str, Any] | None = None,
+        inputs: str = "",
+        shard: int | None = None,
+    ) -> Entry:
+        """Publishes a finished piece of work; one that is there already stays, and is made the newest."""
+        return self.writer.renew(self.writer.commit(Key(round, stage, shard, inputs), files, meta))
+
+    def files(self, round: int, stage: str) -> tuple[FileRef, ...]:
+        """The committed files of a stage, in shard order."""
+        return tuple(self.run.files(round, stage))
+
+    def steps_before(self, round: int) -> int:
+        """Optimizer steps of all rounds before this one, as they were finished."""
+        return sum(entry.meta.get("steps") or 0 for entry in self.run.rounds()[:round])
+
+    def seed(self, round: int) -> int:
+        """Seed of a round's own random choices: the order of its preferences, random opponents."""
+        return prompt_seed(self.recipe.seed, round, "round")
+
+    def choices(self, round: int) -> list[dict[str, Any]]:
+        """What people had chosen when the round first asked: all its steps see the same."""
+        if round not in self._choices:
+            self._choices = {round: Labels(self.store).newest()}
+        return self._choices[round]
+
+    def newest_choices(self, round: int) -> list[dict[str, Any]]:
+        """What people have chosen by now, which the round's later steps then see."""
+        self._choices.pop(round, None)
+        return self.choices(round)
+
+
+_CURRENT: ContextVar[RoundContext] = ContextVar("context")
+
+
+def current_context() -> RoundContext:
+    """The context of the run that is executed, for the two flows: Prefect records a flow's parameters, which are plain.
+
+    All that they call is given it as an argument.
+    """
+    return _CURRENT.get()
+
+
+def enter(context: RoundContext) -> None:
+    """Makes a context that of the flows that this task runs."""
+    _CURRENT.set(context)

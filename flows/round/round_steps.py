@@ -1,0 +1,172 @@
+"""The steps of a round that concern it as a whole. Each finds its entry in the run's log, or works and commits it.
+
+What a step depends on is hashed into the key of its entry: with other inputs it is another piece of work. Those of a
+single shard are in `flows.round.shard_steps`, the update in `flows.round.update_step`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from flows.round.context import RoundContext
+from flows.round.shard_steps import retry_on_worker_death
+from flows.round.shards import Shard, Shards, files_of
+from flows.round.step import step
+from flows.workers.judge import JudgeWorker
+from flows.workers.references import hashes
+from flows.workers.sampler import SamplerWorker
+from flows.workers.trainer import TrainerWorker
+from pipeline.records import content_id
+from storage.log.manifest import Entry, FileRef
+from storage.tables.checkpoints import weights_digest
+
+
+@step("{context.name} prepare policy")
+async def prepare_policy(context: RoundContext) -> Entry:
+    """Round 0's checkpoint: the warm start or the pretrained policy."""
+    if done := context.find(0, "checkpoint"):
+        return done
+    with context.display.stage(0, "policy") as stage:
+        stage.begin()
+        answer = await context.workers.trainer.asking(on_progress=stage.report).call(TrainerWorker.prepare_policy)
+    files, report = answer.result
+    return context.commit(0, "checkpoint", files, {**report, **answer.work, "policy": weights_digest(files)})
+
+
+@step("{context.name} prepare prompts")
+async def prepare_prompts(context: RoundContext) -> Entry:
+    """The prompts of the whole run, and a probe of the initial policy on some of them."""
+    trainer, checkpoint = context.workers.trainer, context.files(0, "checkpoint")
+    prompts = context.find(0, "prompts")
+    if prompts is None:
+        with context.display.stage(0, "prompts") as stage:
+            stage.begin()
+            saying = trainer.asking(on_progress=lambda told: context.display.say(f"prompts: {told['notice']}"))
+            made = await saying.call(TrainerWorker.prepare_prompts, checkpoint=checkpoint)
+        prompts = context.commit(0, "prompts", [made.result], made.work)
+    if context.find(0, "probe") is None:
+        probed = await trainer.call(TrainerWorker.probe, checkpoint=checkpoint, prompts=prompts.files)
+        context.commit(0, "probe", [probed.result], probed.work)
+    return prompts
+
+
+@step("{context.name} r{number} replay")
+async def replay(context: RoundContext, number: int, own: Sequence[FileRef]) -> Entry | None:
+    """Chooses preferences of earlier rounds that the update is given again; None if the recipe wants none.
+
+    Args:
+        own: the preferences of the round itself.
+    """
+    config = context.recipe.preferences
+    if not config.replay.share:
+        return None
+    rounds = range(max(1, number - config.replay.max_age), number)
+    earlier = {origin: context.files(origin, "preferences") for origin in rounds}
+    candidates = {origin: context.files(origin, "candidates") for origin in rounds}
+    pool = [[origin, hashes(earlier[origin]), hashes(candidates[origin])] for origin in rounds]
+    inputs = content_id([hashes(own), pool, config.model_dump(mode="json")])
+    if done := context.find(number, "replayed", inputs):
+        return done
+    answer = await context.workers.judge.call(
+        JudgeWorker.replay,
+        preferences=tuple(own), earlier=earlier, candidates=candidates, round=number, seed=context.seed(number),
+    )  # fmt: skip
+    file, metrics = answer.result
+    return context.commit(number, "replayed", [file], {**metrics, **answer.work}, inputs)
+
+
+async def sleep_sampler(context: RoundContext, shards: Shards) -> None:
+    """Has the sampler lend its GPU's memory to the update, if they take turns; it wakes when it is asked again.
+
+    Args:
+        shards: those of the round, which have to be done before.
+    """
+    if context.recipe.sampler_sleeps:
+        await shards.all()
+        await retry_on_worker_death(lambda _again: context.workers.sampler.call(SamplerWorker.sleep))
+
+
+@step("{context.name} r{number} sync weights")
+async def sync_weights(context: RoundContext, number: int) -> Entry:
+    """Gives the sampler the round's weights, in place, and keeps how far it then is from the trainer."""
+    policy = context.policies.after(number)
+    done = context.find(number, "handover", policy.digest)
+    if done is None:
+        with context.display.stage(number, "sync weights") as stage:
+            stage.begin()
+            answer = await context.workers.sampler.call(SamplerWorker.use, policy=policy)
+        done = context.commit(number, "handover", [], {**asdict(answer.result), **answer.work}, policy.digest)
+    return done
+
+
+@step("{context.name} r{number} score")
+async def score(context: RoundContext, number: int, candidates: Sequence[Entry]) -> Entry:
+    """Log-probabilities of the held-out completions under this policy, the previous one and the initial one."""
+    policy, previous, initial = (context.policies.after(round) for round in (number, max(number - 1, 0), 0))
+    files = files_of(candidates)
+    inputs = content_id([policy.digest, previous.digest, initial.digest, hashes(files)])
+    if done := context.find(number, "eval_logps", inputs):
+        return done
+    with context.display.stage(number, "score") as stage:
+        stage.begin()
+        answer = await context.workers.trainer.call(
+            TrainerWorker.score,
+            policy=policy, previous=previous, initial=initial,
+            prompts=context.files(0, "prompts"), candidates=files, round=number,
+        )  # fmt: skip
+    return context.commit(number, "eval_logps", [answer.result], answer.work, inputs)
+
+
+@step("{context.name} r{number} probe judges")
+async def probe_judges(context: RoundContext, number: int) -> list[Entry]:
+    """Has judges that may drift judge some completions of round 0 again; nothing if the recipe asks for none."""
+    recipe, count = context.recipe, context.recipe.evaluation.judge_probe
+    if count is None:
+        return []
+    files, places = context.files(0, "eval_candidates"), recipe.drifting_judges
+    settings = [recipe.judges[place].model_dump(mode="json") for place in places]
+    inputs = content_id([hashes(files), count, settings])
+    if done := context.find(number, "judge_probe", inputs):
+        return [done]
+    with context.display.stage(number, "probe judges") as stage:
+        stage.begin()
+        answer = await context.workers.judge.call(
+            JudgeWorker.judge_again,
+            prompts=context.files(0, "prompts"), candidates=files, round=number, count=count, judges=places,
+        )  # fmt: skip
+    return [context.commit(number, "judge_probe", [answer.result], answer.work, inputs)]
+
+
+@step("{context.name} r{number} compare")
+async def compare(
+    context: RoundContext,
+    number: int,
+    own: Sequence[Shard],
+    previous: Sequence[Shard] = (),
+    initial: Sequence[Shard] = (),
+    logps: Sequence[Entry] = (),
+    probe: Sequence[Entry] = (),
+) -> dict[str, Any]:
+    """The metrics of an evaluation: alone, or against the judgments of the previous round and of round 0."""
+    answer = await context.workers.judge.call(
+        JudgeWorker.compare,
+        candidates=files_of(shard.candidates for shard in own),
+        judgments=files_of(shard.judgments for shard in own),
+        previous=files_of(shard.judgments for shard in previous),
+        initial=files_of(shard.judgments for shard in initial),
+        logps=files_of(logps),
+        probe=files_of(probe),
+    )
+    return answer.result
+
+
+@step("{context.name} r{number} describe")
+async def describe(context: RoundContext, number: int) -> dict[str, Any]:
+    """What the round's table says of its completions, judgments and preferences."""
+    answer = await context.workers.judge.call(
+        JudgeWorker.describe,
+        candidates=context.files(number, "candidates"),
+        judgments=context.files(number, "judgments"),
+        preferences=context.files(number, "preferences"),
+    )
+    return answer.result

@@ -1,0 +1,199 @@
+"""The shards of a batch of prompts: sampled, judged, and for training made into preferences.
+
+In mode ``phased`` all of them are sampled before the first is judged. In mode ``streaming`` each goes its way by
+itself, a bounded number at a time, and whoever waits for shards gets them in the order of their indices: what is made
+of them does not depend on which was done first.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from flows.host.progress import Stage
+from flows.round.context import RoundContext
+from flows.round.shard_steps import build_preferences, judge_shard, sample_shard
+from flows.round.step import step
+from flows.workers.references import PreferenceShard, PromptBatch
+from pipeline.data.prompts import round_slice
+from storage.log.manifest import Entry, FileRef
+from storage.tables.shards import read_table
+
+Result = TypeVar("Result")
+
+AHEAD = 4
+"""Shards on their way, for each that the sampler, or the judge, takes at once: a slower judge holds the sampler up."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard that is done. One that was skipped has nothing but the reason; held-out ones end judged."""
+
+    candidates: Entry
+    judgments: Entry | None = None
+    preferences: Entry | None = None
+
+
+class ShardsFailedError(Exception):
+    """What whoever waits for shards gets if they will not come; whoever works on them raises why.
+
+    It is no error of the one who waits, for whom to try again would change nothing.
+    """
+
+
+class Shards:
+    """The shards of a batch by their indices, each as soon as it is done.
+
+    Whoever waits for one that will not come gets a ShardsFailedError.
+
+    Args:
+        rows: of the prompts table, for each shard.
+    """
+
+    def __init__(self, rows: Sequence[list[int]]) -> None:
+        self.rows = rows
+        self._done: list[asyncio.Future[Shard]] = [asyncio.get_running_loop().create_future() for _ in rows]
+
+    def __len__(self) -> int:
+        return len(self._done)
+
+    def put(self, index: int, shard: Shard) -> None:
+        """Takes a shard that is done."""
+        self._done[index].set_result(shard)
+
+    def fail(self) -> None:
+        """None of the others will come."""
+        for future in self._done:
+            if not future.done():
+                future.set_exception(ShardsFailedError())
+                future.exception()  # who does not wait for it does not miss it
+
+    async def first(self, count: int) -> list[Shard]:
+        """The first so many, once they are done."""
+        return [await asyncio.shield(self._done[index]) for index in range(count)]
+
+    async def all(self) -> list[Shard]:
+        """All of them, once they are done."""
+        return await self.first(len(self))
+
+    async def after(self, count: int) -> AsyncIterator[Shard]:
+        """Those after the first so many, one by one."""
+        for index in range(count, len(self)):
+            yield await asyncio.shield(self._done[index])
+
+
+@contextlib.asynccontextmanager
+async def process_shards(
+    context: RoundContext, number: int, batch: PromptBatch, after: Shards | None = None
+) -> AsyncIterator[Shards]:
+    """The shards of a batch, which are worked on while the block runs, and all are done when it ends.
+
+    Args:
+        after: others that have to be done before these begin.
+    """
+    shards = Shards(prompt_rows(context, number, held_out=batch.held_out))
+    working = asyncio.create_task(_process(context, number, batch, shards, after))
+    try:
+        try:
+            yield shards
+        except ShardsFailedError:
+            await working  # which raises why
+            raise
+        await working
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+
+
+async def _process(
+    context: RoundContext, number: int, batch: PromptBatch, shards: Shards, after: Shards | None
+) -> None:
+    try:
+        if after is not None:
+            await after.all()
+        await _process_shards(context, number, batch, shards)
+    except BaseException:
+        shards.fail()
+        raise
+
+
+@step("{context.name} r{number} shards, {batch.name}", retries=0)
+async def _process_shards(context: RoundContext, number: int, batch: PromptBatch, shards: Shards) -> None:
+    """Samples and judges a batch of prompts, shard by shard, and puts each where it is waited for."""
+    rows, workers = shards.rows, context.workers
+    total = sum(map(len, rows)) * (1 if batch.held_out else context.recipe.sampling.candidates)
+    label = "held-out " if batch.held_out else ""
+    with (
+        context.display.stage(number, f"{label}judge", total, len(rows)) as judging,
+        context.display.stage(number, f"{label}sample", total, len(rows)) as sampling,
+    ):
+        ahead = asyncio.Semaphore(AHEAD * max(workers.sampler.carrier.capacity, workers.judge.carrier.capacity))
+
+        async def sample(index: int) -> Entry:
+            return await sample_shard(context, number, index, rows[index], batch, sampling)
+
+        async def finish(index: int, candidates: Entry) -> None:
+            shards.put(index, await _judge_and_prefer(context, number, index, candidates, batch, judging))
+
+        async def stream(index: int) -> None:
+            await finish(index, await sample(index))
+
+        async def bounded(work: Callable[..., Awaitable[Result]], *arguments: Any) -> Result:
+            async with ahead:
+                return await work(*arguments)
+
+        indices = range(len(rows))
+        if context.recipe.mode == "streaming":
+            await gather(bounded(stream, index) for index in indices)
+        else:
+            sampled = await gather(bounded(sample, index) for index in indices)
+            await gather(bounded(finish, index, entry) for index, entry in zip(indices, sampled, strict=True))
+
+
+async def _judge_and_prefer(
+    context: RoundContext, number: int, index: int, candidates: Entry, batch: PromptBatch, judging: Stage
+) -> Shard:
+    if not candidates.files:
+        return Shard(candidates)
+    judgments = await judge_shard(context, number, index, candidates, batch, judging)
+    if batch.held_out:
+        return Shard(candidates, judgments)
+    return Shard(candidates, judgments, await build_preferences(context, number, index, candidates, judgments))
+
+
+def prompt_rows(context: RoundContext, number: int, *, held_out: bool) -> list[list[int]]:
+    """Rows of the prompts table that a round samples, or those held out, cut into shards."""
+    prompts = read_table(context.store, context.files(0, "prompts"), columns=["split"])
+    sampling = context.recipe.sampling
+    if held_out:
+        rows = [row for row, split in enumerate(prompts["split"].to_pylist()) if split == "evaluation"]
+    else:
+        rows = round_slice(prompts, number, sampling.prompts_per_round, context.recipe.seed)
+    size = sampling.shard_prompts
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def files_of(entries: Iterable[Entry | None]) -> tuple[FileRef, ...]:
+    """The files of these entries, in order."""
+    return tuple(file for entry in entries if entry is not None for file in entry.files)
+
+
+def preference_shards(shards: Iterable[Shard], whole: int, before: int = 0) -> list[PreferenceShard]:
+    """What the update reads of these shards, of a round of ``whole`` shards, after the first ``before`` of them."""
+    return [
+        PreferenceShard(shard.candidates.files, shard.preferences.files, (before + place + 1) / whole)
+        for place, shard in enumerate(shards)
+        if shard.preferences is not None
+    ]
+
+
+async def gather(parts: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """What all parts return; where one fails, the others are ended first."""
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for running in tasks:
+            running.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,204 @@
+"""The update of a round: the trainer is given the round's preferences as they come, and what it makes is committed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from flows.host.progress import Stage
+from flows.remote.calls import Answer, Client
+from flows.round.context import RoundContext
+from flows.round.shards import Shard, Shards, files_of, preference_shards
+from flows.round.step import step
+from flows.round.update_state import commit_state, interrupted_update
+from flows.workers.references import PolicyRef, PreferenceShard, UpdateInputs, hashes
+from flows.workers.trainer import TrainerWorker
+from pipeline.errors import DataError
+from pipeline.records import content_id
+from storage.log.manifest import Entry, FileRef
+from storage.tables.checkpoints import weights_digest
+
+Result = TypeVar("Result")
+
+WITH_CHECKPOINT = ("metrics", "probe", "optimizer", "ema")
+"""What an update leaves beside the checkpoint, by the stages of its entries."""
+
+
+@step("{context.name} r{number} update")
+async def update(
+    context: RoundContext, number: int, shards: Shards, decided: Entry | None = None, replayed: Entry | None = None
+) -> Entry:
+    """The DPO update: from the policy of the round before to the round's checkpoint.
+
+    Args:
+        shards: those of the round; in mode streaming some may still be on their way.
+        decided: people's preferences, in place of those of the shards.
+        replayed: preferences of earlier rounds beside them.
+
+    Raises:
+        DataError: no prompt of the round gave a preference, so that there is nothing to learn from.
+    """
+    with context.display.stage(number, "update") as display:
+        job = _Update(context, display, number, decided, replayed)
+        if job.may_be_done or context.recipe.mode == "phased" or decided or replayed:
+            ready = await shards.all()
+            if done := job.find(ready):
+                return done
+        else:
+            ready = await shards.first(job.saved_shards)
+        if len(ready) == len(shards):  # else it is shown from its first step on
+            display.begin()
+        await job.begin(ready, len(shards))
+        async for shard in shards.after(job.fed):
+            await job.add(shard, len(shards))
+        return await job.finish(await shards.all())
+
+
+class _Update:
+    """One round's update as the flow sees it."""
+
+    def __init__(
+        self, context: RoundContext, display: Stage, number: int, decided: Entry | None, replayed: Entry | None
+    ) -> None:
+        config = context.recipe.update
+        self._context, self._display, self._number = context, display, number
+        self._decided, self._replayed = decided, replayed
+        self._policy, self._reference = context.policies.after(number - 1), context.policies.reference(number)
+        self._optimizer = context.files(number - 1, "optimizer") if config.optimizer_state == "carried" else ()
+        self._average = context.policies.average(number - 1) if config.reference == "ema" else None
+        self._inputs = content_id([
+            self._policy.digest, _hash(self._reference), _hash(self._average),
+            hashes(self._optimizer), config.model_dump(mode="json"),
+            context.recipe.rounds if config.schedule_over == "run" else None,
+            replayed and [files_of([replayed])[0].sha256, context.recipe.preferences.replay.reference],
+        ])  # fmt: skip
+        self._state = interrupted_update(context.run, number, self._inputs)
+        self._steps_before = context.steps_before(number)
+        self._given: list[Shard] = []
+        self._busy: list[Sequence[float]] = []
+        self._work: dict[str, Any] = {}
+
+    @property
+    def saved_shards(self) -> int:
+        """How many shards an update that was interrupted had been given when its state was saved."""
+        return self._state.meta["shards"] if self._state else 0
+
+    @property
+    def fed(self) -> int:
+        """How many shards the trainer has been given."""
+        return len(self._given)
+
+    @property
+    def may_be_done(self) -> bool:
+        """Whether the round has a checkpoint, perhaps of these inputs."""
+        return bool(self._context.run.entries(round=self._number, stage="checkpoint"))
+
+    def find(self, done: Sequence[Shard]) -> Entry | None:
+        """The checkpoint of exactly these inputs, if it is there already, with all that goes with it."""
+        context, number = self._context, self._number
+        checkpoint = context.find(number, "checkpoint", self._key(done))
+        if checkpoint is not None:
+            for stage in WITH_CHECKPOINT:
+                context.find(number, stage, checkpoint.meta["policy"])
+        return checkpoint
+
+    async def begin(self, done: Sequence[Shard], whole: int) -> None:
+        """Begins with the shards that are done, or goes on where an update of these very shards was interrupted."""
+        context, number, config = self._context, self._number, self._context.recipe.update
+        if config.optimizer_state == "carried" and number > 1 and not self._optimizer:
+            context.display.say(
+                f"round {number}: round {number - 1} kept no moments of the optimizer: it begins with none"
+            )
+        saved = done[: self.saved_shards]
+        if self._state is not None and self._state.meta["preferences"] == self._key(saved):
+            self._given = list(saved)
+        else:
+            self._given, self._state = list(done), None
+        own = preference_shards(self._given, whole)
+        if self._decided is not None:
+            own = [PreferenceShard(files_of(shard.candidates for shard in done), self._decided.files, 1.0)]
+        reference = self._reference or self._policy
+        given = UpdateInputs(
+            policy=self._policy,
+            reference=self._reference,
+            reference_sampled=reference.digest == context.policies.digest(context.policies.sampled_by(number)),
+            prompts=context.files(0, "prompts"),
+            shards=tuple(own),
+            replayed=files_of([self._replayed]),
+            optimizer=self._optimizer,
+            average=self._average,
+            state=files_of([self._state]),
+            referenced=self._state.meta["referenced"] if self._state else None,
+            drift=context.policies.weight_sync(context.policies.sampled_by(number)).meta["per_sequence"],
+        )
+        seed = context.seed(number)
+        self._note(await self._trainer.call(TrainerWorker.begin_update, inputs=given, round=number, seed=seed))
+
+    async def add(self, shard: Shard, whole: int) -> None:
+        """The next shard."""
+        self._given.append(shard)
+        for part in preference_shards([shard], whole, self.fed - 1):
+            self._note(await self._trainer.call(TrainerWorker.add_preferences, shard=part))
+
+    async def finish(self, done: Sequence[Shard]) -> Entry:
+        """Has the last steps taken, and publishes the checkpoint and what goes with it.
+
+        The checkpoint comes last: where it is, all else is. That is keyed by the weights, so that an update that is
+        done again after a crash never meets what the first try left.
+        """
+        context, number = self._context, self._number
+        self._check_any(done)
+        trained = self._note(await self._trainer.call(TrainerWorker.finish_update))
+        after = trained.policy
+        for name, files in trained.others.items():
+            digest = {"policy": weights_digest(files)} if name == "ema" else None
+            context.commit(number, name, files, digest, after.digest)
+        meta: dict[str, Any] = {
+            "policy": after.digest,
+            "reference": (self._reference or self._policy).digest,
+            **trained.metrics,
+            **self._work,
+            "span": [self._busy[0][0], self._busy[-1][1]],
+            "busy": self._busy,
+        }
+        return context.commit(number, "checkpoint", after.files, meta, self._key(done))
+
+    def _check_any(self, done: Sequence[Shard]) -> None:
+        found = [self._decided] if self._decided else [shard.preferences for shard in done]
+        if not any(entry is not None and entry.meta["preferences"] for entry in found):
+            raise DataError(
+                f"round {self._number} of run '{self._context.run.name}' gave no preference: all its prompts were "
+                "dropped; sample more candidates, raise the temperature or lower preferences.min_margin or "
+                "min_probability"
+            )
+
+    @property
+    def _trainer(self) -> Client[TrainerWorker]:
+        return self._context.workers.trainer.asking(on_progress=self._hear)
+
+    def _note(self, answer: Answer[Result]) -> Result:
+        """What the trainer returned; when it worked is kept."""
+        self._work = answer.work
+        self._busy.append(self._work["span"])
+        return answer.result
+
+    def _key(self, done: Sequence[Shard]) -> str:
+        preferences = [self._decided] if self._decided else [shard.preferences for shard in done]
+        return content_id([self._inputs, hashes(files_of(preferences))])
+
+    def _hear(self, told: Mapping[str, Any]) -> None:
+        context, number = self._context, self._number
+        if "notice" in told:
+            context.display.say(f"round {number}: {told['notice']}")
+        elif "metrics" in told:
+            context.monitors.tracker.step(number, self._steps_before, told["metrics"])
+        elif "state" in told:
+            given = {
+                "shards": self.fed, "preferences": self._key(self._given), "referenced": told["referenced"]
+            }  # fmt: skip
+            files = [FileRef.from_json(file) for file in told["state"]]
+            commit_state(context.run, context.writer, number, self._inputs, told["step"], files, given)
+        else:
+            self._display.report(told)
+
+
+def _hash(policy: PolicyRef | None) -> str | None:
+    return None if policy is None else policy.digest

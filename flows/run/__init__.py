@@ -1,0 +1,1 @@
+"""A run: started, resumed or forked, brought to its rounds, and stopped."""

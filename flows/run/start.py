@@ -1,0 +1,181 @@
+"""What the commands do, apart from printing. Prefect is imported only by those that run something."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.host.devices import check_devices
+from flows.host.progress import Display
+from flows.host.signals import orderly_end
+from flows.host.text import counted
+from flows.monitors.tracking import check_tracking
+from flows.registry.catalog import existing_store, run_at_round
+from flows.registry.recipes import differences, load_recipe, parse_recipe
+from flows.registry.resume import check_goal, create_or_open, header, recipe_of, recipe_to_resume, unread_states
+from flows.registry.round_summary import RoundSummary, summaries
+from flows.report.report import newest_report, report
+from flows.run.fork_history import import_parent_rounds
+from pipeline.config import Recipe
+from pipeline.errors import ConfigError
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.retention.prune import create_fork
+from storage.verify.resume_check import check_inputs, open_to_go_on, weights_of_next_round
+
+_FIXED_IN_FORKS = ("policy", "prompts", "evaluation.prompts")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command that runs rounds leaves to say."""
+
+    run: str
+    rounds: list[RoundSummary]
+    message: str
+    report: str | None
+
+
+def start(
+    path: Path,
+    name: str | None,
+    rounds: int | None,
+    root: str,
+    changes: Sequence[str],
+    *,
+    resume: bool,
+    display: Display,
+) -> Finished:
+    """Starts a run from a recipe.
+
+    Raises:
+        ConfigError: the recipe is wrong, or the run exists with another one.
+        RunExistsError: the run exists, and ``resume`` was not asked for.
+    """
+    recipe = load_recipe(path, [*changes, *([f"rounds={rounds}"] if rounds else [])])
+    check_tracking(recipe.tracking)
+    check_devices(recipe)
+    _check_notifications(recipe)
+    store = Store.open(root)
+    name, goal = name or recipe.name, recipe.rounds
+    if resume:
+        run, recipe = create_or_open(store, name, recipe)
+    else:
+        run = store.create_run(name, header(recipe))
+    return _bring_to(store, run, recipe, goal, display)
+
+
+def resume(
+    name: str, rounds: int | None, root: str, changes: Sequence[str], *, take_over: bool, display: Display
+) -> Finished:
+    """Continues a run, up to its recipe's rounds or to as many as are asked for.
+
+    Raises:
+        ConfigError: a change is one of what comes out.
+    """
+    store = existing_store(root)
+    run = open_to_go_on(store, name)
+    own = recipe_of(run)
+    given = parse_recipe(own.model_dump(mode="json"), changes) if changes else own
+    if given.description != own.description:
+        raise ConfigError(
+            f"run '{name}' keeps the description that it was started with: leave out description={given.description!r}"
+        )
+    goal = rounds or (_goal(run) if given.rounds == own.rounds else given.rounds)
+    return _bring_to(store, run, recipe_to_resume(run, given), goal, display, take_over=take_over)
+
+
+def fork(
+    source: str, name: str, rounds: int | None, root: str, changes: Sequence[str], *, start: bool, display: Display
+) -> Finished:
+    """A new run whose rounds up to one of the parent's are the parent's own files, by reference.
+
+    Raises:
+        ConfigError: the round is not finished, or the change is one that only a new run can make.
+    """
+    store = existing_store(root)
+    parent, number = run_at_round(store, source)
+    before = recipe_of(parent)
+    recipe = parse_recipe(before.model_dump(mode="json"), [*changes, *([f"rounds={rounds}"] if rounds else [])])
+    fixed = [change for change in differences(before, recipe) if change.startswith(_FIXED_IN_FORKS)]
+    if fixed:
+        raise ConfigError(
+            f"a fork shares its parent's initial policy and prompts, and cannot change {'; '.join(fixed)}: start a new "
+            "run instead, with policy.source=pretrained and the checkpoint's directory as policy.path"
+        )
+    _check_adapter(before, recipe)
+    if start:
+        check_devices(recipe)
+    unread = unread_states(recipe)
+    check_inputs(store, parent, number, recipe.staleness, unread)
+    needed = weights_of_next_round(parent, number, recipe.staleness, unread)
+    child = create_fork(store, parent, number, name, header(recipe), needed)
+    if not start:
+        with child.writer() as writer:
+            import_parent_rounds(store, child, writer)
+        return Finished(name, summaries(child.rounds()), f"'{name}' begins at {source}: rondo resume {name}", None)
+    return _bring_to(store, child, recipe, recipe.rounds, display)
+
+
+def _bring_to(
+    store: Store,
+    run: Run,
+    recipe: Recipe,
+    rounds: int,
+    display: Display,
+    *,
+    take_over: bool = False,
+) -> Finished:
+    done = len(run.rounds()) - 1
+    if done >= rounds:
+        if run.pause is not None:
+            with run.writer(take_over, ends_pause=True):
+                pass
+        more = f"'rondo resume {run.name} --rounds N' adds more"
+        message = f"run '{run.name}' is finished: it has {counted(done, 'round')}; {more}"
+        return Finished(run.name, summaries(run.rounds()), message, newest_report(store, run))
+    check_goal(run, recipe, rounds)
+    check_tracking(recipe.tracking)
+    check_devices(recipe)
+    import flows.prefect_api.settings  # noqa: F401  before Prefect
+    from flows.run.execute import execute
+
+    after = f", going on after round {done}" if done >= 0 else ""
+    display.say(f"run '{run.name}' in {store.root}: {counted(rounds, 'round')}{after}")
+    with orderly_end(f"interrupted: what is committed stays, and 'rondo resume {run.name}' goes on"):
+        asyncio.run(execute(store, run, recipe, rounds, display, take_over))
+        run.refresh()
+        message = f"run '{run.name}' has {counted(rounds, 'round')}"
+        return Finished(run.name, summaries(run.rounds()), message, report(run.name, store.root))
+
+
+def _goal(run: Run) -> int:
+    """How many rounds a run is to have: its recipe's, or more where it was interrupted on the way to more."""
+    asked: int = run.session.meta.get("rounds", 0) if run.session is not None else 0
+    return max(recipe_of(run).rounds, asked)
+
+
+def _check_notifications(recipe: Recipe) -> None:
+    """Raises ConfigError, before there is a run, where a block that the recipe names cannot send."""
+    if recipe.notifications.blocks:
+        import flows.prefect_api.settings  # noqa: F401  before Prefect
+        from flows.monitors.notifications import open_notifier
+
+        asyncio.run(open_notifier(recipe.notifications, Display()))
+
+
+def _check_adapter(before: Recipe, after: Recipe) -> None:
+    """What a fork may change of an adapter: to begin with one, and to merge it for good."""
+    old, new = before.update.lora, after.update.lora
+    if old == new:
+        return
+    if old is not None and new is not None:
+        raise ConfigError(
+            "a fork cannot change update.lora, for its adapters would not fit: keep it, or set update.lora=null to go "
+            "on with the merged weights"
+        )
+    if after.update.optimizer_state == "carried":
+        raise ConfigError(
+            "update.optimizer_state is carried, and the moments of an adapter are not those of whole weights: add "
+            "--set update.optimizer_state=reset"
+        )

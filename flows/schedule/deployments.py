@@ -1,0 +1,256 @@
+"""``rondo deploy``: a Prefect deployment of scheduled rounds for the workers of a pool.
+
+The deployment's parameters are the recipe's own model, so that the form of Prefect's UI shows each field with its
+meaning, unit and limits, and refuses what is outside of them. Workers find the code by its module's name, and no copy
+of it travels: it is what is installed where they run, in an environment or an image.
+"""
+
+import contextlib
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import prefect
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
+from prefect.schedules import Schedule
+from prefect.settings import PREFECT_API_URL
+from prefect.types.entrypoint import EntrypointType
+from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
+
+from flows.errors import ServerError
+from flows.prefect_api import server_record
+from flows.prefect_api.limits import ensure_gpu_limit, ensure_run_limits, needs_gpu
+from flows.prefect_api.settings import HEARTBEAT_VARIABLE, heartbeat_seconds
+from flows.registry.catalog import DEFAULT_ROOT
+from flows.registry.recipes import load_recipe
+from flows.schedule.scheduled_rounds import add_rounds
+from pipeline.config import Recipe
+from pipeline.errors import ConfigError
+from storage.log.store import Store
+
+PoolType = Literal["process", "docker", "kubernetes"]
+ENTRYPOINT = "flows.schedule.add_rounds"
+"""What stored deployments name their flow: it stays, wherever the flow's file goes."""
+_SETTINGS = "container_create_kwargs"  # what docker pools hand on to the engine
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A deployment as the server has it.
+
+    Attributes:
+        id: its id on the server.
+        name: its full name, as ``prefect deployment run`` takes it.
+        pool: the work pool that its runs go to.
+        kind: the pool's type.
+        workers: workers of the pool that are online.
+    """
+
+    id: str
+    name: str
+    pool: str
+    kind: str
+    workers: int
+
+
+async def deploy_rounds(
+    recipe: Recipe,
+    run: str,
+    root: str,
+    rounds: int,
+    schedule: Schedule | None,
+    *,
+    pool: str,
+    kind: PoolType | None,
+    image: str | None,
+) -> Deployed:
+    """Creates or replaces the deployment of a run on the current server, with the pool and the limits that it needs.
+
+    Args:
+        recipe: the run's recipe.
+        run: name of the run.
+        root: absolute directory or URI of the store.
+        rounds: how many rounds each of its runs adds.
+        schedule: when it runs, in place of an earlier schedule; never by itself where None.
+        pool: name of the work pool.
+        kind: the pool's type; that of the pool, or process where there is none yet, where nothing is given.
+        image: the image that containers are made of.
+
+    Raises:
+        ConfigError: the pool is of another type, or its containers would not have what they need.
+        ServerError: the server refuses.
+    """
+    await check_name(run, root)
+    kind = await _kind_of(pool, kind)
+    variables = _job_variables(pool, kind, root, image)
+    await ensure_pool(pool, kind)
+    if "volumes" in variables:
+        variables[_SETTINGS] = await _as_this_user(pool)
+    await ensure_limits(recipe, run, root)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a process pool could be served instead
+        deployment = await add_rounds.ato_deployment(
+            name=run,
+            schedule=schedule,
+            parameters=parameters(recipe, run, root, rounds),
+            enforce_parameter_schema=True,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            work_pool_name=pool,
+            job_variables=variables,
+        )
+        deployment.entrypoint = ENTRYPOINT
+        try:
+            made = await deployment.aapply()
+        except (PrefectHTTPStatusError, RuntimeError) as error:
+            raise ServerError(f"Prefect refuses the deployment of run '{run}': {error}") from error
+    return Deployed(str(made), f"{add_rounds.name}/{run}", pool, kind, await _online(pool))
+
+
+async def recipe_step(recipe: str, root: str = DEFAULT_ROOT) -> dict[str, Any]:
+    """A build step of ``prefect.yaml``: reads a recipe, so that the file need not repeat it, and creates its limits.
+
+    Args:
+        recipe: path of the recipe, from where ``prefect deploy`` is called.
+        root: directory or URI of the store; ``RONDO_ROOT`` comes before it.
+
+    Returns:
+        For placeholders: ``recipe``, ``name``, ``root`` (absolute), and ``directory``, where it was called.
+
+    Raises:
+        ConfigError: the recipe is wrong.
+    """
+    read, store = load_recipe(Path(recipe)), Store.open(os.environ.get("RONDO_ROOT") or root)
+    await check_name(read.name, store.root)
+    await ensure_limits(read, read.name, store.root)
+    return {
+        "recipe": read.model_dump(mode="json"),
+        "name": read.name,
+        "root": store.root,
+        "directory": os.getcwd(),
+    }
+
+
+def parameters(recipe: Recipe, run: str, root: str, rounds: int) -> dict[str, Any]:
+    """The parameters of ``add_rounds`` as plain data."""
+    return {"recipe": recipe.model_dump(mode="json"), "run": run, "root": root, "rounds": rounds}
+
+
+async def ensure_limits(recipe: Recipe, run: str, root: str) -> None:
+    """Creates the concurrency limits that the run will ask for."""
+    await ensure_run_limits(run, root)
+    if needs_gpu(recipe):
+        await ensure_gpu_limit()
+
+
+async def ensure_pool(name: str, kind: PoolType) -> None:
+    """Creates the work pool of this name, where there is none.
+
+    Raises:
+        ConfigError: there is one of another type.
+        ServerError: Prefect does not know what a pool of this type needs.
+    """
+    await _kind_of(name, kind)
+    template = await get_default_base_job_template_for_infrastructure_type(kind)
+    if template is None:
+        raise ServerError(f"Prefect has no template for a pool of type {kind}: {install(kind)}")
+    if kind == "docker":
+        _complete(template)
+    async with get_client() as client:
+        with contextlib.suppress(ObjectAlreadyExists):
+            await client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template))
+
+
+def _complete(template: dict[str, Any]) -> None:
+    """Has a docker pool remove what its runs leave, each a container with a volume; and take the containers' user."""
+    variables = template["variables"]["properties"]
+    variables["auto_remove"]["default"] = True
+    # Prefect has it from prefect-docker alone, which only the worker needs.
+    variables.setdefault(_SETTINGS, {"type": "object", "title": "Container Configuration", "default": {}})
+    template["job_configuration"].setdefault(_SETTINGS, f"{{{{ {_SETTINGS} }}}}")
+
+
+def install(kind: str) -> str:
+    """The command that installs what Prefect needs for a pool, without another Prefect, which it may bring along."""
+    return f"pip install prefect-{kind} prefect=={prefect.__version__}"
+
+
+async def check_name(run: str, root: str) -> None:
+    """Refuses to replace the deployment of a run of this name under another root.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    async with get_client() as client:
+        try:
+            existing = await client.read_deployment_by_name(f"{add_rounds.name}/{run}")
+        except ObjectNotFound:
+            return
+    other = existing.parameters.get("root")
+    if other != root:
+        raise ConfigError(
+            f"this server has a deployment of a run '{run}' under {other}, which this one would replace: give another "
+            f"--name, or delete that one: prefect deployment delete {add_rounds.name}/{run}"
+        )
+
+
+async def _kind_of(pool: str, kind: PoolType | None) -> PoolType:
+    """The type of a pool, or of one that is not there yet: what is asked for, or process."""
+    async with get_client() as client:
+        try:
+            found: Any = (await client.read_work_pool(pool)).type
+        except ObjectNotFound:
+            return kind or "process"
+    if found not in get_args(PoolType) or kind not in (None, found):
+        wanted = kind or f"one of {', '.join(get_args(PoolType))}"
+        raise ConfigError(f"the work pool '{pool}' is of type {found}, not {wanted}: give another --pool")
+    return cast(PoolType, found)
+
+
+def _job_variables(pool: str, kind: PoolType, root: str, image: str | None) -> dict[str, Any]:
+    """What differs from the pool's template for the jobs of this deployment."""
+    local = "://" not in root
+    # Prefect reads it before it imports the flow. Jobs that give rarer signs of life would be taken for killed ones.
+    env = {"env": {HEARTBEAT_VARIABLE: str(heartbeat_seconds())}}
+    if kind == "process":
+        if image is not None:
+            raise ConfigError(f"the work pool '{pool}' runs processes, and --image is for containers: leave it out")
+        # Relative paths of a recipe mean what they mean here.
+        return {**env, "working_dir": os.getcwd()} if local or _lasting_server_is_ours() else env
+    if image is None:
+        raise ConfigError(f"the work pool '{pool}' runs containers: give --image, an image that has rondo in it")
+    if not local:
+        return {**env, "image": image}
+    if kind != "docker":
+        raise ConfigError(
+            f"the root {root} is a directory of this machine, and the jobs of a {kind} pool would keep their "
+            "rounds in containers that vanish: give a bucket, as --root s3://BUCKET/PREFIX"
+        )
+    # The container's user is that of the root, who need not be known in the image, nor have a home there.
+    env["env"]["HOME"] = "/tmp"  # noqa: S108  the container's
+    return {**env, "image": image, "volumes": [f"{root}:{root}"]}
+
+
+def _lasting_server_is_ours() -> bool:
+    """Whether the server is that of ``rondo up``, whose worker sees this machine's directories; others need not."""
+    record = server_record.read()
+    return record is not None and record.api == PREFECT_API_URL.value()
+
+
+async def _as_this_user(pool: str) -> dict[str, Any]:
+    """How containers that share a directory are created: as the user who deploys, unless the pool says another."""
+    async with get_client() as client:
+        variables = (await client.read_work_pool(pool)).base_job_template["variables"]["properties"]
+    # A deployment's value takes the place of the pool's, which may ask for GPUs here.
+    own = variables.get(_SETTINGS, {}).get("default") or {}
+    return {"user": f"{os.getuid()}:{os.getgid()}", **own}
+
+
+async def _online(pool: str) -> int:
+    async with get_client() as client:
+        online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
+        return len(await client.read_workers_for_work_pool(pool, worker_filter=online))

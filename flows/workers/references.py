@@ -1,0 +1,151 @@
+"""What travels between processes in place of data."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from storage.log.manifest import FileRef
+
+
+def hashes(files: Iterable[FileRef]) -> list[str]:
+    """What the key of a step names its files by."""
+    return [file.sha256 for file in files]
+
+
+@dataclass(frozen=True)
+class PolicyRef:
+    """A committed policy.
+
+    Args:
+        digest: hash of its weights, as every candidate that it samples records it.
+        files: the checkpoint's directory.
+        probe: a few sequences with the trainer's log-probabilities under these very weights.
+        base: the checkpoint that it changes, where it is an adapter.
+    """
+
+    digest: str
+    files: tuple[FileRef, ...]
+    probe: FileRef
+    base: tuple[FileRef, ...] = ()
+
+
+@dataclass(frozen=True)
+class JudgePolicies:
+    """The two policies whose log-ratio is an implicit reward."""
+
+    policy: PolicyRef
+    reference: PolicyRef
+
+    @property
+    def hashes(self) -> list[str]:
+        """Those of their weights."""
+        return [self.policy.digest, self.reference.digest]
+
+
+@dataclass(frozen=True)
+class PreferenceShard:
+    """Preferences of some of a round's prompts.
+
+    Args:
+        candidates: tables that hold the candidates which they name.
+        share: of the round's prompts, or of its shards, that is through with it.
+    """
+
+    candidates: tuple[FileRef, ...]
+    preferences: tuple[FileRef, ...]
+    share: float
+
+
+@dataclass(frozen=True)
+class UpdateInputs:
+    """What a round's update begins with.
+
+    Args:
+        policy: the policy that the update starts from.
+        reference: the policy that holds it back, where that is another one.
+        reference_sampled: whether the reference, or the start where these are one, is the policy that sampled, whose
+            log-probabilities are there.
+        shards: the preferences that are there already, in order; others may follow.
+        replayed: preferences of earlier rounds that are trained on again; nothing where there is no replay.
+        optimizer: the optimizer's state of the round before, where it is carried on.
+        average: the moving average of the policies before this round, where one is kept.
+        state: what an update that was interrupted had done with these very shards.
+        referenced: how it knew the reference's log-probabilities, as the round's metrics say it.
+        drift: difference of sampler and trainer after the hand-over of the policy that sampled, in nats per sequence.
+    """
+
+    policy: PolicyRef
+    reference: PolicyRef | None
+    reference_sampled: bool
+    prompts: tuple[FileRef, ...]
+    shards: tuple[PreferenceShard, ...]
+    replayed: tuple[FileRef, ...]
+    optimizer: tuple[FileRef, ...]
+    average: PolicyRef | None
+    state: tuple[FileRef, ...]
+    referenced: dict[str, Any] | None
+    drift: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An update: the new checkpoint with its probe, what else it wrote by stage, and its metrics."""
+
+    policy: PolicyRef
+    others: dict[str, list[FileRef]]
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far sampler and trainer are apart on the same weights, measured on the probe.
+
+    Args:
+        per_token: largest over the sequences of the difference of sums, divided by length, in nats per token.
+        per_sequence: largest difference of sums, in nats per sequence.
+        seconds: time of the hand-over, from the call to the compared probe.
+    """
+
+    per_token: float
+    per_sequence: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts that are sampled and judged together.
+
+    Args:
+        policy: the round whose policy samples.
+        held_out: whether the prompts are the held-out ones.
+        places: where the tables may lie already, as round and prefix of the stage's name; the last is where they
+            are committed.
+    """
+
+    policy: int
+    held_out: bool
+    places: tuple[tuple[int, str], ...]
+
+    @property
+    def name(self) -> str:
+        """How the batch is called among a round's tasks."""
+        return f"held-out of round {self.policy}" if self.held_out else "train"
+
+    @classmethod
+    def training(cls, number: int, sampled_by: int) -> "PromptBatch":
+        """A round's own prompts, answered by the policy of an earlier round."""
+        return cls(sampled_by, False, ((number, ""),))
+
+    @classmethod
+    def evaluation(cls, number: int) -> "PromptBatch":
+        """The held-out prompts, answered by the round's new policy."""
+        return cls(number, True, ((number, "eval_"),))
+
+    @classmethod
+    def baseline(cls, number: int, earlier: int) -> "PromptBatch":
+        """The same, answered by an earlier policy: found in its round, unless a fork samples or judges otherwise.
+
+        Those of the round before and of round 0 then have a place each, where they are two.
+        """
+        own = "baseline_" if earlier == number - 1 else "initial_"
+        return cls(earlier, True, ((earlier, "eval_"), (number, own)))

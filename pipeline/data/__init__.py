@@ -1,0 +1,1 @@
+"""What goes in: prompts, and the corpora that the toy recipes generate."""

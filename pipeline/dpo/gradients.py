@@ -1,0 +1,164 @@
+"""The gradient of one optimizer step: shared-prefix packs whose gradients add up to that of the step's mean loss.
+
+Every token of a step is processed once. There is no reference model: the reference is given as one
+log-probability for each candidate.
+
+Axes: ``P`` preferences of a pack or step, ``K`` candidates of a preference, ``S`` candidates of a pack.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.dpo.checks import check_losses
+from pipeline.dpo.losses import Objective, PreferenceBatch, exploration, nll, wpo_weights
+from pipeline.dpo.types import PreferenceGroup, UpdateSettings
+from pipeline.model.distributed import World, own_packs, world_of
+from pipeline.model.logprobs import pack_logps, sum_by_sequence
+from pipeline.packing.packing import Pack
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """Detached values of a step's preferences, each of shape ``[P]``.
+
+    ``drift`` is the largest difference to the reference over a preference's candidates, in nats; ``kl`` half the mean
+    of its square, a second-order estimate of the divergence from the reference (http://joschu.net/blog/kl-approx.html,
+    k2), which unlike an exponential of the difference has no heavy tail.
+    """
+
+    objective: Tensor
+    loss: Tensor
+    chosen: Tensor
+    rejected: Tensor
+    chosen_ratio: Tensor
+    rejected_ratio: Tensor
+    drift: Tensor
+    kl: Tensor
+
+
+NOBODY = PreferenceGroup(
+    prompt_id="(none)", prompt_token_ids=[0], candidate_token_ids=[[0], [0]], reference_logps=[0.0, 0.0]
+)
+"""What a pack of no group computes; it has no weight in the loss."""
+
+
+def accumulate_gradient(
+    model: Any,
+    batch: Sequence[PreferenceGroup],
+    terms: Sequence[tuple[Objective, float]],
+    settings: UpdateSettings,
+    step: int,
+) -> tuple[StepOutcome, int]:
+    """Add the gradient of the step's mean loss, pack by pack, and count the tokens.
+
+    The denominator is the number of preferences of the step, however they are spread over packs and ranks. Outcome and
+    tokens are those of the whole step on every rank.
+
+    Raises:
+        NonFiniteError: a loss is not finite, on whichever rank.
+    """
+    world = world_of(model)
+    packs = own_packs(batch, settings.token_budget, world)
+    parts: list[StepOutcome] = []
+    for pack in packs:
+        members = [batch[index] for index in pack.groups] or [NOBODY]
+        objective_P, loss_P, preferences = _losses(model, pack, members, terms, settings)
+        with world.agreement():
+            check_losses(loss_P, preferences, members, step)
+        share = loss_P.sum() / len(batch)
+        (share if pack.groups else 0 * share).backward()
+        parts.append(_outcome(objective_P, loss_P, preferences))
+    names = [column.name for column in fields(StepOutcome)]
+    found = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    if world.size > 1:
+        found = _of_all_ranks(found, [pack.groups for pack in packs], len(batch), world)
+    return StepOutcome(**found), sum(group.packed_tokens for group in batch)
+
+
+def _losses(
+    model: Any,
+    pack: Pack,
+    members: Sequence[PreferenceGroup],
+    terms: Sequence[tuple[Objective, float]],
+    settings: UpdateSettings,
+) -> tuple[Tensor, Tensor, PreferenceBatch]:
+    """The objective and the loss of each preference of a pack, and what they were computed from."""
+    logps_N, squares_N = pack_logps(model, pack, squares=settings.wpo, precision=settings.precision)
+    preferences = _preference_batch(pack, members, sum_by_sequence(logps_N, pack))
+    objective_P = torch.zeros_like(preferences.logps_P_K[:, 0])
+    for objective, weight in terms:
+        objective_P = objective_P + weight * objective.loss(preferences, settings.constants)
+    loss_P = objective_P
+    if squares_N is not None:
+        aligned_P_K = sum_by_sequence(logps_N.detach() - squares_N, pack).view_as(preferences.lengths_P_K)
+        loss_P = loss_P * wpo_weights(aligned_P_K / preferences.lengths_P_K)
+    return objective_P, loss_P + _extra_terms(preferences, settings), preferences
+
+
+def _of_all_ranks(
+    found: dict[str, Tensor], packs: Sequence[Sequence[int]], preferences: int, world: World
+) -> dict[str, Tensor]:
+    """The columns of all ranks, in the order of the step; a pack of no group has a row, which is left out."""
+    own = torch.tensor([bool(groups) for groups in packs for _ in groups or [0]], device=world.device)
+    rows = torch.tensor([index for groups in packs for index in groups], dtype=torch.int64, device=world.device)
+    values = torch.zeros(len(found), preferences, dtype=torch.float64, device=world.device)
+    values[:, rows] = torch.stack(list(found.values()))[:, own].double()
+    return dict(zip(found, world.sum(values), strict=True))
+
+
+def _extra_terms(preferences: PreferenceBatch, settings: UpdateSettings) -> Tensor | float:
+    """What is added to the objective; not part of the first loss that theory gives."""
+    extra: Tensor | float = 0.0
+    if settings.nll_weight:
+        chosen_nll_P = nll(preferences.logps_P_K[:, 0], preferences.lengths_P_K[:, 0])
+        extra = extra + settings.nll_weight * chosen_nll_P
+    if settings.exploration_weight:
+        optimism_P = exploration(preferences.logps_P_K, preferences.ranks_P_K)
+        extra = extra + settings.exploration_weight * optimism_P
+    return extra
+
+
+def _preference_batch(pack: Pack, members: Sequence[PreferenceGroup], logps_S: Tensor) -> PreferenceBatch:
+    """Arrange a pack's candidates as [P, K]; places that a preference lacks have rank -1 and repeat its first
+    candidate.
+    """
+    widest = max(pack.candidates)
+    index, reference, lengths, ranks = [], [], [], []
+    start = 0
+    for group, candidates in zip(members, pack.candidates, strict=True):
+        missing = widest - candidates
+        index.append([*range(start, start + candidates), *[start] * missing])
+        reference.append([*group.reference_logps, *[group.reference_logps[0]] * missing])
+        lengths.append([*map(len, group.candidate_token_ids), *[1] * missing])
+        ranks.append([*group.places, *[-1] * missing])
+        start += candidates
+    labels = [1.0 if group.soft_label is None else group.soft_label for group in members]
+    device, dtype = logps_S.device, logps_S.dtype
+    return PreferenceBatch(
+        logps_P_K=logps_S[torch.tensor(index, device=device)],
+        reference_logps_P_K=torch.tensor(reference, device=device, dtype=dtype),
+        lengths_P_K=torch.tensor(lengths, device=device, dtype=dtype),
+        ranks_P_K=torch.tensor(ranks, device=device),
+        soft_labels_P=torch.tensor(labels, device=device, dtype=dtype),
+    )
+
+
+def _outcome(objective_P: Tensor, loss_P: Tensor, preferences: PreferenceBatch) -> StepOutcome:
+    worst = preferences.ranks_P_K.argmax(dim=1, keepdim=True)
+    logps = preferences.logps_P_K.detach()
+    ratios = preferences.logratios_P_K.detach()
+    present = preferences.ranks_P_K >= 0
+    return StepOutcome(
+        objective=objective_P.detach(),
+        loss=loss_P.detach(),
+        chosen=logps[:, 0],
+        rejected=logps.gather(1, worst)[:, 0],
+        chosen_ratio=ratios[:, 0],
+        rejected_ratio=ratios.gather(1, worst)[:, 0],
+        drift=ratios.abs().amax(dim=1),
+        kl=(ratios.square() * present).sum(dim=1) / present.sum(dim=1) / 2,
+    )

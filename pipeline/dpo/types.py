@@ -1,0 +1,163 @@
+"""What goes into an update and what comes out of it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline.dpo.losses import ObjectiveSettings
+from pipeline.errors import DataError
+from pipeline.model.logprobs import Precision
+from pipeline.packing.packing import TokenGroup
+
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+BatchOrder = Literal["shuffled", "shards"]
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceGroup(TokenGroup):
+    """A preference over the candidates of a prompt, best first: two of them for a pair, more for a ranking.
+
+    ``reference_logps``: log-probability of each candidate under the reference, in nats, summed over its
+    tokens. ``ranks``: place of each candidate where some are tied, never falling; 0, 1, 2, ... where None.
+    ``soft_label``: probability that the order of a pair is right.
+    """
+
+    reference_logps: Sequence[float]
+    ranks: Sequence[int] | None = None
+    soft_label: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        candidates = len(self.candidate_token_ids)
+        if candidates < 2:
+            raise DataError(f"prompt {self.prompt_id} has {candidates} candidates: a preference needs at least 2")
+        if len(self.reference_logps) != candidates or not all(map(math.isfinite, self.reference_logps)):
+            raise DataError(
+                f"prompt {self.prompt_id} has {candidates} candidates and reference log-probabilities "
+                f"{list(self.reference_logps)}: give one finite number for each"
+            )
+        places = self.places
+        if len(places) != candidates or places[0] < 0 or list(places) != sorted(places) or places[0] == places[-1]:
+            raise DataError(
+                f"prompt {self.prompt_id} has ranks {list(places)} for {candidates} candidates: give one for "
+                "each, best first, not all equal"
+            )
+        if self.soft_label is not None and not 0 <= self.soft_label <= 1:
+            raise DataError(f"prompt {self.prompt_id} has soft label {self.soft_label}: give a probability from 0 to 1")
+
+    @property
+    def places(self) -> Sequence[int]:
+        """Rank of each candidate, lower is better."""
+        return range(len(self.candidate_token_ids)) if self.ranks is None else self.ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateSettings:
+    """What an update does.
+
+    ``objectives``: weight of each objective in the loss, by name. ``batch_size``: preferences of an optimizer step.
+    ``batch_order``: `batches.StepPlan`. ``nll_weight`` and ``exploration_weight``: of the terms `losses.nll` and
+    `losses.exploration`. ``wpo``: weigh pairs by `losses.wpo_weights`. ``token_budget``: positions of one forward pass.
+    ``schedule_start`` and ``schedule_end``: the share of the learning rate's schedule that the update covers.
+    ``stop_at_kl`` (nats a sequence) and ``stop_at_margin`` (of rewards): the steps end after one that found more.
+    ``reference_is_start``: the reference log-probabilities are those of the weights that the update starts
+    from, so that the first loss is known beforehand and is checked.
+    """
+
+    objectives: Mapping[str, float] = field(default_factory=lambda: {"sigmoid": 1.0})
+    constants: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    nll_weight: float = 0.0
+    exploration_weight: float = 0.0
+    wpo: bool = False
+    learning_rate: float = 1e-4
+    schedule: Schedule = "constant"
+    schedule_start: float = 0.0
+    schedule_end: float = 1.0
+    warmup_steps: int = 0
+    optimizer: Optimizer = "adamw"
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    epochs: int = 1
+    batch_size: int = 16
+    batch_order: BatchOrder = "shuffled"
+    token_budget: int = 4096
+    precision: Precision = "float32"
+    gradient_checkpointing: bool = False
+    reference_is_start: bool = True
+    stop_at_kl: float | None = None
+    stop_at_margin: float | None = None
+
+    @property
+    def own_warmup_steps(self) -> int:
+        """Steps of warm-up in this update: of those that share a schedule, the first one alone has any."""
+        return self.warmup_steps if self.schedule_start == 0 else 0
+
+    @property
+    def first_loss_tolerance(self) -> float:
+        """How far the first loss may be from the expected one, relative.
+
+        Float32 engines agree to 1e-6 nats a token, which moves the loss by less than 1e-5; bfloat16 ones
+        differ by about 0.05, at random, which moves a step's mean by 1e-2. A swapped sign, other token ids or
+        a stale reference move it by more.
+        """
+        return 1e-3 if self.precision == "float32" else 3e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """One optimizer step: means over its preferences, before the step is taken.
+
+    Rewards are ``beta * (logp - reference logp)`` in nats; *chosen* is the best candidate, *rejected* the
+    worst. Accuracy is the share of preferences with the higher reward for the chosen one. A change is against
+    the reference, and ``kl`` half the mean square of it over all candidates, an estimate of the divergence from the
+    reference. Log-probabilities are in nats a sequence, ``grad_norm`` is that before clipping, ``tokens`` are those
+    processed.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    reward_chosen: float
+    reward_rejected: float
+    reward_margin: float
+    accuracy: float
+    logp_chosen: float
+    logp_rejected: float
+    logp_chosen_change: float
+    logp_rejected_change: float
+    kl: float
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateResult:
+    """An update as a whole.
+
+    ``first_loss`` is the objective on the first step without the NLL term, ``first_loss_expected`` what
+    theory gives for it (None where the reference is not the start, or theory gives no number).
+    ``reference_drift`` is the largest difference, in nats a sequence, between the reference and the policy on
+    the first step. The last three compare the policy after the last step with the reference: share of
+    preferences whose chosen candidate became less likely, and mean change, in nats a sequence.
+    ``final_logps`` holds the log-probability of each of their candidates after the last step. Of many preferences
+    (`update.DISPLACEMENT_SAMPLE`) these are some, evenly spread. ``stopped`` says why the steps
+    ended before the plan did, ``token_budget`` is that of the last step, less than asked for where memory ran out.
+    """
+
+    first_loss: float
+    first_loss_expected: float | None
+    reference_drift: float
+    steps: list[StepMetrics]
+    stopped: str | None
+    token_budget: int
+    final_logps: list[list[float]]
+    chosen_fell_share: float
+    chosen_change: float
+    rejected_change: float

@@ -1,0 +1,131 @@
+"""The metrics of a round's evaluation, and the alarms of all its metrics.
+
+Lengths are in tokens with the end-of-sequence token, divergences in nats per sequence, shares from 0 to 1.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import EvaluationConfig
+from pipeline.evaluation.judge_drift import agreement, change, drifted, gap, over_optimised
+from pipeline.evaluation.metrics import Scores, answer_statistics, kl_estimate, mean_score, scores_by_prompt, win_rate
+
+UNPARSABLE_SHARE = 0.1
+DISPLACEMENT_SHARE = 0.5
+LENGTH_GROWTH = 1.5
+ENTROPY_SHARE = 0.5
+
+
+def judged_by(judgments: pa.Table, judge: str) -> Scores:
+    """Score of each prompt by one of several judges."""
+    return scores_by_prompt(judgments.filter(pc.field("judge") == judge))
+
+
+def describe_evaluation(
+    *,
+    candidates: pa.Table,
+    judgments: pa.Table,
+    previous: pa.Table | None,
+    initial: pa.Table | None,
+    logps: pa.Table | None,
+    judges: Sequence[str],
+    probe: pa.Table | None = None,
+) -> dict[str, Any]:
+    """The held-out metrics of a round; without earlier rounds those of the initial policy.
+
+    Args:
+        candidates: the held-out answers of this round.
+        judgments: what each of ``judges`` said of them; the first is the one that training hears.
+        previous, initial: the judgments of the previous round and of round 0 on the same prompts.
+        logps: the answers' log-probabilities under the three policies.
+        probe: what judges that may drift say now of some answers of round 0.
+    """
+    scores = judged_by(judgments, judges[0])
+    reward, answers = mean_score(scores), answer_statistics(candidates)
+    metrics: dict[str, Any] = {
+        "judge": judges[0],
+        "reward": reward.mean,
+        "reward_se": _finite(reward.standard_error),
+        "judges": {name: mean_score(judged_by(judgments, name)).mean for name in judges[1:]},
+        "length": answers.mean_length,
+        "truncated": answers.truncated_share,
+        "distinct": answers.distinct_share,
+        "entropy_per_token": -answers.logp_per_token,
+    }
+    for name, table in (("previous", previous), ("initial", initial)):
+        if table is not None:
+            metrics[f"win_rate_{name}"] = win_rate(scores, judged_by(table, judges[0])).mean
+    if logps is not None:
+        for name in ("previous", "initial"):
+            kl = kl_estimate(logps["policy"].to_pylist(), logps[name].to_pylist())
+            metrics |= {f"kl_{name}": kl.mean, f"kl_{name}_se": _finite(kl.standard_error)}
+        metrics["initial_logp_per_token"] = sum(logps["initial"].to_pylist()) / sum(logps["tokens"].to_pylist())
+    return metrics | _watched(judgments, previous, initial, judges, probe)
+
+
+def _watched(
+    judgments: pa.Table, previous: pa.Table | None, initial: pa.Table | None, judges: Sequence[str],
+    probe: pa.Table | None,
+) -> dict[str, Any]:  # fmt: skip
+    """How the judge that training hears compares with those that it never hears, and with itself in round 0."""
+    heard, *others = judges
+    now, before, first = (
+        {name: judged_by(table, name) for name in judges if table is not None}
+        for table in (judgments, previous, initial)
+    )
+    agreements = {name: agreement(now[heard], now[name]) for name in others}
+    metrics: dict[str, Any] = {"agreement": _known(agreements)}
+    if first:
+        gaps = {name: gap(now[heard], first[heard], now[name], first[name]) for name in others}
+        metrics |= {"gaps": _known(gaps), "over_optimised": over_optimised(heard, others, now, first, "round 0")}
+    if before and not metrics.get("over_optimised"):
+        metrics["over_optimised"] = over_optimised(heard, others, now, before, "the round before")
+    if probe is not None and first:
+        moved = {
+            name: change(first[name], judged_by(probe, name)) for name in dict.fromkeys(probe["judge"].to_pylist())
+        }
+        known = {name: found for name, found in moved.items() if found is not None}
+        metrics["judge_drift"] = {name: found.mean for name, found in known.items()}
+        metrics["drifted"] = [said for name, found in known.items() if (said := drifted(name, found))]
+    return metrics
+
+
+def _known(found: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def alarms(metrics: Mapping[str, Any], initial: Mapping[str, Any], config: EvaluationConfig) -> list[str]:
+    """What a person should look at before trusting this round, one sentence each."""
+    found = []
+    fell, change = metrics["chosen_fell"], metrics["chosen_change"]
+    if fell > DISPLACEMENT_SHARE and change < 0:
+        found.append(
+            f"likelihood displacement: {fell:.0%} of the chosen answers became less likely "
+            f"({change:+.2f} nats on average)"
+        )
+    if metrics["length"] > LENGTH_GROWTH * initial["length"]:
+        found.append(f"length: answers grew from {initial['length']:.1f} to {metrics['length']:.1f} tokens")
+    if metrics["entropy_per_token"] < ENTROPY_SHARE * initial["entropy_per_token"]:
+        found.append(
+            f"entropy collapse: {metrics['entropy_per_token']:.2f} nats per token, less than {ENTROPY_SHARE:.0%} of "
+            f"the initial policy's {initial['entropy_per_token']:.2f}"
+        )
+    if config.kl_limit is not None and metrics["kl_initial"] > config.kl_limit:
+        found.append(f"drift: KL to the initial policy is {metrics['kl_initial']:.2f} nats, above {config.kl_limit:g}")
+    if metrics.get("set_aside"):
+        found.append(f"set aside: the engine died on {metrics['set_aside']} prompts, which the round went on without")
+    unparsable = metrics.get("unparsable")
+    if unparsable is not None and unparsable > UNPARSABLE_SHARE:
+        found.append(f"judge: {unparsable:.0%} of its replies could not be read")
+    found += [f"over-optimisation: {sentence}" for sentence in metrics.get("over_optimised", ())]
+    found += [f"judge drift: {sentence}" for sentence in metrics.get("drifted", ())]
+    return found
+
+
+def _finite(error: float) -> float | None:
+    """A standard error, or None: of a single value there is none."""
+    return error if isfinite(error) else None

@@ -1,0 +1,90 @@
+"""Watching the judge over the rounds: whether others agree with it, whether it drifts, whether it is exploited."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+
+import numpy as np
+
+from pipeline.evaluation.metrics import Estimate, Scores
+
+MOST_COMPARED = 1024
+"""Held-out prompts among which the orders of two judges are compared: half a million pairs."""
+SIGNIFICANT = 3.0
+"""Standard errors beyond which a change is no chance: once in 740 rounds on one side of a judge that stays as it is."""
+
+
+def agreement(scores: Scores, others: Scores) -> float | None:
+    """Share of the pairs of prompts, of those that neither judge sees as equal, which both put in the same order.
+
+    1/2 is chance. Of the first ``MOST_COMPARED`` prompts that both judges gave a score; None where no pair is left.
+    """
+    both = [
+        (a, b) for prompt_id, a in scores.items() if a is not None and (b := others.get(prompt_id)) is not None
+    ]  # fmt: skip
+    if len(both) < 2:
+        return None
+    a_P, b_P = np.array(both[:MOST_COMPARED], dtype=np.float64).T
+    rows, columns = np.triu_indices(len(a_P), 1)
+    products = np.sign(a_P[rows] - a_P[columns]) * np.sign(b_P[rows] - b_P[columns])
+    different = int(np.count_nonzero(products))
+    return float((products > 0).sum() / different) if different else None
+
+
+def change(before: Scores, after: Scores) -> Estimate | None:
+    """Mean change of a judge's scores over the prompts that have one on both sides; None where no prompt has."""
+    changes = [
+        score - earlier
+        for prompt_id, score in after.items()
+        if score is not None and (earlier := before.get(prompt_id)) is not None
+    ]
+    if not changes:
+        return None
+    error = stdev(changes) / math.sqrt(len(changes)) if len(changes) > 1 else math.nan
+    return Estimate(mean=fmean(changes), standard_error=error, count=len(changes))
+
+
+def gap(heard: Scores, heard_initial: Scores, held_out: Scores, held_out_initial: Scores) -> float | None:
+    """How much further the heard judge's scores have risen than a held-out judge's since round 0.
+
+    Each judge's mean change is divided by the standard deviation of its scores over the prompts of round 0, so that the
+    two are on one scale; None where one of them has no spread there.
+    """
+    rises = []
+    for after, before in ((heard, heard_initial), (held_out, held_out_initial)):
+        known = [score for score in before.values() if score is not None]
+        found, spread = change(before, after), stdev(known) if len(known) > 1 else 0.0
+        if found is None or not spread:
+            return None
+        rises.append(found.mean / spread)
+    return rises[0] - rises[1]
+
+
+def over_optimised(
+    heard: str, others: Sequence[str], now: Mapping[str, Scores], before: Mapping[str, Scores], since: str
+) -> list[str]:
+    """A sentence for each held-out judge that fell significantly while the heard judge's score rose.
+
+    Both changes are paired by prompt, and significant at ``SIGNIFICANT`` standard errors; see arXiv:2210.10760 for what
+    it means that a judge is optimised beyond what it knows.
+    """
+    rise = change(before[heard], now[heard])
+    if rise is None or not rise.mean > SIGNIFICANT * rise.standard_error:
+        return []
+    sentences = []
+    for name in others:
+        fall = change(before[name], now[name])
+        if fall is not None and fall.mean < -SIGNIFICANT * fall.standard_error:
+            sentences.append(
+                f"{name} fell by {-fall.mean:.3g} ± {fall.standard_error:.2g} since {since}, while {heard}, which "
+                f"training hears, rose by {rise.mean:.3g} ± {rise.standard_error:.2g}"
+            )
+    return sentences
+
+
+def drifted(name: str, moved: Estimate) -> str | None:
+    """A sentence where a judge no longer says of the same answers what it said; None where it does."""
+    if abs(moved.mean) > SIGNIFICANT * moved.standard_error:
+        error = f"{moved.mean:+.3g} ± {moved.standard_error:.2g}"
+        return f"{name} scores the same {moved.count} answers of round 0 differently now, by {error} on average"
+    return None

@@ -1,0 +1,124 @@
+"""What a round's table says of what was sampled, judged and preferred, added up shard by shard.
+
+A prompt and all its candidates are in one shard, so that nothing is compared across shards, and no more than one shard
+need be in memory.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.judges.ensemble import relative_ranks
+from pipeline.preferences import drop_counts
+from pipeline.records import components_of
+
+
+@dataclass
+class _Mean:
+    """A mean of numbers that come in parts."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, *numbers: float) -> None:
+        self.total = math.fsum((self.total, *numbers))
+        self.count += len(numbers)
+
+    @property
+    def value(self) -> float | None:
+        """None of nothing."""
+        return self.total / self.count if self.count else None
+
+
+@dataclass
+class RoundMetrics:
+    """The metrics of a round's candidates, judgments and preferences; None where there is nothing to tell from.
+
+    - ``sampled_reward``, ``sampled_length``: mean score and mean length in tokens of the candidates.
+    - ``unjudged``: candidates without a score.
+    - ``preferences``, ``margin``: how many there are, and the mean difference of the scores of best and worst.
+    - ``length_margin``: by how many tokens the best candidate of a preference is longer than the worst, on average.
+    - ``dropped``: prompts without a preference, by reason.
+    - ``tied``: share of the pairs of judged candidates of a prompt whose scores differ by no more than ``min_margin``.
+    - ``unparsable``: share of the judgments whose reply could not be read.
+    - ``flipped``: share of the comparisons whose verdict turned with the order in which the two were shown.
+    - ``length_correlation``: Spearman's correlation of score and length in tokens within prompts: Pearson's of the
+      ranks that candidates have among those of their prompt.
+    """
+
+    min_margin: float = 0.0
+    _reward: _Mean = field(default_factory=_Mean)
+    _length: _Mean = field(default_factory=_Mean)
+    _margin: _Mean = field(default_factory=_Mean)
+    _length_margin: _Mean = field(default_factory=_Mean)
+    _tied: _Mean = field(default_factory=_Mean)
+    _statuses: Counter[str] = field(default_factory=Counter)
+    _dropped: Counter[str] = field(default_factory=Counter)
+    _compared: dict[str, float] = field(default_factory=lambda: {"flips": 0.0, "comparisons": 0.0})
+    _products: dict[str, float] = field(default_factory=lambda: {"score": 0.0, "length": 0.0, "both": 0.0})
+
+    def add_judged(self, candidates: pa.Table, judgments: pa.Table) -> None:
+        """The ``CANDIDATES`` of a shard, of which their tokens are read, and what the judge said of them."""
+        lengths = pc.list_value_length(candidates["token_ids"]).to_pylist()
+        self._length.add(*lengths)
+        self._reward.add(*judgments["score"].drop_null().to_pylist())
+        self._statuses.update(judgments["status"].to_pylist())
+        self._add_comparisons(judgments)
+        keys = zip(candidates["prompt_id"].to_pylist(), candidates["candidate"].to_pylist(), strict=True)
+        length = dict(zip(keys, lengths, strict=True))
+        for prompt_id, scores in _scores(judgments).items():
+            self._tied.add(*(abs(a - b) <= self.min_margin for a, b in combinations(scores.values(), 2)))
+            self._add_ranks([*scores.values()], [length[prompt_id, index] for index in scores])
+
+    def add_preferences(self, preferences: pa.Table) -> None:
+        """``PREFERENCES`` of some of the round's prompts."""
+        self._dropped.update(drop_counts(preferences))
+        kept = preferences.select(["kind", "margin", "token_counts"]).filter(pc.field("kind") != "dropped").to_pylist()
+        self._margin.add(*(row["margin"] for row in kept))
+        self._length_margin.add(*(row["token_counts"][0] - row["token_counts"][-1] for row in kept))
+
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of all that was added."""
+        statuses, compared, products = self._statuses, self._compared, self._products
+        norm = math.sqrt(products["score"] * products["length"])
+        return {
+            "sampled_reward": self._reward.value,
+            "sampled_length": self._length.value,
+            "unjudged": statuses.total() - statuses["ok"],
+            "preferences": self._margin.count,
+            "margin": self._margin.value,
+            "length_margin": self._length_margin.value,
+            "dropped": dict(sorted(self._dropped.items())),
+            "tied": self._tied.value,
+            "unparsable": statuses["unparsable"] / statuses.total() if statuses else None,
+            "flipped": compared["flips"] / compared["comparisons"] if compared["comparisons"] else None,
+            "length_correlation": products["both"] / norm if norm else None,
+        }
+
+    def _add_comparisons(self, judgments: pa.Table) -> None:
+        """From the components of judges that compare in both orders, and of ensembles that have such a member."""
+        for components in judgments["components"].to_pylist():
+            for name, value in components_of(components).items():
+                if (last := name.rpartition(".")[2]) in self._compared:
+                    self._compared[last] += value
+
+    def _add_ranks(self, scores: list[float], lengths: list[int]) -> None:
+        for rank, length_rank in zip(relative_ranks(scores), relative_ranks(lengths), strict=True):
+            if rank is not None and length_rank is not None:
+                a, b = rank - 0.5, length_rank - 0.5
+                for name, product in (("score", a * a), ("length", b * b), ("both", a * b)):
+                    self._products[name] += product
+
+
+def _scores(judgments: pa.Table) -> dict[str, dict[int, float]]:
+    """The scores of each prompt by candidate."""
+    scores: dict[str, dict[int, float]] = {}
+    for row in judgments.select(["prompt_id", "candidate", "score", "status"]).to_pylist():
+        if row["status"] == "ok" and row["score"] is not None and math.isfinite(row["score"]):
+            scores.setdefault(row["prompt_id"], {})[row["candidate"]] = row["score"]
+    return scores

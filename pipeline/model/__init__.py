@@ -1,0 +1,1 @@
+"""A policy on disk and in memory, its log-probabilities, adapters, several ranks."""

@@ -1,0 +1,274 @@
+"""Log-probabilities of candidates under a `transformers` causal language model.
+
+The vocabulary is projected only where a candidate token is predicted, and in chunks: no ``[N, V]`` tensor
+outlives a chunk, in the forward pass or in the backward pass, which computes the chunk's logits again.
+
+Liger's fused linear cross-entropy (0.8.5, ``reduction="none"``) takes a gradient for each token and computes the logits
+again in the backward pass, as here. It has no squares of probabilities for WPO, and what it saves are passes over a
+chunk of logits, not products of matrices. It needs Triton; as long as nobody has measured it on a GPU against this, it
+is left out.
+
+Axes: ``R`` rows of a pack, ``L`` tokens of a row, ``N`` predicted tokens, ``S`` candidates, ``D`` width of
+the hidden state, ``V`` vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from pipeline.errors import PromptTooLongError, UnsupportedModelError
+from pipeline.model.distributed import World, own_packs, reshard, run_whole, world_of
+from pipeline.packing.attention import shared_prefix_attention
+from pipeline.packing.packing import Pack, TokenGroup, pack_groups
+
+Precision = Literal["float32", "bfloat16"]
+"""Of the forward pass; the weights are float32 either way."""
+
+CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 27}
+"""Logits that may exist at one time: 16 MiB in float32, unless that is less than CHUNK_ROWS rows. On a GPU 512 MiB, so
+that a chunk of a large vocabulary has enough rows for each reading of the weights (reckoned, not measured).
+"""
+
+CHUNK_ROWS = 128
+"""Fewest rows of a chunk: with 32 the products take half as long again on CPU, as each chunk reads all weights."""
+
+
+class _ChunkedLogProbs(torch.autograd.Function):  # type: ignore[misc]
+    """log softmax(softcap(hidden @ weight.T + bias))[target], and its gradient, chunk by chunk over N.
+
+    The logits of a single chunk are kept for the backward pass: it would need that memory anyway.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_N_D: torch.Tensor,
+        weight_V_D: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        target_N: torch.Tensor,
+        softcap: float | None,
+        chunk: int,
+        squares: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        wide = torch.promote_types(hidden_N_D.dtype, torch.float32)
+        normalizer_N = torch.empty(len(target_N), dtype=wide, device=hidden_N_D.device)
+        logps_N = torch.empty_like(normalizer_N)
+        square_N = torch.empty_like(normalizer_N) if squares else None
+        chunks = _chunks(len(target_N), chunk)
+        for rows in chunks:
+            kept = _logits(hidden_N_D[rows], weight_V_D, bias_V, softcap)
+            logits, _ = kept
+            normalizer_N[rows] = torch.logsumexp(logits, dim=-1)
+            logps_N[rows] = logits.gather(1, target_N[rows, None])[:, 0] - normalizer_N[rows]
+            if square_N is not None:
+                square_N[rows] = torch.logsumexp(2 * logits, dim=-1) - 2 * normalizer_N[rows]
+        ctx.save_for_backward(hidden_N_D, weight_V_D, bias_V, target_N, normalizer_N)
+        ctx.softcap, ctx.chunks, ctx.kept = softcap, chunks, kept if len(chunks) == 1 else None
+        if square_N is not None:
+            ctx.mark_non_differentiable(square_N)
+        return logps_N, square_N
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_N: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        hidden_N_D, weight_V_D, bias_V, target_N, normalizer_N = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden_N_D)
+        # Sums over chunks are float32: in bfloat16 the error grows with their number, to 1% over a hundred.
+        wide = normalizer_N.dtype
+        grad_weight = torch.zeros_like(weight_V_D, dtype=wide) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias_V) if ctx.needs_input_grad[2] else None
+        for rows in ctx.chunks:
+            logits, slope = ctx.kept or _logits(hidden_N_D[rows], weight_V_D, bias_V, ctx.softcap)
+            # d logp / d logits = onehot(target) - softmax
+            grad_logits = (logits - normalizer_N[rows, None]).exp_().mul_(-grad_N[rows, None])
+            grad_logits.scatter_add_(1, target_N[rows, None], grad_N[rows, None])
+            if slope is not None:
+                grad_logits.mul_(slope)
+            grad_logits = grad_logits.to(hidden_N_D.dtype)
+            torch.mm(grad_logits, weight_V_D, out=grad_hidden[rows])
+            if grad_weight is not None:
+                if grad_logits.dtype == wide:
+                    grad_weight.addmm_(grad_logits.T, hidden_N_D[rows])
+                else:
+                    grad_weight.add_(grad_logits.T @ hidden_N_D[rows])
+            if grad_bias is not None:
+                grad_bias.add_(grad_logits.sum(0))
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def _chunks(length: int, chunk: int) -> list[slice]:
+    return [slice(start, min(start + chunk, length)) for start in range(0, length, chunk)]
+
+
+def _logits(
+    hidden_N_D: torch.Tensor, weight_V_D: torch.Tensor, bias_V: torch.Tensor | None, softcap: float | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Logits in at least float32, and their slope with respect to the uncapped logits where there is a cap."""
+    with torch.autocast(hidden_N_D.device.type, enabled=False):
+        logits = hidden_N_D @ weight_V_D.T
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if bias_V is not None:
+        logits = logits + bias_V
+    if softcap is None:
+        return logits, None
+    bent = torch.tanh(logits / softcap)
+    return bent * softcap, 1 - bent * bent
+
+
+def chunked_logps(
+    hidden_N_D: torch.Tensor,
+    weight_V_D: torch.Tensor,
+    target_N: torch.Tensor,
+    *,
+    bias_V: torch.Tensor | None = None,
+    softcap: float | None = None,
+    squares: bool = False,
+    chunk_rows: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probability of each target under ``softmax(hidden @ weight.T + bias)``, in nats, shape ``[N]``,
+    float32 or wider.
+
+    ``softcap`` c replaces each logit z by ``c * tanh(z / c)``. With ``squares`` also ``log sum_v p(v)^2`` of
+    each distribution, shape ``[N]``, without gradient; else None. The logits of ``chunk_rows`` targets
+    exist at a time, by default about `CHUNK_ELEMENTS` in all. Values and gradient equal those of the plain formula.
+    """
+    device = hidden_N_D.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden_N_D, weight_V_D = hidden_N_D.to(dtype), weight_V_D.to(dtype)
+    chunk = chunk_rows or max(CHUNK_ROWS, CHUNK_ELEMENTS.get(device, CHUNK_ELEMENTS["cpu"]) // weight_V_D.shape[0])
+    logps_N: torch.Tensor
+    square_N: torch.Tensor | None
+    logps_N, square_N = _ChunkedLogProbs.apply(hidden_N_D, weight_V_D, bias_V, target_N, softcap, chunk, squares)
+    return logps_N, square_N
+
+
+def pack_logps(
+    model: Any, pack: Pack, *, squares: bool = False, precision: Precision = "float32"
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`chunked_logps` of each predicted token of a pack, differentiable in the model's weights."""
+    device = model.get_output_embeddings().weight.device.type
+    with shared_prefix_attention(model), torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+        found: tuple[torch.Tensor, torch.Tensor | None] = run_whole(model, _pack_logps, pack, squares)
+        return found
+
+
+def _pack_logps(model: Any, pack: Pack, squares: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    head = model.get_output_embeddings()
+    device = head.weight.device
+    hidden_1_T_D = model.base_model(
+        input_ids=pack.input_ids_T.to(device)[None],
+        position_ids=pack.position_ids_T.to(device)[None],
+        sequence_layout=pack.layout_on(device),
+        use_cache=False,
+    ).last_hidden_state
+    return chunked_logps(
+        hidden_1_T_D[0].index_select(0, pack.source_N.to(device)),
+        head.weight,
+        pack.target_N.to(device),
+        bias_V=getattr(head, "bias", None),
+        softcap=getattr(model.config, "final_logit_softcapping", None),
+        squares=squares,
+    )
+
+
+def pack_sums(model: Any, pack: Pack, *, precision: Precision = "float32") -> torch.Tensor:
+    """Log-probability of each candidate of a pack, summed over its tokens, in nats, shape ``[S]``."""
+    return sum_by_sequence(pack_logps(model, pack, precision=precision)[0], pack)
+
+
+def sum_by_sequence(logps_N: torch.Tensor, pack: Pack) -> torch.Tensor:
+    """Sum over the tokens of each candidate, shape ``[S]``."""
+    sums_S = torch.zeros(sum(pack.candidates), dtype=logps_N.dtype, device=logps_N.device)
+    return sums_S.index_add(0, pack.sequence_N.to(logps_N.device), logps_N)
+
+
+def sequence_logps(
+    model: Any, groups: Sequence[TokenGroup], token_budget: int, *, precision: Precision = "float32"
+) -> list[list[float]]:
+    """Log-probability of each candidate given its prompt, in nats, summed over its tokens, for each group.
+
+    The model is put into evaluation mode. No gradient is kept. Over several ranks each has all of the result.
+
+    Raises:
+        PromptTooLongError: a group is longer than the budget, or a sequence longer than the model's context.
+    """
+    model.eval()
+    check_context(model, groups)
+    world = world_of(model)
+    result = [[0.0] * len(group.candidate_token_ids) for group in groups]
+    for pack in own_packs(groups, token_budget, world):
+        with torch.no_grad():
+            sums = iter(pack_sums(model, pack, precision=precision).tolist())
+        for index in pack.groups:
+            result[index] = [next(sums) for _ in result[index]]
+    reshard(model)
+    return result if world.size == 1 else _of_all_ranks(result, world)
+
+
+def _of_all_ranks(found: list[list[float]], world: World) -> list[list[float]]:
+    """The numbers of all ranks, where each has zeros in place of those that others computed."""
+    flat = torch.tensor([number for row in found for number in row], dtype=torch.float64, device=world.device)
+    numbers = iter(world.sum(flat).tolist())
+    return [[next(numbers) for _ in row] for row in found]
+
+
+def check_context(model: Any, groups: Sequence[TokenGroup]) -> None:
+    """Raise PromptTooLongError where a prompt with its longest candidate exceeds the model's context.
+
+    Attention in fixed chunks is exact up to the length of one chunk, in which it hides nothing.
+    """
+    names = ("max_position_embeddings", "attention_chunk_size")
+    known = {name: limit for name in names if isinstance(limit := getattr(model.config, name, None), int)}
+    if not known or not groups:
+        return
+    name, limit = min(known.items(), key=lambda item: item[1])
+    longest = max(groups, key=lambda group: group.longest_sequence)
+    if longest.longest_sequence > limit:
+        raise PromptTooLongError(
+            f"prompt {longest.prompt_id} with its longest candidate has {longest.longest_sequence} tokens, "
+            f"and the model's {name} is {limit}: shorten the prompt or the candidates"
+        )
+
+
+def check_model(model: Any) -> None:
+    """Compare a packed forward pass with the model's own on three short sequences, before any work starts.
+
+    This finds models whose attention cannot be replaced, or whose layers mix tokens in another way, and
+    models that change the logits after the projection in a way that is not handled here.
+
+    Raises:
+        UnsupportedModelError: the two differ.
+    """
+    model.eval()
+    head = model.get_output_embeddings()
+    if head is None:
+        raise UnsupportedModelError(f"{type(model).__name__} has no vocabulary: load it with AutoModelForCausalLM")
+    top = head.weight.shape[0] - 1
+    prompt, candidates = [top, 1, 0], [[top // 2, top // 3, 1], [top // 5, top], [0, top // 2, top // 2]]
+    (pack,) = pack_groups([TokenGroup("probe", prompt, candidates)], token_budget=64)
+    # Layers that are gathered in half precision compute in nothing else.
+    precision = world_of(model).precision
+    half = torch.autocast(head.weight.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    with torch.no_grad(), half:
+        packed_S = pack_sums(model, pack, precision=precision)
+        plain_S = torch.stack([_plain_logp(model, prompt, candidate) for candidate in candidates])
+    reshard(model)
+    difference = (packed_S - plain_S).abs().max().item()
+    # Over these few tokens float32 agrees to 1e-5 nats and half precision to 0.1.
+    exact = precision == "float32" and head.weight.dtype in (torch.float32, torch.float64)
+    tolerance = 1e-3 if exact else 0.25
+    if not difference <= tolerance:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} gives log-probabilities that differ by {difference:.3g} nats between a "
+            "packed and a plain forward pass: its attention cannot be replaced, its layers mix tokens in "
+            "another way, or it changes its logits after the projection; use another model"
+        )
+
+
+def _plain_logp(model: Any, prompt: list[int], candidate: list[int]) -> torch.Tensor:
+    ids = torch.tensor([prompt + candidate], device=model.device)
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+    return torch.log_softmax(logits, dim=-1).gather(1, ids[0, len(prompt) :, None]).sum()

@@ -1,0 +1,1 @@
+"""A prompt once with all its completions: packs, and attention over them."""

@@ -1,0 +1,105 @@
+"""Attention over packs with one kernel and a mask of blocks, for GPUs: FlexAttention, arXiv:2412.05496.
+
+A pack stays one flat row; the mask lets each token see its own prompt and its own candidate, no other one, and blocks
+of tokens that see nothing of each other are skipped. Nothing is gathered and nothing is padded. On CUDA kernel and mask
+are compiled. Elsewhere the same function runs uncompiled, with scores of shape ``[H, T, T]``: that is for tests, which
+compare mask, values and gradients with the gathered path of `pipeline.packing.attention` and with plain forward
+passes. The compiled backward pass needs a GPU, and none has run it so far.
+
+Axes: ``T`` tokens of a pack, ``H`` heads, ``D`` width of a head.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+BLOCK_DEVICES = frozenset({"cuda"})
+"""Where packs take this attention."""
+
+
+class BlockLayout:
+    """What a token of a pack may see, as a mask of blocks: made once for a pack, and once for each sliding window.
+
+    Args:
+        segment_T: where in the pack the prompt or candidate begins that a token is part of.
+        prompt_T: where its prompt begins; for a token of a prompt the same.
+        position_T: its place in its sequence, a prompt with one candidate.
+        longest: tokens of the longest sequence.
+    """
+
+    def __init__(self, segment_T: Tensor, prompt_T: Tensor, position_T: Tensor, longest: int) -> None:
+        self.longest = longest
+        self._segment_T, self._prompt_T, self._position_T = segment_T, prompt_T, position_T
+        self._masks: dict[int | None, BlockMask] = {}
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None, window: int | None
+    ) -> Tensor:
+        """Attention of a flat pack: [1, H, T, D] in, [1, T, H, D] out. Key and value may have fewer heads."""
+        attend, _ = _kernels(query.device.type)
+        states = (query, key, value)
+        if torch.is_autocast_enabled(query.device.type):  # norms of queries and keys leave them in float32
+            dtype = torch.get_autocast_dtype(query.device.type)
+            states = (query.to(dtype), key.to(dtype), value.to(dtype))
+        mixed: Tensor = attend(
+            *states,
+            score_mod=None if softcap is None else _capped(_number(softcap, query.device)),
+            block_mask=self.mask(window if window is not None and window < self.longest else None),
+            scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        return mixed.transpose(1, 2)
+
+    def mask(self, window: int | None) -> BlockMask:
+        """The mask of all layers with this sliding window, in tokens; None is a layer that sees all before it."""
+        if window not in self._masks:
+            _, create = _kernels(self._segment_T.device.type)
+            tokens = len(self._segment_T)
+            self._masks[window] = create(self._sees(window), 1, 1, tokens, tokens, device=self._segment_T.device)
+        return self._masks[window]
+
+    def _sees(self, window: int | None) -> Callable[..., Tensor]:
+        segment_T, prompt_T, position_T = self._segment_T, self._prompt_T, self._position_T
+
+        def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            own = (segment_T[key] == segment_T[query]) | (segment_T[key] == prompt_T[query])
+            return own & (key <= query)
+
+        if window is None:
+            return sees
+        reach = _number(window, segment_T.device)
+
+        def sees_near(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return sees(batch, head, query, key) & (position_T[query] - position_T[key] < reach)
+
+        return sees_near
+
+
+def _number(value: float, device: torch.device) -> Tensor:
+    """A number as kernels take it: a plain one that they close over breaks the compiled backward pass."""
+    return torch.full((), value, device=device)
+
+
+def _capped(cap: Tensor) -> Callable[..., Tensor]:
+    def capped(score: Tensor, *_: Tensor) -> Tensor:
+        return torch.tanh(score / cap) * cap
+
+    return capped
+
+
+@cache
+def _kernels(device: str, backend: str = "inductor") -> tuple[Any, Any]:
+    """The attention and the maker of masks. Packs differ in length: one compilation serves all of them.
+
+    There is one for each precision, with gradient and without, with a window and without, for one block of tokens and
+    for more: twelve of them for a model like Gemma 3. Beyond its limit, torch would go on uncompiled.
+    """
+    if device not in BLOCK_DEVICES:
+        return flex_attention, create_block_mask
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    compiled = [torch.compile(part, dynamic=True, backend=backend) for part in (flex_attention, create_block_mask)]
+    return compiled[0], compiled[1]

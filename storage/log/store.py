@@ -1,0 +1,117 @@
+"""A store: the runs under one root."""
+
+import difflib
+import uuid
+from pathlib import Path
+from typing import Any
+
+from storage.errors import InvalidNameError, RunExistsError, RunNotFoundError, UnsupportedStoreError
+from storage.log.lease import utc_now
+from storage.log.manifest import Entry, encode_entry
+from storage.log.run import Run, put_once
+from storage.objects import layout
+from storage.objects.objects import LocalObjects, Objects, open_objects
+
+
+class Store:
+    """The runs under a root.
+
+    Attributes:
+        root: the directory, absolute, or the URI: :meth:`open` with it gives the same store in another process.
+        local_root: the directory; None elsewhere than on a local disk.
+        objects: the objects under the root.
+    """
+
+    def __init__(self, root: str, objects: Objects, local_root: Path | None = None) -> None:
+        self.root = root
+        self.objects = objects
+        self.local_root = local_root
+
+    @classmethod
+    def open(cls, root: str | Path) -> "Store":
+        """The store in a local directory, which is created, or under s3://, gs://, az:// or memory://.
+
+        Credentials and endpoints of a bucket come from the usual environment variables.
+
+        Raises:
+            UnsupportedStoreError: the URI is none of these.
+            StorageAccessError: the directory cannot be created.
+        """
+        objects = open_objects(root)
+        if isinstance(objects, LocalObjects):
+            return cls(str(objects.root), objects, objects.root)
+        return cls(str(root), objects)
+
+    @property
+    def is_local(self) -> bool:
+        return self.local_root is not None
+
+    def run_names(self) -> list[str]:
+        """The names of the runs, sorted. A directory without a first log entry is no run."""
+        return [name for name in self.objects.children(layout.RUNS) if self._exists(name)]
+
+    def create_run(self, name: str, header: dict[str, Any]) -> Run:
+        """A new run with that header; one with a ``parent`` of a ``run`` and a ``round`` is a fork.
+
+        Raises:
+            InvalidNameError: the name is none that the store accepts.
+            RunExistsError: the run is there.
+            InvalidEntryError: the header is not JSON.
+            UnsupportedStoreError: the backend has no put-if-absent.
+        """
+        key = layout.entry_key(name, 0)
+        if not self._exists(name) and self.objects.keys(layout.run_prefix(name)) and not self._exists(name):
+            raise RunExistsError(
+                f"what is left of a deleted run '{name}' is in the way: 'rondo delete {name}' removes it"
+            )
+        data = encode_entry(Entry(0, "run", uuid.uuid4().hex, None, (), header, None, utc_now()))
+        if not put_once(self.objects, key, data):
+            raise RunExistsError(f"run '{name}' is already there: resume it, or choose another name")
+        if self.objects.create(key, data):
+            raise UnsupportedStoreError(
+                f"{self.root} overwrites objects that it is asked to create: keep the store elsewhere"
+            )
+        return Run(self.objects, name)
+
+    def run(self, name: str, *, intact_part: bool = False) -> Run:
+        """The run of that name.
+
+        Args:
+            intact_part: read a damaged log as far as it is intact, to save what is there; nothing can be written to it.
+
+        Raises:
+            RunNotFoundError: there is none; the message names those with a similar name.
+        """
+        layout.check_run_name(name)
+        if not self._exists(name):
+            raise self.no_run(name)
+        return Run(self.objects, name, intact_part=intact_part)
+
+    def no_run(self, name: str) -> RunNotFoundError:
+        """What to raise where there is no run of that name; the message names similar ones, or those that there are."""
+        return RunNotFoundError(f"there is no run '{name}' in {self.root}{self._similar(name)}")
+
+    def report_path(self, run: str) -> Path | None:
+        """Where the report of a run lies on a local disk; None elsewhere, where :meth:`report_key` names it."""
+        return self.objects.local_path(self.report_key(run))
+
+    def log_directory(self, run: str) -> Path | None:
+        """Where processes that serve a run keep their logs on a local disk; None elsewhere."""
+        return self.objects.local_path(layout.process_log_prefix(run))
+
+    def report_key(self, run: str) -> str:
+        """The key of a run's report."""
+        return layout.report_key(run)
+
+    def _exists(self, name: str) -> bool:
+        try:
+            return self.objects.size(layout.entry_key(name, 0)) is not None
+        except InvalidNameError:
+            return False
+
+    def _similar(self, name: str) -> str:
+        names = self.run_names()
+        near = difflib.get_close_matches(name, names, n=3)
+        if near:
+            return ": did you mean " + " or ".join(f"'{other}'" for other in near) + "?"
+        return f": its runs are {', '.join(names[:10])}" if names else ": it holds no runs yet"

@@ -1,0 +1,360 @@
+"""Objects under keys, on local disk, in memory, or in an S3, GCS or Azure bucket: put-if-absent alike on all.
+
+``obstore`` does the work. On a local disk this module adds what it leaves out: fsync, and the refusal of symbolic
+links that lead out of the root.
+"""
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+from urllib.parse import urlsplit
+
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    GenericError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
+from obstore.store import LocalStore, MemoryStore, from_url
+
+from storage.errors import (
+    BackendError,
+    InvalidNameError,
+    MissingObjectError,
+    StorageAccessError,
+    StoreError,
+    UnsupportedStoreError,
+)
+from storage.objects import durable
+
+_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "memory")
+_PARALLEL_READS = 16
+
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An object as a listing shows it: its key, its size in bytes, and when it was written, by the backend's clock."""
+
+    key: str
+    bytes: int
+    modified: datetime
+
+
+class Sink:
+    """A file open for writing that counts and hashes what passes."""
+
+    def __init__(self, raw: BinaryIO, key: str) -> None:
+        self._raw, self._key = raw, key
+        self._hash = hashlib.sha256()
+        self.bytes = 0
+        self.closed = False
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes) -> int:
+        with clear_errors(self._key):
+            self._raw.write(data)
+        view = memoryview(data)
+        self._hash.update(view)
+        self.bytes += view.nbytes
+        return view.nbytes
+
+    def tell(self) -> int:
+        return self.bytes
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class RangeReader(io.RawIOBase):
+    """A seekable file over ranged reads of one object."""
+
+    def __init__(self, store: obstore.store.ObjectStore, key: str) -> None:
+        self._store, self._key, self._position = store, key, 0
+        with clear_errors(key):
+            self._size = obstore.head(store, key)["size"]
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def size(self) -> int:
+        return self._size
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self._position)
+        length = left if size < 0 else min(size, left)
+        if not length:
+            return b""
+        start = self._position
+        data = _whole_answer(
+            self._key, lambda: bytes(obstore.get_range(self._store, self._key, start=start, length=length))
+        )
+        self._position += len(data)
+        return data
+
+
+class Objects:
+    """Objects under keys. Every failure is a StoreError."""
+
+    def __init__(self, store: obstore.store.ObjectStore) -> None:
+        self._store = store
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Put-if-absent: True if the object was written, False if one is there. Durable when it returns.
+
+        Raises:
+            BackendError: the outcome is unknown, the object may or may not be there.
+        """
+
+        def put() -> bool:
+            try:
+                obstore.put(self._store, key, data, mode="create")
+            except AlreadyExistsError:
+                return False
+            return True
+
+        # The client makes no conditional write again that was not answered in time. Where the first one took place
+        # after all, the second finds its bytes there, which callers recognise as their own.
+        return _again(key, put, times=2, after="error sending request")
+
+    def read(self, key: str) -> bytes:
+        """The object's bytes; MissingObjectError where there is none."""
+        return _whole_answer(key, lambda: bytes(obstore.get(self._store, key).bytes()))
+
+    def read_many(self, keys: Sequence[str]) -> list[bytes]:
+        """The bytes of several objects, read at the same time where that saves round trips."""
+        if len(keys) < 2:
+            return [self.read(key) for key in keys]
+        with ThreadPoolExecutor(min(_PARALLEL_READS, len(keys))) as pool:
+            return list(pool.map(self.read, keys))
+
+    def open(self, key: str) -> BinaryIO:
+        """The object as a seekable file that reads only what is asked for."""
+        return RangeReader(self._store, key)  # type: ignore[return-value]
+
+    def local_path(self, key: str) -> Path | None:
+        """Where the object lies on a local disk; None on other backends."""
+        return None
+
+    def size(self, key: str) -> int | None:
+        """The object's size in bytes, None where there is none."""
+        try:
+            with clear_errors(key):
+                return obstore.head(self._store, key)["size"]
+        except MissingObjectError:
+            return None
+
+    def keys(self, prefix: str, after: str | None = None) -> list[str]:
+        """The keys below a prefix, sorted; only those greater than ``after``."""
+        listed = _whole_answer(
+            prefix, lambda: obstore.list(self._store, prefix, offset=after, chunk_size=1000).collect()
+        )
+        return sorted(item["path"] for item in listed)
+
+    def listing(self, prefix: str) -> list[Listed]:
+        """The objects below a prefix, sorted by key."""
+        listed = _whole_answer(prefix, lambda: obstore.list(self._store, prefix, chunk_size=1000).collect())
+        found = [Listed(item["path"], item["size"], item["last_modified"]) for item in listed]
+        return sorted(found, key=lambda item: item.key)
+
+    def children(self, prefix: str) -> list[str]:
+        """The names of the directories right below a prefix, sorted."""
+        listed = _whole_answer(prefix, lambda: obstore.list_with_delimiter(self._store, prefix))
+        return sorted(path.rpartition("/")[2] for path in listed["common_prefixes"])
+
+    @contextmanager
+    def sink(self, key: str) -> Iterator[Sink]:
+        """A new object to write to, piece by piece; durable at the end of the block, gone where it fails."""
+        with clear_errors(key):
+            raw = obstore.open_writer(self._store, key)
+        yield Sink(raw, key)  # type: ignore[arg-type]
+        with clear_errors(key):
+            raw.close()
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove objects; one that is not there is no error."""
+        for key in keys:
+            with clear_errors(key):
+                try:
+                    obstore.delete(self._store, key)
+                except FileNotFoundError:
+                    continue
+
+    def remove_empty(self, prefix: str) -> None:
+        """Remove the directory below which no object is left; only local disks have such directories."""
+
+
+class LocalObjects(Objects):
+    """Objects in a local directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._prefix = os.path.join(root, "")
+        super().__init__(LocalStore(root))
+
+    def local_path(self, key: str) -> Path:
+        """Where the object lies; InvalidNameError where links lead out of the root."""
+        with clear_errors(key):
+            path = os.path.realpath(f"{self._prefix}{key}")
+        if not path.startswith(self._prefix):
+            raise InvalidNameError(f"{key!r} leads out of {self.root} through a symbolic link: remove the link")
+        return Path(path)
+
+    def create(self, key: str, data: bytes) -> bool:
+        return durable.create(self.local_path(key), data)
+
+    def read(self, key: str) -> bytes:
+        with clear_errors(key):
+            return self.local_path(key).read_bytes()
+
+    def read_many(self, keys: Sequence[str]) -> list[bytes]:
+        return [self.read(key) for key in keys]
+
+    def open(self, key: str) -> BinaryIO:
+        with clear_errors(key):
+            return self.local_path(key).open("rb")
+
+    def size(self, key: str) -> int | None:
+        path = self.local_path(key)
+        return path.stat().st_size if path.is_file() else None
+
+    def keys(self, prefix: str, after: str | None = None) -> list[str]:
+        self.local_path(prefix)
+        return super().keys(prefix, after)
+
+    def listing(self, prefix: str) -> list[Listed]:
+        """Plain files; those too that obstore leaves out because a killed writer had not named them yet."""
+        base, found = self.local_path(prefix), []
+        with clear_errors(prefix):
+            for directory, _, names in os.walk(base):
+                for path in (Path(directory, name) for name in names):
+                    if path.is_symlink() or not path.is_file():
+                        continue
+                    with suppress(FileNotFoundError):  # it was removed meanwhile
+                        state = path.stat()
+                        key = f"{prefix}/{path.relative_to(base).as_posix()}"
+                        found.append(Listed(key, state.st_size, datetime.fromtimestamp(state.st_mtime, UTC)))
+        return sorted(found, key=lambda item: item.key)
+
+    def children(self, prefix: str) -> list[str]:
+        self.local_path(prefix)
+        return super().children(prefix)
+
+    @contextmanager
+    def sink(self, key: str) -> Iterator[Sink]:
+        path = self.local_path(key)
+        with durable.clear_errors(path):
+            durable.make_directories(path.parent)
+            try:
+                with path.open("xb") as raw:
+                    yield Sink(raw, str(path))
+                durable.sync_all([path, path.parent])
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+
+    def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            with clear_errors(key):
+                self.local_path(key).unlink(missing_ok=True)
+
+    def remove_empty(self, prefix: str) -> None:
+        base = self.local_path(prefix)
+        for directory, _, _ in os.walk(base, topdown=False):
+            with suppress(OSError):  # not empty, or gone
+                Path(directory).rmdir()
+
+
+def open_objects(root: str | Path) -> Objects:
+    """The objects under a local directory, which is created, or under a URI.
+
+    Raises:
+        UnsupportedStoreError: the URI's scheme is none that has put-if-absent, or the backend's settings are missing.
+        StorageAccessError: the directory cannot be created.
+    """
+    scheme = urlsplit(str(root)).scheme if isinstance(root, str) and "://" in root else ""
+    if scheme in ("", "file"):
+        return _open_local(Path(urlsplit(str(root)).path if scheme else root))
+    if scheme not in _SCHEMES:
+        raise UnsupportedStoreError(
+            f"no store can be kept under {root}: use a local directory or one of {', '.join(_SCHEMES)}"
+        )
+    if scheme == "memory":
+        return Objects(MemoryStore())
+    try:
+        return Objects(from_url(str(root)))
+    except (BaseError, ValueError) as error:
+        raise UnsupportedStoreError(f"cannot open {root}: {_first_line(error)}") from error
+
+
+@contextmanager
+def clear_errors(key: str) -> Iterator[None]:
+    """Turn the errors of the backend into those of the store."""
+    try:
+        with durable.clear_errors(key):
+            yield
+    except StoreError:
+        raise
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise StorageAccessError(f"access to {key} is denied: {_first_line(error)}") from error
+    except (BaseError, ValueError) as error:
+        raise BackendError(f"the storage backend failed at {key}: {_first_line(error)}") from error
+
+
+def _whole_answer(key: str, read: Callable[[], _Answer]) -> _Answer:
+    """What a read gives, although the connection may break in the middle of its answer.
+
+    The client makes requests again that failed or were refused, but not those whose answer had begun.
+    """
+    return _again(key, read, times=4, after="response body")
+
+
+def _again(key: str, call: Callable[[], _Answer], *, times: int, after: str) -> _Answer:
+    """What a call gives; made so many times at most, where its error has these words in it."""
+    with clear_errors(key):
+        for _ in range(times - 1):
+            try:
+                return call()
+            except GenericError as error:
+                if after not in str(error):
+                    raise
+        return call()
+
+
+def _open_local(path: Path) -> LocalObjects:
+    with durable.clear_errors(path):
+        if path.exists() and not path.is_dir():
+            raise UnsupportedStoreError(f"{path} is no directory: give a directory for the store")
+        resolved = path.expanduser().resolve()
+        durable.make_directories(resolved)
+    return LocalObjects(resolved)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]

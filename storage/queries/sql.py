@@ -1,0 +1,100 @@
+"""SQL over all rounds of a run: every committed table, and the metrics of the rounds."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from storage.errors import QueryError
+from storage.log.manifest import FileRef
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.queries.duckdb import clear_errors, locked_connection
+from storage.tables.shards import open_dataset
+
+ROUNDS = "rounds"
+"""The table of the rounds' metrics; no stage."""
+
+
+def select(store: Store, run: Run, sql: str) -> pa.Table:
+    """The answer to one SELECT over the tables of all rounds, each with a column ``round``.
+
+    The tables are those of all stages: candidates, judgments, preferences, metrics, eval_candidates and so on, prompts
+    (committed in round 0), and ``rounds``, with a row of metrics for each finished round. What is read is checked page
+    by page; see ``storage/tables/shards.py``.
+
+    Raises:
+        QueryError: the statement is wrong, is none that reads, or is more than one; the message has DuckDB's reason
+            and the tables and columns that there are.
+        DamagedFileError: a file is missing, or what is read of it is damaged.
+    """
+    files = table_files(run)
+    names = _asked_for(sql, [*files, ROUNDS])
+    tables: dict[str, Any] = {name: _open(store, run, files, name) for name in names}
+    with locked_connection(tables) as connection, clear_errors(_Description(store, run, files)):
+        statements = connection.extract_statements(sql)
+        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+            raise QueryError("give one SELECT statement: the tables of a run are only read")
+        return connection.sql(sql).to_arrow_table()
+
+
+def table_files(run: Run, stages: Iterable[str] | None = None) -> dict[str, dict[int, list[FileRef]]]:
+    """The files of every stage that is a table, or of these, by round, ascending."""
+    places = {(entry.round, entry.key.stage) for entry in run.entries() if entry.key is not None}
+    found: dict[str, dict[int, list[FileRef]]] = {}
+    for number, stage in sorted(places):
+        files = run.files(number, stage) if stages is None or stage in stages else []
+        if files and all(file.rows is not None for file in files):
+            found.setdefault(stage, {})[number] = files
+    return found
+
+
+def open_rounds(store: Store, rounds: Mapping[int, Sequence[FileRef]]) -> ds.Dataset:
+    """The files of a stage, by round, as one lazy dataset with a column ``round``."""
+    of_round = {file.path: number for number, files in rounds.items() for file in files}
+    return open_dataset(store, [file for files in rounds.values() for file in files], rounds=of_round)
+
+
+def rounds_table(run: Run) -> pa.Table:
+    """The metrics of the finished rounds, a row each. Nested ones are structs and lists; JSON where they do not fit."""
+    rows = [{"round": entry.round, "finished": entry.time} | entry.meta for entry in run.rounds()]
+    names = list(dict.fromkeys(["round", "finished", *(name for row in rows for name in row)]))  # also of no round
+    return pa.table({name: _metrics([row.get(name) for row in rows]) for name in names})
+
+
+def _metrics(values: list[Any]) -> pa.Array:
+    try:
+        array = pa.array(values)
+    except pa.ArrowException:
+        array = None
+    # DuckDB has no type without fields, and a column of nothing but nulls may be one of numbers in another run.
+    if array is not None and not (pa.types.is_struct(array.type) and array.type.num_fields == 0):
+        return array.cast(pa.float64()) if pa.types.is_null(array.type) else array
+    return pa.array([None if value is None else json.dumps(value) for value in values], pa.string())
+
+
+def _asked_for(sql: str, names: Iterable[str]) -> list[str]:
+    """The tables that the statement may mean: each that is opened costs a look at all of its files."""
+    text = sql.lower()
+    return [name for name in names if name in text]
+
+
+def _open(store: Store, run: Run, files: Mapping[str, Mapping[int, Sequence[FileRef]]], name: str) -> Any:
+    return rounds_table(run) if name == ROUNDS else open_rounds(store, files[name])
+
+
+class _Description(Iterable[str]):
+    """The tables and their columns, a line each; made only where an error needs it, since it opens a file of each."""
+
+    def __init__(self, store: Store, run: Run, files: Mapping[str, Mapping[int, Sequence[FileRef]]]) -> None:
+        self._store, self._run, self._files = store, run, files
+
+    def __iter__(self) -> Iterator[str]:
+        lines = ["the tables and their columns are:"]
+        for name, rounds in sorted(self._files.items()):
+            newest = open_dataset(self._store, rounds[max(rounds)][-1:])
+            lines.append(f"{name}: round, {', '.join(newest.schema.names)}")
+        yield "\n  ".join([*lines, f"{ROUNDS}: {', '.join(rounds_table(self._run).column_names)}"])

@@ -1,0 +1,1 @@
+"""What may go: weights that are pruned, and files that nobody names."""

@@ -1,0 +1,1 @@
+"""What is damaged, and what a run can go on from."""

@@ -1,0 +1,133 @@
+"""The commands that look into a run over its rounds, as a user meets them; the numbers are those of the small run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli.main import app
+from flows.host.text import visible
+from flows.registry.resume import header
+from storage.errors import QueryError
+from storage.log.store import Store
+from support.finished_run import finished_run, say, small_recipe
+
+Call = Callable[..., str]
+HOSTILE = "\x1b[31mred\x1b[0m [bold]bold[/bold] \u202eevil"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("root")
+    finished_run(Store.open(path), text=lambda *where: HOSTILE if where == (3, "e4", 0) else say(*where))
+    return path
+
+
+@pytest.fixture
+def call(root: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """What a command prints."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("RONDO_ROOT", str(root))
+
+    def call(*arguments: str) -> str:
+        done = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    return call
+
+
+def read(call: Call, *arguments: str) -> Any:
+    return json.loads(call(*arguments, "--json"))
+
+
+def test_sql(call: Call) -> None:
+    statement = "select round, count(*) n, max(score) best from judgments group by 1 order by 1"
+    # Prompts t0 to t2 with four candidates; the best is candidate 3 of t2: 0.1 * round * 3 + 0.03.
+    assert read(call, "sql", "small", statement) == [
+        {"round": number, "n": 12, "best": pytest.approx(0.3 * number + 0.03)} for number in (1, 2, 3)
+    ]
+    assert "0.93" in call("sql", "small", statement)
+    assert read(call, "sql", "small", "select 'nan'::double as x") == [{"x": None}], "JSON has no such number"
+    many = call("sql", "small", "select * from range(300)")
+    assert "100 more rows: add LIMIT" in many
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "drop table candidates",
+        "select * from '/etc/passwd'",
+        "select 1; select 2",
+        "copy candidates to 'x.csv'",
+        "nope",
+    ],
+)
+def test_sql_only_reads(call: Call, statement: str) -> None:
+    with pytest.raises(QueryError):
+        call("sql", "small", statement)
+
+
+def test_sql_of_a_run_that_has_no_round_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.open(tmp_path)
+    store.create_run("begun", header(small_recipe()))
+    monkeypatch.setenv("RONDO_ROOT", str(tmp_path))
+    done = CliRunner().invoke(app, ["sql", "begun", "select round, finished from rounds"], catch_exceptions=False)
+    assert done.output == "no row fits\n"
+
+
+def test_history(call: Call) -> None:
+    told = read(call, "history", "small", "e4")
+    assert told["text"] == "Tell me of e4."
+    assert [row["score"] for row in told["answers"]] == pytest.approx([0.0, 0.5, 1.0, 1.5])
+    text = call("history", "small", "t0")
+    assert "best" in text
+    assert "answer 3 to t0 in round 2" in text
+
+
+def test_scores(call: Call) -> None:
+    rows = read(call, "scores", "small", "--training")
+    assert [row["judged"] for row in rows] == [12, 12, 12]
+    assert [sum(row["histogram"]) for row in rows] == [12, 12, 12]
+    assert "█" in call("scores", "small")
+
+
+def test_margins_and_repeats(call: Call) -> None:
+    rows = read(call, "margins", "small", "--limit", "2")
+    assert [row["which"] for row in rows] == ["largest"] * 2 + ["smallest"] * 2
+    assert all(row["margin"] == pytest.approx(0.03) for row in rows)
+    assert read(call, "repeats", "small") == []
+    assert "no two rounds gave the same answer" in call("repeats", "small", "--same-tokens")
+
+
+def test_diff(call: Call) -> None:
+    rows = read(call, "diff", "small@1", "small@3")
+    # A held-out prompt eN gains 0.1 * 2 * (1 + N), and e2 loses as much.
+    assert {row["prompt_id"]: round(row["change"], 9) for row in rows} == {
+        "e0": 0.2, "e1": 0.4, "e2": -0.6, "e3": 0.8, "e4": 1.0,
+    }  # fmt: skip
+    text = call("diff", "small@1", "small@3", "--training", "--limit", "1")
+    assert "3 prompts in both, 0 new, 0 gone; scores: 3 rose, 0 fell" in text
+    assert "preferences: 3 other answers" in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("history", "small", "e4"), ("diff", "small@2", "small@3"), ("show", "small@3", "--table", "eval_candidates"),
+     ("sql", "small", "select text from eval_candidates where round = 3")],
+    ids=lambda arguments: arguments[0],
+)  # fmt: skip
+def test_what_a_model_wrote_is_shown_and_not_obeyed(call: Call, arguments: tuple[str, ...]) -> None:
+    text = "".join(call(*arguments).split())
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    for shown in ("\\x1b[31mred", "[bold]bold[/bold]", "\\u202eevil"):
+        assert shown in text
+
+
+def test_visible_text() -> None:
+    assert visible("plain, ümlaut, 漢字 👍\nnext line") == "plain, ümlaut, 漢字 👍\nnext line"
+    assert visible("\x07\r\t\x9b\u2028\ud800") == "\\x07\\r\\t\\x9b\\u2028\\ud800"

@@ -1,0 +1,381 @@
+"""The report of a run in a real store: what it says, that it needs nothing else, and that nothing escapes."""
+
+import os
+import re
+import shlex
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from flows.cli.main import app
+from flows.registry.round_summary import row_of, summaries
+from flows.report.plots import LIGHT, Scale, Series, curves, distributions, summary_picture
+from flows.report.report import write_report
+from pipeline.errors import DataError
+from storage.errors import DamagedFileError
+from storage.log.run import Run
+from storage.log.store import Store
+from support.finished_run import STEPS_PER_ROUND, finished_run, small_recipe
+
+HOSTILE = "</p><script>alert(\"x\")</script> & 'quoted' <b>bold</b>"
+_VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+@dataclass
+class Page(HTMLParser):
+    """A page, parsed: its elements with their attributes, and the text inside each kind of element."""
+
+    elements: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
+    texts: dict[str, list[str]] = field(default_factory=dict)
+    open: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+
+    @classmethod
+    def parse(cls, page: str) -> "Page":
+        parsed = cls()
+        parsed.feed(page)
+        parsed.close()
+        assert not parsed.open, f"elements that are not closed: {parsed.open}"
+        return parsed
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in _VOID:
+            self.open.append(tag)
+            self.texts.setdefault(tag, []).append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        for tag in set(self.open):
+            self.texts[tag][-1] += data
+
+    def attributes(self, tag: str, name: str) -> list[str]:
+        return [value for found, attributes in self.elements if found == tag and (value := attributes.get(name))]
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts["body"][0].split())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "root")
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
+    """A run with three rounds, and its page."""
+    store = Store.open(tmp_path_factory.mktemp("three"))
+    run = finished_run(store)
+    return run, Path(write_report(store, run)).read_text()
+
+
+@pytest.fixture(scope="module")
+def whole(three: tuple[Run, str]) -> str:
+    """The page of a run with three rounds."""
+    return three[1]
+
+
+def test_says_what_the_rounds_say(three: tuple[Run, str]) -> None:
+    run, page = three[0], Page.parse(three[1])
+    cells = {text.strip() for tag in ("th", "td") for text in page.texts[tag]}
+    for summary in summaries(run.rounds()):
+        for column, value in row_of(summary).items():
+            assert {column, value} <= cells
+    assert page.texts["h1"] == ["small"]
+    assert "A small run." in page.text
+    assert "finished, 3 of 3 rounds" in page.text
+    # Held-out scores of round 0 are all zero. In round n prompt e<k> has 0.1 n (k + 1), but e2 its negative, so that
+    # their mean in round 3 is 0.3 (1 + 2 - 3 + 4 + 5) / 5.
+    assert "Held-out reward +0.540 +0.000 in round 0" in page.text
+    assert "Wins over round 0 80.0% 80.0% against round 2" in page.text
+
+
+def test_shows_the_updates_and_their_checks(whole: str) -> None:
+    page = Page.parse(whole)
+    columns = [text.strip() for text in page.texts["th"]]
+    first = columns.index("preferences")
+    assert columns[first : first + 11] == [
+        "preferences", "dropped", "steps", "first loss", "off by", "last loss", "accuracy", "drift", "tokens/s",
+        "hand over, s", "sample, s",
+    ]  # fmt: skip
+    last_row = [text.strip() for text in page.texts["td"][-11:]]
+    assert last_row == ["3", "none", "4", "0.6931", "+2e-07", "0.5000", "75.0%", "1e-06", "500", "0.1", "2.0"]
+
+
+def test_alarms_are_at_the_top(store: Store, whole: str) -> None:
+    # KL to round 0 is 0.2 n plus 0.02, above the limit of 0.5 in round 3 only.
+    page = Page.parse(whole)
+    assert "Round 3: drift: KL to the initial policy is 0.62 nats, above 0.5" in page.texts["header"][0]
+    calm = finished_run(store, rounds=0)
+    assert "No round raised an alarm." in Page.parse(Path(write_report(store, calm)).read_text()).text
+
+
+def test_answers_that_changed_most_come_first(whole: str) -> None:
+    page = Page.parse(whole)
+    articles = [" ".join(text.split()) for text in page.texts["article"]]
+    # By the size of the change in score, 0.3 times 5, 4, 3 (downwards), 2 and 1; equal answers none.
+    assert [re.search(r"Tell me of (e\d)", article)[1] for article in articles] == ["e4", "e3", "e2", "e1", "e0"]  # type: ignore[index]
+    assert articles[0] == (
+        "Tell me of e4. Round 0 +0.000 answer 0 to e4 in round 0 Round 3 +1.500 answer 0 to e4 in round 3"
+    )
+
+
+def test_every_curve_is_there(whole: str) -> None:
+    titles = {title.strip() for title in Page.parse(whole).texts["h3"]}
+    assert titles >= {
+        "Held-out reward", "Win rate", "Judge grammar", "Scores of the candidates", "KL divergence",
+        "Log-probability of the pairs", "Chosen answers that fell", "Entropy and surprise", "Length",
+        "Truncated answers", "Loss", "Implicit rewards", "Accuracy", "Gradient norm",
+    }  # fmt: skip
+    assert "Where the time goes" not in whole  # nothing in this run says when it was done
+
+
+def test_the_judge_is_watched(store: Store, whole: str) -> None:
+    # Four candidates of three tokens each: no rank of length, and no tie. The grammar sees no difference in round 0.
+    page = Page.parse(whole)
+    titles = {title.strip() for title in page.texts["h3"]}
+    assert "What the judge leaves open" in titles
+    assert not titles & {"Score and length", "Drift of the judge"}
+    columns = [text.strip() for text in page.texts["th"]]
+    first = columns.index("unjudged")
+    assert columns[first : first + 10] == [
+        "unjudged", "ties", "unparsable", "flips", "score and length", "chosen longer by", "replayed", "rounds old",
+        "agrees with grammar", "ahead of grammar",
+    ]  # fmt: skip
+    changes = {
+        "gaps": {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4}, "agreement": {"a": 0.75}, "judge_drift": {"llm": 0.1},
+        "length_correlation": 0.5, "replayed": 7, "replayed_age": 1.5, "flipped": 0.25,
+    }  # fmt: skip
+    page = Page.parse(Path(write_report(store, finished_run(store, changes=changes))).read_text())
+    assert {title.strip() for title in page.texts["h3"]} >= {
+        "Rise over held-out judges", "Rise over held-out judges: d", "Agreement with held-out judges: a",
+        "Score and length", "Drift of the judge: llm",
+    }  # fmt: skip
+    assert [text.strip() for text in page.texts["td"]].count("1.5") == 1
+
+
+def test_a_line_that_is_not_drawn_is_not_spoken_of(store: Store, whole: str) -> None:
+    """With staleness, a round starts from another policy than its reference, and its first loss has no known value."""
+    assert "The dashed line is the value of the first step" in whole
+    finished_run(store, "stale", changes={"first_loss_expected": None})
+    write_report(store, store.run("stale"))
+    page = (store.report_path("stale") or Path()).read_text()
+    assert "The dashed line is the value of the first step" not in page
+
+
+def test_figures_and_tables_can_be_read_aloud(whole: str) -> None:
+    page = Page.parse(whole)
+    drawings = [attributes for tag, attributes in page.elements if tag == "svg"]
+    assert len(drawings) == whole.count("<figure>")
+    assert {attributes["role"] for attributes in drawings} == {"img"}
+    labels = [attributes["aria-label"] for attributes in drawings]
+    assert "Held-out reward. from 0 in round 0 to 0.54 in 3." in labels
+    assert f"Loss. from 0.693 in optimizer step 0 to 0.543 in {3 * STEPS_PER_ROUND - 1}." in labels
+    assert all(len(captions) == whole.count("<table>") for captions in (page.texts["caption"], page.texts["thead"]))
+    assert set(page.attributes("th", "scope")) == {"col", "row"}
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+def test_needs_no_network_and_no_script(whole: str) -> None:
+    page = Page.parse(whole)
+    assert {tag for tag, _ in page.elements} & {"script", "link", "img", "iframe", "object", "foreignobject"} == set()
+    for _, attributes in page.elements:
+        assert not {name for name in attributes if name.startswith("on") or name == "src"}
+        for name in ("href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith("#")
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", whole))
+    assert "@import" not in whole
+    assert "default-src 'none'" in page.attributes("meta", "content")[-1]
+    assert set(re.findall(r"https?://[^\"\s]*", whole)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+
+
+def test_ids_are_unique_and_found(whole: str) -> None:
+    page = Page.parse(whole)
+    ids = [identifier for _, attributes in page.elements if (identifier := attributes.get("id"))]
+    assert len(ids) == len(set(ids))
+    asked = re.findall(r"url\(#([^)]*)\)", whole) + re.findall(r'(?:href="#|labelledby=")([^"]*)"', whole)
+    assert asked
+    assert set(asked) <= set(ids)
+
+
+def test_follows_light_and_dark_mode(whole: str) -> None:
+    assert "@media (prefers-color-scheme: dark)" in whole
+    drawings = "".join(re.findall(r"<svg.*?</svg>", whole, re.DOTALL))
+    assert re.findall(r"#[0-9a-f]{6}\b", drawings) == []  # every colour is a variable of the page
+    used = set(re.findall(r"var\((--[a-z0-9]+)\)", whole))
+    root, dark = re.findall(r":root \{(.*?)\}", whole, re.DOTALL)
+    colours = set(re.findall(r"(--[a-z0-9-]+):", dark))
+    assert used <= set(re.findall(r"(--[a-z0-9-]+):", root))
+    assert used - colours == {"--font", "--mono"}
+
+
+def test_text_is_escaped_everywhere(store: Store) -> None:
+    recipe = small_recipe(description=HOSTILE)
+    changes = {"alarms": [HOSTILE], "judges": {HOSTILE: 0.5}, "dropped": {HOSTILE: 1}}
+    run = finished_run(store, recipe=recipe, text=lambda *which: f"{HOSTILE} {which}", changes=changes)
+    written = Path(write_report(store, run)).read_text()
+    page = Page.parse(written)
+    assert {tag for tag, _ in page.elements} & {"script", "b"} == set()
+    assert "<script" not in written
+    assert HOSTILE in page.text
+    assert f"Round 3: {HOSTILE}" in page.text
+    assert f"Judge {HOSTILE}" in page.text
+    assert any(f"Judge {HOSTILE}" in label for label in page.attributes("svg", "aria-label"))
+    assert all(HOSTILE in article for article in page.texts["article"])
+
+
+def test_the_recipe_and_the_commands_are_complete(store: Store) -> None:
+    run = finished_run(store, rounds=1)
+    page = Page.parse(Path(write_report(store, run)).read_text())
+    assert yaml.safe_load(page.texts["pre"][-1]) == run.header["recipe"]
+    assert "stopped, 1 of 3 rounds" in page.text
+    commands = "\n".join(page.texts["pre"][:-1])
+    assert f"rondo run small.yaml --name small-again --rounds 1 --root {store.root}" in commands
+    assert f"rondo resume small --rounds 2 --root {store.root}" in commands
+    assert run.header["packages"]["torch"] in page.text
+
+
+def test_the_commands_work(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = Page.parse(Path(write_report(store, finished_run(store, rounds=1))).read_text())
+    look = page.texts["pre"][1].strip().splitlines()
+    assert [command.split()[1] for command in look] == ["rounds", "show", "export"]
+    for command in look:
+        result = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "pairs" / "README.md").exists()
+
+
+def test_a_fork_says_whose_it_is_and_what_it_changed(store: Store) -> None:
+    finished_run(store, "parent", rounds=0)
+    recipe = small_recipe(update={"beta": 0.7}, rounds=5)
+    child = finished_run(store, "child", rounds=0, recipe=recipe, parent={"run": "parent", "round": 0})
+    page = Page.parse(Path(write_report(store, child)).read_text())
+    assert "forked from parent@0" in page.text
+    assert "rondo fork parent@0 --name child-again --rounds 1 --set update.beta=0.7 --root" in page.text
+    orphan = finished_run(store, "orphan", rounds=0, parent={"run": "gone", "round": 1})
+    assert "rondo fork gone@1" in Path(write_report(store, orphan)).read_text()
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_a_young_run_has_a_report_too(store: Store, rounds: int) -> None:
+    page = Page.parse(Path(write_report(store, finished_run(store, rounds=rounds))).read_text())
+    titles = {title.strip() for title in page.texts["h3"]}
+    assert ("Win rate" in titles) == ("Loss" in titles) == ("article" in page.texts) == bool(rounds)
+    assert "Held-out reward" in titles
+    assert f"stopped, {rounds} of 3 rounds" in page.text
+
+
+def test_a_run_without_rounds_has_none(store: Store) -> None:
+    run = store.create_run("young", {"recipe": {}})
+    with pytest.raises(DataError, match="run 'young' has no finished round to report: 'rondo resume young'"):
+        write_report(store, run)
+    path = store.report_path("young")
+    assert path is not None
+    assert not path.exists()
+
+
+def test_a_report_replaces_the_one_before_as_a_whole(store: Store) -> None:
+    run = finished_run(store, rounds=1)
+    path = Path(write_report(store, run))
+    assert path == store.report_path("small")
+    first = path.read_bytes()
+    assert write_report(store, run) == str(path)
+    assert path.read_bytes() == first  # the same run gives the same bytes
+    (file,) = run.files(1, "metrics")
+    damaged = store.objects.local_path(file.path)
+    assert damaged is not None
+    damaged.unlink()
+    with pytest.raises(DamagedFileError):
+        write_report(store, run)
+    assert path.read_bytes() == first
+    assert {entry.name for entry in path.parent.iterdir()} == {"log", "rounds", "summaries", "report.html"}
+
+
+def test_a_store_elsewhere_holds_its_report() -> None:
+    store = Store.open("memory://")
+    run = finished_run(store, rounds=1)
+    for _ in range(2):
+        key = write_report(store, run)
+        assert key == store.report_key("small")
+    assert Page.parse(store.objects.read(key).decode()).texts["h1"] == ["small"]
+
+
+def test_a_curve_goes_where_its_numbers_say() -> None:
+    drawing = curves("Test", [Series("", [0, 1, 3], [1.0, 2.0, 4.0])], Scale(x="step"))
+    (path,) = re.findall(r'<path d="([^"]*)" clip-path="[^"]*" style="fill: none; stroke: var\(--s1\)', drawing)
+    points = [tuple(map(float, pair)) for pair in re.findall(r"[ML] ?([\d.]+) ([\d.]+)", path)]
+    (x0, y0), (x1, y1), (x2, y2) = points
+    # Coordinates are written with two decimals.
+    assert (x2 - x0) / (x1 - x0) == pytest.approx(3, abs=1e-3)
+    assert (y2 - y0) / (y1 - y0) == pytest.approx(3, abs=1e-3)
+    assert y0 > y1 > y2  # downwards in SVG
+
+
+def test_a_share_that_hardly_moves_looks_like_it() -> None:
+    def height(ys: list[float]) -> float:
+        drawing = curves("Test", [Series("", [1, 2], ys)], Scale(percent=True, x="step"))
+        (path,) = re.findall(r'<path d="([^"]*)" clip-path="[^"]*" style="fill: none; stroke: var\(--s1\)', drawing)
+        (_, y0), (_, y1) = (tuple(map(float, pair)) for pair in re.findall(r"[ML] ?([\d.]+) ([\d.]+)", path))
+        return abs(y1 - y0)
+
+    # The axis spans ten points at least, so that one point takes a tenth of the height that twenty points fill.
+    assert 4 < height([0.4, 0.6]) / height([0.5, 0.51]) < 12
+    assert height([0.99, 1.0]) == pytest.approx(height([0.0, 0.01]), rel=0.1)
+
+
+def test_a_single_round_stands_alone_on_its_axis() -> None:
+    drawing = curves("Test", [Series("", [4], [0.5], [0.1])])
+    assert re.findall(r">(-?[\d.]+)</text>", drawing)[0] == "4"
+    assert 'aria-label="Test. 0.5 in round 4."' in drawing
+
+
+def test_distributions_of_one_value_are_drawn() -> None:
+    drawing = distributions("Scores", {1: [1.0, 1.0], 2: [1.0]}, "score")
+    assert 'aria-label="Scores. Mean by round: round 1: 1, round 2: 1."' in drawing
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 3])
+def test_the_picture_stands_alone(store: Store, rounds: int) -> None:
+    run = finished_run(store, rounds=rounds)
+    picture = summary_picture(summaries(run.rounds()), "A <run> & $x$")
+    root = ET.fromstring(picture)  # noqa: S314  our own text
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert root.attrib["aria-label"].startswith("A <run> & $x$. held-out reward: ")
+    assert "var(" not in picture
+    assert "<text" not in picture  # letters are paths: it looks the same wherever it is shown
+    assert set(re.findall(r"#[0-9a-f]{6}\b", picture)) <= set(LIGHT)
+    assert LIGHT[3] in picture
+
+
+def test_a_finished_run_has_its_newest_report(tmp_path: Path) -> None:
+    """As after a SIGKILL between the last round and its report."""
+    store = Store.open(tmp_path)
+    finished_run(store)
+    path = Path(write_report(store, store.run("small")))
+    path.write_text("of today")
+    resume = ["resume", "small", "--root", str(tmp_path)]
+    assert CliRunner().invoke(app, resume, catch_exceptions=False).exit_code == 0
+    assert path.read_text() == "of today"
+    os.utime(path, (0, 0))
+    assert str(path) in CliRunner().invoke(app, resume, catch_exceptions=False).output.replace("\n", "")
+    assert path.read_text() != "of today"

@@ -1,0 +1,144 @@
+"""After a hand-over the sampler computes with the new weights; the reference is the engine that the recipe trusts."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from flows.workers.preference_groups import with_reference
+from flows.workers.references import PolicyRef
+from flows.workers.sampler import SamplerWorker, _nearer_to_previous
+from pipeline.config import Recipe, UpdateConfig
+from pipeline.dpo.types import PreferenceGroup
+from pipeline.errors import WeightSyncError
+from pipeline.model.logprobs import sequence_logps
+from pipeline.model.policy import load_policy
+from pipeline.packing.packing import TokenGroup
+from pipeline.records import PROBE, to_table
+from storage.log.store import Store
+from storage.tables.checkpoints import stage_directory, weights_digest
+from storage.tables.shards import write_table
+from support.recipes import TINY
+from support.tiny import tiny_llama
+
+PROMPT, ANSWER = [5, 6, 7], [8, 9, 10, 2]
+
+
+def policy(store: Store, seed: int, *, probed_seed: int | None = None, previous: float | None = None) -> PolicyRef:
+    """A committed policy of this seed; its probe is that of another where ``probed_seed`` says so."""
+    with stage_directory(store, "r", 0, "checkpoint") as staged:
+        tiny_llama(staged.path, seed=seed, scale=0.3)
+    probed = tiny_llama(Path(store.root) / f"probed-{seed}-{probed_seed}", seed=probed_seed or seed, scale=0.3)
+    model, _ = load_policy(probed, device="cpu")
+    ((logp,),) = sequence_logps(model, [TokenGroup("p", PROMPT, [ANSWER])], 64)
+    rows = [{"prompt_token_ids": PROMPT, "token_ids": ANSWER, "logp": logp, "previous_logp": previous}]
+    probe = write_table(store, "r", 0, "probe", to_table(rows, PROBE))
+    return PolicyRef(weights_digest(staged.files), staged.files, probe)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store.open(tmp_path / "root")
+    store.create_run("r", {})
+    return store
+
+
+@pytest.fixture
+def sampler(store: Store, tmp_path: Path) -> SamplerWorker:
+    recipe = Recipe.model_validate({**TINY, "sampling": {**TINY["sampling"], "context": 64}})
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    return SamplerWorker(root=store.root, run="r", recipe=recipe.model_dump(mode="json"), scratch=str(scratch))
+
+
+def test_new_weights_agree_with_their_probe(store: Store, sampler: SamplerWorker) -> None:
+    for seed in (1, 2):
+        drift = sampler.use(policy(store, seed))
+        # Two float32 computations of the same sum: about 1e-6 nats.
+        assert drift.per_token < 1e-4
+
+
+def test_other_weights_than_the_trainers_stop_the_run(store: Store, sampler: SamplerWorker) -> None:
+    """The engine holds seed 2, and the probe says what seed 3 gives: as after a reload that did nothing."""
+    sampler.use(policy(store, 1))
+    with pytest.raises(WeightSyncError, match=r"more than sampling\.handover_tolerance 0\.001"):
+        sampler.use(policy(store, 2, probed_seed=3))
+
+
+def test_old_weights_are_found_where_no_tolerance_tells(store: Store, sampler: SamplerWorker) -> None:
+    """A tolerance as wide as bfloat16 needs: the engine, with seed 2, is where the probe says that the policy was."""
+    recipe = sampler.recipe.model_copy(
+        update={"sampling": sampler.recipe.sampling.model_copy(update={"handover_tolerance": 10.0})}
+    )
+    sampler.recipe = recipe
+    held = policy(store, 2)
+    (row,) = sampler.table((held.probe,)).to_pylist()
+    stale = policy(store, 2, probed_seed=3, previous=row["logp"])
+    (new,) = sampler.table((stale.probe,)).to_pylist()
+    assert abs(new["logp"] - row["logp"]) > 0.2  # the two seeds are told apart
+    with pytest.raises(WeightSyncError, match="the engine has kept the old weights"):
+        sampler.use(stale)
+    assert sampler.use(policy(store, 2, previous=row["logp"] - 0.5)).per_token < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("holds", "change", "found"),
+    [
+        ("new", 1.0, 0),  # as large as the noise of eight long answers in bfloat16: now and then it looks like the old
+        ("old", 1.0, 0),
+        ("new", 5.0, 0),
+        ("old", 5.0, 1000),
+    ],
+)
+def test_noise_is_not_taken_for_old_weights(holds: str, change: float, found: int) -> None:
+    """A thousand hand-overs of 8 answers (seed 0), whose sums have a deviation of 1 nat between the engines."""
+    draw = random.Random(0)
+    taken = 0
+    for _ in range(1000):
+        changes = [change * draw.choice((-1, 1)) for _ in range(8)]
+        probe = [{"logp": -100.0 + each, "previous_logp": -100.0} for each in changes]
+        held = [row["logp" if holds == "new" else "previous_logp"] for row in probe]
+        taken += _nearer_to_previous([logp + draw.gauss(0, 1) for logp in held], probe)
+    assert taken == pytest.approx(found, abs=10)
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "taken"),
+    [("sampler", 0.5, "sampler"), ("trainer", 0.0, "trainer"), ("auto", 0.0, "sampler"), ("auto", 0.5, "trainer")],
+)
+def test_whose_log_probabilities_are_the_references(tmp_path: Path, asked: str, error: float, taken: str) -> None:
+    """Three preferences whose sampler was off by ``error`` nats, against a tolerance of 0.01."""
+    model, _ = load_policy(tiny_llama(tmp_path, seed=4), device="cpu")
+    answers = [[8, 9, 2], [10, 11, 2]]
+    (exact,) = sequence_logps(model, [TokenGroup("p", PROMPT, answers)], 64)
+    groups = [
+        PreferenceGroup(
+            prompt_id=f"p{index}",
+            prompt_token_ids=PROMPT,
+            candidate_token_ids=answers,
+            reference_logps=[logp + error for logp in exact],
+        )
+        for index in range(3)
+    ]
+    config = UpdateConfig.model_validate({"reference_logprobs": asked, "batch_size": 2, "token_budget": 64})
+    found, metrics = with_reference(model, groups, config, drift=0.0, tolerance=0.2)
+    assert metrics["reference_logprobs"] == taken
+    expected = exact if taken == "trainer" else list(groups[0].reference_logps)
+    for group in found:
+        # Packs of other sizes may sum in another order: float32, about 1e-6.
+        assert list(group.reference_logps) == pytest.approx(expected, abs=1e-5)
+    if asked != "sampler":
+        assert metrics["reference_drift"] == pytest.approx(error, abs=1e-5)
+
+
+def test_an_update_that_would_start_from_another_policy_is_refused(tmp_path: Path) -> None:
+    """The answers were scored by seed 4, and the trainer holds seed 5: that is no noise."""
+    model, _ = load_policy(tiny_llama(tmp_path / "sampled", seed=4, scale=0.3), device="cpu")
+    other, _ = load_policy(tiny_llama(tmp_path / "held", seed=5, scale=0.3), device="cpu")
+    answers = [[8, 9, 2], [10, 11, 2]]
+    (logps,) = sequence_logps(model, [TokenGroup("p", PROMPT, answers)], 64)
+    group = PreferenceGroup(prompt_id="p", prompt_token_ids=PROMPT, candidate_token_ids=answers, reference_logps=logps)
+    config = UpdateConfig.model_validate({"token_budget": 64})
+    with_reference(model, [group], config, drift=0.0, tolerance=1e-3)
+    with pytest.raises(WeightSyncError, match="it is not the policy that sampled"):
+        with_reference(other, [group], config, drift=0.0, tolerance=1e-3)

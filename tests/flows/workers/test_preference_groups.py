@@ -1,0 +1,52 @@
+"""From the tables of a round to what its update is given: places that are shared, and tables of earlier versions."""
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from flows.workers.preference_groups import preference_groups, replayed_groups
+from pipeline.config import PreferencesConfig
+from pipeline.preferences import build_preferences, choose_replayed, replayed_table
+from pipeline.records import CANDIDATES, JUDGMENTS, PROMPTS, to_table
+
+SCORES = (0.5, 1.0, 1.0, 0.0)
+
+
+def tables() -> tuple[pa.Table, pa.Table, pa.Table]:
+    prompt = {
+        "prompt_id": "p", "text": "a b", "messages": None, "token_ids": [4, 5], "source": "test",
+        "reference_answer": None, "split": "train",
+    }  # fmt: skip
+    candidates: list[dict[str, Any]] = [
+        {"prompt_id": "p", "candidate": k, "token_ids": [k + 6, 2], "text": f"w{k}", "logprobs": [-1.0, -k],
+         "finish_reason": "stop", "seed": 0, "policy": "x"}
+        for k in range(4)
+    ]  # fmt: skip
+    judgments = [
+        {"prompt_id": "p", "candidate": k, "score": score, "score_std": None, "components": [], "rationale": None,
+         "judge": "j", "judge_version": "1", "status": "ok", "latency": 0.0, "raw": None}
+        for k, score in enumerate(SCORES)
+    ]  # fmt: skip
+    return to_table([prompt], PROMPTS), to_table(candidates, CANDIDATES), to_table(judgments, JUDGMENTS)
+
+
+@pytest.mark.parametrize(("options", "places"), [({"ties": "keep"}, [0, 0, 1, 2]), ({}, [0, 1, 2])])
+def test_places_reach_the_update_now_and_when_replayed(options: dict[str, Any], places: list[int]) -> None:
+    prompts, candidates, judgments = tables()
+    config = PreferencesConfig.model_validate({"rule": "full_ranking", "replay": {"share": 0.5}, **options})
+    preferences = build_preferences(candidates, judgments, config, seed=0)
+    (group,) = preference_groups(prompts, candidates, preferences)
+    assert list(group.places) == places
+    assert group.candidate_token_ids[0] == [7, 2]
+    chosen = choose_replayed(preferences, {1: preferences}, config, seed=0)
+    (again,) = replayed_groups(prompts, replayed_table(chosen, {1: candidates}))
+    assert again == group
+
+
+def test_a_table_without_ranks_is_read() -> None:
+    prompts, candidates, judgments = tables()
+    preferences = build_preferences(candidates, judgments, PreferencesConfig(), seed=0).drop_columns(["ranks"])
+    (group,) = preference_groups(prompts, candidates, preferences)
+    assert list(group.places) == [0, 1]
+    assert replayed_groups(prompts, None) == []

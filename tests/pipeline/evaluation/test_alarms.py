@@ -1,0 +1,41 @@
+"""What a round's metrics must look like for somebody to be told."""
+
+import re
+
+import pytest
+
+from pipeline.config import EvaluationConfig
+from pipeline.evaluation.held_out import alarms
+
+INITIAL = {"length": 20.0, "entropy_per_token": 1.2}
+GOOD = {"chosen_fell": 0.2, "chosen_change": 1.0, "length": 25.0, "kl_initial": 3.0, "entropy_per_token": 0.9}
+
+
+def test_a_good_round_raises_none() -> None:
+    assert alarms(GOOD, INITIAL, EvaluationConfig(kl_limit=5.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"chosen_fell": 0.6, "chosen_change": -0.5}, "likelihood displacement: 60% .*-0.50 nats"),
+        ({"length": 31.0}, "length: answers grew from 20.0 to 31.0 tokens"),
+        ({"entropy_per_token": 0.59}, "entropy collapse: 0.59 nats per token, less than 50% of .* 1.20"),
+        ({"kl_initial": 5.5}, "drift: KL .* 5.50 nats, above 5"),
+    ],
+)
+def test_each_alarm_alone(changed: dict[str, float], expected: str) -> None:
+    (found,) = alarms({**GOOD, **changed}, INITIAL, EvaluationConfig(kl_limit=5.0))
+    assert re.match(expected, found)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"chosen_fell": 0.6, "chosen_change": 0.1},  # more fell than rose, by less
+        {"length": 30.0},
+        {"entropy_per_token": 0.6},
+    ],
+)
+def test_the_limits_themselves_are_quiet(changed: dict[str, float]) -> None:
+    assert alarms({**GOOD, **changed}, INITIAL, EvaluationConfig()) == []

@@ -1,0 +1,102 @@
+"""The metrics of a round: each by hand, and the same whatever the shards are."""
+
+import math
+import random
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline.config import PreferencesConfig
+from pipeline.evaluation.round_metrics import RoundMetrics
+from pipeline.preferences import build_preferences
+from support.judged import candidates, judgments
+
+
+def described(sampled: pa.Table, said: pa.Table, min_margin: float = 0.0) -> dict[str, Any]:
+    found = RoundMetrics(min_margin)
+    found.add_judged(sampled, said)
+    return found.metrics()
+
+
+def test_what_a_judge_leaves_open() -> None:
+    sampled = candidates({"p": [2, 3, 4], "q": [5, 5, 6, 7]})
+    said = judgments({"p": [0.0, 0.5, 0.5], "q": [None, 0.1, 0.2, math.nan]})
+    found = described(sampled, said, 0.15)
+    # Pairs of p: 0-0.5, 0-0.5 and a tie; of q one, within the margin.
+    assert found["tied"] == 0.5
+    assert found["unparsable"] == 1 / 7
+    assert found["unjudged"] == 1
+    assert found["flipped"] is None
+    # Centred ranks of p: (-1/2, 1/4, 1/4) and (-1/2, 0, 1/2); of q (-1/2, 1/2) twice.
+    expected = (1 / 4 + 1 / 8 + 1 / 2) / math.sqrt((3 / 8 + 1 / 2) * (1 / 2 + 1 / 2))
+    assert found["length_correlation"] == pytest.approx(expected)
+
+
+def test_a_margin_that_is_just_met_is_a_tie() -> None:
+    # All exact in binary: a pair of p differs by the margin, its others by less, as that of s; of q and r by more.
+    said = judgments({"p": [0.0, 0.25, 0.5], "q": [0.0, 0.75], "r": [0.5, 1.25], "s": [1.0, 1.0]})
+    found = described(candidates({"p": [1, 1, 1], "q": [1, 1], "r": [1, 1], "s": [1, 1]}), said, 0.5)
+    assert found["tied"] == 4 / 6
+
+
+def test_of_a_ranking_the_best_is_compared_with_the_worst() -> None:
+    found = RoundMetrics()
+    config = PreferencesConfig(rule="full_ranking")
+    found.add_preferences(
+        build_preferences(candidates({"p": [9, 2, 5]}), judgments({"p": [1.0, 0.5, 0.25]}), config, seed=0)
+    )
+    assert (found.metrics()["margin"], found.metrics()["length_margin"]) == (0.75, 4)
+
+
+def test_a_judge_of_length_is_seen() -> None:
+    rng = random.Random(0)
+    lengths = {f"p{n}": [rng.randint(1, 20) for _ in range(8)] for n in range(40)}
+    longer: dict[str, list[float | None]] = {
+        p: [float(n) + 100 * int(p[1:]) for n in found] for p, found in lengths.items()
+    }
+    shorter: dict[str, list[float | None]] = {p: [-float(n) for n in found] for p, found in lengths.items()}
+    sampled = candidates(lengths)
+    assert described(sampled, judgments(longer))["length_correlation"] == pytest.approx(1)
+    assert described(sampled, judgments(shorter))["length_correlation"] == pytest.approx(-1)
+    found = RoundMetrics()
+    found.add_preferences(build_preferences(sampled, judgments(longer), PreferencesConfig(), seed=0))
+    assert found.metrics()["length_margin"] == found.metrics()["margin"] > 0
+
+
+def test_nothing_is_told_from_nothing() -> None:
+    equal = described(candidates({"p": [3, 3]}), judgments({"p": [1.0, 0.0]}))
+    assert equal["tied"] == equal["unparsable"] == 0
+    assert equal["flipped"] is equal["length_correlation"] is equal["margin"] is equal["length_margin"] is None
+    assert RoundMetrics().metrics() == {
+        "sampled_reward": None, "sampled_length": None, "unjudged": 0, "preferences": 0, "margin": None,
+        "length_margin": None, "dropped": {}, "tied": None, "unparsable": None, "flipped": None,
+        "length_correlation": None,
+    }  # fmt: skip
+
+
+def test_flips_of_a_judge_and_of_a_member() -> None:
+    components = [("comparisons", 3.0), ("flips", 1.0), ("llm.comparisons", 5.0), ("llm.flips", 1.0), ("llm", 0.3)]
+    said = judgments({"p": [0.0, 1.0]}, components=components)
+    assert described(candidates({"p": [1, 1]}), said)["flipped"] == 2 / 8
+
+
+def test_shards_add_up() -> None:
+    rng = random.Random(0)
+    lengths = {f"p{n}": [rng.randint(1, 20) for _ in range(4)] for n in range(30)}
+    scores = {p: [rng.choice([None, 0.0, 0.1, rng.random()]) for _ in found] for p, found in lengths.items()}
+    together, apart = RoundMetrics(0.1), RoundMetrics(0.1)
+    shards = [list(lengths)[start : start + 7] for start in range(0, 30, 7)]
+    for found, parts in ((together, [list(lengths)]), (apart, shards)):
+        for part in parts:
+            sampled = candidates({p: lengths[p] for p in part})
+            said = judgments({p: scores[p] for p in part}, components=[("comparisons", 2.0), ("flips", 1.0)])
+            found.add_judged(sampled, said)
+            found.add_preferences(build_preferences(sampled, said, PreferencesConfig(min_margin=0.1), seed=0))
+    expected = together.metrics()
+    assert len(shards) == 5
+    assert 0 < expected["preferences"] < 30 > sum(expected["dropped"].values()) > 0
+    # Sums of the same numbers in another order.
+    assert apart.metrics() == {
+        name: value if isinstance(value, dict) else pytest.approx(value, rel=1e-12) for name, value in expected.items()
+    }

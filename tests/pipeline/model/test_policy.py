@@ -1,0 +1,170 @@
+"""Policies on disk: what is saved is what is loaded, the sampler's copy computes the same, and damage is named."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from pipeline.errors import ConfigError, UnsupportedModelError
+from pipeline.model.policy import (
+    load_policy,
+    load_tokenizer,
+    load_weights,
+    max_context,
+    sampler_copy,
+    save_policy,
+    weight_shapes,
+)
+from support.tiny import tiny_llama, tiny_tokenizer
+
+IDS_B_T = torch.tensor([[1, 5, 6, 7, 2], [1, 9, 8, 30, 31]])
+
+
+def logits(directory: Path) -> torch.Tensor:
+    with torch.inference_mode():
+        return AutoModelForCausalLM.from_pretrained(directory)(input_ids=IDS_B_T).logits
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
+    source = tiny_llama(tmp_path / "source", chat_template=True)
+    model, tokenizer = load_policy(source, device="cpu")
+    assert not model.training
+    assert model.config._attn_implementation == "sdpa"
+    save_policy(model, tokenizer, tmp_path / "saved")
+    again, tokenizer_again = load_policy(tmp_path / "saved", device="cpu")
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, again.state_dict()[name])
+    messages = [{"role": "user", "content": "w1 w2"}]
+    assert tokenizer_again.apply_chat_template(messages) == tokenizer.apply_chat_template(messages)
+    assert {path.suffix for path in (tmp_path / "saved").iterdir()} <= {".json", ".jinja", ".safetensors"}
+
+
+def test_master_weights_are_float32_whatever_the_checkpoint_holds(tmp_path: Path) -> None:
+    directory = tiny_llama(tmp_path)
+    model, tokenizer = load_policy(directory, device="cpu", precision="bfloat16")
+    save_policy(model, tokenizer, tmp_path / "half")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.bfloat16}
+    loaded, _ = load_policy(tmp_path / "half", device="cpu")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
+def test_an_untied_checkpoint_is_sampled_as_it_is(tmp_path: Path) -> None:
+    directory = tiny_llama(tmp_path / "untied")
+    assert sampler_copy(directory, tmp_path / "scratch") == directory
+    assert not (tmp_path / "scratch").exists()
+
+
+@pytest.mark.parametrize("shard_size", ["1GB", "40KB"])
+def test_the_copy_of_a_tied_checkpoint_has_a_head_of_its_own(tmp_path: Path, shard_size: str) -> None:
+    tied = tiny_llama(tmp_path / "tied", tied=True, seed=4)
+    if shard_size != "1GB":
+        model = AutoModelForCausalLM.from_pretrained(tied)
+        (tied / "model.safetensors").unlink()
+        model.save_pretrained(tied, max_shard_size=shard_size)
+        assert len(list(tied.glob("*.safetensors"))) > 1
+    copy = sampler_copy(tied, tmp_path / "scratch")
+    assert copy == tmp_path / "scratch"
+    assert json.loads((copy / "config.json").read_text())["tie_word_embeddings"] is False
+    shapes = weight_shapes(copy)
+    assert shapes == weight_shapes(tied) | {"lm_head.weight": (64, 64)}
+    # The same products of the same numbers: equal to the bit.
+    assert torch.equal(logits(copy), logits(tied))
+    load_policy(copy, device="cpu")
+
+
+def test_a_second_copy_replaces_the_first(tmp_path: Path) -> None:
+    first, second = tiny_llama(tmp_path / "1", tied=True, seed=1), tiny_llama(tmp_path / "2", tied=True, seed=2)
+    sampler_copy(first, tmp_path / "scratch")
+    (tmp_path / "scratch" / "stale.safetensors").write_bytes(b"left over")
+    assert torch.equal(logits(sampler_copy(second, tmp_path / "scratch")), logits(second))
+    assert not (tmp_path / "scratch" / "stale.safetensors").exists()
+
+
+def test_a_tied_model_of_another_make_is_refused(tmp_path: Path) -> None:
+    GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(UnsupportedModelError, match=r"model\.embed_tokens\.weight"):
+        sampler_copy(tmp_path / "gpt2", tmp_path / "scratch")
+
+
+def test_weights_are_replaced_in_place_or_not_at_all(tmp_path: Path) -> None:
+    model, _ = load_policy(tiny_llama(tmp_path / "a", seed=0), device="cpu")
+    parameters = dict(model.named_parameters())
+    target = tiny_llama(tmp_path / "b", seed=1)
+    load_weights(model, target)
+    expected = load_file(target / "model.safetensors")
+    for name, parameter in model.named_parameters():
+        assert parameter is parameters[name]
+        assert torch.equal(parameter, expected[name])
+    with pytest.raises(ConfigError, match=r"'model\.embed_tokens\.weight' is \(80, 64\), not \(64, 64\)"):
+        load_weights(model, tiny_llama(tmp_path / "c", vocab=80))
+    tensors = load_file(target / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file({name: torch.zeros_like(tensor) for name, tensor in tensors.items()}, target / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"'model\.norm\.weight' is missing"):
+        load_weights(model, target)
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in model.named_parameters())
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no directory '/nowhere/policy'"):
+        load_policy("/nowhere/policy", device="cpu")
+    # Without a network the hub cannot be reached; with one it has no such model. Either way nothing is tried for long.
+    with pytest.raises(ConfigError, match=r"'rondo-tests/no-such-policy' is neither a local directory nor"):
+        load_tokenizer("rondo-tests/no-such-policy")
+    with pytest.raises(ConfigError, match=r"cannot be loaded"):
+        max_context(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    whole = tiny_llama(tmp_path / "whole")
+    tensors = load_file(whole / "model.safetensors")
+
+    cut = Path(shutil.copytree(whole, tmp_path / "cut"))
+    (cut / "model.safetensors").write_bytes((whole / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(ConfigError, match=r"cut' cannot be loaded"):
+        load_policy(cut, device="cpu")
+    with pytest.raises(ConfigError, match="not a readable safetensors file"):
+        weight_shapes(cut)
+
+    lacking = Path(shutil.copytree(whole, tmp_path / "lacking"))
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}, lacking / "model.safetensors"
+    )
+    with pytest.raises(ConfigError, match=r"lacks \['lm_head\.weight'\]"):
+        load_policy(lacking, device="cpu")
+
+    pickled = Path(shutil.copytree(whole, tmp_path / "pickled"))
+    (pickled / "model.safetensors").unlink()
+    torch.save(tensors, pickled / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match=r"pickled' cannot be loaded"):
+        load_policy(pickled, device="cpu")
+    with pytest.raises(ConfigError, match=r"no \*\.safetensors"):
+        weight_shapes(pickled)
+
+
+def test_a_tokenizer_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    wide = tiny_llama(tmp_path / "wide")
+    tiny_tokenizer(65).save_pretrained(wide)
+    with pytest.raises(ConfigError, match="has 65 tokens and its model 64"):
+        load_policy(wide, device="cpu")
+
+    endless = tiny_llama(tmp_path / "endless")
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = "<unk>"
+    tokenizer.save_pretrained(endless)
+    with pytest.raises(ConfigError, match="ends texts with token 3, but the model's answers end with 2"):
+        load_policy(endless, device="cpu")
+
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(endless)
+    with pytest.raises(ConfigError, match="no end-of-sequence token"):
+        load_tokenizer(endless)
+
+
+def test_the_context_is_that_of_the_configuration(tmp_path: Path) -> None:
+    assert max_context(tiny_llama(tmp_path, context=48)) == 48

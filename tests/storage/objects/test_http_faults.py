@@ -1,0 +1,82 @@
+"""Faults of the network between the store and a bucket, injected into real HTTP exchanges."""
+
+import uuid
+from pathlib import Path
+
+import pytest
+from store_faults import contents, small_run
+
+from storage.errors import BackendError, UnsupportedStoreError
+from storage.log.manifest import Key
+from storage.log.store import Store
+from storage.tables.checkpoints import local_directory, stage_directory
+from support.unreliable_s3 import HANG_SECONDS, Choose, UnreliableS3
+
+FAULTS: dict[str, Choose] = {
+    "error": lambda number, method, path: "error" if number % 3 == 0 else "",
+    "slow down": lambda number, method, path: "slow down" if number % 3 == 0 else "",
+    "too many": lambda number, method, path: "too many" if number % 3 == 0 else "",
+    "lost reply": lambda number, method, path: "lost reply" if method == "PUT" and number % 2 == 0 else "",
+    "reset": lambda number, method, path: "reset" if number % 5 == 0 else "",
+    "cut": lambda number, method, path: "cut" if method == "GET" and number % 5 == 0 else "",
+    "slow": lambda number, method, path: "slow" if number % 4 == 0 else "",
+    "hang": lambda number, method, path: "hang" if number % 12 == 0 else "",
+}
+
+
+@pytest.fixture
+def bucket(s3_environment: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A root of its own, for a client that loses patience before the end of a ``hang``."""
+    monkeypatch.setenv("AWS_TIMEOUT", f"{HANG_SECONDS - 0.5:.0f}s")
+    return f"s3://rondo/{uuid.uuid4().hex}"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_run_over_an_unreliable_network(s3: UnreliableS3, bucket: str, tmp_path: Path, fault: str) -> None:
+    """The client tries again; a write that it repeats without need is recognised as its own."""
+    store = Store.open(bucket)
+    reference = Store.open("memory://")
+    small_run(reference)
+    s3.reset(FAULTS[fault])
+    small_run(store)
+    seen = contents(store, tmp_path / "a")
+    assert s3.faults[fault] >= 4
+    s3.reset()
+    assert seen == contents(store, tmp_path / "a") == contents(reference, tmp_path / "b")
+    numbers = [int(key[-15:-5]) for key in store.objects.keys("runs/small/log")]
+    assert numbers == list(range(len(reference.objects.keys("runs/small/log")))), "no entry twice, none missing"
+    assert store.run("small").find(Key(2, "checkpoint")) is not None
+
+
+def test_large_file_whose_last_reply_is_lost(s3: UnreliableS3, bucket: str, tmp_path: Path) -> None:
+    """Parts of 10 MiB each; the request that joins them takes place, and its reply is lost."""
+    store = Store.open(bucket)
+    weights = bytes(range(256)) * (25 * 2**12)  # 25 MiB
+
+    def stage() -> None:
+        with stage_directory(store, "a", 1, "checkpoint") as staged:
+            (staged.path / "model.safetensors").write_bytes(weights)
+        assert local_directory(store, staged.files, tmp_path / "cache")
+
+    s3.reset(lambda number, method, path: "lost reply" if method == "POST" and number > 2 else "")
+    with pytest.raises(BackendError, match=r"model\.safetensors"):
+        stage()
+    assert s3.faults["lost reply"] >= 1
+    s3.reset(lambda number, method, path: "error" if method == "PUT" and number % 3 == 0 else "")
+    stage()
+    assert s3.faults["error"] >= 1
+
+
+def test_bucket_that_is_gone(s3: UnreliableS3, s3_environment: None) -> None:
+    with pytest.raises(BackendError, match=r"failed at runs/a"):
+        Store.open("s3://no-such-bucket/root").create_run("a", {})
+
+
+def test_bucket_without_put_if_absent_is_refused(s3: UnreliableS3, bucket: str) -> None:
+    """At the first write of a run, and at the first one of each writer."""
+    store = Store.open(bucket)
+    run = store.create_run("kept", {})
+    s3.reset(lambda number, method, path: "overwrite")
+    for start in (lambda: store.create_run("a", {}), lambda: run.writer().__enter__()):
+        with pytest.raises(UnsupportedStoreError, match="overwrites objects that it is asked to create"):
+            start()
