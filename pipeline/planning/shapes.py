@@ -8,6 +8,7 @@ from pipeline.config import WarmStartPolicy
 from pipeline.errors import ConfigError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # grouped attention and a gated MLP, all layers alike
+_FIELDS = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def shape_of_config(config: Mapping[str, Any], name: str) -> ModelShape:
         raise ConfigError(
             f"the weights of '{name}', of type '{family}', cannot be counted: take one of {', '.join(FAMILIES)}"
         )
+    if missing := [field for field in _FIELDS if field not in config]:
+        raise ConfigError(f"the configuration of '{name}' has no {missing[0]}: take a model whose config.json has it")
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     head, groups = config.get("head_dim") or hidden // heads, config.get("num_key_value_heads") or heads
     return ModelShape(

@@ -118,6 +118,8 @@ def test_published_sizes() -> None:
 def test_a_family_that_is_not_known_is_refused() -> None:
     with pytest.raises(ConfigError, match="of type 'gpt2', cannot be counted"):
         shape_of_config({"model_type": "gpt2"}, "gpt2")
+    with pytest.raises(ConfigError, match="configuration of 'own' has no hidden_size"):
+        shape_of_config({"model_type": "llama", "vocab_size": 512}, "own")
 
 
 def test_the_warm_start_is_counted_as_it_is_built() -> None:
