@@ -8,7 +8,7 @@ RondoError
 ├── JudgeError (RuntimeError)           a judge that cannot be loaded or asked
 │   └── BudgetError                     a judge that has spent what the recipe allows
 ├── EngineError (RuntimeError)          a sampling engine that failed
-│   └── HandoverError                   sampler and trainer disagree on the same weights
+│   └── WeightSyncError                   sampler and trainer disagree on the same weights
 ├── FirstLossError (RuntimeError)       the first loss of an update is not the value that theory gives
 ├── LostUpdateError (RuntimeError)      a process that is asked to go on with an update which it has not begun
 ├── OutOfMemoryError (MemoryError)      a device that does not hold a single preference
@@ -48,7 +48,7 @@ class EngineError(RondoError, RuntimeError):
     """A sampling engine that cannot start, or that died."""
 
 
-class HandoverError(EngineError):
+class WeightSyncError(EngineError):
     """The sampler's log-probabilities differ from the trainer's on the same weights."""
 
 

@@ -102,7 +102,7 @@ def measured_factors(
         update=_slower(
             [found.update_seconds / max(1, found.train_tokens) for found in rounds], paper.update.steps / trained
         ),
-        hand_over=_slower([found.hand_over_seconds for found in rounds], _hand_over(paper)),
+        sync_weights=_slower([found.hand_over_seconds for found in rounds], _hand_over(paper)),
     )
 
 

@@ -83,15 +83,15 @@ def _best(rounds: Sequence[RoundSummary], metric: str) -> int:
     if direction not in ("", "min", "max"):
         raise ConfigError(f"--keep-best '{metric}': give METRIC, or METRIC:min where less is better")
     fields = [key for key in RoundSummary.model_fields if key != "round"]
-    figures = {
+    metrics = {
         key: {summary.round: value for summary in rounds if _is_figure(value := getattr(summary, key))}
         for key in fields
     }
-    if not figures.get(name):
-        known = ", ".join(key for key, values in figures.items() if values)
+    if not metrics.get(name):
+        known = ", ".join(key for key, values in metrics.items() if values)
         raise ConfigError(f"--keep-best '{metric}': the rounds have no such figure, but {known}")
     sign = -1 if direction == "min" else 1
-    return max(figures[name], key=lambda number: (sign * figures[name][number], -number))
+    return max(metrics[name], key=lambda number: (sign * metrics[name][number], -number))
 
 
 def _is_figure(value: object) -> bool:

@@ -36,7 +36,7 @@ def sql(
     root: Root = DEFAULT_ROOT,
     json: Json = False,
 ) -> None:
-    """Ask in SQL (DuckDB's): tables of all rounds, each with a column 'round', and 'rounds' with their figures."""
+    """Ask in SQL (DuckDB's): tables of all rounds, each with a column 'round', and 'rounds' with their metrics."""
     rows = queries.sql(run, root, statement)
     if json:
         tables.print_json(rows)

@@ -97,7 +97,7 @@ def _table(rows: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, str]]
     table = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in rows[0]:
         numeric = all(isinstance(row[name], int | float) for row in rows)
-        # Ids and figures stay whole; texts share what is left of the line.
+        # Ids and metrics stay whole; texts share what is left of the line.
         prose = _is_prose(rows, name)
         table.add_column(
             Text(name), justify="right" if numeric else "left", overflow="fold", no_wrap=not prose,

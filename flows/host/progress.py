@@ -52,28 +52,28 @@ class Stage:
             self._started = time.perf_counter()
             self._task = self._progress.add_task(self.label, total=self._total, note="")
 
-    def report(self, figures: Mapping[str, Any], shard: int = 0) -> None:
+    def report(self, metrics: Mapping[str, Any], shard: int = 0) -> None:
         """Takes a worker's progress: ``done``, and where it says so ``total``, ``tokens``, ``loss``."""
         self.begin()
-        self._shards[shard] = figures
-        self._total = figures.get("total") if self._total is None else self._total
-        done = sum(figures.get("done", 0) for figures in self._shards.values())
+        self._shards[shard] = metrics
+        self._total = metrics.get("total") if self._total is None else self._total
+        done = sum(metrics.get("done", 0) for metrics in self._shards.values())
         if self._task is not None:
             self._progress.update(self._task, completed=done, total=self._total, note=self.note)
 
     @property
     def share(self) -> float:
         """How much of it is done, from 0 to 1; 0 where nobody knows how much there is."""
-        done = sum(figures.get("done", 0) for figures in self._shards.values())
+        done = sum(metrics.get("done", 0) for metrics in self._shards.values())
         return min(done / self._total, 1.0) if self._total else 0.0
 
     @property
     def note(self) -> str:
         """Throughput and loss, where the stage has them."""
-        tokens = sum(figures.get("tokens", 0) for figures in self._shards.values())
+        tokens = sum(metrics.get("tokens", 0) for metrics in self._shards.values())
         notes = [f"shard {len(self._shards)}/{self._all_shards}"] if self._all_shards > 1 else []
         notes += [f"{tokens / self.seconds:,.0f} tokens/s"] if tokens else []
-        notes += [f"loss {figures['loss']:.4f}" for figures in list(self._shards.values())[-1:] if "loss" in figures]
+        notes += [f"loss {metrics['loss']:.4f}" for metrics in list(self._shards.values())[-1:] if "loss" in metrics]
         return "  ".join(notes)
 
     def end(self) -> None:

@@ -10,7 +10,7 @@ from prefect.blocks.core import Block
 from prefect.logging import get_logger
 
 from flows.host.progress import Display
-from flows.prefect_api.server import has_lasting_server, prefect_api
+from flows.prefect_api.server import has_background_server, prefect_api
 from pipeline.config import NotificationsConfig
 from pipeline.config.notifications import Event
 from pipeline.errors import ConfigError
@@ -63,7 +63,7 @@ async def open_notifier(config: NotificationsConfig, display: Display) -> Notifi
     """
     if not config.blocks:
         return Notifier({}, (), display)
-    if not has_lasting_server():
+    if not has_background_server():
         raise ConfigError(
             f"notifications.blocks names {config.blocks[0]}, and no Prefect server that keeps it: start one with "
             "'rondo up', or set PREFECT_API_URL, or leave notifications out"

@@ -25,9 +25,9 @@ _PLACES = {"step", "epoch", "round"}
 
 
 class Sink(Protocol):
-    """Takes rows of figures."""
+    """Takes rows of metrics."""
 
-    def write(self, series: Series, number: int, row: int, figures: Mapping[str, float]) -> None:
+    def write(self, series: Series, number: int, row: int, metrics: Mapping[str, float]) -> None:
         """Figures of an optimizer step or a round of this number; ``row`` counts both kinds together."""
 
     def close(self) -> None:
@@ -35,7 +35,7 @@ class Sink(Protocol):
 
 
 class Tracker:
-    """Numbers the steps of a run and hands all figures to its sinks."""
+    """Numbers the steps of a run and hands all metrics to its sinks."""
 
     def __init__(self, *sinks: Sink) -> None:
         self._sinks = sinks
@@ -43,12 +43,12 @@ class Tracker:
     def step(self, round: int, steps_before: int, metrics: Mapping[str, Any]) -> None:
         """One optimizer step of a round; ``steps_before`` are those of all earlier rounds."""
         number = steps_before + int(metrics["step"])
-        # Before this row are the steps before it and the figures of the rounds before this one, 0 among them.
+        # Before this row are the steps before it and the metrics of the rounds before this one, 0 among them.
         self._write("step", number, number + round, {**metrics, "round": round})
 
-    def round(self, round: int, steps: int, figures: Mapping[str, Any]) -> None:
-        """The figures of a round, after so many steps of the run."""
-        self._write("round", round, steps + round, figures)
+    def round(self, round: int, steps: int, metrics: Mapping[str, Any]) -> None:
+        """The metrics of a round, after so many steps of the run."""
+        self._write("round", round, steps + round, metrics)
 
     def close(self) -> None:
         for sink in self._sinks:
@@ -60,8 +60,8 @@ class Tracker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _write(self, series: Series, number: int, row: int, figures: Mapping[str, Any]) -> None:
-        numbers = {name: value for name, value in _numbers(figures).items() if name not in _PLACES}
+    def _write(self, series: Series, number: int, row: int, metrics: Mapping[str, Any]) -> None:
+        numbers = {name: value for name, value in _numbers(metrics).items() if name not in _PLACES}
         for sink in self._sinks:
             sink.write(series, number, row, numbers)
 
@@ -84,7 +84,7 @@ class TensorBoardSink:
             ) from error
         self._last: dict[Series, int] = {}
 
-    def write(self, series: Series, number: int, row: int, figures: Mapping[str, float]) -> None:
+    def write(self, series: Series, number: int, row: int, metrics: Mapping[str, float]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -93,7 +93,7 @@ class TensorBoardSink:
         if number <= self._last.get(series, number):
             restart = SessionLog(status=SessionLog.START)
             writer.add_event(Event(wall_time=now, step=number, session_log=restart))
-        values = [Summary.Value(tag=f"{series}/{name}", simple_value=value) for name, value in figures.items()]
+        values = [Summary.Value(tag=f"{series}/{name}", simple_value=value) for name, value in metrics.items()]
         writer.add_event(Event(wall_time=now, step=number, summary=Summary(value=values)))
         writer.flush()  # a killed process leaves what it had
         self._last[series] = number
@@ -106,7 +106,7 @@ class TensorBoardSink:
 class WandbSink:
     """One run of Weights & Biases, continued by each session; it drops rows that it has.
 
-    Only figures, the recipe's name and its seed are sent: no arguments, no source, no environment and no output.
+    Only metrics, the recipe's name and its seed are sent: no arguments, no source, no environment and no output.
     Offline sessions cannot be asked what they have, so steps that were tracked twice stay twice where they are synced.
     """
 
@@ -129,8 +129,8 @@ class WandbSink:
         for series in ("step", "round"):
             self._run.define_metric(f"{series}/*", step_metric=series)
 
-    def write(self, series: Series, number: int, row: int, figures: Mapping[str, float]) -> None:
-        self._run.log({series: number, **{f"{series}/{name}": value for name, value in figures.items()}}, step=row)
+    def write(self, series: Series, number: int, row: int, metrics: Mapping[str, float]) -> None:
+        self._run.log({series: number, **{f"{series}/{name}": value for name, value in metrics.items()}}, step=row)
 
     def close(self) -> None:
         self._run.finish()
@@ -166,10 +166,10 @@ def _identity(run: Run) -> str:
     return content_id([run.name, run.created])
 
 
-def _numbers(figures: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers among the figures; those of a group are named ``group/name``."""
+def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers among the metrics; those of a group are named ``group/name``."""
     found: dict[str, float] = {}
-    for name, value in figures.items():
+    for name, value in metrics.items():
         if isinstance(value, Mapping):
             found |= _numbers(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):

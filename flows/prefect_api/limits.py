@@ -109,7 +109,7 @@ async def without_gpus(display: Display) -> AsyncIterator[None]:
     if held is None:
         yield
         return
-    await held.give_back()
+    await held.empty_cache()
     yield
     await _take_gpus(held, display)
 
@@ -186,7 +186,7 @@ class _Held:
             await self._holding  # it failed
         return taken.result()
 
-    async def give_back(self) -> None:
+    async def empty_cache(self) -> None:
         """Gives the slot back, where there is one. A server that is away then does not hold up what is done."""
         self._leave.set()
         if self._holding is not None:
@@ -210,7 +210,7 @@ async def _beside(name: str) -> AsyncIterator[bool]:
     try:
         yield await held.take()
     finally:
-        await held.give_back()
+        await held.empty_cache()
 
 
 @contextlib.asynccontextmanager
@@ -222,7 +222,7 @@ async def _gpus(display: Display) -> AsyncIterator[None]:
         yield
     finally:
         _HELD.set(None)
-        await held.give_back()
+        await held.empty_cache()
 
 
 async def _take_gpus(held: _Held, display: Display) -> None:

@@ -47,7 +47,7 @@ def _end_with_parent() -> None:
     os._exit(0)
 
 
-def has_lasting_server() -> bool:
+def has_background_server() -> bool:
     """Whether there is a server of the user's, or of ``rondo up``: people reach it, and it outlives this process."""
     from prefect.settings import PREFECT_API_URL
 
@@ -57,7 +57,7 @@ def has_lasting_server() -> bool:
 
 @contextlib.asynccontextmanager
 async def prefect_api(say: Say | None = None, *, scheduling: bool = False) -> AsyncIterator[str]:
-    """The address of the Prefect API: that of a lasting server, see ``lasting_api``, else of a temporary one.
+    """The address of the Prefect API: that of a lasting server, see ``background_api``, else of a temporary one.
 
     Args:
         say: takes a line for people; standard error where nothing is given.
@@ -68,7 +68,7 @@ async def prefect_api(say: Say | None = None, *, scheduling: bool = False) -> As
     """
     from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
-    lasting = await lasting_api(say)
+    lasting = await background_api(say)
     if lasting is not None:
         with using(lasting):
             yield lasting
@@ -83,7 +83,7 @@ async def prefect_api(say: Say | None = None, *, scheduling: bool = False) -> As
             await _end(process)
 
 
-async def lasting_api(say: Say | None = None) -> str | None:
+async def background_api(say: Say | None = None) -> str | None:
     """The address of the user's own server where one is configured, else of that of ``rondo up``; None without both.
 
     Raises:

@@ -74,7 +74,7 @@ def model_card(run: Run, round: int, repo: str, dataset: str | None) -> str:
 Held-out prompts, never trained on. `reward` is the judge's mean score with its standard error, `win/0` and `win/prev`
 the shares of prompts whose answer beats that of round 0 and of the round before, `KL` in nats per answer.
 
-{_figures(done)}
+{_metrics(done)}
 
 Nothing else was evaluated: neither other tasks nor safety.
 
@@ -184,7 +184,7 @@ def _objective(recipe: Mapping[str, Any]) -> str:
     return f"{names}, beta {update['beta']}" if "beta" in update else names
 
 
-def _figures(done: list[RoundSummary]) -> str:
+def _metrics(done: list[RoundSummary]) -> str:
     rows = [row_of(summary) for summary in done]
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -36,10 +36,10 @@ def create_or_open(store: Store, name: str, recipe: Recipe) -> tuple[Run, Recipe
     if name not in store.run_names():
         return store.create_run(name, header(recipe)), recipe
     run = open_to_go_on(store, name)
-    return run, going_on(run, recipe)
+    return run, recipe_to_resume(run, recipe)
 
 
-def going_on(run: Run, given: Recipe) -> Recipe:
+def recipe_to_resume(run: Run, given: Recipe) -> Recipe:
     """The run's own recipe with the ``FREE`` sections of the one that is given.
 
     Raises:
@@ -56,7 +56,7 @@ def going_on(run: Run, given: Recipe) -> Recipe:
     return own.model_copy(update={section: getattr(given, section) for section in FREE})
 
 
-def say_differences(run: Run, recipe: Recipe, say: Callable[[str], None]) -> list[str]:
+def report_changes(run: Run, recipe: Recipe, say: Callable[[str], None]) -> list[str]:
     """In what a recipe that the run goes on with differs from the one that it was started with; said in one line."""
     found = differences(recipe_of(run), recipe)
     if found:

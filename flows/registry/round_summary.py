@@ -1,4 +1,4 @@
-"""The figures that a round leaves: a record in the log, and a row of the table that people read."""
+"""The metrics that a round leaves: a record in the log, and a row of the table that people read."""
 
 from collections.abc import Sequence
 

@@ -20,10 +20,10 @@ async def timed(
     """The answer of a worker's method, and what its entry keeps of the work: ``span`` and ``device``."""
     work: dict[str, Any] = {}
 
-    def hear(figures: Mapping[str, Any]) -> None:
-        if "span" in figures:
-            work.update(figures)
+    def hear(metrics: Mapping[str, Any]) -> None:
+        if "span" in metrics:
+            work.update(metrics)
         elif on_progress is not None:
-            on_progress(figures)
+            on_progress(metrics)
 
     return await worker.call(method, on_progress=hear, **arguments), work

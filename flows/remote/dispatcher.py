@@ -53,8 +53,8 @@ class Desk:
         """Begins a request, or answers it at once."""
         number = request["id"]
 
-        def progress(**figures: float | str) -> None:
-            self._send({"id": number, "progress": figures})
+        def progress(**metrics: float | str) -> None:
+            self._send({"id": number, "progress": metrics})
 
         began = time.time()
         try:

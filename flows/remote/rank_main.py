@@ -99,9 +99,9 @@ class _First:
     def _serve(self, worker: Any, request: dict[str, Any], board: Store) -> None:
         number = self._current = request["id"]
 
-        def progress(**figures: Any) -> None:
+        def progress(**metrics: Any) -> None:
             with self._lock:
-                self._send({"id": number, "progress": figures})
+                self._send({"id": number, "progress": metrics})
 
         began = time.time()
         method = public_method(worker, request["method"])
@@ -150,7 +150,7 @@ def _follow(rank: int, kind: str, arguments: dict[str, Any]) -> None:
             number += 1
             _wait(board, [f"request {number}"])
             request = json.loads(board.get(f"request {number}"))
-            public_method(worker, request["method"])(**request["arguments"], progress=lambda **_figures: None)
+            public_method(worker, request["method"])(**request["arguments"], progress=lambda **_metrics: None)
     except Exception as error:
         board.set(ERROR, json.dumps(_explain(error)))
     threading.Event().wait()

@@ -2,7 +2,7 @@
 
     python -m flows.remote.worker_main trainer '{"root": "runs", "run": "demo", ...}'
 
-Requests and answers are those of `flows.remote.dispatcher`. Only references and small figures travel: data go through
+Requests and answers are those of `flows.remote.dispatcher`. Only references and small metrics travel: data go through
 the store. Standard input carries the requests, a private copy of standard output the answers; what libraries print goes
 to standard error, which the parent keeps in a log file.
 """

@@ -1,9 +1,10 @@
 """The parent's side of a worker process: started when asked, and again when it dies.
 
 Workers keep no state that matters: each call names the policy and the files that it needs. So a call to a worker that
-has died starts a new one and is simply made again, by whoever asked (see ``flows/round/step.py``, and ``persist`` in
-``flows/round/shard_steps.py``). Of a worker that takes several calls at once, all that were in progress die with it. An
-update alone is in the memory of its worker for a while: there it is begun again (`LostUpdateError`).
+has died starts a new one and is simply made again, by whoever asked (see ``flows/round/step.py``, and
+``retry_on_worker_death`` in ``flows/round/shard_steps.py``). Of a worker that takes several calls at once, all that
+were in progress die with it. An update alone is in the memory of its worker for a while: there it is begun again
+(`LostUpdateError`).
 
 A worker that hangs is taken for dead: one that was asked and that for ``HUNG_SECONDS`` has said nothing, while it and
 its own children have computed nothing. That finds deadlocks, stopped processes and reads that never return, and spares

@@ -184,7 +184,7 @@ class Session:
             reference = self.policy(self.sampled_by(round))
         else:
             reference = self.policy(0) if kind == "initial" else self.average(round - 1)
-        return None if reference.policy == self.policy_hash(round - 1) else reference
+        return None if reference.digest == self.policy_hash(round - 1) else reference
 
     def interrupted_update(self, round: int, inputs: str) -> Entry | None:
         """The newest state that an update of these inputs left, where it was interrupted."""
@@ -236,7 +236,7 @@ class Session:
         """The whole checkpoint that a round's adapter changes; nothing where the round's own is whole."""
         return tuple(base_of(self.run, round)) if is_adapter(self._latest(round, "checkpoint").files) else ()
 
-    def handed_over(self, round: int) -> Entry:
+    def weight_sync(self, round: int) -> Entry:
         """The entry of the hand-over to the sampler of the policy that a round ended with."""
         return self._latest(round, "handover")
 

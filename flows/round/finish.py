@@ -1,4 +1,4 @@
-"""The end of a round: its figures, its alarms, and the one entry that makes it visible."""
+"""The end of a round: its metrics, its alarms, and the one entry that makes it visible."""
 
 from typing import Any
 
@@ -15,21 +15,21 @@ from pipeline.evaluation.held_out import alarms
 async def finish_round(run: str, number: int, evaluation: dict[str, Any]) -> RoundSummary:
     """Makes the round visible as a whole: after this it counts, before it never was."""
     session = current()
-    figures = {**evaluation, **_costs(session, number)}
+    metrics = {**evaluation, **_costs(session, number)}
     if number:
         trained = {key: value for key, value in _checkpoint(session, number).items() if key != "seconds"}
         replayed = [entry.meta for entry in session.run.entries(round=number, stage="replayed")]
-        figures |= {**await describe(run, number), **(replayed[-1] if replayed else {}), **trained}
-        figures["alarms"] = alarms(figures, session.run.rounds()[0].meta, session.recipe.evaluation)
+        metrics |= {**await describe(run, number), **(replayed[-1] if replayed else {}), **trained}
+        metrics["alarms"] = alarms(metrics, session.run.rounds()[0].meta, session.recipe.evaluation)
         for entry in session.run.entries(round=number, stage="unlabelled"):
-            figures["labels_missing"] = entry.meta["missing"]
-            figures["alarms"] = [*figures["alarms"], entry.meta["why"]]
+            metrics["labels_missing"] = entry.meta["missing"]
+            metrics["alarms"] = [*metrics["alarms"], entry.meta["why"]]
     summary = RoundSummary(
         round=number,
         policy=session.policy_hash(number),
-        handover_drift=session.handed_over(number).meta["per_token"],
+        handover_drift=session.weight_sync(number).meta["per_token"],
         origin=round_origin(session, number),
-        **{key: value for key, value in figures.items() if key in RoundSummary.model_fields and key != "policy"},
+        **{key: value for key, value in metrics.items() if key in RoundSummary.model_fields and key != "policy"},
     )
     # Before it counts: killed in between, it is tracked again and replaces what was.
     meta = summary.model_dump(mode="json")
@@ -61,14 +61,14 @@ def _costs(session: Session, number: int) -> dict[str, Any]:
     seconds = {
         "sample": busy_seconds(spans_of(sampled)),
         "judge": busy_seconds(spans_of(metas("judgments", "eval_judgments"))),
-        "hand over": session.handed_over(number).meta["seconds"],
+        "hand over": session.weight_sync(number).meta["seconds"],
     }
-    figures: dict[str, Any] = {"sampled_tokens": sum(meta["tokens"] for meta in sampled), "seconds": seconds}
+    metrics: dict[str, Any] = {"sampled_tokens": sum(meta["tokens"] for meta in sampled), "seconds": seconds}
     if number:
         updated = [_checkpoint(session, number)]
         seconds["update"] = updated[0]["seconds"]
-        figures["set_aside"] = sum(meta.get("set_aside", 0) for meta in metas("candidates"))
+        metrics["set_aside"] = sum(meta.get("set_aside", 0) for meta in metas("candidates"))
         ahead = session.run.work(number + 1, "candidates")
         if session.recipe.staleness:
             seconds["ahead"] = shared_seconds(spans_of(updated), spans_of(entry.meta for entry in ahead))
-    return figures
+    return metrics

@@ -22,9 +22,9 @@ from flows.registry.round_summary import RoundSummary
 from flows.round import human_feedback, round_steps
 from flows.round.context import current
 from flows.round.finish import finish_round
-from flows.round.shards import Shard, Shards, files_of, on_their_way
+from flows.round.shards import Shard, Shards, files_of, process_shards
 from flows.round.update_step import update
-from flows.workers.references import Batch
+from flows.workers.references import PromptBatch
 from pipeline.config import PeopleJudge
 from storage.log.manifest import Entry
 
@@ -35,19 +35,19 @@ async def run_round(run: str, number: int) -> RoundSummary:
     current().control.listen()
     if number > 0:
         await ask_people(run, number)
-        async with on_their_way(run, number, training(number)) as shards:
-            decided, replayed = await decide_whole(run, number, shards)
-            await round_steps.rest_sampler(shards)
-            async with sampled_ahead(run, number + 1, shards):
+        async with process_shards(run, number, training(number)) as shards:
+            decided, replayed = await human_preferences(run, number, shards)
+            await round_steps.sleep_sampler(shards)
+            async with prefetch(run, number + 1, shards):
                 await update(run, number, shards, decided, replayed)
-    await round_steps.hand_over(run, number)
+    await round_steps.sync_weights(run, number)
     evaluation = await evaluate(run, number)
     return await finish_round(run, number, evaluation)
 
 
-def training(number: int) -> Batch:
+def training(number: int) -> PromptBatch:
     """A round's own prompts."""
-    return Batch.training(number, current().sampled_by(number))
+    return PromptBatch.training(number, current().sampled_by(number))
 
 
 async def ask_people(run: str, number: int) -> None:
@@ -57,7 +57,7 @@ async def ask_people(run: str, number: int) -> None:
         await human_feedback.wait_for_judges(run, number)
 
 
-async def decide_whole(run: str, number: int, shards: Shards) -> tuple[Entry | None, Entry | None]:
+async def human_preferences(run: str, number: int, shards: Shards) -> tuple[Entry | None, Entry | None]:
     """What needs all preferences of a round: people who decide in the judge's place, and what is replayed beside."""
     recipe = current().recipe
     if not (recipe.people or recipe.preferences.replay.share):
@@ -69,7 +69,7 @@ async def decide_whole(run: str, number: int, shards: Shards) -> tuple[Entry | N
 
 
 @contextlib.asynccontextmanager
-async def sampled_ahead(run: str, number: int, own: Shards) -> AsyncIterator[None]:
+async def prefetch(run: str, number: int, own: Shards) -> AsyncIterator[None]:
     """With staleness 1: while the block runs, the next round's candidates are sampled with the policy that is there.
 
     They wait for the round's ``own`` shards, where these have not been sampled ahead themselves: as in the first round,
@@ -79,23 +79,23 @@ async def sampled_ahead(run: str, number: int, own: Shards) -> AsyncIterator[Non
     if not session.recipe.staleness or number > session.rounds:
         yield
         return
-    async with on_their_way(run, number, training(number), after=own):
+    async with process_shards(run, number, training(number), after=own):
         yield
 
 
-async def judged(run: str, number: int, batch: Batch) -> list[Shard]:
+async def judged(run: str, number: int, batch: PromptBatch) -> list[Shard]:
     """A batch of prompts, sampled and judged."""
-    async with on_their_way(run, number, batch) as shards:
+    async with process_shards(run, number, batch) as shards:
         return await shards.all()
 
 
 async def evaluate(run: str, number: int) -> dict[str, Any]:
     """Held-out reward, win rates against the previous round and round 0, and KL to both of their policies."""
-    own = await judged(run, number, Batch.evaluation(number))
+    own = await judged(run, number, PromptBatch.evaluation(number))
     if number == 0:
         return await round_steps.compare(run, number, own)
-    previous = await judged(run, number, Batch.baseline(number, number - 1))
-    initial = await judged(run, number, Batch.baseline(number, 0))
+    previous = await judged(run, number, PromptBatch.baseline(number, number - 1))
+    initial = await judged(run, number, PromptBatch.baseline(number, 0))
     logps = await round_steps.score(run, number, [shard.candidates for shard in own])
     probe = await round_steps.probe_judges(run, number)
     return await round_steps.compare(run, number, own, previous, initial, [logps], probe)

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from flows.remote.calls import timed
 from flows.round.context import current
-from flows.round.shard_steps import persist
+from flows.round.shard_steps import retry_on_worker_death
 from flows.round.shards import Shard, Shards, files_of
 from flows.round.step import step
 from flows.workers.references import as_json, hashes
@@ -44,7 +44,7 @@ async def prepare_prompts(run: str) -> Entry:
             stage.begin()
             file, work = await timed(
                 session.trainer, "prepare_prompts", checkpoint=checkpoint,
-                on_progress=lambda figures: session.display.say(f"prompts: {figures['notice']}"),
+                on_progress=lambda metrics: session.display.say(f"prompts: {metrics['notice']}"),
             )  # fmt: skip
         prompts = session.commit(0, "prompts", session.references([file]), work)
     if session.find(0, "probe") is None:
@@ -71,38 +71,38 @@ async def replay(run: str, number: int, own: Sequence[FileRef]) -> Entry | None:
     inputs = content_id([hashes(own), pool, _settings(config)])
     if done := session.find(number, "replayed", inputs):
         return done
-    (file, figures), work = await timed(
+    (file, metrics), work = await timed(
         session.judge, "replay",
         preferences=as_json(own), round=number, seed=session.seed(number),
         earlier={origin: as_json(files) for origin, files in earlier.items()},
         candidates={origin: as_json(files) for origin, files in candidates.items()},
     )  # fmt: skip
-    return session.commit(number, "replayed", session.references([file]), {**figures, **work}, inputs)
+    return session.commit(number, "replayed", session.references([file]), {**metrics, **work}, inputs)
 
 
-async def rest_sampler(shards: Shards) -> None:
+async def sleep_sampler(shards: Shards) -> None:
     """Has the sampler lend its GPU's memory to the update, where they take turns; it wakes when it is asked again.
 
     Args:
         shards: those of the round, which have to be through before.
     """
     session = current()
-    if session.recipe.sampler_rests:
+    if session.recipe.sampler_sleeps:
         await shards.all()
-        await persist(lambda _again: session.sampler.call("rest"))
+        await retry_on_worker_death(lambda _again: session.sampler.call("sleep"))
 
 
 @step("{run} r{number} hand over")
-async def hand_over(run: str, number: int) -> Entry:
+async def sync_weights(run: str, number: int) -> Entry:
     """Gives the sampler the round's weights, in place, and keeps how far it then is from the trainer."""
     session = current()
     policy = session.policy(number)
-    done = session.find(number, "handover", policy.policy)
+    done = session.find(number, "handover", policy.digest)
     if done is None:
         with session.display.stage(number, "hand over") as stage:
             stage.begin()
             drift, work = await timed(session.sampler, "use", policy=policy.to_json())
-        done = session.commit(number, "handover", [], {**drift, **work}, policy.policy)
+        done = session.commit(number, "handover", [], {**drift, **work}, policy.digest)
     return done
 
 
@@ -112,7 +112,7 @@ async def score(run: str, number: int, candidates: Sequence[Entry]) -> Entry:
     session = current()
     policy, previous, initial = (session.policy(round) for round in (number, max(number - 1, 0), 0))
     files = files_of(candidates)
-    inputs = content_id([policy.policy, previous.policy, initial.policy, hashes(files)])
+    inputs = content_id([policy.digest, previous.digest, initial.digest, hashes(files)])
     if done := session.find(number, "eval_logps", inputs):
         return done
     with session.display.stage(number, "score") as stage:
@@ -156,7 +156,7 @@ async def compare(
     logps: Sequence[Entry] = (),
     probe: Sequence[Entry] = (),
 ) -> dict[str, Any]:
-    """The figures of an evaluation: alone, or against the judgments of the previous round and of round 0."""
+    """The metrics of an evaluation: alone, or against the judgments of the previous round and of round 0."""
     tables: dict[str, Sequence[Entry | None]] = {
         "candidates": [shard.candidates for shard in own],
         "judgments": [shard.judgments for shard in own],
@@ -166,8 +166,8 @@ async def compare(
         "probe": probe,
     }
     files: dict[str, Any] = {name: as_json(files_of(entries)) for name, entries in tables.items()}
-    figures: dict[str, Any] = await current().judge.call("compare", **files)
-    return figures
+    metrics: dict[str, Any] = await current().judge.call("compare", **files)
+    return metrics
 
 
 @step("{run} r{number} describe")
@@ -177,8 +177,8 @@ async def describe(run: str, number: int) -> dict[str, Any]:
     files: dict[str, Any] = {
         stage: as_json(session.files(number, stage)) for stage in ("candidates", "judgments", "preferences")
     }
-    figures: dict[str, Any] = await session.judge.call("describe", **files)
-    return figures
+    metrics: dict[str, Any] = await session.judge.call("describe", **files)
+    return metrics
 
 
 def _settings(config: BaseModel) -> dict[str, Any]:

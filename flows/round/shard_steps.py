@@ -8,9 +8,9 @@ from flows.errors import WorkerDiedError
 from flows.host.progress import Stage
 from flows.remote.calls import timed
 from flows.round.context import Session, current
-from flows.workers.references import Batch, as_json, hashes
+from flows.workers.references import PromptBatch, as_json, hashes
 from pipeline.config import PeopleJudge
-from pipeline.errors import EngineError, HandoverError
+from pipeline.errors import EngineError, WeightSyncError
 from pipeline.records import content_id
 from storage.log.manifest import Entry
 from storage.tables.shards import read_table
@@ -21,7 +21,7 @@ TRIES = 3
 PAUSE_SECONDS = 1.0
 
 
-async def sample_shard(number: int, shard: int, rows: list[int], batch: Batch, display: Stage) -> Entry:
+async def sample_shard(number: int, shard: int, rows: list[int], batch: PromptBatch, display: Stage) -> Entry:
     """Samples the candidates of one shard of prompts.
 
     Where the engine dies on a shard of training prompts three times, they are set aside: the entry has the reason and
@@ -35,7 +35,7 @@ async def sample_shard(number: int, shard: int, rows: list[int], batch: Batch, d
     settings = {"max_tokens": sampling.max_tokens}
     if not batch.held_out:
         settings = sampling.model_dump(mode="json", exclude={"shards_in_flight", "most_set_aside"})
-    inputs = content_id([policy.policy, hashes(prompts), rows, session.recipe.seed, settings])
+    inputs = content_id([policy.digest, hashes(prompts), rows, session.recipe.seed, settings])
     done, stage = session.find_in(batch.places, "candidates", inputs, shard)
     if done is not None:
         return done
@@ -45,23 +45,23 @@ async def sample_shard(number: int, shard: int, rows: list[int], batch: Batch, d
         return await timed(
             session.sampler, "sample", alone=again,
             policy=policy.to_json(), prompts=as_json(prompts), rows=rows, round=number, stage=stage,
-            shard=shard, held_out=batch.held_out, on_progress=lambda figures: display.report(figures, shard),
+            shard=shard, held_out=batch.held_out, on_progress=lambda metrics: display.report(metrics, shard),
         )  # fmt: skip
 
     try:
-        sampled, work = await persist(sample)
+        sampled, work = await retry_on_worker_death(sample)
     except (WorkerDiedError, EngineError) as error:
-        if isinstance(error, HandoverError):
+        if isinstance(error, WeightSyncError):
             raise
         meta = _set_aside(session, number, shard, rows, batch, error)
         return session.commit(number, stage, [], meta, inputs, shard)
     (file,) = session.references([sampled["file"]])
-    meta = {"policy": policy.policy, "candidates": file.rows, "tokens": sampled["tokens"], **work}
+    meta = {"policy": policy.digest, "candidates": file.rows, "tokens": sampled["tokens"], **work}
     return session.commit(number, stage, [file], meta, inputs, shard)
 
 
 def _set_aside(
-    session: Session, number: int, shard: int, rows: list[int], batch: Batch, error: Exception
+    session: Session, number: int, shard: int, rows: list[int], batch: PromptBatch, error: Exception
 ) -> dict[str, Any]:
     """What the entry of a shard says on which the engine has died too often; it raises where that cannot be."""
     if batch.held_out:
@@ -81,7 +81,7 @@ def _set_aside(
     return {"set_aside": len(rows), "reason": str(error)}
 
 
-async def judge_shard(number: int, shard: int, candidates: Entry, batch: Batch, display: Stage) -> Entry:
+async def judge_shard(number: int, shard: int, candidates: Entry, batch: PromptBatch, display: Stage) -> Entry:
     """Judges one shard of candidates: those of a round by the judge that training hears, held-out ones by all."""
     session = current()
     judges = session.recipe.held_out_judges if batch.held_out else [0]
@@ -100,7 +100,7 @@ async def judge_shard(number: int, shard: int, candidates: Entry, batch: Batch, 
     if done is not None:
         return done
     display.begin()
-    file, work = await persist(
+    file, work = await retry_on_worker_death(
         lambda _again: timed(
             session.judge, "judge",
             prompts=as_json(session.files(0, "prompts")), candidates=candidates.files[0].to_json(),
@@ -114,14 +114,14 @@ async def judge_shard(number: int, shard: int, candidates: Entry, batch: Batch, 
     return done
 
 
-async def prefer_shard(number: int, shard: int, candidates: Entry, judgments: Entry) -> Entry:
+async def build_preferences(number: int, shard: int, candidates: Entry, judgments: Entry) -> Entry:
     """Turns the judgments of one shard into preferences."""
     session = current()
     files = [hashes(entry.files) for entry in (candidates, judgments)]
     inputs = content_id([*files, session.recipe.preferences.model_dump(mode="json")])
     if done := session.find(number, "preferences", inputs, shard):
         return done
-    (file, count), work = await persist(
+    (file, count), work = await retry_on_worker_death(
         lambda _again: timed(
             session.judge, "prefer",
             candidates=as_json(candidates.files),
@@ -133,7 +133,7 @@ async def prefer_shard(number: int, shard: int, candidates: Entry, judgments: En
     return session.commit(number, "preferences", session.references([file]), meta, inputs, shard)
 
 
-async def persist(work: Callable[[bool], Awaitable[Result]]) -> Result:
+async def retry_on_worker_death(work: Callable[[bool], Awaitable[Result]]) -> Result:
     """What the work returns; where a worker or an engine dies in it, it is done again, up to three times in all.
 
     Args:

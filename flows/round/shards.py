@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 from flows.host.progress import Stage
 from flows.round.context import current
-from flows.round.shard_steps import judge_shard, prefer_shard, sample_shard
+from flows.round.shard_steps import build_preferences, judge_shard, sample_shard
 from flows.round.step import step
-from flows.workers.references import Batch, PreferenceShard
+from flows.workers.references import PreferenceShard, PromptBatch
 from storage.log.manifest import Entry, FileRef
 
 Result = TypeVar("Result")
@@ -82,14 +82,16 @@ class Shards:
 
 
 @contextlib.asynccontextmanager
-async def on_their_way(run: str, number: int, batch: Batch, after: Shards | None = None) -> AsyncIterator[Shards]:
+async def process_shards(
+    run: str, number: int, batch: PromptBatch, after: Shards | None = None
+) -> AsyncIterator[Shards]:
     """The shards of a batch, which are worked through while the block runs, and all are through when it ends.
 
     Args:
         after: others that have to be through before these begin.
     """
     shards = Shards(current().shards(number, held_out=batch.held_out))
-    working = asyncio.create_task(_work_through(run, number, batch, shards, after))
+    working = asyncio.create_task(_process(run, number, batch, shards, after))
     try:
         try:
             yield shards
@@ -102,18 +104,18 @@ async def on_their_way(run: str, number: int, batch: Batch, after: Shards | None
         await asyncio.gather(working, return_exceptions=True)
 
 
-async def _work_through(run: str, number: int, batch: Batch, shards: Shards, after: Shards | None) -> None:
+async def _process(run: str, number: int, batch: PromptBatch, shards: Shards, after: Shards | None) -> None:
     try:
         if after is not None:
             await after.all()
-        await work_through(run, number, batch, shards)
+        await _process_shards(run, number, batch, shards)
     except BaseException:
         shards.fail()
         raise
 
 
 @step("{run} r{number} shards, {batch.name}", retries=0)
-async def work_through(run: str, number: int, batch: Batch, shards: Shards) -> None:
+async def _process_shards(run: str, number: int, batch: PromptBatch, shards: Shards) -> None:
     """Samples and judges a batch of prompts, shard by shard, and puts each where it is waited for."""
     session = current()
     rows = shards.rows
@@ -146,13 +148,13 @@ async def work_through(run: str, number: int, batch: Batch, shards: Shards) -> N
             await gather(bounded(finish, index, entry) for index, entry in zip(indices, sampled, strict=True))
 
 
-async def _judge_and_prefer(number: int, index: int, candidates: Entry, batch: Batch, judging: Stage) -> Shard:
+async def _judge_and_prefer(number: int, index: int, candidates: Entry, batch: PromptBatch, judging: Stage) -> Shard:
     if not candidates.files:
         return Shard(candidates)
     judgments = await judge_shard(number, index, candidates, batch, judging)
     if batch.held_out:
         return Shard(candidates, judgments)
-    return Shard(candidates, judgments, await prefer_shard(number, index, candidates, judgments))
+    return Shard(candidates, judgments, await build_preferences(number, index, candidates, judgments))
 
 
 def files_of(entries: Iterable[Entry | None]) -> tuple[FileRef, ...]:

@@ -62,7 +62,7 @@ class _Update:
         self._optimizer = session.files(number - 1, "optimizer") if config.optimizer_state == "carried" else ()
         self._average = session.average(number - 1) if config.reference == "ema" else None
         self._inputs = content_id([
-            self._policy.policy, _hash(self._reference), _hash(self._average),
+            self._policy.digest, _hash(self._reference), _hash(self._average),
             hashes(self._optimizer), config.model_dump(mode="json"),
             session.recipe.rounds if config.schedule_over == "run" else None,
             replayed and [files_of([replayed])[0].sha256, session.recipe.preferences.replay.reference],
@@ -116,7 +116,7 @@ class _Update:
         given = UpdateInputs(
             policy=self._policy,
             reference=self._reference,
-            reference_sampled=reference.policy == session.policy_hash(session.sampled_by(number)),
+            reference_sampled=reference.digest == session.policy_hash(session.sampled_by(number)),
             prompts=session.files(0, "prompts"),
             shards=tuple(own),
             replayed=files_of([self._replayed]),
@@ -124,7 +124,7 @@ class _Update:
             average=self._average,
             state=files_of([self._state]),
             referenced=self._state.meta["referenced"] if self._state else None,
-            drift=session.handed_over(session.sampled_by(number)).meta["per_sequence"],
+            drift=session.weight_sync(session.sampled_by(number)).meta["per_sequence"],
         )
         await self._ask("begin_update", inputs=given.to_json(), round=number, seed=session.seed(number))
 
@@ -146,11 +146,11 @@ class _Update:
         after = trained["policy"]
         for name, files in trained["others"].items():
             digest = {"policy": weights_digest(session.references(files))} if name == "ema" else None
-            session.commit(number, name, session.references(files), digest, after["policy"])
+            session.commit(number, name, session.references(files), digest, after["digest"])
         meta: dict[str, Any] = {
-            "policy": after["policy"],
-            "reference": (self._reference or self._policy).policy,
-            **trained["figures"],
+            "policy": after["digest"],
+            "reference": (self._reference or self._policy).digest,
+            **trained["metrics"],
             **self._work,
             "span": [self._busy[0][0], self._busy[-1][1]],
             "busy": self._busy,
@@ -176,21 +176,21 @@ class _Update:
         preferences = [self._decided] if self._decided else [shard.preferences for shard in through]
         return content_id([self._inputs, hashes(files_of(preferences))])
 
-    def _hear(self, figures: Mapping[str, Any]) -> None:
+    def _hear(self, metrics: Mapping[str, Any]) -> None:
         session, number = self._session, self._number
-        if "notice" in figures:
-            session.display.say(f"round {number}: {figures['notice']}")
-        elif "metrics" in figures:
-            session.tracker.step(number, self._steps_before, figures["metrics"])
-        elif "state" in figures:
+        if "notice" in metrics:
+            session.display.say(f"round {number}: {metrics['notice']}")
+        elif "metrics" in metrics:
+            session.tracker.step(number, self._steps_before, metrics["metrics"])
+        elif "state" in metrics:
             given = {
-                "shards": self.fed, "preferences": self._key(self._given), "referenced": figures["referenced"]
+                "shards": self.fed, "preferences": self._key(self._given), "referenced": metrics["referenced"]
             }  # fmt: skip
-            files = session.references(figures["state"])
-            session.commit_state(number, self._inputs, figures["step"], files, given)
+            files = session.references(metrics["state"])
+            session.commit_state(number, self._inputs, metrics["step"], files, given)
         else:
-            self._display.report(figures)
+            self._display.report(metrics)
 
 
 def _hash(policy: PolicyRef | None) -> str | None:
-    return None if policy is None else policy.policy
+    return None if policy is None else policy.digest

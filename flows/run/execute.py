@@ -16,13 +16,13 @@ from flows.host.versions import software
 from flows.monitors.notifications import open_notifier
 from flows.monitors.tracking import open_tracker
 from flows.prefect_api.control import Control
-from flows.prefect_api.server import has_lasting_server, prefect_api
-from flows.registry.resume import say_differences, unread_states
+from flows.prefect_api.server import has_background_server, prefect_api
+from flows.registry.resume import report_changes, unread_states
 from flows.round import round_steps
 from flows.round.context import Session, current, enter
 from flows.round.round import run_round
 from flows.run.check_judges import check_judge_policies
-from flows.run.fork_history import adopt_rounds
+from flows.run.fork_history import import_parent_rounds
 from pipeline.config import Recipe
 from storage.log.run import Run
 from storage.log.store import Store
@@ -66,18 +66,18 @@ async def _missing_rounds(run: str, rounds: int) -> None:
 
 async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: Display, take_over: bool) -> None:
     """Opens the run for writing, starts workers and scheduler side by side, and runs the rounds that are missing."""
-    paused, changed = run.pause, say_differences(run, recipe, display.say)
+    paused, changed = run.pause, report_changes(run, recipe, display.say)
     made = {**software(), "rounds": rounds, **({"changes": changed} if changed else {})}
     with contextlib.ExitStack() as opened:
         writer = opened.enter_context(run.writer(take_over, made, ends_pause=True))
-        control = Control(run, writer, paused, watched=has_lasting_server())
+        control = Control(run, writer, paused, watched=has_background_server())
         opened.enter_context(control.listening())
         scratch = opened.enter_context(scratch_directory(store.root, run.name))
         logs = store.log_directory(run.name) or scratch
         notifier = await open_notifier(recipe.notifications, display)
         session = Session.create(store, run, writer, recipe, display, scratch, logs, control, notifier)
         enter(session)
-        adopt_rounds(store, run, writer)
+        import_parent_rounds(store, run, writer)
         check_judge_policies(recipe, run.name, len(run.rounds()))
         async with display.waiting("reading what the next round starts from"):
             await asyncio.to_thread(check_inputs, store, run, unread=unread_states(recipe))

@@ -7,7 +7,7 @@ from storage.log.run import Run, Writer
 from storage.log.store import Store
 
 
-def adopt_rounds(store: Store, run: Run, writer: Writer) -> None:
+def import_parent_rounds(store: Store, run: Run, writer: Writer) -> None:
     """Names the parent's files in the fork's own log, up to the round that it starts from; nothing is copied.
 
     What the parent has given up, the fork gives up too. A fork that was killed in the middle of it goes on where it

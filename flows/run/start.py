@@ -12,10 +12,10 @@ from flows.host.text import counted
 from flows.monitors.tracking import check_tracking
 from flows.registry.catalog import existing_store, run_at_round
 from flows.registry.recipes import differences, load_recipe, parse_recipe
-from flows.registry.resume import check_goal, create_or_open, going_on, header, recipe_of, unread_states
+from flows.registry.resume import check_goal, create_or_open, header, recipe_of, recipe_to_resume, unread_states
 from flows.registry.round_summary import RoundSummary, summaries
 from flows.report.report import newest_report, report
-from flows.run.fork_history import adopt_rounds
+from flows.run.fork_history import import_parent_rounds
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from storage.log.run import Run
@@ -82,7 +82,7 @@ def resume(
             f"run '{name}' keeps the description that it was started with: leave out description={given.description!r}"
         )
     goal = rounds or (_goal(run) if given.rounds == own.rounds else given.rounds)
-    return _bring_to(store, run, going_on(run, given), goal, display, take_over=take_over)
+    return _bring_to(store, run, recipe_to_resume(run, given), goal, display, take_over=take_over)
 
 
 def fork(
@@ -112,7 +112,7 @@ def fork(
     child = create_fork(store, parent, number, name, header(recipe), needed)
     if not start:
         with child.writer() as writer:
-            adopt_rounds(store, child, writer)
+            import_parent_rounds(store, child, writer)
         return Finished(name, summaries(child.rounds()), f"'{name}' begins at {source}: rondo resume {name}", None)
     return _bring_to(store, child, recipe, recipe.rounds, display)
 

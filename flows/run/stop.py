@@ -109,9 +109,9 @@ def _signal(pid: int, where: str, *, pause: bool) -> Callable[[], bool]:
 
 def _ask_prefect(session: Entry, where: str, *, pause: bool) -> None:
     import flows.prefect_api.settings  # noqa: F401  before Prefect
-    from flows.prefect_api.server import has_lasting_server
+    from flows.prefect_api.server import has_background_server
 
-    if not has_lasting_server():
+    if not has_background_server():
         raise ConfigError(
             f"the run is written by {where}: run this command there, or set PREFECT_API_URL to the Prefect server that "
             "shows the run"

@@ -12,7 +12,7 @@ from flows.host.text import counted
 from flows.monitors.tracking import check_tracking
 from flows.prefect_api.server_record import Record
 from flows.registry.recipes import load_recipe
-from flows.registry.resume import create_or_open, say_differences
+from flows.registry.resume import create_or_open, report_changes
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from storage.log.store import Store
@@ -92,12 +92,12 @@ def deploy(
 ) -> None:
     """Creates a deployment on the lasting server; see ``flows/schedule/deployments.py``."""
     import flows.prefect_api.settings  # noqa: F401  before Prefect
-    from flows.prefect_api.server import lasting_api, using
+    from flows.prefect_api.server import background_api, using
     from flows.schedule.deployments import deploy_rounds, install
     from flows.schedule.scheduled_rounds import describe, schedule_of
 
     schedule = schedule_of(*when)
-    api = asyncio.run(lasting_api(say))
+    api = asyncio.run(background_api(say))
     if api is None:
         raise ServerError("a deployment needs a server that stays: start one with 'rondo up', or set PREFECT_API_URL")
     recipe, store, run = _prepare(path, name, root, changes, say)
@@ -127,7 +127,7 @@ def _prepare(path: Path, name: str | None, root: str, changes: Sequence[str], sa
     store, run = Store.open(root), name or recipe.name
     check_run_name(run)
     if run in store.run_names():
-        say_differences(*create_or_open(store, run, recipe), say)
+        report_changes(*create_or_open(store, run, recipe), say)
     return recipe, store, run
 
 

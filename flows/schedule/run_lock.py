@@ -28,7 +28,7 @@ async def writer_of(run: Run) -> Holder:
     return "dead" if all(each.state is not None and each.state.is_final() for each in found) else "alive"
 
 
-def occupied(run: Run) -> str:
+def busy_message(run: Run) -> str:
     """Why a scheduled run leaves a run alone that somebody executes."""
     by = f" by {describe_holder(run.session)}" if run.session is not None else ""
     return f"run '{run.name}' is executed{by}, which adds its rounds; this one adds none"

@@ -20,7 +20,7 @@ from flows.prefect_api.limits import SKIPPED, STOOD_FOR, alone, skip_overdue
 from flows.registry.resume import check_goal, create_or_open
 from flows.report.report import report
 from flows.run.execute import execute
-from flows.schedule.run_lock import occupied, writer_of
+from flows.schedule.run_lock import busy_message, writer_of
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, RondoError
 from storage.errors import StoreError
@@ -54,7 +54,7 @@ async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: Rou
                 await skip_overdue()
                 existing, own = create_or_open(store, run, recipe)
                 writer = await writer_of(existing)
-                if left_alone := occupied(existing) if writer == "alive" else held_back(existing):
+                if left_alone := busy_message(existing) if writer == "alive" else held_back(existing):
                     display.say(left_alone)
                     return Completed(name=SKIPPED, message=left_alone)
                 target = max(len(existing.rounds()) - 1, 0) + rounds

@@ -16,7 +16,7 @@ from storage.log.store import Store
 from storage.tables import checkpoints, shards
 
 ProgressCall = Callable[..., None]
-"""Called with keyword figures, such as ``done=3, total=9, tokens=512``."""
+"""Called with keyword metrics, such as ``done=3, total=9, tokens=512``."""
 
 
 class Worker:
@@ -61,7 +61,7 @@ class Worker:
 
         return merge(self.directory(policy.base), self.directory(policy.files), self.merged / name)
 
-    def give_back(self) -> None:
+    def empty_cache(self) -> None:
         """Returns the memory of a GPU that torch keeps for later: others may be on the same card."""
         if self.device != "cpu" and (torch := sys.modules.get("torch")) is not None:
             gc.collect()

@@ -1,4 +1,4 @@
-"""The judge: scores shards, and turns a round's scores into preferences and into the figures of its evaluation."""
+"""The judge: scores shards, and turns a round's scores into preferences and into the metrics of its evaluation."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from flows.workers.base import ProgressCall, Worker
 from flows.workers.references import JudgePolicies, PolicyRef
 from pipeline.evaluation.held_out import describe_evaluation
-from pipeline.evaluation.round_metrics import RoundFigures
+from pipeline.evaluation.round_metrics import RoundMetrics
 from pipeline.judges import JudgeProtocol, Judgment, judge_items, judgments_table, make_judge
 from pipeline.judges.human_labels import override_pairs
 from pipeline.judges.people import People
@@ -74,7 +74,7 @@ class JudgeWorker(Worker):
             if isinstance(judge, People):
                 judge.use(choices or (), self.recipe.seed)
             judgments += [replace(judgment, judge=name) for judgment in judge.judge(items)]
-        self.give_back()
+        self.empty_cache()
         return self.write(judgments_table(judgments), round, stage, shard)
 
     def _hand_over(self, judge: JudgeProtocol, policies: JudgePolicies) -> None:
@@ -84,7 +84,7 @@ class JudgeWorker(Worker):
         assert isinstance(judge, ImplicitReward)
 
         def named(policy: PolicyRef) -> tuple[str, Callable[[], Path]]:
-            return policy.policy, lambda: self.whole(policy, "judging")
+            return policy.digest, lambda: self.whole(policy, "judging")
 
         judge.use(named(policies.policy), named(policies.reference))
 
@@ -107,7 +107,7 @@ class JudgeWorker(Worker):
             judge = make_judge(self.recipe.judges[place], device=devices.judge, threads=devices.cpu_threads)
             name = self.recipe.judge_names[place]
             judgments += [replace(judgment, judge=name) for judgment in judge.judge(items)]
-        self.give_back()
+        self.empty_cache()
         return self.write(judgments_table(judgments), round, "judge_probe")
 
     def prefer(
@@ -140,7 +140,7 @@ class JudgeWorker(Worker):
             candidates, judgments: one file of each shard, in the same order.
         """
         del progress
-        found = RoundFigures(min_margin=self.recipe.preferences.min_margin)
+        found = RoundMetrics(min_margin=self.recipe.preferences.min_margin)
         for sampled, judged in zip(candidates, judgments, strict=True):
             found.add_judged(
                 self._columns(sampled, "prompt_id", "candidate", "token_ids"),
@@ -148,7 +148,7 @@ class JudgeWorker(Worker):
             )
         for file in preferences:
             found.add_preferences(self._columns(file, "kind", "margin", "token_counts", "drop_reason"))
-        return found.figures()
+        return found.metrics()
 
     def _columns(self, file: FileRef, *columns: str) -> pa.Table:
         return shards.read_table(self.store, (file,), columns=columns)
@@ -179,7 +179,7 @@ class JudgeWorker(Worker):
         *,
         progress: ProgressCall,
     ) -> tuple[FileRef, dict[str, Any]]:
-        """Chooses preferences of earlier rounds to train on again; returns their file and its figures."""
+        """Chooses preferences of earlier rounds to train on again; returns their file and its metrics."""
         del progress
         own, config = pa.concat_tables([self._columns(file, "kind") for file in preferences]), self.recipe.preferences
         pool = {number: shards.read_table(self.store, files) for number, files in earlier.items()}
@@ -205,7 +205,7 @@ class JudgeWorker(Worker):
         *,
         progress: ProgressCall,
     ) -> dict[str, Any]:
-        """The figures of an evaluation: against earlier rounds' judgments where these are given."""
+        """The metrics of an evaluation: against earlier rounds' judgments where these are given."""
         del progress
         return describe_evaluation(
             candidates=self.table(candidates),

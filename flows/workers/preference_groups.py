@@ -1,4 +1,4 @@
-"""From the tables and the recipe of a round to the arguments of its update, and back to its figures."""
+"""From the tables and the recipe of a round to the arguments of its update, and back to its metrics."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from pipeline.config import UpdateConfig
 from pipeline.dpo.losses import ObjectiveSettings
 from pipeline.dpo.types import PreferenceGroup, UpdateResult, UpdateSettings
-from pipeline.errors import HandoverError
+from pipeline.errors import WeightSyncError
 from pipeline.model.logprobs import sequence_logps
 
 
@@ -72,7 +72,7 @@ def with_reference(
         The groups, and for the record which engine it is and how far the two were apart, in nats per sequence.
 
     Raises:
-        HandoverError: they are further apart: the update would not start from the policy that sampled.
+        WeightSyncError: they are further apart: the update would not start from the policy that sampled.
     """
     if config.reference_logprobs == "sampler":
         return list(groups), {"reference_logprobs": "sampler", "reference_drift": drift}
@@ -85,7 +85,7 @@ def with_reference(
     ]
     per_token = sum(gaps) / sum(len(answer) for group in compared for answer in group.candidate_token_ids)
     if not per_token <= tolerance:
-        raise HandoverError(
+        raise WeightSyncError(
             "the policy that the update starts from gives the sampled answers log-probabilities that differ from the "
             f"sampler's by {per_token:.3g} nats per token, more than sampling.handover_tolerance {tolerance:g}: "
             "it is not the policy that sampled"

@@ -22,13 +22,13 @@ class PolicyRef:
     """A committed policy.
 
     Args:
-        policy: hash of its weights, as every candidate that it samples records it.
+        digest: hash of its weights, as every candidate that it samples records it.
         files: the checkpoint's directory.
         probe: a few sequences with the trainer's log-probabilities under these very weights.
         base: the checkpoint that it changes, where it is an adapter.
     """
 
-    policy: str
+    digest: str
     files: tuple[FileRef, ...]
     probe: FileRef
     base: tuple[FileRef, ...] = ()
@@ -48,7 +48,7 @@ class JudgePolicies:
     @property
     def hashes(self) -> list[str]:
         """Those of their weights."""
-        return [self.policy.policy, self.reference.policy]
+        return [self.policy.digest, self.reference.digest]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, from which pydantic builds the same object again."""
@@ -87,7 +87,7 @@ class UpdateInputs:
         optimizer: the optimizer's state of the round before, where it is carried on.
         average: the moving average of the policies before this round, where one is kept.
         state: what an update that was interrupted had done with these very shards.
-        referenced: how it knew the reference's log-probabilities, as the round's figures say it.
+        referenced: how it knew the reference's log-probabilities, as the round's metrics say it.
         drift: difference of sampler and trainer after the hand-over of the policy that sampled, in nats per sequence.
     """
 
@@ -124,7 +124,7 @@ class Drift:
 
 
 @dataclass(frozen=True)
-class Batch:
+class PromptBatch:
     """Prompts that are sampled and judged together.
 
     Args:
@@ -144,17 +144,17 @@ class Batch:
         return f"held-out of round {self.policy}" if self.held_out else "train"
 
     @classmethod
-    def training(cls, number: int, sampled_by: int) -> "Batch":
+    def training(cls, number: int, sampled_by: int) -> "PromptBatch":
         """A round's own prompts, answered by the policy of an earlier round."""
         return cls(sampled_by, False, ((number, ""),))
 
     @classmethod
-    def evaluation(cls, number: int) -> "Batch":
+    def evaluation(cls, number: int) -> "PromptBatch":
         """The held-out prompts, answered by the round's new policy."""
         return cls(number, True, ((number, "eval_"),))
 
     @classmethod
-    def baseline(cls, number: int, earlier: int) -> "Batch":
+    def baseline(cls, number: int, earlier: int) -> "PromptBatch":
         """The same, answered by an earlier policy: found in its round, unless a fork samples or judges otherwise.
 
         Those of the round before and of round 0 then have a place each, where they are two.

@@ -30,11 +30,11 @@ PROBE_SEQUENCES = 8
 
 @dataclass(frozen=True)
 class Trained:
-    """An update: the new checkpoint with its probe, what else it wrote by stage, and its figures."""
+    """An update: the new checkpoint with its probe, what else it wrote by stage, and its metrics."""
 
     policy: PolicyRef
     others: dict[str, list[FileRef]]
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
 
 
 class RoundUpdate:
@@ -46,7 +46,7 @@ class RoundUpdate:
         self._trainer, self._inputs, self._round, self._seed = trainer, inputs, round, seed
         self._config = trainer.recipe.update
         # How the reference is known, once the first preferences are there, or as it was before an interruption.
-        self._figures = inputs.referenced
+        self._metrics = inputs.referenced
         self._waiting, self._shards = PreferencePool(), list[tuple[int, float]]()
         self._update: Update | None = None
         self._probed: list[TokenGroup] = []
@@ -66,7 +66,7 @@ class RoundUpdate:
             self._update.add(groups, shard.share)
         else:
             self._wait_with(groups, shard.share)
-        if self._figures is not None and self._figures["reference_logprobs"] == "sampler":
+        if self._metrics is not None and self._metrics["reference_logprobs"] == "sampler":
             self._opened(progress).advance(lambda row: self._on_step(row, progress))
 
     def finish(self, progress: ProgressCall) -> Trained:
@@ -76,7 +76,7 @@ class RoundUpdate:
         result = update.run(lambda row: self._on_step(row, progress))
         files = trainer.stage(round, "checkpoint", trainer.save_policy)
         digest = checkpoints.weights_digest(files)
-        trainer.left_for(digest)
+        trainer.set_current_policy(digest)
         others = {
             "metrics": [trainer.write(to_table([asdict(step) for step in result.steps], STEPS), round, "metrics")],
             "probe": [trainer.write_probe(round, self._probed, self._probed_before)],
@@ -87,7 +87,7 @@ class RoundUpdate:
             others["ema"] = list(self._stage_average(inputs.average, files))
         (probe,) = others["probe"]
         return Trained(
-            PolicyRef(digest, files, probe), others, {**(self._figures or {}), **preference_groups.summary(result)}
+            PolicyRef(digest, files, probe), others, {**(self._metrics or {}), **preference_groups.summary(result)}
         )
 
     def _wait_with(self, groups: Sequence[PreferenceGroup], share: float) -> None:
@@ -103,19 +103,19 @@ class RoundUpdate:
         inputs, config, trainer = self._inputs, self._config, self._trainer
         if not groups or (inputs.state and self._update is None):  # the state has theirs
             return groups
-        if self._figures is None and inputs.reference_sampled:
+        if self._metrics is None and inputs.reference_sampled:
             model, tolerance = (
                 trainer.use(inputs.reference or inputs.policy),
                 trainer.recipe.sampling.handover_tolerance,
             )
-            groups, self._figures = preference_groups.with_reference(model, groups, config, inputs.drift, tolerance)
+            groups, self._metrics = preference_groups.with_reference(model, groups, config, inputs.drift, tolerance)
             return groups
-        if self._figures is not None and self._figures["reference_logprobs"] == "sampler":
+        if self._metrics is not None and self._metrics["reference_logprobs"] == "sampler":
             return groups
-        groups, figures = preference_groups.with_other_reference(
+        groups, metrics = preference_groups.with_other_reference(
             trainer.use(inputs.reference or inputs.policy), groups, config
         )
-        self._figures = self._figures or figures
+        self._metrics = self._metrics or metrics
         return groups
 
     def _replayed(self) -> list[PreferenceGroup]:
@@ -153,7 +153,7 @@ class RoundUpdate:
             trainer.recipe.rounds,
             reference_is_start=inputs.reference is None and not mixed,
         )
-        trainer.left_for(None)  # from here on the model is no committed policy, whatever happens
+        trainer.set_current_policy(None)  # from here on the model is no committed policy, whatever happens
         update = Update(model, [], settings, seed=self._seed, share=0.0, say=lambda notice: progress(notice=notice))
         start = 0
         for count, share in self._shards:
@@ -174,7 +174,7 @@ class RoundUpdate:
         progress(done=done, total=update.expected_steps, tokens=self._tokens, loss=step.loss, seconds=seconds)
         if every and done % every == 0 and not update.ended:
             files = self._trainer.stage(self._round, "update_state", update.save)
-            progress(state=[file.to_json() for file in files], step=done, referenced=self._figures)
+            progress(state=[file.to_json() for file in files], step=done, referenced=self._metrics)
 
     def _stage_average(self, average: PolicyRef, policy: Sequence[FileRef]) -> tuple[FileRef, ...]:
         from pipeline.dpo.ema import blend

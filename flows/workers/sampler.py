@@ -7,13 +7,13 @@ from typing import Any
 
 from flows.workers.base import ProgressCall, Worker
 from flows.workers.references import Drift, PolicyRef
-from pipeline.errors import HandoverError
+from pipeline.errors import WeightSyncError
 from pipeline.records import prompt_seed
 from pipeline.sampling import (
-    Resting,
     Sampler,
     SamplingRequest,
     SamplingSettings,
+    Sleepable,
     candidates_table,
     import_engine,
     make_sampler,
@@ -53,17 +53,17 @@ class SamplerWorker(Worker):
         """Takes the weights of a policy, and shows on its probe that the engine now computes with them.
 
         Raises:
-            HandoverError: the engine's log-probabilities are not the trainer's.
+            WeightSyncError: the engine's log-probabilities are not the trainer's.
             EngineError: shards of another policy are in progress.
         """
         del progress
-        if self._policy == policy.policy and self._drift is not None:
+        if self._policy == policy.digest and self._drift is not None:
             return self._drift
         started = time.perf_counter()
         self._policy = None
         self._load(policy)
         self._drift = self._compare(policy, started)
-        self._policy = policy.policy
+        self._policy = policy.digest
         return self._drift
 
     def sample(
@@ -102,15 +102,15 @@ class SamplerWorker(Worker):
             progress(done=done, total=total, tokens=tokens, seconds=time.perf_counter() - started)
 
         candidates = yield from reported(self._sampler.sample(requests, settings), report)
-        table = candidates_table(candidates, self._tokenizer, policy.policy)
+        table = candidates_table(candidates, self._tokenizer, policy.digest)
         tokens = sum(len(candidate.token_ids) for candidate in candidates)
         return Sampled(self.write(table, round, stage, shard), tokens)
 
-    def rest(self, *, progress: ProgressCall) -> None:
+    def sleep(self, *, progress: ProgressCall) -> None:
         """Lends the memory of the engine's device, until it is needed again."""
         del progress
-        if isinstance(self._sampler, Resting):
-            self._sampler.rest()
+        if isinstance(self._sampler, Sleepable):
+            self._sampler.sleep()
 
     def _settings(self, held_out: bool) -> SamplingSettings:
         sampling = self.recipe.sampling
@@ -137,7 +137,7 @@ class SamplerWorker(Worker):
                 threads=devices.cpu_threads,
                 gpus=self.recipe.cluster.sampler.gpus_per_engine,
                 precision=self.recipe.update.precision,
-                rests=self.recipe.sampler_rests,
+                sleeps=self.recipe.sampler_sleeps,
             )
             self._tokenizer = load_tokenizer(checkpoint)
         else:
@@ -156,14 +156,14 @@ class SamplerWorker(Worker):
         )
         tolerance = self.recipe.sampling.handover_tolerance
         if not drift.per_token <= tolerance:
-            raise HandoverError(
-                f"after the hand-over of policy {policy.policy[:12]} the sampler's log-probabilities differ from the "
+            raise WeightSyncError(
+                f"after the hand-over of policy {policy.digest[:12]} the sampler's log-probabilities differ from the "
                 f"trainer's by {drift.per_token:.3g} nats per token, more than sampling.handover_tolerance "
                 f"{tolerance:g}: the engine holds other weights or computes in a lower precision"
             )
         if _nearer_to_previous(sums, probe):
-            raise HandoverError(
-                f"after the hand-over of policy {policy.policy[:12]} the sampler is nearer to the log-probabilities "
+            raise WeightSyncError(
+                f"after the hand-over of policy {policy.digest[:12]} the sampler is nearer to the log-probabilities "
                 "of the policy before it than to the new ones: the engine has kept the old weights"
             )
         return drift

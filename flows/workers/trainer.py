@@ -130,7 +130,7 @@ class TrainerWorker(Worker):
         self._load(self.directory(checkpoint))
         ids = [row[:PROBE_TOKENS] for row in self.table(prompts).slice(0, PROBE_SEQUENCES)["token_ids"].to_pylist()]
         file = self.write_probe(0, [TokenGroup(f"probe {row}", tokens, [tokens]) for row, tokens in enumerate(ids)])
-        self.give_back()
+        self.empty_cache()
         return file
 
     def begin_update(self, inputs: UpdateInputs, round: int, seed: int, *, progress: ProgressCall) -> None:
@@ -154,7 +154,7 @@ class TrainerWorker(Worker):
         """
         trained = self._in_progress().finish(progress)
         self._update = None  # with the optimizer's moments
-        self.give_back()
+        self.empty_cache()
         return trained
 
     def _in_progress(self) -> RoundUpdate:
@@ -183,7 +183,7 @@ class TrainerWorker(Worker):
             self.use(reference)
             scored = self.logps(groups)
             logps[name] = [candidate for (candidate,) in scored]
-        self.give_back()
+        self.empty_cache()
         rows = [
             {
                 "prompt_id": row["prompt_id"],
@@ -197,16 +197,16 @@ class TrainerWorker(Worker):
 
     def use(self, policy: PolicyRef) -> Any:
         """Puts a policy's weights into the one model, which it returns."""
-        if self._policy != policy.policy:
+        if self._policy != policy.digest:
             self._policy = None
             if self.recipe.update.lora is None:
                 self._load(self.whole(policy))
             else:
                 self._load_adapted(policy)
-            self._policy = policy.policy
+            self._policy = policy.digest
         return self._model
 
-    def left_for(self, policy: str | None) -> None:
+    def set_current_policy(self, policy: str | None) -> None:
         """The model holds these weights from now on; None while an update changes them."""
         self._policy = policy
 

@@ -155,7 +155,7 @@ class Recipe(Config):
         return self
 
     @property
-    def sampler_rests(self) -> bool:
+    def sampler_sleeps(self) -> bool:
         """Whether the sampler lends its GPU's memory to the update: one card, and one part at work at a time."""
         devices = self.devices
         if "cpu" in (devices.sampler, devices.trainer) or self.sampling.engine != "vllm":

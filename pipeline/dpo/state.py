@@ -1,6 +1,6 @@
-"""The state of a training run on disk: weights, the optimizer's moments, and plain figures.
+"""The state of a training run on disk: weights, the optimizer's moments, and plain metrics.
 
-Tensors are safetensors, figures are JSON: to load them runs no code. Each tensor is stored whole under the name of its
+Tensors are safetensors, metrics are JSON: to load them runs no code. Each tensor is stored whole under the name of its
 parameter, however it is spread over ranks, so that another number of ranks can go on. Of several ranks all call these
 functions; the first one writes.
 """
@@ -70,7 +70,7 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, directory
 
 
 def save_state(model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any], directory: Path) -> None:
-    """Write trained weights, the optimizer's state and figures into a directory."""
+    """Write trained weights, the optimizer's state and metrics into a directory."""
     _write(_trained(model).items(), directory, _WEIGHTS, writes=world_of(model).leads)
     save_optimizer(model, optimizer, directory)
     if world_of(model).leads:
@@ -78,7 +78,7 @@ def save_state(model: nn.Module, optimizer: torch.optim.Optimizer, progress: dic
 
 
 def load_progress(directory: Path, identity: str) -> dict[str, Any]:
-    """The figures of a saved state.
+    """The metrics of a saved state.
 
     Raises:
         DataError: their ``identity`` is another one, or they cannot be read.

@@ -1,4 +1,4 @@
-"""The figures of a round's evaluation, and the alarms of all its figures.
+"""The metrics of a round's evaluation, and the alarms of all its metrics.
 
 Lengths are in tokens with the end-of-sequence token, divergences in nats per sequence, shares from 0 to 1.
 """
@@ -35,7 +35,7 @@ def describe_evaluation(
     judges: Sequence[str],
     probe: pa.Table | None = None,
 ) -> dict[str, Any]:
-    """The held-out figures of a round; without earlier rounds those of the initial policy.
+    """The held-out metrics of a round; without earlier rounds those of the initial policy.
 
     Args:
         candidates: the held-out answers of this round.
@@ -46,7 +46,7 @@ def describe_evaluation(
     """
     scores = judged_by(judgments, judges[0])
     reward, answers = mean_score(scores), answer_statistics(candidates)
-    figures: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "judge": judges[0],
         "reward": reward.mean,
         "reward_se": _finite(reward.standard_error),
@@ -58,13 +58,13 @@ def describe_evaluation(
     }
     for name, table in (("previous", previous), ("initial", initial)):
         if table is not None:
-            figures[f"win_rate_{name}"] = win_rate(scores, judged_by(table, judges[0])).mean
+            metrics[f"win_rate_{name}"] = win_rate(scores, judged_by(table, judges[0])).mean
     if logps is not None:
         for name in ("previous", "initial"):
             kl = kl_estimate(logps["policy"].to_pylist(), logps[name].to_pylist())
-            figures |= {f"kl_{name}": kl.mean, f"kl_{name}_se": _finite(kl.standard_error)}
-        figures["initial_logp_per_token"] = sum(logps["initial"].to_pylist()) / sum(logps["tokens"].to_pylist())
-    return figures | _watched(judgments, previous, initial, judges, probe)
+            metrics |= {f"kl_{name}": kl.mean, f"kl_{name}_se": _finite(kl.standard_error)}
+        metrics["initial_logp_per_token"] = sum(logps["initial"].to_pylist()) / sum(logps["tokens"].to_pylist())
+    return metrics | _watched(judgments, previous, initial, judges, probe)
 
 
 def _watched(
@@ -78,51 +78,51 @@ def _watched(
         for table in (judgments, previous, initial)
     )
     agreements = {name: agreement(now[heard], now[name]) for name in others}
-    figures: dict[str, Any] = {"agreement": _known(agreements)}
+    metrics: dict[str, Any] = {"agreement": _known(agreements)}
     if first:
         gaps = {name: gap(now[heard], first[heard], now[name], first[name]) for name in others}
-        figures |= {"gaps": _known(gaps), "over_optimised": over_optimised(heard, others, now, first, "round 0")}
-    if before and not figures.get("over_optimised"):
-        figures["over_optimised"] = over_optimised(heard, others, now, before, "the round before")
+        metrics |= {"gaps": _known(gaps), "over_optimised": over_optimised(heard, others, now, first, "round 0")}
+    if before and not metrics.get("over_optimised"):
+        metrics["over_optimised"] = over_optimised(heard, others, now, before, "the round before")
     if probe is not None and first:
         moved = {
             name: change(first[name], judged_by(probe, name)) for name in dict.fromkeys(probe["judge"].to_pylist())
         }
         known = {name: found for name, found in moved.items() if found is not None}
-        figures["judge_drift"] = {name: found.mean for name, found in known.items()}
-        figures["drifted"] = [said for name, found in known.items() if (said := drifted(name, found))]
-    return figures
+        metrics["judge_drift"] = {name: found.mean for name, found in known.items()}
+        metrics["drifted"] = [said for name, found in known.items() if (said := drifted(name, found))]
+    return metrics
 
 
 def _known(found: Mapping[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def alarms(figures: Mapping[str, Any], initial: Mapping[str, Any], config: EvaluationConfig) -> list[str]:
+def alarms(metrics: Mapping[str, Any], initial: Mapping[str, Any], config: EvaluationConfig) -> list[str]:
     """What a person should look at before trusting this round, one sentence each."""
     found = []
-    fell, change = figures["chosen_fell"], figures["chosen_change"]
+    fell, change = metrics["chosen_fell"], metrics["chosen_change"]
     if fell > DISPLACEMENT_SHARE and change < 0:
         found.append(
             f"likelihood displacement: {fell:.0%} of the chosen answers became less likely "
             f"({change:+.2f} nats on average)"
         )
-    if figures["length"] > LENGTH_GROWTH * initial["length"]:
-        found.append(f"length: answers grew from {initial['length']:.1f} to {figures['length']:.1f} tokens")
-    if figures["entropy_per_token"] < ENTROPY_SHARE * initial["entropy_per_token"]:
+    if metrics["length"] > LENGTH_GROWTH * initial["length"]:
+        found.append(f"length: answers grew from {initial['length']:.1f} to {metrics['length']:.1f} tokens")
+    if metrics["entropy_per_token"] < ENTROPY_SHARE * initial["entropy_per_token"]:
         found.append(
-            f"entropy collapse: {figures['entropy_per_token']:.2f} nats per token, less than {ENTROPY_SHARE:.0%} of "
+            f"entropy collapse: {metrics['entropy_per_token']:.2f} nats per token, less than {ENTROPY_SHARE:.0%} of "
             f"the initial policy's {initial['entropy_per_token']:.2f}"
         )
-    if config.kl_limit is not None and figures["kl_initial"] > config.kl_limit:
-        found.append(f"drift: KL to the initial policy is {figures['kl_initial']:.2f} nats, above {config.kl_limit:g}")
-    if figures.get("set_aside"):
-        found.append(f"set aside: the engine died on {figures['set_aside']} prompts, which the round went on without")
-    unparsable = figures.get("unparsable")
+    if config.kl_limit is not None and metrics["kl_initial"] > config.kl_limit:
+        found.append(f"drift: KL to the initial policy is {metrics['kl_initial']:.2f} nats, above {config.kl_limit:g}")
+    if metrics.get("set_aside"):
+        found.append(f"set aside: the engine died on {metrics['set_aside']} prompts, which the round went on without")
+    unparsable = metrics.get("unparsable")
     if unparsable is not None and unparsable > UNPARSABLE_SHARE:
         found.append(f"judge: {unparsable:.0%} of its replies could not be read")
-    found += [f"over-optimisation: {sentence}" for sentence in figures.get("over_optimised", ())]
-    found += [f"judge drift: {sentence}" for sentence in figures.get("drifted", ())]
+    found += [f"over-optimisation: {sentence}" for sentence in metrics.get("over_optimised", ())]
+    found += [f"judge drift: {sentence}" for sentence in metrics.get("drifted", ())]
     return found
 
 

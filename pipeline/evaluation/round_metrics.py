@@ -36,8 +36,8 @@ class _Mean:
 
 
 @dataclass
-class RoundFigures:
-    """The figures of a round's candidates, judgments and preferences; None where there is nothing to tell from.
+class RoundMetrics:
+    """The metrics of a round's candidates, judgments and preferences; None where there is nothing to tell from.
 
     - ``sampled_reward``, ``sampled_length``: mean score and mean length in tokens of the candidates.
     - ``unjudged``: candidates without a score.
@@ -82,8 +82,8 @@ class RoundFigures:
         self._margin.add(*(row["margin"] for row in kept))
         self._length_margin.add(*(row["token_counts"][0] - row["token_counts"][-1] for row in kept))
 
-    def figures(self) -> dict[str, Any]:
-        """The figures of all that was added."""
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of all that was added."""
         statuses, compared, products = self._statuses, self._compared, self._products
         norm = math.sqrt(products["score"] * products["length"])
         return {

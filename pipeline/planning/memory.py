@@ -87,8 +87,8 @@ def activation_bytes(recipe: Recipe, shape: ModelShape) -> float:
 
     Of a layer of width h, with queries q, keys k and MLP m wide: 24 h + 12 (q + k) + 16 m in float32. With bfloat16,
     where the residual stream and the norms stay float32, 26 h + 6 (q + k) + 8 m; counted from what autograd saves of a
-    Llama-shaped layer (``tests/pipeline/planning/test_planning.py`` counts again). With gradient checkpointing only a layer's
-    input, in float32, is kept of all layers, and one layer is computed anew at a time.
+    Llama-shaped layer (``tests/pipeline/planning/test_planning.py`` counts again). With gradient checkpointing only a
+    layer's input, in float32, is kept of all layers, and one layer is computed anew at a time.
     """
     wide = shape.query + shape.key_value
     if recipe.update.precision == "bfloat16":

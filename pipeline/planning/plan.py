@@ -101,8 +101,8 @@ def plan_round(
     update = planner.update(chosen.trainer)
     engine = decoding(shape, recipe, work, device, planner.group, _per_engine(work, chosen, planner.group), assumed)
     stages = list(_stages(planner, chosen, engine, update))
-    evaluation, handed_over = planner.evaluate(chosen), planner.hand_over()
-    seconds = planner.overlapped(chosen) + handed_over + evaluation
+    evaluation, weight_sync = planner.evaluate(chosen), planner.sync_weights()
+    seconds = planner.overlapped(chosen) + weight_sync + evaluation
     run_seconds = recipe.rounds * seconds + evaluation
     memory = _memory(planner, chosen)
     hourly = None if usd_per_hour is None else gpus * usd_per_hour / 3600
@@ -195,7 +195,7 @@ def _stages(planner: Planner, split: Split, engine: Decoding, update: UpdateTime
     trained = update.total * planner.factors.update
     rate = planner.recipe.update.epochs * work.preferences * work.preference_tokens / trained
     yield StageTime("update", trained, split.trainer, rate, update.bound)
-    yield StageTime("hand over", planner.hand_over(), split.sampler, None, "store")
+    yield StageTime("hand over", planner.sync_weights(), split.sampler, None, "store")
     devices = max(split.sampler, split.trainer)
     yield StageTime("evaluate", planner.evaluate(split), devices, None, planner.evaluation_bound(split))
 

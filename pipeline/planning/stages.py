@@ -37,7 +37,7 @@ class Factors:
     sample: float = 1.0
     judge: float = 1.0
     update: float = 1.0
-    hand_over: float = 1.0
+    sync_weights: float = 1.0
 
 
 AS_RECKONED = Factors()
@@ -104,8 +104,8 @@ class Planner:
         recipe = self.recipe
         return recipe.update.batch_order == "shards" and not (recipe.people or recipe.preferences.replay.share)
 
-    def hand_over(self) -> float:
-        return hand_over_seconds(self.shape, self.recipe, self.assumed) * self.factors.hand_over
+    def sync_weights(self) -> float:
+        return hand_over_seconds(self.shape, self.recipe, self.assumed) * self.factors.sync_weights
 
     def overlapped(self, split: Split) -> float:
         """Seconds from the first sampled token to the new checkpoint.

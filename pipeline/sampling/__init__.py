@@ -8,11 +8,11 @@ from pipeline.config import SamplingConfig
 from pipeline.sampling.base import (
     Candidate,
     Progress,
-    Resting,
     Sampler,
     Sampling,
     SamplingRequest,
     SamplingSettings,
+    Sleepable,
     candidates_table,
     check_lengths,
     finish,
@@ -23,11 +23,11 @@ from pipeline.sampling.environment import configure_environment, without_garbage
 __all__ = [
     "Candidate",
     "Progress",
-    "Resting",
     "Sampler",
     "Sampling",
     "SamplingRequest",
     "SamplingSettings",
+    "Sleepable",
     "candidates_table",
     "check_lengths",
     "configure_environment",
@@ -57,7 +57,7 @@ def make_sampler(
     seed: int = 0,
     gpus: int = 1,
     precision: Literal["float32", "bfloat16"] = "bfloat16",
-    rests: bool = False,
+    sleeps: bool = False,
 ) -> Sampler:
     """The engine that the recipe names, with the weights of a checkpoint directory.
 
@@ -71,7 +71,7 @@ def make_sampler(
         seed: seed of the engine itself. Candidates have seeds of their own.
         gpus: GPUs that vLLM splits the model over.
         precision: what vLLM computes in on a GPU, as the trainer does; on a CPU it is float32.
-        rests: whether it may be asked to lend its GPU's memory, as `Resting`; vLLM alone can.
+        sleeps: whether it may be asked to lend its GPU's memory, as `Sleepable`; vLLM alone can.
 
     Raises:
         ConfigError: the directory is no checkpoint, or the context does not fit the model.
@@ -100,5 +100,5 @@ def make_sampler(
             seed=seed,
             gpus=gpus,
             precision=precision,
-            rests=rests,
+            sleeps=sleeps,
         )

@@ -105,16 +105,16 @@ class Sampler(Protocol):
 
 
 @runtime_checkable
-class Resting(Protocol):
+class Sleepable(Protocol):
     """An engine that can lend the memory of its device."""
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Lend it, until the next call."""
         ...
 
 
 def reported(sampling: Sampling, on_progress: Progress | None = None) -> Sampling:
-    """The same sampling, whose figures are also passed on, about twice a second and at its end."""
+    """The same sampling, whose metrics are also passed on, about twice a second and at its end."""
     last, counts = time.monotonic(), (0, 0)
     with closing(sampling):
         while True:

@@ -49,7 +49,7 @@ class VllmSampler:
         gpus: GPUs that the model is split over by tensor parallelism. More than one has not been tried yet.
         precision: on a GPU, of weights and computation: the trainer's. Of an update whose steps are small, weights in
             bfloat16 keep little; a trainer that computes with float32 would be another policy.
-        rests: whether it may be asked to lend its GPU's memory.
+        sleeps: whether it may be asked to lend its GPU's memory.
 
     Raises:
         ConfigError: the directory is no checkpoint, or the context does not fit the model.
@@ -69,14 +69,14 @@ class VllmSampler:
         seed: int = 0,
         gpus: int = 1,
         precision: Precision = "bfloat16",
-        rests: bool = False,
+        sleeps: bool = False,
     ) -> None:
         self._context = choose_context(directory, context)
         self._stop = stop_tokens(directory)
         self._shapes = _untied_shapes(directory)
         self._calls: dict[int, _Call] = {}
         self._begun = 0
-        self._resting = False
+        self._sleeping = False
         arguments: dict[str, Any] = {
             "model": str(directory),
             "dtype": "float32" if device == "cpu" else precision,
@@ -101,7 +101,7 @@ class VllmSampler:
             arguments["gpu_memory_utilization"] = _memory_share(
                 self._shapes, arguments["dtype"], device, cache_gib, gpus
             )
-            arguments["enable_sleep_mode"] = rests
+            arguments["enable_sleep_mode"] = sleeps
         if ":" in device:
             arguments["device_ids"] = [int(device.split(":")[1])]
         try:
@@ -208,23 +208,23 @@ class VllmSampler:
         # A reload keeps the prefix cache: long prompts would go on from the old weights' keys and values.
         self._reset_cache()
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Lend the GPU's memory to others, until the next call: weights move to the host, the cache is given up.
 
         vLLM does nothing of it on a CPU. That the old weights come back is no danger: new ones are checked after every
         hand-over.
         """
         if self._calls:
-            raise EngineError("the sampler cannot rest while it samples: take the turns that are left")
+            raise EngineError("the sampler cannot sleep while it samples: take the turns that are left")
         with _failing("lend its GPU's memory"):
             self._engine.sleep(level=1)
-        self._resting = True
+        self._sleeping = True
 
     def _wake(self) -> None:
-        if self._resting:
+        if self._sleeping:
             with _failing("take back its GPU's memory, which others may hold"):
                 self._engine.wake_up()
-            self._resting = False
+            self._sleeping = False
 
     def _run(self, work: Sequence["_Work"]) -> "_Turns":
         """Run requests through the engine, beside those of other calls; the answers come in their order."""

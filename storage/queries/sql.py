@@ -1,4 +1,4 @@
-"""SQL over all rounds of a run: every committed table, and the figures of the rounds."""
+"""SQL over all rounds of a run: every committed table, and the metrics of the rounds."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,14 +16,14 @@ from storage.queries.duckdb import clear_errors, locked_connection
 from storage.tables.shards import open_dataset
 
 ROUNDS = "rounds"
-"""The table of the rounds' figures; no stage."""
+"""The table of the rounds' metrics; no stage."""
 
 
 def select(store: Store, run: Run, sql: str) -> pa.Table:
     """The answer to one SELECT over the tables of all rounds, each with a column ``round``.
 
     The tables are those of all stages: candidates, judgments, preferences, metrics, eval_candidates and so on, prompts
-    (committed in round 0), and ``rounds``, with a row of figures for each finished round. What is read is checked page
+    (committed in round 0), and ``rounds``, with a row of metrics for each finished round. What is read is checked page
     by page; see ``storage/tables/shards.py``.
 
     Raises:
@@ -59,13 +59,13 @@ def open_rounds(store: Store, rounds: Mapping[int, Sequence[FileRef]]) -> ds.Dat
 
 
 def rounds_table(run: Run) -> pa.Table:
-    """The figures of the finished rounds, a row each. Nested ones are structs and lists; JSON where they do not fit."""
+    """The metrics of the finished rounds, a row each. Nested ones are structs and lists; JSON where they do not fit."""
     rows = [{"round": entry.round, "finished": entry.time} | entry.meta for entry in run.rounds()]
     names = list(dict.fromkeys(["round", "finished", *(name for row in rows for name in row)]))  # also of no round
-    return pa.table({name: _figures([row.get(name) for row in rows]) for name in names})
+    return pa.table({name: _metrics([row.get(name) for row in rows]) for name in names})
 
 
-def _figures(values: list[Any]) -> pa.Array:
+def _metrics(values: list[Any]) -> pa.Array:
     try:
         array = pa.array(values)
     except pa.ArrowException:

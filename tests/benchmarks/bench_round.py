@@ -83,7 +83,7 @@ def measure_sampling(bench: Bench, plan: Plan) -> list[Row]:
         rows = []
         async with OurSampler.of(base, bench.name()) as ours:
             with _engine(bench, base, last) as bare:
-                await ours.hand_over(last)
+                await ours.sync_weights(last)
                 for number in range(last + 1, last + 2 + plan.stage_repetitions):
                     prompts = base.prompts(number)
                     before = bare.ask(prompts=prompts) if number % 2 else None
@@ -101,9 +101,9 @@ def measure_handover(bench: Bench, plan: Plan) -> list[Row]:
         rows: list[Row] = []
         async with OurSampler.of(base, bench.name()) as ours:
             for _ in range(2):
-                await ours.hand_over(1), await ours.hand_over(2)
+                await ours.sync_weights(1), await ours.sync_weights(2)
             for _ in range(plan.repetitions + 2):
-                handed = [await ours.hand_over(number) for number in (1, 2)]
+                handed = [await ours.sync_weights(number) for number in (1, 2)]
                 whole, in_place = await ours.new_engine(2)
                 rows.append({"handed over": sum(handed) / 2, "process": whole, "engine": in_place})
         return rows
@@ -233,8 +233,8 @@ def measure_streaming(bench: Bench, plan: Plan) -> list[Row]:
             for mode in (PHASED, STREAMING):
                 run = bench.rounds(changes(mode, shard_prompts, seconds))
                 shards = len(run.metas(2, "candidates"))
-                figures = {**costs(run, 2), "through update": run.through_update(2)}
-                rows.append({"shards": shards, "mode": mode["mode"], **figures})
+                metrics = {**costs(run, 2), "through update": run.through_update(2)}
+                rows.append({"shards": shards, "mode": mode["mode"], **metrics})
     return rows
 
 

@@ -19,8 +19,8 @@ from flows.remote.worker_process import WorkerProcess
 from flows.round.context import Session, enter
 from flows.round.shard_steps import sample_shard
 from flows.round.shards import gather
-from flows.run.fork_history import adopt_rounds
-from flows.workers.references import Batch
+from flows.run.fork_history import import_parent_rounds
+from flows.workers.references import PromptBatch
 from storage.retention.prune import create_fork
 
 
@@ -38,7 +38,7 @@ class OurSampler:
         store, recipe, last = source.store, source.recipe, len(source.run.rounds()) - 1
         run = create_fork(store, source.run, last, name, header(recipe))
         with run.writer() as writer, scratch_directory(store.root, name) as scratch:
-            adopt_rounds(store, run, writer)
+            import_parent_rounds(store, run, writer)
             display, control = Display(Console(file=StringIO())), Control(run, writer, None, watched=False)
             notifier = Notifier({}, (), display)
             session = Session.create(store, run, writer, recipe, display, scratch, scratch / "logs", control, notifier)
@@ -54,7 +54,7 @@ class OurSampler:
         ``processor`` are the seconds of both processes, the sampler's and this one's, which on a busy machine say more.
         """
         session = self._session
-        batch, rows = Batch.training(number, self._last), session.shards(number, held_out=False)
+        batch, rows = PromptBatch.training(number, self._last), session.shards(number, held_out=False)
         with session.display.stage(number, "sample", None, len(rows)) as stage:
             started, processor = time.perf_counter(), self._processor()
             entries = await gather(sample_shard(number, index, part, batch, stage) for index, part in enumerate(rows))
@@ -67,7 +67,7 @@ class OurSampler:
         times = psutil.Process(pid).cpu_times() if pid else psutil.Process().cpu_times()
         return times.user + times.system + (time.process_time() if pid else 0.0)
 
-    async def hand_over(self, round: int) -> float:
+    async def sync_weights(self, round: int) -> float:
         """Seconds until the engine computes with the weights of a round and has shown it, as the flow sees it."""
         return await self._use(self._session.sampler, round)
 

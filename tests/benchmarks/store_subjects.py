@@ -81,14 +81,14 @@ def write_round(store: Store, rows: int, shards: int, tokens: int = 24) -> Run:
 def write_log(store: Store, rounds: int, shards: int) -> None:
     """A run with so many rounds of so many shards, as its log tells it; the shards themselves are not there."""
     run = store.create_run(RUN, {})
-    figures = {f"figure{index}": index / 7 for index in range(40)}
+    metrics = {f"figure{index}": index / 7 for index in range(40)}
     with run.writer() as writer:
         for number in range(rounds):
             for shard in range(shards):
                 file = FileRef(new_shard_key(RUN, number, "candidates", shard), 10**6, "0" * 64, rows=1000)
                 meta = {"policy": "0" * 64, "candidates": 1000, "tokens": 10**5, "seconds": 1.5}
                 writer.commit(Key(number, "candidates", shard, "0" * 64), [file], meta)
-            writer.finish_round(number, figures)
+            writer.finish_round(number, metrics)
 
 
 class Counted(Objects):

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from support import chaos
+from support.forkserver import forkserver
 from support.small_run import SMALL, Rondo, Whole
-from support.zygote import zygote
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def forked(environment: dict[str, str]) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def rondo(forked: dict[str, str], recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rondo]:
     directory = tmp_path_factory.mktemp("z")
-    with zygote(directory, forked) as server:
+    with forkserver(directory, forked) as server:
         yield Rondo(server, recipe, directory)
 
 

@@ -12,8 +12,8 @@ from flows.cli.main import WAITING
 from storage.log.store import Store
 from support import chaos
 from support.compare import assert_same
+from support.forkserver import Done
 from support.small_run import SMALL, Rondo
-from support.zygote import Done
 
 JUDGED: dict[str, Any] = {"judge": {"kind": "people"}, "evaluation": {"prompts": 8, "judges": [{"kind": "vader"}]}}
 OVERRIDDEN: dict[str, Any] = {"people": {"wait_for": 6}}

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from support import chaos, small_disk
+from support.forkserver import forkserver
 from support.small_run import Rondo, Whole
-from support.zygote import zygote
 
 ROOT = f"{small_disk.MOUNTED}/odd näme #1, 50% of 'it' \"quoted\" $HOME * ünï\u2028\t?x=1&y"
 # From nothing at all to what the tables of a round need, but not its weights.
@@ -21,7 +21,7 @@ def on_small_disk(rondo: Rondo, forked: dict[str, str], tmp_path_factory: pytest
     if not small_disk.possible():
         pytest.skip("this machine lets no test mount a small file system")
     directory = tmp_path_factory.mktemp("d")
-    with zygote(directory, forked, small_disk.PREFIX) as server:
+    with forkserver(directory, forked, small_disk.PREFIX) as server:
         yield Rondo(server, rondo.recipe, directory)
 
 

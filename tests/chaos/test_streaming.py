@@ -12,9 +12,9 @@ from storage.log.run import Run
 from storage.log.store import Store
 from support import chaos
 from support.compare import assert_same
+from support.forkserver import Done
 from support.recipes import TINY
 from support.small_run import Rondo
-from support.zygote import Done
 
 # Six shards of two prompts; two steps of the update are known before the last shard is there.
 STREAMED: dict[str, Any] = {

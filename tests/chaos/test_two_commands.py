@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from storage.log.store import Store
+from support.forkserver import Command
 from support.small_run import Rondo, Whole
-from support.zygote import Command
 
 RACES = 10  # of whole commands; tests/storage has a hundred of writers
 

@@ -21,8 +21,8 @@ from flows.analysis.labelling import Labelling
 from flows.cli.main import INTERRUPTED
 from storage.log.store import Store
 from storage.tables.shards import read_table
+from support.background_server import LastingServer, background_server
 from support.compare import assert_same
-from support.lasting_server import LastingServer, lasting_server
 from support.recipes import TINY
 
 Rondo = Callable[..., subprocess.CompletedProcess[str]]
@@ -33,7 +33,7 @@ HANGS = 300  # seconds
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LastingServer]:
     """With the automation that is shipped, which here waits for 40 s: longer than the 30 s between signs of life."""
-    with lasting_server(tmp_path_factory.mktemp("lasting")) as server:
+    with background_server(tmp_path_factory.mktemp("lasting")) as server:
         automation = yaml.safe_load(AUTOMATION.read_text())
         automation["trigger"]["within"] = 40
         path = tmp_path_factory.mktemp("automation") / "crashed-runs.yaml"

@@ -61,7 +61,7 @@ async def work(
     async def sample(number: int, policy: PolicyRef, shard: int) -> Any:
         rows = list(range(shard * PROMPTS_OF_ONE, (shard + 1) * PROMPTS_OF_ONE))
         return await worker.call(
-            "sample", on_progress=lambda figures: devices.add(figures.get("device", "")),
+            "sample", on_progress=lambda metrics: devices.add(metrics.get("device", "")),
             policy=policy.to_json(), prompts=[given.to_json()], rows=rows, round=number, stage="candidates",
             shard=shard, held_out=False,
         )  # fmt: skip

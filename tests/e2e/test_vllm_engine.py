@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from pipeline.config import SamplingConfig
 from pipeline.errors import EngineError
-from pipeline.sampling import Resting, Sampler, configure_environment, finish, make_sampler, vllm_engine
+from pipeline.sampling import Sampler, Sleepable, configure_environment, finish, make_sampler, vllm_engine
 from support.sampler_contract import CONTEXT, SETTINGS, SamplerContract, Weights, make_weights, requests
 
 pytestmark = pytest.mark.vllm
@@ -68,17 +68,17 @@ class TestVllmSampler(SamplerContract):
 
     def test_an_engine_that_rested_goes_on_as_before(self, sampler: Sampler, weights: Weights) -> None:
         """On a CPU vLLM lends nothing; what is seen here is that it wakes by itself, with the weights it is given."""
-        assert isinstance(sampler, Resting)
+        assert isinstance(sampler, Sleepable)
         whole = finish(sampler.sample(requests(4), SETTINGS))
-        sampler.rest()
+        sampler.sleep()
         assert finish(sampler.sample(requests(4), SETTINGS)) == whole
-        sampler.rest()
+        sampler.sleep()
         sampler.load_weights(weights.second)
         assert finish(sampler.sample(requests(4), SETTINGS)) != whole
         sampling = sampler.sample(requests(4), SETTINGS)
         next(sampling)
-        with pytest.raises(EngineError, match="cannot rest while it samples"):
-            sampler.rest()
+        with pytest.raises(EngineError, match="cannot sleep while it samples"):
+            sampler.sleep()
         sampling.close()
 
     def test_tied_embeddings_are_refused(self, sampler: Sampler, weights: Weights) -> None:
@@ -103,7 +103,7 @@ def test_what_an_engine_on_gpus_is_given(engine: Sampler, weights: Weights, monk
     monkeypatch.setattr(vllm_engine, "_start", lambda arguments, *_: given.append(arguments))
     card = SimpleNamespace(total_memory=8 * vllm_engine.GIB)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: card)
-    make_sampler(CONFIG, weights.first, device="cuda:1", threads=1, rests=True)
+    make_sampler(CONFIG, weights.first, device="cuda:1", threads=1, sleeps=True)
     large = CONFIG.model_copy(update={"cache_gib": 4.0})
     make_sampler(large, weights.first, device="cuda", threads=1, gpus=2, precision="float32")
     alone, split = (EngineArgs(**arguments) for arguments in given)

@@ -39,7 +39,7 @@ def leave(case: str, found: Any) -> None:
     (out / f"{case}-{world.rank}.json").write_text(json.dumps(found))
 
 
-def figures(result: UpdateResult) -> dict[str, Any]:
+def metrics(result: UpdateResult) -> dict[str, Any]:
     return {**asdict(result), "steps": [{**asdict(row), "seconds": 0} for row in result.steps]}
 
 
@@ -52,7 +52,7 @@ def save(model: Any, directory: Path) -> Path:
 def whole_updates() -> None:
     for case, (name, settings, _) in CASES.items():
         model = sharded(name, settings)
-        leave(case, figures(run_update(model, preferences(case, references), settings, seed=SEED)))
+        leave(case, metrics(run_update(model, preferences(case, references), settings, seed=SEED)))
         save(model, out / case)
 
 
@@ -65,7 +65,7 @@ def interrupted_and_resumed() -> None:
         model = sharded(seed=5)
         update = Update(model, pairs, LONG, seed=SEED)
         update.load(out / state)
-        leave(f"resumed from {state}", figures(update.run()))
+        leave(f"resumed from {state}", metrics(update.run()))
         save(model, out / f"resumed from {state}")
 
 

@@ -44,4 +44,4 @@ def assert_same(
             assert table.equals(theirs[stage]), f"round {round}: {stage} differs"
         assert weights(run, round) == weights(other, round), f"round {round}: the weights differ"
         mine_figures, their_figures = ({**r.rounds()[round].meta, **dict.fromkeys(costs)} for r in (run, other))
-        assert mine_figures == their_figures, f"round {round}: the figures differ"
+        assert mine_figures == their_figures, f"round {round}: the metrics differ"

@@ -1,4 +1,4 @@
-"""A small finished run, written through the storage API from the pipeline's own tables and figures; no model."""
+"""A small finished run, written through the storage API from the pipeline's own tables and metrics; no model."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from flows.registry.resume import header
 from flows.registry.round_summary import RoundSummary
 from pipeline.config import Recipe
 from pipeline.evaluation.held_out import alarms, describe_evaluation
-from pipeline.evaluation.round_metrics import RoundFigures
+from pipeline.evaluation.round_metrics import RoundMetrics
 from pipeline.preferences import build_preferences
 from pipeline.records import CANDIDATES, EVALUATION_LOGPS, JUDGMENTS, PROMPTS, STEPS, to_table
 from storage.log.manifest import Key
@@ -69,15 +69,15 @@ def finished_run(
     with run.writer() as writer:
         commit(store, writer, name, 0, "prompts", prompts_table())
         for number in range(rounds + 1):
-            figures = _evaluated(store, writer, run, number, text)
+            metrics = _evaluated(store, writer, run, number, text)
             if number:
-                figures |= _trained(store, writer, run, number, recipe, text)
-                figures["alarms"] = alarms(figures, run.rounds()[0].meta, recipe.evaluation)
+                metrics |= _trained(store, writer, run, number, recipe, text)
+                metrics["alarms"] = alarms(metrics, run.rounds()[0].meta, recipe.evaluation)
             if number == rounds:
-                figures |= changes or {}
+                metrics |= changes or {}
             summary = RoundSummary(
                 round=number, policy=f"policy{number}", handover_drift=1e-6, sampled_tokens=1000,
-                seconds=dict(seconds), **figures,
+                seconds=dict(seconds), **metrics,
             )  # fmt: skip
             if also is not None:
                 also(writer, number)
@@ -127,10 +127,10 @@ def _trained(store: Store, writer: Writer, run: Run, number: int, recipe: Recipe
     tables = {"candidates": candidates, "judgments": judgments, "preferences": preferences, "metrics": metrics}
     for stage, table in tables.items():
         commit(store, writer, run.name, number, stage, table)
-    found = RoundFigures()
+    found = RoundMetrics()
     found.add_judged(candidates, judgments)
     found.add_preferences(preferences)
-    return found.figures() | {
+    return found.metrics() | {
         "reference": f"policy{number - 1}", "first_loss": LN2 + 2e-7, "first_loss_expected": LN2, "last_loss": 0.5,
         "steps": STEPS_PER_ROUND, "train_tokens": 100, "train_accuracy": 0.75, "chosen_fell": 0.25,
         "chosen_change": 0.5, "rejected_change": -0.5,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from flows.run.fork_history import adopt_rounds
+from flows.run.fork_history import import_parent_rounds
 from storage.log.manifest import FileRef, Key
 from storage.log.run import Run, Writer
 from storage.log.store import Store
@@ -18,16 +18,16 @@ Figures = Callable[..., Mapping[str, object]]
 TABLES = ("metrics", "probe", "eval_candidates", "eval_judgments", "eval_logps", "judgments", "preferences")
 
 
-def kept_run(store: Store, name: str = "kept", rounds: int = 4, figures: Figures = dict, **header: object) -> Run:
+def kept_run(store: Store, name: str = "kept", rounds: int = 4, metrics: Figures = dict, **header: object) -> Run:
     """A run with this many rounds after round 0.
 
     Args:
-        figures: what the entry of a round says beside its number and policy.
+        metrics: what the entry of a round says beside its number and policy.
         header: fields of the run's header.
     """
     run = store.create_run(name, {"recipe": {"name": "kept"}, "parent": None, **header})
     with run.writer() as writer:
-        add_rounds(store, run, writer, rounds, figures)
+        add_rounds(store, run, writer, rounds, metrics)
     return run
 
 
@@ -35,12 +35,12 @@ def kept_fork(store: Store, parent: Run, round: int, name: str, rounds: int) -> 
     """A fork with this many rounds, those of its parent included."""
     run = create_fork(store, parent, round, name, {"recipe": {"name": "kept"}})
     with run.writer() as writer:
-        adopt_rounds(store, run, writer)
+        import_parent_rounds(store, run, writer)
         add_rounds(store, run, writer, rounds)
     return run
 
 
-def add_rounds(store: Store, run: Run, writer: Writer, last: int, figures: Figures = dict) -> None:
+def add_rounds(store: Store, run: Run, writer: Writer, last: int, metrics: Figures = dict) -> None:
     """The rounds that are missing, up to the last."""
     for number in range(len(run.finished), last + 1):
         before = run.entries(number - 1, "checkpoint")[-1].meta["policy"] if number else None
@@ -59,7 +59,7 @@ def add_rounds(store: Store, run: Run, writer: Writer, last: int, figures: Figur
         for stage in TABLES:
             meta = {"policy": policy} if stage == "eval_candidates" else None
             add_table(store, run, writer, number, stage, meta)
-        writer.finish_round(number, {"policy": policy, "round": number, **figures(round=number)})
+        writer.finish_round(number, {"policy": policy, "round": number, **metrics(round=number)})
 
 
 def add_table(

@@ -62,10 +62,10 @@ def arm(stage: str, number: int, when: str) -> None:
             sys.stdout.flush()
             await asyncio.sleep(3600)
 
-        def count(figures: Any) -> None:
+        def count(metrics: Any) -> None:
             nonlocal messages
             if hear is not None:
-                hear(figures)
+                hear(metrics)
             messages += 1
             if messages == 2:
                 os.kill(self.pid or 0 if when == "worker" else os.getpid(), signal.SIGKILL)

@@ -45,7 +45,7 @@ class LastingServer:
 
 
 @contextmanager
-def lasting_server(home: Path) -> Iterator[LastingServer]:
+def background_server(home: Path) -> Iterator[LastingServer]:
     """Starts one whose data are in ``home``, and ends it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

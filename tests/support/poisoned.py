@@ -1,7 +1,7 @@
 """A shard on which the engine dies: the sampler kills itself (SIGKILL) in the middle of it, each time.
 
-Armed in the processes that `support.zygote` forks, by the variable RONDO_POISON: ``STAGE:ROUND:SHARD``, where STAGE is
-``candidates`` or ``eval_candidates``.
+Armed in the processes that `support.forkserver` forks, by the variable RONDO_POISON: ``STAGE:ROUND:SHARD``, where STAGE
+is ``candidates`` or ``eval_candidates``.
 """
 
 import functools

@@ -212,7 +212,7 @@ class SamplerContract:
     def test_progress_rises_to_the_totals(self, sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(base, "PROGRESS_SECONDS", 0.0)
         seen: list[tuple[int, int]] = []
-        candidates = finish(reported(sampler.sample(requests(8), SETTINGS), lambda *figures: seen.append(figures)))
+        candidates = finish(reported(sampler.sample(requests(8), SETTINGS), lambda *metrics: seen.append(metrics)))
         assert len(seen) > SETTINGS.max_tokens // 2
         assert seen == sorted(seen)
         assert seen[-1] == (32, sum(len(candidate.token_ids) for candidate in candidates))

@@ -1,4 +1,4 @@
-"""A file system of a few megabytes at /mnt, which only the commands of one zygote see; they fill, free and freeze it.
+"""A file system of a few megabytes at /mnt, which only one forkserver's commands see; they fill and freeze it.
 
 python -m support.small_disk leave BYTES     fills it up to so many free bytes
 python -m support.small_disk free            makes room again

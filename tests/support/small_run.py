@@ -7,8 +7,8 @@ from typing import Any
 
 from storage.log.store import Store
 from support.compare import assert_same
+from support.forkserver import Command, Done, ForkServer
 from support.recipes import TINY
-from support.zygote import Command, Done, Zygote
 
 # One round after round 0, from a policy that has learned next to nothing; its update of four steps is saved once.
 SMALL: dict[str, Any] = {
@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {
 class Rondo:
     """The command line, in a process that is forked."""
 
-    server: Zygote
+    server: ForkServer
     recipe: Path
     outputs: Path
 
@@ -60,7 +60,7 @@ class Whole:
     operations: Sequence[str]
 
     def assert_same(self, root: Path | str) -> None:
-        """The run under this root has the same entries, tables, figures and weights, and none of an update's states."""
+        """The run under this root has the same entries, tables, metrics and weights, and none of an update's states."""
         assert_same(self.root, "small", root, "small", range(2))
         mine, theirs = (self._pieces(place) for place in (self.root, root))
         assert mine == theirs, "no entry twice, none missing"

@@ -22,7 +22,7 @@ from flows.remote.ray.replica import NEWS_SECONDS, RemoteReplica
 from flows.remote.worker_process import Progress
 from pipeline.config import ReplicasConfig
 
-FOR_ALL = ("use", "rest")  # what each replica has to do: take a policy, lend its GPU's memory
+FOR_ALL = ("use", "sleep")  # what each replica has to do: take a policy, lend its GPU's memory
 FAILED_STARTS = 3  # in a row, after which no further replica is asked for in that place
 _WAIT_SECONDS = (1.0, 30.0)  # before a place is filled again, doubled each time
 
@@ -102,7 +102,7 @@ class RayPool:
     async def call(
         self, method: str, *, on_progress: Progress | None = None, alone: bool = False, **arguments: Any
     ) -> Any:
-        """The answer of one method, by whichever replica is free; of those for all replicas, the largest figures.
+        """The answer of one method, by whichever replica is free; of those for all replicas, the largest metrics.
 
         Raises:
             RondoError, StoreError: what the worker raised, with its own class and sentence.
@@ -161,8 +161,8 @@ class RayPool:
         wrong = [error for error in failed if not isinstance(error, WorkerDiedError)]
         if wrong or len(failed) == len(answers):
             raise (wrong or failed)[0]
-        figures = [answer for answer in answers if isinstance(answer, dict)]
-        return {name: max(each[name] for each in figures) for name in figures[0]} if figures else None
+        metrics = [answer for answer in answers if isinstance(answer, dict)]
+        return {name: max(each[name] for each in metrics) for name in metrics[0]} if metrics else None
 
     async def _mind(self) -> None:
         """Gives up those who wait where there has been no replica for too long, or no head of the cluster."""

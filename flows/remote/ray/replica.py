@@ -109,11 +109,11 @@ class RemoteReplica:
 
     def _report(self, number: int, messages: list[Any]) -> None:
         on_progress = self._progress.get(number)
-        for figures in messages if on_progress else ():
+        for metrics in messages if on_progress else ():
             assert on_progress is not None
-            if "device" in figures:
-                figures["device"] = f"{self.node}/{self._place} {figures['device']}"
-            on_progress(figures)
+            if "device" in metrics:
+                metrics["device"] = f"{self.node}/{self._place} {metrics['device']}"
+            on_progress(metrics)
 
     def _result(self, answer: Mapping[str, Any]) -> Any:
         if "error" not in answer:

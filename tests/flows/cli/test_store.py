@@ -30,7 +30,7 @@ KL = (None, 0.4, 0.8, 0.2, 0.6)
 
 
 def summary(round: int, **changes: Any) -> RoundSummary:
-    """A round with the figures that pruning looks at."""
+    """A round with the metrics that pruning looks at."""
     fields = {
         "round": round, "policy": f"policy{round}", "judge": "vader", "reward": 0.0, "reward_se": None, "judges": {},
         "length": 9.0, "truncated": 0.0, "distinct": 0.5, "entropy_per_token": 1.0, "handover_drift": 0.0,
@@ -39,7 +39,7 @@ def summary(round: int, **changes: Any) -> RoundSummary:
     return RoundSummary.model_validate(fields | changes)
 
 
-def figures(round: int) -> dict[str, Any]:
+def metrics(round: int) -> dict[str, Any]:
     """What the entry of a round says."""
     found = summary(round, reward=REWARDS[round], kl_initial=KL[round]).model_dump(mode="json")
     del found["policy"]
@@ -48,9 +48,9 @@ def figures(round: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One run of rounds 0 to 4, with tables, weights and figures."""
+    """One run of rounds 0 to 4, with tables, weights and metrics."""
     root = tmp_path_factory.mktemp("template") / "root"
-    kept_run(Store.open(root), "kept", 4, figures, recipe=Recipe.model_validate(TINY).model_dump(mode="json"))
+    kept_run(Store.open(root), "kept", 4, metrics, recipe=Recipe.model_validate(TINY).model_dump(mode="json"))
     return root
 
 
@@ -102,7 +102,7 @@ def test_prune_by_figures(rondo: Rondo, store: Store) -> None:
 def test_prune_keeps_the_policies_that_judge(rondo: Rondo, store: Store) -> None:
     judge = {"kind": "implicit", "policy": 3, "reference": 1}
     recipe = Recipe.model_validate({**TINY, "judge": judge}).model_dump(mode="json")
-    run = kept_run(store, "judged", 4, figures, recipe=recipe)
+    run = kept_run(store, "judged", 4, metrics, recipe=recipe)
     assert rondo("prune", "judged", "--keep-last", "1").exit_code == 0
     run.refresh()
     assert rounds_with_weights(run) == [0, 1, 3, 4]

@@ -27,7 +27,7 @@ def curve(directory: Path, series: str, name: str) -> list[tuple[int, float]]:
 
 
 def rounds(tracker: Tracker, *, losses: dict[int, list[float]], first: dict[int, int] | None = None) -> None:
-    """Rounds of 3 steps each: their steps from ``first`` on, with these losses, and their figures."""
+    """Rounds of 3 steps each: their steps from ``first`` on, with these losses, and their metrics."""
     for number, values in losses.items():
         start = (first or {}).get(number, 0)
         for step, loss in enumerate(values, start=start):
@@ -115,15 +115,15 @@ class StandInWandb:
         self.started.append(arguments)
         rows = self.rows.setdefault(arguments["id"], {})
 
-        def log(figures: dict[str, float], step: int) -> None:
+        def log(metrics: dict[str, float], step: int) -> None:
             if step > max(rows, default=-1):
-                rows[step] = figures
+                rows[step] = metrics
 
         return SimpleNamespace(log=log, define_metric=lambda *_, **__: None, finish=lambda: None)
 
 
 def test_rows_of_weights_and_biases_are_each_there_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed before the figures of round 1 were tracked, and again within round 2."""
+    """Killed before the metrics of round 1 were tracked, and again within round 2."""
     wandb = StandInWandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)  # type: ignore[arg-type]
     monkeypatch.setattr("flows.monitors.tracking.find_spec", lambda _: True)

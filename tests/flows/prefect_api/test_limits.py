@@ -22,7 +22,7 @@ class Finished:
         return "trained"
 
 
-def ignore(**_figures: object) -> None:
+def ignore(**_metrics: object) -> None:
     """A worker's progress, which nobody wants here."""
 
 
@@ -78,8 +78,8 @@ SHARED = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "rests"), SHARED)
-def test_the_sampler_rests_where_the_update_is_on_its_card(changes: list[str], rests: bool) -> None:
+@pytest.mark.parametrize(("changes", "sleeps"), SHARED)
+def test_the_sampler_sleeps_where_the_update_is_on_its_card(changes: list[str], sleeps: bool) -> None:
     phased = ["sampling.engine=vllm", *changes]
-    assert parse_recipe(TINY, phased).sampler_rests == rests
-    assert not parse_recipe(TINY, [*phased, "mode=streaming"]).sampler_rests
+    assert parse_recipe(TINY, phased).sampler_sleeps == sleeps
+    assert not parse_recipe(TINY, [*phased, "mode=streaming"]).sampler_sleeps

@@ -13,7 +13,7 @@ import pytest
 from flows.errors import ServerError
 from flows.host.processes import end_trees, lives
 from flows.prefect_api import server_record
-from flows.prefect_api.server import lasting_api
+from flows.prefect_api.server import background_api
 from flows.prefect_api.server_record import Record, Started
 
 # A child in a session of its own, which ignores a request to end, below a parent that heeds it.
@@ -79,7 +79,7 @@ def test_a_record_that_cannot_be_read(content: str) -> None:
 
 
 async def _api(said: list[str]) -> str | None:
-    return await lasting_api(said.append)
+    return await background_api(said.append)
 
 
 def test_a_server_that_was_killed_is_said_and_one_that_hangs_is_an_error(sleeper: subprocess.Popen[bytes]) -> None:

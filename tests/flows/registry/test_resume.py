@@ -6,7 +6,7 @@ import pytest
 
 from flows.host.progress import Display
 from flows.registry.recipes import parse_recipe
-from flows.registry.resume import check_goal, create_or_open, say_differences
+from flows.registry.resume import check_goal, create_or_open, report_changes
 from flows.round.provenance import recipe_hash
 from flows.run.start import resume
 from pipeline.errors import ConfigError
@@ -36,14 +36,14 @@ def test_a_run_goes_on_elsewhere_and_says_in_what_it_differs(store: Store) -> No
     run, recipe = create_or_open(store, "begun", given)
     assert recipe == parse_recipe(TINY, [*ELSEWHERE, "update.schedule_over=run"]), "its rounds end its schedule"
     said: list[str] = []
-    found = say_differences(run, recipe, said.append)
+    found = report_changes(run, recipe, said.append)
     assert said == [
         "run 'begun' goes on otherwise than it began: cluster.address: local -> node1:6379; devices.trainer: cpu -> "
         "cuda:1; mode: phased -> streaming; notifications.blocks: [] -> ['slack-webhook/team']; "
         "tracking.tensorboard: None -> curves"
     ]
     assert len(found) == len(ELSEWHERE)
-    assert say_differences(run, own, said.append) == []
+    assert report_changes(run, own, said.append) == []
     assert len(said) == 1
 
 

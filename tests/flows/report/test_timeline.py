@@ -169,10 +169,10 @@ def test_a_chart_has_a_bar_for_each_piece_in_its_colour() -> None:
     widths: dict[str, list[float]] = {"s1": [], "s2": [], "s3": []}
     for _, _, width, _, colour in bars_drawn(drawing):
         widths[colour].append(width)
-    training, evaluation, handed_over = widths.values()
-    assert (len(training), len(evaluation), len(handed_over)) == (6, 3, 1)
+    training, evaluation, weight_sync = widths.values()
+    assert (len(training), len(evaluation), len(weight_sync)) == (6, 3, 1)
     # The update takes 3 s, and the hand-over half a second; coordinates have three decimals.
-    assert max(training) / handed_over[0] == pytest.approx(6, abs=0.01)
+    assert max(training) / weight_sync[0] == pytest.approx(6, abs=0.01)
 
 
 def test_pieces_at_the_same_time_stand_one_below_the_other() -> None:

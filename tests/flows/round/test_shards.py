@@ -11,16 +11,16 @@ from flows.registry.recipes import parse_recipe
 from flows.registry.work_spans import busy_seconds, shared_seconds
 from flows.round import round_steps, shards
 from flows.round.context import Session
-from flows.round.shards import Shard, Shards, ShardsFailedError, on_their_way
+from flows.round.shards import Shard, Shards, ShardsFailedError, process_shards
 from flows.round.update_step import update
-from flows.workers.references import Batch
+from flows.workers.references import PromptBatch
 from pipeline.errors import EngineError
 from pipeline.records import content_id
 from storage.log.manifest import Entry, FileRef, Key
 from storage.log.store import Store
 from support.recipes import TINY
 
-BATCH = Batch.training(1, 0)
+BATCH = PromptBatch.training(1, 0)
 THROUGH = Shard(Entry(1, "commit", "s", Key(1, "candidates", 0), (), {}, "", ""))
 
 
@@ -29,7 +29,7 @@ def three_shards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A session of rounds of three shards. Those of round 2 fail after the first; what was begun is noted."""
     begun: list[str] = []
 
-    async def work_through(run: str, number: int, batch: Batch, found: Shards) -> None:
+    async def _process_shards(run: str, number: int, batch: PromptBatch, found: Shards) -> None:
         begun.append(f"{run} {number}")
         await asyncio.sleep(0.01)
         found.put(0, THROUGH)
@@ -41,7 +41,7 @@ def three_shards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     session = SimpleNamespace(shards=lambda number, held_out: [[0], [1], [2]])
     monkeypatch.setattr(shards, "current", lambda: session)
-    monkeypatch.setattr(shards, "work_through", work_through)
+    monkeypatch.setattr(shards, "_process_shards", _process_shards)
     return begun
 
 
@@ -50,7 +50,7 @@ def test_who_waits_for_shards_that_fail_does_not_try_again(three_shards: list[st
     waited: list[BaseException] = []
 
     async def work() -> None:
-        async with on_their_way("r", 2, BATCH) as found, on_their_way("r", 3, BATCH, after=found):
+        async with process_shards("r", 2, BATCH) as found, process_shards("r", 3, BATCH, after=found):
             assert await found.first(1) == [THROUGH]
             try:
                 await found.all()
@@ -104,12 +104,12 @@ def test_what_is_sampled_ahead_of_a_slower_judge_is_bounded(monkeypatch: pytest.
         judge=SimpleNamespace(capacity=1),
     )
     monkeypatch.setattr(shards, "current", lambda: session)
-    for name, work in (("sample_shard", sample), ("judge_shard", judge), ("prefer_shard", prefer)):
+    for name, work in (("sample_shard", sample), ("judge_shard", judge), ("build_preferences", prefer)):
         monkeypatch.setattr(shards, name, work)
 
-    async def through(batch: Batch) -> list[Shard]:
+    async def through(batch: PromptBatch) -> list[Shard]:
         found = Shards([[2 * index, 2 * index + 1] for index in range(20)])
-        await shards.work_through.fn("r", 1, batch, found)
+        await shards._process_shards.fn("r", 1, batch, found)
         return await found.all()
 
     trained = asyncio.run(through(BATCH))
@@ -121,7 +121,7 @@ def test_what_is_sampled_ahead_of_a_slower_judge_is_bounded(monkeypatch: pytest.
         assert most == 8
     else:
         assert [what for what, _ in did] == ["sample"] * 20 + ["judge"] * 19
-    answered = asyncio.run(through(Batch.evaluation(1)))
+    answered = asyncio.run(through(PromptBatch.evaluation(1)))
     assert {shard.preferences for shard in answered} == {None}
     assert [total for name, total, _ in shown] == [20 * 2 * 4] * 2 + [20 * 2] * 2
 
@@ -152,7 +152,7 @@ def test_who_fails_ends_the_others_first() -> None:
 def test_who_leaves_early_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[bool] = []
 
-    async def work_through(*_arguments: object) -> None:
+    async def _process_shards(*_arguments: object) -> None:
         try:
             await asyncio.sleep(60)
         finally:
@@ -160,10 +160,10 @@ def test_who_leaves_early_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None
             ended.append(True)
 
     monkeypatch.setattr(shards, "current", lambda: SimpleNamespace(shards=lambda number, held_out: [[0]]))
-    monkeypatch.setattr(shards, "work_through", work_through)
+    monkeypatch.setattr(shards, "_process_shards", _process_shards)
 
     async def leave() -> None:
-        async with on_their_way("r", 1, BATCH):
+        async with process_shards("r", 1, BATCH):
             await asyncio.sleep(0)
             raise EngineError("elsewhere")
 
@@ -177,7 +177,7 @@ def test_who_leaves_early_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_shards_of_the_next_round_begin_after_all_of_this_one(three_shards: list[str]) -> None:
     async def work() -> None:
-        async with on_their_way("r", 1, BATCH) as found, on_their_way("r", 3, BATCH, after=found):
+        async with process_shards("r", 1, BATCH) as found, process_shards("r", 3, BATCH, after=found):
             pass
 
     asyncio.run(work())
@@ -192,12 +192,12 @@ def test_the_sampler_rests_once_all_shards_are_through(monkeypatch: pytest.Monke
         if len(asked) == 1:
             raise EngineError("the engine fails to sleep")  # then another one is begun, which holds no memory
 
-    session = SimpleNamespace(recipe=SimpleNamespace(sampler_rests=True), sampler=SimpleNamespace(call=call))
+    session = SimpleNamespace(recipe=SimpleNamespace(sampler_sleeps=True), sampler=SimpleNamespace(call=call))
     monkeypatch.setattr(round_steps, "current", lambda: session)
 
     async def work() -> None:
         found = Shards([[0], [1]])
-        resting = asyncio.create_task(round_steps.rest_sampler(found))
+        resting = asyncio.create_task(round_steps.sleep_sampler(found))
         found.put(0, THROUGH)
         await asyncio.wait({resting}, timeout=0.05)
         assert not asked
@@ -205,7 +205,7 @@ def test_the_sampler_rests_once_all_shards_are_through(monkeypatch: pytest.Monke
         await resting
 
     asyncio.run(work())
-    assert asked == ["rest", "rest"]
+    assert asked == ["sleep", "sleep"]
 
 
 def test_the_state_of_an_update_belongs_to_what_it_was_given() -> None:
@@ -261,8 +261,8 @@ def test_what_rounds_are_compared_with_is_found_again_as_it_is() -> None:
     """A fork with another judge judges round 1 and round 0 anew: when it goes on, neither is in the other's way."""
     store = Store.open("memory://")
     run = store.create_run("r", {})
-    batches = {"before": Batch.baseline(2, 1), "initial": Batch.baseline(2, 0)}
-    assert Batch.baseline(1, 0).places == ((0, "eval_"), (1, "baseline_")), "in round 1 they are one"
+    batches = {"before": PromptBatch.baseline(2, 1), "initial": PromptBatch.baseline(2, 0)}
+    assert PromptBatch.baseline(1, 0).places == ((0, "eval_"), (1, "baseline_")), "in round 1 they are one"
     with run.writer() as writer:
         session = object.__new__(Session)
         session.run, session.writer = run, writer

@@ -19,7 +19,7 @@ def test_a_policy_that_another_judge_has_trained() -> None:
     check(2)
     check(4, policy=3)
     check(4, policy=3, reference=1)
-    check(0, held_out=True)  # its first figures are 0, and nothing is learned from them
+    check(0, held_out=True)  # its first metrics are 0, and nothing is learned from them
 
 
 @pytest.mark.parametrize("first", [0, 1])

@@ -42,5 +42,5 @@ def _answer_with(monkeypatch: pytest.MonkeyPatch, answers: Iterator[bool]) -> li
         return next(answers)
 
     monkeypatch.setattr(stop, "_set_state", set_state)
-    monkeypatch.setattr(server, "has_lasting_server", lambda: True)
+    monkeypatch.setattr(server, "has_background_server", lambda: True)
     return seen

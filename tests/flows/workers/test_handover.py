@@ -10,7 +10,7 @@ from flows.workers.references import PolicyRef
 from flows.workers.sampler import SamplerWorker, _nearer_to_previous
 from pipeline.config import Recipe, UpdateConfig
 from pipeline.dpo.types import PreferenceGroup
-from pipeline.errors import HandoverError
+from pipeline.errors import WeightSyncError
 from pipeline.model.logprobs import sequence_logps
 from pipeline.model.policy import load_policy
 from pipeline.packing.packing import TokenGroup
@@ -51,7 +51,7 @@ def sampler(store: Store, tmp_path: Path) -> SamplerWorker:
     return SamplerWorker(root=store.root, run="r", recipe=recipe.model_dump(mode="json"), scratch=str(scratch))
 
 
-def ignore(**_figures: object) -> None:
+def ignore(**_metrics: object) -> None:
     """A worker's progress, which nobody wants here."""
 
 
@@ -65,7 +65,7 @@ def test_new_weights_agree_with_their_probe(store: Store, sampler: SamplerWorker
 def test_other_weights_than_the_trainers_stop_the_run(store: Store, sampler: SamplerWorker) -> None:
     """The engine holds seed 2, and the probe says what seed 3 gives: as after a reload that did nothing."""
     sampler.use(policy(store, 1), progress=ignore)
-    with pytest.raises(HandoverError, match=r"more than sampling\.handover_tolerance 0\.001"):
+    with pytest.raises(WeightSyncError, match=r"more than sampling\.handover_tolerance 0\.001"):
         sampler.use(policy(store, 2, probed_seed=3), progress=ignore)
 
 
@@ -80,7 +80,7 @@ def test_old_weights_are_found_where_no_tolerance_tells(store: Store, sampler: S
     stale = policy(store, 2, probed_seed=3, previous=row["logp"])
     (new,) = sampler.table((stale.probe,)).to_pylist()
     assert abs(new["logp"] - row["logp"]) > 0.2  # the two seeds are told apart
-    with pytest.raises(HandoverError, match="the engine has kept the old weights"):
+    with pytest.raises(WeightSyncError, match="the engine has kept the old weights"):
         sampler.use(stale, progress=ignore)
     assert sampler.use(policy(store, 2, previous=row["logp"] - 0.5), progress=ignore).per_token < 1e-4
 
@@ -125,14 +125,14 @@ def test_whose_log_probabilities_are_the_references(tmp_path: Path, asked: str, 
         for index in range(3)
     ]
     config = UpdateConfig.model_validate({"reference_logprobs": asked, "batch_size": 2, "token_budget": 64})
-    found, figures = with_reference(model, groups, config, drift=0.0, tolerance=0.2)
-    assert figures["reference_logprobs"] == taken
+    found, metrics = with_reference(model, groups, config, drift=0.0, tolerance=0.2)
+    assert metrics["reference_logprobs"] == taken
     expected = exact if taken == "trainer" else list(groups[0].reference_logps)
     for group in found:
         # Packs of other sizes may sum in another order: float32, about 1e-6.
         assert list(group.reference_logps) == pytest.approx(expected, abs=1e-5)
     if asked != "sampler":
-        assert figures["reference_drift"] == pytest.approx(error, abs=1e-5)
+        assert metrics["reference_drift"] == pytest.approx(error, abs=1e-5)
 
 
 def test_an_update_that_would_start_from_another_policy_is_refused(tmp_path: Path) -> None:
@@ -144,5 +144,5 @@ def test_an_update_that_would_start_from_another_policy_is_refused(tmp_path: Pat
     group = PreferenceGroup(prompt_id="p", prompt_token_ids=PROMPT, candidate_token_ids=answers, reference_logps=logps)
     config = UpdateConfig.model_validate({"token_budget": 64})
     with_reference(model, [group], config, drift=0.0, tolerance=1e-3)
-    with pytest.raises(HandoverError, match="it is not the policy that sampled"):
+    with pytest.raises(WeightSyncError, match="it is not the policy that sampled"):
         with_reference(other, [group], config, drift=0.0, tolerance=1e-3)

@@ -1,4 +1,4 @@
-"""What a round's figures must look like for somebody to be told."""
+"""What a round's metrics must look like for somebody to be told."""
 
 import re
 

@@ -79,15 +79,15 @@ def test_the_rounds_figures_and_alarms() -> None:
         ]
         return pa.concat_tables([judgments(moved[0], "heard"), judgments(moved[1], "other")])
 
-    figures = describe_evaluation(
+    metrics = describe_evaluation(
         candidates=candidates({p: [3] for p in heard}), judgments=both(1.0, -0.5), previous=both(0.5, 0.1),
         initial=both(0.0, 0.0), logps=None, judges=["heard", "other"], probe=judgments(again, "other"),
     )  # fmt: skip
-    assert 0.4 < figures["agreement"]["other"] < 0.6  # independent
-    assert 1.3 < figures["gaps"]["other"] < 1.7
-    assert figures["judge_drift"]["other"] == pytest.approx(5, abs=0.5)
+    assert 0.4 < metrics["agreement"]["other"] < 0.6  # independent
+    assert 1.3 < metrics["gaps"]["other"] < 1.7
+    assert metrics["judge_drift"]["other"] == pytest.approx(5, abs=0.5)
     trained = {"chosen_fell": 0.0, "chosen_change": 1.0, "unparsable": 0.2}
-    said = alarms({**figures, **trained}, {"length": 3.0, "entropy_per_token": 1.0}, EvaluationConfig())
+    said = alarms({**metrics, **trained}, {"length": 3.0, "entropy_per_token": 1.0}, EvaluationConfig())
     assert [alarm.partition(":")[0] for alarm in said] == ["judge", "over-optimisation", "judge drift"]
     first = describe_evaluation(
         candidates=candidates({p: [3] for p in heard}), judgments=both(0.0, 0.0), previous=None, initial=None,

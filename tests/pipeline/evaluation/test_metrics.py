@@ -1,4 +1,4 @@
-"""The figures of an evaluation, against numbers derived by hand and against exact values of known distributions."""
+"""The metrics of an evaluation, against numbers derived by hand and against exact values of known distributions."""
 
 import math
 from typing import Any

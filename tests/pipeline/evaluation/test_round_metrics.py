@@ -1,4 +1,4 @@
-"""The figures of a round: each by hand, and the same whatever the shards are."""
+"""The metrics of a round: each by hand, and the same whatever the shards are."""
 
 import math
 import random
@@ -8,15 +8,15 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import PreferencesConfig
-from pipeline.evaluation.round_metrics import RoundFigures
+from pipeline.evaluation.round_metrics import RoundMetrics
 from pipeline.preferences import build_preferences
 from support.judged import candidates, judgments
 
 
 def described(sampled: pa.Table, said: pa.Table, min_margin: float = 0.0) -> dict[str, Any]:
-    found = RoundFigures(min_margin)
+    found = RoundMetrics(min_margin)
     found.add_judged(sampled, said)
-    return found.figures()
+    return found.metrics()
 
 
 def test_what_a_judge_leaves_open() -> None:
@@ -41,12 +41,12 @@ def test_a_margin_that_is_just_met_is_a_tie() -> None:
 
 
 def test_of_a_ranking_the_best_is_compared_with_the_worst() -> None:
-    found = RoundFigures()
+    found = RoundMetrics()
     config = PreferencesConfig(rule="full_ranking")
     found.add_preferences(
         build_preferences(candidates({"p": [9, 2, 5]}), judgments({"p": [1.0, 0.5, 0.25]}), config, seed=0)
     )
-    assert (found.figures()["margin"], found.figures()["length_margin"]) == (0.75, 4)
+    assert (found.metrics()["margin"], found.metrics()["length_margin"]) == (0.75, 4)
 
 
 def test_a_judge_of_length_is_seen() -> None:
@@ -59,16 +59,16 @@ def test_a_judge_of_length_is_seen() -> None:
     sampled = candidates(lengths)
     assert described(sampled, judgments(longer))["length_correlation"] == pytest.approx(1)
     assert described(sampled, judgments(shorter))["length_correlation"] == pytest.approx(-1)
-    found = RoundFigures()
+    found = RoundMetrics()
     found.add_preferences(build_preferences(sampled, judgments(longer), PreferencesConfig(), seed=0))
-    assert found.figures()["length_margin"] == found.figures()["margin"] > 0
+    assert found.metrics()["length_margin"] == found.metrics()["margin"] > 0
 
 
 def test_nothing_is_told_from_nothing() -> None:
     equal = described(candidates({"p": [3, 3]}), judgments({"p": [1.0, 0.0]}))
     assert equal["tied"] == equal["unparsable"] == 0
     assert equal["flipped"] is equal["length_correlation"] is equal["margin"] is equal["length_margin"] is None
-    assert RoundFigures().figures() == {
+    assert RoundMetrics().metrics() == {
         "sampled_reward": None, "sampled_length": None, "unjudged": 0, "preferences": 0, "margin": None,
         "length_margin": None, "dropped": {}, "tied": None, "unparsable": None, "flipped": None,
         "length_correlation": None,
@@ -85,7 +85,7 @@ def test_shards_add_up() -> None:
     rng = random.Random(0)
     lengths = {f"p{n}": [rng.randint(1, 20) for _ in range(4)] for n in range(30)}
     scores = {p: [rng.choice([None, 0.0, 0.1, rng.random()]) for _ in found] for p, found in lengths.items()}
-    together, apart = RoundFigures(0.1), RoundFigures(0.1)
+    together, apart = RoundMetrics(0.1), RoundMetrics(0.1)
     shards = [list(lengths)[start : start + 7] for start in range(0, 30, 7)]
     for found, parts in ((together, [list(lengths)]), (apart, shards)):
         for part in parts:
@@ -93,10 +93,10 @@ def test_shards_add_up() -> None:
             said = judgments({p: scores[p] for p in part}, components=[("comparisons", 2.0), ("flips", 1.0)])
             found.add_judged(sampled, said)
             found.add_preferences(build_preferences(sampled, said, PreferencesConfig(min_margin=0.1), seed=0))
-    expected = together.figures()
+    expected = together.metrics()
     assert len(shards) == 5
     assert 0 < expected["preferences"] < 30 > sum(expected["dropped"].values()) > 0
     # Sums of the same numbers in another order.
-    assert apart.figures() == {
+    assert apart.metrics() == {
         name: value if isinstance(value, dict) else pytest.approx(value, rel=1e-12) for name, value in expected.items()
     }

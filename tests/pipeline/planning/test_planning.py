@@ -474,7 +474,7 @@ def test_money_is_devices_and_hours() -> None:
 
 
 def test_factors_scale_the_stages() -> None:
-    plain, slow = planned(recipe_of()), planned(recipe_of(), factors=Factors(sample=2, update=3, hand_over=4))
+    plain, slow = planned(recipe_of()), planned(recipe_of(), factors=Factors(sample=2, update=3, sync_weights=4))
     before, after = ({stage.name: stage.seconds for stage in plan.stages} for plan in (plain, slow))
     assert after["sample"] == pytest.approx(2 * before["sample"])
     assert after["update"] == pytest.approx(3 * before["update"])

@@ -23,15 +23,15 @@ class FullCard:
 @pytest.fixture
 def sampler() -> VllmSampler:
     made = object.__new__(VllmSampler)
-    made._calls, made._engine, made._resting = {}, FullCard(), False
+    made._calls, made._engine, made._sleeping = {}, FullCard(), False
     return made
 
 
 def test_an_engine_that_cannot_sleep_or_wake_is_given_up(sampler: VllmSampler) -> None:
     """By its class, who holds it knows that only a new one helps: half of this one's memory may be mapped."""
     with pytest.raises(EngineError, match=r"cannot lend its GPU's memory \(AssertionError: Memory usage increased"):
-        sampler.rest()
-    sampler._resting = True
+        sampler.sleep()
+    sampler._sleeping = True
     with pytest.raises(EngineError, match=r"take back .* \(RuntimeError: CUDA Error: out of memory at [^\n]*: start a"):
         sampler._wake()
 

@@ -22,7 +22,9 @@ _OPEN_FILE = re.compile(r"\d+<([^>]+)>")
 def strace() -> str:
     found = shutil.which("strace")
     if found is None or subprocess.run([found, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("strace is not there, or may not trace; tests/storage/tables/test_files.py records the calls in Python")
+        pytest.skip(
+            "strace is not there, or may not trace; tests/storage/tables/test_files.py records the calls in Python"
+        )
     return found
 
 

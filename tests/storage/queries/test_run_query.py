@@ -67,8 +67,8 @@ def coloured(store: Store, name: str = "colours", rounds: int = 2) -> Run:
                 }
                 rows = [dict(zip(kinds, row, strict=True)) for row in PREFERRED[number]]
                 put(number, "preferences", pa.Table.from_pylist(rows, schema=pa.schema(kinds)))
-            figures = {"reward": number / 2, "judge": "b", "seconds": {"sample": 1.5}, "dropped": {}, "kl": None}
-            writer.finish_round(number, figures | ({"note": "new"} if number == 2 else {}))
+            metrics = {"reward": number / 2, "judge": "b", "seconds": {"sample": 1.5}, "dropped": {}, "kl": None}
+            writer.finish_round(number, metrics | ({"note": "new"} if number == 2 else {}))
     return store.run(name)
 
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store_faults import Crash, faulty, hold, killed_prune
 
-from flows.run.fork_history import adopt_rounds
+from flows.run.fork_history import import_parent_rounds
 from storage.errors import (
     CorruptEntryError,
     DamagedFileError,
@@ -318,7 +318,7 @@ def test_a_fork_that_has_not_begun_keeps_its_past(memory: Store) -> None:
     assert {item.round for item in prune(memory, run, ()).removals} == {3}
     assert [stray for stray in strays(memory) if stray.why != "released"] == []
     with child.writer() as writer:
-        adopt_rounds(memory, child, writer)
+        import_parent_rounds(memory, child, writer)
     assert verify(memory, "fork").damages == ()
 
 
@@ -334,7 +334,7 @@ def test_a_fork_that_was_killed_while_it_began_keeps_its_past(memory: Store) -> 
     assert (done.removals, done.for_forks) == ((), (1, 2, 3))
     assert strays(memory) == []
     with child.writer() as writer:
-        adopt_rounds(memory, child, writer)
+        import_parent_rounds(memory, child, writer)
     assert rounds_with_weights(child) == [0, 1, 2, 3]
     assert verify(memory, "fork").damages == ()
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows.run.fork_history import adopt_rounds
+from flows.run.fork_history import import_parent_rounds
 from storage.errors import CorruptEntryError, DamagedFileError, InvalidNameError, RunNotFoundError
 from storage.log.manifest import Entry, Key, decode_entry, digest_of, encode_entry
 from storage.log.run import Run
@@ -466,6 +466,6 @@ def test_an_older_run_without_releases(tmp_path: Path) -> None:
     child = create_fork(store, run, 1, "fork", {})
     assert child.header["parent"] == {"run": "kept", "round": 1}
     with child.writer() as writer:
-        adopt_rounds(store, child, writer)
+        import_parent_rounds(store, child, writer)
         add_rounds(store, child, writer, 2)
     assert verify(store, "fork").damages == ()

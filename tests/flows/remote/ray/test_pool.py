@@ -362,7 +362,7 @@ from flows import ray_cluster, ray_pool
 from flows.errors import ClusterError
 from flows.remote.ray.cluster import RayCluster
 from flows.remote.ray.pool import RayPool
-from flows.round.shard_steps import persist
+from flows.round.shard_steps import retry_on_worker_death
 from pipeline.config import ClusterConfig, ReplicasConfig
 
 async def main():
@@ -373,7 +373,7 @@ async def main():
     cluster = RayCluster(ClusterConfig(address=given["address"], judge=config))
     pool = RayPool("judge", given["arguments"], given["created"], Path("log"), {}, config, 1, cluster, str)
     try:
-        await persist(lambda _again: pool.call("judge", **given["shard"]))
+        await retry_on_worker_death(lambda _again: pool.call("judge", **given["shard"]))
     except ClusterError as error:
         print(error)
     await pool.stop()

@@ -4,7 +4,7 @@ Starting ``rondo`` with its three workers imports torch four times, for seconds 
 that nothing is simulated: every command and every worker is a process of its own, with the pipes, the signals and the
 exit status that it has elsewhere.
 
-    python -m support.zygote SOCKET        the server
+    python -m support.forkserver SOCKET        the server
     python -IS LAUNCHER ...                what stands in for ``sys.executable``: asks the server, and mirrors the end
 
 A launcher that is killed takes its process with it; a process that ends by a signal ends its launcher by the same one.
@@ -67,7 +67,7 @@ class Done:
     stderr: str
 
 
-class Zygote:
+class ForkServer:
     """The client's side.
 
     Args:
@@ -118,7 +118,7 @@ class Command:
             self._connection.settimeout(timeout)
             code = self._connection.recv(64)
         out, err = (path.read_text() for path in self._outputs)
-        assert code, f"the zygote is gone: {err}"
+        assert code, f"the forkserver is gone: {err}"
         return Done(int(code), out, err)
 
     def kill(self) -> None:
@@ -127,7 +127,7 @@ class Command:
 
 
 @contextlib.contextmanager
-def zygote(directory: Path, environment: Mapping[str, str], prefix: Sequence[str] = ()) -> Iterator[Zygote]:
+def forkserver(directory: Path, environment: Mapping[str, str], prefix: Sequence[str] = ()) -> Iterator[ForkServer]:
     """A running server.
 
     Args:
@@ -135,19 +135,22 @@ def zygote(directory: Path, environment: Mapping[str, str], prefix: Sequence[str
         environment: variables of the server and of every command.
         prefix: a command that starts the server, such as ``unshare``.
     """
-    path = str(directory / "zygote")
+    path = str(directory / "forkserver")
     variables = {**environment, "RONDO_ZYGOTE_LAUNCHER": _write_launcher(directory, path)}
-    with (directory / "zygote.log").open("wb") as log:
+    with (directory / "forkserver.log").open("wb") as log:
         server = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "support.zygote", path], env=variables, stderr=log, stdin=subprocess.PIPE
+            [*prefix, sys.executable, "-m", "support.forkserver", path],
+            env=variables,
+            stderr=log,
+            stdin=subprocess.PIPE,
         )
     try:
         deadline = time.monotonic() + _START_SECONDS
         while not os.path.exists(path):  # it is bound when everything is imported
-            assert server.poll() is None, (directory / "zygote.log").read_text()
+            assert server.poll() is None, (directory / "forkserver.log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        yield Zygote(path, variables)
+        yield ForkServer(path, variables)
     finally:
         assert server.stdin is not None
         server.stdin.close()
