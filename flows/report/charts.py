@@ -62,7 +62,8 @@ def curves(title: str, rows: Sequence[Row], axes: Axes = Axes()) -> alt.LayerCha
     ys = [row[bound] for row in points for bound in ("low", "high") if row[bound] is not None]
     if axes.reference is not None:
         ys.append(axes.reference)
-    x = alt.X("x:Q").title(axes.x).scale(domain=_x_domain(xs), nice=False).axis(format="d", tickMinStep=1, tickCount=8)
+    x_axis = alt.Axis(format="d", tickCount=max(1, min(8, max(xs) - min(xs))))
+    x = alt.X("x:Q", title=axes.x, scale=alt.Scale(domain=_x_domain(xs), nice=False), axis=x_axis)
     y_scale = alt.Scale(domain=_y_domain(ys, axes.percent), nice=False, zero=False)
     y_axis = alt.Axis(tickCount=5, format=".4~%") if axes.percent else alt.Axis(tickCount=5)
     y = alt.Y(type="quantitative", title=axes.unit or None, scale=y_scale, axis=y_axis)
