@@ -18,6 +18,7 @@ from pipeline.dpo.losses import Objective, PreferenceBatch, exploration, nll, wp
 from pipeline.dpo.types import PreferenceGroup, UpdateSettings
 from pipeline.model.distributed import World, own_packs, world_of
 from pipeline.model.logprobs import pack_logps, sum_by_sequence
+from pipeline.model.model_config import length_boundaries
 from pipeline.packing.packing import Pack
 
 
@@ -62,7 +63,7 @@ def accumulate_gradient(
         NonFiniteError: a loss is not finite, on whichever rank.
     """
     world = world_of(model)
-    packs = own_packs(batch, settings.token_budget, world)
+    packs = own_packs(batch, settings.token_budget, world, length_boundaries(model.config))
     parts: list[StepOutcome] = []
     for pack in packs:
         members = [batch[index] for index in pack.groups] or [NOBODY]

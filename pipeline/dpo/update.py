@@ -31,8 +31,9 @@ from pipeline.dpo.optimizer import build_optimizer, learning_rate_factor
 from pipeline.dpo.preference_pool import PreferencePool
 from pipeline.dpo.state import load_optimizer, load_progress, load_state, save_optimizer, save_state
 from pipeline.dpo.types import PreferenceGroup, StepMetrics, UpdateResult, UpdateSettings
+from pipeline.model.check import check_model
 from pipeline.model.distributed import whole, world_of
-from pipeline.model.logprobs import check_context, check_model, sequence_logps
+from pipeline.model.logprobs import check_context, sequence_logps
 from pipeline.packing.attention import shared_prefix_attention
 from pipeline.records import content_id
 

@@ -11,7 +11,8 @@ import torch
 from pipeline.config import ImplicitJudge
 from pipeline.errors import JudgeError
 from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment, Verdict, judge_version, judgment_of
-from pipeline.model.logprobs import check_model, sequence_logps
+from pipeline.model.check import check_model
+from pipeline.model.logprobs import sequence_logps
 from pipeline.model.policy import load_policy, load_weights
 from pipeline.packing.packing import TokenGroup
 

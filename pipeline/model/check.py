@@ -1,0 +1,158 @@
+"""Whether a model can be trained exactly: a packed forward pass gives what each sequence gives alone.
+
+Asked before any work, and again, shortly, when an update opens.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+
+from pipeline.errors import RondoError, UnsupportedModelError
+from pipeline.model.distributed import reshard, world_of
+from pipeline.model.logprobs import output_head, pack_sums
+from pipeline.model.model_config import context_limits, length_boundaries, named_lengths, special_token_ids
+from pipeline.packing.attention import attention_of
+from pipeline.packing.packing import TokenGroup, pack_groups
+
+CLOSE, CLOSE_IN_HALF = 1e-3, 0.25
+"""Nats over the few tokens of a probe: float32 agrees to 1e-5, and half precision to 0.1."""
+
+PROBE_WORK = 3e12
+"""Most additions and multiplications that the probes of one length may take, times two: about a minute of a slow core.
+A length that would take more is not tried.
+"""
+
+LONGEST_PROBE = 8192
+"""Tokens. Plain attention holds a square of them for each head."""
+
+_TOKENS_COMPUTED = 8  # of the probes of a length, as multiples of it
+
+
+def check_model(model: Any) -> None:
+    """Compare a packed forward pass with the model's own on three short sequences.
+
+    This finds models whose attention cannot be replaced, or whose layers mix tokens in another way, and
+    models that change the logits after the projection in a way that is not handled here.
+
+    Raises:
+        UnsupportedModelError: the two differ.
+    """
+    _compare(model, _short_probe(model), None, "")
+
+
+def check_before_work(model: Any, context: int) -> list[str]:
+    """Compare packed sequences with the same ones alone, under plain attention, at each length that the type names.
+
+    Probes stand on both sides of a length, in one pack, together with a short one.
+
+    Args:
+        context: tokens of the longest sequence of the run. Lengths of at least as many change nothing.
+
+    Returns:
+        The lengths that were not tried, as this would take too long for a model of this size.
+
+    Raises:
+        UnsupportedModelError: the two differ, or the model cannot compute a pack at all.
+    """
+    remedy = "use another model"
+    _compare(model, _short_probe(model), "eager", remedy)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    longest = min(LONGEST_PROBE, int(PROBE_WORK / (2 * weights * _TOKENS_COMPUTED)))
+    untried = []
+    for length, name in sorted(named_lengths(model.config).items()):
+        if length >= min([context, *context_limits(model.config).values()]):
+            break
+        if length > longest:
+            untried.append(f"{name} {length}")
+            continue
+        _compare(model, _probe_around(model, length), "eager", f"set sampling.context to {length} ({name}) or less")
+    return untried
+
+
+def _compare(model: Any, groups: Sequence[TokenGroup], plain: Literal["eager"] | None, remedy: str) -> None:
+    model.eval()
+    weight = output_head(model).weight
+    budget = sum(group.packed_tokens for group in groups)
+    (pack,) = pack_groups(groups, budget, length_boundaries(model.config))
+    # Layers that are gathered in half precision compute in nothing else.
+    precision = world_of(model).precision
+    half = torch.autocast(weight.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    ordered = [groups[index] for index in pack.groups]
+    with _refusing(model), torch.no_grad(), half:
+        packed_S = pack_sums(model, pack, precision=precision)
+        own_S = _plain_sums(model, ordered)
+        if plain is not None:
+            with attention_of(model, plain):
+                own_S, sampled_S = _plain_sums(model, ordered), own_S
+            _check_close(model, own_S, sampled_S, f"its own attention and the plain one; {remedy}", CLOSE)
+    reshard(model)
+    exact = precision == "float32" and weight.dtype in (torch.float32, torch.float64)
+    longest = max(group.longest_sequence for group in groups)
+    what = (
+        f"a packed and a plain forward pass of at most {longest} tokens: its attention cannot be replaced, its layers "
+        "mix tokens in another way or look at the whole pass, or it changes its logits after the projection; "
+        f"{remedy or 'use another model'}"
+    )
+    _check_close(model, packed_S, own_S, what, CLOSE if exact else CLOSE_IN_HALF)
+
+
+def _check_close(model: Any, one_S: torch.Tensor, other_S: torch.Tensor, between: str, tolerance: float) -> None:
+    difference = (one_S - other_S).abs().max().item()
+    if not difference <= tolerance:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} gives log-probabilities that differ by {difference:.3g} nats between {between}"
+        )
+
+
+@contextmanager
+def _refusing(model: Any) -> Iterator[None]:
+    """What a type raises when it is given a pack says that it cannot take one."""
+    try:
+        yield
+    except (RondoError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot compute several sequences in one forward pass "
+            f"({type(error).__name__}: {reason}): use another model"
+        ) from error
+
+
+def _short_probe(model: Any) -> list[TokenGroup]:
+    top = output_head(model).weight.shape[0] - 1
+    candidates = [[top // 2, top // 3, 1], [top // 5, top], [0, top // 2, top // 2]]
+    return [TokenGroup("probe", [top, 1, 0], candidates)]
+
+
+def _probe_around(model: Any, length: int) -> list[TokenGroup]:
+    """A prompt with answers that end at the length, one and four tokens beyond it, and a short prompt beside it.
+
+    Four, as the token that leaves a sliding window is first missed two tokens later.
+    """
+    special = special_token_ids(model.config)
+    ids = [token for token in range(output_head(model).weight.shape[0]) if token not in special]
+    limit = min(context_limits(model.config).values(), default=length + 4)
+    prompt = _any_of(ids, max(1, length - 2), length)
+    ends = [end for end in (length, length + 1, length + 4) if end <= limit]
+    around = TokenGroup("probe", prompt, [_any_of(ids, end - len(prompt), end) for end in ends])
+    return [around, TokenGroup("short probe", ids[-2:], [ids[:2]])]
+
+
+def _any_of(ids: Sequence[int], count: int, seed: int) -> list[int]:
+    drawn = torch.randint(len(ids), (count,), generator=torch.Generator().manual_seed(seed))
+    return [ids[place] for place in drawn.tolist()]
+
+
+def _plain_sums(model: Any, groups: Sequence[TokenGroup]) -> torch.Tensor:
+    """Log-probability of each candidate, in nats, one sequence at a time."""
+    sums = []
+    for group in groups:
+        for candidate in group.candidate_token_ids:
+            ids = torch.tensor([[*group.prompt_token_ids, *candidate]], device=model.device)
+            logits = model(input_ids=ids, use_cache=False).logits[0, len(group.prompt_token_ids) - 1 : -1].float()
+            logps = torch.log_softmax(logits, dim=-1).gather(1, ids[0, len(group.prompt_token_ids) :, None])
+            sums.append(logps.sum())
+    return torch.stack(sums)
