@@ -44,7 +44,7 @@ class TrainerWorker(Worker):
 
         model, tokenizer = load_policy(config.path, device="cpu", revision=config.revision)
         context = choose_context(config.path, self.recipe.sampling.context, revision=config.revision)
-        untried = check_before_work(model, context)
+        untried = check_before_work(model, context, self.recipe.update.token_budget)
         check_engine(self.recipe.sampling.engine, model, context)
         with checkpoints.stage_directory(self.store, self.run, 0, "checkpoint") as staged:
             save_policy(model, tokenizer, staged.path)

@@ -5,7 +5,7 @@ Asked before any work, and again, shortly, when an update opens.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -27,7 +27,8 @@ A length that would take more is not tried.
 LONGEST_PROBE = 8192
 """Tokens. Plain attention holds a square of them for each head."""
 
-_TOKENS_COMPUTED = 8  # of the probes of a length, as multiples of it
+_TOKENS_COMPUTED = 12  # of the probes of a length, as multiples of it
+_PROMPT = 32  # tokens of a prompt in a pack of many
 
 
 def check_model(model: Any) -> None:
@@ -39,16 +40,18 @@ def check_model(model: Any) -> None:
     Raises:
         UnsupportedModelError: the two differ.
     """
-    _compare(model, _short_probe(model), None, "")
+    _compare(model, _short_probe(model))
 
 
-def check_before_work(model: Any, context: int) -> list[str]:
+def check_before_work(model: Any, context: int, token_budget: int) -> list[str]:
     """Compare packed sequences with the same ones alone, under plain attention, at each length that the type names.
 
-    Probes stand on both sides of a length, in one pack, together with a short one.
+    A pack of short sequences is made longer than the length, as a type may look at the pass rather than at a sequence;
+    and sequences on both sides of it share a pack.
 
     Args:
-        context: tokens of the longest sequence of the run. Lengths of at least as many change nothing.
+        context: tokens of the longest sequence of the run; one that is shorter than a length is never changed by it.
+        token_budget: tokens of the longest pack.
 
     Returns:
         The lengths that were not tried, as this would take too long for a model of this size.
@@ -56,22 +59,36 @@ def check_before_work(model: Any, context: int) -> list[str]:
     Raises:
         UnsupportedModelError: the two differ, or the model cannot compute a pack at all.
     """
-    remedy = "use another model"
-    _compare(model, _short_probe(model), "eager", remedy)
+    _compare(model, _short_probe(model), plainly=True)
     weights = sum(parameter.numel() for parameter in model.parameters())
     longest = min(LONGEST_PROBE, int(PROBE_WORK / (2 * weights * _TOKENS_COMPUTED)))
+    longest_sequence = min([context, *context_limits(model.config).values()])
     untried = []
     for length, name in sorted(named_lengths(model.config).items()):
-        if length >= min([context, *context_limits(model.config).values()]):
+        if length >= max(longest_sequence, token_budget):
             break
         if length > longest:
             untried.append(f"{name} {length}")
             continue
-        _compare(model, _probe_around(model, length), "eager", f"set sampling.context to {length} ({name}) or less")
+        if length < token_budget:
+            with _advising(f"packs of at most {length} tokens ({name}) agree: set update.token_budget to {length}"):
+                _compare(model, _probes_beyond(model, length, longest_sequence), plainly=True)
+        if length < longest_sequence:
+            with _advising(f"sequences of at most {length} tokens ({name}) agree: set sampling.context to {length}"):
+                _compare(model, _probes_around(model, length), plainly=True)
     return untried
 
 
-def _compare(model: Any, groups: Sequence[TokenGroup], plain: Literal["eager"] | None, remedy: str) -> None:
+@contextmanager
+def _advising(remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{error}; {remedy} or less") from error
+
+
+def _compare(model: Any, groups: Sequence[TokenGroup], *, plainly: bool = False) -> None:
+    """Compare a pack of these groups with each sequence alone; ``plainly``, with eager attention and with its own."""
     model.eval()
     weight = output_head(model).weight
     budget = sum(group.packed_tokens for group in groups)
@@ -79,23 +96,24 @@ def _compare(model: Any, groups: Sequence[TokenGroup], plain: Literal["eager"] |
     # Layers that are gathered in half precision compute in nothing else.
     precision = world_of(model).precision
     half = torch.autocast(weight.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    exact = precision == "float32" and weight.dtype in (torch.float32, torch.float64)
+    tolerance = CLOSE if exact else CLOSE_IN_HALF
     ordered = [groups[index] for index in pack.groups]
     with _refusing(model), torch.no_grad(), half:
         packed_S = pack_sums(model, pack, precision=precision)
-        own_S = _plain_sums(model, ordered)
-        if plain is not None:
-            with attention_of(model, plain):
-                own_S, sampled_S = _plain_sums(model, ordered), own_S
-            _check_close(model, own_S, sampled_S, f"its own attention and the plain one; {remedy}", CLOSE)
+        alone_S = _plain_sums(model, ordered)
+        if plainly:
+            own_S = alone_S
+            with attention_of(model, "eager"):
+                alone_S = _plain_sums(model, ordered)
+            _check_close(model, alone_S, own_S, "its own attention, which samples, and the plain one", tolerance)
     reshard(model)
-    exact = precision == "float32" and weight.dtype in (torch.float32, torch.float64)
-    longest = max(group.longest_sequence for group in groups)
     what = (
-        f"a packed and a plain forward pass of at most {longest} tokens: its attention cannot be replaced, its layers "
-        "mix tokens in another way or look at the whole pass, or it changes its logits after the projection; "
-        f"{remedy or 'use another model'}"
+        f"a packed and a plain forward pass of {len(pack.input_ids_T)} tokens: its attention cannot be replaced, its "
+        "layers mix tokens in another way or look at the whole pass, or it changes its logits after the projection; "
+        "use another model"
     )
-    _check_close(model, packed_S, own_S, what, CLOSE if exact else CLOSE_IN_HALF)
+    _check_close(model, packed_S, alone_S, what, tolerance)
 
 
 def _check_close(model: Any, one_S: torch.Tensor, other_S: torch.Tensor, between: str, tolerance: float) -> None:
@@ -127,18 +145,30 @@ def _short_probe(model: Any) -> list[TokenGroup]:
     return [TokenGroup("probe", [top, 1, 0], candidates)]
 
 
-def _probe_around(model: Any, length: int) -> list[TokenGroup]:
+def _probes_beyond(model: Any, length: int, longest_sequence: int) -> list[TokenGroup]:
+    """Short prompts with an answer of two tokens, in all of more tokens than the length."""
+    size = max(1, min(_PROMPT, length - 2, longest_sequence - 2))
+    ids, count = _plain_ids(model), length // (size + 1) + 1  # the last token of an answer is no input
+    return [TokenGroup(f"probe {row}", _any_of(ids, size, row), [_any_of(ids, 2, row)]) for row in range(count)]
+
+
+def _probes_around(model: Any, length: int) -> list[TokenGroup]:
     """A prompt with answers that end at the length, one and four tokens beyond it, and a short prompt beside it.
 
     Four, as the token that leaves a sliding window is first missed two tokens later.
     """
-    special = special_token_ids(model.config)
-    ids = [token for token in range(output_head(model).weight.shape[0]) if token not in special]
+    ids = _plain_ids(model)
     limit = min(context_limits(model.config).values(), default=length + 4)
     prompt = _any_of(ids, max(1, length - 2), length)
     ends = [end for end in (length, length + 1, length + 4) if end <= limit]
     around = TokenGroup("probe", prompt, [_any_of(ids, end - len(prompt), end) for end in ends])
     return [around, TokenGroup("short probe", ids[-2:], [ids[:2]])]
+
+
+def _plain_ids(model: Any) -> list[int]:
+    """Tokens that stand for text, in types that say which do not."""
+    special = special_token_ids(model.config)
+    return [token for token in range(output_head(model).weight.shape[0]) if token not in special]
 
 
 def _any_of(ids: Sequence[int], count: int, seed: int) -> list[int]:
