@@ -9,10 +9,10 @@
     ├── RunExistsError (FileExistsError)     the run is already there
     ├── RunNotFoundError (LookupError)       no such run
     ├── NotCommittedError (LookupError)      no commit of that stage in that round
-    ├── ReleasedFileError (LookupError)      a file that was removed on purpose
+    ├── DroppedFileError (LookupError)      a file that was removed on purpose
     ├── RunBusyError (RuntimeError)          another process writes to the run
     ├── RunHasForksError (RuntimeError)      other runs name its files
-    ├── CorruptEntryError (ValueError)       a log entry, summary or manifest is damaged
+    ├── CorruptEntryError (ValueError)       a log entry, snapshot or manifest is damaged
     ├── DamagedFileError (ValueError)        a data file is missing, or not the one that was committed
     ├── QueryError (ValueError)              a wrong SQL expression
     ├── UnsupportedStoreError (ValueError)   a root that the store cannot be kept on
@@ -51,7 +51,7 @@ class NotCommittedError(StoreError, LookupError):
     """Nothing was committed for that stage in that round."""
 
 
-class ReleasedFileError(StoreError, LookupError):
+class DroppedFileError(StoreError, LookupError):
     """A file that was committed, and that its run has given up since: its bytes were removed on purpose."""
 
 
@@ -64,7 +64,7 @@ class RunHasForksError(StoreError, RuntimeError):
 
 
 class CorruptEntryError(StoreError, ValueError):
-    """A log entry, summary or manifest is not what was written."""
+    """A log entry, snapshot or manifest is not what was written."""
 
 
 class DamagedFileError(StoreError, ValueError):

@@ -135,8 +135,8 @@ def doctor(root: Root = DEFAULT_ROOT, json: Json = False) -> None:
 def _print_verification(found: Verification) -> None:
     rows = [{"round": damage.round, "problem": damage.problem, "meaning": damage.meaning} for damage in found.damages]
     read = f"{found.files} files, {decimal(found.bytes)} read again"
-    if found.released:
-        read += f"; {found.released} files were removed on purpose"
+    if found.dropped:
+        read += f"; {found.dropped} files were removed on purpose"
     if not rows:
         typer.echo(f"run '{found.run}' is as it was committed: {read}")
         return

@@ -23,7 +23,7 @@ def local_policy(store: Store, run: Run, round: int, scratch: Path) -> Path:
 
     Raises:
         NotCommittedError: the round has no checkpoint.
-        ReleasedFileError: its files were removed on purpose.
+        DroppedFileError: its files were removed on purpose.
         DamagedFileError: they are not what was committed.
     """
     files = checkpoint_files(run, round)

@@ -188,7 +188,7 @@ class Session:
 
     def interrupted_update(self, round: int, inputs: str) -> Entry | None:
         """The newest state that an update of these inputs left, where it was interrupted."""
-        released = self.run.released
+        released = self.run.dropped
         states = self.run.entries(round=round, stage="update_state")
         mine = (entry for entry in states if (entry.meta.get("of"), entry.meta.get("format")) == (inputs, STATE_FORMAT))
         left = (entry for entry in mine if not any(file.path in released for file in entry.files))
@@ -205,14 +205,14 @@ class Session:
         meta = {"of": inputs, "format": STATE_FORMAT, **given}
         kept = self.writer.commit(Key(round, "update_state", step, key), files, meta)
         if before is not None and kept.number > before.number:
-            self.writer.release(before.files, "superseded by those of a later step")
+            self.writer.drop(before.files, "superseded by those of a later step")
 
     def release_states(self, round: int) -> None:
         """Gives up the states of an update that is done."""
         states = self.run.entries(round=round, stage="update_state")
         if states:
             files = [file for entry in states for file in entry.files]
-            self.writer.release(files, "superseded by the round's checkpoint")
+            self.writer.drop(files, "superseded by the round's checkpoint")
 
     def judge_policies(self, place: int, number: int) -> JudgePolicies | None:
         """The policies that a judge compares when it judges answers of a round; None where it compares none."""

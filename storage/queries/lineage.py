@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from storage.log.releases import Parent, forks, parents
 from storage.log.run import Run
 from storage.log.store import Store
+from storage.log.tombstones import Parent, forks, parents
 
 
 def lineage(store: Store, name: str | None = None) -> list[dict[str, Any]]:
@@ -36,8 +36,8 @@ def _first(known: dict[str, Parent | None], name: str) -> str:
 
 
 def _describe(run: Run, parent: Parent | None, known: dict[str, Parent | None]) -> dict[str, Any]:
-    released = run.released
-    releases = {entry.number: entry for entry in released.values()}
+    dropped = run.dropped
+    tombstones = {entry.number: entry for entry in dropped.values()}
     return {
         "run": run.name,
         "parent": None if parent is None else {"run": parent[0], "round": parent[1]},
@@ -53,14 +53,14 @@ def _describe(run: Run, parent: Parent | None, known: dict[str, Parent | None]) 
                 "files": [file.path for file in entry.files],
                 "bytes": sum(file.bytes for file in entry.files),
             }
-            for _, entry in sorted(releases.items())
+            for _, entry in sorted(tombstones.items())
         ],
     }
 
 
 def _describe_round(run: Run, number: int, parent: Parent | None) -> dict[str, Any]:
     entry, weights = run.round_entry(number), run.files(number, "checkpoint")
-    there = not any(file.path in run.released for file in weights) if weights else None
+    there = not any(file.path in run.dropped for file in weights) if weights else None
     return {
         "round": number,
         "finished": entry.time,

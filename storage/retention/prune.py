@@ -12,9 +12,9 @@ from typing import Any
 
 from storage.errors import CorruptEntryError, RunBusyError, RunHasForksError, StoreError
 from storage.log.manifest import Entry, FileRef
-from storage.log.releases import forks, needed_by_forks, parents
 from storage.log.run import Run
 from storage.log.store import Store
+from storage.log.tombstones import forks, needed_by_forks, parents
 from storage.objects import layout
 from storage.verify.resume_check import base_of, is_adapter, sampling_rounds, staleness_of
 
@@ -57,11 +57,11 @@ class Pruning:
 
 def rounds_with_weights(run: Run) -> list[int]:
     """The finished rounds whose weights are there."""
-    released = run.released
+    dropped = run.dropped
     return [
         number
         for number in run.finished
-        if (files := run.files(number, "checkpoint")) and not any(file.path in released for file in files)
+        if (files := run.files(number, "checkpoint")) and not any(file.path in dropped for file in files)
     ]
 
 
@@ -83,7 +83,7 @@ def plan_pruning(store: Store, run: Run, keep: Collection[int]) -> Pruning:
     kept_paths = {file.path for entry in kept for file in entry.files}
     for number in {entry.round for entry in kept if is_adapter(entry.files)}:
         kept_paths |= {file.path for file in base_of(run, number)}
-    needed, taken = needed_by_forks(store.objects, run.name), set(run.released)
+    needed, taken = needed_by_forks(store.objects, run.name), set(run.dropped)
     removals, for_forks = [], set()
     for entry in sorted(entries, key=lambda entry: (entry.round, entry.number)):
         paths = {file.path for file in entry.files}
@@ -107,7 +107,7 @@ def prune(store: Store, run: Run, keep: Collection[int]) -> Pruning:
     """
     with run.writer(meta={_PURPOSE: "prune"}) as writer:
         planned = plan_pruning(store, run, keep)
-        writer.release([file for removal in planned.removals for file in removal.files], PRUNED)
+        writer.drop([file for removal in planned.removals for file in removal.files], PRUNED)
     return planned
 
 
@@ -161,7 +161,7 @@ def create_fork(
 
     Raises:
         RunBusyError: the parent is being pruned or deleted.
-        ReleasedFileError: the weights of that round, or what else is needed, were removed on purpose.
+        DroppedFileError: the weights of that round, or what else is needed, were removed on purpose.
         Others as for :meth:`storage.log.store.Store.create_run`.
     """
     needed = [*parent.files(round, "checkpoint"), *needed]

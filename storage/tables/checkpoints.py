@@ -19,9 +19,9 @@ from storage.errors import (
     MissingObjectError,
 )
 from storage.log.manifest import FORMAT, FileRef, seal, unseal
-from storage.log.releases import why_missing
 from storage.log.run import put_once
 from storage.log.store import Store
+from storage.log.tombstones import why_missing
 from storage.objects import durable, layout
 from storage.tables.shards import check_size
 
@@ -65,7 +65,7 @@ def local_directory(store: Store, files: Sequence[FileRef], cache: Path, *, veri
 
     Raises:
         DamagedFileError: a file is missing, is not the one that was committed, or was added since.
-        ReleasedFileError: the files were removed on purpose.
+        DroppedFileError: the files were removed on purpose.
     """
     base = _base(files)
     local = store.objects.local_path(base)

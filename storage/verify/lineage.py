@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from storage.errors import StoreError
 from storage.log.manifest import Entry
-from storage.log.releases import parent_of
 from storage.log.run import Run
 from storage.log.store import Store
+from storage.log.tombstones import parent_of
 from storage.objects import layout
 from storage.tables.checkpoints import weights_digest
 from storage.verify.damage import Damage

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 
 from storage.errors import CorruptEntryError, DamagedFileError, StoreError
 from storage.log.manifest import FileRef
-from storage.log.releases import why_missing
 from storage.log.run import Run
 from storage.log.store import Store
+from storage.log.tombstones import why_missing
 from storage.tables.shards import PARQUET_ERRORS
 
 CARRIED_STAGES = ("checkpoint", "probe", "optimizer", "ema", "eval_candidates", "eval_judgments")
@@ -32,13 +32,13 @@ class Checked:
     Attributes:
         problem: what is wrong with it; None where it is as it was committed, or was removed on purpose.
         columns: the schema of a table, as text.
-        released: whether it was removed on purpose.
+        dropped: whether it was removed on purpose.
     """
 
     file: FileRef
     problem: str | None = None
     columns: str | None = None
-    released: bool = False
+    dropped: bool = False
 
 
 def inputs_of_next_round(run: Run, number: int, staleness: int) -> list[FileRef]:
@@ -116,7 +116,7 @@ def check_inputs(
 
     Raises:
         DamagedFileError: a file is damaged; the message names the newest good checkpoint, and the way on from it.
-        ReleasedFileError: weights that the next round needs were removed on purpose.
+        DroppedFileError: weights that the next round needs were removed on purpose.
     """
     staleness = staleness_of(run) if staleness is None else staleness
     finished = run.finished
@@ -124,11 +124,11 @@ def check_inputs(
     last = number if number is not None else (finished[-1] if finished else None)
     if last is not None:
         files += inputs_of_next_round(run, last, staleness)
-    released = run.released
+    dropped = run.dropped
     if last is not None:
         run.check_kept(weights_of_next_round(run, last, staleness, unread))
     checked: dict[str, Checked] = {}
-    problems = list(_problems(store, [file for file in files if file.path not in released], checked))
+    problems = list(_problems(store, [file for file in files if file.path not in dropped], checked))
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise DamagedFileError(f"run '{run.name}' cannot go on: {problems[0]}{more}; {way_on(store, run, checked)}")
@@ -147,16 +147,16 @@ def way_on(store: Store, run: Run, checked: dict[str, Checked] | None = None) ->
 
 def newest_good_checkpoint(store: Store, run: Run, checked: dict[str, Checked]) -> int | None:
     """The newest finished round with all that a next one needs; what is checked already is not read again."""
-    released = run.released
+    dropped = run.dropped
     for number in reversed(run.finished):
         try:
             files = inputs_of_next_round(run, number, staleness_of(run))
         except StoreError:
             continue
         weights = run.files(number, "checkpoint")
-        if any(file.path in released for file in files) or not weights:
+        if any(file.path in dropped for file in files) or not weights:
             continue
-        if not any(_problems(store, files, checked)) and not any(checked[file.path].released for file in files):
+        if not any(_problems(store, files, checked)) and not any(checked[file.path].dropped for file in files):
             return number
     return None
 
@@ -173,7 +173,7 @@ def check_file(store: Store, file: FileRef) -> Checked:
         size = store.objects.size(file.path)
         if size is None:
             gone = why_missing(store.objects, [file]) is not None
-            return Checked(file, None if gone else f"{file.path} is missing", released=gone)
+            return Checked(file, None if gone else f"{file.path} is missing", dropped=gone)
         if size != file.bytes:
             return Checked(file, f"{file.path} has {size} bytes, and was committed with {file.bytes}")
         if _digest(store, file) != file.sha256:

@@ -30,7 +30,7 @@ class Verification:
         rounds: the finished rounds that can be listed.
         good: those of which everything is intact.
         newest_checkpoint: the newest round that can be gone on from.
-        released: how many files were removed on purpose.
+        dropped: how many files were removed on purpose.
         files, bytes: how many were read.
     """
 
@@ -39,7 +39,7 @@ class Verification:
     good: tuple[int, ...]
     newest_checkpoint: int | None
     damages: tuple[Damage, ...]
-    released: int
+    dropped: int
     files: int
     bytes: int
 
@@ -56,11 +56,11 @@ def verify(store: Store, name: str, progress: Progress | None = None) -> Verific
     damages = check_log(store.objects, name)
     try:
         run = Run(store.objects, name, intact_part=True)
-        released = run.released
+        dropped = run.dropped
     except StoreError:
         return Verification(name, (), (), None, tuple(damages), 0, 0, 0)
     commits, unreadable = _commits(run)
-    refs = {file.path: (file, entry) for entry in commits for file in entry.files if file.path not in released}
+    refs = {file.path: (file, entry) for entry in commits for file in entry.files if file.path not in dropped}
     checked = _read(store, [file for file, _ in refs.values()], progress)
     for path, found in checked.items():
         if found.problem is not None:
@@ -75,7 +75,7 @@ def verify(store: Store, name: str, progress: Progress | None = None) -> Verific
         tuple(number for number in rounds if number not in bad),
         newest_good_checkpoint(store, run, checked),
         tuple(damages),
-        len(released) + sum(found.released for found in checked.values()),
+        len(dropped) + sum(found.dropped for found in checked.values()),
         len(checked),
         sum(found.file.bytes for found in checked.values()),
     )

@@ -254,7 +254,7 @@ def test_the_state_that_an_earlier_version_saved_is_left_alone() -> None:
         assert found is not None
         assert found.files != old.files
         session.release_states(1)
-        assert {*run.released} == {file.path for file in (*old.files, *found.files)}
+        assert {*run.dropped} == {file.path for file in (*old.files, *found.files)}
 
 
 def test_what_rounds_are_compared_with_is_found_again_as_it_is() -> None:

@@ -19,7 +19,7 @@ from storage.errors import (
     RunNotFoundError,
     UnsupportedStoreError,
 )
-from storage.log.manifest import Entry, Key, digest_of, encode_entry
+from storage.log.manifest import Entry, Key, digest_of, encode_entry, seal, unseal
 from storage.log.store import Store
 from storage.objects import layout
 from storage.objects.objects import Objects
@@ -93,7 +93,7 @@ def test_shards_in_order_and_latest_inputs_win(store: Store) -> None:
 
 
 def test_inputs_that_come_back_are_the_newest_again(store: Store) -> None:
-    """Of two shards, the first with inputs x, y, x again and again, also for a reader that begins at a summary."""
+    """Of two shards, the first with inputs x, y, x again and again, also for a reader that begins at a snapshot."""
     run = store.create_run("a", {})
     keys = {inputs: Key(2, "candidates", 0, inputs) for inputs in ("x", "y")}
     with run.writer() as writer:
@@ -116,6 +116,37 @@ def test_inputs_that_come_back_are_the_newest_again(store: Store) -> None:
         assert writer.renew(run.entries(2)[0]) == run.entries(2)[0]
     assert len(run.entries(2, "candidates")) == 3 + 3
     assert [entry.key for entry in run.work(2, "candidates")] == [*keys.values(), Key(2, "candidates", 1)]
+
+
+def test_renewals_of_version_0_1_0_count_as_before() -> None:
+    """A log with "+" in its inputs: the renewed commit is the newest, is no work of its own, and is renewed again."""
+    store = Store.open("memory://")
+    run = store.create_run("a", {})
+    table = {name: write_table(store, "a", 1, "candidates", pa.table({"x": [name]}), 0) for name in ("x", "y")}
+    with run.writer() as writer:
+        for inputs, renewal in (("x", 0), ("y", 0), ("x", 3)):
+            writer.commit(Key(1, "candidates", 0, inputs, renewal), [table[inputs]])
+    parent = None
+    for key in store.objects.keys("runs/a/log"):  # the same log, as version 0.1.0 wrote it
+        value = unseal(store.objects.read(key)) | {"parent": parent}
+        if value["key"] is not None and "renewal" in value["key"]:
+            value["key"]["inputs"] += f"+{value['key'].pop('renewal')}"
+        store.objects.delete([key])
+        store.objects.create(key, data := seal(value, "an entry"))
+        parent = digest_of(data)
+    assert '"inputs":"x+3"' in store.objects.read("runs/a/log/0000000004.json").decode()
+    old = store.run("a")
+    assert [entry.key.renewal for entry in old.entries() if entry.key] == [0, 0, 3]
+    assert old.files(1, "candidates") == [table["x"]]
+    assert [entry.number for entry in old.work(1)] == [2, 3]
+    with old.writer() as writer:
+        (x, y, renewed) = old.entries()
+        assert writer.renew(x) == x, "its renewal is the newest"
+        again = writer.renew(y)
+        assert (again.key, again.files) == (Key(1, "candidates", 0, "y", 4), y.files)
+        assert writer.renew(renewed).key == Key(1, "candidates", 0, "x", again.number)
+        writer.finish_round(1, {})
+    assert store.run("a").files(1, "candidates") == [table["x"]]
 
 
 def test_a_whole_stage_is_the_newest_again_after_its_shards(store: Store) -> None:
@@ -432,23 +463,23 @@ def test_a_round_that_nobody_has_finished_is_damage(store: Store) -> None:
         store.run("a")
 
 
-def test_damaged_summaries_are_built_again(store: Store, tmp_path: Path) -> None:
+def test_damaged_snapshots_are_built_again(store: Store, tmp_path: Path) -> None:
     small_run(store)
     seen = contents(store, tmp_path / "a")
-    summaries = store.objects.keys("runs/small/summaries")
-    assert len(summaries) == 2
-    intact = [store.objects.read(key) for key in summaries]
+    snapshots = store.objects.keys("runs/small/summaries")
+    assert len(snapshots) == 2
+    intact = [store.objects.read(key) for key in snapshots]
     for damaged in ([0], [1], [0, 1]):
         for index in damaged:
-            store.objects.delete([summaries[index]])
-            store.objects.create(summaries[index], intact[index][:-7] + b"x" + intact[index][-6:])
+            store.objects.delete([snapshots[index]])
+            store.objects.create(snapshots[index], intact[index][:-7] + b"x" + intact[index][-6:])
         assert contents(store, tmp_path / "a") == seen
         for index in damaged:
-            store.objects.delete([summaries[index]])
+            store.objects.delete([snapshots[index]])
         assert contents(store, tmp_path / "a") == seen
         with store.run("small").writer():
             pass
-        assert [store.objects.read(key) for key in summaries] == intact
+        assert [store.objects.read(key) for key in snapshots] == intact
 
 
 def test_a_run_stays_paused_until_a_writer_ends_the_pause(store: Store) -> None:

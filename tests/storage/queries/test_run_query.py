@@ -224,7 +224,7 @@ def test_a_run_is_opened_with_one_read_a_round_whatever_its_shards(local: Store)
         run = Store(local.root, counting).run(name)
         assert len(run.rounds()) == rounds
         reads[rounds, shards] = len(counting.read_keys)
-    # The header, a summary for each round, and the entry that closes the session.
+    # The header, a snapshot for each round, and the entry that closes the session.
     assert reads == {(3, 2): 5, (3, 20): 5, (6, 2): 8}
 
 

@@ -77,9 +77,9 @@ def test_a_whole_run(store: Store) -> None:
     found = verify(store, "kept")
     assert found.damages == ()
     assert (found.rounds, found.good, found.newest_checkpoint) == ((0, 1, 2), (0, 1, 2), 2)
-    assert found.released == 3 * 3, "checkpoint, optimizer and average of round 1, three files each"
+    assert found.dropped == 3 * 3, "checkpoint, optimizer and average of round 1, three files each"
     named = {file.path for entry in run.entries() for file in entry.files}
-    assert found.files == len(named) - found.released
+    assert found.files == len(named) - found.dropped
 
 
 def test_progress_ends_with_all_bytes(kept: Store) -> None:
@@ -167,21 +167,21 @@ def test_every_log_entry(kept: Store, how: str) -> None:
 
 
 def test_what_a_lost_entry_means(tmp_path: Path) -> None:
-    """What a later summary holds costs no round; what none holds yet costs all that comes after it."""
+    """What a later snapshot holds costs no round; what none holds yet costs all that comes after it."""
     store = Store.open(tmp_path)
     run = kept_run(store, "kept", 3)
     prune(store, run, ())
     with run.writer() as writer:
-        add_rounds(store, run, writer, 4)  # its summary knows of the release
+        add_rounds(store, run, writer, 4)  # its snapshot knows of the tombstone
         add_table(store, run, writer, 5, "candidates", {"policy": run.rounds()[-1].meta["policy"]}, 0)
     keys = {}
     for key in store.objects.keys(layout.log_prefix("kept")):
         keys.setdefault(decode(store, key).kind, []).append(key)
     for key, meaning, spoils, round in (
         (keys["run"][0], "the recipe is lost", True, 0),
-        (keys["commit"][0], "a later summary holds what it said of the rounds", False, 0),
-        (keys["release"][0], "what it released is not known any more", False, 4),
-        (keys["round"][3], "a later summary holds what it said of the rounds", False, 3),
+        (keys["commit"][0], "a later snapshot holds what it said of the rounds", False, 0),
+        (keys["release"][0], "what it dropped is not known any more", False, 4),
+        (keys["round"][3], "a later snapshot holds what it said of the rounds", False, 3),
         (keys["commit"][-1], "run 'kept' cannot be opened for writing", True, None),
     ):
         with damaged(store, key, "delete"):
@@ -196,9 +196,9 @@ def decode(store: Store, key: str) -> Entry:
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_every_summary(kept: Store, how: str) -> None:
+def test_every_snapshot(kept: Store, how: str) -> None:
     """It spoils no round, for the log has it all."""
-    keys = kept.objects.keys(layout.summaries_prefix("kept"))
+    keys = kept.objects.keys(layout.snapshots_prefix("kept"))
     for number, key in enumerate(keys):
         with damaged(kept, key, how, keys[number - 1]):
             found = verify(kept, "kept")
@@ -209,10 +209,10 @@ def test_every_summary(kept: Store, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_a_writer_makes_damaged_summaries_again(tmp_path: Path, how: str) -> None:
+def test_a_writer_makes_damaged_snapshots_again(tmp_path: Path, how: str) -> None:
     store = Store.open(tmp_path)
     kept_run(store, "kept", 2)
-    keys = store.objects.keys(layout.summaries_prefix("kept"))
+    keys = store.objects.keys(layout.snapshots_prefix("kept"))
     intact = [store.objects.read(key) for key in keys]
     for key in keys:
         with damaged(store, key, how, next(other for other in keys if other != key)):
@@ -325,7 +325,7 @@ def test_policies_that_may_be_meant(
     """Of all policies of a run these may have sampled, or be the reference, by what the rounds say of who sampled."""
     store = Store.open(tmp_path)
     run = kept_run(store, "kept", 4)
-    known = [summary.meta["policy"] for summary in run.rounds()]
+    known = [snapshot.meta["policy"] for snapshot in run.rounds()]
     # There are no answers of earlier policies in this run: another table is taken for them.
     taken = "judgments" if stage in ("baseline_candidates", "initial_candidates") else stage
     field = "reference" if stage == "checkpoint" else "policy"
@@ -390,7 +390,7 @@ def rewrite(store: Store, run: Run, change: Callable[[Entry], Entry]) -> None:
         data = encode_entry(entry)
         write(store, {key: b""}, {key: data})
         parent = digest_of(data)
-    store.objects.delete(store.objects.keys(layout.summaries_prefix(run.name)))
+    store.objects.delete(store.objects.keys(layout.snapshots_prefix(run.name)))
     with store.run(run.name).writer():
         pass
 
@@ -458,11 +458,11 @@ def test_no_run(kept: Store) -> None:
         verify(kept, "../runs/kept")
 
 
-def test_an_older_run_without_releases(tmp_path: Path) -> None:
-    """The log of a run that never released anything has no trace of releases, and opens as ever."""
+def test_an_older_run_without_tombstones(tmp_path: Path) -> None:
+    """The log of a run that never dropped anything has no trace of tombstones, and opens as ever."""
     store = Store.open(tmp_path)
     run = kept_run(store, "kept", 1)
-    assert run.released == {}
+    assert run.dropped == {}
     child = create_fork(store, run, 1, "fork", {})
     assert child.header["parent"] == {"run": "kept", "round": 1}
     with child.writer() as writer:

@@ -1,12 +1,12 @@
 """Files that a run has given up: which bytes may go, and what a reader is told who comes too late.
 
-A release is published first and the bytes are removed afterwards. A fork names its parent's files, so the bytes of a
+A tombstone is published first and the bytes are removed afterwards. A fork names its parent's files, so the bytes of a
 run's file stay as long as a fork of it, or a fork of that, names them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from storage.errors import CorruptEntryError, ReleasedFileError, StoreError
+from storage.errors import CorruptEntryError, DroppedFileError, StoreError
 from storage.log.log import Log
 from storage.log.manifest import Entry, FileRef, decode_entry
 from storage.objects import layout
@@ -75,9 +75,9 @@ def has_begun(fork: Log, round: int) -> bool:
 
 def named(log: Log, last: int | None = None) -> set[str]:
     """The paths that a run's log names in rounds up to ``last``, or in all, without those that it has given up."""
-    commits = [entry for summary in log.summaries() for entry in summary.commits] + list(log.pending.values())
+    commits = [entry for snapshot in log.snapshots() for entry in snapshot.commits] + list(log.pending.values())
     paths = {file.path for entry in commits if last is None or entry.round <= last for file in entry.files}
-    return paths - log.released.keys()
+    return paths - log.dropped.keys()
 
 
 def remove(objects: Objects, paths: Iterable[str]) -> None:
@@ -88,36 +88,36 @@ def remove(objects: Objects, paths: Iterable[str]) -> None:
         objects.remove_empty(directory)
 
 
-def why_missing(objects: Objects, files: Sequence[FileRef]) -> ReleasedFileError | None:
+def why_missing(objects: Objects, files: Sequence[FileRef]) -> DroppedFileError | None:
     """What to tell a reader who does not find one of these files, if it was removed on purpose."""
     for run in sorted({name for file in files if (name := layout.run_of(file.path)) is not None}):
         try:
             log = Log(objects, run)
-            released = log.released
+            dropped = log.dropped
         except StoreError:  # then it is this damage that made nobody sure
             continue
         for file in files:
-            if file.path in released:
-                return released_error(log, file.path, released)
+            if file.path in dropped:
+                return dropped_error(log, file.path, dropped)
     return None
 
 
-def released_error(log: Log, path: str, released: Mapping[str, Entry]) -> ReleasedFileError:
+def dropped_error(log: Log, path: str, dropped: Mapping[str, Entry]) -> DroppedFileError:
     """The error that says what the file was, why it is gone, and which rounds still have theirs."""
-    reason = released[path].meta.get("reason", "removed")
-    commits = [entry for summary in log.summaries() for entry in summary.commits] + list(log.pending.values())
+    reason = dropped[path].meta.get("reason", "removed")
+    commits = [entry for snapshot in log.snapshots() for entry in snapshot.commits] + list(log.pending.values())
     found = next((entry for entry in commits if any(file.path == path for file in entry.files)), None)
     if found is None or found.key is None:
-        return ReleasedFileError(f"{path} of run '{log.run}' was {reason}")
+        return DroppedFileError(f"{path} of run '{log.run}' was {reason}")
     stage = found.key.stage
     kept = {
         entry.round
         for entry in commits
-        if entry.key is not None and entry.key.stage == stage and not any(f.path in released for f in entry.files)
+        if entry.key is not None and entry.key.stage == stage and not any(f.path in dropped for f in entry.files)
     }
     what = "weights" if stage == "checkpoint" else f"files of stage '{stage}'"
     there = ", ".join(map(str, sorted(kept))) or "none"
-    return ReleasedFileError(
+    return DroppedFileError(
         f"the {what} of round {found.round} of run '{log.run}' were {reason}; rounds whose {what} are there: {there}"
     )
 
