@@ -20,7 +20,24 @@
         ├── StorageFullError                 no room
         ├── StorageAccessError               no permission, or read-only
         └── MissingObjectError               no object under that name
+
+Some sentences are completed by whoever has commands and stages, in the two tables below: the store has none.
 """
+
+REMEDIES = {
+    "clear": "delete it once more",
+    "take over": "take the run over",
+    "verify": "verify that run",
+}
+"""How to get out of it, by what is to be done; ``{run}`` stands for the name of the run."""
+
+STAGE_TITLES: dict[str, str] = {}
+"""What people call the files of a stage, if that is not the stage's own name."""
+
+
+def remedy(action: str, run: str) -> str:
+    """The end of a sentence that says how to do this with the run."""
+    return REMEDIES[action].format(run=run)
 
 
 class StoreError(Exception):

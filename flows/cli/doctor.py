@@ -20,7 +20,6 @@ from flows.errors import ServerError
 from flows.prefect_api import server_record
 from storage.errors import StoreError
 from storage.log.store import Store
-from storage.verify.probe import check_root
 
 Verdict = Literal["ok", "note", "missing"]
 GIB = 2**30
@@ -132,7 +131,7 @@ def _root(root: str) -> Finding:
     """A local root that is not there yet is looked for in its parent, so that looking does not create it."""
     where = _nearest(root)
     try:
-        check_root(Store.open(where))
+        Store.open(where).check_root()
     except StoreError as error:
         return Finding("root", "missing", str(error), "give another --root, or mend its permissions")
     return Finding("root", "ok", f"{where} is written to, and refuses to overwrite")

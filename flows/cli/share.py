@@ -11,10 +11,9 @@ from flows.cli.options import Root, RunAtRound
 from flows.host.new_directory import new_directory
 from flows.publish.publish import What, publish
 from flows.registry.catalog import DEFAULT_ROOT, existing_store, run_at_round
-from flows.registry.checkpoints import checkpoint_files, local_policy
+from flows.registry.checkpoints import checkpoint_files, is_adapter, local_policy
 from pipeline.errors import ConfigError
 from storage.tables.checkpoints import local_directory
-from storage.verify.resume_check import is_adapter
 
 app = typer.Typer()
 

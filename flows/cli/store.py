@@ -1,7 +1,7 @@
 """The commands that look after the store: verify, prune, sweep, delete, lineage; and at the machine: doctor."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +13,7 @@ from flows.cli import tables
 from flows.cli.lineage_tree import lineage_tree
 from flows.cli.options import DryRun, Json, Root, RunName, TakeOver
 from flows.registry.catalog import DEFAULT_ROOT, existing_store
+from flows.registry.verify_rules import RULES
 from storage.queries.lineage import lineage as lineage_of
 from storage.retention.prune import check_deletable, delete_run
 from storage.verify.verify import Verification
@@ -29,9 +30,9 @@ def verify(run: RunName, root: Root = DEFAULT_ROOT, json: Json = False) -> None:
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"reading '{run}' again", total=None)
-        found = verify_run(store, run, lambda done, total: progress.update(task, completed=done, total=total))
+        found = verify_run(store, run, RULES, lambda done, total: progress.update(task, completed=done, total=total))
     if json:
-        tables.print_json({"ok": not found.damages, **asdict(found)})
+        tables.print_json(_verification_row(found))
     else:
         _print_verification(found)
     if found.damages:
@@ -113,7 +114,7 @@ def lineage(
     json: Json = False,
 ) -> None:
     """Draw the tree of runs, forks and rounds, with what each was made from."""
-    found = lineage_of(existing_store(root), run)
+    found = lineage_of(existing_store(root), run, weights="checkpoint")
     if json:
         tables.print_json(found)
     else:
@@ -132,6 +133,12 @@ def doctor(root: Root = DEFAULT_ROOT, json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+def _verification_row(found: Verification) -> dict[str, Any]:
+    """The JSON of a verification, whose names scripts know."""
+    row = {"ok": not found.damages, **asdict(found)}
+    return row | {"newest_checkpoint": row.pop("newest_good"), "released": row.pop("dropped")}
+
+
 def _print_verification(found: Verification) -> None:
     rows = [{"round": damage.round, "problem": damage.problem, "meaning": damage.meaning} for damage in found.damages]
     read = f"{found.files} files, {decimal(found.bytes)} read again"
@@ -143,7 +150,7 @@ def _print_verification(found: Verification) -> None:
     tables.print_rows(rows, title=f"Run {found.run}: damaged", as_json=False, empty="")
     good = ", ".join(map(str, found.good)) or "none"
     typer.echo(f"{read}; good rounds: {good}")
-    if found.newest_checkpoint is None:
+    if found.newest_good is None:
         typer.echo("no round has all that a next one needs")
     else:
-        typer.echo(f"newest good checkpoint: rondo fork {found.run}@{found.newest_checkpoint} --name NEW")
+        typer.echo(f"newest good checkpoint: rondo fork {found.run}@{found.newest_good} --name NEW")

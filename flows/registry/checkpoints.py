@@ -1,5 +1,6 @@
 """A round's policy as a local directory, outside of a running run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from storage.errors import NotCommittedError
@@ -7,7 +8,8 @@ from storage.log.manifest import FileRef
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.tables.checkpoints import local_directory
-from storage.verify.resume_check import base_of, is_adapter
+
+_ADAPTER = "adapter_config.json"
 
 
 def checkpoint_files(run: Run, round: int) -> tuple[FileRef, ...]:
@@ -16,6 +18,17 @@ def checkpoint_files(run: Run, round: int) -> tuple[FileRef, ...]:
     if not commits:
         raise NotCommittedError(f"round {round} of run '{run.name}' has no checkpoint")
     return commits[-1].files
+
+
+def is_adapter(files: Sequence[FileRef]) -> bool:
+    """Whether a checkpoint is an adapter, which needs the whole checkpoint that it changes."""
+    return any(file.name == _ADAPTER for file in files)
+
+
+def base_of(run: Run, number: int) -> list[FileRef]:
+    """The whole checkpoint that a round's adapter changes: that of the last round before it which has one."""
+    earlier = (run.files(round, "checkpoint") for round in range(number - 1, -1, -1))
+    return next((files for files in earlier if files and not is_adapter(files)), [])
 
 
 def local_policy(store: Store, run: Run, round: int, scratch: Path) -> Path:

@@ -12,6 +12,7 @@ from flows.monitors.notifications import Notifier
 from flows.monitors.prefect_artifacts import Artifacts
 from flows.monitors.tracking import Tracker
 from flows.prefect_api.control import Control
+from flows.registry.checkpoints import base_of, is_adapter
 from flows.remote.nodes import Nodes, nodes_of
 from flows.remote.ranks import worker_environment
 from flows.remote.ray.cluster import RayCluster, variables
@@ -26,7 +27,6 @@ from storage.log.run import Run, Writer
 from storage.log.store import Store
 from storage.tables.labels import Labels
 from storage.tables.shards import read_table
-from storage.verify.resume_check import base_of, is_adapter
 
 STATE_FORMAT = 2
 """That of an update's saved state. One of another format stays where it is, and its steps are taken again."""

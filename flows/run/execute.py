@@ -18,6 +18,7 @@ from flows.monitors.tracking import open_tracker
 from flows.prefect_api.control import Control
 from flows.prefect_api.server import has_background_server, prefect_api
 from flows.registry.resume import report_changes, unread_states
+from flows.registry.resume_check import check_inputs
 from flows.round import round_steps
 from flows.round.context import Session, current, enter
 from flows.round.round import run_round
@@ -26,7 +27,6 @@ from flows.run.fork_history import import_parent_rounds
 from pipeline.config import Recipe
 from storage.log.run import Run
 from storage.log.store import Store
-from storage.verify.resume_check import check_inputs
 
 
 async def tell_end(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:

@@ -13,6 +13,7 @@ from flows.monitors.tracking import check_tracking
 from flows.registry.catalog import existing_store, run_at_round
 from flows.registry.recipes import differences, load_recipe, parse_recipe
 from flows.registry.resume import check_goal, create_or_open, header, recipe_of, recipe_to_resume, unread_states
+from flows.registry.resume_check import check_inputs, open_to_go_on, weights_of_next_round
 from flows.registry.round_summary import RoundSummary, summaries
 from flows.report.report import newest_report, report
 from flows.run.fork_history import import_parent_rounds
@@ -21,7 +22,6 @@ from pipeline.errors import ConfigError
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.retention.prune import create_fork
-from storage.verify.resume_check import check_inputs, open_to_go_on, weights_of_next_round
 
 _FIXED_IN_FORKS = ("policy", "prompts", "evaluation.prompts")
 

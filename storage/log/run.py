@@ -15,6 +15,7 @@ from storage.errors import (
     RunNotFoundError,
     StoreError,
     UnsupportedStoreError,
+    remedy,
 )
 from storage.log import lease, tombstones
 from storage.log.log import Log
@@ -313,9 +314,9 @@ class Writer:
         state = lease.holder(last)
         if state == "alive" or (state == "unknown" and not take_over):
             name = self._run.name
-            taking = f"if it is dead, take the run over, as 'rondo resume {name} --take-over' does"
-            remedy = "wait for it, or stop it" if state == "alive" else taking
-            raise RunBusyError(f"run '{name}' is written by {lease.describe_holder(last)}: {remedy}")
+            taking = f"if it is dead, {remedy('take over', name)}"
+            way_out = "wait for it, or stop it" if state == "alive" else taking
+            raise RunBusyError(f"run '{name}' is written by {lease.describe_holder(last)}: {way_out}")
 
     def _check_open(self) -> None:
         if self._ended is not None:

@@ -6,7 +6,7 @@ run's file stay as long as a fork of it, or a fork of that, names them.
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from storage.errors import CorruptEntryError, DroppedFileError, StoreError
+from storage.errors import STAGE_TITLES, CorruptEntryError, DroppedFileError, StoreError
 from storage.log.log import Log
 from storage.log.manifest import Entry, FileRef, decode_entry
 from storage.objects import layout
@@ -115,7 +115,7 @@ def dropped_error(log: Log, path: str, dropped: Mapping[str, Entry]) -> DroppedF
         for entry in commits
         if entry.key is not None and entry.key.stage == stage and not any(f.path in dropped for f in entry.files)
     }
-    what = "weights" if stage == "checkpoint" else f"files of stage '{stage}'"
+    what = STAGE_TITLES.get(stage, f"files of stage '{stage}'")
     there = ", ".join(map(str, sorted(kept))) or "none"
     return DroppedFileError(
         f"the {what} of round {found.round} of run '{log.run}' were {reason}; rounds whose {what} are there: {there}"

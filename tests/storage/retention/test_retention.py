@@ -378,7 +378,7 @@ def test_a_fork_of_a_pruned_run(memory: Store) -> None:
 @pytest.mark.parametrize("purpose", ["prune", "delete"])
 def test_no_fork_while_the_parent_is_worked_on(memory: Store, purpose: str) -> None:
     run = kept_run(memory, "kept", 2)
-    busy = pytest.raises(RunBusyError, match=f"cannot be forked while 'rondo {purpose}' works on it")
+    busy = pytest.raises(RunBusyError, match=f"cannot be forked while it is being {purpose}d: wait")
     with memory.run("kept").writer(meta={"purpose": purpose}), busy:
         create_fork(memory, run, 2, "fork", {})
     assert memory.run_names() == ["kept"]

@@ -132,7 +132,7 @@ def test_the_manifest_of_a_warm_start(kept: Store, how: str) -> None:
     with damaged(kept, path, how, paths(kept, "checkpoint", 3)["config.json"]):
         found = verify(kept, "kept")
     (of_manifest,) = [damage for damage in found.damages if damage.path == path]
-    assert "a new run with the same warm start stops" in of_manifest.meaning
+    assert "a new run that would share them stops" in of_manifest.meaning
     assert found.newest_checkpoint == LAST, "the run itself goes on"
     assert 0 in found.good
 

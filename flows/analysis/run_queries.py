@@ -15,7 +15,7 @@ from storage.errors import NotCommittedError, QueryError
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.queries.duckdb import clear_errors, locked_connection
-from storage.queries.sql import open_rounds, table_files
+from storage.queries.sql import Source, ask
 
 Judges = Mapping[int, str]
 BINS = 16
@@ -127,6 +127,9 @@ _NO_PREFERENCES = pa.schema({
     "margin": pa.float64(),
 })  # fmt: skip
 
+_TABLES = ("candidates", "judgments", "preferences")
+_PROMPTS = Source("prompts")
+
 
 def history(store: Store, run: Run, prompt: str, judges: Judges) -> pa.Table:
     """Every answer to a prompt, round after round, with its score and how often it was preferred or rejected.
@@ -141,10 +144,10 @@ def history(store: Store, run: Run, prompt: str, judges: Judges) -> pa.Table:
     prompt_id = find_prompt(store, run, prompt)["prompt_id"]
     parts = []
     for prefix, held_out in (("", "false"), ("eval_", "true")):
-        tables = [f"{prefix}{name}" for name in ("candidates", "judgments", "preferences")]
         if run.entries(stage=f"{prefix}candidates"):
             sql = _fill(_HISTORY, prefix, held_out=held_out)
-            parts.append(_ask(store, run, sql, tables, judges if prefix else {}, {"prompt": prompt_id}))
+            sources, counts = _sources(prefix, _TABLES), _judges(judges if prefix else {})
+            parts.append(ask(store, run, sql, sources, {"prompt": prompt_id}, counts))
     if not parts:
         raise NotCommittedError(f"run '{run.name}' has no candidates yet: nothing was sampled")
     return pa.concat_tables(parts).sort_by([("round", "ascending"), ("held_out", "ascending")])
@@ -153,7 +156,7 @@ def history(store: Store, run: Run, prompt: str, judges: Judges) -> pa.Table:
 def find_prompt(store: Store, run: Run, prompt: str) -> dict[str, Any]:
     """The one prompt whose id begins so: its id, text and split. QueryError where none does, or several do."""
     sql = "SELECT prompt_id, text, split FROM prompts WHERE starts_with(prompt_id, $prompt) ORDER BY 1 LIMIT 5"
-    found: list[dict[str, Any]] = _ask(store, run, sql, ["prompts"], {}, {"prompt": prompt}).to_pylist()
+    found: list[dict[str, Any]] = ask(store, run, sql, [_PROMPTS], {"prompt": prompt}).to_pylist()
     exact = [row for row in found if row["prompt_id"] == prompt]
     if len(found) != 1 and not exact:
         several = f"several prompts, such as {', '.join(row['prompt_id'] for row in found)}" if found else "no prompt"
@@ -167,7 +170,8 @@ def scores(store: Store, run: Run, judges: Judges, *, held_out: bool) -> pa.Tabl
     The histograms of all rounds have the same :data:`BINS` bins of equal width, from ``low`` to ``high``.
     """
     prefix = _prefix(held_out)
-    return _ask(store, run, _fill(_SCORES, prefix, bins=str(BINS)), [f"{prefix}judgments"], judges if held_out else {})
+    sql, counts = _fill(_SCORES, prefix, bins=str(BINS)), _judges(judges if held_out else {})
+    return ask(store, run, sql, _sources(prefix, ["judgments"]), beside=counts)
 
 
 def margins(store: Store, run: Run, limit: int) -> pa.Table:
@@ -178,9 +182,9 @@ def margins(store: Store, run: Run, limit: int) -> pa.Table:
     """
     if not run.entries(stage="preferences"):
         raise NotCommittedError(f"run '{run.name}' has no preferences yet")
-    ends = _ask(store, run, _MARGINS, ["preferences"], {}, {"limit": limit})
+    ends = ask(store, run, _MARGINS, _sources("", ["preferences"]), {"limit": limit})
     rounds = set(ends["round"].to_pylist()) or None
-    return _ask(store, run, _TEXTS, ["candidates", "prompts"], {}, rounds=rounds, extra={"_ends": ends})
+    return ask(store, run, _TEXTS, [*_sources("", ["candidates"], rounds), _PROMPTS], beside={"_ends": ends})
 
 
 def repeats(store: Store, run: Run, limit: int, *, held_out: bool, same: str = "text") -> pa.Table:
@@ -190,7 +194,8 @@ def repeats(store: Store, run: Run, limit: int, *, held_out: bool, same: str = "
         same: "text" or "token_ids": what must be the same.
     """
     prefix = _prefix(held_out)
-    return _ask(store, run, _fill(_REPEATS, prefix, same=same), [f"{prefix}candidates"], {}, {"limit": limit})
+    sql = _fill(_REPEATS, prefix, same=same)
+    return ask(store, run, sql, _sources(prefix, ["candidates"]), {"limit": limit})
 
 
 def diff(
@@ -206,13 +211,15 @@ def diff(
         NotCommittedError: one of the rounds has no such candidates.
     """
     prefix = _prefix(held_out)
-    names = [f"{prefix}{name}" for name in ("candidates", "judgments", "preferences")]
     sides = [
-        _ask(store, run, _fill(_SIDE, prefix), names, counts if held_out else {}, rounds={number})
+        ask(
+            store, run, _fill(_SIDE, prefix), _sources(prefix, _TABLES, {number}),
+            beside=_judges(counts if held_out else {}),
+        )
         for (run, number), counts in zip((before, after), judges, strict=True)
-    ]
+    ]  # fmt: skip
     texts = "SELECT prompt_id, text FROM prompts"
-    prompts = [_ask(store, run, texts, ["prompts"], {}) for run, _ in (before, after)]
+    prompts = [ask(store, run, texts, [_PROMPTS]) for run, _ in (before, after)]
     with locked_connection({"_x": pa.concat_tables(prompts)}) as connection:
         distinct = connection.sql("SELECT prompt_id, min(text) AS text FROM _x GROUP BY 1").to_arrow_table()
     with locked_connection({"_a": sides[0], "_b": sides[1], "_p": distinct}) as connection, clear_errors([]):
@@ -227,32 +234,10 @@ def _fill(sql: str, prefix: str, **words: str) -> str:
     return sql.format(prefix=prefix, scored=_SCORED.format(prefix=prefix), **words)
 
 
-def _ask(
-    store: Store,
-    run: Run,
-    sql: str,
-    tables: Iterable[str],
-    judges: Judges,
-    parameters: Mapping[str, Any] | None = None,
-    *,
-    rounds: set[int] | None = None,
-    extra: Mapping[str, pa.Table] | None = None,
-) -> pa.Table:
-    """The answer to one of the statements above, over these tables; of ``rounds`` alone, except for the prompts."""
-    registered: dict[str, Any] = {"_judges": _judges(judges), **(extra or {})}
-    for name in tables:
-        found = table_files(run, [name]).get(name, {})
-        wanted = {
-            number: files for number, files in found.items() if rounds is None or name == "prompts" or number in rounds
-        }
-        if not wanted and not name.endswith("preferences"):
-            where = "" if rounds is None else f"round {', '.join(map(str, sorted(rounds)))} of "
-            raise NotCommittedError(f"{where}run '{run.name}' has no {name}")
-        registered[name] = open_rounds(store, wanted) if wanted else _NO_PREFERENCES.empty_table()
-    with locked_connection(registered) as connection, clear_errors([]):
-        return connection.sql(sql, params=dict(parameters or {})).to_arrow_table()
+def _sources(prefix: str, names: Iterable[str], rounds: set[int] | None = None) -> list[Source]:
+    return [Source(f"{prefix}{name}", rounds, _NO_PREFERENCES if name == "preferences" else None) for name in names]
 
 
-def _judges(judges: Judges) -> pa.Table:
+def _judges(judges: Judges) -> dict[str, pa.Table]:
     columns = [pa.array(list(judges), pa.int32()), pa.array(list(judges.values()), pa.string())]
-    return pa.table(columns, names=["round", "judge"])
+    return {"_judges": pa.table(columns, names=["round", "judge"])}

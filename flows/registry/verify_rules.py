@@ -1,24 +1,31 @@
-"""Whether the records of a run agree with each other, and with those of the run that it was forked from."""
+"""What the store cannot know when it verifies a run: what a loss means, and which records contradict each other."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from storage.errors import StoreError
+from flows.registry.resume_check import CARRIED_STAGES, needed_after
 from storage.log.manifest import Entry
 from storage.log.run import Run
-from storage.log.store import Store
-from storage.log.tombstones import parent_of
-from storage.objects import layout
 from storage.tables.checkpoints import weights_digest
-from storage.verify.damage import Damage
-
-_MEANING = "the round is not what its own records say it was made from: do not build on it"
+from storage.verify.verify import Rules
 
 Policies = Mapping[int, str]
 """Hash of the weights that each round ended with."""
 
 
-def check_lineage(run: Run, commits: Sequence[Entry]) -> Iterator[Damage]:
-    """Where the records of the rounds contradict each other, as far as they say who made what.
+def loss_of(entry: Entry) -> str:
+    """What it means for the run that a file of this commit is damaged."""
+    stage = entry.key.stage if entry.key else ""
+    if stage == "prompts":
+        return "the prompts of the run: no round of it can go on"
+    if stage not in CARRIED_STAGES:
+        return f"{stage} of round {entry.round}: it cannot be read any more; weights and other tables are not concerned"
+    if entry.round == 0:
+        return f"{stage} of round 0, which every round compares with: no round of the run can go on"
+    return f"{stage} of round {entry.round}: nothing can go on from this round; other rounds are not concerned"
+
+
+def contradictions(run: Run, commits: Sequence[Entry]) -> Iterator[tuple[Entry, str]]:
+    """The entries of rounds that contradict others, as far as they say who made what, each with what is wrong.
 
     What samples is the policy of the round before, or in a run of staleness 1 of the round before that, whichever the
     round says; what is evaluated is that of the round; a checkpoint's hash is that of its weights, and the round's; a
@@ -33,33 +40,12 @@ def check_lineage(run: Run, commits: Sequence[Entry]) -> Iterator[Damage]:
         counts = entry.key is not None and newest[entry.key.piece] is entry
         problem = (_sampled_by(entry, policies, said) if counts else None) or _checkpoint(entry, policies, averages)
         if problem is not None:
-            yield _contradiction(run, entry, problem)
+            yield entry, problem
     for number in run.finished:
         entry = run.round_entry(number)
         recorded = entry.meta.get("policy")
         if number in policies and recorded not in (None, policies[number]):
-            checkpoint = policies[number][:12]
-            yield _contradiction(
-                run, entry, f"round {number} ended with {recorded[:12]}, its checkpoint is {checkpoint}"
-            )
-
-
-def check_parent(store: Store, run: Run, commits: Sequence[Entry]) -> Iterator[Damage]:
-    """Where a fork's past is not its parent's."""
-    start = parent_of(run.header)
-    if start is None:
-        return
-    name, last = start
-    try:
-        parent = store.run(name, intact_part=True)
-        theirs = {(entry.key, entry.files) for number in range(last + 1) for entry in parent.entries(round=number)}
-    except StoreError as error:
-        yield Damage(layout.run_prefix(name), None, f"the parent: {error}", f"see 'rondo verify {name}'")
-        return
-    for entry in commits:
-        inherited = entry.round <= last and entry.round in run.finished
-        if inherited and (entry.key, entry.files) not in theirs:
-            yield _contradiction(run, entry, f"{entry.key} is not what run '{name}' has")
+            yield entry, f"round {number} ended with {recorded[:12]}, its checkpoint is {policies[number][:12]}"
 
 
 def _said_sampler(round: Entry) -> str | None:
@@ -101,5 +87,5 @@ def _of(commits: Sequence[Entry], stage: str) -> list[Entry]:
     return [entry for entry in commits if entry.key is not None and entry.key.stage == stage]
 
 
-def _contradiction(run: Run, entry: Entry, problem: str) -> Damage:
-    return Damage(layout.entry_key(run.name, entry.number), entry.round, problem, _MEANING)
+RULES = Rules(needed_after, loss_of, contradictions)
+"""What the store asks when it verifies a run of ours."""
