@@ -10,7 +10,7 @@ from flows.registry.resume import recipe_of
 from pipeline.errors import ConfigError
 from pipeline.judges import JudgedCandidate
 from pipeline.judges.human_labels import ANSWERED, Question, digest
-from storage.tables.labels import Labels
+from storage.tables.shared_values import Labels
 
 Choice = Literal["a", "b", "tie", "skip"]
 

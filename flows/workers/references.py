@@ -1,7 +1,7 @@
 """What travels between processes in place of data."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from storage.log.manifest import FileRef
@@ -10,11 +10,6 @@ from storage.log.manifest import FileRef
 def hashes(files: Iterable[FileRef]) -> list[str]:
     """What the key of a step names its files by."""
     return [file.sha256 for file in files]
-
-
-def as_json(files: Iterable[FileRef]) -> list[dict[str, Any]]:
-    """Files as a worker's call takes them."""
-    return [file.to_json() for file in files]
 
 
 @dataclass(frozen=True)
@@ -33,10 +28,6 @@ class PolicyRef:
     probe: FileRef
     base: tuple[FileRef, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON, from which pydantic builds the same object again."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class JudgePolicies:
@@ -49,10 +40,6 @@ class JudgePolicies:
     def hashes(self) -> list[str]:
         """Those of their weights."""
         return [self.policy.digest, self.reference.digest]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON, from which pydantic builds the same object again."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -67,10 +54,6 @@ class PreferenceShard:
     candidates: tuple[FileRef, ...]
     preferences: tuple[FileRef, ...]
     share: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON, from which pydantic builds the same object again."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -103,9 +86,14 @@ class UpdateInputs:
     referenced: dict[str, Any] | None
     drift: float
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON, from which pydantic builds the same object again."""
-        return asdict(self)
+
+@dataclass(frozen=True)
+class Trained:
+    """An update: the new checkpoint with its probe, what else it wrote by stage, and its metrics."""
+
+    policy: PolicyRef
+    others: dict[str, list[FileRef]]
+    metrics: dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,8 @@ def _find(
 ) -> pa.Table:
     """The number of the row of each source that stands in each row of the answer."""
     order = [name for name in view.order if shown.get(name, ("", ""))[0] == "t"]
-    named = {name for name in shown if _mentions(where, name)} | set(order)
+    asked = {prefix[0]} if prefix is not None and prefix[0] in shown else set()
+    named = {name for name in shown if _mentions(where, name)} | set(order) | asked
     columns = ", ".join(f'{alias}."{column}" AS "{name}"' for name, (alias, column) in shown.items() if name in named)
     numbers = ", ".join(f"{alias}.{ROW} AS _row_{alias}" for alias in sources)
     keys = {"t": view.keys} | {alias: other.keys for alias, other in view.joined.items()}

@@ -13,14 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from flows.analysis.pruning import parse_grace, rounds_to_keep
+from flows.analysis.pruning import parse_grace, rounds_to_keep, rounds_with_weights
 from flows.cli.main import app
 from flows.registry.round_summary import RoundSummary
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from storage.errors import RunHasForksError
 from storage.log.store import Store
-from storage.retention.prune import rounds_with_weights
 from support.kept_run import kept_fork, kept_run, weights
 from support.recipes import TINY
 

@@ -11,6 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store_faults import Crash, faulty, hold, killed_prune
 
+from flows.analysis.pruning import plan as plan_pruning
+from flows.analysis.pruning import prune_to as prune
+from flows.analysis.pruning import rounds_with_weights
+from flows.registry.resume_check import WEIGHT_STAGES, check_inputs, weights_of_next_round
 from flows.run.fork_history import import_parent_rounds
 from storage.errors import (
     CorruptEntryError,
@@ -25,13 +29,11 @@ from storage.log.manifest import Entry, Key
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.objects import layout
-from storage.retention.prune import WEIGHT_STAGES, create_fork, delete_run, plan_pruning, prune, rounds_with_weights
+from storage.retention.prune import create_fork, delete_run
 from storage.retention.sweep import Stray, find_strays, sweep
 from storage.tables.checkpoints import local_directory, stage_directory
 from storage.tables.shards import read_table, write_table
-from storage.verify.resume_check import check_inputs, weights_of_next_round
-from storage.verify.verify import verify
-from support.kept_run import WARM_START, add_rounds, add_table, kept_fork, kept_run, weights
+from support.kept_run import WARM_START, add_rounds, add_table, kept_fork, kept_run, verify, weights
 
 ActAs = Callable[[str], None]
 LATER = timedelta(days=30)
@@ -236,7 +238,7 @@ def test_killed_at_every_write_of_a_pruning(act_as: ActAs) -> None:
         if run.dropped:
             assert rounds_with_weights(run) == [0, 2]
             with pytest.raises(DroppedFileError, match="pruned"):
-                create_fork(store, run, 1, "fork", {})
+                create_fork(store, run, 1, "fork", {}, run.files(1, "checkpoint"))
         prune(store, run, ())
         sweep(store, strays(store, after=timedelta(0)))
         assert data_files(store) == named(store), at
@@ -369,9 +371,9 @@ def test_a_fork_of_a_pruned_run(memory: Store) -> None:
     fork = kept_fork(memory, run, 3, "fork", 4)
     assert rounds_with_weights(fork) == [0, 3, 4]
     found = verify(memory, "fork")
-    assert (found.damages, found.newest_checkpoint) == ((), 4)
+    assert (found.damages, found.newest_good) == ((), 4)
     with pytest.raises(DroppedFileError, match=r"weights of round 2 of run 'fork' were pruned; .* there: 0, 3, 4"):
-        create_fork(memory, fork, 2, "late", {})
+        create_fork(memory, fork, 2, "late", {}, fork.files(2, "checkpoint"))
     assert memory.run_names() == ["fork", "kept"]
 
 
@@ -569,7 +571,7 @@ def test_nothing_that_is_needed_ever_goes(todo: list[tuple[str, int, object]]) -
         for name in store.run_names():
             found, run = verify(store, name), store.run(name)
             assert found.damages == ()
-            assert found.newest_checkpoint == run.finished[-1]
+            assert found.newest_good == run.finished[-1]
             assert {0, run.finished[-1]} <= set(rounds_with_weights(run))
             for entry in run.entries():
                 if entry.key is not None and entry.key.stage not in WEIGHT_STAGES:

@@ -9,7 +9,7 @@ import pytest
 from storage.errors import InvalidEntryError, InvalidNameError
 from storage.log.store import Store
 from storage.retention.sweep import find_strays
-from storage.tables.cache import SharedCache
+from storage.tables.shared_values import SharedCache
 
 KEY = "ab" * 32
 

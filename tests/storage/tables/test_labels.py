@@ -9,7 +9,7 @@ import pytest
 from storage.errors import CorruptEntryError, InvalidEntryError
 from storage.log.store import Store
 from storage.retention.sweep import find_strays
-from storage.tables.labels import Labels
+from storage.tables.shared_values import Labels
 
 
 @pytest.fixture(params=["local", "memory"])

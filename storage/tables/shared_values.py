@@ -1,27 +1,61 @@
-"""Choices that people make between answers: written once each, durable at once, and of no run.
+"""Small JSON values that belong to no run, each durable at once, and swept never: a cache, and what people chose.
 
-A choice is about texts, whichever run they come from: so it lies beside the runs, under the digest of its question,
-its labeller and its number. A run that is being written, or that is finished, need not be touched for it; a fork that
-asks the same question has its answer; and no sweep removes it. A labeller who changes his mind adds a choice: the
-newest one counts.
+They lie beside the runs, under the digest of what they answer, so that every run has them. A run that is being written,
+or that is finished, need not be touched for a new one.
 """
 
 import hashlib
 from collections.abc import Iterable
 from typing import Any
 
-from storage.errors import CorruptEntryError, InvalidEntryError
+from storage.errors import CorruptEntryError, InvalidEntryError, MissingObjectError
 from storage.log.lease import utc_now
 from storage.log.manifest import canonical, seal, unseal
 from storage.log.store import Store
 from storage.objects import layout
 
-KIND = "labels"
+LABELS = "labels"
 _LONGEST_NAME = 100
 
 
+class SharedCache:
+    """Values of one kind. Safe for several processes and threads.
+
+    Args:
+        kind: name of the directory that holds them, made of ``a-z 0-9 _ -``.
+    """
+
+    def __init__(self, store: Store, kind: str) -> None:
+        self._objects = store.objects
+        self._kind = layout.check_stage(kind)
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The value under a SHA-256; None where there is none, or one that is damaged, which is removed."""
+        path = layout.shared_value_key(self._kind, key)
+        try:
+            return unseal(self._objects.read(path))
+        except MissingObjectError:
+            return None
+        except CorruptEntryError:
+            self._objects.delete([path])
+            return None
+
+    def put(self, key: str, value: dict[str, Any]) -> None:
+        """Keeps a value, durably; where there is one already, that one stays.
+
+        Raises:
+            InvalidEntryError: it is not JSON.
+            StorageFullError, StorageAccessError, BackendError: it could not be written.
+        """
+        self._objects.create(layout.shared_value_key(self._kind, key), seal(value, f"the value {key}"))
+
+
 class Labels:
-    """The choices under a root. Several people can add theirs at the same time."""
+    """What people chose, when they were asked a question; several can add theirs at the same time.
+
+    A choice lies under the digest of its question, its labeller and its number. A labeller who changes his mind adds a
+    choice: the newest one counts.
+    """
 
     def __init__(self, store: Store) -> None:
         self._objects = store.objects
@@ -56,7 +90,7 @@ class Labels:
         return [found[key] for key in sorted(found)]
 
     def _all(self) -> Iterable[dict[str, Any]]:
-        keys = self._objects.keys(f"{layout.SHARED}/{KIND}")
+        keys = self._objects.keys(f"{layout.SHARED}/{LABELS}")
         for key, data in zip(keys, self._objects.read_many(keys), strict=True):
             try:
                 yield unseal(data)
@@ -66,4 +100,4 @@ class Labels:
 
 def _key(question: str, labeller: str, number: int) -> str:
     digest = hashlib.sha256(canonical([question, labeller, number])).hexdigest()
-    return layout.shared_value_key(KIND, digest)
+    return layout.shared_value_key(LABELS, digest)

@@ -1,18 +1,16 @@
 """Questions over several rounds: every number here is worked out by hand from the few rows below."""
 
-import hashlib
-import random
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from flows.analysis import round_tables, run_queries
 from storage.errors import DamagedFileError, NotCommittedError, QueryError
 from storage.log.manifest import Key
 from storage.log.run import Run
 from storage.log.store import Store
-from storage.objects.objects import Objects
-from storage.queries import round_query, run_query
+from storage.queries.round_query import table as table_of
 from storage.queries.sql import rounds_table, select
 from storage.tables.shards import open_table, read_table, write_table
 
@@ -28,6 +26,11 @@ PREFERRED = {
 }
 HELD_OUT = {0: [("e1", "a", 0.0)], 1: [("e1", "a", 0.5)], 2: [("e1", "b", 1.0)]}
 JUDGES = dict.fromkeys(range(3), "b")
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Store:
+    return Store.open(tmp_path)
 
 
 def _table(rows: list[tuple[str, str, float | None]]) -> dict[str, pa.Table]:
@@ -72,31 +75,31 @@ def coloured(store: Store, name: str = "colours", rounds: int = 2) -> Run:
     return store.run(name)
 
 
-def test_history_tells_a_prompt_round_after_round(store: Store) -> None:
-    rows = run_query.history(store, coloured(store), "p1", JUDGES).to_pylist()
+def test_history_tells_a_prompt_round_after_round(local: Store) -> None:
+    rows = run_queries.history(local, coloured(local), "p1", JUDGES).to_pylist()
     assert [(row["round"], row["candidate"], row["text"], row["score"]) for row in rows] == [
         (1, 0, "red", 0.0), (1, 1, "blue", 1.0), (2, 0, "red", 4.0), (2, 1, "blue", 0.0),
     ]  # fmt: skip
     assert [(row["preferred"], row["rejected"]) for row in rows] == [(0, 1), (1, 0), (1, 0), (0, 1)]
-    held_out = run_query.history(store, store.run("colours"), "e", JUDGES)
+    held_out = run_queries.history(local, local.run("colours"), "e", JUDGES)
     assert held_out["score"].to_pylist() == [0.0, 0.5, 1.0]
     assert set(held_out["held_out"].to_pylist()) == {True}
     # Where no judge is named, that is the first by name.
-    assert run_query.history(store, store.run("colours"), "e1", {})["score"].to_pylist() == [-1.0, -1.0, -1.0]
+    assert run_queries.history(local, local.run("colours"), "e1", {})["score"].to_pylist() == [-1.0, -1.0, -1.0]
 
 
 def test_a_prompt_is_named_by_the_beginning_of_its_id(local: Store) -> None:
     run = coloured(local)
-    assert run_query.find_prompt(local, run, "p2")["text"] == "say p2"
+    assert run_queries.find_prompt(local, run, "p2")["text"] == "say p2"
     with pytest.raises(QueryError, match="'p' is the beginning of several prompts, such as p1, p2, p3"):
-        run_query.history(local, run, "p", JUDGES)
+        run_queries.history(local, run, "p", JUDGES)
     with pytest.raises(QueryError, match="'x' is the beginning of no prompt"):
-        run_query.history(local, run, "x", JUDGES)
+        run_queries.history(local, run, "x", JUDGES)
 
 
 def test_scores_by_round(local: Store) -> None:
     run = coloured(local)
-    first, second = run_query.scores(local, run, JUDGES, held_out=False).to_pylist()
+    first, second = run_queries.scores(local, run, JUDGES, held_out=False).to_pylist()
     assert (first["round"], first["judged"], first["without_score"], first["mean"]) == (1, 4, 0, 1.5)
     # Of 0, 1, 2, 3: the quantile q lies at 3q.
     assert [first[name] for name in ("min", "p05", "p25", "median", "p75", "p95", "max")] == pytest.approx(
@@ -108,16 +111,16 @@ def test_scores_by_round(local: Store) -> None:
     assert (first["low"], first["high"]) == (0.0, 4.0)
     assert {bin: n for bin, n in enumerate(first["histogram"]) if n} == {0: 1, 4: 1, 8: 1, 12: 1}
     assert {bin: n for bin, n in enumerate(second["histogram"]) if n} == {0: 1, 4: 1, 15: 1}
-    assert run_query.scores(local, run, JUDGES, held_out=True)["mean"].to_pylist() == [0.0, 0.5, 1.0]
+    assert run_queries.scores(local, run, JUDGES, held_out=True)["mean"].to_pylist() == [0.0, 0.5, 1.0]
 
 
 def test_equal_scores_have_a_histogram(local: Store) -> None:
-    (row,) = run_query.scores(local, coloured(local, rounds=0), JUDGES, held_out=True).to_pylist()
-    assert row["histogram"] == [1] + [0] * (run_query.BINS - 1)
+    (row,) = run_queries.scores(local, coloured(local, rounds=0), JUDGES, held_out=True).to_pylist()
+    assert row["histogram"] == [1] + [0] * (run_queries.BINS - 1)
 
 
 def test_margins_from_both_ends(local: Store) -> None:
-    rows = run_query.margins(local, coloured(local), 2).to_pylist()
+    rows = run_queries.margins(local, coloured(local), 2).to_pylist()
     told = [
         (row["which"], row["round"], row["prompt_id"], row["margin"], row["chosen"], row["rejected"]) for row in rows
     ]
@@ -131,16 +134,16 @@ def test_margins_from_both_ends(local: Store) -> None:
 @pytest.mark.parametrize("same", ["text", "token_ids"])
 def test_what_several_rounds_repeat(local: Store, same: str) -> None:
     run = coloured(local)
-    found = [tuple(row.values()) for row in run_query.repeats(local, run, 9, held_out=False, same=same).to_pylist()]
+    found = [tuple(row.values()) for row in run_queries.repeats(local, run, 9, held_out=False, same=same).to_pylist()]
     # "green" and "black" are said once, "red" twice in round 1 and once in round 2.
     assert found == [([1, 2], 3, 2, "blue"), ([1, 2], 3, 2, "red")]
-    assert [row["text"] for row in run_query.repeats(local, run, 9, held_out=True, same=same).to_pylist()] == ["a"]
-    assert run_query.repeats(local, run, 1, held_out=False, same=same).num_rows == 1
+    assert [row["text"] for row in run_queries.repeats(local, run, 9, held_out=True, same=same).to_pylist()] == ["a"]
+    assert run_queries.repeats(local, run, 1, held_out=False, same=same).num_rows == 1
 
 
 def test_diff_of_two_rounds(local: Store) -> None:
     run = coloured(local)
-    rows = run_query.diff(local, (run, 1), (run, 2), (JUDGES, JUDGES), held_out=False).to_pylist()
+    rows = run_queries.diff(local, (run, 1), (run, 2), (JUDGES, JUDGES), held_out=False).to_pylist()
     told = [
         tuple(row[name] for name in ("prompt_id", "there", "score_a", "score_b", "change", "preference"))
         for row in rows
@@ -155,9 +158,9 @@ def test_diff_of_two_rounds(local: Store) -> None:
 
 def test_diff_of_two_runs_and_with_oneself(local: Store) -> None:
     run, other = coloured(local), coloured(local, "others")
-    (row,) = run_query.diff(local, (run, 0), (other, 2), (JUDGES, JUDGES), held_out=True).to_pylist()
+    (row,) = run_queries.diff(local, (run, 0), (other, 2), (JUDGES, JUDGES), held_out=True).to_pylist()
     assert (row["change"], row["answer_a"], row["answer_b"], row["preference"]) == (1.0, "a", "b", None)
-    same = run_query.diff(local, (run, 1), (run, 1), (JUDGES, JUDGES), held_out=False)
+    same = run_queries.diff(local, (run, 1), (run, 1), (JUDGES, JUDGES), held_out=False)
     assert same["preference"].to_pylist() == ["same", "same"]
     assert same["change"].to_pylist() == [0.0, 0.0]
 
@@ -165,121 +168,25 @@ def test_diff_of_two_runs_and_with_oneself(local: Store) -> None:
 def test_what_is_not_there_is_said(local: Store) -> None:
     run = coloured(local, rounds=0)
     with pytest.raises(NotCommittedError, match="run 'colours' has no preferences"):
-        run_query.margins(local, run, 3)
+        run_queries.margins(local, run, 3)
     with pytest.raises(NotCommittedError, match="round 0 of run 'colours' has no candidates"):
-        run_query.diff(local, (run, 0), (run, 0), (JUDGES, JUDGES), held_out=False)
+        run_queries.diff(local, (run, 0), (run, 0), (JUDGES, JUDGES), held_out=False)
 
 
-def test_sql_sees_every_table_and_the_rounds(store: Store) -> None:
-    run = coloured(store)
-    assert select(store, run, "select round, reward, seconds.sample s, note from rounds order by 1").to_pylist() == [
+def test_sql_sees_every_table_and_the_rounds(local: Store) -> None:
+    run = coloured(local)
+    assert select(local, run, "select round, reward, seconds.sample s, note from rounds order by 1").to_pylist() == [
         {"round": number, "reward": number / 2, "s": 1.5, "note": "new" if number == 2 else None} for number in range(3)
     ]
     joined = "select r.round, count(*) n from rounds r join eval_judgments j using (round) group by 1 order by 1"
-    assert select(store, run, joined)["n"].to_pylist() == [2, 2, 2]
-    assert select(store, run, 'SELECT count(*) n FROM "CANDIDATES" where Round = 2')["n"].to_pylist() == [4]
-    assert rounds_table(store.create_run("empty", {})).num_rows == 0
+    assert select(local, run, joined)["n"].to_pylist() == [2, 2, 2]
+    assert select(local, run, 'SELECT count(*) n FROM "CANDIDATES" where Round = 2')["n"].to_pylist() == [4]
+    assert rounds_table(local.create_run("empty", {})).num_rows == 0
     with pytest.raises(QueryError) as caught:
-        select(store, run, "select nope from candidates")
+        select(local, run, "select nope from candidates")
     for line in ("  candidates: round, prompt_id, candidate, token_ids", "  rounds: round, finished, dropped, judge"):
         assert line in str(caught.value)
-    assert select(store, store.run("empty"), "select 1 as one").to_pylist() == [{"one": 1}]
-
-
-class Counting(Objects):
-    """Objects in ranges, as of a bucket, that count what is read."""
-
-    def __init__(self, store: Store) -> None:
-        super().__init__(store.objects._store)
-        self.read_keys: list[str] = []
-        self.bytes = 0
-
-    def read(self, key: str) -> bytes:
-        self.read_keys.append(key)
-        return super().read(key)
-
-    def open(self, key: str):  # type: ignore[no-untyped-def]
-        source = super().open(key)
-        read = source.read
-
-        def count(size: int = -1) -> bytes:
-            data = read(size)
-            self.bytes += len(data)
-            return data
-
-        source.read = count  # type: ignore[method-assign]
-        return source
-
-
-def test_a_run_is_opened_with_one_read_a_round_whatever_its_shards(local: Store) -> None:
-    reads = {}
-    for rounds, shards in ((3, 2), (3, 20), (6, 2)):
-        name = f"r{rounds}s{shards}"
-        with local.create_run(name, {}).writer() as writer:
-            for number in range(rounds):
-                for shard in range(shards):
-                    writer.commit(Key(number, "candidates", shard), [])
-                writer.finish_round(number, {})
-        counting = Counting(local)
-        run = Store(local.root, counting).run(name)
-        assert len(run.rounds()) == rounds
-        reads[rounds, shards] = len(counting.read_keys)
-    # The header, a snapshot for each round, and the entry that closes the session.
-    assert reads == {(3, 2): 5, (3, 20): 5, (6, 2): 8}
-
-
-def test_a_reader_of_one_column_reads_little_more(local: Store) -> None:
-    rows = 50_000
-    table = pa.table({
-        "small": pa.array([index * 7919 % 2**31 for index in range(rows)], pa.int64()),
-        "large": [hashlib.sha256(str(index).encode()).hexdigest() for index in range(rows)],
-    })  # fmt: skip
-    file = write_table(local, "a", 1, "candidates", table)
-    metadata = open_table(local, file).metadata
-    column = sum(metadata.row_group(group).column(0).total_compressed_size for group in range(metadata.num_row_groups))
-    counting = Counting(local)
-    read_table(Store(local.root, counting), [file], ["small"], verify=False)
-    # The footer is looked for in the last 64 KiB; the rest is the column's own.
-    assert column <= counting.bytes <= column + 2**16
-    assert counting.bytes < file.bytes / 2
-
-
-def test_a_filter_with_a_limit_reads_the_row_groups_that_it_shows(local: Store) -> None:
-    run, shards = local.create_run("a", {}), 8
-    noise = random.Random(0)
-    wide = [noise.randbytes(1000).hex() for _ in range(500)]
-    with run.writer() as writer:
-        ids = [f"p{index:04d}" for index in range(500 * shards)]
-        writer.commit(
-            Key(0, "prompts"), [write_table(local, "a", 0, "prompts", pa.table({"prompt_id": ids, "text": ids}))]
-        )
-        for shard in range(shards):
-            part = pa.table({
-                "prompt_id": ids[shard * 500 : (shard + 1) * 500],
-                "candidate": pa.array([0] * 500, pa.int32()), "text": wide,
-            })  # fmt: skip
-            writer.commit(Key(1, "candidates", shard), [write_table(local, "a", 1, "candidates", part, shard)])
-    counting = Counting(local)
-    rows = round_query.query(
-        Store(local.root, counting), run, 1, table="candidates", where="prompt_id > 'p1700'", limit=2
-    )
-    assert rows["prompt_id"].to_pylist() == ["p1701", "p1702"]
-    assert rows["text"].to_pylist() == wide[201:203]
-    text = open_table(local, run.files(1, "candidates")[0]).metadata.row_group(0).column(2).total_compressed_size
-    narrow = round_query.query(Store(local.root, few := Counting(local)), run, 1, table="candidates", limit=0)
-    assert narrow.num_rows == 0
-    # Beyond what finds the rows, that is the text of one shard of eight, and a little of the other columns.
-    assert text <= counting.bytes - few.bytes < 1.2 * text
-
-
-def test_columns_of_another_version_are_null(store: Store) -> None:
-    run = store.create_run("a", {})
-    with run.writer() as writer:
-        old = {"prompt_id": ["p1"], "candidate": pa.array([0], pa.int32()), "text": ["old"]}
-        for shard, table in enumerate((pa.table(old), pa.table({**old, "prompt_id": ["p2"], "more": [7]}))):
-            writer.commit(Key(1, "candidates", shard), [write_table(store, "a", 1, "candidates", table, shard)])
-    rows = round_query.query(store, run, 1, table="candidates", where="more is null or more = 7").to_pylist()
-    assert [(row["prompt_id"], row["more"]) for row in rows] == [("p1", None), ("p2", 7)]
+    assert select(local, local.run("empty"), "select 1 as one").to_pylist() == [{"one": 1}]
 
 
 def test_a_flipped_bit_is_found_by_who_reads_its_page_and_only_then(local: Store) -> None:
@@ -294,16 +201,16 @@ def test_a_flipped_bit_is_found_by_who_reads_its_page_and_only_then(local: Store
     start = chunk.dictionary_page_offset or chunk.data_page_offset
     data[start + chunk.total_compressed_size - 1] ^= 1  # the last byte of the text's last page
     path.write_bytes(data)
-    assert round_query.query(local, run, 1, table="candidates", columns=["prompt_id"]).num_rows == 4
+    assert round_tables.query(local, run, 1, table="candidates", columns=["prompt_id"]).num_rows == 4
     assert read_table(local, [file], ["prompt_id"], verify=False).num_rows == 4
     for read in (
-        lambda: round_query.query(local, run, 1, table="candidates"),
-        lambda: round_query.query(local, run, 1, table="candidates", where="text = 'red'"),
+        lambda: round_tables.query(local, run, 1, table="candidates"),
+        lambda: round_tables.query(local, run, 1, table="candidates", where="text = 'red'"),
         lambda: select(local, run, "select max(text) from candidates"),
-        lambda: run_query.repeats(local, run, 3, held_out=False),
+        lambda: run_queries.repeats(local, run, 3, held_out=False),
         lambda: read_table(local, [file], ["text"], verify=False),
         lambda: read_table(local, [file], ["prompt_id"]),
-        lambda: round_query.table(local, run, 1, "candidates"),
+        lambda: table_of(local, run, 1, "candidates"),
     ):
         with pytest.raises(DamagedFileError):
             read()
