@@ -5,12 +5,12 @@
     ROOT/runs/NAME/log/0000000000.json                         entry 0 is of kind "run" and holds the header
     ROOT/runs/NAME/summaries/000003-0000000042.json            round 3, whose "round" entry is number 42
     ROOT/runs/NAME/rounds/0003/<stage>-<shard or all>-<id>.parquet
-    ROOT/runs/NAME/rounds/0003/<stage>-<id>/model.safetensors  a directory, such as a checkpoint
+    ROOT/runs/NAME/rounds/0003/<stage>-<id>/model.safetensors  a directory, such as weights
     ROOT/runs/NAME/report.html
     ROOT/runs/NAME/process-logs/trainer.log ...
     ROOT/shared/<kind>/<digest>/manifest.json                  content-addressed, shared by all runs
     ROOT/shared/<kind>/<digest>/<id>/model.safetensors
-    ROOT/shared/<kind>/<2 digits of it>/<digest>.json          a single value, such as a judge's reply; never swept
+    ROOT/shared/<kind>/<2 digits of it>/<digest>.json          a single value, such as a cached reply; never swept
 
 Keys are POSIX paths relative to the root, on every backend.
 """

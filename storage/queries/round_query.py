@@ -123,8 +123,8 @@ def files_of(run: Run, round: int, stage: str) -> list[FileRef]:
     """The files of a stage that is a table; NotCommittedError if it is none, naming the stages that there are."""
     files = run.files(round, stage)
     if not files:
-        there = sorted({entry.key.stage for entry in run.entries(round) if entry.key is not None})
-        has = f"it has {', '.join(there)}" if there else "nothing was committed in it"
+        stages = sorted({entry.key.stage for entry in run.entries(round) if entry.key is not None})
+        has = f"it has {', '.join(stages)}" if stages else "nothing was committed in it"
         raise NotCommittedError(f"round {round} of run '{run.name}' has no {stage}: {has}")
     if any(file.rows is None for file in files):
         raise NotCommittedError(f"{stage} of round {round} of run '{run.name}' is no table")
