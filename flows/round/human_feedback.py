@@ -1,6 +1,6 @@
 """People in a round: waiting for their choices, and letting these decide.
 
-To wait is to stop: the command ends, and ``rondo resume`` goes on from what is committed, today or next week. Where a
+To wait is to stop: the command ends, and ``rondo resume`` goes on from what is committed, today or next week. If a
 Prefect server runs and the recipe says how long, the command waits in it instead; see
 ``flows/round/wait_for_labels.py``. Either way the store keeps since when people are asked, and that a round went on
 without them.
@@ -80,7 +80,7 @@ async def _wait(
 ) -> None:
     """Returns once no label is missing, or the round goes on without; the choices are those of then.
 
-    Where neither is so, and the command has waited as long as the recipe says, the run stops.
+    If neither is so, and the command has waited as long as the recipe says, the run stops.
     """
     if context.find(number, "unlabelled") or missing() <= 0:
         return
@@ -108,7 +108,7 @@ async def _wait(
 async def _ask(
     context: RoundContext, config: PeopleConfig | PeopleJudge, task: str, missing: Callable[[], int], deadline: datetime
 ) -> str | None:
-    """How the wait has ended; None where it has to be done by stopping, for want of a server."""
+    """How the wait has ended; None if it has to be done by stopping, for want of a server."""
     control = context.control
     if datetime.now(UTC) >= deadline:
         return "time"

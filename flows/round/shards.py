@@ -189,7 +189,7 @@ def preference_shards(shards: Iterable[Shard], whole: int, before: int = 0) -> l
 
 
 async def gather(parts: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """What all parts return; where one fails, the others are ended first."""
+    """What all parts return; if one fails, the others are ended first."""
     tasks = [asyncio.create_task(part) for part in parts]
     try:
         return await asyncio.gather(*tasks)

@@ -66,8 +66,8 @@ class JudgeWorker(Worker):
         """Judges one shard of candidates by some of the judges, by their places, under their names in the recipe.
 
         Args:
-            policies: for each judge those that it compares, where it compares policies.
-            choices: what people have said of these candidates, where they are the judge.
+            policies: for each judge those that it compares, if it compares policies.
+            choices: what people have said of these candidates, if they are the judge.
         """
         items = judge_items(self.table(prompts), self.table((candidates,)))
         judgments: list[Judgment] = []
