@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+import flows  # noqa: F401  completes the sentences
+from storage.errors import REMEDIES, STAGE_TITLES, remedy
+
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "storage").rglob("*.py"))
 
@@ -37,3 +40,10 @@ def test_storage_names_nothing_of_dpo_and_no_command(path: Path) -> None:
 def test_the_check_itself_finds_what_it_looks_for(tmp_path: Path) -> None:
     source = "see 'rondo verify x'; Staleness of eval_judgments; the policy's EMA"
     assert [match[0] for match in WORDS.finditer(source)] == ["rondo verify", "Staleness", "eval_", "policy", "EMA"]
+
+
+def test_flows_complete_every_sentence_of_the_store() -> None:
+    assert set(REMEDIES) == {"clear", "take over", "verify"}
+    for action in REMEDIES:
+        assert re.search(r"'rondo [a-z]+ demo[^']*'", remedy(action, "demo")), action
+    assert STAGE_TITLES == {"checkpoint": "weights"}
