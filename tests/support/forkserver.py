@@ -58,6 +58,13 @@ os._exit(code)
 """
 
 
+def forked_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of processes that are forked: libraries that start threads when imported could not be."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    tests = Path(__file__).parents[1]
+    return {**environment, **threads, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
+
+
 @dataclass(frozen=True)
 class Done:
     """How a command ended."""
