@@ -19,7 +19,7 @@ from storage.errors import (
     RunNotFoundError,
     UnsupportedStoreError,
 )
-from storage.log.manifest import Entry, Key, digest_of, encode_entry, seal, unseal
+from storage.log.manifest import Entry, Key, digest_of, encode_entry
 from storage.log.store import Store
 from storage.objects import layout
 from storage.objects.objects import Objects
@@ -116,37 +116,6 @@ def test_inputs_that_come_back_are_the_newest_again(store: Store) -> None:
         assert writer.renew(run.entries(2)[0]) == run.entries(2)[0]
     assert len(run.entries(2, "candidates")) == 3 + 3
     assert [entry.key for entry in run.work(2, "candidates")] == [*keys.values(), Key(2, "candidates", 1)]
-
-
-def test_renewals_of_version_0_1_0_count_as_before() -> None:
-    """A log with "+" in its inputs: the renewed commit is the newest, is no work of its own, and is renewed again."""
-    store = Store.open("memory://")
-    run = store.create_run("a", {})
-    table = {name: write_table(store, "a", 1, "candidates", pa.table({"x": [name]}), 0) for name in ("x", "y")}
-    with run.writer() as writer:
-        for inputs, renewal in (("x", 0), ("y", 0), ("x", 3)):
-            writer.commit(Key(1, "candidates", 0, inputs, renewal), [table[inputs]])
-    parent = None
-    for key in store.objects.keys("runs/a/log"):  # the same log, as version 0.1.0 wrote it
-        value = unseal(store.objects.read(key)) | {"parent": parent}
-        if value["key"] is not None and "renewal" in value["key"]:
-            value["key"]["inputs"] += f"+{value['key'].pop('renewal')}"
-        store.objects.delete([key])
-        store.objects.create(key, data := seal(value, "an entry"))
-        parent = digest_of(data)
-    assert '"inputs":"x+3"' in store.objects.read("runs/a/log/0000000004.json").decode()
-    old = store.run("a")
-    assert [entry.key.renewal for entry in old.entries() if entry.key] == [0, 0, 3]
-    assert old.files(1, "candidates") == [table["x"]]
-    assert [entry.number for entry in old.work(1)] == [2, 3]
-    with old.writer() as writer:
-        (x, y, renewed) = old.entries()
-        assert writer.renew(x) == x, "its renewal is the newest"
-        again = writer.renew(y)
-        assert (again.key, again.files) == (Key(1, "candidates", 0, "y", 4), y.files)
-        assert writer.renew(renewed).key == Key(1, "candidates", 0, "x", again.number)
-        writer.finish_round(1, {})
-    assert store.run("a").files(1, "candidates") == [table["x"]]
 
 
 def test_a_whole_stage_is_the_newest_again_after_its_shards(store: Store) -> None:
