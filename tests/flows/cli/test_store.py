@@ -119,7 +119,7 @@ def test_prune_names_the_forks_that_keep_weights(rondo: Rondo, store: Store) -> 
     [
         (["prune", "kept"], "say what to keep"),
         (["prune", "kept", "--keep-best", "fun"], "the rounds have no such figure, but reward, kl_initial"),
-        (["prune", "kept", "--keep-best", "reward:low"], "or METRIC:min where less is better"),
+        (["prune", "kept", "--keep-best", "reward:low"], "or METRIC:min if less is better"),
         (["sweep", "--grace", "soon"], "'soon' is no duration"),
         (["verify", "kpt"], "did you mean 'kept'?"),
         (["lineage", "kpt"], "did you mean 'kept'?"),
