@@ -64,6 +64,7 @@ class Hub:
         return f"{self.endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo}"
 
     def _request(self, ask: Callable[[], _Result], repo: str, kind: str) -> _Result:
+        # The client repeats uploads by itself, but neither the creation of a repository nor a commit.
         for attempt in range(1, _TRIES + 1):
             try:
                 return ask()
