@@ -39,7 +39,7 @@ def prune(name: str, root: str, *, last: int | None, every: int | None, best: Se
 def rounds_to_keep(
     rounds: Sequence[RoundSummary], last: int | None, every: int | None, best: Sequence[str]
 ) -> set[int]:
-    """The last so many, every so manieth, and the best by each metric; ``METRIC:min`` for one where less is better.
+    """The last so many, every so manieth, and the best by each metric; ``METRIC:min`` if less is better.
 
     Raises:
         ConfigError: the rounds have no such figure.
@@ -81,7 +81,7 @@ def _judging(run: Run) -> set[int]:
 def _best(rounds: Sequence[RoundSummary], metric: str) -> int:
     name, _, direction = metric.partition(":")
     if direction not in ("", "min", "max"):
-        raise ConfigError(f"--keep-best '{metric}': give METRIC, or METRIC:min where less is better")
+        raise ConfigError(f"--keep-best '{metric}': give METRIC, or METRIC:min if less is better")
     fields = [key for key in RoundSummary.model_fields if key != "round"]
     metrics = {
         key: {summary.round: value for summary in rounds if _is_figure(value := getattr(summary, key))}

@@ -21,7 +21,7 @@ def existing_store(root: str) -> Store:
 
 
 def run_at_round(store: Store, source: str) -> tuple[Run, int]:
-    """The run and the finished round that RUN@ROUND names; ConfigError where it names none."""
+    """The run and the finished round that RUN@ROUND names; ConfigError if it names none."""
     name, at, text = source.rpartition("@")
     if not at or not text.isdecimal():
         raise ConfigError(f"'{source}' is not RUN@ROUND: give a run and one of its rounds, such as demo@3")

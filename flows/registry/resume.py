@@ -28,7 +28,7 @@ def recipe_of(run: Run) -> Recipe:
 
 
 def create_or_open(store: Store, name: str, recipe: Recipe) -> tuple[Run, Recipe]:
-    """The run of this name, which is created where there is none, and the recipe that it goes on with.
+    """The run of this name, which is created if there is none, and the recipe that it goes on with.
 
     Raises:
         ConfigError: it was started with a recipe that gives other results.

@@ -150,13 +150,13 @@ def _bring_to(
 
 
 def _goal(run: Run) -> int:
-    """How many rounds a run is to have: its recipe's, or more where it was interrupted on the way to more."""
+    """How many rounds a run is to have: its recipe's, or more if it was interrupted on the way to more."""
     asked: int = run.session.meta.get("rounds", 0) if run.session is not None else 0
     return max(recipe_of(run).rounds, asked)
 
 
 def _check_notifications(recipe: Recipe) -> None:
-    """Raises ConfigError, before there is a run, where a block that the recipe names cannot send."""
+    """Raises ConfigError, before there is a run, if a block that the recipe names cannot send."""
     if recipe.notifications.blocks:
         import flows.prefect_api.settings  # noqa: F401  before Prefect
         from flows.monitors.notifications import open_notifier
