@@ -70,7 +70,8 @@ class TensorBoardSink:
     """Event files in ``directory/step`` and ``directory/round``, each with its own numbers.
 
     Each session writes files of its own. The first row of a session, and one whose number is not above the last, begins
-    with TensorBoard's mark of a restart: what stood at that number and above no longer counts.
+    with TensorBoard's mark of a restart: what stood at that number and above no longer counts. The writer is TensorBoard's
+    own; PyTorch's SummaryWriter wraps the same one, and would load PyTorch into the flow's process.
     """
 
     def __init__(self, directory: Path) -> None:

@@ -76,7 +76,7 @@ class Record:
 
 
 def home() -> Path:
-    """Where the lasting server keeps its database, its logs and this record; ``~/.rondo`` where nothing is said."""
+    """Where the background server keeps its database, its logs and this record; ``~/.rondo`` where nothing is said."""
     return Path(os.environ.get(HOME_VARIABLE) or "~/.rondo").expanduser().absolute() / "prefect"
 
 

@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
-from flows.prefect_api.settings import heartbeat_seconds
+from flows.prefect_api import heartbeat_seconds
 
 _SIGN = "prefect.flow-run.heartbeat"
 # One by one: any other event of a flow run may come after the last sign of life.
