@@ -26,8 +26,8 @@ from flows.prefect_api import server_record
 
 Say = Callable[[str], None]
 START_SECONDS = 180.0  # a busy two-core machine needs up to a minute
-_LOOK_SECONDS = 0.2
 ANSWER_SECONDS = 60.0  # one whose database is busy has been seen to take more than ten
+_LOOK_SECONDS = 0.2
 
 # Services that only a background server needs. With them, SQLite keeps each further subflow waiting for about 2 s.
 _IDLE_SERVICES = (
@@ -62,7 +62,7 @@ async def prefect_api(say: Say | None = None, *, scheduling: bool = False) -> As
     """The address of the Prefect API: that of a background server, see ``background_api``, else of a temporary one.
 
     Args:
-        say: takes a line for people; standard error where nothing is given.
+        say: takes a line for people; standard error if nothing is given.
         scheduling: whether a temporary server must start scheduled runs.
 
     Raises:
@@ -86,7 +86,7 @@ async def prefect_api(say: Say | None = None, *, scheduling: bool = False) -> As
 
 
 async def background_api(say: Say | None = None) -> str | None:
-    """The address of the user's own server where one is configured, else of that of ``rondo up``; None without both.
+    """The address of the user's own server if one is configured, else of that of ``rondo up``; None without both.
 
     Raises:
         ServerError: it does not answer.

@@ -41,7 +41,7 @@ class Hub:
         disable_progress_bars()
 
     def create(self, repo: str, kind: str) -> str:
-        """The full name of a repository of this kind, "model" or "dataset"; it is created where it is not there."""
+        """The full name of a repository of this kind, "model" or "dataset"; it is created if it is not there."""
 
         def create() -> str:
             made = self._api.create_repo(repo, repo_type=kind, private=self._private, exist_ok=True)

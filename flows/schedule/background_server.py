@@ -65,7 +65,7 @@ def up(port: int, say: Say, pool: str = DEFAULT_POOL) -> tuple[Record, bool]:
 
 
 def down() -> Record | None:
-    """Ends both with all that they have started, and returns what was there; None where nothing was.
+    """Ends both with all that they have started, and returns what was there; None if nothing was.
 
     Raises:
         ServerError: another ``rondo up`` or ``rondo down`` is at work.

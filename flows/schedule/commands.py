@@ -40,7 +40,7 @@ class Target:
 
 
 def up(port: int | None, say: Say) -> None:
-    """Starts the background server and its worker, and says where they are; says so too where they ran already."""
+    """Starts the background server and its worker, and says where they are; says so too if they ran already."""
     from flows.schedule import background_server
 
     record, started = background_server.up(port or DEFAULT_PORT, say)
@@ -118,7 +118,7 @@ def _prepare(path: Path, name: str | None, root: str, changes: Sequence[str], sa
     """The recipe and the name of the run that it is for, which is not created yet: Prefect may refuse the rest.
 
     Raises:
-        ConfigError: the recipe is wrong, or gives other results than the run's, where there is one.
+        ConfigError: the recipe is wrong, or gives other results than the run's, if there is one.
     """
     recipe = load_recipe(path, changes)
     check_tracking(recipe.tracking)

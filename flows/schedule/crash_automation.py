@@ -46,7 +46,7 @@ def crashed_runs() -> AutomationCore:
 
 
 async def ensure_crashed_runs() -> None:
-    """Creates it on the current server, where there is none of its name; else it stays as people have set it."""
+    """Creates it on the current server, if there is none of its name; else it stays as people have set it."""
     wanted = crashed_runs()
     async with get_client() as client:
         if not await client.read_automations_by_name(wanted.name):

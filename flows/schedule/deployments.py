@@ -75,9 +75,9 @@ async def deploy_rounds(
         run: name of the run.
         root: absolute directory or URI of the store.
         rounds: how many rounds each of its runs adds.
-        schedule: when it runs, in place of an earlier schedule; never by itself where None.
+        schedule: when it runs, in place of an earlier schedule; never by itself if None.
         pool: name of the work pool.
-        kind: the pool's type; that of the pool, or process where there is none yet, where nothing is given.
+        kind: the pool's type; if None that of the pool, or process if there is no such pool yet.
         image: the image that containers are made of.
 
     Raises:
@@ -147,7 +147,7 @@ async def ensure_limits(recipe: Recipe, run: str, root: str) -> None:
 
 
 async def ensure_pool(name: str, kind: PoolType) -> None:
-    """Creates the work pool of this name, where there is none.
+    """Creates the work pool of this name, if there is none.
 
     Raises:
         ConfigError: there is one of another type.

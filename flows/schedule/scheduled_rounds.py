@@ -36,10 +36,10 @@ RoundsField = Annotated[int, Field(ge=1, le=100_000, description="rounds to add"
 
 @flow(name="rondo-schedule", flow_run_name="{run} scheduled")
 async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: RoundsField) -> "State[Any] | None":
-    """Adds rounds to a run, once no other run of that name goes on and, where the recipe uses GPUs, these are free.
+    """Adds rounds to a run, once no other run of that name goes on and, if the recipe uses GPUs, these are free.
 
     Args:
-        recipe: the recipe; that of the run, where it exists, on these or other devices
+        recipe: the recipe; that of the run, if it exists, on these or other devices
         run: name of the run; the first scheduled run creates it
         root: where runs are kept: a directory, or s3://, gs://, az://
         rounds: rounds to add
@@ -66,7 +66,7 @@ async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: Rou
                 check_goal(existing, own, target)
                 check_devices(own)
                 await execute(store, existing, own, target, display, take_over=writer == "dead")
-        except WaitingForLabelsError as waiting:  # the next scheduled run goes on, where they are there
+        except WaitingForLabelsError as waiting:  # the next scheduled run goes on, if they are there
             display.say(str(waiting))
             return awaiting_labels(str(waiting))
         except InterruptedRunError as stopped:
@@ -106,7 +106,7 @@ def busy_message(run: Run) -> str:
 
 
 def schedule_of(cron: str | None, interval: int | None, rrule: str | None) -> Schedule | None:
-    """When scheduled runs start, by one of the three; None where none is given. Times are UTC.
+    """When scheduled runs start, by one of the three; None if none is given. Times are UTC.
 
     Raises:
         ConfigError: more than one is given, or the expression is none, or it never comes again.
