@@ -152,7 +152,7 @@ def report(
     root: Root = DEFAULT_ROOT,
     picture: Annotated[Path | None, typer.Option(help="write the main curves to this SVG file as well")] = None,
 ) -> None:
-    """Write a run's report: one HTML file with its curves, metrics and answers."""
+    """Write a run's report: one HTML file with its curves, metrics and completions."""
     typer.echo(reports.report(run, root, picture))
 
 
