@@ -15,7 +15,6 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-import flows.prefect_api.settings  # noqa: F401  before Prefect
 from flows.errors import ServerError
 from flows.prefect_api import server_record
 from storage.errors import StoreError

@@ -22,7 +22,7 @@ class PoolType(StrEnum):
     kubernetes = "kubernetes"
 
 
-Name = Annotated[str | None, typer.Option(help="name of the run; the recipe's where none is given")]
+Name = Annotated[str | None, typer.Option(help="name of the run; the recipe's if none is given")]
 Cron = Annotated[str | None, typer.Option(help="when, as a cron expression in UTC, such as '0 3 * * *'")]
 Interval = Annotated[int | None, typer.Option(min=1, metavar="SECONDS", help="or how often, in seconds")]
 RRule = Annotated[str | None, typer.Option(help="or a recurrence rule in UTC, such as 'FREQ=WEEKLY;BYDAY=SA;BYHOUR=3'")]
@@ -65,10 +65,8 @@ def serve(
 def deploy(
     recipe: RecipePath,
     name: Name = None,
-    pool: Annotated[str, typer.Option(help="the work pool; it is created where there is none")] = DEFAULT_POOL,
-    type_: Annotated[
-        PoolType | None, typer.Option("--type", help="of a new pool; process where nothing is given")
-    ] = None,
+    pool: Annotated[str, typer.Option(help="the work pool; it is created if there is none")] = DEFAULT_POOL,
+    type_: Annotated[PoolType | None, typer.Option("--type", help="of a new pool; process if nothing is given")] = None,
     image: Annotated[str | None, typer.Option(help="for containers: an image that has rondo in it")] = None,
     cron: Cron = None,
     interval: Interval = None,

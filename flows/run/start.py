@@ -137,7 +137,7 @@ def _bring_to(
     check_goal(run, recipe, rounds)
     check_tracking(recipe.tracking)
     check_devices(recipe)
-    import flows.prefect_api.settings  # noqa: F401  before Prefect
+    import flows.prefect_api  # noqa: F401  before Prefect
     from flows.run.execute import execute
 
     after = f", going on after round {done}" if done >= 0 else ""
@@ -158,7 +158,7 @@ def _goal(run: Run) -> int:
 def _check_notifications(recipe: Recipe) -> None:
     """Raises ConfigError, before there is a run, if a block that the recipe names cannot send."""
     if recipe.notifications.blocks:
-        import flows.prefect_api.settings  # noqa: F401  before Prefect
+        import flows.prefect_api  # noqa: F401  before Prefect
         from flows.monitors.notifications import open_notifier
 
         asyncio.run(open_notifier(recipe.notifications, Display()))

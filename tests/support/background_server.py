@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +11,10 @@ from typing import Any
 
 import httpx
 
+from flows.prefect_api.server import healthy, wait_until
 
-class LastingServer:
+
+class BackgroundServer:
     """A server that runs, and what people do in its UI: the same requests as its buttons send."""
 
     def __init__(self, home: Path, port: int) -> None:
@@ -45,12 +46,12 @@ class LastingServer:
 
 
 @contextmanager
-def background_server(home: Path) -> Iterator[LastingServer]:
+def background_server(home: Path) -> Iterator[BackgroundServer]:
     """Starts one whose data are in ``home``, and ends it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = LastingServer(home, port)
+    server = BackgroundServer(home, port)
     environment = {
         **os.environ,
         "PREFECT_HOME": str(home),
@@ -66,18 +67,7 @@ def background_server(home: Path) -> Iterator[LastingServer]:
         subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True) as process,
     ):
         try:
-            deadline = time.monotonic() + 180  # for what hangs: a busy machine needs up to a minute
-            while not _answers(server.url):
-                assert process.poll() is None, (home / "server.log").read_text()
-                assert time.monotonic() < deadline, "the server does not answer"
-                time.sleep(0.2)
+            wait_until(lambda: healthy(server.url), "server", process, home / "server.log")
             yield server
         finally:
             process.terminate()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=5).status_code == httpx.codes.OK
-    except httpx.HTTPError:
-        return False
