@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from flows.analysis import queries
-from flows.cli import control, inspect, join, judges, operate, plan, share, store, tables, timeline
+from flows.cli import control, inspect, judges, operate, plan, share, store, tables, timeline
 from flows.cli.options import Changes, Json, RecipePath, Root, RunAtRound, RunName, TakeOver
 from flows.errors import InterruptedRunError, WaitingForLabelsError
 from flows.host.progress import Display
@@ -40,7 +40,6 @@ app.add_typer(share.app)
 app.add_typer(plan.app)
 app.add_typer(timeline.app)
 app.add_typer(operate.app)
-app.add_typer(join.app)
 
 
 def _say_version(wanted: bool) -> None:
