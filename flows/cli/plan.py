@@ -1,40 +1,39 @@
 """`rondo plan`: what a recipe's round would take on so many devices, on paper; see deploy/SCALING.md."""
 
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
-from flows.analysis import capacity
-from flows.analysis.capacity import Answer, Question, Size
 from flows.cli import tables
-from flows.cli.options import Json, Root
+from flows.cli.options import Changes, Commands, Format, Output, RecipePath, Root
 from flows.host.text import counted
-from flows.registry.catalog import DEFAULT_ROOT
-from pipeline.planning import DEVICES, KNOWN_SHAPES, Mode, Plan
-from pipeline.planning.constants import GB
+from flows.registry import DEFAULT_ROOT
 
-app = typer.Typer()
+if TYPE_CHECKING:
+    from flows.analysis.capacity import Answer
+    from pipeline.planning import Plan
+
+app = Commands("Run")
+GB = 1e9
 _ModeOption = Annotated[
-    Mode | None, typer.Option(help="phased: all parts on all devices, in turn; streaming: apart, at the same time")
+    Literal["phased", "streaming"] | None,
+    typer.Option(help="phased: all parts on all devices, in turn; streaming: apart, at the same time"),
 ]
 
 
 @app.command()
 def plan(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")],
-    gpus: Annotated[int, typer.Option(min=1, max=65_536, help="devices: GPUs, or cores where --device is cpu")] = 1,
-    device: Annotated[
-        str | None, typer.Option(help=f"{', '.join(DEVICES)}; the recipe's kind where none is given")
-    ] = None,
+    recipe: RecipePath,
+    gpus: Annotated[int, typer.Option(min=1, max=65_536, help="devices: GPUs, or cores if --device is cpu")] = 1,
+    device: Annotated[str | None, typer.Option(help="such as h100 or cpu; the recipe's kind if empty")] = None,
     mode: _ModeOption = None,
     split: Annotated[
         str | None, typer.Option(metavar="S:J:U", help="streaming: devices of sampler, judge, update")
     ] = None,
     group: Annotated[int | None, typer.Option(min=1, help="devices of one sampling engine")] = None,
-    model: Annotated[str | None, typer.Option(help=f"a published size: {', '.join(KNOWN_SHAPES)}")] = None,
+    model: Annotated[str | None, typer.Option(help="a published size, such as llama-3-8b")] = None,
     parameters: Annotated[
         float | None, typer.Option(min=1, help="or the policy's size in numbers, such as 7e9")
     ] = None,
@@ -46,7 +45,7 @@ def plan(
     judge_layers: Annotated[int | None, typer.Option(min=1, help="its layers")] = None,
     judge_hidden: Annotated[int | None, typer.Option(min=1, help="its width")] = None,
     prompt_tokens: Annotated[float | None, typer.Option(min=1, help="mean length of a prompt, in tokens")] = None,
-    answer_tokens: Annotated[float | None, typer.Option(min=1, help="mean length of an answer, in tokens")] = None,
+    answer_tokens: Annotated[float | None, typer.Option(min=1, help="mean length of a completion, in tokens")] = None,
     kept: Annotated[
         float, typer.Option(min=0.001, max=1, help="share of the possible preferences that are kept")
     ] = 1.0,
@@ -60,10 +59,13 @@ def plan(
         str | None, typer.Option(metavar="RUN[@ROUND]", help="put a measured round beside the plan")
     ] = None,
     root: Root = DEFAULT_ROOT,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field")] = None,
-    json: Json = False,
+    set_: Changes = None,
+    format: Output = Format.table,
 ) -> None:
     """Say what a round would take on so many devices, on paper: time, memory, disk, money, and what limits it."""
+    from flows.analysis import capacity
+    from flows.analysis.capacity import Question, Size
+
     question = Question(
         device=device, gpus=gpus, mode=mode, split=split, group=group,
         policy=Size(model, parameters, layers, hidden, vocabulary),
@@ -72,26 +74,27 @@ def plan(
         request_seconds=request_seconds, store_gb_per_second=store_gb_per_second, calibrate=calibrate, compare=compare,
     )  # fmt: skip
     answer = capacity.plan(recipe, set_ or [], question, root)
-    if json:
-        tables.print_json(_as_json(answer))
+    rows = _stage_rows(answer.plan)
+    if not format.is_for_people:
+        tables.print_rows(rows, format=format, document=_as_json(answer))
         return
-    _print(answer)
+    _print(answer, format)
 
 
-def _print(answer: Answer) -> None:
+def _print(answer: "Answer", format: Format) -> None:
     plan, console = answer.plan, Console()
     what = f"{answer.recipe.name}, {_count(answer.shape.parameters)} parameters, on {plan.gpus} x {plan.device.name}"
-    tables.print_rows(_stage_rows(plan), title=f"{what}, {plan.mode}", as_json=False, empty="")
-    tables.print_rows(_memory_rows(plan), title="Memory of a device, GB", as_json=False, empty="")
+    tables.print_rows(_stage_rows(plan), title=f"{what}, {plan.mode}", format=format)
+    tables.print_rows(_memory_rows(plan), title="Memory of a device, GB", format=format)
     for line in _lines(answer):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if answer.comparison:
-        tables.print_rows(answer.comparison, title="Against a measured round", as_json=False, empty="")
+        tables.print_rows(answer.comparison, title="Against a measured round", format=format)
     for warning in plan.warnings:
         console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True, style="yellow")
 
 
-def _stage_rows(plan: Plan) -> list[dict[str, Any]]:
+def _stage_rows(plan: "Plan") -> list[dict[str, Any]]:
     longest = plan.bottleneck
     return [
         {
@@ -105,7 +108,7 @@ def _stage_rows(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def _memory_rows(plan: Plan) -> list[dict[str, Any]]:
+def _memory_rows(plan: "Plan") -> list[dict[str, Any]]:
     held = plan.device.memory
     return [
         {
@@ -118,7 +121,7 @@ def _memory_rows(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def _lines(answer: Answer) -> list[str]:
+def _lines(answer: "Answer") -> list[str]:
     plan, work, rounds = answer.plan, answer.plan.work, answer.recipe.rounds
     split, decoding = plan.split, plan.decoding
     engines = max(1, split.sampler // plan.group)
@@ -144,7 +147,7 @@ def _lines(answer: Answer) -> list[str]:
     return lines
 
 
-def _as_json(answer: Answer) -> dict[str, Any]:
+def _as_json(answer: "Answer") -> dict[str, Any]:
     plan = answer.plan
     found = asdict(plan)
     found["device"] = plan.device.name

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from flows.registry.shipped_recipes import find_recipe
 from pipeline.config import DatasetPrompts, FilePrompts, PretrainedPolicy, Recipe, RewardModelJudge
 from pipeline.errors import ConfigError
 
@@ -20,13 +21,15 @@ NOT_COMPARED = ("rounds", "description")
 def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     """The recipe of a file, with ``dotted.key=value`` changes applied; values are read as YAML.
 
+    Args:
+        path: the file, or the name of a recipe that rondo brings along.
+
     Raises:
         ConfigError: the file, a change or a field is wrong; the message names each fault, its value and the remedy.
     """
+    path = find_recipe(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no recipe '{path}': give the path of a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the recipe '{path}' cannot be read: {error}") from error
     except yaml.YAMLError as error:
@@ -44,7 +47,7 @@ def parse_recipe(content: Mapping[str, Any], changes: Sequence[str] = (), source
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        faults = "\n  ".join(_sentence(fault) for fault in error.errors())
+        faults = "\n  ".join(describe_fault(fault) for fault in error.errors())
         raise ConfigError(f"{source} cannot be run:\n  {faults}") from None
     check_files(recipe)
     return recipe
@@ -110,8 +113,8 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     tree[names[-1]] = value
 
 
-def _sentence(fault: ErrorDetails) -> str:
-    """One fault as ``field: what is wrong with the value: remedy``."""
+def describe_fault(fault: ErrorDetails) -> str:
+    """Says a fault as ``field: what is wrong with the value: remedy``."""
     location, owners = _locate(fault["loc"])
     value = fault["input"]
     match fault["type"]:

@@ -26,7 +26,7 @@ from flows.errors import ServerError
 from flows.prefect_api import server_record
 from flows.prefect_api.limits import ensure_gpu_limit, ensure_run_limits, needs_gpu
 from flows.prefect_api.settings import HEARTBEAT_VARIABLE, heartbeat_seconds
-from flows.registry.catalog import DEFAULT_ROOT
+from flows.registry import DEFAULT_ROOT
 from flows.registry.recipes import load_recipe
 from flows.schedule.scheduled_rounds import add_rounds
 from pipeline.config import Recipe
