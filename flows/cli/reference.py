@@ -160,11 +160,12 @@ def _command(command: TyperCommand) -> str:
 
 
 def _parameter(parameter: TyperArgument | TyperOption) -> list[str]:
-    is_argument = isinstance(parameter, TyperArgument)
-    names = [parameter.display_name_raw] if is_argument else [*parameter.opts, *parameter.secondary_opts]
+    if isinstance(parameter, TyperArgument):
+        names, value = [parameter.display_name_raw], ""
+    else:
+        names, value = [*parameter.opts, *parameter.secondary_opts], _value(parameter)
     default = "required" if parameter.required else _shown_default(parameter)
     variable = f"; or the variable {parameter.envvar}" if parameter.envvar else ""
-    value = "" if is_argument else _value(parameter)
     return [", ".join(f"`{name}`" for name in names), value, default, (parameter.help or "") + variable]
 
 

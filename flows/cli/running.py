@@ -32,12 +32,11 @@ def run(
     from flows.host.progress import Display
 
     with Display() as display:
-        # Before anything that takes long to import.
-        display.say(f"recipe {recipe}")
-        from flows.registry.recipes import load_recipe
-        from flows.run.start import start
+        with display.doing(f"reading {recipe}"):  # a terminal shows it before anything else is imported
+            from flows.registry.recipes import load_recipe
+            from flows.run.start import start
 
-        content = load_recipe(recipe, [*(set_ or []), *([f"rounds={rounds}"] if rounds else [])])
+            content = load_recipe(recipe, [*(set_ or []), *([f"rounds={rounds}"] if rounds else [])])
         finished = start(content, name, root, resume=resume, display=display)
     print_finished(finished)
 

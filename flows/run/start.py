@@ -48,9 +48,10 @@ def start(
         ConfigError: the recipe cannot be run here, or the run exists with another one.
         RunExistsError: the run exists, and ``resume`` was not asked for.
     """
-    check_tracking(recipe.tracking)
-    check_devices(recipe)
-    _check_notifications(recipe)
+    with display.doing("looking for what the recipe needs"):  # for a GPU, torch is imported
+        check_tracking(recipe.tracking)
+        check_devices(recipe)
+        _check_notifications(recipe)
     store = Store.open(root)
     name, goal = name or recipe.name, recipe.rounds
     if resume:

@@ -1,6 +1,6 @@
 """What an installation of the wheel does, from a directory that has nothing of the repository.
 
-The environment has the wheel, and sees the libraries of the one that runs the tests; nothing else of rondo is on its path.
+The environment has the wheel, and sees the libraries of the one that runs the tests; no other rondo is on its path.
 """
 
 import json

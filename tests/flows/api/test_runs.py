@@ -94,7 +94,7 @@ def test_rounds_that_finish_later_are_seen(tmp_path: Path) -> None:
 
 
 def test_a_wrong_recipe_is_answered_before_anything_starts(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="update.beta: 0 is not allowed"):
+    with pytest.raises(ConfigError, match=r"update\.beta: 0 is not allowed"):
         api.run({**small_recipe().model_dump(mode="json"), "update": {"beta": 0}}, root=tmp_path / "new")
     with pytest.raises(ConfigError, match=r"there is no recipe 'sentimental'.*sentiment"):
         api.run("sentimental", root=tmp_path / "new")
