@@ -11,7 +11,7 @@ from pipeline.judges import JudgedCandidate
 from pipeline.judges.human_labels import ANSWERED, Question, digest
 from storage.errors import NotCommittedError
 from storage.log.run import Run
-from storage.tables.labels import Labels
+from storage.tables.shared_values import Labels
 
 Choice = Literal["a", "b", "tie", "skip"]
 

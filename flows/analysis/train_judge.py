@@ -51,7 +51,7 @@ class TrainedJudge:
 
 
 def training_settings(**values: Any) -> RewardTrainingConfig:
-    """Settings from a command line; ConfigError where one is out of its range."""
+    """Settings from a command line; ConfigError if one is out of its range."""
     try:
         return RewardTrainingConfig.model_validate(values)
     except ValidationError as error:
@@ -72,7 +72,7 @@ def train_judge(
 
     Args:
         sources: each a run, all of whose rounds are taken, or RUN@ROUNDS, such as demo@3, demo@1-4 or demo@1,3-5.
-        base: a checkpoint's directory or an id on the hub; the initial policy of the first run where none is given. A
+        base: a checkpoint's directory or an id on the hub; the initial policy of the first run if none is given. A
             later one has learned from the very preferences that the fit is measured on.
 
     Raises:

@@ -54,10 +54,9 @@ def checkpoint(
     """
     from flows.host.new_directory import new_directory
     from flows.registry.catalog import existing_store, run_at_round
-    from flows.registry.checkpoints import checkpoint_files, local_policy
+    from flows.registry.checkpoints import checkpoint_files, is_adapter, local_policy
     from pipeline.errors import ConfigError
     from storage.tables.checkpoints import local_directory
-    from storage.verify.resume_check import is_adapter
 
     store = existing_store(root)
     run, number = run_at_round(store, source)

@@ -1,7 +1,7 @@
 """The commands that look after the store: verify, prune, sweep, delete, lineage; and at the machine: doctor."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,6 +23,7 @@ def verify(run: RunName, root: Root = DEFAULT_ROOT, format: Output = Format.tabl
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     from flows.registry.catalog import existing_store
+    from flows.registry.verify_rules import RULES
     from storage.verify.verify import verify as verify_run
 
     store = existing_store(root)
@@ -30,7 +31,7 @@ def verify(run: RunName, root: Root = DEFAULT_ROOT, format: Output = Format.tabl
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"reading '{run}' again", total=None)
-        found = verify_run(store, run, lambda done, total: progress.update(task, completed=done, total=total))
+        found = verify_run(store, run, RULES, lambda done, total: progress.update(task, completed=done, total=total))
     _print_verification(found, format)
     if found.damages:
         raise typer.Exit(1)
@@ -123,7 +124,7 @@ def lineage(
     from flows.registry.catalog import existing_store
     from storage.queries.lineage import lineage as lineage_of
 
-    found = lineage_of(existing_store(root), run)
+    found = lineage_of(existing_store(root), run, weights="checkpoint")
     if format is Format.table:
         Console().print(lineage_tree(found, root))
     else:
@@ -143,24 +144,30 @@ def doctor(root: Root = DEFAULT_ROOT, format: Output = Format.table) -> None:
         raise typer.Exit(1)
 
 
+def _verification_row(found: "Verification") -> dict[str, Any]:
+    """The JSON of a verification, whose names scripts know."""
+    row = {"ok": not found.damages, **asdict(found)}
+    return row | {"newest_checkpoint": row.pop("newest_good"), "released": row.pop("dropped")}
+
+
 def _print_verification(found: "Verification", format: Format) -> None:
     rows = [{"round": damage.round, "problem": damage.problem, "meaning": damage.meaning} for damage in found.damages]
     if rows or not format.is_for_people:
         tables.print_rows(
             rows, title=f"Run {found.run}: damaged", format=format, records=[asdict(item) for item in found.damages],
-            document={"ok": not found.damages, **asdict(found)},
+            document=_verification_row(found),
         )  # fmt: skip
     if not format.is_for_people:
         return
     read = f"{found.files} files, {decimal(found.bytes)} read again"
-    if found.released:
-        read += f"; {found.released} files were removed on purpose"
+    if found.dropped:
+        read += f"; {found.dropped} files were removed on purpose"
     if not rows:
         typer.echo(f"run '{found.run}' is as it was committed: {read}")
         return
     good = ", ".join(map(str, found.good)) or "none"
     typer.echo(f"{read}; good rounds: {good}")
-    if found.newest_checkpoint is None:
+    if found.newest_good is None:
         typer.echo("no round has all that a next one needs")
     else:
-        typer.echo(f"newest good checkpoint: rondo fork {found.run}@{found.newest_checkpoint} --name NEW")
+        typer.echo(f"newest good checkpoint: rondo fork {found.run}@{found.newest_good} --name NEW")

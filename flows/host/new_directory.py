@@ -25,7 +25,7 @@ def check_new(to: Path) -> Path:
 
 @contextmanager
 def new_directory(to: Path) -> Iterator[Path]:
-    """A directory beside ``to`` to write into, which takes its name at the end of the block; gone where that fails.
+    """A directory beside ``to`` to write into, which takes its name at the end of the block; gone if that fails.
 
     Raises:
         ConfigError: there is something at ``to`` already.

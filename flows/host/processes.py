@@ -18,7 +18,7 @@ def lives(process: psutil.Process) -> bool:
 
 
 def descendants(pid: int) -> list[psutil.Process]:
-    """The processes that a process has started, and those that they have; none where it is gone."""
+    """The processes that a process has started, and those that they have; none if it is gone."""
     try:
         found: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
     except psutil.Error:

@@ -63,13 +63,13 @@ class Stage:
 
     @property
     def share(self) -> float:
-        """How much of it is done, from 0 to 1; 0 where nobody knows how much there is."""
+        """How much of it is done, from 0 to 1; 0 if nobody knows how much there is."""
         done = sum(metrics.get("done", 0) for metrics in self._shards.values())
         return min(done / self._total, 1.0) if self._total else 0.0
 
     @property
     def note(self) -> str:
-        """Throughput and loss, where the stage has them."""
+        """Throughput and loss, if the stage has them."""
         tokens = sum(metrics.get("tokens", 0) for metrics in self._shards.values())
         notes = [f"shard {len(self._shards)}/{self._all_shards}"] if self._all_shards > 1 else []
         notes += [f"{tokens / self.seconds:,.0f} tokens/s"] if tokens else []

@@ -15,7 +15,7 @@ from storage.errors import StorageAccessError
 
 @contextmanager
 def scratch_directory(root: str, run: str) -> Iterator[Path]:
-    """An empty local directory, removed at the end; where the run fails, the logs in it stay, for people to read.
+    """An empty local directory, removed at the end; if the run fails, the logs in it stay, for people to read.
 
     A run has the same one each time, so that what a killed process left is removed by the next one.
 

@@ -26,7 +26,7 @@ def packages() -> dict[str, str]:
 
 @cache
 def commit() -> str | None:
-    """The git commit of this code, with ``-dirty`` where files differ from it; None where it is no checkout."""
+    """The git commit of this code, with ``-dirty`` if files differ from it; None if it is no checkout."""
     if not (_CHECKOUT / ".git").exists():
         return None
     command = ["git", "-C", str(_CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -50,7 +50,7 @@ class Artifacts:
         """Within a flow: keeps the artifacts up to date while the block runs.
 
         Args:
-            flow_run: the flow run that they belong to, where it is not the flow's own, but one around it.
+            flow_run: the flow run that they belong to, if it is not the flow's own, but one around it.
         """
         self._flow_run = flow_run
         if not self._shown:

@@ -29,7 +29,7 @@ def publish(store: Store, run: Run, round: int, repo: str, what: What, *, privat
         ConfigError: there is no token, or the name is none that the Hub takes.
         PublishError: the Hub refuses or fails; what it has already stays.
         NotCommittedError, DataError: the round has no checkpoint, or no preferences.
-        DamagedFileError, ReleasedFileError: the files are not what was committed, or were pruned.
+        DamagedFileError, DroppedFileError: the files are not what was committed, or were pruned.
     """
     from flows.publish.hub import Hub
 

@@ -65,7 +65,7 @@ def committed_files(run: Run, number: int, table: str) -> list[FileRef]:
 
     Raises:
         NotCommittedError: the round has committed no such stage.
-        ReleasedFileError: the files were removed on purpose.
+        DroppedFileError: the files were removed on purpose.
     """
     stage = TABLE_ALIASES.get(table, table)
     files = run.files(0 if stage == "prompts" else number, stage)

@@ -5,11 +5,11 @@ from typing import Any
 
 from flows.host.versions import packages
 from flows.registry.recipes import differences
+from flows.registry.resume_check import STATES, open_to_go_on
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from storage.log.run import Run
 from storage.log.store import Store
-from storage.verify.resume_check import STATES, open_to_go_on
 
 HEADER_FORMAT = 1
 FREE = ("devices", "cluster", "mode", "tracking", "notifications")
@@ -28,7 +28,7 @@ def recipe_of(run: Run) -> Recipe:
 
 
 def create_or_open(store: Store, name: str, recipe: Recipe) -> tuple[Run, Recipe]:
-    """The run of this name, which is created where there is none, and the recipe that it goes on with.
+    """The run of this name, which is created if there is none, and the recipe that it goes on with.
 
     Raises:
         ConfigError: it was started with a recipe that gives other results.

@@ -40,7 +40,7 @@ class RoundSummary(BaseModel):
     round: int
     policy: str = Field(description="hash of the weights")
     reference: str | None = Field(None, description="hash of the reference policy's weights")
-    judge: str = Field(description="judge of the reward: the one that training hears, where it scores one answer")
+    judge: str = Field(description="judge of the reward: the one that training hears, if it scores one answer")
     reward: float = Field(description="mean score of that judge on held-out prompts")
     reward_se: float | None = Field(description="its standard error; none of a single prompt")
     judges: dict[str, float] = Field(description="mean score of each judge that training does not hear")

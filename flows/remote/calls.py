@@ -1,29 +1,129 @@
-"""What the flow asks of a worker, wherever it is, and when the work was done."""
+"""Typed calls to a worker, wherever it is.
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+    answer = await workers.sampler.call(SamplerWorker.sample, policy=policy, prompts=prompts, ...)
 
-from flows.remote.worker_process import Progress
+A method is named by itself: an editor leads from the call to it, and the type checker holds arguments and result
+against it. What travels is JSON. Arguments become JSON here and are built again by the worker, results the other way.
+"""
+
+import inspect
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import (
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
+
+from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
+
+Progress = Callable[[Mapping[str, Any]], None]
+"""Hears what a worker tells while it works, such as ``{"done": 3, "total": 9, "tokens": 512}``."""
+
+W = TypeVar("W")
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 
-class Calls(Protocol):
-    """A worker, wherever it is."""
+class Carrier(Protocol):
+    """Carries requests to a worker: one process, its ranks, or replicas on Ray."""
 
-    async def call(self, method: str, *, on_progress: Progress | None = None, **arguments: Any) -> Any:
-        """The answer of one of its methods."""
+    @property
+    def capacity(self) -> int:
+        """Requests that it takes at once."""
+        ...
+
+    async def start(self) -> None:
+        """Starts what is not there yet."""
+        ...
+
+    async def call(
+        self, method: str, *, on_progress: Progress | None = None, alone: bool = False, **arguments: Any
+    ) -> Any:
+        """The answer of one method, as JSON has it."""
+        ...
+
+    async def stop(self) -> None:
+        """Ends it."""
         ...
 
 
-async def timed(
-    worker: Calls, method: str, *, on_progress: Progress | None = None, **arguments: Any
-) -> tuple[Any, dict[str, Any]]:
-    """The answer of a worker's method, and what its entry keeps of the work: ``span`` and ``device``."""
-    work: dict[str, Any] = {}
+@dataclass(frozen=True)
+class Answer(Generic[Result]):
+    """What a worker's method returned.
 
-    def hear(metrics: Mapping[str, Any]) -> None:
-        if "span" in metrics:
-            work.update(metrics)
-        elif on_progress is not None:
-            on_progress(metrics)
+    Attributes:
+        result: what it returned.
+        work: what the entry of the work keeps: ``span``, its begin and end in seconds since the epoch, and ``device``.
+    """
 
-    return await worker.call(method, on_progress=hear, **arguments), work
+    result: Result
+    work: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Client(Generic[W]):
+    """Asks one kind of worker.
+
+    Args:
+        carrier: how requests get there.
+        on_progress: hears what is told while the worker works.
+        alone: whether a call waits until nothing else is in progress, and lets nothing else begin meanwhile.
+    """
+
+    carrier: Carrier
+    on_progress: Progress | None = None
+    alone: bool = False
+
+    def asking(self, *, on_progress: Progress | None = None, alone: bool = False) -> "Client[W]":
+        """The same worker, asked in another way."""
+        return replace(self, on_progress=on_progress, alone=alone)
+
+    @overload
+    async def call(
+        self, method: Callable[Concatenate[W, P], Generator[Any, None, Result]], *args: P.args, **kwargs: P.kwargs
+    ) -> Answer[Result]: ...
+
+    @overload
+    async def call(
+        self, method: Callable[Concatenate[W, P], Result], *args: P.args, **kwargs: P.kwargs
+    ) -> Answer[Result]: ...
+
+    async def call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Answer[Any]:
+        """Asks for one of the worker's methods.
+
+        Raises:
+            RondoError, StoreError: what the worker raised, with its own class and sentence.
+            WorkerDiedError: the worker ended before it answered.
+        """
+        work: dict[str, Any] = {}
+
+        def hear(told: Mapping[str, Any]) -> None:
+            if "span" in told:
+                work.update(told)
+            elif self.on_progress is not None:
+                self.on_progress(told)
+
+        signature, returns = _shape(method)
+        arguments = signature.bind(None, *args, **kwargs).arguments
+        plain = to_jsonable_python(dict(list(arguments.items())[1:]))  # without self, which is there
+        result = await self.carrier.call(method.__name__, on_progress=hear, alone=self.alone, **plain)
+        return Answer(returns.validate_python(result), work)
+
+
+@cache
+def _shape(method: Callable[..., Any]) -> tuple[inspect.Signature, TypeAdapter[Any]]:
+    """How a method is called, and what builds its result again; of one that takes turns, what it returns at its end."""
+    returned = get_type_hints(method)["return"]
+    if get_origin(returned) is Generator:
+        returned = get_args(returned)[2]
+    return inspect.signature(method), TypeAdapter(returned)

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import GeneratorType
 from typing import Any, Protocol
 
@@ -22,8 +23,11 @@ from storage.errors import StoreError
 Send = Callable[[dict[str, Any]], None]
 
 
-class AtDesk(Protocol):
-    """What serves at a desk: any object whose methods take and return what is JSON."""
+class Service(Protocol):
+    """What a dispatcher serves: any object whose methods take and return what is JSON."""
+
+    progress: Callable[..., None]
+    """Tells whoever asked what is being done; set anew for each request and each turn."""
 
     @property
     def device(self) -> str:
@@ -37,10 +41,10 @@ class _InProgress:
     began: float
 
 
-class Desk:
+class Dispatcher:
     """Serves a worker's methods to whoever hands in requests."""
 
-    def __init__(self, worker: AtDesk, send: Send) -> None:
+    def __init__(self, worker: Service, send: Send) -> None:
         self._worker, self._send = worker, send
         self._open: dict[int, _InProgress] = {}
 
@@ -49,17 +53,12 @@ class Desk:
         """Whether a request is in progress."""
         return bool(self._open)
 
-    def take(self, request: Mapping[str, Any]) -> None:
+    def submit(self, request: Mapping[str, Any]) -> None:
         """Begins a request, or answers it at once."""
-        number = request["id"]
-
-        def progress(**metrics: float | str) -> None:
-            self._send({"id": number, "progress": metrics})
-
-        began = time.time()
+        number, began = request["id"], time.time()
+        self._worker.progress = partial(self._tell, number)
         try:
-            method = public_method(self._worker, request["method"])
-            result = method(**request["arguments"], progress=progress)
+            result = public_method(self._worker, request["method"])(**request["arguments"])
         except Exception as error:
             self._fail(number, error)
             return
@@ -68,9 +67,10 @@ class Desk:
         else:
             self._answer(number, result, began)
 
-    def advance(self) -> None:
+    def step(self) -> None:
         """One turn of each request in progress."""
         for number, work in list(self._open.items()):
+            self._worker.progress = partial(self._tell, number)
             try:
                 next(work.turns)
             except StopIteration as end:
@@ -80,6 +80,9 @@ class Desk:
                 del self._open[number]
                 self._fail(number, error)
 
+    def _tell(self, number: int, **told: Any) -> None:
+        self._send({"id": number, "progress": told})
+
     def _answer(self, number: int, result: object, began: float) -> None:
         self._send({"id": number, "progress": work_done(self._worker, began)})
         self._send({"id": number, "result": to_jsonable_python(result)})
@@ -88,7 +91,7 @@ class Desk:
         self._send({"id": number, "error": describe(error)})
 
 
-def work_done(worker: AtDesk, began: float) -> dict[str, Any]:
+def work_done(worker: Service, began: float) -> dict[str, Any]:
     """What is told of work that has just been done."""
     return {"span": [began, time.time()], "device": worker.device}
 

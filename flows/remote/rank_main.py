@@ -99,17 +99,18 @@ class _First:
     def _serve(self, worker: Any, request: dict[str, Any], board: Store) -> None:
         number = self._current = request["id"]
 
-        def progress(**metrics: Any) -> None:
+        def progress(**told: Any) -> None:
             with self._lock:
-                self._send({"id": number, "progress": metrics})
+                self._send({"id": number, "progress": told})
 
         began = time.time()
         method = public_method(worker, request["method"])
-        collective = request["method"] in worker.COLLECTIVE
+        collective = getattr(getattr(worker, request["method"]), "collective", False)
         if collective:
             self._passed += 1
             board.set(f"request {self._passed}", json.dumps(request))
-        result = method(**request["arguments"], progress=progress)
+        worker.progress = progress
+        result = method(**request["arguments"])
         if collective:
             _wait(board, self._done(self._passed))
         progress(**work_done(worker, began))
@@ -150,7 +151,7 @@ def _follow(rank: int, kind: str, arguments: dict[str, Any]) -> None:
             number += 1
             _wait(board, [f"request {number}"])
             request = json.loads(board.get(f"request {number}"))
-            public_method(worker, request["method"])(**request["arguments"], progress=lambda **_metrics: None)
+            public_method(worker, request["method"])(**request["arguments"])
     except Exception as error:
         board.set(ERROR, json.dumps(_explain(error)))
     threading.Event().wait()

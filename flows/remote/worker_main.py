@@ -7,7 +7,6 @@ the store. Standard input carries the requests, a private copy of standard outpu
 to standard error, which the parent keeps in a log file.
 """
 
-import importlib
 import json
 import os
 import queue
@@ -16,13 +15,13 @@ import threading
 from typing import Any, TextIO
 
 from flows.host.processes import descendants, kill
-from flows.remote.dispatcher import AtDesk, Desk, describe
+from flows.remote.dispatcher import Dispatcher, Service, describe
+from flows.workers.base import Worker
+from flows.workers.judge import JudgeWorker
+from flows.workers.sampler import SamplerWorker
+from flows.workers.trainer import TrainerWorker
 
-WORKERS = {
-    "sampler": "flows.workers.sampler:SamplerWorker",
-    "judge": "flows.workers.judge:JudgeWorker",
-    "trainer": "flows.workers.trainer:TrainerWorker",
-}
+WORKERS: dict[str, type[Worker]] = {"sampler": SamplerWorker, "judge": JudgeWorker, "trainer": TrainerWorker}
 ENDED_BY_PARENT = 0
 
 
@@ -38,11 +37,11 @@ def main() -> None:
         _send(answers, {"id": 0, "error": describe(error)})
         return
     _send(answers, {"id": 0, "result": None})
-    desk = Desk(worker, lambda message: _send(answers, message))
+    dispatcher = Dispatcher(worker, lambda message: _send(answers, message))
     while True:
-        while not desk.busy or not requests.empty():
-            desk.take(json.loads(requests.get()))
-        desk.advance()
+        while not dispatcher.busy or not requests.empty():
+            dispatcher.submit(json.loads(requests.get()))
+        dispatcher.step()
 
 
 def private_stdout() -> TextIO:
@@ -63,11 +62,9 @@ def read_requests(requests: queue.SimpleQueue[str]) -> None:
     os._exit(ENDED_BY_PARENT)
 
 
-def construct(kind: str, arguments: dict[str, Any]) -> AtDesk:
+def construct(kind: str, arguments: dict[str, Any]) -> Service:
     """The worker of this kind."""
-    module, name = WORKERS[kind].split(":")
-    worker: AtDesk = getattr(importlib.import_module(module), name)(**arguments)
-    return worker
+    return WORKERS[kind](**arguments)
 
 
 def _send(answers: TextIO, message: dict[str, Any]) -> None:

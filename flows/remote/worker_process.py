@@ -19,7 +19,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ import pipeline.errors
 import storage.errors
 from flows.errors import WorkerDiedError, WorkerError
 from flows.host.processes import descendants, kill
+from flows.remote.calls import Progress
 from flows.remote.nodes import Nodes
 from flows.remote.ranks import LOOPBACK, MEETING, processor_seconds, torchrun
 from pipeline.errors import EngineError
@@ -38,8 +39,6 @@ GRACE_SECONDS = 5.0
 HUNG_SECONDS = 900.0  # longer than any one wait for a network that itself gives up in time
 IDLE_CPU_SECONDS = 0.1  # what a process that hangs may still use in that time
 _LOOK_SECONDS = 5.0
-
-Progress = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass

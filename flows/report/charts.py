@@ -1,300 +1,198 @@
-"""Which curves a report shows, in what order, and what each of them tells."""
+"""The charts, each a function of plain rows: one definition for the drawing in a report and for an interactive one.
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+No chart names a colour: the theme that draws it does, see ``rendering.py``.
+"""
 
-import pyarrow as pa
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from flows.registry.round_summary import RoundSummary
-from flows.report.gantt import gantt
-from flows.report.plots import MOST_CURVES, Scale, Series, curves, distributions, series_of
-from flows.report.timeline import Timeline, lane_rows
+import altair as alt
+import numpy as np
 
-_PER_SEQUENCE = "nats per sequence"
-_BY_ROUND = Scale()
+Row = Mapping[str, Any]
+
+INTERVAL = 1.96
+"""Standard errors on each side that make a 95% interval of a normal estimate."""
+MOST_CURVES = 3
+"""As many as there are colours."""
+
+_WIDTH, _HEIGHT = 480, 270
+_MOST_MARKERS = 40
+_MOST_LETTERS = 55
+"""Of the curves' names on one line."""
+_BINS = 36
+_LEAST_SPAN = 0.1
+_EDGE = 0.005
+"""Room for the line beyond 0% and 100%."""
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A figure with its heading and a sentence on how to read it; a wide one has a row of its own."""
+class Axes:
+    """What the axes of a chart of curves mean.
 
-    title: str
-    caption: str
-    svg: str
-    wide: bool = False
+    Attributes:
+        unit: of the values, written beside the axis.
+        x: what runs along the bottom; after a comma, which of them.
+        percent: values are shares, shown as percentages.
+        reference: a value to compare with, drawn as a dashed line.
+        boundaries: positions of thin vertical lines, such as the beginnings of rounds.
+        interval: how a 95% interval is drawn.
+    """
+
+    unit: str = ""
+    x: str = "round"
+    percent: bool = False
+    reference: float | None = None
+    boundaries: Sequence[float] = ()
+    interval: Literal["band", "bar"] = "band"
 
 
-@dataclass(frozen=True)
-class Section:
-    """Charts that answer one question, and tables by their captions."""
-
-    title: str
-    lead: str
-    charts: list[Chart]
-    tables: dict[str, list[dict[str, str]]] = field(default_factory=dict)
-
-
-def sections(
-    rounds: Sequence[RoundSummary],
-    scores_by_round: Mapping[int, Sequence[float]],
-    steps: Mapping[int, pa.Table],
-    times: Timeline | None = None,
-) -> list[Section]:
-    """The charts of a run; what has no data yet is left out.
+def curves(title: str, rows: Sequence[Row], axes: Axes = Axes()) -> alt.LayerChart:
+    """Draws curves over rounds or steps, in the order in which they first come.
 
     Args:
-        scores_by_round: scores of the candidates that were sampled for training, for the rounds to be shown.
-        steps: the ``metrics`` tables of the rounds to be shown, ascending.
-        times: what ran when in the last rounds; None in runs that did not record it.
+        title: begins the description, which goes on with where each curve begins and ends.
+        rows: ``curve``, its name, empty if there is one only; ``x``; ``y``, None for a gap; and of an estimate
+            ``error``, its standard error, None if unknown. In ascending x.
     """
-    found = [
-        Section(
-            "What the judges say",
-            "Bands and bars are 95% intervals (1.96 standard errors) over the held-out prompts.",
-            [*_judged(rounds), *_sampled(scores_by_round)],
-        ),
-        Section(
-            "Whether the judge can be trusted",
-            "Policies learn what their judge rewards, its mistakes included: a judge that they exploit, or that "
-            "changes, shows here first.",
-            [*_watched(rounds)],
-        ),
-        Section(
-            "How far the policy moved",
-            "In nats per sequence, estimated on each round's own held-out answers.",
-            [*_moved(rounds)],
-        ),
-        Section(
-            "Whether the text still reads as before",
-            "A reward that rises while the text decays is a failed run: these curves would show it.",
-            [*_text(rounds)],
-        ),
-        Section(
-            "Inside the rounds",
-            "Every optimizer step, before it is taken, over its batch of preferences; thin lines where rounds begin.",
-            [*_steps(steps, rounds)],
-        ),
-        *_times(times),
-    ]
-    return [section for section in found if section.charts]
+    names = list(dict.fromkeys(row["curve"] for row in rows))
+    points = [{**row, **_interval(row)} for row in rows]
+    xs = [row["x"] for row in rows]
+    ys = [row[bound] for row in points for bound in ("low", "high") if row[bound] is not None]
+    if axes.reference is not None:
+        ys.append(axes.reference)
+    x_axis = alt.Axis(format="d", tickCount=max(1, min(8, max(xs) - min(xs))))
+    x = alt.X("x:Q", title=axes.x, scale=alt.Scale(domain=_x_domain(xs), nice=False), axis=x_axis)
+    y_scale = alt.Scale(domain=_y_domain(ys, axes.percent), nice=False, zero=False)
+    y_axis = alt.Axis(tickCount=5, format=".4~%") if axes.percent else alt.Axis(tickCount=5)
+    y = alt.Y(type="quantitative", title=axes.unit or None, scale=y_scale, axis=y_axis)
+    columns = len(names) if sum(map(len, names)) <= _MOST_LETTERS else 1
+    legend = alt.Legend(columns=columns) if len(names) > 1 else None
+    colour = alt.Color("curve:N", title=None, scale=alt.Scale(domain=names), legend=legend)
+    base = alt.Chart().encode(x=x, y=y.field("y"), color=colour)
+
+    layers = [*_rules(axes)]
+    if any(row.get("error") is not None for row in rows):
+        alone = len(set(xs)) == 1
+        mark = base.mark_rule() if axes.interval == "bar" or alone else base.mark_area(style="interval")
+        layers.append(mark.encode(y=y.field("low"), y2=alt.Y2("high")))
+    by_round = axes.x == "round"
+    layers.append(base.mark_line() if by_round else base.mark_line(strokeWidth=1.2))
+    if by_round and len(set(xs)) <= _MOST_MARKERS:
+        shape = alt.Shape("curve:N", title=None, scale=alt.Scale(domain=names), legend=legend)
+        layers.append(base.mark_point().encode(shape=shape))
+    return alt.LayerChart(
+        layer=layers, data=alt.InlineData(values=points), width=_WIDTH, height=_HEIGHT,
+        description=_in_words(title, names, rows, axes),
+    )  # fmt: skip
 
 
-def _judged(rounds: Sequence[RoundSummary]) -> Iterator[Chart]:
-    yield from _chart(
-        "Held-out reward",
-        "Mean score of the judge that training hears, on prompts that training never sees.",
-        [series_of(rounds, "", "reward", "reward_se")],
-    )
-    yield from _chart(
-        "Win rate",
-        "Share of held-out prompts whose answer is scored above the earlier policy's; a tie counts one half.",
-        [
-            series_of(rounds, "against round 0", "win_rate_initial"),
-            series_of(rounds, "against the previous round", "win_rate_previous"),
-        ],
-        Scale(percent=True, reference=0.5),
-    )
-    for name in dict.fromkeys(name for summary in rounds for name in summary.judges):
-        there = [summary for summary in rounds if name in summary.judges]
-        scores = Series("", [summary.round for summary in there], [summary.judges[name] for summary in there])
-        yield from _chart(
-            f"Judge {name}", "Mean score of a judge that training never hears, on the same answers.", [scores]
+def _interval(row: Row) -> dict[str, float | None]:
+    spread = INTERVAL * (row.get("error") or 0.0)
+    return {"low": None, "high": None} if row["y"] is None else {"low": row["y"] - spread, "high": row["y"] + spread}
+
+
+def _rules(axes: Axes) -> Iterable[alt.Chart]:
+    if axes.reference is not None:
+        yield (
+            alt.Chart(alt.InlineData(values=[{"y": axes.reference}]))
+            .mark_rule(style="reference")
+            .encode(y=alt.Y("y:Q"))
         )
+    if axes.boundaries:
+        places = alt.InlineData(values=[{"x": place} for place in axes.boundaries])
+        yield alt.Chart(places).mark_rule(style="boundary").encode(x=alt.X("x:Q"))
 
 
-def _sampled(scores_by_round: Mapping[int, Sequence[float]]) -> Iterator[Chart]:
-    if scores_by_round:
-        title = "Scores of the candidates"
-        yield Chart(
-            title,
-            "What the judge gave the candidates sampled for training, by round; the upright mark is their mean. Round "
-            "n's candidates come from the policy of the round before; with staleness 1, of the one before that.",
-            distributions(title, scores_by_round, "score"),
-        )
+def _x_domain(xs: Sequence[float]) -> list[float]:
+    """The range of the positions with some room; a single one, which has no range of its own, gets one."""
+    low, high = min(xs), max(xs)
+    room = max(0.04 * (high - low), (1 - (high - low)) / 2)
+    return [low - room, high + room]
 
 
-def _watched(rounds: Sequence[RoundSummary]) -> Iterator[Chart]:
-    yield from _by_judge(
-        "Rise over held-out judges",
-        "How much more the score of the judge that training hears has risen since round 0 than that of a judge that it "
-        "never hears, each in standard deviations of its own scores of round 0. What climbs on and on is learned from "
-        "one judge's mistakes.",
-        rounds,
-        "gaps",
-        Scale(unit="standard deviations", reference=0.0),
+def _y_domain(ys: Sequence[float], percent: bool) -> list[float]:
+    """The range of the values with some room, so wide that a change of next to nothing does not fill the height."""
+    low, high = min(ys), max(ys)
+    least = _LEAST_SPAN * (1 if percent else max(abs(low), abs(high)) or 1)
+    room = max(0.12 * (high - low), (least - (high - low)) / 2)
+    low, high = low - room, high + room
+    if percent and low < 0:
+        return [-_EDGE, min(max(high, least), 1 + _EDGE)]
+    return [min(low, 1 - least), min(high, 1 + _EDGE)] if percent else [low, high]
+
+
+def _in_words(title: str, names: Sequence[str], rows: Sequence[Row], axes: Axes) -> str:
+    def say(value: float) -> str:
+        return f"{value:.1%}" if axes.percent else f"{value:.3g}"
+
+    said, unit = [], axes.x.partition(",")[0]
+    for name in names:
+        found = [row for row in rows if row["curve"] == name and row["y"] is not None]
+        first, last = found[0], found[-1]
+        begin = f"{say(first['y'])} in {unit} {first['x']:g}"
+        whole = begin if first is last else f"from {begin} to {say(last['y'])} in {last['x']:g}"
+        said.append(f"{name} {whole}" if name else whole)
+    return f"{title}. {'; '.join(said)}."
+
+
+def histograms(title: str, scores_by_round: Mapping[int, Sequence[float]], unit: str) -> alt.FacetChart:
+    """Draws a histogram of scores for each round, one below the other on the same scale, the mean marked.
+
+    The histograms have equal areas.
+    """
+    everything = np.concatenate([np.asarray(scores, float) for scores in scores_by_round.values()])
+    low, high = everything.min(), everything.max()
+    edges = np.linspace(low, high, _BINS + 1) if high > low else np.linspace(low - 0.5, high + 0.5, _BINS + 1)
+    means = {number: float(np.mean(scores)) for number, scores in scores_by_round.items()}
+    rows: list[Row] = [{"round": f"round {number}", "mean": mean} for number, mean in means.items()]
+    for number, scores in scores_by_round.items():
+        shares = np.histogram(scores, edges)[0] / len(scores)
+        corners = zip(edges.tolist(), [*shares.tolist(), 0.0], strict=True)
+        rows.extend({"round": f"round {number}", "score": edge, "share": share} for edge, share in corners)
+    scale = alt.Scale(domain=[float(edges[0]), float(edges[-1])], nice=False)
+    x = alt.X("score:Q", title=unit, scale=scale, axis=alt.Axis(grid=True, tickCount=8))
+    share = alt.Y("share:Q").axis(None)
+    base = alt.Chart().properties(width=_WIDTH - 80, height=max(36, 180 // len(means)))
+    bars = base.transform_filter("isValid(datum.share)").mark_area(
+        interpolate="step-after", line={"strokeWidth": 1}, fillOpacity=0.35
     )
-    yield from _by_judge(
-        "Agreement with held-out judges",
-        "Share of the pairs of held-out answers that both judges put in the same order, of those that neither sees as "
-        "equal; the dashed line is chance.",
-        rounds,
-        "agreement",
-        Scale(percent=True, reference=0.5),
-    )
-    yield from _chart(
-        "Score and length",
-        "Spearman's correlation of score and length among the candidates of a prompt: what the judge gives for length.",
-        [series_of(rounds, "", "length_correlation")],
-        Scale(reference=0.0),
-    )
-    yield from _chart(
-        "What the judge leaves open",
-        "Shares of the pairs of candidates that are ties, of the comparisons whose verdict turns with the order in "
-        "which the two are shown, and of the replies that could not be read.",
-        [
-            series_of(rounds, "ties", "tied"),
-            series_of(rounds, "flips", "flipped"),
-            series_of(rounds, "unparsable", "unparsable"),
-        ],
-        Scale(percent=True),
-    )
-    yield from _by_judge(
-        "Drift of the judge",
-        "Mean change of what a judge says of the same answers of round 0, asked again in each round.",
-        rounds,
-        "judge_drift",
-        Scale(reference=0.0),
-    )
+    mean = base.transform_filter("isValid(datum.mean)").mark_rule(style="mean")
+    header = alt.Header(labelAngle=0, labelAlign="left")
+    by_round = alt.Row("round:N", title=None, sort=[f"round {number}" for number in means], header=header)
+    layers = [bars.encode(x=x, y=share), mean.encode(x=alt.X("mean:Q"))]
+    layered = alt.LayerChart(layer=layers, data=alt.InlineData(values=rows))
+    words = ", ".join(f"round {number}: {mean:.3g}" for number, mean in means.items())
+    return layered.facet(row=by_round, spacing=6).properties(description=f"{title}. Mean by round: {words}.")
 
 
-def _by_judge(title: str, caption: str, rounds: Sequence[RoundSummary], figure: str, scale: Scale) -> Iterator[Chart]:
-    """A figure that rounds have by judge, as one curve for each judge; of many judges as several charts."""
-    found: dict[str, tuple[list[float], list[float]]] = {}
-    for summary in rounds:
-        for name, value in getattr(summary, figure).items():
-            xs, ys = found.setdefault(name, ([], []))
-            xs.append(summary.round)
-            ys.append(value)
-    series = [Series(name, xs, ys) for name, (xs, ys) in found.items()]
-    for first in range(0, len(series), MOST_CURVES):
-        part = series[first : first + MOST_CURVES]
-        yield from _chart(title if len(part) > 1 else f"{title}: {part[0].label}", caption, part, scale)
+def reliability(title: str, rows: Sequence[Row]) -> alt.LayerChart:
+    """Draws how often a judge is right against how sure it is, from 1/2 to 1.
+
+    On the dashed diagonal it is as often right as it says.
+
+    Args:
+        rows: of each bin ``confidence`` and ``accuracy``, both shares, and ``pairs``, which the dot grows with.
+    """
+    lowest = min(0.48, *(row["accuracy"] - 0.02 for row in rows))
+    percent = alt.Axis(format=".4~%", tickCount=5, grid=True)
+    confidence = alt.X("confidence:Q").scale(domain=[0.48, 1.02], nice=False).axis(percent)
+    accuracy = alt.Y("accuracy:Q").scale(domain=[lowest, 1.02], nice=False, zero=False).axis(percent)
+    ends = alt.InlineData(values=[{"confidence": end, "accuracy": end} for end in (0.5, 1.0)])
+    diagonal = alt.Chart(ends).mark_line(style="reference").encode(x=confidence, y=accuracy)
+    base = alt.Chart().encode(x=confidence, y=accuracy)
+    dots = base.mark_point().encode(size=alt.Size("pairs:Q", legend=None).scale(domainMin=0, range=[25, 300]))
+    words = (f"{row['pairs']} pairs, {row['confidence']:.0%} sure, {row['accuracy']:.0%} right" for row in rows)
+    return alt.LayerChart(
+        layer=[diagonal, base.mark_line(opacity=0.6), dots], data=alt.InlineData(values=list(rows)), width=400,
+        height=320, description=f"{title}. {'; '.join(words)}.",
+    )  # fmt: skip
 
 
-def _moved(rounds: Sequence[RoundSummary]) -> Iterator[Chart]:
-    yield from _chart(
-        "KL divergence",
-        "Of the policy from the initial one and from the round before.",
-        [
-            series_of(rounds, "to the initial policy", "kl_initial", "kl_initial_se"),
-            series_of(rounds, "to the previous round", "kl_previous", "kl_previous_se"),
-        ],
-        Scale(unit=_PER_SEQUENCE, bars=True),
-    )
-    yield from _chart(
-        "Log-probability of the pairs",
-        "Mean change over the round's update. Chosen answers should not fall along with the rejected ones.",
-        [series_of(rounds, "chosen", "chosen_change"), series_of(rounds, "rejected", "rejected_change")],
-        Scale(unit=_PER_SEQUENCE, reference=0.0),
-    )
-    yield from _chart(
-        "Chosen answers that fell",
-        "Share of pairs whose chosen answer became less likely in the update (likelihood displacement).",
-        [series_of(rounds, "", "chosen_fell")],
-        Scale(percent=True),
-    )
-
-
-def _text(rounds: Sequence[RoundSummary]) -> Iterator[Chart]:
-    # Round 0's own answers surprise its policy by its entropy.
-    surprise = [
-        summary.entropy_per_token if summary.initial_logp_per_token is None else -summary.initial_logp_per_token
-        for summary in rounds
-    ]
-    yield from _chart(
-        "Entropy and surprise",
-        "Minus the log-probability per token of each round's own answers: under the policy that wrote them, and under "
-        "round 0's. Where the second climbs above its beginning, the text has left what round 0 would write; a first "
-        "that falls to nothing means that all answers are alike.",
-        [
-            series_of(rounds, "entropy", "entropy_per_token"),
-            Series("surprise to round 0's policy", [summary.round for summary in rounds], surprise),
-        ],
-        Scale(unit="nats per token"),
-    )
-    yield from _chart(
-        "Different answers",
-        "How many different held-out answers there are, for each hundred.",
-        [series_of(rounds, "", "distinct")],
-        Scale(percent=True),
-    )
-    yield from _chart(
-        "Length",
-        "Mean length of the answers, end of sequence included.",
-        [series_of(rounds, "held-out", "length"), series_of(rounds, "sampled for training", "sampled_length")],
-        Scale(unit="tokens"),
-    )
-    yield from _chart(
-        "Truncated answers",
-        "Share of held-out answers cut at the largest number of tokens.",
-        [series_of(rounds, "", "truncated")],
-        Scale(percent=True),
-    )
-
-
-def _steps(steps: Mapping[int, pa.Table], rounds: Sequence[RoundSummary]) -> Iterator[Chart]:
-    if not steps:
-        return
-    begins = [0]
-    for table in steps.values():
-        begins.append(begins[-1] + table.num_rows)
-    scale = Scale(x=_steps_label(steps), boundaries=begins[:-1])
-    whole = pa.concat_tables(steps.values())
-
-    def curve(label: str, column: str) -> Series:
-        return Series(label, range(whole.num_rows), whole[column].to_pylist())
-
-    expected = {summary.first_loss_expected for summary in rounds if summary.round in steps}
-    loss_scale = replace(scale, reference=expected.pop() if len(expected) == 1 else None)
-    dashed = "The dashed line is the value of the first step of a round, where policy and reference are one."
-    caption = "Mean over the step's preferences." if loss_scale.reference is None else dashed
-    yield from _chart("Loss", caption, [curve("", "loss")], loss_scale)
-    yield from _chart(
-        "Implicit rewards",
-        "Beta times the log-ratio of policy and reference, of the best and the worst candidates; their margin.",
-        [curve("chosen", "reward_chosen"), curve("rejected", "reward_rejected"), curve("margin", "reward_margin")],
-        replace(scale, reference=0.0),
-    )
-    yield from _chart(
-        "Accuracy",
-        "Share of preferences whose best candidate has the larger implicit reward.",
-        [curve("", "accuracy")],
-        replace(scale, percent=True, reference=0.5),
-    )
-    yield from _chart("Gradient norm", "Before clipping.", [curve("", "grad_norm")], scale)
-
-
-def _times(times: Timeline | None) -> Iterator[Section]:
-    if times is None:
-        return
-    first, last = times.rounds[0], times.rounds[-1]
-    which = f"round {last}" if first == last else f"rounds {first} and {last}"
-    title = f"Timeline of {which}"
-    ahead = any(times.is_ahead(span) for lane in times.lanes for span in lane.spans)
-    pale = " Pale bars belong to the round after." if ahead else ""
-    cut = " Where nothing ran for long, the time is cut out, at the dashed line." if times.cuts else ""
-    yield Section(
-        "Where the time goes",
-        "When each part worked, on which device. What is blank is idle, or is the store's and the scheduler's.",
-        [
-            Chart(
-                title,
-                "A bar is a piece of work, such as a shard: for training, for the evaluation of the new policy, or the "
-                f"hand-over of its weights.{pale}{cut}",
-                gantt(title, times),
-                wide=True,
-            )
-        ],
-        {f"Time of {which}": lane_rows(times)},
-    )
-
-
-def _steps_label(steps: Mapping[int, pa.Table]) -> str:
-    first, last = min(steps), max(steps)
-    return f"optimizer step, round {first}" if first == last else f"optimizer step, rounds {first} to {last}"
-
-
-def _chart(title: str, caption: str, series: Sequence[Series], scale: Scale = _BY_ROUND) -> Iterator[Chart]:
-    drawn = [curve for curve in series if curve.xs]
-    if drawn:
-        yield Chart(title, caption, curves(title, drawn, scale))
+def side_by_side(title: str, panels: Mapping[str, alt.LayerChart]) -> alt.HConcatChart:
+    """Draws charts of curves beside each other, each below its name."""
+    small = [panel.properties(title=name, width=250, height=170) for name, panel in panels.items()]
+    heading = alt.Title(title, fontSize=15, fontWeight="bold")
+    said = " ".join(str(panel.description) for panel in panels.values())
+    return alt.hconcat(*small, spacing=36).properties(title=heading, description=f"{title}. {said}")

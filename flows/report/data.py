@@ -1,8 +1,9 @@
-"""What a report takes from the tables of a run: answers before and after, scores of candidates, optimizer steps."""
+"""What a report takes from a run: the points of its curves, and from its tables scores, steps and completions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,8 +21,8 @@ _STEP_ROUNDS = 50
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Held-out answers of round 0 and of the last round.
+class Completions:
+    """Held-out completions of round 0 and of the last round.
 
     Attributes:
         changed: those whose score changed most, either way.
@@ -32,10 +33,10 @@ class Answers:
     unchosen: list[ChangedAnswer]
 
 
-def held_out_answers(store: Store, run: Run, last: RoundSummary) -> Answers:
-    """Answers before and after; none where there is no later round, or it was judged by another judge."""
+def held_out_completions(store: Store, run: Run, last: RoundSummary) -> Completions:
+    """Reads completions before and after; none if there is no later round, or it was judged by another judge."""
     if last.round == 0:
-        return Answers([], [])
+        return Completions([], [])
     after = table(store, run, last.round, "eval_judgments")
     scores_after = judged_by(after, last.judge)
     scores_before = judged_by(table(store, run, 0, "eval_judgments"), last.judge)
@@ -57,11 +58,11 @@ def held_out_answers(store: Store, run: Run, last: RoundSummary) -> Answers:
         and (score := scores_after[prompt_id]) is not None
         and prompt_id not in shown
     ]
-    return Answers(changed, unchosen[:_UNCHOSEN])
+    return Completions(changed, unchosen[:_UNCHOSEN])
 
 
 def sampled_scores(store: Store, run: Run, rounds: Sequence[RoundSummary]) -> dict[int, list[float]]:
-    """Scores of the candidates that were sampled for training, by round; of a long run some rounds, evenly spread."""
+    """Reads the scores of what was sampled for training, by round; of a long run some rounds, evenly spread."""
     trained = [summary.round for summary in rounds if summary.round > 0]
     parts = min(_MOST_DISTRIBUTIONS, len(trained)) - 1
     chosen = sorted({trained[round(part * (len(trained) - 1) / max(parts, 1))] for part in range(parts + 1)})
@@ -73,9 +74,51 @@ def sampled_scores(store: Store, run: Run, rounds: Sequence[RoundSummary]) -> di
 
 
 def optimizer_steps(store: Store, run: Run, rounds: Sequence[RoundSummary]) -> dict[int, pa.Table]:
-    """The ``metrics`` tables by round, of a long run those of its last rounds."""
+    """Reads the ``metrics`` tables by round, of a long run those of its last rounds."""
     trained = [summary.round for summary in rounds if summary.round > 0]
     return {number: table(store, run, number, "metrics") for number in trained[-_STEP_ROUNDS:]}
+
+
+def points_of(rounds: Sequence[RoundSummary], metrics: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Takes metrics of the rounds as points of curves; a round that does not have a metric has no point.
+
+    Args:
+        metrics: field of the summary by the name of its curve. Its standard error is the field that ends in ``_se``.
+    """
+    return [
+        {"curve": curve, "x": summary.round, "y": value, "error": _finite(getattr(summary, f"{metric}_se", None))}
+        for curve, metric in metrics.items()
+        for summary in rounds
+        if (value := _finite(getattr(summary, metric))) is not None
+    ]
+
+
+def points_by_judge(rounds: Sequence[RoundSummary], metric: str) -> list[dict[str, Any]]:
+    """Takes a metric that rounds have by judge as points of a curve for each judge."""
+    return [
+        {"curve": judge, "x": summary.round, "y": value}
+        for summary in rounds
+        for judge, value in getattr(summary, metric).items()
+        if _finite(value) is not None
+    ]
+
+
+def step_points(steps: Mapping[int, pa.Table], columns: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Takes columns of the ``metrics`` tables as points of curves over the steps of all rounds; a column by its curve.
+
+    What is no finite number is a gap, and a column without any has no curve.
+    """
+    whole = pa.concat_tables(steps.values())
+    found: list[dict[str, Any]] = []
+    for curve, column in columns.items():
+        values = [_finite(value) for value in whole[column].to_pylist()]
+        if any(value is not None for value in values):
+            found.extend({"curve": curve, "x": step, "y": value} for step, value in enumerate(values))
+    return found
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _texts(candidates: pa.Table) -> dict[str, str]:

@@ -1,39 +1,24 @@
 """The page beside a reward model that was trained here: what it was fitted to, and how far it can be trusted."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from flows.report.plots import LIGHT, reliability
 from pipeline.reward_model.calibration import Calibration
-
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def judge_report(name: str, record: Mapping[str, Any], calibration: Calibration) -> str:
-    """One HTML page that needs neither a network nor a script. Text is escaped; the figure alone is markup."""
-    bins = calibration.bins
-    plot = reliability(
-        "Reliability on held-out prompts",
-        [found.confidence for found in bins],
-        [found.accuracy for found in bins],
-        [found.pairs for found in bins],
-    )
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["drawn"] = Markup
-    return environment.get_template("judge.html.j2").render(
-        name=name, record=record, facts=facts(record), bins=bin_rows(calibration), plot=plot, light=LIGHT
+    """Renders one HTML page that needs neither a network nor a script. Text is escaped; the chart alone is markup."""
+    from flows.report.charts import reliability  # takes a second to import; the command line needs the facts alone
+    from flows.report.rendering import to_page
+
+    chart = reliability("Reliability on held-out prompts", [vars(found) for found in calibration.bins])
+    return to_page(
+        "judge.html.j2", name=name, record=record, facts=facts(record), bins=bin_rows(calibration), chart=chart
     )
 
 
 def facts(record: Mapping[str, Any]) -> dict[str, str]:
-    """The metrics of a reward model in words, for page and terminal."""
+    """Says the metrics of a reward model in words, for page and terminal."""
     found, base = record["calibration"], record["base"]
     return {
         "objective": record["objective"],
@@ -51,7 +36,7 @@ def facts(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def bin_rows(calibration: Calibration) -> Sequence[dict[str, str]]:
-    """The reliability table, one row a bin."""
+    """Makes the reliability table, one row a bin."""
     return [
         {
             "confidence": f"{found.low:.0%} to {found.high:.0%}",

@@ -1,72 +1,27 @@
-"""The report of a run: one HTML file that needs nothing else, neither a network nor a script."""
+"""Writing the report of a run: one HTML file that needs nothing else, neither a network nor a script."""
 
-import json
 import os
-import shlex
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-
-import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from flows.registry.catalog import existing_store
-from flows.registry.round_summary import RoundSummary, row_of, summaries
-from flows.report.charts import Section, sections
-from flows.report.data import Answers, held_out_answers, optimizer_steps, sampled_scores
-from flows.report.plots import LIGHT
-from flows.report.timeline import timeline
-from pipeline.config import Recipe
-from pipeline.errors import ConfigError, DataError
-from storage.errors import RunNotFoundError
+from flows.registry.round_summary import summaries
+from pipeline.errors import ConfigError
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.objects import durable
 
-_TEMPLATES = Path(__file__).parent / "templates"
-_TIMED_ROUNDS = 2
-"""Rounds whose timeline is shown: the last ones."""
-
-
-@dataclass(frozen=True)
-class Card:
-    """A key figure of the last round, and what to hold it against."""
-
-    label: str
-    value: str
-    details: list[str]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the page shows; all but the charts is plain text."""
-
-    run: str
-    recipe: Recipe
-    state: str
-    parent: str | None
-    last: int
-    cards: list[Card]
-    alarms: list[tuple[int, str]]
-    sections: list[Section]
-    tables: dict[str, list[dict[str, str]]]
-    answers: Answers
-    recipe_yaml: str
-    packages: Mapping[str, str]
-    commands: dict[str, list[str]]
-
 
 def write_report(store: Store, run: Run) -> str:
-    """Writes the report of a run, in place of an earlier one; returns its path, or its key where it is in a bucket.
+    """Writes the report of a run, in place of an earlier one; returns its path, or its key if it is in a bucket.
 
     Raises:
         DataError: no round of the run is finished.
         DamagedFileError: a table of the run is missing, or is not the one that was committed.
     """
+    from flows.report.page import gather, render  # with the charts, which take a second to import
+
     page = render(gather(store, run)).encode()
     key, path = store.report_key(run.name), store.report_path(run.name)
     if path is None:
@@ -83,194 +38,30 @@ def write_report(store: Store, run: Run) -> str:
     return str(path)
 
 
-def gather(store: Store, run: Run) -> Report:
-    """Everything that the report of a run shows.
-
-    Raises:
-        DataError: no round is finished.
-    """
-    rounds = summaries(run.rounds())
-    if not rounds:
-        raise DataError(f"run '{run.name}' has no finished round to report: 'rondo resume {run.name}' goes on with it")
-    recipe = Recipe.model_validate(run.header["recipe"])
-    parent = run.header["parent"]
-    stages = list(rounds[-1].seconds)
-    others = list(dict.fromkeys(name for summary in rounds for name in summary.judges))
-    return Report(
-        run=run.name,
-        recipe=recipe,
-        state=_state(run, recipe, rounds[-1].round),
-        parent=f"{parent['run']}@{parent['round']}" if parent else None,
-        last=rounds[-1].round,
-        cards=list(_cards(rounds, recipe)),
-        alarms=[(summary.round, alarm) for summary in rounds for alarm in summary.alarms],
-        sections=sections(
-            rounds,
-            sampled_scores(store, run, rounds),
-            optimizer_steps(store, run, rounds),
-            timeline(run, [summary.round for summary in rounds[1:][-_TIMED_ROUNDS:]] or [0]),
-        ),
-        tables={
-            "Held-out metrics": [row_of(summary) for summary in rounds],
-            "Judges and preferences": [_watched(summary, others) for summary in rounds],
-            "Updates, checks and costs": [_work(summary, stages, recipe.staleness) for summary in rounds],
-        },
-        answers=held_out_answers(store, run, rounds[-1]),
-        recipe_yaml=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100),
-        packages=run.header["packages"],
-        commands=_commands(store, run, recipe, rounds[-1].round),
-    )
-
-
-def render(report: Report) -> str:
-    """The page. Text is escaped; the metrics alone are markup."""
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["drawn"] = Markup
-    return environment.get_template("report.html.j2").render(report=report, light=LIGHT)
-
-
-def _state(run: Run, recipe: Recipe, done: int) -> str:
-    state = "finished" if run.state == "stopped" and done >= recipe.rounds else run.state
-    return f"{state}, {done} of {max(done, recipe.rounds)} rounds"
-
-
-def _cards(rounds: Sequence[RoundSummary], recipe: Recipe) -> Iterator[Card]:
-    first, last = rounds[0], rounds[-1]
-
-    def before(value: float | None, form: str) -> list[str]:
-        return [] if value is None or last is first else [f"{value:{form}} in round {first.round}"]
-
-    error = f"±{last.reward_se:.3f} standard error"
-    yield Card("Held-out reward", f"{last.reward:+.3f}", [*before(first.reward, "+.3f"), error])
-    if last.win_rate_initial is not None and last.win_rate_previous is not None:
-        previous = f"{last.win_rate_previous:.1%} against round {last.round - 1}"
-        yield Card("Wins over round 0", f"{last.win_rate_initial:.1%}", [previous])
-    for name, score in last.judges.items():
-        yield Card(f"Judge {name}", f"{score:.3f}", [*before(first.judges.get(name), ".3f"), "not heard in training"])
-    if last.kl_initial is not None and last.kl_initial_se is not None:
-        limit = recipe.evaluation.kl_limit
-        error = f"±{last.kl_initial_se:.2f} nats per sequence"
-        yield Card("KL to round 0", f"{last.kl_initial:.2f}", [error, *([f"alarm above {limit:g}"] if limit else [])])
-    truncated = f"{last.truncated:.1%} truncated"
-    yield Card("Tokens per answer", f"{last.length:.1f}", [*before(first.length, ".1f"), truncated])
-    entropy = before(first.entropy_per_token, ".2f")
-    yield Card("Entropy", f"{last.entropy_per_token:.2f}", [*entropy, "nats per token"])
-
-
-def _watched(summary: RoundSummary, others: Sequence[str]) -> dict[str, str]:
-    """What the judge left open in a round, what its preferences favour, and how it compares with others."""
-    row = {
-        "round": str(summary.round),
-        "unjudged": _shown(summary.unjudged, "d"),
-        "ties": _shown(summary.tied, ".1%"),
-        "unparsable": _shown(summary.unparsable, ".1%"),
-        "flips": _shown(summary.flipped, ".1%"),
-        "score and length": _shown(summary.length_correlation, "+.2f"),
-        "chosen longer by": _shown(summary.length_margin, "+.1f"),
-        "replayed": _shown(summary.replayed, "d"),
-        "rounds old": _shown(summary.replayed_age, ".1f"),
-    }
-    for name in others:
-        row[f"agrees with {name}"] = _shown(summary.agreement.get(name), ".1%")
-        row[f"ahead of {name}"] = _shown(summary.gaps.get(name), "+.2f")
-    return row
-
-
-def _work(summary: RoundSummary, stages: Sequence[str], staleness: int) -> dict[str, str]:
-    """What a round's update learned from, whether its checks held, and what it cost.
-
-    With staleness the reference lags: by so many nats, for so many seconds in which the next round was sampled.
-    """
-    dropped = ", ".join(f"{count} {reason}" for reason, count in summary.dropped.items())
-    first, expected = summary.first_loss, summary.first_loss_expected
-    seconds = {f"{stage}, s": _shown(summary.seconds.get(stage), ".1f") for stage in stages}
-    lag = {"KL to reference at start": _shown(summary.first_kl, ".2f")} if staleness else {}
-    return {
-        "round": str(summary.round),
-        "preferences": _shown(summary.preferences, "d"),
-        "dropped": dropped or ("-" if summary.preferences is None else "none"),
-        "steps": _shown(summary.steps, "d"),
-        "first loss": _shown(first, ".4f"),
-        "off by": _shown(None if first is None or expected is None else first - expected, "+.0e"),
-        **lag,
-        "last loss": _shown(summary.last_loss, ".4f"),
-        "accuracy": _shown(summary.train_accuracy, ".1%"),
-        "drift": f"{summary.handover_drift:.0e}",
-        "tokens/s": f"{summary.tokens_per_second:,.0f}",
-        **seconds,
-    }
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "-" if value is None else f"{value:{form}}"
-
-
-def _commands(store: Store, run: Run, recipe: Recipe, done: int) -> dict[str, list[str]]:
-    root = shlex.quote(store.root)
-    parent = run.header["parent"]
-    rounds = f"--rounds {max(done, 1)}"
-    if parent:
-        changes = " ".join(f"--set {shlex.quote(change)}" for change in _changes(store, parent["run"], recipe))
-        source = f"{parent['run']}@{parent['round']}"
-        again = f"rondo fork {source} --name {run.name}-again {rounds} {changes}".rstrip()
-    else:
-        again = f"rondo run {recipe.name}.yaml --name {run.name}-again {rounds}"
-    tables = [f"rondo show {run.name}@{done} --table preferences", f"rondo export {run.name}@{done} --to pairs"]
-    look = [f"rondo rounds {run.name}", *(tables if done else [])]
-    more = [f"rondo resume {run.name} --rounds {done + 1}", f"rondo fork {run.name}@{done} --name NEW --set KEY=VALUE"]
-    return {
-        "Run it again": [f"{again} --root {root}"],
-        "Look into it": [f"{command} --root {root}" for command in look],
-        "Go on from it": [f"{command} --root {root}" for command in more],
-    }
-
-
-def _changes(store: Store, parent: str, recipe: Recipe) -> list[str]:
-    """The fields in which a fork differs from its parent, as far as the parent still is there to compare with."""
-    try:
-        before = dict(_leaves(store.run(parent).header["recipe"]))
-    except RunNotFoundError:
-        return []
-    after = dict(_leaves(recipe.model_dump(mode="json")))
-    return [
-        f"{name}={json.dumps(value)}" for name, value in after.items() if name != "rounds" and before.get(name) != value
-    ]
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
 def report(name: str, root: str, picture: Path | None = None) -> str:
-    """Writes a run's report, and its main curves as a picture where one is asked for; returns where the report is."""
-    from flows.report.plots import summary_picture
-
+    """Writes a run's report, and its main curves as a picture if one is asked for; returns where the report is."""
     store = existing_store(root)
     run = store.run(name)
     written = write_report(store, run)
     if picture is not None:
-        try:
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            picture.write_text(summary_picture(summaries(run.rounds()), f"Run {name}"), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(
-                f"--picture '{picture}' cannot be written: {error.strerror}: give another path"
-            ) from error
+        _write_picture(run, picture)
     return written
 
 
+def _write_picture(run: Run, picture: Path) -> None:
+    from flows.report.rendering import PAPER, to_svg
+    from flows.report.sections import summary_chart
+
+    drawn = to_svg(summary_chart(f"Run {run.name}", summaries(run.rounds())), PAPER)
+    try:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_text(drawn, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--picture '{picture}' cannot be written: {error.strerror}: give another path") from error
+
+
 def newest_report(store: Store, run: Run) -> str:
-    """Where the report is; it is written where it is missing, or older than the last round, as after a SIGKILL."""
+    """Returns where the report is; it is written if it is missing, or older than the last round, as after a SIGKILL."""
     where, last = store.report_path(run.name), run.last_round
     if where is None or last is None or not where.exists():
         return report(run.name, store.root)

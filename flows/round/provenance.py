@@ -3,7 +3,8 @@
 from flows.registry.recipes import NOT_COMPARED
 from flows.registry.resume import FREE
 from flows.registry.round_summary import JudgeOrigin, RoundOrigin
-from flows.round.context import Session
+from flows.round.context import RoundContext
+from flows.round.shards import prompt_rows
 from pipeline.config import Recipe
 from pipeline.records import content_id
 from storage.tables.shards import read_table
@@ -12,15 +13,15 @@ NO_RESULT = frozenset({*NOT_COMPARED, *FREE} - {"devices"})
 """The fields that no result depends on; another device, or another number of threads, changes the last bits."""
 
 
-def round_origin(session: Session, number: int) -> RoundOrigin:
-    """What a round of the running session was made from."""
-    recipe = session.recipe
-    judges = zip(recipe.judge_names, session.judge_versions, recipe.judges, strict=True)
+def round_origin(context: RoundContext, number: int) -> RoundOrigin:
+    """What a round of the running context was made from."""
+    recipe = context.recipe
+    judges = zip(recipe.judge_names, context.judge_versions, recipe.judges, strict=True)
     return RoundOrigin(
         recipe=recipe_hash(recipe),
-        sampled_by=session.policy_hash(session.sampled_by(number)) if number else None,
-        prompts=_prompts(session, number, held_out=False) if number else None,
-        held_out=_prompts(session, number, held_out=True),
+        sampled_by=context.policies.digest(context.policies.sampled_by(number)) if number else None,
+        prompts=_prompts(context, number, held_out=False) if number else None,
+        held_out=_prompts(context, number, held_out=True),
         judges=[
             JudgeOrigin(name=name, version=version, config=content_id(config.model_dump(mode="json")))
             for name, version, config in judges
@@ -33,6 +34,6 @@ def recipe_hash(recipe: Recipe) -> str:
     return content_id(recipe.model_dump(mode="json", exclude=set(NO_RESULT)))
 
 
-def _prompts(session: Session, number: int, *, held_out: bool) -> str:
-    ids = read_table(session.store, session.files(0, "prompts"), columns=["prompt_id"])["prompt_id"].to_pylist()
-    return content_id([ids[row] for shard in session.shards(number, held_out=held_out) for row in shard])
+def _prompts(context: RoundContext, number: int, *, held_out: bool) -> str:
+    ids = read_table(context.store, context.files(0, "prompts"), columns=["prompt_id"])["prompt_id"].to_pylist()
+    return content_id([ids[row] for shard in prompt_rows(context, number, held_out=held_out) for row in shard])

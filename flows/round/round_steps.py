@@ -5,150 +5,141 @@ single shard are in `flows.round.shard_steps`, the update in `flows.round.update
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-from pydantic import BaseModel
-
-from flows.remote.calls import timed
-from flows.round.context import current
+from flows.round.context import RoundContext
 from flows.round.shard_steps import retry_on_worker_death
 from flows.round.shards import Shard, Shards, files_of
 from flows.round.step import step
-from flows.workers.references import as_json, hashes
+from flows.workers.judge import JudgeWorker
+from flows.workers.references import hashes
+from flows.workers.sampler import SamplerWorker
+from flows.workers.trainer import TrainerWorker
 from pipeline.records import content_id
 from storage.log.manifest import Entry, FileRef
 from storage.tables.checkpoints import weights_digest
 
 
-@step("{run} prepare policy")
-async def prepare_policy(run: str) -> Entry:
+@step("{context.name} prepare policy")
+async def prepare_policy(context: RoundContext) -> Entry:
     """Round 0's checkpoint: the warm start or the pretrained policy."""
-    session = current()
-    if done := session.find(0, "checkpoint"):
+    if done := context.find(0, "checkpoint"):
         return done
-    with session.display.stage(0, "policy") as stage:
+    with context.display.stage(0, "policy") as stage:
         stage.begin()
-        (files, report), work = await timed(session.trainer, "prepare_policy", on_progress=stage.report)
-    files = session.references(files)
-    return session.commit(0, "checkpoint", files, {**report, **work, "policy": weights_digest(files)})
+        answer = await context.workers.trainer.asking(on_progress=stage.report).call(TrainerWorker.prepare_policy)
+    files, report = answer.result
+    return context.commit(0, "checkpoint", files, {**report, **answer.work, "policy": weights_digest(files)})
 
 
-@step("{run} prepare prompts")
-async def prepare_prompts(run: str) -> Entry:
+@step("{context.name} prepare prompts")
+async def prepare_prompts(context: RoundContext) -> Entry:
     """The prompts of the whole run, and a probe of the initial policy on some of them."""
-    session = current()
-    checkpoint = as_json(session.files(0, "checkpoint"))
-    prompts = session.find(0, "prompts")
+    trainer, checkpoint = context.workers.trainer, context.files(0, "checkpoint")
+    prompts = context.find(0, "prompts")
     if prompts is None:
-        with session.display.stage(0, "prompts") as stage:
+        with context.display.stage(0, "prompts") as stage:
             stage.begin()
-            file, work = await timed(
-                session.trainer, "prepare_prompts", checkpoint=checkpoint,
-                on_progress=lambda metrics: session.display.say(f"prompts: {metrics['notice']}"),
-            )  # fmt: skip
-        prompts = session.commit(0, "prompts", session.references([file]), work)
-    if session.find(0, "probe") is None:
-        file, work = await timed(session.trainer, "probe", checkpoint=checkpoint, prompts=as_json(prompts.files))
-        session.commit(0, "probe", session.references([file]), work)
+            saying = trainer.asking(on_progress=lambda told: context.display.say(f"prompts: {told['notice']}"))
+            made = await saying.call(TrainerWorker.prepare_prompts, checkpoint=checkpoint)
+        prompts = context.commit(0, "prompts", [made.result], made.work)
+    if context.find(0, "probe") is None:
+        probed = await trainer.call(TrainerWorker.probe, checkpoint=checkpoint, prompts=prompts.files)
+        context.commit(0, "probe", [probed.result], probed.work)
     return prompts
 
 
-@step("{run} r{number} replay")
-async def replay(run: str, number: int, own: Sequence[FileRef]) -> Entry | None:
-    """Chooses preferences of earlier rounds that the update is given again; None where the recipe wants none.
+@step("{context.name} r{number} replay")
+async def replay(context: RoundContext, number: int, own: Sequence[FileRef]) -> Entry | None:
+    """Chooses preferences of earlier rounds that the update is given again; None if the recipe wants none.
 
     Args:
         own: the preferences of the round itself.
     """
-    session = current()
-    config = session.recipe.preferences
+    config = context.recipe.preferences
     if not config.replay.share:
         return None
     rounds = range(max(1, number - config.replay.max_age), number)
-    earlier = {origin: session.files(origin, "preferences") for origin in rounds}
-    candidates = {origin: session.files(origin, "candidates") for origin in rounds}
+    earlier = {origin: context.files(origin, "preferences") for origin in rounds}
+    candidates = {origin: context.files(origin, "candidates") for origin in rounds}
     pool = [[origin, hashes(earlier[origin]), hashes(candidates[origin])] for origin in rounds]
-    inputs = content_id([hashes(own), pool, _settings(config)])
-    if done := session.find(number, "replayed", inputs):
+    inputs = content_id([hashes(own), pool, config.model_dump(mode="json")])
+    if done := context.find(number, "replayed", inputs):
         return done
-    (file, metrics), work = await timed(
-        session.judge, "replay",
-        preferences=as_json(own), round=number, seed=session.seed(number),
-        earlier={origin: as_json(files) for origin, files in earlier.items()},
-        candidates={origin: as_json(files) for origin, files in candidates.items()},
+    answer = await context.workers.judge.call(
+        JudgeWorker.replay,
+        preferences=tuple(own), earlier=earlier, candidates=candidates, round=number, seed=context.seed(number),
     )  # fmt: skip
-    return session.commit(number, "replayed", session.references([file]), {**metrics, **work}, inputs)
+    file, metrics = answer.result
+    return context.commit(number, "replayed", [file], {**metrics, **answer.work}, inputs)
 
 
-async def sleep_sampler(shards: Shards) -> None:
-    """Has the sampler lend its GPU's memory to the update, where they take turns; it wakes when it is asked again.
+async def sleep_sampler(context: RoundContext, shards: Shards) -> None:
+    """Has the sampler lend its GPU's memory to the update, if they take turns; it wakes when it is asked again.
 
     Args:
-        shards: those of the round, which have to be through before.
+        shards: those of the round, which have to be done before.
     """
-    session = current()
-    if session.recipe.sampler_sleeps:
+    if context.recipe.sampler_sleeps:
         await shards.all()
-        await retry_on_worker_death(lambda _again: session.sampler.call("sleep"))
+        await retry_on_worker_death(lambda _again: context.workers.sampler.call(SamplerWorker.sleep))
 
 
-@step("{run} r{number} hand over")
-async def sync_weights(run: str, number: int) -> Entry:
+@step("{context.name} r{number} sync weights")
+async def sync_weights(context: RoundContext, number: int) -> Entry:
     """Gives the sampler the round's weights, in place, and keeps how far it then is from the trainer."""
-    session = current()
-    policy = session.policy(number)
-    done = session.find(number, "handover", policy.digest)
+    policy = context.policies.after(number)
+    done = context.find(number, "handover", policy.digest)
     if done is None:
-        with session.display.stage(number, "hand over") as stage:
+        with context.display.stage(number, "sync weights") as stage:
             stage.begin()
-            drift, work = await timed(session.sampler, "use", policy=policy.to_json())
-        done = session.commit(number, "handover", [], {**drift, **work}, policy.digest)
+            answer = await context.workers.sampler.call(SamplerWorker.use, policy=policy)
+        done = context.commit(number, "handover", [], {**asdict(answer.result), **answer.work}, policy.digest)
     return done
 
 
-@step("{run} r{number} score")
-async def score(run: str, number: int, candidates: Sequence[Entry]) -> Entry:
-    """Log-probabilities of the held-out answers under this policy, the previous one and the initial one."""
-    session = current()
-    policy, previous, initial = (session.policy(round) for round in (number, max(number - 1, 0), 0))
+@step("{context.name} r{number} score")
+async def score(context: RoundContext, number: int, candidates: Sequence[Entry]) -> Entry:
+    """Log-probabilities of the held-out completions under this policy, the previous one and the initial one."""
+    policy, previous, initial = (context.policies.after(round) for round in (number, max(number - 1, 0), 0))
     files = files_of(candidates)
     inputs = content_id([policy.digest, previous.digest, initial.digest, hashes(files)])
-    if done := session.find(number, "eval_logps", inputs):
+    if done := context.find(number, "eval_logps", inputs):
         return done
-    with session.display.stage(number, "score") as stage:
+    with context.display.stage(number, "score") as stage:
         stage.begin()
-        file, work = await timed(
-            session.trainer, "score",
-            policy=policy.to_json(), previous=previous.to_json(), initial=initial.to_json(),
-            prompts=as_json(session.files(0, "prompts")), candidates=as_json(files), round=number,
+        answer = await context.workers.trainer.call(
+            TrainerWorker.score,
+            policy=policy, previous=previous, initial=initial,
+            prompts=context.files(0, "prompts"), candidates=files, round=number,
         )  # fmt: skip
-    return session.commit(number, "eval_logps", session.references([file]), work, inputs)
+    return context.commit(number, "eval_logps", [answer.result], answer.work, inputs)
 
 
-@step("{run} r{number} probe judges")
-async def probe_judges(run: str, number: int) -> list[Entry]:
-    """Has judges that may drift judge some answers of round 0 again; nothing where the recipe asks for none."""
-    session = current()
-    count, places = session.recipe.evaluation.judge_probe, session.recipe.drifting_judges
+@step("{context.name} r{number} probe judges")
+async def probe_judges(context: RoundContext, number: int) -> list[Entry]:
+    """Has judges that may drift judge some completions of round 0 again; nothing if the recipe asks for none."""
+    recipe, count = context.recipe, context.recipe.evaluation.judge_probe
     if count is None:
         return []
-    files = session.files(0, "eval_candidates")
-    inputs = content_id([hashes(files), count, [_settings(session.recipe.judges[place]) for place in places]])
-    if done := session.find(number, "judge_probe", inputs):
+    files, places = context.files(0, "eval_candidates"), recipe.drifting_judges
+    settings = [recipe.judges[place].model_dump(mode="json") for place in places]
+    inputs = content_id([hashes(files), count, settings])
+    if done := context.find(number, "judge_probe", inputs):
         return [done]
-    with session.display.stage(number, "probe judges") as stage:
+    with context.display.stage(number, "probe judges") as stage:
         stage.begin()
-        file, work = await timed(
-            session.judge, "judge_again",
-            prompts=as_json(session.files(0, "prompts")), candidates=as_json(files), round=number, count=count,
-            judges=places,
+        answer = await context.workers.judge.call(
+            JudgeWorker.judge_again,
+            prompts=context.files(0, "prompts"), candidates=files, round=number, count=count, judges=places,
         )  # fmt: skip
-    return [session.commit(number, "judge_probe", session.references([file]), work, inputs)]
+    return [context.commit(number, "judge_probe", [answer.result], answer.work, inputs)]
 
 
-@step("{run} r{number} compare")
+@step("{context.name} r{number} compare")
 async def compare(
-    run: str,
+    context: RoundContext,
     number: int,
     own: Sequence[Shard],
     previous: Sequence[Shard] = (),
@@ -157,29 +148,25 @@ async def compare(
     probe: Sequence[Entry] = (),
 ) -> dict[str, Any]:
     """The metrics of an evaluation: alone, or against the judgments of the previous round and of round 0."""
-    tables: dict[str, Sequence[Entry | None]] = {
-        "candidates": [shard.candidates for shard in own],
-        "judgments": [shard.judgments for shard in own],
-        "previous": [shard.judgments for shard in previous],
-        "initial": [shard.judgments for shard in initial],
-        "logps": logps,
-        "probe": probe,
-    }
-    files: dict[str, Any] = {name: as_json(files_of(entries)) for name, entries in tables.items()}
-    metrics: dict[str, Any] = await current().judge.call("compare", **files)
-    return metrics
+    answer = await context.workers.judge.call(
+        JudgeWorker.compare,
+        candidates=files_of(shard.candidates for shard in own),
+        judgments=files_of(shard.judgments for shard in own),
+        previous=files_of(shard.judgments for shard in previous),
+        initial=files_of(shard.judgments for shard in initial),
+        logps=files_of(logps),
+        probe=files_of(probe),
+    )
+    return answer.result
 
 
-@step("{run} r{number} describe")
-async def describe(run: str, number: int) -> dict[str, Any]:
-    """What the round's table says of its candidates, judgments and preferences."""
-    session = current()
-    files: dict[str, Any] = {
-        stage: as_json(session.files(number, stage)) for stage in ("candidates", "judgments", "preferences")
-    }
-    metrics: dict[str, Any] = await session.judge.call("describe", **files)
-    return metrics
-
-
-def _settings(config: BaseModel) -> dict[str, Any]:
-    return config.model_dump(mode="json")
+@step("{context.name} r{number} describe")
+async def describe(context: RoundContext, number: int) -> dict[str, Any]:
+    """What the round's table says of its completions, judgments and preferences."""
+    answer = await context.workers.judge.call(
+        JudgeWorker.describe,
+        candidates=context.files(number, "candidates"),
+        judgments=context.files(number, "judgments"),
+        preferences=context.files(number, "preferences"),
+    )
+    return answer.result

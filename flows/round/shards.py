@@ -1,8 +1,8 @@
-"""The shards of a batch of prompts on their way: sampled, judged, and for training made into preferences.
+"""The shards of a batch of prompts: sampled, judged, and for training made into preferences.
 
 In mode ``phased`` all of them are sampled before the first is judged. In mode ``streaming`` each goes its way by
 itself, a bounded number at a time, and whoever waits for shards gets them in the order of their indices: what is made
-of them does not depend on which was through first.
+of them does not depend on which was done first.
 """
 
 import asyncio
@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from flows.host.progress import Stage
-from flows.round.context import current
+from flows.round.context import RoundContext
 from flows.round.shard_steps import build_preferences, judge_shard, sample_shard
 from flows.round.step import step
 from flows.workers.references import PreferenceShard, PromptBatch
+from pipeline.data.prompts import round_slice
 from storage.log.manifest import Entry, FileRef
+from storage.tables.shards import read_table
 
 Result = TypeVar("Result")
 
@@ -26,7 +28,7 @@ AHEAD = 4
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard that is through; where it was set aside there is nothing but the reason, and held-out ones end judged."""
+    """A shard that is done. One that was skipped has nothing but the reason; held-out ones end judged."""
 
     candidates: Entry
     judgments: Entry | None = None
@@ -34,14 +36,14 @@ class Shard:
 
 
 class ShardsFailedError(Exception):
-    """What who waits for shards gets where they will not come; whoever works on them raises why.
+    """What whoever waits for shards gets if they will not come; whoever works on them raises why.
 
     It is no error of the one who waits, for whom to try again would change nothing.
     """
 
 
 class Shards:
-    """The shards of a batch by their indices, each as soon as it is through.
+    """The shards of a batch by their indices, each as soon as it is done.
 
     Whoever waits for one that will not come gets a ShardsFailedError.
 
@@ -51,47 +53,47 @@ class Shards:
 
     def __init__(self, rows: Sequence[list[int]]) -> None:
         self.rows = rows
-        self._through: list[asyncio.Future[Shard]] = [asyncio.get_running_loop().create_future() for _ in rows]
+        self._done: list[asyncio.Future[Shard]] = [asyncio.get_running_loop().create_future() for _ in rows]
 
     def __len__(self) -> int:
-        return len(self._through)
+        return len(self._done)
 
     def put(self, index: int, shard: Shard) -> None:
-        """A shard that is through."""
-        self._through[index].set_result(shard)
+        """Takes a shard that is done."""
+        self._done[index].set_result(shard)
 
     def fail(self) -> None:
         """None of the others will come."""
-        for future in self._through:
+        for future in self._done:
             if not future.done():
                 future.set_exception(ShardsFailedError())
                 future.exception()  # who does not wait for it does not miss it
 
     async def first(self, count: int) -> list[Shard]:
-        """The first so many, once they are through."""
-        return [await asyncio.shield(self._through[index]) for index in range(count)]
+        """The first so many, once they are done."""
+        return [await asyncio.shield(self._done[index]) for index in range(count)]
 
     async def all(self) -> list[Shard]:
-        """All of them, once they are through."""
+        """All of them, once they are done."""
         return await self.first(len(self))
 
     async def after(self, count: int) -> AsyncIterator[Shard]:
         """Those after the first so many, one by one."""
         for index in range(count, len(self)):
-            yield await asyncio.shield(self._through[index])
+            yield await asyncio.shield(self._done[index])
 
 
 @contextlib.asynccontextmanager
 async def process_shards(
-    run: str, number: int, batch: PromptBatch, after: Shards | None = None
+    context: RoundContext, number: int, batch: PromptBatch, after: Shards | None = None
 ) -> AsyncIterator[Shards]:
-    """The shards of a batch, which are worked through while the block runs, and all are through when it ends.
+    """The shards of a batch, which are worked on while the block runs, and all are done when it ends.
 
     Args:
-        after: others that have to be through before these begin.
+        after: others that have to be done before these begin.
     """
-    shards = Shards(current().shards(number, held_out=batch.held_out))
-    working = asyncio.create_task(_process(run, number, batch, shards, after))
+    shards = Shards(prompt_rows(context, number, held_out=batch.held_out))
+    working = asyncio.create_task(_process(context, number, batch, shards, after))
     try:
         try:
             yield shards
@@ -104,34 +106,35 @@ async def process_shards(
         await asyncio.gather(working, return_exceptions=True)
 
 
-async def _process(run: str, number: int, batch: PromptBatch, shards: Shards, after: Shards | None) -> None:
+async def _process(
+    context: RoundContext, number: int, batch: PromptBatch, shards: Shards, after: Shards | None
+) -> None:
     try:
         if after is not None:
             await after.all()
-        await _process_shards(run, number, batch, shards)
+        await _process_shards(context, number, batch, shards)
     except BaseException:
         shards.fail()
         raise
 
 
-@step("{run} r{number} shards, {batch.name}", retries=0)
-async def _process_shards(run: str, number: int, batch: PromptBatch, shards: Shards) -> None:
+@step("{context.name} r{number} shards, {batch.name}", retries=0)
+async def _process_shards(context: RoundContext, number: int, batch: PromptBatch, shards: Shards) -> None:
     """Samples and judges a batch of prompts, shard by shard, and puts each where it is waited for."""
-    session = current()
-    rows = shards.rows
-    total = sum(map(len, rows)) * (1 if batch.held_out else session.recipe.sampling.candidates)
+    rows, workers = shards.rows, context.workers
+    total = sum(map(len, rows)) * (1 if batch.held_out else context.recipe.sampling.candidates)
     label = "held-out " if batch.held_out else ""
     with (
-        session.display.stage(number, f"{label}judge", total, len(rows)) as judging,
-        session.display.stage(number, f"{label}sample", total, len(rows)) as sampling,
+        context.display.stage(number, f"{label}judge", total, len(rows)) as judging,
+        context.display.stage(number, f"{label}sample", total, len(rows)) as sampling,
     ):
-        ahead = asyncio.Semaphore(AHEAD * max(session.sampler.capacity, session.judge.capacity))
+        ahead = asyncio.Semaphore(AHEAD * max(workers.sampler.carrier.capacity, workers.judge.carrier.capacity))
 
         async def sample(index: int) -> Entry:
-            return await sample_shard(number, index, rows[index], batch, sampling)
+            return await sample_shard(context, number, index, rows[index], batch, sampling)
 
         async def finish(index: int, candidates: Entry) -> None:
-            shards.put(index, await _judge_and_prefer(number, index, candidates, batch, judging))
+            shards.put(index, await _judge_and_prefer(context, number, index, candidates, batch, judging))
 
         async def stream(index: int) -> None:
             await finish(index, await sample(index))
@@ -141,20 +144,34 @@ async def _process_shards(run: str, number: int, batch: PromptBatch, shards: Sha
                 return await work(*arguments)
 
         indices = range(len(rows))
-        if session.recipe.mode == "streaming":
+        if context.recipe.mode == "streaming":
             await gather(bounded(stream, index) for index in indices)
         else:
             sampled = await gather(bounded(sample, index) for index in indices)
             await gather(bounded(finish, index, entry) for index, entry in zip(indices, sampled, strict=True))
 
 
-async def _judge_and_prefer(number: int, index: int, candidates: Entry, batch: PromptBatch, judging: Stage) -> Shard:
+async def _judge_and_prefer(
+    context: RoundContext, number: int, index: int, candidates: Entry, batch: PromptBatch, judging: Stage
+) -> Shard:
     if not candidates.files:
         return Shard(candidates)
-    judgments = await judge_shard(number, index, candidates, batch, judging)
+    judgments = await judge_shard(context, number, index, candidates, batch, judging)
     if batch.held_out:
         return Shard(candidates, judgments)
-    return Shard(candidates, judgments, await build_preferences(number, index, candidates, judgments))
+    return Shard(candidates, judgments, await build_preferences(context, number, index, candidates, judgments))
+
+
+def prompt_rows(context: RoundContext, number: int, *, held_out: bool) -> list[list[int]]:
+    """Rows of the prompts table that a round samples, or those held out, cut into shards."""
+    prompts = read_table(context.store, context.files(0, "prompts"), columns=["split"])
+    sampling = context.recipe.sampling
+    if held_out:
+        rows = [row for row, split in enumerate(prompts["split"].to_pylist()) if split == "evaluation"]
+    else:
+        rows = round_slice(prompts, number, sampling.prompts_per_round, context.recipe.seed)
+    size = sampling.shard_prompts
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def files_of(entries: Iterable[Entry | None]) -> tuple[FileRef, ...]:
@@ -172,7 +189,7 @@ def preference_shards(shards: Iterable[Shard], whole: int, before: int = 0) -> l
 
 
 async def gather(parts: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """What all parts return; where one fails, the others are ended first."""
+    """What all parts return; if one fails, the others are ended first."""
     tasks = [asyncio.create_task(part) for part in parts]
     try:
         return await asyncio.gather(*tasks)

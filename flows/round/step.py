@@ -22,7 +22,7 @@ def _worker_died(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> boo
 
 
 def step(name: str, *, retries: int = 2) -> Callable[[Step[P, Result]], Step[P, Result]]:
-    """Makes a Prefect task of this run name: never cached, for the log decides; tried again where a worker died."""
+    """Makes a Prefect task of this run name: never cached, for the log decides; tried again if a worker died."""
     made: Callable[[Step[P, Result]], Step[P, Result]] = task(
         task_run_name=name,
         cache_policy=NO_CACHE,

@@ -2,7 +2,7 @@
 
 The process stays, without its workers, so that the device is free; it looks every few seconds for labels, for the form,
 and for the time. A flow run that Prefect suspends would end the process and need a deployment that starts it again,
-which a run by hand has not. Where the process is gone nothing is lost: to resume the run is to wait again.
+which a run by hand has not. If the process is gone nothing is lost: to resume the run is to wait again.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ class _Form(RunInput):
 
 
 class _FormWithJudge(RunInput):
-    """As above, where there is a judge whose verdicts can be taken."""
+    """As above, if there is a judge whose verdicts can be taken."""
 
     then: Literal["go on with what the judge said", "stop the run", "wait on"] = Field(
         "wait on", description="what the run is to do"
@@ -81,7 +81,7 @@ async def _pause(client: PrefectClient, flow_run: UUID, form: type[RunInput], ta
 async def _outcome(
     client: PrefectClient, flow_run: UUID, missing: Callable[[], int], deadline: datetime
 ) -> Outcome | None:
-    """How the wait has ended; None where somebody has sent the form."""
+    """How the wait has ended; None if somebody has sent the form."""
     while True:
         if await asyncio.to_thread(missing) <= 0:
             return "labelled"

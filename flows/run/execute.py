@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from prefect import flow
@@ -13,55 +13,45 @@ from flows.host.progress import Display
 from flows.host.scratch import scratch_directory
 from flows.host.text import counted
 from flows.host.versions import software
+from flows.monitors.monitors import Monitors
 from flows.monitors.notifications import open_notifier
+from flows.monitors.prefect_artifacts import Artifacts
 from flows.monitors.tracking import open_tracker
 from flows.prefect_api.control import Control
 from flows.prefect_api.server import has_background_server, prefect_api
 from flows.registry.resume import report_changes, unread_states
+from flows.registry.resume_check import check_inputs
 from flows.round import round_steps
-from flows.round.context import Session, current, enter
+from flows.round.context import RoundContext, current_context, enter
+from flows.round.policies import Policies
 from flows.round.round import run_round
+from flows.round.worker_set import WorkerSet, create_workers
 from flows.run.check_judges import check_judge_policies
 from flows.run.fork_history import import_parent_rounds
+from flows.workers.judge import JudgeWorker
 from pipeline.config import Recipe
 from storage.log.run import Run
 from storage.log.store import Store
-from storage.verify.resume_check import check_inputs
 
 
-async def tell_end(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """A hook of the run's flow: tells how it has ended."""
-    session, name = current(), flow_run.name
-    if session.control.waits_for_people:
-        pass  # they have been told that labels are missing
-    elif state.is_completed():
-        done = len(session.run.rounds()) - 1
-        reward = session.run.rounds()[-1].meta["reward"]
-        text = f"Run '{name}' has {counted(done, 'round')}; its held-out reward is {reward:.4f}."
-        session.notifier.tell("finished", f"{name}: finished", text)
-    else:
-        session.notifier.tell("failed", f"{name}: failed", f"Run '{name}' has failed: {state.message}")
-    await session.notifier.sent()
-
-
-@flow(name="rondo", flow_run_name="{run}", on_completion=[tell_end], on_failure=[tell_end], on_crashed=[tell_end])
+@flow(name="rondo", flow_run_name="{run}")
 async def run_rounds(run: str, rounds: int) -> State[Any] | None:
     """Brings a run to this many rounds; those that are finished stay as they are."""
-    return await current().control.in_order(_missing_rounds(run, rounds))
+    context = current_context()
+    context.goal = rounds
+    return await context.control.in_order(_missing_rounds(context))
 
 
-async def _missing_rounds(run: str, rounds: int) -> None:
-    session = current()
-    session.rounds = rounds
-    async with session.artifacts.kept_up(session.control.flow_run):
+async def _missing_rounds(context: RoundContext) -> None:
+    async with context.monitors.artifacts.kept_up(context.control.flow_run):
         # Before anything is paid for: judges that cannot be loaded say so here.
-        session.judge_versions = await session.judge.call("versions")
-        await round_steps.prepare_policy(run)
-        await round_steps.prepare_prompts(run)
-        for number in range(len(session.run.rounds()), rounds + 1):
-            session.display.rounds(number, rounds + 1)
-            await run_round(run, number)
-        session.display.rounds(rounds + 1, rounds + 1)
+        context.judge_versions = (await context.workers.judge.call(JudgeWorker.versions)).result
+        await round_steps.prepare_policy(context)
+        await round_steps.prepare_prompts(context)
+        for number in range(len(context.run.rounds()), context.goal + 1):
+            context.display.rounds(number, context.goal + 1)
+            await run_round(context.name, number)
+        context.display.rounds(context.goal + 1, context.goal + 1)
 
 
 async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: Display, take_over: bool) -> None:
@@ -75,28 +65,56 @@ async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: 
         scratch = opened.enter_context(scratch_directory(store.root, run.name))
         logs = store.log_directory(run.name) or scratch
         notifier = await open_notifier(recipe.notifications, display)
-        session = Session.create(store, run, writer, recipe, display, scratch, logs, control, notifier)
-        enter(session)
+        artifacts = Artifacts(run.name, display, _report_address(store, run.name), shown=control.watched)
+        monitors = Monitors(artifacts, notifier)
+        workers = create_workers(store, run, recipe, scratch, logs, display.say)
+        policies = Policies(run, recipe)
+        context = RoundContext(store, run, writer, recipe, workers, policies, display, control, monitors)
+        enter(context)
         import_parent_rounds(store, run, writer)
         check_judge_policies(recipe, run.name, len(run.rounds()))
         async with display.waiting("reading what the next round starts from"):
             await asyncio.to_thread(check_inputs, store, run, unread=unread_states(recipe))
-        session.tracker = open_tracker(recipe.tracking, run)
-        async with _workers(session), contextlib.AsyncExitStack() as stack:
-            stack.enter_context(session.tracker)
+        monitors.tracker = open_tracker(recipe.tracking, run)
+        async with _started(workers), contextlib.AsyncExitStack() as stack:
+            stack.enter_context(monitors.tracker)
             async with display.waiting("starting Prefect and the workers"):
                 await stack.enter_async_context(prefect_api(display.say))
-            await run_rounds(run.name, rounds)
+            tell = _end_message(context)
+            told = run_rounds.with_options(on_completion=[tell], on_failure=[tell], on_crashed=[tell])
+            await told(run.name, rounds)
+
+
+def _report_address(store: Store, name: str) -> str:
+    path = store.report_path(name)
+    return path.absolute().as_uri() if path else f"{store.root}/{store.report_key(name)}"
+
+
+def _end_message(context: RoundContext) -> Callable[..., Coroutine[Any, Any, None]]:
+    """A hook of the run's flow: tells people how it has ended."""
+
+    async def tell_end(_flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+        notifier, name, rounds = context.monitors.notifier, flow_run.name, context.run.rounds()
+        if context.control.waits_for_people:
+            pass  # they have been told that labels are missing
+        elif state.is_completed():
+            text = f"Run '{name}' has {counted(len(rounds) - 1, 'round')}; its held-out reward is "
+            notifier.tell("finished", f"{name}: finished", f"{text}{rounds[-1].meta['reward']:.4f}.")
+        else:
+            notifier.tell("failed", f"{name}: failed", f"Run '{name}' has failed: {state.message}")
+        await notifier.sent()
+
+    return tell_end
 
 
 @contextlib.asynccontextmanager
-async def _workers(session: Session) -> AsyncIterator[None]:
+async def _started(workers: WorkerSet) -> AsyncIterator[None]:
     """Starts the workers without waiting for them: the first call to each does that, and reports what went wrong."""
-    starts = [asyncio.create_task(worker.start()) for worker in session.workers]
+    starts = [asyncio.create_task(carrier.start()) for carrier in workers.carriers]
     try:
         yield
     finally:
         for start in starts:
             start.cancel()
         await asyncio.gather(*starts, return_exceptions=True)
-        await session.stop()
+        await workers.stop()

@@ -12,6 +12,7 @@ from flows.monitors.tracking import check_tracking
 from flows.registry.catalog import existing_store, run_at_round
 from flows.registry.recipes import differences, parse_recipe
 from flows.registry.resume import check_goal, create_or_open, header, recipe_of, recipe_to_resume, unread_states
+from flows.registry.resume_check import check_inputs, open_to_go_on, weights_of_next_round
 from flows.registry.round_summary import RoundSummary, summaries
 from flows.run.fork_history import import_parent_rounds
 from pipeline.config import Recipe
@@ -19,7 +20,6 @@ from pipeline.errors import ConfigError
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.retention.prune import create_fork
-from storage.verify.resume_check import check_inputs, open_to_go_on, weights_of_next_round
 
 _FIXED_IN_FORKS = ("policy", "prompts", "evaluation.prompts")
 
@@ -139,7 +139,7 @@ def _bring_to(
     after = f", going on after round {done}" if done >= 0 else ""
     display.say(f"run '{run.name}' in {store.root}: {counted(rounds, 'round')}{after}")
     # What takes seconds to import comes after the first line: Prefect, and the charts of the report.
-    import flows.prefect_api.settings  # noqa: F401  before Prefect
+    import flows.prefect_api  # noqa: F401  before Prefect
     from flows.report.report import report
     from flows.run.execute import execute
 
@@ -151,15 +151,15 @@ def _bring_to(
 
 
 def _goal(run: Run) -> int:
-    """How many rounds a run is to have: its recipe's, or more where it was interrupted on the way to more."""
+    """How many rounds a run is to have: its recipe's, or more if it was interrupted on the way to more."""
     asked: int = run.session.meta.get("rounds", 0) if run.session is not None else 0
     return max(recipe_of(run).rounds, asked)
 
 
 def _check_notifications(recipe: Recipe) -> None:
-    """Raises ConfigError, before there is a run, where a block that the recipe names cannot send."""
+    """Raises ConfigError, before there is a run, if a block that the recipe names cannot send."""
     if recipe.notifications.blocks:
-        import flows.prefect_api.settings  # noqa: F401  before Prefect
+        import flows.prefect_api  # noqa: F401  before Prefect
         from flows.monitors.notifications import open_notifier
 
         asyncio.run(open_notifier(recipe.notifications, Display()))

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -16,7 +16,25 @@ from storage.log.store import Store
 from storage.tables import checkpoints, shards
 
 ProgressCall = Callable[..., None]
-"""Called with keyword metrics, such as ``done=3, total=9, tokens=512``."""
+"""Called with what is to be told, such as ``done=3, total=9, tokens=512``."""
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def everywhere(method: Method) -> Method:
+    """Marks what each replica of a worker has to do, as to take a policy; any other request is for one of them."""
+    method.everywhere = True  # type: ignore[attr-defined]
+    return method
+
+
+def collective(method: Method) -> Method:
+    """Marks what all ranks of a worker do together; anything else the first one does alone."""
+    method.collective = True  # type: ignore[attr-defined]
+    return method
+
+
+def _silent(**_told: Any) -> None:
+    """Tells nobody."""
 
 
 class Worker:
@@ -31,6 +49,9 @@ class Worker:
 
     device = "cpu"
     """Where it works, for those who look at a round afterwards."""
+
+    progress: ProgressCall = staticmethod(_silent)
+    """Tells whoever asked for what is being done; the dispatcher sets it for each request."""
 
     def __init__(self, root: str, run: str, recipe: Mapping[str, Any], scratch: str) -> None:
         self.store = Store.open(root)
@@ -55,11 +76,7 @@ class Worker:
         Args:
             name: of the copy in which an adapter is merged with its base; it replaces the one before of this name.
         """
-        if not policy.base:
-            return self.directory(policy.files)
-        from pipeline.model.lora import merge
-
-        return merge(self.directory(policy.base), self.directory(policy.files), self.merged / name)
+        return whole_directory(policy, self.directory, self.merged / name)
 
     def empty_cache(self) -> None:
         """Returns the memory of a GPU that torch keeps for later: others may be on the same card."""
@@ -73,3 +90,16 @@ class Worker:
 
     def _read_table(self, files: tuple[FileRef, ...]) -> pa.Table:
         return shards.read_table(self.store, files)
+
+
+def whole_directory(policy: PolicyRef, directory: Callable[[Sequence[FileRef]], Path], merged: Path) -> Path:
+    """A policy as a local directory with all its weights; an adapter is merged with its base into ``merged``.
+
+    Args:
+        directory: makes a committed checkpoint local.
+    """
+    if not policy.base:
+        return directory(policy.files)
+    from pipeline.model.lora import merge
+
+    return merge(directory(policy.base), directory(policy.files), merged)

@@ -1,14 +1,14 @@
 """The judge: scores shards, and turns a round's scores into preferences and into the metrics of its evaluation."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flows.workers.base import ProgressCall, Worker
+from flows.workers.base import Worker
 from flows.workers.references import JudgePolicies, PolicyRef
 from pipeline.evaluation.held_out import describe_evaluation
 from pipeline.evaluation.round_metrics import RoundMetrics
@@ -24,7 +24,15 @@ from pipeline.preferences import (
 )
 from storage.log.manifest import FileRef
 from storage.tables import shards
-from storage.tables.cache import SharedCache
+from storage.tables.shared_values import SharedCache
+
+
+@dataclass(frozen=True)
+class BuiltPreferences:
+    """A table of preferences: its file, and how many it has beside the prompts that gave none."""
+
+    file: FileRef
+    count: int
 
 
 class JudgeWorker(Worker):
@@ -40,9 +48,8 @@ class JudgeWorker(Worker):
             for config in self.recipe.judges
         ]
 
-    def versions(self, *, progress: ProgressCall) -> list[str]:
+    def versions(self) -> list[str]:
         """Version of each judge: equal versions give equal scores."""
-        del progress
         return [judge.version for judge in self._judges]
 
     def judge(
@@ -55,29 +62,26 @@ class JudgeWorker(Worker):
         judges: list[int],
         policies: list[JudgePolicies | None] | None = None,
         choices: list[dict[str, Any]] | None = None,
-        *,
-        progress: ProgressCall,
     ) -> FileRef:
         """Judges one shard of candidates by some of the judges, by their places, under their names in the recipe.
 
         Args:
-            policies: for each judge those that it compares, where it compares policies.
-            choices: what people have said of these candidates, where they are the judge.
+            policies: for each judge those that it compares, if it compares policies.
+            choices: what people have said of these candidates, if they are the judge.
         """
-        del progress
         items = judge_items(self.table(prompts), self.table((candidates,)))
         judgments: list[Judgment] = []
         for place, compared in zip(judges, policies or [None] * len(judges), strict=True):
             name, judge = self.recipe.judge_names[place], self._judges[place]
             if compared is not None:
-                self._hand_over(judge, compared)
+                self._name_policies(judge, compared)
             if isinstance(judge, People):
                 judge.use(choices or (), self.recipe.seed)
             judgments += [replace(judgment, judge=name) for judgment in judge.judge(items)]
         self.empty_cache()
         return self.write(judgments_table(judgments), round, stage, shard)
 
-    def _hand_over(self, judge: JudgeProtocol, policies: JudgePolicies) -> None:
+    def _name_policies(self, judge: JudgeProtocol, policies: JudgePolicies) -> None:
         """Names the policies of an implicit reward; their files are looked for when their weights are needed."""
         from pipeline.judges.implicit import ImplicitReward
 
@@ -95,11 +99,8 @@ class JudgeWorker(Worker):
         round: int,
         count: int,
         judges: list[int],
-        *,
-        progress: ProgressCall,
     ) -> FileRef:
         """Judges the first so many candidates once more, without the replies that were kept: has a judge changed?"""
-        del progress
         items = judge_items(self.table(prompts), self.table(candidates).slice(0, count))
         devices = self.recipe.devices
         judgments: list[Judgment] = []
@@ -110,36 +111,30 @@ class JudgeWorker(Worker):
         self.empty_cache()
         return self.write(judgments_table(judgments), round, "judge_probe")
 
-    def prefer(
+    def build_preferences(
         self,
         candidates: tuple[FileRef, ...],
         judgments: tuple[FileRef, ...],
         round: int,
         shard: int,
         seed: int,
-        *,
-        progress: ProgressCall,
-    ) -> tuple[FileRef, int]:
-        """Turns the judgments of a shard into preferences; returns their file, and how many there are."""
-        del progress
+    ) -> BuiltPreferences:
+        """Turns the judgments of a shard into preferences."""
         config = self.recipe.preferences
         preferences = build_preferences(self.table(candidates), self.table(judgments), config, seed=seed)
-        return self.write(preferences, round, "preferences", shard), preference_count(preferences)
+        return BuiltPreferences(self.write(preferences, round, "preferences", shard), preference_count(preferences))
 
     def describe(
         self,
         candidates: tuple[FileRef, ...],
         judgments: tuple[FileRef, ...],
         preferences: tuple[FileRef, ...],
-        *,
-        progress: ProgressCall,
     ) -> dict[str, Any]:
         """What the round's table says of what was sampled, judged and preferred, read shard by shard.
 
         Args:
             candidates, judgments: one file of each shard, in the same order.
         """
-        del progress
         found = RoundMetrics(min_margin=self.recipe.preferences.min_margin)
         for sampled, judged in zip(candidates, judgments, strict=True):
             found.add_judged(
@@ -160,14 +155,11 @@ class JudgeWorker(Worker):
         preferences: tuple[FileRef, ...],
         round: int,
         choices: list[dict[str, Any]],
-        *,
-        progress: ProgressCall,
-    ) -> tuple[FileRef, int]:
-        """Puts people's choices in place of the judge's; returns the preferences' file, and how many there are."""
-        del progress
+    ) -> BuiltPreferences:
+        """Puts people's choices in place of the judge's."""
         items = judge_items(self.table(prompts), self.table(candidates))
         decided = override_pairs(self.table(preferences), items, choices)
-        return self.write(decided, round, "preferences"), preference_count(decided)
+        return BuiltPreferences(self.write(decided, round, "preferences"), preference_count(decided))
 
     def replay(
         self,
@@ -176,11 +168,8 @@ class JudgeWorker(Worker):
         candidates: dict[int, tuple[FileRef, ...]],
         round: int,
         seed: int,
-        *,
-        progress: ProgressCall,
     ) -> tuple[FileRef, dict[str, Any]]:
         """Chooses preferences of earlier rounds to train on again; returns their file and its metrics."""
-        del progress
         own, config = pa.concat_tables([self._columns(file, "kind") for file in preferences]), self.recipe.preferences
         pool = {number: shards.read_table(self.store, files) for number, files in earlier.items()}
         chosen = choose_replayed(own, pool, config, seed=seed)
@@ -202,11 +191,8 @@ class JudgeWorker(Worker):
         initial: tuple[FileRef, ...],
         logps: tuple[FileRef, ...],
         probe: tuple[FileRef, ...],
-        *,
-        progress: ProgressCall,
     ) -> dict[str, Any]:
         """The metrics of an evaluation: against earlier rounds' judgments where these are given."""
-        del progress
         return describe_evaluation(
             candidates=self.table(candidates),
             judgments=self.table(judgments),

@@ -1,7 +1,7 @@
 """What travels between processes in place of data."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from storage.log.manifest import FileRef
@@ -12,11 +12,6 @@ def hashes(files: Iterable[FileRef]) -> list[str]:
     return [file.sha256 for file in files]
 
 
-def as_json(files: Iterable[FileRef]) -> list[dict[str, Any]]:
-    """Files as a worker's call takes them."""
-    return [file.to_json() for file in files]
-
-
 @dataclass(frozen=True)
 class PolicyRef:
     """A committed policy.
@@ -25,17 +20,13 @@ class PolicyRef:
         digest: hash of its weights, as every candidate that it samples records it.
         files: the checkpoint's directory.
         probe: a few sequences with the trainer's log-probabilities under these very weights.
-        base: the checkpoint that it changes, where it is an adapter.
+        base: the checkpoint that it changes, if it is an adapter.
     """
 
     digest: str
     files: tuple[FileRef, ...]
     probe: FileRef
     base: tuple[FileRef, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON, from which pydantic builds the same object again."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -49,10 +40,6 @@ class JudgePolicies:
     def hashes(self) -> list[str]:
         """Those of their weights."""
         return [self.policy.digest, self.reference.digest]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON, from which pydantic builds the same object again."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -68,10 +55,6 @@ class PreferenceShard:
     preferences: tuple[FileRef, ...]
     share: float
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON, from which pydantic builds the same object again."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class UpdateInputs:
@@ -79,13 +62,13 @@ class UpdateInputs:
 
     Args:
         policy: the policy that the update starts from.
-        reference: the policy that holds it back, where that is another one.
-        reference_sampled: whether the reference, or the start where these are one, is the policy that sampled, whose
+        reference: the policy that holds it back, if that is another one.
+        reference_sampled: whether the reference, or the start if these are one, is the policy that sampled, whose
             log-probabilities are there.
         shards: the preferences that are there already, in order; others may follow.
-        replayed: preferences of earlier rounds that are trained on again; nothing where there is no replay.
-        optimizer: the optimizer's state of the round before, where it is carried on.
-        average: the moving average of the policies before this round, where one is kept.
+        replayed: preferences of earlier rounds that are trained on again; nothing if there is no replay.
+        optimizer: the optimizer's state of the round before, if it is carried on.
+        average: the moving average of the policies before this round, if one is kept.
         state: what an update that was interrupted had done with these very shards.
         referenced: how it knew the reference's log-probabilities, as the round's metrics say it.
         drift: difference of sampler and trainer after the hand-over of the policy that sampled, in nats per sequence.
@@ -103,9 +86,14 @@ class UpdateInputs:
     referenced: dict[str, Any] | None
     drift: float
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON, from which pydantic builds the same object again."""
-        return asdict(self)
+
+@dataclass(frozen=True)
+class Trained:
+    """An update: the new checkpoint with its probe, what else it wrote by stage, and its metrics."""
+
+    policy: PolicyRef
+    others: dict[str, list[FileRef]]
+    metrics: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -157,7 +145,7 @@ class PromptBatch:
     def baseline(cls, number: int, earlier: int) -> "PromptBatch":
         """The same, answered by an earlier policy: found in its round, unless a fork samples or judges otherwise.
 
-        Those of the round before and of round 0 then have a place each, where they are two.
+        Those of the round before and of round 0 then have a place each, if they are two.
         """
         own = "baseline_" if earlier == number - 1 else "initial_"
         return cls(earlier, True, ((earlier, "eval_"), (number, own)))

@@ -1,19 +1,19 @@
 """A round's update in the trainer: begun with the preferences that are there, given more shard by shard, and finished.
 
-The reference's log-probabilities are needed before a preference can be trained on. Where the sampler's serve, steps are
-taken as soon as they are known. Where the trainer has to compute them, with weights that the update would have changed
+The reference's log-probabilities are needed before a preference can be trained on. If the sampler's serve, steps are
+taken as soon as they are known. If the trainer has to compute them, with weights that the update would have changed
 by then, those of each shard are computed as it comes, and the steps wait for the last one.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flows.workers import preference_groups
-from flows.workers.base import ProgressCall
-from flows.workers.references import PolicyRef, PreferenceShard, UpdateInputs
+from flows.workers.references import PolicyRef, PreferenceShard, Trained, UpdateInputs
+from flows.workers.trainer_model import TrainerModel
 from pipeline.dpo.preference_pool import PreferencePool
 from pipeline.dpo.types import PreferenceGroup, StepMetrics
 from pipeline.dpo.update import Update
@@ -22,29 +22,15 @@ from pipeline.records import STEPS, to_table
 from storage.log.manifest import FileRef
 from storage.tables import checkpoints
 
-if TYPE_CHECKING:
-    from flows.workers.trainer import TrainerWorker
-
 PROBE_SEQUENCES = 8
-
-
-@dataclass(frozen=True)
-class Trained:
-    """An update: the new checkpoint with its probe, what else it wrote by stage, and its metrics."""
-
-    policy: PolicyRef
-    others: dict[str, list[FileRef]]
-    metrics: dict[str, Any]
 
 
 class RoundUpdate:
     """One round's DPO update, from the policy that it starts from to its checkpoint."""
 
-    def __init__(
-        self, trainer: "TrainerWorker", inputs: UpdateInputs, round: int, seed: int, progress: ProgressCall
-    ) -> None:
-        self._trainer, self._inputs, self._round, self._seed = trainer, inputs, round, seed
-        self._config = trainer.recipe.update
+    def __init__(self, slot: TrainerModel, inputs: UpdateInputs, round: int, seed: int) -> None:
+        self._slot, self._inputs, self._round, self._seed = slot, inputs, round, seed
+        self._config = slot.recipe.update
         # How the reference is known, once the first preferences are there, or as it was before an interruption.
         self._metrics = inputs.referenced
         self._waiting, self._shards = PreferencePool(), list[tuple[int, float]]()
@@ -57,9 +43,9 @@ class RoundUpdate:
         if inputs.replayed:
             self._wait_with(self._replayed(), 1.0)
         if inputs.state:
-            self._open(progress)
+            self._open()
 
-    def add(self, shard: PreferenceShard, progress: ProgressCall) -> None:
+    def add(self, shard: PreferenceShard) -> None:
         """The next shard's preferences; takes the steps that are known with them."""
         groups = self._referenced(self._groups(shard))
         if self._update is not None:
@@ -67,22 +53,22 @@ class RoundUpdate:
         else:
             self._wait_with(groups, shard.share)
         if self._metrics is not None and self._metrics["reference_logprobs"] == "sampler":
-            self._opened(progress).advance(lambda row: self._on_step(row, progress))
+            self._opened().advance(self._on_step)
 
-    def finish(self, progress: ProgressCall) -> Trained:
+    def finish(self) -> Trained:
         """Takes the steps that are left, and writes the checkpoint and what goes with it."""
-        trainer, inputs, round = self._trainer, self._inputs, self._round
-        update = self._opened(progress)
-        result = update.run(lambda row: self._on_step(row, progress))
-        files = trainer.stage(round, "checkpoint", trainer.save_policy)
+        slot, inputs, round = self._slot, self._inputs, self._round
+        update = self._opened()
+        result = update.run(self._on_step)
+        files = slot.stage(round, "checkpoint", slot.save_policy)
         digest = checkpoints.weights_digest(files)
-        trainer.set_current_policy(digest)
+        slot.set_current_policy(digest)
         others = {
-            "metrics": [trainer.write(to_table([asdict(step) for step in result.steps], STEPS), round, "metrics")],
-            "probe": [trainer.write_probe(round, self._probed, self._probed_before)],
+            "metrics": [slot.write(to_table([asdict(step) for step in result.steps], STEPS), round, "metrics")],
+            "probe": [slot.write_probe(round, self._probed, self._probed_before)],
         }
         if self._config.optimizer_state == "carried":
-            others["optimizer"] = list(trainer.stage(round, "optimizer", update.save_optimizer))
+            others["optimizer"] = list(slot.stage(round, "optimizer", update.save_optimizer))
         if inputs.average is not None:
             others["ema"] = list(self._stage_average(inputs.average, files))
         (probe,) = others["probe"]
@@ -95,25 +81,25 @@ class RoundUpdate:
         self._shards.append((len(groups), share))
 
     def _groups(self, shard: PreferenceShard) -> list[PreferenceGroup]:
-        tables = (self._trainer.table(files) for files in (self._inputs.prompts, shard.candidates, shard.preferences))
+        tables = (self._slot.table(files) for files in (self._inputs.prompts, shard.candidates, shard.preferences))
         return preference_groups.preference_groups(*tables)
 
     def _referenced(self, groups: list[PreferenceGroup]) -> list[PreferenceGroup]:
         """The groups with the reference's log-probabilities; the first ones decide whose these are."""
-        inputs, config, trainer = self._inputs, self._config, self._trainer
+        inputs, config, slot = self._inputs, self._config, self._slot
         if not groups or (inputs.state and self._update is None):  # the state has theirs
             return groups
         if self._metrics is None and inputs.reference_sampled:
             model, tolerance = (
-                trainer.use(inputs.reference or inputs.policy),
-                trainer.recipe.sampling.handover_tolerance,
+                slot.use(inputs.reference or inputs.policy),
+                slot.recipe.sampling.handover_tolerance,
             )
             groups, self._metrics = preference_groups.with_reference(model, groups, config, inputs.drift, tolerance)
             return groups
         if self._metrics is not None and self._metrics["reference_logprobs"] == "sampler":
             return groups
         groups, metrics = preference_groups.with_other_reference(
-            trainer.use(inputs.reference or inputs.policy), groups, config
+            slot.use(inputs.reference or inputs.policy), groups, config
         )
         self._metrics = self._metrics or metrics
         return groups
@@ -124,69 +110,80 @@ class RoundUpdate:
         What the sampler knows of their answers is of another policy: unless the recipe wants them held back by the one
         that they came from, the reference is that of the round.
         """
-        trainer, inputs = self._trainer, self._inputs
-        groups = preference_groups.replayed_groups(trainer.table(inputs.prompts), trainer.table(inputs.replayed))
-        if trainer.recipe.preferences.replay.reference == "original" or inputs.state:
+        slot, inputs = self._slot, self._inputs
+        groups = preference_groups.replayed_groups(slot.table(inputs.prompts), slot.table(inputs.replayed))
+        if slot.recipe.preferences.replay.reference == "original" or inputs.state:
             return groups
         scored, _ = preference_groups.with_other_reference(
-            trainer.use(inputs.reference or inputs.policy), groups, self._config
+            slot.use(inputs.reference or inputs.policy), groups, self._config
         )
         return scored
 
-    def _opened(self, progress: ProgressCall) -> Update:
+    def _opened(self) -> Update:
         if self._update is None:
-            self._open(progress)
+            self._open()
         assert self._update is not None
         return self._update
 
-    def _open(self, progress: ProgressCall) -> None:
+    def _open(self) -> None:
         """Puts the weights in place that the update starts from, with the preferences that wait for them."""
-        trainer, inputs = self._trainer, self._inputs
-        model = trainer.use(inputs.policy)
+        slot, inputs = self._slot, self._inputs
+        model = slot.use(inputs.policy)
         first = next((count for count, _ in self._shards if count), 0)
         self._probed = [_best_answer(group) for group in self._waiting[: min(first, PROBE_SEQUENCES)]]
-        self._probed_before = [logp for (logp,) in trainer.logps(self._probed)]
-        mixed = bool(inputs.replayed) and trainer.recipe.preferences.replay.reference == "original"
+        self._probed_before = [logp for (logp,) in slot.logps(self._probed)]
+        mixed = bool(inputs.replayed) and slot.recipe.preferences.replay.reference == "original"
         settings = preference_groups.update_settings(
             self._config,
             self._round,
-            trainer.recipe.rounds,
+            slot.recipe.rounds,
             reference_is_start=inputs.reference is None and not mixed,
         )
-        trainer.set_current_policy(None)  # from here on the model is no committed policy, whatever happens
-        update = Update(model, [], settings, seed=self._seed, share=0.0, say=lambda notice: progress(notice=notice))
+        slot.set_current_policy(None)  # from here on the model is no committed policy, whatever happens
+        update = Update(
+            model,
+            [],
+            settings,
+            seed=self._seed,
+            share=0.0,
+            say=lambda notice: self._tell(notice=notice),
+        )
         start = 0
         for count, share in self._shards:
             update.add(self._waiting[start : start + count], share)
             start += count
         self._waiting = PreferencePool()
         if inputs.optimizer:
-            update.carry_optimizer(trainer.directory(inputs.optimizer))
+            update.carry_optimizer(slot.directory(inputs.optimizer))
         if inputs.state:
-            self._tokens = sum(step.tokens for step in update.load(trainer.directory(inputs.state)))
+            self._tokens = sum(step.tokens for step in update.load(slot.directory(inputs.state)))
         self._update = update
 
-    def _on_step(self, step: StepMetrics, progress: ProgressCall) -> None:
-        update, every = self._opened(progress), self._config.checkpoint_steps
+    def _on_step(self, step: StepMetrics) -> None:
+        update, every = self._opened(), self._config.checkpoint_steps
         self._tokens += step.tokens
         done, seconds = step.step + 1, time.perf_counter() - self._started
-        progress(metrics=asdict(step))
-        progress(done=done, total=update.expected_steps, tokens=self._tokens, loss=step.loss, seconds=seconds)
+        self._tell(metrics=asdict(step))
+        self._tell(done=done, total=update.expected_steps, tokens=self._tokens, loss=step.loss, seconds=seconds)
         if every and done % every == 0 and not update.ended:
-            files = self._trainer.stage(self._round, "update_state", update.save)
-            progress(state=[file.to_json() for file in files], step=done, referenced=self._metrics)
+            files = self._slot.stage(self._round, "update_state", update.save)
+            self._tell(state=[file.to_json() for file in files], step=done, referenced=self._metrics)
+
+    def _tell(self, **told: Any) -> None:
+        """To whoever has asked for the part of the update that is in progress."""
+        self._slot.worker.progress(**told)
 
     def _stage_average(self, average: PolicyRef, policy: Sequence[FileRef]) -> tuple[FileRef, ...]:
         from pipeline.dpo.ema import blend
 
-        trainer = self._trainer
-        before, after, decay = trainer.whole(average), trainer.directory(policy), self._config.ema_decay
+        slot = self._slot
+        before, after, decay = slot.whole(average), slot.directory(policy), self._config.ema_decay
 
         def save(target: Path) -> None:
-            if trainer.leads:
+            if slot.leads:
                 blend(before, after, target, decay=decay)
 
-        return trainer.stage(self._round, "ema", save)
+        return slot.stage(self._round, "ema", save)
 
 
 def _best_answer(group: PreferenceGroup) -> TokenGroup:

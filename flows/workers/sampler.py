@@ -5,7 +5,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.workers.base import ProgressCall, Worker
+from flows.workers.base import Worker, everywhere
 from flows.workers.references import Drift, PolicyRef
 from pipeline.errors import WeightSyncError
 from pipeline.records import prompt_seed
@@ -49,14 +49,14 @@ class SamplerWorker(Worker):
         self._drift: Drift | None = None
         self._policy: str | None = None
 
-    def use(self, policy: PolicyRef, *, progress: ProgressCall) -> Drift:
+    @everywhere
+    def use(self, policy: PolicyRef) -> Drift:
         """Takes the weights of a policy, and shows on its probe that the engine now computes with them.
 
         Raises:
             WeightSyncError: the engine's log-probabilities are not the trainer's.
             EngineError: shards of another policy are in progress.
         """
-        del progress
         if self._policy == policy.digest and self._drift is not None:
             return self._drift
         started = time.perf_counter()
@@ -75,14 +75,12 @@ class SamplerWorker(Worker):
         stage: str,
         shard: int,
         held_out: bool,
-        *,
-        progress: ProgressCall,
     ) -> Generator[tuple[int, int], None, Sampled]:
         """Samples the candidates of these rows of the prompts table and writes them as one shard.
 
         A turn is a step of the engine, which several shards of one policy may share.
         """
-        self.use(policy, progress=progress)
+        self.use(policy)
         assert self._sampler is not None
         seed_round = EVALUATION_SEED_ROUND if held_out else round
         chosen = self.table(prompts).take(rows).select(["prompt_id", "token_ids"]).to_pylist()
@@ -99,16 +97,16 @@ class SamplerWorker(Worker):
         started = time.perf_counter()
 
         def report(done: int, tokens: int) -> None:
-            progress(done=done, total=total, tokens=tokens, seconds=time.perf_counter() - started)
+            self.progress(done=done, total=total, tokens=tokens, seconds=time.perf_counter() - started)
 
         candidates = yield from reported(self._sampler.sample(requests, settings), report)
         table = candidates_table(candidates, self._tokenizer, policy.digest)
         tokens = sum(len(candidate.token_ids) for candidate in candidates)
         return Sampled(self.write(table, round, stage, shard), tokens)
 
-    def sleep(self, *, progress: ProgressCall) -> None:
+    @everywhere
+    def sleep(self) -> None:
         """Lends the memory of the engine's device, until it is needed again."""
-        del progress
         if isinstance(self._sampler, Sleepable):
             self._sampler.sleep()
 

@@ -1,6 +1,5 @@
 """A small run, its processes forked from one that has everything imported, and the store that it leaves undisturbed."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 import yaml
 
 from support import chaos
-from support.forkserver import forkserver
+from support.forkserver import forked_environment, forkserver
 from support.small_run import SMALL, Rondo, Whole
 
 
@@ -21,10 +20,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def forked(environment: dict[str, str]) -> dict[str, str]:
-    """The environment of processes that are forked: libraries that start threads when imported could not be."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    tests = Path(__file__).parents[1]
-    return {**environment, **threads, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
+    return forked_environment(environment)
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,7 @@ def test_what_is_done_is_not_done_again(rondo: Rondo, streamed: Path, tmp_path: 
     killed = run(rondo, streamed, "r", tmp_path / "root", *changes, environment=settings, ok=False)
     assert killed.returncode == -signal.SIGKILL
     done = run(rondo, streamed, "r", tmp_path / "root", *changes)
-    rest = ("hand over", "held-out sample", "held-out judge", "score")
+    rest = ("sync weights", "held-out sample", "held-out judge", "score")
     assert _worked(done) == {f"round 1  {name}" for name in rest}
 
 

@@ -1,6 +1,7 @@
 """Two real vLLM replicas on CPU sample what one engine samples, to the bit, also after they took new weights."""
 
 import asyncio
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ async def work(
         rows = list(range(shard * PROMPTS_OF_ONE, (shard + 1) * PROMPTS_OF_ONE))
         return await worker.call(
             "sample", on_progress=lambda metrics: devices.add(metrics.get("device", "")),
-            policy=policy.to_json(), prompts=[given.to_json()], rows=rows, round=number, stage="candidates",
+            policy=asdict(policy), prompts=[given.to_json()], rows=rows, round=number, stage="candidates",
             shard=shard, held_out=False,
         )  # fmt: skip
 
@@ -71,7 +72,7 @@ async def work(
         while isinstance(worker, RayPool) and worker.replicas < 2:
             await asyncio.sleep(0.1)
         for number, policy in enumerate(policies, 1):
-            drift = await worker.call("use", policy=policy.to_json())
+            drift = await worker.call("use", policy=asdict(policy))
             assert drift["per_token"] < 1e-4  # two float32 computations of one sum: about 1e-6
             sampled += await asyncio.gather(*(sample(number, policy, shard) for shard in range(SHARDS)))
     finally:

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PRELOAD = (
-    "flows.prefect_api.settings", "flows.cli.main", "flows.run.start", "flows.run.execute", "flows.report.report",
+    "flows.prefect_api", "flows.cli.main", "flows.run.start", "flows.run.execute", "flows.report.page",
     "flows.prefect_api.server", "flows.remote.worker_main",
     "flows.workers.sampler", "flows.workers.judge", "flows.workers.trainer", "pipeline.sampling.transformers_engine",
     "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto", "storage.tables.checkpoints",
@@ -56,6 +56,13 @@ if code < 0:
     os.kill(os.getpid(), -code)
 os._exit(code)
 """
+
+
+def forked_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of processes that are forked: libraries that start threads when imported could not be."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    tests = Path(__file__).parents[1]
+    return {**environment, **threads, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from typing import Any
 
 from flows.errors import ClusterError, WorkerDiedError, WorkerError
 from flows.host.versions import packages
+from flows.remote.calls import Progress
 from flows.remote.ray.cluster import RayCluster
 from flows.remote.ray.replica import NEWS_SECONDS, RemoteReplica
-from flows.remote.worker_process import Progress
+from flows.remote.worker_main import WORKERS
 from pipeline.config import ReplicasConfig
 
-FOR_ALL = ("use", "sleep")  # what each replica has to do: take a policy, lend its GPU's memory
 FAILED_STARTS = 3  # in a row, after which no further replica is asked for in that place
 _WAIT_SECONDS = (1.0, 30.0)  # before a place is filled again, doubled each time
 
@@ -111,7 +111,7 @@ class RayPool:
         """
         await self._open()
         request = {"id": next(self._numbers), "method": method, "arguments": arguments, "alone": alone}
-        if method in FOR_ALL:
+        if getattr(getattr(WORKERS[self.kind], method, None), "everywhere", False):
             return await self._ask_all(request, on_progress)
         call = _Call(request, on_progress, asyncio.get_running_loop().create_future())
         if self._refused is not None:

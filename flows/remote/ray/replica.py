@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.errors import WorkerDiedError, WorkerError
+from flows.remote.calls import Progress
 from flows.remote.ray.actor import Replica
-from flows.remote.worker_process import Progress, known_error
+from flows.remote.worker_process import known_error
 from pipeline.config import ReplicasConfig
 
 NEWS_SECONDS = 1.0

@@ -8,9 +8,8 @@ from typing import Any, cast
 import pytest
 from prefect.states import Completed, Failed
 
-import flows.prefect_api.settings  # noqa: F401  before Prefect
-from flows.round import context
-from flows.run.execute import run_rounds, tell_end
+import flows.prefect_api  # noqa: F401  before Prefect
+from flows.run.execute import _end_message, run_rounds
 from storage.log.store import Store
 from support.finished_run import finished_run
 
@@ -35,12 +34,13 @@ class Told:
         (True, []),
     ],
 )
-def test_how_a_run_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: bool, texts: list[str]) -> None:
+def test_how_a_run_has_ended(tmp_path: Path, waits: bool, texts: list[str]) -> None:
     """Nothing where it waits for people: they have been told so."""
     told, run = Told(), finished_run(Store.open(tmp_path), rounds=1)
-    running = SimpleNamespace(run=run, notifier=told, control=SimpleNamespace(waits_for_people=waits))
-    monkeypatch.setattr(context, "current", lambda: running)
+    context = SimpleNamespace(
+        run=run, monitors=SimpleNamespace(notifier=told), control=SimpleNamespace(waits_for_people=waits)
+    )
     flow_run = cast(Any, SimpleNamespace(name="small"))
     for state in (Completed(), Failed(message="no more room")):
-        asyncio.run(tell_end(run_rounds, flow_run, state))
+        asyncio.run(_end_message(cast(Any, context))(run_rounds, flow_run, state))
     assert told.texts == texts

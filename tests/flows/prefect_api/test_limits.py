@@ -1,4 +1,4 @@
-"""Workers on one GPU: each returns what it does not use, and the sampler rests where an update needs its memory."""
+"""Workers on one GPU: each returns what it does not use, and the sampler sleeps when an update needs its memory."""
 
 import weakref
 from pathlib import Path
@@ -18,12 +18,8 @@ from support.recipes import TINY
 class Finished:
     """An update in progress that is done when it is asked."""
 
-    def finish(self, _progress: object) -> str:
+    def finish(self) -> str:
         return "trained"
-
-
-def ignore(**_metrics: object) -> None:
-    """A worker's progress, which nobody wants here."""
 
 
 def test_a_trainer_returns_the_memory_of_an_update_once_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +29,7 @@ def test_a_trainer_returns_the_memory_of_an_update_once_it_is_free(monkeypatch: 
     del update
     free: list[bool] = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(left() is None))
-    assert worker.finish_update(progress=ignore) == "trained"  # type: ignore[comparison-overlap]
+    assert worker.finish_update() == "trained"  # type: ignore[comparison-overlap]
     assert free == [True]
 
 
@@ -56,7 +52,7 @@ def test_a_judge_returns_what_a_shard_has_taken(
     worker = JudgeWorker(root=store.root, run="run", recipe=recipe, scratch=str(tmp_path))
     emptied: list[None] = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(None))
-    worker.judge((prompts,), candidates, 1, "judgments", 0, [0], progress=ignore)
+    worker.judge((prompts,), candidates, 1, "judgments", 0, [0])
     assert len(emptied) == times
 
 

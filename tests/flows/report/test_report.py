@@ -3,20 +3,26 @@
 import os
 import re
 import shlex
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from flows.cli.main import app
 from flows.registry.round_summary import row_of, summaries
-from flows.report.plots import LIGHT, Scale, Series, curves, distributions, summary_picture
+from flows.report.charts import Axes, curves, histograms, reliability, side_by_side
+from flows.report.data import step_points
+from flows.report.rendering import LIGHT, PAPER, to_svg
 from flows.report.report import write_report
+from flows.report.sections import summary_chart
 from pipeline.errors import DataError
 from storage.errors import DamagedFileError
 from storage.log.run import Run
@@ -101,7 +107,7 @@ def test_says_what_the_rounds_say(three: tuple[Run, str]) -> None:
     # Held-out scores of round 0 are all zero. In round n prompt e<k> has 0.1 n (k + 1), but e2 its negative, so that
     # their mean in round 3 is 0.3 (1 + 2 - 3 + 4 + 5) / 5.
     assert "Held-out reward +0.540 +0.000 in round 0" in page.text
-    assert "Wins over round 0 80.0% 80.0% against round 2" in page.text
+    assert "Win rate against round 0 80.0% 80.0% against round 2" in page.text
 
 
 def test_shows_the_updates_and_their_checks(whole: str) -> None:
@@ -124,7 +130,7 @@ def test_alarms_are_at_the_top(store: Store, whole: str) -> None:
     assert "No round raised an alarm." in Page.parse(Path(write_report(store, calm)).read_text()).text
 
 
-def test_answers_that_changed_most_come_first(whole: str) -> None:
+def test_completions_that_changed_most_come_first(whole: str) -> None:
     page = Page.parse(whole)
     articles = [" ".join(text.split()) for text in page.texts["article"]]
     # By the size of the change in score, 0.3 times 5, 4, 3 (downwards), 2 and 1; equal answers none.
@@ -137,9 +143,9 @@ def test_answers_that_changed_most_come_first(whole: str) -> None:
 def test_every_curve_is_there(whole: str) -> None:
     titles = {title.strip() for title in Page.parse(whole).texts["h3"]}
     assert titles >= {
-        "Held-out reward", "Win rate", "Judge grammar", "Scores of the candidates", "KL divergence",
-        "Log-probability of the pairs", "Chosen answers that fell", "Entropy and surprise", "Length",
-        "Truncated answers", "Loss", "Implicit rewards", "Accuracy", "Gradient norm",
+        "Held-out reward", "Win rate", "Judge grammar", "Scores of the completions", "KL divergence",
+        "Log-probability of the pairs", "Likelihood displacement", "Entropy and surprise", "Length",
+        "Truncated completions", "Loss", "Implicit rewards", "Accuracy", "Gradient norm",
     }  # fmt: skip
     assert "Where the time goes" not in whole  # nothing in this run says when it was done
 
@@ -220,7 +226,7 @@ def test_ids_are_unique_and_found(whole: str) -> None:
 def test_follows_light_and_dark_mode(whole: str) -> None:
     assert "@media (prefers-color-scheme: dark)" in whole
     drawings = "".join(re.findall(r"<svg.*?</svg>", whole, re.DOTALL))
-    assert re.findall(r"#[0-9a-f]{6}\b", drawings) == []  # every colour is a variable of the page
+    assert re.findall(r"#[0-9a-f]{3,6}\b", drawings) == []  # every colour is a variable of the page
     used = set(re.findall(r"var\((--[a-z0-9]+)\)", whole))
     root, dark = re.findall(r":root \{(.*?)\}", whole, re.DOTALL)
     colours = set(re.findall(r"(--[a-z0-9-]+):", dark))
@@ -230,7 +236,8 @@ def test_follows_light_and_dark_mode(whole: str) -> None:
 
 def test_text_is_escaped_everywhere(store: Store) -> None:
     recipe = small_recipe(description=HOSTILE)
-    changes = {"alarms": [HOSTILE], "judges": {HOSTILE: 0.5}, "dropped": {HOSTILE: 1}}
+    gaps = {f"{HOSTILE} 1": 0.1, f"{HOSTILE} 2": 0.2}
+    changes = {"alarms": [HOSTILE], "judges": {HOSTILE: 0.5}, "dropped": {HOSTILE: 1}, "gaps": gaps}
     run = finished_run(store, recipe=recipe, text=lambda *which: f"{HOSTILE} {which}", changes=changes)
     written = Path(write_report(store, run)).read_text()
     page = Page.parse(written)
@@ -240,6 +247,7 @@ def test_text_is_escaped_everywhere(store: Store) -> None:
     assert f"Round 3: {HOSTILE}" in page.text
     assert f"Judge {HOSTILE}" in page.text
     assert any(f"Judge {HOSTILE}" in label for label in page.attributes("svg", "aria-label"))
+    assert {f"{HOSTILE} 1", f"{HOSTILE} 2"} <= set(page.texts["text"])  # the legend of a chart
     assert all(HOSTILE in article for article in page.texts["article"])
 
 
@@ -320,22 +328,52 @@ def test_a_store_elsewhere_holds_its_report() -> None:
     assert Page.parse(store.objects.read(key).decode()).texts["h1"] == ["small"]
 
 
+def points_drawn(drawing: str) -> list[tuple[float, float]]:
+    """The corners of the only line in a chart of one curve."""
+    (path,) = re.findall(r'<path d="([^"]*)" stroke="var\(--s1\)"', drawing)
+    return [(float(x), float(y)) for x, y in re.findall(r"[ML](-?[\d.]+),(-?[\d.]+)", path)]
+
+
+BY_ROUND = Axes()
+
+
+def one_curve(xs: list[float], ys: list[float | None], axes: Axes = BY_ROUND, error: float | None = None) -> str:
+    rows = [{"curve": "", "x": x, "y": y, "error": error} for x, y in zip(xs, ys, strict=True)]
+    return to_svg(curves("Test", rows, axes))
+
+
 def test_a_curve_goes_where_its_numbers_say() -> None:
-    drawing = curves("Test", [Series("", [0, 1, 3], [1.0, 2.0, 4.0])], Scale(x="step"))
-    (path,) = re.findall(r'<path d="([^"]*)" clip-path="[^"]*" style="fill: none; stroke: var\(--s1\)', drawing)
-    points = [tuple(map(float, pair)) for pair in re.findall(r"[ML] ?([\d.]+) ([\d.]+)", path)]
-    (x0, y0), (x1, y1), (x2, y2) = points
-    # Coordinates are written with two decimals.
+    (x0, y0), (x1, y1), (x2, y2) = points_drawn(one_curve([0, 1, 3], [1.0, 2.0, 4.0], Axes(x="step")))
+    # Coordinates are written with three decimals.
     assert (x2 - x0) / (x1 - x0) == pytest.approx(3, abs=1e-3)
     assert (y2 - y0) / (y1 - y0) == pytest.approx(3, abs=1e-3)
     assert y0 > y1 > y2  # downwards in SVG
 
 
+def test_an_interval_is_as_wide_as_its_standard_errors_say() -> None:
+    drawing = one_curve([0, 1], [1.0, 2.0], error=0.5)
+    (_, y0), (_, y1) = points_drawn(drawing)
+    (band,) = re.findall(r'<path d="([^"]*)" fill="var\(--s1\)" opacity="0.16"', drawing)
+    ys = [float(y) for y in re.findall(r",(-?[\d.]+)", band)]
+    # The curve rises by 1, the band by that and by 1.96 standard errors of 0.5 on either side.
+    assert (max(ys) - min(ys)) / (y0 - y1) == pytest.approx(1 + 2 * 1.96 * 0.5, abs=1e-3)
+
+
+def test_what_was_not_measured_is_a_gap_and_not_a_zero() -> None:
+    drawing = one_curve([0, 1, 2, 3, 4], [5.0, 6.0, None, 6.0, 7.0])
+    (path,) = re.findall(r'<path d="([^"]*)" stroke="var\(--s1\)"', drawing)
+    assert path.count("M") == 2
+    assert len(points_drawn(drawing)) == 4
+    assert drawing.count('fill="var(--s1)"') == 4  # a marker each
+    assert ">0</text>" not in drawing.partition("round</text>")[2]  # the axis of values begins far above zero
+    steps = {1: pa.table({"loss": [0.5, float("nan"), None, float("inf")], "unmeasured": [None, None, None, None]})}
+    assert [point["y"] for point in step_points(steps, {"": "loss"})] == [0.5, None, None, None]
+    assert step_points(steps, {"": "unmeasured"}) == []
+
+
 def test_a_share_that_hardly_moves_looks_like_it() -> None:
-    def height(ys: list[float]) -> float:
-        drawing = curves("Test", [Series("", [1, 2], ys)], Scale(percent=True, x="step"))
-        (path,) = re.findall(r'<path d="([^"]*)" clip-path="[^"]*" style="fill: none; stroke: var\(--s1\)', drawing)
-        (_, y0), (_, y1) = (tuple(map(float, pair)) for pair in re.findall(r"[ML] ?([\d.]+) ([\d.]+)", path))
+    def height(ys: list[float | None]) -> float:
+        (_, y0), (_, y1) = points_drawn(one_curve([1, 2], ys, Axes(percent=True, x="step")))
         return abs(y1 - y0)
 
     # The axis spans ten points at least, so that one point takes a tenth of the height that twenty points fill.
@@ -344,27 +382,66 @@ def test_a_share_that_hardly_moves_looks_like_it() -> None:
 
 
 def test_a_single_round_stands_alone_on_its_axis() -> None:
-    drawing = curves("Test", [Series("", [4], [0.5], [0.1])])
-    assert re.findall(r">(-?[\d.]+)</text>", drawing)[0] == "4"
+    drawing = one_curve([4], [0.5], error=0.1)
+    below, _, _ = drawing.partition(">round</text>")
+    assert re.findall(r">(-?[\d.]+)</text>", below) == ["4"]
     assert 'aria-label="Test. 0.5 in round 4."' in drawing
 
 
-def test_distributions_of_one_value_are_drawn() -> None:
-    drawing = distributions("Scores", {1: [1.0, 1.0], 2: [1.0]}, "score")
+def test_histograms_of_one_value_are_drawn() -> None:
+    drawing = to_svg(histograms("Scores", {1: [1.0, 1.0], 2: [1.0]}, "score"))
     assert 'aria-label="Scores. Mean by round: round 1: 1, round 2: 1."' in drawing
+    assert [text for text in re.findall(r">([^<]*)</text>", drawing) if "round" in text] == ["round 1", "round 2"]
+
+
+def test_charts_follow_the_schema_of_vega_lite() -> None:
+    """Drawing does not check them: a misspelt property would be left out without a word."""
+    rows = [{"curve": curve, "x": x, "y": 0.1 * x, "error": 0.1} for curve in "ab" for x in range(3)]
+    bins = [{"confidence": 0.6, "accuracy": 0.5, "pairs": 3}, {"confidence": 0.9, "accuracy": 0.9, "pairs": 5}]
+    for chart in (
+        curves("Test", rows, Axes(unit="nats", percent=True, reference=0.5, boundaries=[1], interval="bar")),
+        histograms("Test", {1: [0.1, 0.2]}, "score"),
+        reliability("Test", bins),
+        side_by_side("Test", {"left": curves("Test", rows), "right": curves("Test", rows)}),
+    ):
+        chart.to_dict(validate=True)
+        assert to_svg(chart) == to_svg(chart)
+
+
+def test_every_colour_is_the_themes() -> None:
+    rows = [{"curve": curve, "x": x, "y": 0.1 * x, "error": 0.1} for curve in "abc" for x in range(3)]
+    bins = [{"confidence": 0.6, "accuracy": 0.5, "pairs": 3}]
+    for chart in (
+        curves("Test", rows, Axes(reference=0.5, boundaries=[1])),
+        histograms("Test", {1: [0.1, 0.2]}, "score"),
+        reliability("Test", bins),
+    ):
+        colours = set(re.findall(r'(?:fill|stroke)="([^"]*)"', to_svg(chart)))
+        assert all(colour.startswith("var(--") for colour in colours - {"none", "transparent"}), colours
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 3])
 def test_the_picture_stands_alone(store: Store, rounds: int) -> None:
     run = finished_run(store, rounds=rounds)
-    picture = summary_picture(summaries(run.rounds()), "A <run> & $x$")
+    picture = to_svg(summary_chart("A <run> & $x$", summaries(run.rounds())), PAPER)
     root = ET.fromstring(picture)  # noqa: S314  our own text
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
-    assert root.attrib["aria-label"].startswith("A <run> & $x$. held-out reward: ")
+    assert root.attrib["aria-label"].startswith("A <run> & $x$. held-out reward. ")
+    assert "A <run> & $x$" in [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
     assert "var(" not in picture
-    assert "<text" not in picture  # letters are paths: it looks the same wherever it is shown
-    assert set(re.findall(r"#[0-9a-f]{6}\b", picture)) <= set(LIGHT)
-    assert LIGHT[3] in picture
+    assert set(re.findall(r'font-family="([^"]*)"', picture)) == {"sans-serif"}  # what every viewer has
+    assert set(re.findall(r"#[0-9a-f]{3,6}\b", picture)) <= set(LIGHT.values())
+    assert LIGHT["card"] in picture
+
+
+def test_only_what_draws_imports_the_charts() -> None:
+    """Altair takes half a second to import, and neither a run nor a list of runs needs it."""
+    program = (
+        "import sys, flows.cli.main, flows.run.start, flows.analysis.train_judge, flows.cli.timeline; "
+        "print([name for name in ('altair', 'vl_convert', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_finished_run_has_its_newest_report(tmp_path: Path) -> None:

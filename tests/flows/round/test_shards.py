@@ -2,55 +2,65 @@
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from flows.registry.recipes import parse_recipe
 from flows.registry.work_spans import busy_seconds, shared_seconds
+from flows.remote.calls import Client
 from flows.round import round_steps, shards
-from flows.round.context import Session
+from flows.round.context import RoundContext
 from flows.round.shards import Shard, Shards, ShardsFailedError, process_shards
+from flows.round.update_state import commit_state, drop_states, interrupted_update
 from flows.round.update_step import update
+from flows.workers.judge import JudgeWorker
 from flows.workers.references import PromptBatch
+from flows.workers.sampler import SamplerWorker
 from pipeline.errors import EngineError
 from pipeline.records import content_id
 from storage.log.manifest import Entry, FileRef, Key
 from storage.log.store import Store
-from support.recipes import TINY
+from support.contexts import round_context
 
 BATCH = PromptBatch.training(1, 0)
 THROUGH = Shard(Entry(1, "commit", "s", Key(1, "candidates", 0), (), {}, "", ""))
 
 
 @pytest.fixture
+def rounds() -> Iterator[RoundContext]:
+    """A run whose rounds have three shards."""
+    with round_context(["sampling.prompts_per_round=3", "sampling.shard_prompts=1"], prompts=9) as context:
+        yield context
+
+
+@pytest.fixture
 def three_shards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A session of rounds of three shards. Those of round 2 fail after the first; what was begun is noted."""
+    """What is begun of rounds of three shards. Those of round 2 fail after the first."""
     begun: list[str] = []
 
-    async def _process_shards(run: str, number: int, batch: PromptBatch, found: Shards) -> None:
-        begun.append(f"{run} {number}")
+    async def _process_shards(context: RoundContext, number: int, batch: PromptBatch, found: Shards) -> None:
+        assert len(found) == 3
+        begun.append(f"{context.name} {number}")
         await asyncio.sleep(0.01)
         found.put(0, THROUGH)
         if number == 2:
             raise EngineError("too many would be set aside")
         found.put(1, THROUGH)
         found.put(2, THROUGH)
-        begun.append(f"{run} {number} through")
+        begun.append(f"{context.name} {number} through")
 
-    session = SimpleNamespace(shards=lambda number, held_out: [[0], [1], [2]])
-    monkeypatch.setattr(shards, "current", lambda: session)
     monkeypatch.setattr(shards, "_process_shards", _process_shards)
     return begun
 
 
-def test_who_waits_for_shards_that_fail_does_not_try_again(three_shards: list[str]) -> None:
+def test_who_waits_for_shards_that_fail_does_not_try_again(rounds: RoundContext, three_shards: list[str]) -> None:
     """The update is a step that is tried again where an engine died. Here it would be, in vain, from the beginning."""
     waited: list[BaseException] = []
 
     async def work() -> None:
-        async with process_shards("r", 2, BATCH) as found, process_shards("r", 3, BATCH, after=found):
+        async with process_shards(rounds, 2, BATCH) as found, process_shards(rounds, 3, BATCH, after=found):
             assert await found.first(1) == [THROUGH]
             try:
                 await found.all()
@@ -73,7 +83,7 @@ def test_what_is_sampled_ahead_of_a_slower_judge_is_bounded(monkeypatch: pytest.
     did: list[tuple[str, int]] = []
     most = 0
 
-    async def sample(_number: int, index: int, *_rest: Any) -> Entry:
+    async def sample(_context: RoundContext, _number: int, index: int, *_rest: Any) -> Entry:
         nonlocal most
         did.append(("sample", index))
         judged = sum(what == "judge" for what, _ in did)
@@ -82,12 +92,12 @@ def test_what_is_sampled_ahead_of_a_slower_judge_is_bounded(monkeypatch: pytest.
         files = (FileRef("runs/r/some.parquet", 1, "0" * 64, 1),) if index < 19 else ()  # the last one is set aside
         return Entry(1, "commit", "s", Key(1, "candidates", index), files, {}, "", "")
 
-    async def judge(_number: int, index: int, candidates: Entry, *_rest: Any) -> Entry:
+    async def judge(_context: RoundContext, _number: int, index: int, candidates: Entry, *_rest: Any) -> Entry:
         await asyncio.sleep(0.005)
         did.append(("judge", index))
         return candidates
 
-    async def prefer(_number: int, _index: int, candidates: Entry, _judgments: Entry) -> Entry:
+    async def prefer(_context: RoundContext, _number: int, _index: int, candidates: Entry, _judgments: Entry) -> Entry:
         return candidates
 
     shown: list[tuple[str, int, int]] = []
@@ -96,20 +106,18 @@ def test_what_is_sampled_ahead_of_a_slower_judge_is_bounded(monkeypatch: pytest.
         shown.append((name, total, parts))
         return contextlib.nullcontext()
 
-    recipe = parse_recipe(TINY, [f"mode={mode}", "sampling.candidates=4"])
-    session = SimpleNamespace(
-        recipe=recipe,
-        display=SimpleNamespace(stage=stage),
-        sampler=SimpleNamespace(capacity=2),
-        judge=SimpleNamespace(capacity=1),
+    workers = SimpleNamespace(
+        sampler=Client[SamplerWorker](cast(Any, SimpleNamespace(capacity=2))),
+        judge=Client[JudgeWorker](cast(Any, SimpleNamespace(capacity=1))),
     )
-    monkeypatch.setattr(shards, "current", lambda: session)
     for name, work in (("sample_shard", sample), ("judge_shard", judge), ("build_preferences", prefer)):
         monkeypatch.setattr(shards, name, work)
 
     async def through(batch: PromptBatch) -> list[Shard]:
         found = Shards([[2 * index, 2 * index + 1] for index in range(20)])
-        await shards._process_shards.fn("r", 1, batch, found)
+        changes = [f"mode={mode}", "sampling.candidates=4"]
+        with round_context(changes, workers=workers, display=SimpleNamespace(stage=stage)) as context:
+            await shards._process_shards.fn(context, 1, batch, found)
         return await found.all()
 
     trained = asyncio.run(through(BATCH))
@@ -149,7 +157,7 @@ def test_who_fails_ends_the_others_first() -> None:
     asyncio.run(gathered())
 
 
-def test_who_leaves_early_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_leaves_early_ends_the_work(rounds: RoundContext, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[bool] = []
 
     async def _process_shards(*_arguments: object) -> None:
@@ -159,11 +167,10 @@ def test_who_leaves_early_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None
             await asyncio.sleep(0.01)
             ended.append(True)
 
-    monkeypatch.setattr(shards, "current", lambda: SimpleNamespace(shards=lambda number, held_out: [[0]]))
     monkeypatch.setattr(shards, "_process_shards", _process_shards)
 
     async def leave() -> None:
-        async with process_shards("r", 1, BATCH):
+        async with process_shards(rounds, 1, BATCH):
             await asyncio.sleep(0)
             raise EngineError("elsewhere")
 
@@ -175,36 +182,37 @@ def test_who_leaves_early_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None
     asyncio.run(work())
 
 
-def test_shards_of_the_next_round_begin_after_all_of_this_one(three_shards: list[str]) -> None:
+def test_shards_of_the_next_round_begin_after_all_of_this_one(rounds: RoundContext, three_shards: list[str]) -> None:
     async def work() -> None:
-        async with process_shards("r", 1, BATCH) as found, process_shards("r", 3, BATCH, after=found):
+        async with process_shards(rounds, 1, BATCH) as found, process_shards(rounds, 3, BATCH, after=found):
             pass
 
     asyncio.run(work())
     assert three_shards == ["r 1", "r 1 through", "r 3", "r 3 through"]
 
 
-def test_the_sampler_rests_once_all_shards_are_through(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sampler_sleeps_once_all_shards_are_done() -> None:
     asked: list[str] = []
 
-    async def call(method: str) -> None:
+    async def call(method: str, **_how: Any) -> None:
         asked.append(method)
         if len(asked) == 1:
             raise EngineError("the engine fails to sleep")  # then another one is begun, which holds no memory
 
-    session = SimpleNamespace(recipe=SimpleNamespace(sampler_sleeps=True), sampler=SimpleNamespace(call=call))
-    monkeypatch.setattr(round_steps, "current", lambda: session)
+    workers = SimpleNamespace(sampler=Client[SamplerWorker](cast(Any, SimpleNamespace(call=call))))
+    on_one_gpu = ["sampling.engine=vllm", "devices.sampler=cuda", "devices.trainer=cuda"]
 
-    async def work() -> None:
+    async def work(context: RoundContext) -> None:
         found = Shards([[0], [1]])
-        resting = asyncio.create_task(round_steps.sleep_sampler(found))
+        resting = asyncio.create_task(round_steps.sleep_sampler(context, found))
         found.put(0, THROUGH)
         await asyncio.wait({resting}, timeout=0.05)
         assert not asked
         found.put(1, THROUGH)
         await resting
 
-    asyncio.run(work())
+    with round_context(on_one_gpu, workers=workers) as context:
+        asyncio.run(work(context))
     assert asked == ["sleep", "sleep"]
 
 
@@ -216,15 +224,13 @@ def test_the_state_of_an_update_belongs_to_what_it_was_given() -> None:
     store = Store.open("memory://")
     run = store.create_run("r", {})
     with run.writer() as writer:
-        session = object.__new__(Session)
-        session.run, session.writer = run, writer
 
         def save(step: int, preferences: str) -> None:
             path = store_file(store, f"{preferences} {step} {len(run.entries())}")
-            session.commit_state(1, "inputs", step, [path], {"shards": 3, "preferences": preferences})
+            commit_state(run, writer, 1, "inputs", step, [path], {"shards": 3, "preferences": preferences})
 
         def newest() -> tuple[Any, Any]:
-            entry = session.interrupted_update(1, "inputs")
+            entry = interrupted_update(run, 1, "inputs")
             assert entry is not None
             assert entry.key is not None
             run.check_kept(entry.files)
@@ -235,7 +241,7 @@ def test_the_state_of_an_update_belongs_to_what_it_was_given() -> None:
             if (step, preferences) == (1, "b") and len(run.entries()) == 3:
                 assert newest() == ("b", 1)
         assert newest() == ("b", 2)
-        assert session.interrupted_update(1, "others") is None
+        assert interrupted_update(run, 1, "others") is None
 
 
 def test_the_state_that_an_earlier_version_saved_is_left_alone() -> None:
@@ -244,34 +250,29 @@ def test_the_state_that_an_earlier_version_saved_is_left_alone() -> None:
     run = store.create_run("r", {})
     given = {"shards": 3, "preferences": "a"}
     with run.writer() as writer:
-        session = object.__new__(Session)
-        session.run, session.writer = run, writer
         key = Key(1, "update_state", 2, content_id(["inputs", given]))
         old = writer.commit(key, [store_file(store, "old")], {"of": "inputs", **given})
-        assert session.interrupted_update(1, "inputs") is None
-        session.commit_state(1, "inputs", 2, [store_file(store, "new")], given)
-        found = session.interrupted_update(1, "inputs")
+        assert interrupted_update(run, 1, "inputs") is None
+        commit_state(run, writer, 1, "inputs", 2, [store_file(store, "new")], given)
+        found = interrupted_update(run, 1, "inputs")
         assert found is not None
         assert found.files != old.files
-        session.release_states(1)
-        assert {*run.released} == {file.path for file in (*old.files, *found.files)}
+        drop_states(run, writer, 1)
+        assert {*run.dropped} == {file.path for file in (*old.files, *found.files)}
 
 
 def test_what_rounds_are_compared_with_is_found_again_as_it_is() -> None:
     """A fork with another judge judges round 1 and round 0 anew: when it goes on, neither is in the other's way."""
-    store = Store.open("memory://")
-    run = store.create_run("r", {})
     batches = {"before": PromptBatch.baseline(2, 1), "initial": PromptBatch.baseline(2, 0)}
     assert PromptBatch.baseline(1, 0).places == ((0, "eval_"), (1, "baseline_")), "in round 1 they are one"
-    with run.writer() as writer:
-        session = object.__new__(Session)
-        session.run, session.writer = run, writer
+    with round_context() as context:
+        store, run = context.store, context.run
         for again in range(3):
             for inputs, batch in batches.items():
-                done, stage = session.find_in(batch.places, "judgments", inputs, 0)
+                done, stage = context.find_in(batch.places, "judgments", inputs, 0)
                 assert (done is not None) == (again > 0)
-                done = done or session.commit(2, stage, [store_file(store, inputs)], {}, inputs, 0)
-                assert session.files(2, stage) == done.files
+                done = done or context.commit(2, stage, [store_file(store, inputs)], {}, inputs, 0)
+                assert context.files(2, stage) == done.files
         assert len(run.entries(2)) == 2
 
 

@@ -51,22 +51,18 @@ def sampler(store: Store, tmp_path: Path) -> SamplerWorker:
     return SamplerWorker(root=store.root, run="r", recipe=recipe.model_dump(mode="json"), scratch=str(scratch))
 
 
-def ignore(**_metrics: object) -> None:
-    """A worker's progress, which nobody wants here."""
-
-
 def test_new_weights_agree_with_their_probe(store: Store, sampler: SamplerWorker) -> None:
     for seed in (1, 2):
-        drift = sampler.use(policy(store, seed), progress=ignore)
+        drift = sampler.use(policy(store, seed))
         # Two float32 computations of the same sum: about 1e-6 nats.
         assert drift.per_token < 1e-4
 
 
 def test_other_weights_than_the_trainers_stop_the_run(store: Store, sampler: SamplerWorker) -> None:
     """The engine holds seed 2, and the probe says what seed 3 gives: as after a reload that did nothing."""
-    sampler.use(policy(store, 1), progress=ignore)
+    sampler.use(policy(store, 1))
     with pytest.raises(WeightSyncError, match=r"more than sampling\.handover_tolerance 0\.001"):
-        sampler.use(policy(store, 2, probed_seed=3), progress=ignore)
+        sampler.use(policy(store, 2, probed_seed=3))
 
 
 def test_old_weights_are_found_where_no_tolerance_tells(store: Store, sampler: SamplerWorker) -> None:
@@ -81,8 +77,8 @@ def test_old_weights_are_found_where_no_tolerance_tells(store: Store, sampler: S
     (new,) = sampler.table((stale.probe,)).to_pylist()
     assert abs(new["logp"] - row["logp"]) > 0.2  # the two seeds are told apart
     with pytest.raises(WeightSyncError, match="the engine has kept the old weights"):
-        sampler.use(stale, progress=ignore)
-    assert sampler.use(policy(store, 2, previous=row["logp"] - 0.5), progress=ignore).per_token < 1e-4
+        sampler.use(stale)
+    assert sampler.use(policy(store, 2, previous=row["logp"] - 0.5)).per_token < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,7 @@ def judged(root: Path, judge: dict[str, Any], places: list[int]) -> pa.Table:
     prompts, candidates = shard(store)
     recipe = parse_recipe(TINY, [f"judge={json.dumps(judge)}"]).model_dump(mode="json")
     worker = JudgeWorker(root=str(root), run="run", recipe=recipe, scratch=str(root / "scratch"))
-    file = worker.judge(
-        (prompts,), candidates, 1, "judgments", 0, places, [None] * len(places), None, progress=lambda **_: None
-    )
+    file = worker.judge((prompts,), candidates, 1, "judgments", 0, places, [None] * len(places), None)
     return read_table(store, [file])
 
 

@@ -1,0 +1,84 @@
+"""From a chart to SVG text, and from a template to a page; neither needs a network, a browser or a script.
+
+A chart names no colour: a theme gives them. `PAGE` takes them from the page's CSS variables, so that a chart follows
+light and dark mode; `PAPER` has the light ones, for a picture that stands alone.
+"""
+
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import vl_convert
+from altair.typing import ChartType
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+Theme = Mapping[str, Any]
+
+_COLOURS = ("ink", "muted", "line", "card", "s1", "s2", "s3")
+"""Text, quieter text, grid, what a chart lies on, and three curves."""
+LIGHT = dict(zip(_COLOURS, ("#1c1d22", "#63656e", "#e3e1db", "#ffffff", "#1f5fbf", "#b8480f", "#217a52"), strict=True))
+DARK = dict(zip(_COLOURS, ("#e8e8eb", "#a0a3ad", "#33363d", "#1b1d21", "#7fb1ff", "#ff9f66", "#6fd1a3"), strict=True))
+
+
+def _theme(colour: Mapping[str, str], background: str, padding: int) -> Theme:
+    """A Vega-Lite configuration: https://vega.github.io/vega-lite/docs/config.html."""
+    return {
+        "aria": False,  # the description says it in one sentence; without it, every point would be read aloud
+        "autosize": {"type": "fit", "contains": "padding"},
+        "background": background,
+        "font": "sans-serif",
+        "padding": padding,
+        "range": {"category": [colour["s1"], colour["s2"], colour["s3"]]},
+        "view": {"stroke": None},
+        "axis": {
+            "domainColor": colour["line"], "gridColor": colour["line"], "tickColor": colour["line"],
+            "labelColor": colour["muted"], "labelFontSize": 12, "labelPadding": 5,
+            "titleColor": colour["muted"], "titleFontSize": 12, "titleFontWeight": "normal",
+        },
+        "axisX": {"grid": False, "labelFlush": False, "tickSize": 4},
+        "axisY": {"domain": False, "ticks": False},
+        "header": {"labelColor": colour["muted"], "labelFontSize": 12},
+        "legend": {
+            "columnPadding": 28,  # a page's own font may be wider than the one that is measured here
+            "labelColor": colour["ink"], "labelFontSize": 12, "labelLimit": 400, "orient": "top", "symbolOpacity": 1,
+            "symbolSize": 60, "title": None,
+        },
+        "line": {"strokeWidth": 2},
+        "mark": {"color": colour["s1"]},
+        "point": {"filled": True, "opacity": 1, "size": 36},
+        "title": {"anchor": "start", "color": colour["ink"], "fontSize": 12, "fontWeight": "normal", "offset": 12},
+        "style": {
+            "boundary": {"color": colour["line"], "strokeWidth": 1},
+            "interval": {"opacity": 0.16},
+            "label": {"color": colour["muted"], "fontSize": 12},
+            "mean": {"color": colour["s2"], "strokeWidth": 2},
+            "reference": {"color": colour["muted"], "strokeDash": [5, 4], "strokeWidth": 1.2},
+        },
+    }  # fmt: skip
+
+
+PAGE = _theme({role: f"var(--{role})" for role in _COLOURS}, "transparent", padding=4)
+PAPER = _theme(LIGHT, LIGHT["card"], padding=16)
+
+
+def to_svg(chart: ChartType, theme: Theme = PAGE) -> str:
+    """Draws a chart: the same chart gives the same bytes. Its description is what a screen reader says."""
+    spec = chart.to_dict(validate=False)  # the tests validate: it takes longer than all else here
+    drawn = vl_convert.vegalite_to_svg(spec, config=dict(theme), allowed_base_urls=[])
+    return drawn.replace("<svg", f'<svg role="img" aria-label="{html.escape(spec["description"])}"', 1)
+
+
+def to_page(template: str, **values: Any) -> str:
+    """Fills in a template. Text is escaped; only a chart that it passes through ``drawn`` is markup."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["drawn"] = _drawn
+    return environment.get_template(template).render(light=LIGHT, dark=DARK, **values)
+
+
+def _drawn(chart: ChartType) -> Markup:
+    return Markup(to_svg(chart))  # noqa: S704  Vega escapes the text in it, and `to_svg` the description

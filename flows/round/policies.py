@@ -1,0 +1,72 @@
+"""The policies of a run's rounds: which one samples, which one holds the update back, and where their weights lie."""
+
+from flows.registry.checkpoints import base_of, is_adapter
+from flows.workers.references import JudgePolicies, PolicyRef
+from pipeline.config import ImplicitJudge, Recipe
+from storage.log.manifest import Entry, FileRef
+from storage.log.run import Run
+
+_KEPT = 4
+"""References that are kept in memory: each shard asks for its round's."""
+
+
+class Policies:
+    """Finds policies in a run's log."""
+
+    def __init__(self, run: Run, recipe: Recipe) -> None:
+        self._run, self._recipe = run, recipe
+        self._finished: dict[int, PolicyRef] = {}
+
+    def digest(self, round: int) -> str:
+        """Hash of the weights that a round ended with; round 0's are the initial ones."""
+        digest: str = self._latest(round, "checkpoint").meta["policy"]
+        return digest
+
+    def after(self, round: int) -> PolicyRef:
+        """The policy that a round ended with."""
+        if round not in self._finished:
+            (probe,) = self._latest(round, "probe").files
+            checkpoint = self._latest(round, "checkpoint")
+            policy = PolicyRef(checkpoint.meta["policy"], checkpoint.files, probe, self._base(round))
+            if round not in self._run.finished:
+                return policy
+            self._finished = {**dict(list(self._finished.items())[1 - _KEPT :]), round: policy}
+        return self._finished[round]
+
+    def average(self, round: int) -> PolicyRef:
+        """The moving average of the policies up to a round; it begins with the first round that keeps one."""
+        averages = self._run.entries(round=round, stage="ema")
+        if not averages:
+            return self.after(round)
+        return PolicyRef(averages[-1].meta["policy"], averages[-1].files, self.after(round).probe)
+
+    def sampled_by(self, round: int) -> int:
+        """The round whose policy samples the completions of a round."""
+        return max(round - 1 - self._recipe.staleness, 0)
+
+    def reference(self, round: int) -> PolicyRef | None:
+        """The reference of a round's update; None if it is the policy that the update starts from."""
+        kind = self._recipe.update.reference
+        if kind == "previous":
+            reference = self.after(self.sampled_by(round))
+        else:
+            reference = self.after(0) if kind == "initial" else self.average(round - 1)
+        return None if reference.digest == self.digest(round - 1) else reference
+
+    def of_judge(self, place: int, round: int) -> JudgePolicies | None:
+        """The two policies that a judge compares when it judges a round's completions; None if it compares none."""
+        config = self._recipe.judges[place]
+        if not isinstance(config, ImplicitJudge):
+            return None
+        return JudgePolicies(*(self.after(number) for number in config.rounds(round)))
+
+    def weight_sync(self, round: int) -> Entry:
+        """The entry that says how the sampler took the weights that a round ended with."""
+        return self._latest(round, "handover")
+
+    def _base(self, round: int) -> tuple[FileRef, ...]:
+        """The whole checkpoint that a round's adapter changes; nothing if the round's own is whole."""
+        return tuple(base_of(self._run, round)) if is_adapter(self._latest(round, "checkpoint").files) else ()
+
+    def _latest(self, round: int, stage: str) -> Entry:
+        return self._run.entries(round=round, stage=stage)[-1]

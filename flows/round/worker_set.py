@@ -1,0 +1,79 @@
+"""The three workers of a run: which carrier each one has, and how they start and end together."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.remote.calls import Carrier, Client
+from flows.remote.nodes import nodes_of
+from flows.remote.ranks import worker_environment
+from flows.remote.ray.cluster import RayCluster, variables
+from flows.remote.ray.pool import RayPool
+from flows.remote.worker_process import WorkerProcess
+from flows.workers.judge import JudgeWorker
+from flows.workers.sampler import SamplerWorker
+from flows.workers.trainer import TrainerWorker
+from pipeline.config import Recipe, ReplicasConfig
+from storage.log.run import Run
+from storage.log.store import Store
+
+
+@dataclass(frozen=True)
+class WorkerSet:
+    """The workers of a run. The first call to each starts it, if ``start`` has not."""
+
+    sampler: Client[SamplerWorker]
+    judge: Client[JudgeWorker]
+    trainer: Client[TrainerWorker]
+
+    @property
+    def carriers(self) -> tuple[Carrier, ...]:
+        """What carries requests to each of them."""
+        return self.trainer.carrier, self.sampler.carrier, self.judge.carrier
+
+    async def stop(self) -> None:
+        """Ends the workers."""
+        await asyncio.gather(*(carrier.stop() for carrier in self.carriers))
+
+    async def dismiss(self) -> None:
+        """Ends this machine's own processes until they are asked again; replicas are the cluster's."""
+        own = [carrier for carrier in self.carriers if isinstance(carrier, WorkerProcess)]
+        await asyncio.gather(*(carrier.dismiss() for carrier in own))
+
+
+def create_workers(
+    store: Store, run: Run, recipe: Recipe, scratch: Path, logs: Path, say: Callable[[str], None]
+) -> WorkerSet:
+    """The workers that a recipe asks for; none is started yet.
+
+    Args:
+        scratch: a local directory that goes with the command.
+        logs: where what they print is kept.
+        say: tells people of machines and replicas that come and go.
+    """
+    common = {
+        "root": store.root, "run": run.name, "recipe": recipe.model_dump(mode="json"), "scratch": str(scratch),
+    }  # fmt: skip
+    temporary = scratch / "tmp"  # what a killed worker leaves goes with the scratch directory
+    temporary.mkdir()
+    devices, config = recipe.devices, recipe.cluster
+    environment = worker_environment(devices.cpu_threads)
+    cluster = RayCluster(config) if config.used else None
+
+    def process(kind: str, capacity: int = 1, ranks: int = 1) -> WorkerProcess:
+        nodes = nodes_of(devices, say) if kind == "trainer" else None
+        own = {**environment, "TMPDIR": str(temporary)}
+        return WorkerProcess(kind, common, logs / f"{kind}.log", own, ranks, capacity, nodes)
+
+    def replicated(kind: str, replicas: ReplicasConfig, capacity: int) -> Carrier:
+        if cluster is None or not replicas.replicas:
+            return process(kind, capacity)
+        given = {**environment, **variables(config.environment)}
+        return RayPool(kind, common, run.created, logs / f"{kind}.log", given, replicas, capacity, cluster, say)
+
+    return WorkerSet(
+        sampler=Client(replicated("sampler", config.sampler, recipe.sampling.shards_in_flight)),
+        judge=Client(replicated("judge", config.judge, 1)),
+        trainer=Client(process("trainer", ranks=devices.trainer_ranks)),
+    )

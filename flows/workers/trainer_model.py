@@ -1,0 +1,163 @@
+"""The trainer's one model: it holds whichever policy's weights are needed, and there is never a second one in memory.
+
+Of several ranks each holds a part of it, and reads all that the others read. The first one writes, and tells the others
+what.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from flows.workers.base import Worker, whole_directory
+from flows.workers.references import PolicyRef
+from pipeline.errors import ConfigError
+from pipeline.model import compilation
+from pipeline.model import policy as policies
+from pipeline.model.devices import check_device
+from pipeline.model.distributed import ALONE, World, shard
+from pipeline.model.logprobs import sequence_logps
+from pipeline.packing.packing import TokenGroup
+from pipeline.records import PROBE, to_table
+from storage.log.manifest import FileRef
+from storage.tables import checkpoints
+
+
+class TrainerModel:
+    """The model, and the files that it is read from and written to.
+
+    Args:
+        worker: whose store, recipe and scratch directory these are.
+
+    Raises:
+        ConfigError: a device that the recipe names is not there.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker, self.recipe, devices = worker, worker.recipe, worker.recipe.devices
+        torch.set_num_threads(devices.cpu_threads)
+        check_device("devices.trainer", devices.trainer)
+        if devices.trainer != "cpu" and (found := torch.cuda.device_count()) < devices.trainer_ranks:
+            raise ConfigError(f"devices.trainer_ranks is {devices.trainer_ranks}, and torch finds {found} GPUs here")
+        if self.recipe.update.compile:
+            compilation.check_compiler(devices.trainer)
+        self._world = World.join(devices.trainer) if devices.trainer_world > 1 else ALONE
+        rank = "" if self._world.leads else f" by rank {self._world.rank}"
+        self._merged = worker.merged.with_name(f"{worker.merged.name}{rank}")
+        self._model: Any = None
+        self._tokenizer: Any = None
+        self._adapter: Any = None
+        self._policy: str | None = None
+        self._base: str | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that writes."""
+        return self._world.leads
+
+    def table(self, files: Sequence[FileRef]) -> pa.Table:
+        """Committed shards as one table, in the order given."""
+        return self.worker.table(files)
+
+    def directory(self, files: Sequence[FileRef]) -> Path:
+        """A committed checkpoint as a local directory; a machine's first rank fetches it, the others find it there."""
+        if not self._world.fetches:
+            self._world.wait()
+        local = self.worker.directory(files)
+        if self._world.fetches:
+            self._world.wait()
+        return local
+
+    def whole(self, policy: PolicyRef) -> Path:
+        """A policy as a local directory with all its weights."""
+        return whole_directory(policy, self.directory, self._merged / "policy")
+
+    def use(self, policy: PolicyRef) -> Any:
+        """Puts a policy's weights into the one model, which it returns."""
+        if self._policy != policy.digest:
+            self._policy = None
+            if self.recipe.update.lora is None:
+                self.load(self.whole(policy))
+            else:
+                self._load_adapted(policy)
+            self._policy = policy.digest
+        return self._model
+
+    def set_current_policy(self, digest: str | None) -> None:
+        """The model holds these weights from now on; None while an update changes them."""
+        self._policy = digest
+
+    def load(self, directory: Path) -> None:
+        """Puts the weights of a whole checkpoint into the model, which the first one creates."""
+        if self._model is not None:
+            policies.load_weights(self._model, directory)
+            return
+        device = self.recipe.devices.trainer if self._world.size == 1 else "cpu"
+        self._model, self._tokenizer = policies.load_policy(directory, device=device)
+        if (config := self.recipe.update.lora) is not None:
+            from pipeline.model.lora import Adapter
+
+            self._adapter = Adapter(self._model, config, seed=self.recipe.seed)
+        shard(self._model, self._world, precision=self.recipe.update.precision)
+        if self.recipe.update.compile:
+            compilation.compile_layers(self._model)
+
+    def _load_adapted(self, policy: PolicyRef) -> None:
+        """The base's weights, if they are not those in place, and the adapter; a whole policy has an empty one."""
+        base = policy.base or policy.files
+        digest = checkpoints.weights_digest(base)
+        if self._base != digest:
+            self._base = None
+            self.load(self.directory(base))
+            self._base = digest
+        if policy.base:
+            self._adapter.load(self.directory(policy.files))
+        else:
+            self._adapter.reset()
+
+    def save_policy(self, directory: Path) -> None:
+        """Writes the model, or its adapter if one is trained, as a checkpoint."""
+        if self._adapter is None:
+            policies.save_policy(self._model, self._tokenizer, directory)
+        else:
+            self._adapter.save(self._tokenizer, directory)
+
+    def logps(self, groups: Sequence[TokenGroup]) -> list[list[float]]:
+        """Log-probability of each completion under the weights in place, in nats."""
+        config = self.recipe.update
+        return sequence_logps(self._model, groups, config.token_budget, precision=config.precision)
+
+    def write(self, table: pa.Table, round: int, stage: str, shard: int | None = None) -> FileRef:
+        """Writes a table, from the first rank, that the flow will commit."""
+        (file,) = self._of_first([self.worker.write(table, round, stage, shard)] if self._world.leads else ())
+        return file
+
+    def write_probe(self, round: int, groups: Sequence[TokenGroup], before: Sequence[float] | None = None) -> FileRef:
+        """Sequences with their log-probabilities now, and ``before`` the update."""
+        rows = [
+            {
+                "prompt_token_ids": group.prompt_token_ids,
+                "token_ids": group.candidate_token_ids[0],
+                "logp": logp,
+                "previous_logp": before[index] if before else None,
+            }
+            for index, (group, (logp,)) in enumerate(zip(groups, self.logps(groups), strict=True))
+        ]
+        return self.write(to_table(rows, PROBE), round, "probe")
+
+    def stage(self, round: int, stage: str, save: Callable[[Path], None]) -> tuple[FileRef, ...]:
+        """A directory that the flow will commit, written by the first rank."""
+        if not self._world.leads:
+            save(Path())  # gives the first rank its part, and writes nothing
+            return self._of_first(())
+        with checkpoints.stage_directory(self.worker.store, self.worker.run, round, stage) as staged:
+            save(staged.path)
+        return self._of_first(staged.files)
+
+    def _of_first(self, files: Sequence[FileRef]) -> tuple[FileRef, ...]:
+        """The files that the first rank wrote, on all ranks."""
+        text = self._world.share(json.dumps([file.to_json() for file in files]))
+        return tuple(map(FileRef.from_json, json.loads(text)))

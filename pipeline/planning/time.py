@@ -1,0 +1,108 @@
+"""Seconds of each stage of a round, by what limits it: what must be multiplied, read and sent, over what devices do."""
+
+from collections.abc import Sequence
+from math import ceil
+
+from pipeline.config import EnsembleJudge, ImplicitJudge, LlmJudge, NoisyJudge, PeopleJudge, RewardModelJudge
+from pipeline.config.judges.base import JudgeConfig
+from pipeline.config.judges.llm import Listwise, Pairwise
+from pipeline.planning.devices import FLOAT, GIB, Device, Parts
+from pipeline.planning.work import Workload
+
+
+def decode_batch(work: Workload, device: Device, sequences: int) -> int:
+    """Counts the sequences that an engine decodes at a time, of so many: the KV cache holds them at full length."""
+    sampling, shared = work.recipe.sampling, work.shared_tokens(device)
+    held = shared / sampling.candidates + (work.prompt_tokens - shared) + work.answer_tokens
+    room = sampling.cache_gib * GIB / (held * work.policy.kv_bytes(work.element_bytes(device)))
+    return max(1, min(sequences, sampling.max_sequences, int(room)))
+
+
+def decode_step(work: Workload, device: Device, batch: int) -> Parts:
+    """Decodes a token of each sequence: reads all weights once, and keys and values of sequences that are half done."""
+    policy, element, gpus = work.policy, work.element_bytes(device), work.recipe.cluster.sampler.gpus_per_engine
+    cached = batch * (work.prompt_tokens + work.answer_tokens / 2) * policy.kv_bytes(element)
+    read = (policy.multiplied * element + cached) / (gpus * device.bandwidth * device.traffic_share)
+    compute = _passes(policy.multiplied * batch, work, device, gpus)
+    slower = "bandwidth" if read > compute else "compute"
+    return {slower: max(read, compute), "host": device.step_seconds + batch * device.sequence_seconds}
+
+
+def sampling(work: Workload, device: Device, devices: int, *, held_out: bool = False) -> Parts:
+    """Samples all completions of a round, or one to each held-out prompt, on as many engines as there are devices."""
+    recipe, gpus = work.recipe, work.recipe.cluster.sampler.gpus_per_engine
+    candidates = 1 if held_out else recipe.sampling.candidates
+    prompts = recipe.evaluation.prompts if held_out else recipe.sampling.prompts_per_round
+    prompts = ceil(prompts / max(1, devices // gpus))  # of one engine
+    batch, shared = decode_batch(work, device, prompts * candidates), work.shared_tokens(device)
+    steps = work.answer_tokens * max(1.0, prompts * candidates / batch)
+    parts = {name: steps * seconds for name, seconds in decode_step(work, device, batch).items()}
+    tokens = prompts * (shared + candidates * (work.prompt_tokens - shared))
+    prefill = _passes(work.policy.multiplied * tokens, work, device, gpus)
+    return {**parts, "compute": parts.get("compute", 0.0) + prefill}
+
+
+def judging(work: Workload, device: Device, devices: int, judges: Sequence[JudgeConfig], answers: int) -> Parts:
+    """Judges so many completions; a model passes over prompt and completion, and judges work one after another."""
+    weights, rules, requests = 0, 0, 0.0
+    for part in (part for judge in judges for part in judge.parts()):
+        if isinstance(part, LlmJudge):
+            # Of one completion: each pair is asked in both orders, a list is shared by its completions.
+            mode, others = part.mode, work.recipe.sampling.candidates - 1
+            pairs = min(mode.opponents or others, others) if isinstance(mode, Pairwise) else 1
+            requests += (mode.shuffles / (others + 1) if isinstance(mode, Listwise) else pairs) / part.concurrency
+        elif isinstance(part, RewardModelJudge):
+            weights += work.judge.multiplied if work.judge else 0
+        elif isinstance(part, ImplicitJudge):
+            weights += 2 * work.policy.multiplied  # the policy and its reference
+        elif not isinstance(part, EnsembleJudge | NoisyJudge | PeopleJudge):
+            rules += 1
+    tokens = answers * (work.prompt_tokens + work.answer_tokens)
+    return {
+        "compute": _passes(weights * tokens, work, device, devices),
+        "endpoint": answers * requests * device.request_seconds,
+        "rules": answers * rules * device.rule_seconds,
+    }
+
+
+def update(work: Workload, device: Device, ranks: int) -> Parts:
+    """Trains: 6 operations a weight and token, 8 if layers are computed again; with an adapter 4 and 6.
+
+    FSDP gathers the weights twice in each pass and sums the gradients once, while it computes: the longer counts.
+    """
+    config, policy, tokens = work.recipe.update, work.policy, work.step_tokens(ranks)
+    steps = config.epochs * ceil(work.preferences / config.batch_size)
+    operations = (6 if config.lora is None else 4) + (2 if config.gradient_checkpointing else 0)
+    compute = steps * operations * policy.multiplied * tokens / (device.speed(config.precision) * device.update_share)
+    sent = (2 * work.element_bytes(device) * policy.parameters + FLOAT * work.trained_weights) * (ranks - 1) / ranks
+    link = (device.link if ranks <= device.per_node else device.network) * device.traffic_share
+    links = steps * ceil(tokens / config.token_budget) * sent / link
+    # On a GPU the engines differ by more than "auto" allows, so that the trainer scores all completions itself.
+    sampled = config.reference_logprobs == "sampler" or (config.reference_logprobs == "auto" and device.name == "cpu")
+    scored = min(128, work.preferences)  # which are scored again after the last step
+    scored += 0 if sampled and config.reference == "previous" else work.preferences
+    return {
+        ("links between ranks" if links > compute else "compute"): max(links, compute),
+        "scoring": _passes(policy.multiplied * scored * work.preference_tokens, work, device, ranks),
+        "store": 2 * FLOAT * work.trained_weights / device.store_bandwidth,  # the start is read, the checkpoint written
+    }
+
+
+def weight_sync(work: Workload, device: Device) -> Parts:
+    """Reads the new weights; a sampler's copy, untied or with the adapter merged, is first written and read again."""
+    copied = work.policy.tied or work.recipe.update.lora is not None
+    return {"store": FLOAT * work.policy.parameters * (3 if copied else 1) / device.store_bandwidth}
+
+
+def scoring(work: Workload, device: Device, ranks: int) -> Parts:
+    """Scores the held-out completions under three policies, of which two are read from the store."""
+    tokens = work.recipe.evaluation.prompts * (work.prompt_tokens + work.answer_tokens)
+    return {
+        "compute": 3 * _passes(work.policy.multiplied * tokens, work, device, ranks),
+        "store": 2 * FLOAT * work.trained_weights / device.store_bandwidth,
+    }
+
+
+def _passes(products: float, work: Workload, device: Device, devices: int) -> float:
+    """Seconds of passes without gradient: two operations for each weight and token."""
+    return 2 * products / (devices * device.speed(work.recipe.update.precision) * device.pass_share)

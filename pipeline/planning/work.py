@@ -1,0 +1,73 @@
+"""What a round has to do, in prompts, completions and tokens, from its recipe."""
+
+from dataclasses import dataclass
+from math import ceil, comb
+
+from pipeline.config import GeneratedPrompts, Recipe
+from pipeline.planning.devices import Device
+from pipeline.planning.shapes import ModelShape
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A round's work.
+
+    ``judge`` is the reward model's shape, if there is one. Lengths are means. ``preferences``, replayed ones included,
+    are trained on in each epoch; one has its prompt once, and its completions without their last tokens.
+    """
+
+    recipe: Recipe
+    policy: ModelShape
+    judge: ModelShape | None
+    prompt_tokens: float
+    answer_tokens: float
+    preferences: int
+    preference_tokens: float
+
+    @property
+    def answers(self) -> int:
+        """Completions that are sampled for training; the evaluation's are one for each held-out prompt."""
+        return self.recipe.sampling.prompts_per_round * self.recipe.sampling.candidates
+
+    @property
+    def sampled_tokens(self) -> float:
+        """Tokens that are sampled in a round, the evaluation's included."""
+        return (self.answers + self.recipe.evaluation.prompts) * self.answer_tokens
+
+    @property
+    def trained_weights(self) -> int:
+        """Weights that the update changes, and that a checkpoint has."""
+        lora = self.recipe.update.lora
+        return self.policy.parameters if lora is None else self.policy.adapter(lora.rank)
+
+    def element_bytes(self, device: Device) -> int:
+        """Bytes of a weight while it computes; processors compute in float32."""
+        return 2 if self.recipe.update.precision == "bfloat16" and device.name != "cpu" else 4
+
+    def shared_tokens(self, device: Device) -> float:
+        """Tokens of a prompt that its completions share in the KV cache: whole blocks."""
+        return self.prompt_tokens // device.cache_block * device.cache_block
+
+    def step_tokens(self, ranks: int) -> float:
+        """Tokens of an optimizer step on the rank that has most of them: whole preferences, evenly spread."""
+        return ceil(min(self.recipe.update.batch_size, self.preferences) / ranks) * self.preference_tokens
+
+
+def workload_of(
+    recipe: Recipe, policy: ModelShape, judge: ModelShape | None = None, *,
+    prompt_tokens: float | None = None, answer_tokens: float | None = None,
+) -> Workload:  # fmt: skip
+    """Counts the work of a round if no prompt is dropped as a tie.
+
+    If nobody gives mean lengths, a completion is as long as the recipe allows, and a prompt has 256 tokens (a question
+    with a chat template), or 12 in the generated corpora (which have 8 to 16).
+    """
+    count, rules = recipe.sampling.candidates, recipe.preferences
+    prompt_tokens = prompt_tokens or (12 if isinstance(recipe.prompts, GeneratedPrompts) else 256)
+    answer_tokens = answer_tokens or recipe.sampling.max_tokens
+    pairs = {"best_vs_each": count - 1, "all_pairs": comb(count, 2), "correct_vs_incorrect": count**2 // 4}
+    most = pairs.get(rules.rule, 1)
+    own = recipe.sampling.prompts_per_round * min(most, rules.max_pairs or most)
+    preferences = max(1, round(own / (1 - rules.replay.share)))
+    tokens = prompt_tokens + (count if rules.ranks else 2) * max(0.0, answer_tokens - 1)
+    return Workload(recipe, policy, judge, prompt_tokens, answer_tokens, preferences, tokens)
