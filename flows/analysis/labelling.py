@@ -9,7 +9,7 @@ from flows.registry.label_questions import questions_of
 from flows.registry.resume import recipe_of
 from pipeline.errors import ConfigError
 from pipeline.judges import JudgedCandidate
-from pipeline.judges.human_labels import ANSWERED, Question, digest
+from pipeline.judges.support.human_labels import ANSWERED, Question, digest
 from storage.tables.shared_values import Labels
 
 Choice = Literal["a", "b", "tie", "skip"]

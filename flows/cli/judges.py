@@ -17,7 +17,7 @@ from flows.cli.options import Json, Root, RunAtRound
 from flows.host.text import visible
 from flows.registry.catalog import DEFAULT_ROOT
 from flows.report.judge_report import bin_rows, facts
-from pipeline.config.reward_training import RewardObjective
+from pipeline.reward_model.config import RewardObjective
 
 app = typer.Typer()
 
