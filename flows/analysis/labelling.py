@@ -8,7 +8,7 @@ from flows.registry.catalog import existing_store, parse_source
 from flows.registry.label_questions import questions_of
 from flows.registry.resume import recipe_of
 from pipeline.judges import JudgedCandidate
-from pipeline.judges.human_labels import ANSWERED, Question, digest
+from pipeline.judges.support.human_labels import ANSWERED, Question, digest
 from storage.errors import NotCommittedError
 from storage.log.run import Run
 from storage.tables.shared_values import Labels

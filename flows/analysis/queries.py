@@ -88,7 +88,7 @@ def diff(before: str, after: str, root: str, *, training: bool) -> Rows:
 
 
 def _judges(run: Run) -> dict[int, str]:
-    """The judge that training hears, in each round: a fork may have another one than its parent."""
+    """The training judge of each round: a fork may have another one than its parent."""
     return {entry.round: entry.meta["judge"] for entry in run.rounds()}
 
 

@@ -15,10 +15,10 @@ from flows.host.new_directory import check_new, new_directory
 from flows.registry.catalog import NEWEST, existing_store
 from flows.registry.checkpoints import local_policy
 from flows.report.judge_report import judge_report
-from pipeline.config.reward_training import RewardTrainingConfig
 from pipeline.errors import ConfigError
 from pipeline.model.devices import check_device
 from pipeline.reward_model.calibration import Calibration
+from pipeline.reward_model.config import RewardTrainingConfig
 from pipeline.reward_model.data import RatedAnswer, RewardPair, held_out_prompts, rated_answers, reward_pairs
 from storage.log.manifest import FileRef
 from storage.log.run import Run

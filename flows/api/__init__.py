@@ -3,8 +3,8 @@
 from flows.api.judge import JudgeFunction, judge
 from flows.api.runs import Round, Run, Table, open, run
 from flows.registry.round_summary import RoundSummary
-from pipeline.config import Recipe
 from pipeline.errors import RondoError
+from pipeline.recipe import Recipe
 from storage.errors import StoreError
 
 __all__ = [

@@ -5,8 +5,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.config import PythonJudge
 from pipeline.errors import ConfigError
+from pipeline.judges.python_function import PythonConfig
 
 KEYWORDS = ("prompt", "messages", "reference_answer", "answer", "finish_reason")
 """What a judge is called with, each as a keyword; the options of a recipe come beside them."""
@@ -32,7 +32,7 @@ class JudgeFunction:
             keywords = {name: value for name, value in keywords.items() if name not in self._unused}
         return self._function(**keywords)
 
-    def config(self, *, name: str | None = None, gives_std: bool = False, **options: Any) -> PythonJudge:
+    def config(self, *, name: str | None = None, gives_std: bool = False, **options: Any) -> PythonConfig:
         """Makes what a recipe needs to use this function: ``rondo.Recipe(judge=polite.config(), ...)``.
 
         Args:
@@ -49,7 +49,7 @@ class JudgeFunction:
                 f"the judge '{function}' is in the script that was started, and workers import it by name: move it to "
                 "a module of its own, and import it from there"
             )
-        return PythonJudge(
+        return PythonConfig(
             kind="python", function=f"{module}:{function}", name=name, gives_std=gives_std, options=options
         )
 

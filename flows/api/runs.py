@@ -10,7 +10,7 @@ from flows.registry.catalog import committed_files, existing_store, list_rounds,
 from flows.registry.recipes import load_recipe, parse_recipe
 from flows.registry.resume import recipe_of
 from flows.registry.round_summary import RoundSummary
-from pipeline.config import Recipe
+from pipeline.recipe import Recipe
 from storage.log import run as log
 from storage.log.store import Store
 

@@ -4,7 +4,6 @@ import collections.abc
 import json
 import types
 import typing
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,9 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
 from flows.cli.main import app
-from pipeline.config import Recipe
+from pipeline.judges import JudgeConfig
+from pipeline.judges.registry import judges
+from pipeline.recipe import Recipe, models_in
 
 DOCS = Path(__file__).parents[2] / "docs"
 _NOTICE = "<!-- Written from the code by `make reference`: change the code, and run it again. -->"
@@ -77,7 +78,7 @@ def pages() -> dict[Path, str]:
 def _collect(model: type[BaseModel], path: str, sections: Sections) -> None:
     """Name the models below a model by the fields that lead to them; each once, where it is met first."""
     for name, field in model.model_fields.items():
-        inner = [part for part in _models(field.annotation) if part not in sections]
+        inner = [part for part in models_in(field.annotation) if part not in sections]
         for part in inner:
             place = f"{path}.{name}".strip(".")
             sections[part] = f"{place}: {tag}" if (tag := _tag(part)) else place
@@ -100,6 +101,8 @@ def _type(annotation: Any, sections: Sections) -> str:
     """Say a type in words; a part of the recipe is a link to its section."""
     if annotation in _TYPES:
         return _TYPES[annotation]
+    if annotation is JudgeConfig:
+        return " or ".join(_type(config, sections) for config in judges())
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         title = sections[annotation]
         return f"[{title}](#{_anchor(title)})"
@@ -131,13 +134,6 @@ def _range(schema: dict[str, Any]) -> str:
     limits = [f"{sign} {kind[name]:,.12g}" for kind in kinds for name, sign in _BOUNDS.items() if name in kind]
     examples = [f"such as `{value}`" for value in schema.get("examples", ())[:1]]
     return ", ".join(limits + examples)
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in typing.get_args(annotation):
-        yield from _models(inner)
 
 
 def _tag(model: type[BaseModel]) -> str | None:

@@ -8,8 +8,8 @@ import yaml
 from pydantic import ValidationError
 
 from flows.registry.recipes import describe_fault
-from pipeline.config import Recipe
 from pipeline.errors import ConfigError
+from pipeline.recipe import Recipe
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _FILE_KINDS = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}

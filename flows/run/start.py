@@ -15,8 +15,8 @@ from flows.registry.resume import check_goal, create_or_open, header, recipe_of,
 from flows.registry.resume_check import check_inputs, open_to_go_on, weights_of_next_round
 from flows.registry.round_summary import RoundSummary, summaries
 from flows.run.fork_history import import_parent_rounds
-from pipeline.config import Recipe
 from pipeline.errors import ConfigError
+from pipeline.recipe import Recipe
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.retention.prune import create_fork

@@ -28,8 +28,8 @@ from flows.prefect_api.limits import ensure_gpu_limit, ensure_run_limits, needs_
 from flows.registry import DEFAULT_ROOT
 from flows.registry.recipes import load_recipe
 from flows.schedule.scheduled_rounds import add_rounds
-from pipeline.config import Recipe
 from pipeline.errors import ConfigError
+from pipeline.recipe import Recipe
 from storage.log.store import Store
 
 PoolType = Literal["process", "docker", "kubernetes"]

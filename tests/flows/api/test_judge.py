@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from flows import api
-from pipeline.config import PythonJudge
 from pipeline.errors import ConfigError
 from pipeline.judges import JudgedCandidate, JudgeItem, make_judge
+from pipeline.judges.python_function import PythonConfig
 from support.finished_run import small_recipe
 
 CALL = {"prompt": "p", "messages": None, "reference_answer": None, "answer": "please", "finish_reason": "stop"}
@@ -84,7 +84,7 @@ def test_a_recipe_takes_it_and_the_judge_calls_it(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setitem(sys.modules, "my_judges", my_judges)
     config = my_judges.polite.config(name="polite", weight=3.0)
-    assert config == PythonJudge(kind="python", function="my_judges:polite", name="polite", options={"weight": 3.0})
+    assert config == PythonConfig(kind="python", function="my_judges:polite", name="polite", options={"weight": 3.0})
     assert small_recipe(judge=config).judge == config
     candidate = JudgedCandidate(index=0, text="please, please", finish_reason="stop", tokens=2, token_ids=[1, 2])
     item = JudgeItem(

@@ -9,8 +9,10 @@ from typer.testing import CliRunner
 from flows.cli.main import app
 from flows.registry.recipes import load_recipe
 from flows.registry.shipped_recipes import find_recipe, shipped_recipes
-from pipeline.config import DatasetPrompts, FilePrompts, PretrainedPolicy, PythonJudge, RewardModelJudge
+from pipeline.config import DatasetPrompts, FilePrompts, PretrainedPolicy
 from pipeline.errors import ConfigError
+from pipeline.judges.python_function import PythonConfig
+from pipeline.judges.reward_model import RewardModelConfig
 
 
 def test_every_recipe_that_ships_has_a_sentence() -> None:
@@ -49,7 +51,7 @@ def test_what_init_writes_is_a_recipe_with_comments(tmp_path: Path, monkeypatch:
     assert (recipe.name, recipe.devices.trainer) == ("my-run", "cpu")
     assert recipe.policy == PretrainedPolicy(source="pretrained", path=str(model))
     assert recipe.prompts == FilePrompts(source="jsonl", path=str(prompts))
-    assert recipe.judge == PythonJudge(kind="python", function="my.judges:polite")
+    assert recipe.judge == PythonConfig(kind="python", function="my.judges:polite")
     text = path.read_text(encoding="utf-8")
     assert "For example in my/judges.py:" in text
     assert sum("# " in line for line in text.splitlines()) > 20, "whoever reads it is told what each part is"
@@ -59,7 +61,7 @@ def test_init_takes_a_dataset_a_reward_model_and_rules(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(written(tmp_path, "--prompts", "owner/prompts", "--judge", "owner/rewards"))
     assert recipe.prompts == DatasetPrompts(source="datasets", name="owner/prompts")
-    assert recipe.judge == RewardModelJudge(kind="reward_model", path="owner/rewards")
+    assert recipe.judge == RewardModelConfig(kind="reward_model", path="owner/rewards")
     for rule in ("vader", "math", "exact_answer"):
         Path("my-run.yaml").unlink()
         assert load_recipe(written(tmp_path, "--prompts", "owner/prompts", "--judge", rule)).judge.kind == rule
