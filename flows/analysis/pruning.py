@@ -9,8 +9,8 @@ from flows.registry.checkpoints import base_of, is_adapter
 from flows.registry.resume import recipe_of
 from flows.registry.resume_check import WEIGHT_STAGES, sampling_rounds, staleness_of
 from flows.registry.round_summary import RoundSummary, summaries
-from pipeline.config import ImplicitJudge
 from pipeline.errors import ConfigError
+from pipeline.judges.implicit import ImplicitConfig
 from storage.log.manifest import Entry
 from storage.log.run import Run
 from storage.log.store import Store
@@ -119,7 +119,7 @@ def _unneeded(run: Run, keep: Collection[int]) -> list[Entry]:
 
 def _judging(run: Run) -> set[int]:
     """The rounds whose policies judge the next one."""
-    judges = [judge for judge in recipe_of(run).judges if isinstance(judge, ImplicitJudge)]
+    judges = [judge for judge in recipe_of(run).judges if isinstance(judge, ImplicitConfig)]
     return {number for judge in judges for number in judge.rounds(len(run.finished))}
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +10,16 @@ import pyarrow as pa
 from flows.analysis import round_tables, run_queries
 from flows.registry.catalog import existing_store, run_at_round
 from storage.log.run import Run
+from storage.log.store import Store
 from storage.queries.sql import select
 
 Rows = list[dict[str, Any]]
 
 
-class Table(StrEnum):
-    """The tables of a round that ``rondo show`` knows."""
-
-    candidates = "candidates"
-    judgments = "judgments"
-    preferences = "preferences"
-    replayed = "replayed"
-    eval_candidates = "eval_candidates"
-    eval_judgments = "eval_judgments"
-
-
 def show(
-    source: str,
-    root: str,
+    store: Store,
+    run: Run,
+    number: int,
     *,
     table: str,
     prompt: str | None,
@@ -38,12 +28,10 @@ def show(
     columns: Sequence[str] | None,
 ) -> list[dict[str, Any]]:
     """Rows of a round's table, joined with what one wants to read beside them; all columns, or these."""
-    store = existing_store(root)
-    existing, number = run_at_round(store, source)
     # A round's own candidates have one judge; the held-out ones have several, and this one's scores are the reward.
-    judge = existing.rounds()[number].meta["judge"] if table.startswith("eval_") else None
+    judge = run.rounds()[number].meta["judge"] if table.startswith("eval_") else None
     found = round_tables.query(
-        store, existing, number, table=table, where=where, prompt=prompt, limit=limit, judge=judge, columns=columns
+        store, run, number, table=table, where=where, prompt=prompt, limit=limit, judge=judge, columns=columns
     )
     rows: list[dict[str, Any]] = found.to_pylist()
     return rows
@@ -100,7 +88,7 @@ def diff(before: str, after: str, root: str, *, training: bool) -> Rows:
 
 
 def _judges(run: Run) -> dict[int, str]:
-    """The judge that training hears, in each round: a fork may have another one than its parent."""
+    """The training judge of each round: a fork may have another one than its parent."""
     return {entry.round: entry.meta["judge"] for entry in run.rounds()}
 
 

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pipeline.config.tracking import TrackingConfig
+from pipeline.config.monitors import TrackingConfig
 from pipeline.errors import ConfigError
 from pipeline.records import content_id
 from storage.log.run import Run

@@ -6,8 +6,8 @@ from typing import Any
 from flows.host.versions import packages
 from flows.registry.recipes import differences
 from flows.registry.resume_check import STATES, open_to_go_on
-from pipeline.config import Recipe
 from pipeline.errors import ConfigError
+from pipeline.recipe import Recipe
 from storage.log.run import Run
 from storage.log.store import Store
 

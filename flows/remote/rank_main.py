@@ -37,9 +37,9 @@ from flows.registry.catalog import existing_store
 from flows.remote.dispatcher import describe, public_method
 from flows.remote.torchrun import address_towards, interfaces, split_address
 from flows.remote.worker_main import ENDED_BY_PARENT, WORKERS, Pipe, serve
-from pipeline.config import Recipe
 from pipeline.errors import RondoError
 from pipeline.model.distributed import rendezvous_store
+from pipeline.recipe import Recipe
 from storage.errors import StoreError
 
 POLL_SECONDS = 0.01

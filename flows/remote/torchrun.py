@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from flows.errors import NodeError
-from pipeline.config import DevicesConfig
+from pipeline.config.devices import DevicesConfig
 from pipeline.errors import ConfigError
 
 RANKS = "flows.remote.rank_main"

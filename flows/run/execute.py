@@ -29,7 +29,7 @@ from flows.round.worker_set import WorkerSet, create_workers
 from flows.run.check_judges import check_judge_policies
 from flows.run.fork_history import import_parent_rounds
 from flows.workers.judge import JudgeWorker
-from pipeline.config import Recipe
+from pipeline.recipe import Recipe
 from storage.log.run import Run
 from storage.log.store import Store
 

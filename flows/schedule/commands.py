@@ -13,8 +13,8 @@ from flows.monitors.tracking import check_tracking
 from flows.prefect_api.server_record import Record
 from flows.registry.recipes import load_recipe
 from flows.registry.resume import create_or_open, report_changes
-from pipeline.config import Recipe
 from pipeline.errors import ConfigError
+from pipeline.recipe import Recipe
 from storage.log.store import Store
 from storage.objects.layout import check_run_name
 

@@ -25,11 +25,11 @@ from prefect.workers.utilities import get_default_base_job_template_for_infrastr
 from flows.errors import ServerError
 from flows.prefect_api import HEARTBEAT_VARIABLE, heartbeat_seconds, server_record
 from flows.prefect_api.limits import ensure_gpu_limit, ensure_run_limits, needs_gpu
-from flows.registry.catalog import DEFAULT_ROOT
+from flows.registry import DEFAULT_ROOT
 from flows.registry.recipes import load_recipe
 from flows.schedule.scheduled_rounds import add_rounds
-from pipeline.config import Recipe
 from pipeline.errors import ConfigError
+from pipeline.recipe import Recipe
 from storage.log.store import Store
 
 PoolType = Literal["process", "docker", "kubernetes"]

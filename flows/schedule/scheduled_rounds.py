@@ -22,8 +22,8 @@ from flows.prefect_api.limits import SKIPPED, STOOD_FOR, alone, skip_overdue
 from flows.registry.resume import check_goal, create_or_open
 from flows.report.report import report
 from flows.run.execute import execute
-from pipeline.config import Recipe
 from pipeline.errors import ConfigError, RondoError
+from pipeline.recipe import Recipe
 from storage.errors import StoreError
 from storage.log.lease import Holder, describe_holder, holder
 from storage.log.run import Run

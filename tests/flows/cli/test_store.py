@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from flows.analysis.pruning import parse_grace, rounds_to_keep, rounds_with_weights
 from flows.cli.main import app
 from flows.registry.round_summary import RoundSummary
-from pipeline.config import Recipe
 from pipeline.errors import ConfigError
+from pipeline.recipe import Recipe
 from storage.errors import RunHasForksError
 from storage.log.store import Store
 from support.kept_run import kept_fork, kept_run, weights

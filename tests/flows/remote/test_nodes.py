@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from flows.errors import NodeError, WorkerDiedError
 from flows.remote.torchrun import RANKS, Torchrun, interfaces, split_address
 from flows.remote.worker_process import WorkerProcess
-from pipeline.config import Recipe
 from pipeline.errors import ConfigError, RondoError
+from pipeline.recipe import Recipe
 from storage.log.store import Store
 from support.ranks import family, free_port, gone, other_machine, probe_inputs, switch_off, torchrun_elsewhere
 from support.recipes import TINY

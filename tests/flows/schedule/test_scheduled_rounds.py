@@ -17,8 +17,8 @@ from flows.registry.recipes import parse_recipe
 from flows.schedule import scheduled_rounds
 from flows.schedule.deployments import PoolType, _job_variables
 from flows.schedule.scheduled_rounds import describe, schedule_of
-from pipeline.config import Recipe
 from pipeline.errors import ConfigError
+from pipeline.recipe import Recipe
 from support.recipes import TINY
 
 

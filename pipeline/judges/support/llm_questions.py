@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import LlmJudge
-from pipeline.judges.base import JudgedCandidate, JudgeItem
-from pipeline.judges.fences import last_block
-from pipeline.judges.llm_endpoint import Reply, TokenLogprobs
+from pipeline.judges.base import JudgedCandidate, JudgeItem, last_block
+from pipeline.judges.llm import LlmConfig
+from pipeline.judges.support.llm_endpoint import Reply, TokenLogprobs
 
 SYSTEM = """\
 You judge answers that language models gave to a prompt. {criteria}
@@ -53,7 +52,7 @@ class Question:
     read: Callable[[Mapping[str, Any]], Any]
     distribution: bool = False
 
-    def body(self, config: LlmJudge, *, again: bool) -> dict[str, Any]:
+    def body(self, config: LlmConfig, *, again: bool) -> dict[str, Any]:
         """The fields of the request; ``again`` after a reply that could not be read."""
         user = f"{self.user}\n{AGAIN}" if again else self.user
         body: dict[str, Any] = {
@@ -83,7 +82,7 @@ class Question:
 
 
 def rubric_question(
-    config: LlmJudge, item: JudgeItem, candidate: JudgedCandidate, *, scale: int, distribution: bool
+    config: LlmConfig, item: JudgeItem, candidate: JudgedCandidate, *, scale: int, distribution: bool
 ) -> Question:
     """Asks for a score from 1 to ``scale``; the verdict is that number."""
 
@@ -96,7 +95,7 @@ def rubric_question(
     return _question(config, item, {"THE ANSWER": candidate.text}, task, form, fields, read, distribution)
 
 
-def pairwise_question(config: LlmJudge, item: JudgeItem, first: JudgedCandidate, second: JudgedCandidate) -> Question:
+def pairwise_question(config: LlmConfig, item: JudgeItem, first: JudgedCandidate, second: JudgedCandidate) -> Question:
     """Asks which is better; the verdict is ``A`` (the first), ``B`` or ``tie``."""
 
     def read(said: Mapping[str, Any]) -> str | None:
@@ -108,7 +107,7 @@ def pairwise_question(config: LlmJudge, item: JudgeItem, first: JudgedCandidate,
     return _question(config, item, answers, PAIRWISE, '"winner": "A" or "B" or "tie"', fields, read)
 
 
-def listwise_question(config: LlmJudge, item: JudgeItem, shown: Sequence[JudgedCandidate]) -> Question:
+def listwise_question(config: LlmConfig, item: JudgeItem, shown: Sequence[JudgedCandidate]) -> Question:
     """Asks for an order; the verdict is the list of places in ``shown``, from 0, best first."""
     count = len(shown)
 
@@ -148,7 +147,7 @@ def expected_score(tokens: Sequence[TokenLogprobs], score: int, scale: int) -> t
 
 
 def _question(
-    config: LlmJudge,
+    config: LlmConfig,
     item: JudgeItem,
     answers: Mapping[str, str],
     task: str,

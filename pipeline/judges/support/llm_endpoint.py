@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.config import LlmJudge
 from pipeline.errors import BudgetError, JudgeError
 from pipeline.judges.base import ResponseCache
+from pipeline.judges.llm import LlmConfig
 
 try:
     import openai
@@ -63,7 +63,7 @@ class Endpoint:
     is in the cache, and to ask again pays for the rest alone.
     """
 
-    def __init__(self, config: LlmJudge, cache: ResponseCache | None) -> None:
+    def __init__(self, config: LlmConfig, cache: ResponseCache | None) -> None:
         self._config = config
         self._cache = cache
         self._key = _api_key(config)
@@ -209,7 +209,7 @@ class Endpoint:
         return " ".join(clean.split())[:_REASON_LENGTH]
 
 
-def _api_key(config: LlmJudge) -> str | None:
+def _api_key(config: LlmConfig) -> str | None:
     if config.api_key_env is None:
         return None
     key = os.environ.get(config.api_key_env, "").strip()

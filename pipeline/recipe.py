@@ -3,71 +3,49 @@
 Each field has a type, a range and a sentence with its unit. ``flows/registry/recipes.py`` reads the file.
 """
 
-from typing import Literal
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-from pipeline.config.base import Config, Device, among
-from pipeline.config.cluster import ClusterConfig, ReplicasConfig
-from pipeline.config.evaluation import EvaluationConfig
-from pipeline.config.judges import ImplicitJudge, Judge, LlmJudge, PeopleConfig, PeopleJudge
-from pipeline.config.notifications import NotificationsConfig
+from pipeline.config.base import Config, among
+from pipeline.config.devices import ClusterConfig, DevicesConfig, ReplicasConfig
+from pipeline.config.monitors import NotificationsConfig, TrackingConfig
+from pipeline.config.objectives import OBJECTIVES, RANKING_OBJECTIVES, SOFT_LABEL_OBJECTIVES
 from pipeline.config.policy import Policy, WarmStartPolicy
 from pipeline.config.preferences import RANKING_RULES, PreferencesConfig
 from pipeline.config.prompts import GeneratedPrompts, Prompts
 from pipeline.config.sampling import SamplingConfig
-from pipeline.config.tracking import TrackingConfig
-from pipeline.config.update import OBJECTIVES, RANKING_OBJECTIVES, SOFT_LABEL_OBJECTIVES, UpdateConfig
+from pipeline.config.update import UpdateConfig
+from pipeline.judges import AnyJudge, JudgeConfig
+from pipeline.judges.human import HumanConfig, HumanFeedbackConfig
+from pipeline.judges.registry import judges
 
 VLLM_CPU_HEAD_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """With another width vLLM 0.32 starts, and dies on the first prompt."""
 
 
-class DevicesConfig(Config):
-    """Where each part runs."""
+class EvaluationConfig(Config):
+    """Held-out evaluation after each round, and of the initial policy (round 0).
 
-    sampler: Device = Field("cpu", description="device of the sampling engine")
-    trainer: Device = Field("cpu", description="device of the update")
-    trainer_ranks: int = Field(
-        1,
-        ge=1,
-        le=1024,
-        description="processes of a machine that share the update, one a GPU; on CPU each has cpu_threads",
+    One answer for each prompt, at temperature 1 and from the whole distribution: only then is the mean log-ratio an
+    estimate of the divergence.
+    """
+
+    prompts: int = Field(256, ge=1, le=1_000_000, description="held-out prompts, never sampled in training")
+    judges: tuple[AnyJudge, ...] = Field(
+        (), description="held-out judges: further ones, whose scores training never sees"
     )
-    trainer_nodes: int = Field(
-        1, ge=1, le=1024, description="machines that share the update: this one, and those where torchrun is started"
-    )
-    trainer_address: str | None = Field(
+    judge_probe: int | None = Field(
         None,
-        pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[1-9]\d{0,4}$",
-        examples=["node1:29400"],
-        description="HOST:PORT of this machine, in the cluster's own network, where the other ones find it",
+        ge=2,
+        le=100_000,
+        description="answers of round 0 that judges which may drift, as language models, judge again in each round",
     )
-    trainer_wait: float = Field(600.0, gt=0, description="seconds that the update waits for machines that are missing")
-    judge: Device = Field("cpu", description="device of a reward model")
-    cpu_threads: int = Field(
-        1, ge=1, le=1024, description="threads of one CPU worker; a change changes results in the last bits"
+    kl_limit: float | None = Field(
+        None, gt=0, description="raise an alarm above this KL to the initial policy, in nats per sequence"
     )
-
-    @property
-    def trainer_world(self) -> int:
-        """Processes that share the update, on all machines."""
-        return self.trainer_ranks * self.trainer_nodes
-
-    @property
-    def one_card(self) -> bool:
-        """Whether the sampler's GPU is also one of the update's, where both are processes of this machine."""
-        sampler, trainer = (int(device.partition(":")[2] or 0) for device in (self.sampler, self.trainer))
-        return trainer <= sampler < trainer + self.trainer_ranks
-
-    @model_validator(mode="after")
-    def _nodes_have_an_address(self) -> "DevicesConfig":
-        if self.trainer_nodes > 1 and self.trainer_address is None:
-            raise ValueError(
-                f"devices.trainer_nodes {self.trainer_nodes} needs devices.trainer_address, where the others find it: "
-                "give this machine's name or address in the cluster's network, and a free port, as node1:29400"
-            )
-        return self
 
 
 class Recipe(Config):
@@ -96,9 +74,9 @@ class Recipe(Config):
     policy: Policy = Field(description="the initial policy")
     prompts: Prompts = Field(description="where prompts come from, in training and held out")
     sampling: SamplingConfig = Field(SamplingConfig(), description="how candidates are sampled")
-    judge: Judge = Field(description="the judge that training hears")
+    judge: AnyJudge = Field(description="the training judge, whose scores the preferences are made of")
     preferences: PreferencesConfig = Field(PreferencesConfig(), description="how judgments become preferences")
-    people: PeopleConfig | None = Field(None, description="people beside the judge; nobody is asked where empty")
+    people: HumanFeedbackConfig | None = Field(None, description="people beside the judge; nobody is asked where empty")
     update: UpdateConfig = Field(UpdateConfig(), description="the DPO update of a round")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="what is measured after each round")
     devices: DevicesConfig = Field(DevicesConfig(), description="where each part runs")
@@ -137,7 +115,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _people_can_be_asked(self) -> "Recipe":
-        if self.people is not None and isinstance(self.judge, PeopleJudge):
+        if self.people is not None and isinstance(self.judge, HumanConfig):
             raise ValueError("people are the judge already: leave the field people out, or choose another judge")
         if self.people is not None and self.preferences.ranks:
             raise ValueError(
@@ -147,7 +125,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _judge_can_come_early(self) -> "Recipe":
-        if self.staleness and isinstance(self.judge, ImplicitJudge | PeopleJudge):
+        if self.staleness and not self.judge.comes_early:
             raise ValueError(
                 f"staleness {self.staleness} judges a round's candidates before the round begins, and the judge "
                 f"'{self.judge.label}' needs what is not there by then: set staleness to 0, or choose another judge"
@@ -165,12 +143,12 @@ class Recipe(Config):
 
     @property
     def judge_names(self) -> list[str]:
-        """Names of the judges in the tables; the first is the one that training hears."""
+        """Names of the judges in the tables; the first is the training judge, the others are held out."""
         return [judge.label for judge in self.judges]
 
     @property
-    def judges(self) -> tuple[Judge, ...]:
-        """All judges; the first is the one that training hears."""
+    def judges(self) -> tuple[AnyJudge, ...]:
+        """All judges; the first is the training judge, the others are held out."""
         return (self.judge, *self.evaluation.judges)
 
     @property
@@ -258,7 +236,7 @@ class Recipe(Config):
             raise ValueError(
                 "preferences.soft_labels and preferences.min_probability need a judge that says how sure it is, and "
                 f"'{self.judge.label}' does not as it is set: turn them off, or choose an ensemble, an llm (a rubric "
-                "with expected scores, or comparisons), people, a noisy judge, or a reward_model or python function "
+                "with expected scores, or comparisons), human, a noisy judge, or a reward_model or python function "
                 "with gives_std"
             )
         return self
@@ -300,8 +278,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _one_process_counts_a_budget(self) -> "Recipe":
-        parts = [part for judge in self.judges for part in judge.parts()]
-        counted = any(isinstance(part, LlmJudge) and (part.budget_requests or part.budget_tokens) for part in parts)
+        counted = any(part.has_budget for judge in self.judges for part in judge.parts())
         if counted and self.cluster.judge.replicas > 1:
             raise ValueError(
                 f"cluster.judge.replicas {self.cluster.judge.replicas}: a judge has a budget, counted by each process "
@@ -328,3 +305,13 @@ class Recipe(Config):
 def _ranks(devices: DevicesConfig) -> str:
     nodes, ranks = devices.trainer_nodes, devices.trainer_ranks
     return f"devices.trainer_ranks {ranks}" if nodes == 1 else f"devices.trainer_nodes {nodes}"
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that a field may hold, by its annotation such as ``tuple[A | B, ...]``; of a judge, all that are."""
+    if annotation is JudgeConfig:
+        yield from judges()
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in typing.get_args(annotation):
+        yield from models_in(inner)
