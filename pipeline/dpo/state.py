@@ -15,8 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from pipeline.config import UpdateConfig
+from pipeline.dpo.types import RoundFacts
 from pipeline.errors import DataError
-from pipeline.model.distributed import spread_like, whole, world_of
+from pipeline.model.distributed import full_tensor, spread_like, world_of
 
 FILE_BYTES = 4 << 30
 """A file is closed once it has as much: what the writing rank holds of the whole state at a time."""
@@ -27,6 +29,31 @@ _PROGRESS = "progress.json"
 _FIELD = "/"  # between a parameter's name and the field of its state: no name of a module has one
 
 
+DECIDED_ELSEWHERE = frozenset({
+    "lora", "schedule_over", "optimizer_state", "reference", "ema_decay", "checkpoint_steps", "reference_logprobs",
+    "reference_tolerance", "compile",
+})  # fmt: skip
+"""Fields of the recipe's update that decide what an update is given, and not what it does with it."""
+_CONSTANTS = ("beta", "label_smoothing", "target_margin", "dpop_penalty", "divergence", "divergence_alpha")
+
+
+def hashed_settings(config: UpdateConfig, facts: RoundFacts) -> dict[str, Any]:
+    """All that decides what an update does, in the form that version 0.1.0 gave it: its saved states are still found.
+
+    A new field of the recipe's update is part of it, unless it is named in ``DECIDED_ELSEWHERE``.
+    """
+    fields = config.model_dump(mode="json", exclude={"objective", *_CONSTANTS, *DECIDED_ELSEWHERE})
+    start, end = facts.schedule_part(config)
+    return {
+        **fields,
+        "objectives": dict(config.objective),
+        "constants": {name: getattr(config, name) for name in _CONSTANTS},
+        "schedule_start": start,
+        "schedule_end": end,
+        "reference_is_start": facts.reference_is_start,
+    }
+
+
 def save_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, directory: Path) -> None:
     """Write the state of each parameter of the optimizer into a directory."""
     fields = (
@@ -34,7 +61,7 @@ def save_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, directory
         for name, weight in _trained(model).items()
         for field, value in optimizer.state.get(weight, {}).items()
     )
-    _write(fields, directory, _OPTIMIZER, writes=world_of(model).leads)
+    _write(fields, directory, _OPTIMIZER, writes=world_of(model).is_main)
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, directory: Path) -> None:
@@ -71,9 +98,9 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, directory
 
 def save_state(model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any], directory: Path) -> None:
     """Write trained weights, the optimizer's state and metrics into a directory."""
-    _write(_trained(model).items(), directory, _WEIGHTS, writes=world_of(model).leads)
+    _write(_trained(model).items(), directory, _WEIGHTS, writes=world_of(model).is_main)
     save_optimizer(model, optimizer, directory)
-    if world_of(model).leads:
+    if world_of(model).is_main:
         (directory / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
 
 
@@ -135,7 +162,7 @@ def _batches(tensors: Iterable[tuple[str, torch.Tensor]], *, keep: bool) -> Iter
         if size >= FILE_BYTES:
             yield batch
             batch, size = {}, 0
-        full = whole(tensor.detach())
+        full = full_tensor(tensor.detach())
         if keep:
             batch[name] = full.cpu().contiguous()
             size += full.nbytes
