@@ -101,7 +101,7 @@ def test_types_of_models_that_keep_things_elsewhere(kind: str, tmp_path: Path) -
     tests = Path(__file__).parents[1]
     script = [sys.executable, str(tests / "support" / "engine_of_type.py"), kind, str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
-    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
