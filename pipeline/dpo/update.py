@@ -31,6 +31,7 @@ from pipeline.dpo.optimizer import build_optimizer, learning_rate_factor
 from pipeline.dpo.preference_pool import PreferencePool
 from pipeline.dpo.state import load_optimizer, load_progress, load_state, save_optimizer, save_state
 from pipeline.dpo.types import PreferenceGroup, StepMetrics, UpdateResult, UpdateSettings
+from pipeline.model.checkpointing import evaluate_plainly, recompute_layers
 from pipeline.model.distributed import whole, world_of
 from pipeline.model.logprobs import check_context, check_model, sequence_logps
 from pipeline.packing.attention import shared_prefix_attention
@@ -91,7 +92,9 @@ class Update:
         with world_of(model).agreement():
             check_weights(model)
         check_model(model)
-        _prepare(model, gradient_checkpointing=settings.gradient_checkpointing)
+        evaluate_plainly(model)  # as dropout would make the policy differ from the reference
+        if settings.gradient_checkpointing:
+            recompute_layers(model)
         self._model, self._settings, self._seed, self._say = model, settings, seed, say
         self._groups = PreferencePool()
         self._optimizer = build_optimizer(model, settings)
@@ -267,20 +270,6 @@ def run_update(
 ) -> UpdateResult:
     """A whole update, from its first step to its last; see `Update`."""
     return Update(model, groups, settings, seed=seed).run(on_step)
-
-
-def _prepare(model: Any, *, gradient_checkpointing: bool) -> None:
-    """Evaluation mode, as dropout would make the policy differ from the reference.
-
-    Checkpointing asks for training mode of the layer itself; its parts, where dropout is, stay in evaluation
-    mode.
-    """
-    model.eval()
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        for module in model.modules():
-            if getattr(module, "gradient_checkpointing", False):
-                module.training = True
 
 
 def _take_step(

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from pipeline.errors import PromptTooLongError, UnsupportedModelError
 from pipeline.model.distributed import World, own_packs, reshard, run_whole, world_of
+from pipeline.model.output_head import head_weight
 from pipeline.packing.attention import shared_prefix_attention
 from pipeline.packing.packing import Pack, TokenGroup, pack_groups
 
@@ -166,7 +167,7 @@ def _pack_logps(model: Any, pack: Pack, squares: bool) -> tuple[torch.Tensor, to
     ).last_hidden_state
     return chunked_logps(
         hidden_1_T_D[0].index_select(0, pack.source_N.to(device)),
-        head.weight,
+        head_weight(head),
         pack.target_N.to(device),
         bias_V=getattr(head, "bias", None),
         softcap=getattr(model.config, "final_logit_softcapping", None),
