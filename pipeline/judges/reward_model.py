@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from pipeline.config import RewardModelJudge
 from pipeline.errors import JudgeError
 from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment, Verdict, judge_version, judgment_of
+from pipeline.model.classifier import misfit, too_many_tokens
 
 MEAN_AND_LOG_STD = ("mean", "log_std")
 """Labels of a classifier that is sure of its scores or not: each has a mean, and a logarithm of its deviation."""
@@ -160,12 +161,15 @@ def encode(
 def _load(config: RewardModelJudge, device: str) -> tuple[Any, Any]:
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            config.path, use_safetensors=True, dtype="auto", **options
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            config.path, use_safetensors=True, dtype="auto", output_loading_info=True, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(config.path, **options)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise JudgeError(f"the reward model '{config.path}' cannot be loaded: check its path or id; {error}") from error
+    faults = misfit(type(model).__name__, loading, model.config.architectures), too_many_tokens(model, tokenizer)
+    if fault := next(filter(None, faults), None):
+        raise JudgeError(f"the reward model '{config.path}' {fault}")
     return model.to(device).eval(), tokenizer
 
 
