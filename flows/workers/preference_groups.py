@@ -122,6 +122,7 @@ def update_settings(config: UpdateConfig, round: int, rounds: int, *, reference_
         ),
         nll_weight=config.nll_weight,
         exploration_weight=config.exploration_weight,
+        router_loss_weight=config.router_loss_weight,
         wpo=config.wpo,
         learning_rate=config.learning_rate,
         schedule=config.schedule,
@@ -146,10 +147,12 @@ def update_settings(config: UpdateConfig, round: int, rounds: int, *, reference_
     )
 
 
-def summary(result: UpdateResult) -> dict[str, Any]:
+def summary(result: UpdateResult, config: UpdateConfig) -> dict[str, Any]:
     """What the round's table and report keep of an update."""
     first, last = result.steps[0], result.steps[-1]
+    router = {"router_loss_weight": config.router_loss_weight, "last_router_loss": last.router_loss}
     return {
+        **(router if config.router_loss_weight else {}),
         "first_loss": result.first_loss,
         "first_kl": first.kl,
         "first_loss_expected": result.first_loss_expected,

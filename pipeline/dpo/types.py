@@ -59,7 +59,8 @@ class UpdateSettings:
 
     ``objectives``: weight of each objective in the loss, by name. ``batch_size``: preferences of an optimizer step.
     ``batch_order``: `batches.StepPlan`. ``nll_weight`` and ``exploration_weight``: of the terms `losses.nll` and
-    `losses.exploration`. ``wpo``: weigh pairs by `losses.wpo_weights`. ``token_budget``: positions of one forward pass.
+    `losses.exploration`, ``router_loss_weight``: of `router_loss.router_losses`. ``wpo``: weigh pairs by
+    `losses.wpo_weights`. ``token_budget``: positions of one forward pass.
     ``schedule_start`` and ``schedule_end``: the share of the learning rate's schedule that the update covers.
     ``stop_at_kl`` (nats a sequence) and ``stop_at_margin`` (of rewards): the steps end after one that found more.
     ``reference_is_start``: the reference log-probabilities are those of the weights that the update starts
@@ -70,6 +71,7 @@ class UpdateSettings:
     constants: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     nll_weight: float = 0.0
     exploration_weight: float = 0.0
+    router_loss_weight: float = 0.0
     wpo: bool = False
     learning_rate: float = 1e-4
     schedule: Schedule = "constant"
@@ -116,7 +118,7 @@ class StepMetrics:
     worst. Accuracy is the share of preferences with the higher reward for the chosen one. A change is against
     the reference, and ``kl`` half the mean square of it over all candidates, an estimate of the divergence from the
     reference. Log-probabilities are in nats a sequence, ``grad_norm`` is that before clipping, ``tokens`` are those
-    processed.
+    processed. ``router_loss`` is the balancing loss of a mixture of experts, before its weight; None where it has none.
     """
 
     step: int
@@ -135,6 +137,7 @@ class StepMetrics:
     learning_rate: float
     tokens: int
     seconds: float
+    router_loss: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

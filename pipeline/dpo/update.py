@@ -34,6 +34,7 @@ from pipeline.dpo.types import PreferenceGroup, StepMetrics, UpdateResult, Updat
 from pipeline.model.checkpointing import evaluate_plainly, recompute_layers
 from pipeline.model.distributed import whole, world_of
 from pipeline.model.logprobs import check_context, check_model, sequence_logps
+from pipeline.model.router_loss import check_router
 from pipeline.packing.attention import shared_prefix_attention
 from pipeline.records import content_id
 
@@ -92,6 +93,8 @@ class Update:
         with world_of(model).agreement():
             check_weights(model)
         check_model(model)
+        if settings.router_loss_weight:
+            check_router(model)
         evaluate_plainly(model)  # as dropout would make the policy differ from the reference
         if settings.gradient_checkpointing:
             recompute_layers(model)
@@ -229,6 +232,7 @@ class Update:
             learning_rate=learning_rate,
             tokens=tokens,
             seconds=time.perf_counter() - started,
+            router_loss=outcome.router.mean().item() if self._settings.router_loss_weight else None,
             **_means(outcome, self._settings.constants.beta),
         )
 
@@ -237,7 +241,10 @@ class Update:
 
         The reference's log-probabilities are part of the state, and not of this.
         """
-        return content_id([self._groups.digest, asdict(self._settings), self._seed])
+        settings = asdict(self._settings)
+        if not settings["router_loss_weight"]:  # states of versions that did not know it can be continued
+            del settings["router_loss_weight"]
+        return content_id([self._groups.digest, settings, self._seed])
 
     def _gradient(self, batch: Sequence[PreferenceGroup], step: int) -> tuple[StepOutcome, int]:
         """The step's gradient; where the device's memory does not hold a pack, with packs of half the size."""

@@ -1,11 +1,12 @@
 """The updates that one rank and two ranks both make."""
 
 from dataclasses import replace
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from numerics.tiny_models import SHAPE, build, token_groups
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from pipeline.config import LoraConfig
 from pipeline.dpo.update import PreferenceGroup, UpdateSettings
@@ -26,6 +27,7 @@ CASES = {
     "pairs": ("llama", UNEVEN, 2),
     "pairs, tied": ("llama tied", UNEVEN, 2),
     "pairs, gpt2": ("gpt2", LONG, 2),
+    "pairs, mixture": ("mixtral", replace(UNEVEN, router_loss_weight=0.1), 2),
     "rankings": ("llama", RANKINGS, 4),
     "one at a time": ("llama", ONE, 2),
     "wpo": ("llama", replace(UNEVEN, wpo=True), 2),
@@ -35,11 +37,24 @@ CASES = {
 """Model, settings, and candidates a prompt."""
 
 
+CARRIED = ("llama tied", "gpt_neox", "mixtral")
+"""Models whose weights are saved by one rank, loaded by two, and saved again."""
+
+
 def built(name: str, seed: int = 0) -> Any:
+    if name in ("gpt_neox", "mixtral"):
+        return _opened(build(name, seed))
     if name != "llama tied":
         return build(name, seed)
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True, attn_implementation="sdpa")).eval()
+
+
+def _opened(model: Any) -> Any:
+    """The model as it comes from its checkpoint, whose names it remembers, as every policy does."""
+    with TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        return AutoModelForCausalLM.from_pretrained(directory, attn_implementation="sdpa").eval()
 
 
 def references() -> dict[str, list[list[float]]]:

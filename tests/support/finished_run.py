@@ -168,5 +168,5 @@ def _step(step: int) -> Row:
         "step": step, "epoch": 0, "loss": LN2 - half, "reward_chosen": half, "reward_rejected": -half,
         "reward_margin": 2 * half, "accuracy": 0.5 + 0.1 * step, "logp_chosen": -3.0, "logp_rejected": -4.0,
         "logp_chosen_change": 0.0, "logp_rejected_change": 0.0, "grad_norm": 1.0 + step, "learning_rate": 1e-4,
-        "kl": 0.01, "tokens": 10, "seconds": 0.1,
+        "kl": 0.01, "tokens": 10, "seconds": 0.1, "router_loss": None,
     }  # fmt: skip

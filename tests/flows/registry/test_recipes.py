@@ -243,7 +243,8 @@ def test_a_recipe_says_all_that_an_update_can_do() -> None:
         "divergence_alpha": 0.5,
     }  # fmt: skip
     others = {
-        "nll_weight": 0.1, "exploration_weight": 0.01, "wpo": True, "learning_rate": 0.01, "schedule": "linear",
+        "nll_weight": 0.1, "exploration_weight": 0.01, "router_loss_weight": 0.02, "wpo": True, "learning_rate": 0.01,
+        "schedule": "linear",
         "warmup_steps": 3, "weight_decay": 0.1, "max_grad_norm": 2.0, "epochs": 2, "batch_size": 5, "token_budget": 99,
         "precision": "bfloat16", "gradient_checkpointing": True, "optimizer": "paged_adamw_8bit", "adam_beta1": 0.8,
         "adam_beta2": 0.9, "adam_epsilon": 1e-6, "batch_order": "shards", "stop_at_kl": 2.0, "stop_at_margin": 3.0,
