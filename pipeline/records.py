@@ -109,8 +109,8 @@ STEPS = _schema("metrics", [
     _column("learning_rate", pa.float64(), "learning rate of the step"),
     _column("tokens", pa.int64(), "tokens that the step processed, prompts counted once", unit="tokens"),
     _column("seconds", pa.float64(), "duration of the step", unit="seconds"),
-    _column("router_loss", pa.float64(), "mean balancing loss of a mixture of experts, before its weight; null if it has "
-            "none, and not in version 1", nullable=True),
+    _column("router_loss", pa.float64(), "mean balancing loss of a mixture of experts, before its weight; null if none "
+            "is asked for, and not in version 1", nullable=True),
 ], version=2)  # fmt: skip
 
 PROBE = _schema("probe", [

@@ -1,12 +1,12 @@
 """The updates that one rank and two ranks both make."""
 
 from dataclasses import replace
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from numerics.tiny_models import SHAPE, build, token_groups
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 from pipeline.config import LoraConfig
 from pipeline.dpo.update import PreferenceGroup, UpdateSettings
@@ -43,18 +43,14 @@ CARRIED = ("llama tied", "gpt_neox", "mixtral")
 
 def built(name: str, seed: int = 0) -> Any:
     if name in ("gpt_neox", "mixtral"):
-        return _opened(build(name, seed))
+        model = build(name, seed)
+        # As from_pretrained leaves it; on ranks the model's class is another one, for which there are no rules.
+        model._weight_conversions = get_model_conversion_mapping(model, add_legacy=False)
+        return model
     if name != "llama tied":
         return build(name, seed)
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True, attn_implementation="sdpa")).eval()
-
-
-def _opened(model: Any) -> Any:
-    """The model as it comes from its checkpoint, whose names it remembers, as every policy does."""
-    with TemporaryDirectory() as directory:
-        model.save_pretrained(directory)
-        return AutoModelForCausalLM.from_pretrained(directory, attn_implementation="sdpa").eval()
 
 
 def references() -> dict[str, list[list[float]]]:
