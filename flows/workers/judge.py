@@ -12,9 +12,10 @@ from flows.workers.base import Worker
 from flows.workers.references import JudgePolicies, PolicyRef
 from pipeline.evaluation.held_out import describe_evaluation
 from pipeline.evaluation.round_metrics import RoundMetrics
-from pipeline.judges import JudgeProtocol, Judgment, judge_items, judgments_table, make_judge
-from pipeline.judges.human_labels import override_pairs
-from pipeline.judges.people import People
+from pipeline.judges import Judge, Judgment, make_judge
+from pipeline.judges.human import HumanJudge
+from pipeline.judges.support.human_labels import override_pairs
+from pipeline.judges.support.tables import judge_items, judgments_table
 from pipeline.preferences import (
     build_preferences,
     choose_replayed,
@@ -24,7 +25,7 @@ from pipeline.preferences import (
 )
 from storage.log.manifest import FileRef
 from storage.tables import shards
-from storage.tables.cache import SharedCache
+from storage.tables.shared_values import SharedCache
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,14 @@ class BuiltPreferences:
 
 
 class JudgeWorker(Worker):
-    """Holds the recipe's judges; the first is the one that training hears."""
+    """Holds the recipe's judges; the first is the training judge."""
 
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)
         self.device = self.recipe.devices.judge
         devices = self.recipe.devices
         replies = SharedCache(self.store, "judge_replies")
-        self._judges: list[JudgeProtocol] = [
+        self._judges: list[Judge] = [
             make_judge(config, device=devices.judge, threads=devices.cpu_threads, cache=replies)
             for config in self.recipe.judges
         ]
@@ -75,17 +76,17 @@ class JudgeWorker(Worker):
             name, judge = self.recipe.judge_names[place], self._judges[place]
             if compared is not None:
                 self._name_policies(judge, compared)
-            if isinstance(judge, People):
+            if isinstance(judge, HumanJudge):
                 judge.use(choices or (), self.recipe.seed)
             judgments += [replace(judgment, judge=name) for judgment in judge.judge(items)]
         self.empty_cache()
         return self.write(judgments_table(judgments), round, stage, shard)
 
-    def _name_policies(self, judge: JudgeProtocol, policies: JudgePolicies) -> None:
+    def _name_policies(self, judge: Judge, policies: JudgePolicies) -> None:
         """Names the policies of an implicit reward; their files are looked for when their weights are needed."""
-        from pipeline.judges.implicit import ImplicitReward
+        from pipeline.judges.implicit import ImplicitJudge
 
-        assert isinstance(judge, ImplicitReward)
+        assert isinstance(judge, ImplicitJudge)
 
         def named(policy: PolicyRef) -> tuple[str, Callable[[], Path]]:
             return policy.digest, lambda: self.whole(policy, "judging")

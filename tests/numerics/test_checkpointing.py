@@ -1,16 +1,13 @@
 """Activations that are computed again in the backward pass: nothing else changes, whatever a layer does in training."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from numerics.test_lora import adapted
 from numerics.test_update import SEED, SETTINGS, preferences, weights
-from numerics.tiny_models import SHAPE, build
+from numerics.tiny_models import SHAPE, build, changed
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from pipeline.config.update import OBJECTIVES
-from pipeline.dpo.losses import ObjectiveSettings
+from pipeline.config.objectives import OBJECTIVES
 from pipeline.dpo.update import run_update
 from pipeline.model.logprobs import sequence_logps
 
@@ -46,7 +43,7 @@ def test_gradient_checkpointing_changes_nothing():
             passes[model] += 1
 
         model.model.layers[0].mlp.register_forward_pre_hook(count)
-        settings = replace(SETTINGS, gradient_checkpointing=model is saving)
+        settings = changed(SETTINGS, gradient_checkpointing=model is saving)
         steps = run_update(model, groups[model], settings, seed=SEED).steps
     torch.testing.assert_close(weights(saving), weights(plain), rtol=0, atol=0)
     assert passes[saving] == passes[plain] + len(steps)
@@ -60,7 +57,7 @@ def test_models_that_are_random_in_training_are_not(name):
     for seed, gradient_checkpointing in ((1, False), (2, True), (3, True)):
         model = random_model(name).train()
         torch.manual_seed(seed)
-        result = run_update(model, groups, replace(SETTINGS, gradient_checkpointing=gradient_checkpointing), seed=SEED)
+        result = run_update(model, groups, changed(SETTINGS, gradient_checkpointing=gradient_checkpointing), seed=SEED)
         assert result.reference_drift < 1e-4
         found.append(weights(model))
     for other in found[1:]:
@@ -72,8 +69,8 @@ def test_no_divergence_at_the_first_step(objective):
     """Policy and reference are one, and packs are made up otherwise: sums near 50 nats differ in their last digits."""
     model = build("opt")
     groups = preferences(model)
-    constants = ObjectiveSettings(label_smoothing=0.1) if objective == "exo_pair" else ObjectiveSettings()
-    settings = replace(SETTINGS, objectives={objective: 1.0}, constants=constants, gradient_checkpointing=True)
+    smoothing = 0.1 if OBJECTIVES[objective].needs_smoothing else 0.0
+    settings = changed(SETTINGS, objective={objective: 1.0}, label_smoothing=smoothing, gradient_checkpointing=True)
     first = run_update(model, groups, settings, seed=SEED).steps[0]
     assert first.kl < 1e-8
     assert first.logp_chosen_change == pytest.approx(0, abs=1e-4)
@@ -85,7 +82,7 @@ def test_an_adapter_learns_the_same_below_recomputed_layers():
     for gradient_checkpointing in (False, True):
         model, _ = adapted("opt")
         groups = preferences(model)
-        run_update(model, groups, replace(SETTINGS, gradient_checkpointing=gradient_checkpointing), seed=SEED)
+        run_update(model, groups, changed(SETTINGS, gradient_checkpointing=gradient_checkpointing), seed=SEED)
         found.append(weights(model))
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
     first, _ = adapted("opt")
@@ -96,7 +93,7 @@ def test_the_model_scores_plainly_after_the_update():
     """No recomputation is left behind, and the model is in evaluation mode."""
     model = build("opt")
     groups = preferences(model)
-    run_update(model, groups, replace(SETTINGS, gradient_checkpointing=True), seed=SEED)
+    run_update(model, groups, changed(SETTINGS, gradient_checkpointing=True), seed=SEED)
     assert not any(module.training for module in model.modules())
     torch.manual_seed(1)
     once = sequence_logps(model, groups, 200)

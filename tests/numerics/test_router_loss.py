@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from numerics.test_update import SEED, SETTINGS, preferences, weights
-from numerics.tiny_models import build, gradients, token_groups
+from numerics.tiny_models import build, changed, gradients, token_groups
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from pipeline.dpo.update import Update, run_update
@@ -52,7 +52,7 @@ def test_it_is_part_of_the_loss_and_stands_in_the_metrics(name, gradient_checkpo
     model = build(name)
     groups = preferences(model, count=6)
     expected = sum(plain_loss(model, group).item() for group in groups) / 6
-    settings = replace(SETTINGS, batch_size=6, router_loss_weight=WEIGHT, gradient_checkpointing=gradient_checkpointing)
+    settings = changed(SETTINGS, batch_size=6, router_loss_weight=WEIGHT, gradient_checkpointing=gradient_checkpointing)
     result = run_update(model, groups, settings, seed=SEED)
     (row,) = result.steps
     assert row.router_loss == pytest.approx(expected, rel=1e-5)
@@ -64,7 +64,7 @@ def test_routers_become_more_even():
     """Experts of a random router are used unevenly; 8 epochs with little but this loss bring it down."""
     model = build("mixtral")
     groups = preferences(model)
-    settings = replace(SETTINGS, epochs=8, learning_rate=3e-3, router_loss_weight=10.0)
+    settings = changed(SETTINGS, epochs=8, learning_rate=3e-3, router_loss_weight=10.0)
     steps = run_update(model, groups, settings, seed=SEED).steps
     assert steps[-1].router_loss < steps[0].router_loss - 0.05
 
@@ -72,7 +72,7 @@ def test_routers_become_more_even():
 def test_without_a_weight_nothing_is_kept_or_changed(tmp_path):
     """Packs of any make-up, a saved state, and ranks know the loss as a column of the step, which is empty."""
     found = []
-    for settings in (SETTINGS, replace(SETTINGS, router_loss_weight=0.0)):
+    for settings in (SETTINGS, changed(SETTINGS, router_loss_weight=0.0)):
         model = build("mixtral")
         groups = preferences(model)
         result = run_update(model, groups, settings, seed=SEED)
@@ -82,7 +82,7 @@ def test_without_a_weight_nothing_is_kept_or_changed(tmp_path):
 
 
 def test_an_interrupted_update_of_a_mixture_goes_on_to_the_bit(tmp_path):
-    settings = replace(SETTINGS, router_loss_weight=WEIGHT)
+    settings = changed(SETTINGS, router_loss_weight=WEIGHT)
     whole = build("mixtral")
     groups = preferences(whole)
     update = Update(whole, groups, settings, seed=SEED)
