@@ -47,6 +47,7 @@ class SamplerWorker(Worker):
         self._tokenizer: Any = None
         self._drift: Drift | None = None
         self._policy: str | None = None
+        self._started_with: str | None = None
 
     @everywhere
     def use(self, policy: PolicyRef) -> Drift:
@@ -113,7 +114,10 @@ class SamplerWorker(Worker):
         from pipeline.model.policy import load_tokenizer, sampler_copy
 
         checkpoint = self.whole(policy)
-        source = sampler_copy(checkpoint, self.scratch / "sampler")
+        # The other engine reads every checkpoint as transformers saves it.
+        vllm = self.recipe.sampling.engine == "vllm"
+        source = sampler_copy(checkpoint, self.scratch / "sampler") if vllm else checkpoint
+        self._started_with = policy.digest if self._sampler is None else None
         if self._sampler is None:
             devices = self.recipe.devices
             self._sampler = make_sampler(
@@ -142,10 +146,16 @@ class SamplerWorker(Worker):
         )
         tolerance = self.recipe.sampling.handover_tolerance
         if not drift.per_token <= tolerance:
+            why = "the engine holds other weights or computes in a lower precision"
+            if self._started_with == policy.digest:
+                why = (
+                    "the engine has just started with these weights, so it computes this type of model in another way "
+                    "or in a lower precision: set sampling.engine to transformers, or take another model"
+                )
             raise WeightSyncError(
                 f"after the hand-over of policy {policy.digest[:12]} the sampler's log-probabilities differ from the "
                 f"trainer's by {drift.per_token:.3g} nats per token, more than sampling.handover_tolerance "
-                f"{tolerance:g}: the engine holds other weights or computes in a lower precision"
+                f"{tolerance:g}: {why}"
             )
         if _nearer_to_previous(sums, probe):
             raise WeightSyncError(

@@ -38,12 +38,17 @@ class TrainerWorker(Worker):
         config = self.recipe.policy
         if not isinstance(config, PretrainedPolicy):
             return self._warm_start(config)
-        from pipeline.model.policy import load_policy, save_policy
+        from pipeline.model.check import check_before_work
+        from pipeline.model.policy import choose_context, load_policy, save_policy
+        from pipeline.sampling.check import check_engine
 
         model, tokenizer = load_policy(config.path, device="cpu", revision=config.revision)
+        context = choose_context(config.path, self.recipe.sampling.context, revision=config.revision)
+        untried = check_before_work(model, context, self.recipe.update.token_budget)
+        check_engine(self.recipe.sampling.engine, model, context)
         with checkpoints.stage_directory(self.store, self.run, 0, "checkpoint") as staged:
             save_policy(model, tokenizer, staged.path)
-        return list(staged.files), {"source": config.path}
+        return list(staged.files), {"source": config.path, **({"untried_lengths": untried} if untried else {})}
 
     def _warm_start(self, config: WarmStartPolicy) -> tuple[list[FileRef], dict[str, Any]]:
         from pipeline.model.warm_start import train_warm_start, warm_start_digest
@@ -67,15 +72,14 @@ class TrainerWorker(Worker):
     def prepare_prompts(self, checkpoint: tuple[FileRef, ...]) -> FileRef:
         """The prompts of the whole run, tokenised once and checked against the policy's context."""
         from pipeline.data.prompts import check_lengths, load_prompts, round_slice
-        from pipeline.model.policy import load_tokenizer, max_context
+        from pipeline.model.policy import choose_context, load_tokenizer
 
         recipe, directory = self.recipe, self.directory(checkpoint)
         table = load_prompts(
             recipe.prompts, recipe.evaluation.prompts, recipe.seed, load_tokenizer(directory),
             lambda notice: self.progress(notice=notice),
         )  # fmt: skip
-        context = min(max_context(directory), recipe.sampling.context or 2**62)
-        check_lengths(table, recipe.sampling.max_tokens, context)
+        check_lengths(table, recipe.sampling.max_tokens, choose_context(directory, recipe.sampling.context))
         round_slice(table, 1, recipe.sampling.prompts_per_round, recipe.seed)
         return self.write(table, 0, "prompts")
 

@@ -7,7 +7,6 @@ Axes: ``P`` preferences of a pack or step, ``K`` candidates of a preference, ``S
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,6 +19,7 @@ from pipeline.dpo.losses import Loss, PreferenceBatch, exploration, nll, wpo_wei
 from pipeline.dpo.types import PreferenceGroup
 from pipeline.model.distributed import World, own_packs, world_of
 from pipeline.model.logprobs import pack_logps, sum_by_sequence
+from pipeline.model.model_config import length_boundaries
 from pipeline.model.router_loss import keep_router_logits, router_losses
 from pipeline.packing.packing import Pack
 
@@ -67,7 +67,7 @@ def accumulate_gradient(
         NonFiniteError: a loss is not finite, on whichever rank.
     """
     world = world_of(model)
-    packs = own_packs(batch, config.token_budget, world)
+    packs = own_packs(batch, config.token_budget, world, length_boundaries(model.config))
     parts: list[StepOutcome] = []
     for pack in packs:
         members = [batch[index] for index in pack.groups] or [NOBODY]
@@ -92,7 +92,7 @@ def _losses(
     config: UpdateConfig,
 ) -> tuple[Tensor, Tensor, Tensor, PreferenceBatch]:
     """Objective, loss and balancing loss of each preference of a pack, and what they were computed from."""
-    with keep_router_logits(model) if config.router_loss_weight else nullcontext([]) as router_logits:
+    with keep_router_logits(model, wanted=config.router_loss_weight > 0) as router_logits:
         logps_N, squares_N = pack_logps(model, pack, squares=config.wpo, precision=config.precision)
     preferences = _preference_batch(pack, members, sum_by_sequence(logps_N, pack))
     objective_P = torch.zeros_like(preferences.logps_P_K[:, 0])

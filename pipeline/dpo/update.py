@@ -33,9 +33,10 @@ from pipeline.dpo.optimizer import build_optimizer, learning_rate_factor
 from pipeline.dpo.preference_pool import PreferencePool
 from pipeline.dpo.state import hashed_settings, load_optimizer, load_progress, load_state, save_optimizer, save_state
 from pipeline.dpo.types import PreferenceGroup, RoundFacts, StepMetrics, UpdateResult
+from pipeline.model.check import check_model
 from pipeline.model.checkpointing import evaluate_plainly, recompute_layers
 from pipeline.model.distributed import whole, world_of
-from pipeline.model.logprobs import check_context, check_model, sequence_logps
+from pipeline.model.logprobs import check_context, sequence_logps
 from pipeline.model.router_loss import check_router
 from pipeline.packing.attention import shared_prefix_attention
 from pipeline.records import content_id

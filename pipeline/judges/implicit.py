@@ -149,7 +149,7 @@ class ImplicitJudge:
         return found
 
     def _load(self, weights: str, locate: Locate) -> None:
-        from pipeline.model.logprobs import check_model
+        from pipeline.model.check import check_model
         from pipeline.model.policy import load_policy, load_weights
 
         if self._in_place == weights:

@@ -235,14 +235,22 @@ def spread_like(tensor: Tensor, weight: Tensor) -> Tensor:
     )
 
 
-def own_packs(groups: Sequence[TokenGroup], token_budget: int, world: World) -> list[Pack]:
+def own_packs(
+    groups: Sequence[TokenGroup], token_budget: int, world: World, boundaries: Sequence[int] = ()
+) -> list[Pack]:
     """The packs that this rank computes; every rank has as many, some of them perhaps the pack of no group.
 
     Raises:
         PromptTooLongError: a group is longer than the budget.
+        UnsupportedModelError: the model treats a pass by its longest sequence, which differs from rank to rank.
     """
     if world.size == 1:
-        return pack_groups(groups, token_budget)
+        return pack_groups(groups, token_budget, boundaries)
+    if boundaries:
+        raise UnsupportedModelError(
+            f"sequences of more than {boundaries[0]} tokens have other rotary positions in this policy (LongRoPE), and "
+            "several ranks compute packs of any length together: let devices.trainer_ranks be 1"
+        )
     check_budget(groups, token_budget)
     packs = []
     for members in spread([group.packed_tokens for group in groups], token_budget, world.size)[

@@ -20,9 +20,11 @@ from torch.autograd.function import once_differentiable
 
 from pipeline.errors import PromptTooLongError, UnsupportedModelError
 from pipeline.model.distributed import World, own_packs, reshard, run_whole, world_of
+from pipeline.model.model_config import context_limits, length_boundaries, logit_scale, logit_softcap
 from pipeline.model.output_head import head_weight
 from pipeline.packing.attention import shared_prefix_attention
-from pipeline.packing.packing import Pack, TokenGroup, pack_groups
+from pipeline.packing.packing import Pack, TokenGroup
+from pipeline.packing.text_decoder import text_decoder
 
 Precision = Literal["float32", "bfloat16"]
 """Of the forward pass; the weights are float32 either way."""
@@ -150,29 +152,47 @@ def pack_logps(
     model: Any, pack: Pack, *, squares: bool = False, precision: Precision = "float32"
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`chunked_logps` of each predicted token of a pack, differentiable in the model's weights."""
-    device = model.get_output_embeddings().weight.device.type
+    if pack.parts:
+        found = [pack_logps(model, part.pack, squares=squares, precision=precision) for part in pack.parts]
+        back_N = torch.cat([part.places_N for part in pack.parts]).argsort().to(found[0][0].device)
+        logps_N = torch.cat([logps for logps, _ in found])[back_N]
+        return logps_N, torch.cat([square for _, square in found if square is not None])[back_N] if squares else None
+    device = output_head(model).weight.device.type
     with shared_prefix_attention(model), torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
-        found: tuple[torch.Tensor, torch.Tensor | None] = run_whole(model, _pack_logps, pack, squares)
-        return found
+        both: tuple[torch.Tensor, torch.Tensor | None] = run_whole(model, _pack_logps, pack, squares)
+        return both
 
 
 def _pack_logps(model: Any, pack: Pack, squares: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    head = model.get_output_embeddings()
-    device = head.weight.device
-    hidden_1_T_D = model.base_model(
+    head, scale = output_head(model), logit_scale(model.config)
+    device, bias_V = head.weight.device, getattr(head, "bias", None)
+    hidden_1_T_D = text_decoder(model)(
         input_ids=pack.input_ids_T.to(device)[None],
         position_ids=pack.position_ids_T.to(device)[None],
         sequence_layout=pack.layout_on(device),
         use_cache=False,
     ).last_hidden_state
+    hidden_N_D = hidden_1_T_D[0].index_select(0, pack.source_N.to(device))
     return chunked_logps(
-        hidden_1_T_D[0].index_select(0, pack.source_N.to(device)),
+        hidden_N_D if scale == 1 else hidden_N_D * scale,
         head_weight(head),
         pack.target_N.to(device),
-        bias_V=getattr(head, "bias", None),
-        softcap=getattr(model.config, "final_logit_softcapping", None),
+        bias_V=bias_V if bias_V is None or scale == 1 else bias_V * scale,
+        softcap=logit_softcap(model.config),
         squares=squares,
     )
+
+
+def output_head(model: Any) -> Any:
+    """The projection of hidden states on the vocabulary.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        raise UnsupportedModelError(f"{type(model).__name__} has no vocabulary: load it with AutoModelForCausalLM")
+    return head
 
 
 def pack_sums(model: Any, pack: Pack, *, precision: Precision = "float32") -> torch.Tensor:
@@ -200,7 +220,7 @@ def sequence_logps(
     check_context(model, groups)
     world = world_of(model)
     result = [[0.0] * len(group.candidate_token_ids) for group in groups]
-    for pack in own_packs(groups, token_budget, world):
+    for pack in own_packs(groups, token_budget, world, length_boundaries(model.config)):
         with torch.no_grad():
             sums = iter(pack_sums(model, pack, precision=precision).tolist())
         for index in pack.groups:
@@ -217,12 +237,8 @@ def _of_all_ranks(found: list[list[float]], world: World) -> list[list[float]]:
 
 
 def check_context(model: Any, groups: Sequence[TokenGroup]) -> None:
-    """Raise PromptTooLongError where a prompt with its longest candidate exceeds the model's context.
-
-    Attention in fixed chunks is exact up to the length of one chunk, in which it hides nothing.
-    """
-    names = ("max_position_embeddings", "attention_chunk_size")
-    known = {name: limit for name in names if isinstance(limit := getattr(model.config, name, None), int)}
+    """Raise PromptTooLongError where a prompt with its longest candidate exceeds the model's context."""
+    known = context_limits(model.config)
     if not known or not groups:
         return
     name, limit = min(known.items(), key=lambda item: item[1])
@@ -232,44 +248,3 @@ def check_context(model: Any, groups: Sequence[TokenGroup]) -> None:
             f"prompt {longest.prompt_id} with its longest candidate has {longest.longest_sequence} tokens, "
             f"and the model's {name} is {limit}: shorten the prompt or the candidates"
         )
-
-
-def check_model(model: Any) -> None:
-    """Compare a packed forward pass with the model's own on three short sequences, before any work starts.
-
-    This finds models whose attention cannot be replaced, or whose layers mix tokens in another way, and
-    models that change the logits after the projection in a way that is not handled here.
-
-    Raises:
-        UnsupportedModelError: the two differ.
-    """
-    model.eval()
-    head = model.get_output_embeddings()
-    if head is None:
-        raise UnsupportedModelError(f"{type(model).__name__} has no vocabulary: load it with AutoModelForCausalLM")
-    top = head.weight.shape[0] - 1
-    prompt, candidates = [top, 1, 0], [[top // 2, top // 3, 1], [top // 5, top], [0, top // 2, top // 2]]
-    (pack,) = pack_groups([TokenGroup("probe", prompt, candidates)], token_budget=64)
-    # Layers that are gathered in half precision compute in nothing else.
-    precision = world_of(model).precision
-    half = torch.autocast(head.weight.device.type, torch.bfloat16, enabled=precision == "bfloat16")
-    with torch.no_grad(), half:
-        packed_S = pack_sums(model, pack, precision=precision)
-        plain_S = torch.stack([_plain_logp(model, prompt, candidate) for candidate in candidates])
-    reshard(model)
-    difference = (packed_S - plain_S).abs().max().item()
-    # Over these few tokens float32 agrees to 1e-5 nats and half precision to 0.1.
-    exact = precision == "float32" and head.weight.dtype in (torch.float32, torch.float64)
-    tolerance = 1e-3 if exact else 0.25
-    if not difference <= tolerance:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} gives log-probabilities that differ by {difference:.3g} nats between a "
-            "packed and a plain forward pass: its attention cannot be replaced, its layers mix tokens in "
-            "another way, or it changes its logits after the projection; use another model"
-        )
-
-
-def _plain_logp(model: Any, prompt: list[int], candidate: list[int]) -> torch.Tensor:
-    ids = torch.tensor([prompt + candidate], device=model.device)
-    logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
-    return torch.log_softmax(logits, dim=-1).gather(1, ids[0, len(prompt) :, None]).sum()

@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -23,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import ConfigError, UnsupportedModelError
 from pipeline.model.distributed import spread_like, whole, world_of
+from pipeline.model.model_config import caps_attention, context_limits
 from pipeline.model.weight_names import Files, WeightNames, open_tensors, weightless_like
 
 HUB_TIMEOUT = 15.0
@@ -38,6 +40,9 @@ _EMBEDDINGS = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+SAMPLED_TIED = frozenset({"gemma2", "gemma3n", "gemma3n_text", "cohere", "cohere2", "cohere2_moe"})
+"""Types of which vLLM has no place for an output head of its own: their embeddings are always their head."""
+
 # Files beside the weights that an engine may need.
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 
@@ -60,11 +65,13 @@ def load_policy(
     source = str(directory_or_hub_id)
     check_source(source, revision)
     try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         model, loading = AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,
             dtype=getattr(torch, precision),
-            attn_implementation="sdpa",
+            # The fused kernels leave out a cap on attention scores.
+            attn_implementation="eager" if caps_attention(config) else None,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -107,8 +114,24 @@ def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dire
     """
     weights = None if world_of(model).size == 1 else _gathered(model)
     if world_of(model).leads:
+        _make_saveable(model)
         model.save_pretrained(directory, state_dict=weights)
         tokenizer.save_pretrained(directory)
+
+
+def _make_saveable(model: PreTrainedModel) -> None:
+    """Leave out sampling defaults that contradict each other, as transformers saves no such file.
+
+    What ends an answer stays.
+    """
+    own = model.generation_config
+    if own is None:
+        return
+    try:
+        own.validate(strict=True)
+    except ValueError:
+        kept = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        model.generation_config = GenerationConfig(**kept)
 
 
 def _gathered(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -129,16 +152,34 @@ def max_context(directory_or_hub_id: str | Path, *, revision: str | None = None)
     Raises:
         ConfigError: the model cannot be found, or its configuration does not say.
     """
+    return choose_context(directory_or_hub_id, None, revision=revision)
+
+
+def choose_context(directory_or_hub_id: str | Path, wanted: int | None, *, revision: str | None = None) -> int:
+    """The tokens of the longest sequence: as many as are wanted, or as the model can read if no number is.
+
+    Raises:
+        ConfigError: the model cannot be found, reads fewer than are wanted, or does not say how many it reads.
+    """
     source = str(directory_or_hub_id)
     check_source(source, revision)
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except Exception as error:
         raise ConfigError(_cannot_load(source, error)) from error
-    found = getattr(config, "max_position_embeddings", None)
-    if not isinstance(found, int):
-        raise ConfigError(f"the configuration of '{source}' has no max_position_embeddings: set sampling.context")
-    return found
+    limits = context_limits(config)
+    if not limits:
+        if wanted is None:
+            raise ConfigError(
+                f"the configuration of '{source}' does not say how many tokens the model reads: set sampling.context"
+            )
+        return wanted
+    name, limit = min(limits.items(), key=lambda item: item[1])
+    if wanted is not None and wanted > limit:
+        raise ConfigError(
+            f"sampling.context {wanted} is more than the model's own {limit} ({name}): lower it, or leave it empty"
+        )
+    return limit if wanted is None else wanted
 
 
 def load_weights(model: PreTrainedModel, directory: Path) -> None:
@@ -183,7 +224,8 @@ def sampler_copy(checkpoint: Path, scratch: Path) -> Path:
     error. With a head of its own (``lm_head.weight``, ``tie_word_embeddings`` false) a reload is exact, and
     the model computes the same function.
 
-    Files of weights pass through one at a time; the model is never built.
+    Files of weights pass through one at a time; the model is never built. A type in `SAMPLED_TIED` stays as it is:
+    there the embeddings' own module projects on the vocabulary, and a reload packs it anew.
 
     Args:
         checkpoint: directory in the hub's format.
@@ -194,7 +236,7 @@ def sampler_copy(checkpoint: Path, scratch: Path) -> Path:
         UnsupportedModelError: its embeddings are tied and not where they are expected.
     """
     config = read_config(checkpoint)
-    if not is_tied(config):
+    if not is_tied(config) or config.get("model_type") in SAMPLED_TIED:
         return checkpoint
     if scratch.exists():
         shutil.rmtree(scratch)
@@ -272,24 +314,21 @@ def _check_index(directory: Path) -> None:
 
 def _copy_untied(checkpoint: Path, scratch: Path) -> None:
     weight_map: dict[str, str] = {}
-    found = False
-    for path in weight_files(checkpoint):
-        tensors: dict[str, torch.Tensor] = {}
-        with open_tensors(path) as source:
-            for name in source.keys():  # noqa: SIM118
-                if name != _HEAD:
-                    tensors[name] = source.get_tensor(name)
-        if _EMBEDDINGS in tensors:
-            found = True
-            # safetensors refuses tensors that share memory.
-            tensors[_HEAD] = tensors[_EMBEDDINGS].clone()
-        save_file(tensors, scratch / path.name, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, path.name)
-    if not found:
+    shapes = weight_shapes(checkpoint)
+    if _EMBEDDINGS not in shapes:
         raise UnsupportedModelError(
             f"the checkpoint {checkpoint} has tied embeddings, but no tensor '{_EMBEDDINGS}': "
             "save it with tie_word_embeddings false"
         )
+    for path in weight_files(checkpoint):
+        with open_tensors(path) as source:
+            tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
+        # A file that has a head of its own beside the flag keeps it, as transformers does.
+        if _EMBEDDINGS in tensors and _HEAD not in shapes:
+            # safetensors refuses tensors that share memory.
+            tensors[_HEAD] = tensors[_EMBEDDINGS].clone()
+        save_file(tensors, scratch / path.name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, path.name)
     if (checkpoint / _INDEX).is_file():
         index = {"metadata": {}, "weight_map": weight_map}
         (scratch / _INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.packing.packing import Pack
+from pipeline.packing.text_decoder import text_decoder
 
 _LOSS = "load_balancing_loss_func"
 
@@ -30,9 +31,15 @@ def check_router(model: Any) -> None:
 
 
 @contextmanager
-def keep_router_logits(model: Any) -> Iterator[list[Tensor]]:
-    """Let the forward passes of this block leave their routers' logits, ``[T, E]`` for each layer that has a router."""
+def keep_router_logits(model: Any, *, wanted: bool = True) -> Iterator[list[Tensor]]:
+    """Let a forward pass of this block leave its routers' logits, ``[T, E]`` for each layer that has a router.
+
+    The list stays empty if they are not wanted.
+    """
     kept: list[Tensor] = []
+    if not wanted:
+        yield kept
+        return
 
     def ask(_module: Any, inputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return inputs, {**named, "output_router_logits": True}
@@ -40,7 +47,7 @@ def keep_router_logits(model: Any) -> Iterator[list[Tensor]]:
     def keep(_module: Any, _inputs: Any, output: Any) -> None:
         kept[:] = [logits.flatten(0, -2) for logits in output.router_logits]
 
-    body = model.base_model
+    body = text_decoder(model)
     hooks = [body.register_forward_pre_hook(ask, with_kwargs=True), body.register_forward_hook(keep)]
     try:
         yield kept

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from pipeline.errors import UnsupportedModelError
+from pipeline.packing.text_decoder import text_decoder
 
 NAME = "rondo_shared_prefix"
 """The name under which `transformers` knows this attention."""
@@ -184,15 +185,23 @@ def _split_rows(widths: Sequence[int], bucket_overhead: int) -> list[tuple[int, 
 @contextmanager
 def shared_prefix_attention(model: Any) -> Iterator[None]:
     """Let the model compute attention by the layout that its forward pass is given; restore its own on exit."""
-    own = model.config._attn_implementation
-    if own == NAME:
+    with attention_of(model, NAME):
+        yield
+
+
+@contextmanager
+def attention_of(model: Any, name: str) -> Iterator[None]:
+    """Let the layers that read text compute attention in the way of this name; restore their own on exit."""
+    layers = text_decoder(model)
+    own = layers.config._attn_implementation
+    if own == name:
         yield
         return
-    model.set_attn_implementation(NAME)
+    layers.set_attn_implementation(name)
     try:
         yield
     finally:
-        model.set_attn_implementation(own)
+        layers.set_attn_implementation(own)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

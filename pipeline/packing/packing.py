@@ -5,11 +5,17 @@ restart after each prompt, and attention lets every candidate see its prompt and
 ``pipeline/packing/attention.py``), so that every token sees exactly what it would see in a plain sequence of prompt
 and candidate. The last token of a candidate predicts nothing and is left out of the input.
 
+Some types treat a whole forward pass by the longest sequence in it (`text_config.length_boundaries`). Of such a model a
+pack has a part for each class of length, which is computed by itself; there the last token stays in the input, so that
+a pass is as long as the plain one. A prompt with candidates of two classes is in both.
+
 Axes: ``T`` input tokens of a pack, ``N`` predicted candidate tokens, ordered by group, then by candidate.
 """
 
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -55,7 +61,7 @@ class Pack:
     ``source_N`` is the input token whose hidden state predicts ``target_N``; ``sequence_N`` numbers the
     candidate it belongs to, over all groups of the pack. ``candidates`` is the number of candidates of each
     group. ``segment_T`` is the place where the prompt or candidate begins that an input token is part of, ``prompt_T``
-    where its prompt begins.
+    where its prompt begins. With ``parts`` these are computed in its place.
     """
 
     groups: list[int]
@@ -68,6 +74,7 @@ class Pack:
     source_N: torch.Tensor
     target_N: torch.Tensor
     sequence_N: torch.Tensor
+    parts: tuple["PackPart", ...] = ()
 
     def layout_on(self, device: torch.device) -> Layout:
         """How attention finds its tokens on this device: by a mask of blocks, or by gathering."""
@@ -79,8 +86,25 @@ class Pack:
         return BlockLayout(segment_T, prompt_T, position_T, self.layout.longest)
 
 
-def pack_groups(groups: Sequence[TokenGroup], token_budget: int) -> list[Pack]:
+@dataclass(frozen=True)
+class PackPart:
+    """The candidates of a pack that are of one class of length, and which of its predicted tokens theirs are."""
+
+    pack: Pack
+    places_N: torch.Tensor
+
+
+def length_class(tokens: int, boundaries: Sequence[int]) -> int:
+    """How many of the boundaries, which rise, a sequence of so many tokens exceeds."""
+    return bisect_left(boundaries, tokens)
+
+
+def pack_groups(groups: Sequence[TokenGroup], token_budget: int, boundaries: Sequence[int] = ()) -> list[Pack]:
     """Lay groups out in as few packs of at most ``token_budget`` tokens as first fit by falling length finds.
+
+    Args:
+        boundaries: lengths in tokens on both sides of which no two sequences may share a forward pass. What a pack's
+            parts repeat of its prompts is not counted.
 
     Raises:
         PromptTooLongError: a group is longer than the budget.
@@ -97,7 +121,8 @@ def pack_groups(groups: Sequence[TokenGroup], token_budget: int) -> list[Pack]:
             place = len(members) - 1
         members[place].append(index)
         free[place] -= tokens
-    return [_build_pack(groups, pack) for pack in members]
+    packs = [_build_pack(groups, pack) for pack in members]
+    return [replace(pack, parts=_parts(groups, pack.groups, boundaries)) for pack in packs] if boundaries else packs
 
 
 def check_budget(groups: Sequence[TokenGroup], token_budget: int) -> None:
@@ -111,7 +136,27 @@ def check_budget(groups: Sequence[TokenGroup], token_budget: int) -> None:
             )
 
 
-def _build_pack(groups: Sequence[TokenGroup], members: list[int]) -> Pack:
+def _parts(groups: Sequence[TokenGroup], members: list[int], boundaries: Sequence[int]) -> tuple[PackPart, ...]:
+    parts: dict[int, list[TokenGroup]] = defaultdict(list)
+    places: dict[int, list[int]] = defaultdict(list)
+    first = 0
+    for index in members:
+        group = groups[index]
+        candidates: dict[int, list[Sequence[int]]] = defaultdict(list)
+        for candidate in group.candidate_token_ids:
+            kind = length_class(len(group.prompt_token_ids) + len(candidate), boundaries)
+            candidates[kind].append(candidate)
+            places[kind].extend(range(first, first + len(candidate)))
+            first += len(candidate)
+        for kind, kept in candidates.items():
+            parts[kind].append(TokenGroup(group.prompt_id, group.prompt_token_ids, kept))
+    return tuple(
+        PackPart(_build_pack(kept, list(range(len(kept))), with_last=True), torch.tensor(places[kind]))
+        for kind, kept in parts.items()
+    )
+
+
+def _build_pack(groups: Sequence[TokenGroup], members: list[int], *, with_last: bool = False) -> Pack:
     ids: list[int] = []
     positions: list[int] = []
     rows: list[Row] = []
@@ -125,20 +170,21 @@ def _build_pack(groups: Sequence[TokenGroup], members: list[int]) -> Pack:
         prompt_places = list(range(len(ids), len(ids) + len(prompt)))
         rows.append(Row(prompt_places))
         segments.extend([len(ids)] * len(prompt))
-        prompts.extend([len(ids)] * groups[index].packed_tokens)
+        prompt_start = len(ids)
         ids.extend(prompt)
         positions.extend(range(len(prompt)))
         for candidate in groups[index].candidate_token_ids:
-            inputs = len(candidate) - 1
+            inputs = len(candidate) - (not with_last)
             places = list(range(len(ids), len(ids) + inputs))
             segments.extend([len(ids)] * inputs)
-            ids.extend(candidate[:-1])
+            ids.extend(candidate[:inputs])
             positions.extend(range(len(prompt), len(prompt) + inputs))
             rows.append(Row([*prompt_places, *places], before=len(prompt)))
             source.append(prompt_places[-1])
-            source.extend(places)
+            source.extend(places[: len(candidate) - 1])
             target.extend(candidate)
             lengths.append(len(candidate))
+        prompts.extend([prompt_start] * (len(ids) - prompt_start))
     return Pack(
         groups=members,
         candidates=[len(groups[index].candidate_token_ids) for index in members],

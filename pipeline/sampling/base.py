@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 import pyarrow as pa
 
 from pipeline.config import SamplingConfig
-from pipeline.errors import ConfigError, DataError, PromptTooLongError
+from pipeline.errors import DataError, PromptTooLongError
 from pipeline.records import CANDIDATES, to_table
 
 Result = TypeVar("Result")
@@ -211,35 +211,9 @@ def read_json(directory: Path, name: str) -> Mapping[str, Any]:
 
 def stop_tokens(directory: Path) -> frozenset[int]:
     """The tokens that end an answer, from the checkpoint's generation configuration or else its model's."""
-    for name in ("generation_config.json", "config.json"):
-        found = read_json(directory, name).get("eos_token_id")
+    config = read_json(directory, "config.json")
+    for part in (read_json(directory, "generation_config.json"), config, config.get("text_config", {})):
+        found = part.get("eos_token_id")
         if found is not None:
             return frozenset([found] if isinstance(found, int) else found)
     return frozenset()
-
-
-def model_context(directory: Path) -> int:
-    """The longest sequence, in tokens, that the checkpoint's model can read.
-
-    Raises:
-        ConfigError: the directory has no model configuration that says so.
-    """
-    found = read_json(directory, "config.json").get("max_position_embeddings")
-    if not isinstance(found, int):
-        raise ConfigError(
-            f"{directory} has no config.json with max_position_embeddings: give a checkpoint, or set sampling.context"
-        )
-    return found
-
-
-def choose_context(directory: Path, wanted: int | None) -> int:
-    """The engine's context: the wanted one, or the model's own where none is wanted.
-
-    Raises:
-        ConfigError: more is wanted than the model can read.
-    """
-    if wanted is None:
-        return model_context(directory)
-    if (own := read_json(directory, "config.json").get("max_position_embeddings")) is not None and wanted > own:
-        raise ConfigError(f"sampling.context {wanted} is more than the model's own {own}: lower it, or leave it empty")
-    return wanted

@@ -10,14 +10,15 @@ import torch
 
 from pipeline.config import SamplingConfig
 from pipeline.errors import ConfigError, EngineError
-from pipeline.model.policy import load_policy, load_weights
+from pipeline.model.model_config import length_boundaries
+from pipeline.model.policy import choose_context, load_policy, load_weights
+from pipeline.packing.packing import length_class
 from pipeline.sampling.base import (
     Candidate,
     Sampling,
     SamplingRequest,
     check_lengths,
     check_sequences,
-    choose_context,
     stop_tokens,
 )
 
@@ -50,6 +51,7 @@ class TransformersSampler:
         self._stop = stop_tokens(directory)
         self._max_sequences = config.max_sequences
         self._model, _ = load_policy(directory, device=device)
+        self._boundaries = length_boundaries(self._model.config)
         self._in_progress = 0
 
     def sample(self, requests: Sequence[SamplingRequest], config: SamplingConfig) -> Sampling:
@@ -120,8 +122,15 @@ class TransformersSampler:
         ids_B_T = torch.tensor([list(request.token_ids) for request, _ in rows], device=self._device)
         stop = torch.tensor(sorted(self._stop), dtype=torch.long)
         running_B = torch.ones(len(rows), dtype=torch.bool)
-        tokens, logps, cache = [], [], None
+        tokens: list[torch.Tensor] = []
+        logps: list[torch.Tensor] = []
+        cache = None
+        length = len(rows[0][0].token_ids)
         for step in range(config.max_tokens):
+            if step and self._class(length + step) != self._class(length + step - 1):
+                prompts_B_T = torch.tensor([list(request.token_ids) for request, _ in rows])
+                # The keys in the cache were rotated as those of a shorter sequence.
+                ids_B_T, cache = torch.cat([prompts_B_T, torch.stack(tokens, 1)], 1).to(self._device), None
             logits_B_V, cache = self._next_logits(ids_B_T, cache)
             tokens_B = _draw(logits_B_V, uniforms_B_T[:, step], config)
             tokens.append(tokens_B)
@@ -133,15 +142,29 @@ class TransformersSampler:
             ids_B_T = tokens_B[:, None].to(self._device)
         tokens_B_T, logps_B_T = torch.stack(tokens, 1).tolist(), torch.stack(logps, 1).tolist()
         return [
-            self._candidate(request.prompt_id, k, seed, row_tokens, row_logps)
+            self._candidate(request, k, seed, row_tokens, row_logps)
             for (request, k), seed, row_tokens, row_logps in zip(rows, seeds, tokens_B_T, logps_B_T, strict=True)
         ]
 
-    def _candidate(self, prompt_id: str, k: int, seed: int, tokens: list[int], logps: list[float]) -> Candidate:
-        """The row up to and with its first end of sequence: the batch went on until its last row ended."""
+    def _candidate(
+        self, request: SamplingRequest, k: int, seed: int, tokens: list[int], logps: list[float]
+    ) -> Candidate:
+        """The row up to and with its first end of sequence: the batch went on until its last row ended.
+
+        An answer that grew beyond a boundary of lengths is scored as the sequence that it became: its first tokens had
+        been drawn as parts of a shorter one.
+        """
         end = next((index for index, token in enumerate(tokens) if token in self._stop), None)
         length = len(tokens) if end is None else end + 1
-        return Candidate(prompt_id, k, tokens[:length], logps[:length], "length" if end is None else "stop", seed)
+        tokens, logps = tokens[:length], logps[:length]
+        before = len(request.token_ids)
+        if self._class(before) != self._class(before + length):
+            with torch.inference_mode():
+                logps = self._score_one(request.token_ids, tokens)
+        return Candidate(request.prompt_id, k, tokens, logps, "length" if end is None else "stop", seed)
+
+    def _class(self, tokens: int) -> int:
+        return length_class(tokens, self._boundaries)
 
 
 def _draw(logits_B_V: torch.Tensor, uniforms_B: torch.Tensor, config: SamplingConfig) -> torch.Tensor:

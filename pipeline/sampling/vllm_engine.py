@@ -17,7 +17,7 @@ import torch
 
 from pipeline.config import SamplingConfig
 from pipeline.errors import ConfigError, EngineError, RondoError, UnsupportedModelError
-from pipeline.model.policy import Precision, Shapes, is_tied, read_config, weight_shapes
+from pipeline.model.policy import SAMPLED_TIED, Precision, Shapes, choose_context, is_tied, read_config, weight_shapes
 from pipeline.sampling.base import (
     Candidate,
     FinishReason,
@@ -25,7 +25,6 @@ from pipeline.sampling.base import (
     SamplingRequest,
     check_lengths,
     check_sequences,
-    choose_context,
     finish,
     stop_tokens,
 )
@@ -327,7 +326,8 @@ def _start(arguments: dict[str, Any], threads: int) -> Any:
 
 def _untied_shapes(directory: Path) -> Shapes:
     """Names and shapes of the weights; tied embeddings are refused: a reload would silently mix two policies."""
-    if is_tied(read_config(directory)):
+    config = read_config(directory)
+    if is_tied(config) and config.get("model_type") not in SAMPLED_TIED:
         raise EngineError(
             f"the checkpoint {directory} has tied embeddings, which do not survive a reload: "
             "pass what policy.sampler_copy makes of it"

@@ -8,7 +8,8 @@ from numerics.tiny_models import BUILDERS, SHAPE, build, gradients, plain_logps,
 from transformers import BloomConfig, BloomForCausalLM, GraniteConfig, GraniteForCausalLM
 
 from pipeline.errors import DataError, PromptTooLongError, UnsupportedModelError
-from pipeline.model.logprobs import check_context, check_model, pack_sums, sequence_logps
+from pipeline.model.check import check_model
+from pipeline.model.logprobs import check_context, pack_sums, sequence_logps
 from pipeline.packing.attention import Row, lay_out, shared_prefix_attention
 from pipeline.packing.packing import TokenGroup, pack_groups
 

@@ -285,7 +285,7 @@ def test_reward_models_whose_weights_would_be_random(tmp_path: Path, heads: list
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_language_model_is_no_reward_model(tmp_path: Path, tied: bool) -> None:
     """Its own head is not used, unless it is one tensor with the embeddings; that of a classifier is missing."""
-    config = RewardModelJudge(kind="reward_model", path=str(tiny_llama(tmp_path, tied=tied)))
+    config = RewardModelConfig(kind="reward_model", path=str(tiny_llama(tmp_path, tied=tied)))
     with pytest.raises(JudgeError, match=r"lacks 'score.weight'.*its configuration names LlamaForCausalLM: give a cla"):
         make_judge(config)
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, DataError, PromptTooLongError
+from pipeline.model.policy import choose_context, max_context
 from pipeline.records import CANDIDATES
 from pipeline.sampling import Candidate, SamplingRequest, candidates_table, check_lengths
-from pipeline.sampling.base import choose_context, model_context, stop_tokens
+from pipeline.sampling.base import stop_tokens
 from support.tiny import tiny_llama, tiny_tokenizer
 
 
@@ -58,8 +59,8 @@ def test_the_context_is_the_models_own_or_less(tmp_path: Path) -> None:
     assert choose_context(directory, 16) == 16
     with pytest.raises(ConfigError, match=r"sampling\.context 33 is more than the model's own 32"):
         choose_context(directory, 33)
-    with pytest.raises(ConfigError, match="max_position_embeddings"):
-        model_context(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="there is no directory"):
+        max_context(tmp_path / "nowhere")
 
 
 def test_stop_tokens_are_those_of_generation_before_those_of_the_model(tmp_path: Path) -> None:
