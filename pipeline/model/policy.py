@@ -16,7 +16,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -24,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import ConfigError, UnsupportedModelError
 from pipeline.model.distributed import spread_like, whole, world_of
+from pipeline.model.generation import valid_generation_config
 from pipeline.model.model_config import caps_attention, context_limits
 from pipeline.model.weight_names import Files, WeightNames, open_tensors, weightless_like
 
@@ -72,6 +72,7 @@ def load_policy(
             dtype=getattr(torch, precision),
             # The fused kernels leave out a cap on attention scores.
             attn_implementation="eager" if caps_attention(config) else None,
+            generation_config=valid_generation_config(source, revision=revision),
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -114,24 +115,8 @@ def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dire
     """
     weights = None if world_of(model).size == 1 else _gathered(model)
     if world_of(model).leads:
-        _make_saveable(model)
         model.save_pretrained(directory, state_dict=weights)
         tokenizer.save_pretrained(directory)
-
-
-def _make_saveable(model: PreTrainedModel) -> None:
-    """Leave out sampling defaults that contradict each other, as transformers saves no such file.
-
-    What ends an answer stays.
-    """
-    own = model.generation_config
-    if own is None:
-        return
-    try:
-        own.validate(strict=True)
-    except ValueError:
-        kept = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        model.generation_config = GenerationConfig(**kept)
 
 
 def _gathered(model: PreTrainedModel) -> dict[str, torch.Tensor]:

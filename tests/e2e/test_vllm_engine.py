@@ -95,6 +95,16 @@ def test_an_engine_that_schedules_ahead(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.parametrize("kind", ["gemma2", "cohere", "granite", "longrope", "own head"])
+def test_types_of_models_that_keep_things_elsewhere(kind: str, tmp_path: Path) -> None:
+    """vLLM agrees with plain transformers, before and after new weights: see the script."""
+    tests = Path(__file__).parents[1]
+    script = [sys.executable, str(tests / "support" / "engine_of_type.py"), kind, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_what_an_engine_on_gpus_is_given(engine: Sampler, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU is here: vLLM knows all of the arguments, and finds room for weights, cache and a tenth."""
     from vllm.engine.arg_utils import EngineArgs

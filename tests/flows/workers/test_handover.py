@@ -52,6 +52,12 @@ def sampler(store: Store, tmp_path: Path) -> SamplerWorker:
     return SamplerWorker(root=store.root, run="r", recipe=recipe.model_dump(mode="json"), scratch=str(scratch))
 
 
+def test_an_engine_that_starts_apart_does_not_blame_other_weights(store: Store, sampler: SamplerWorker) -> None:
+    """It has just been given these weights: what differs is how it computes this type."""
+    with pytest.raises(WeightSyncError, match=r"has just started with these weights.*sampling\.engine to transformers"):
+        sampler.use(policy(store, 1, probed_seed=2))
+
+
 def test_new_weights_agree_with_their_probe(store: Store, sampler: SamplerWorker) -> None:
     for seed in (1, 2):
         drift = sampler.use(policy(store, seed))

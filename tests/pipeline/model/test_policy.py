@@ -3,11 +3,12 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from pipeline.errors import ConfigError, UnsupportedModelError
 from pipeline.model.policy import (
@@ -75,6 +76,55 @@ def test_the_copy_of_a_tied_checkpoint_has_a_head_of_its_own(tmp_path: Path, sha
     # The same products of the same numbers: equal to the bit.
     assert torch.equal(logits(copy), logits(tied))
     load_policy(copy, device="cpu")
+
+
+@pytest.mark.parametrize("shard_size", ["1GB", "20KB"])
+def test_the_copy_keeps_a_head_that_the_file_has_beside_the_flag(tmp_path: Path, shard_size: str) -> None:
+    """transformers takes a head of its own for what it is, whatever the flag says, and so must the sampler."""
+    directory = tiny_llama(tmp_path / "source", seed=5)
+    if shard_size != "1GB":
+        model = AutoModelForCausalLM.from_pretrained(directory)
+        (directory / "model.safetensors").unlink()
+        model.save_pretrained(directory, max_shard_size=shard_size)
+    right = logits(directory)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    copy = sampler_copy(directory, tmp_path / "scratch")
+    assert json.loads((copy / "config.json").read_text())["tie_word_embeddings"] is False
+    assert torch.equal(logits(copy), right)
+    model, tokenizer = load_policy(directory, device="cpu")
+    save_policy(model, tokenizer, tmp_path / "saved")
+    assert torch.equal(logits(sampler_copy(tmp_path / "saved", tmp_path / "scratch")), right)
+
+
+@pytest.mark.parametrize(
+    "defaults", [{"temperature": 0.9, "top_p": 0.6}, {"num_return_sequences": 3}, {"do_sample": True, "top_k": 7}]
+)
+def test_sampling_defaults_of_a_file_never_keep_it_from_being_saved(tmp_path: Path, defaults: dict[str, Any]) -> None:
+    directory = tiny_llama(tmp_path / "source")
+    ends = {"bos_token_id": 1, "eos_token_id": [2, 5], "pad_token_id": 0}
+    (directory / "generation_config.json").write_text(json.dumps({**ends, **defaults}))
+    model, tokenizer = load_policy(directory, device="cpu")
+    save_policy(model, tokenizer, tmp_path / "saved")
+    written = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert written.items() >= ends.items()
+    assert ("do_sample" in defaults) == ("top_k" in written)  # what is valid stays as it is
+    load_policy(tmp_path / "saved", device="cpu")
+
+
+def test_a_cap_on_attention_scores_is_kept_by_plain_attention_alone(tmp_path: Path) -> None:
+    shape = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+        "initializer_range": 0.2,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    Gemma2ForCausalLM(Gemma2Config(**shape, attn_logit_softcapping=1.0)).save_pretrained(tmp_path)
+    tiny_tokenizer(64).save_pretrained(tmp_path)
+    model, _ = load_policy(tmp_path, device="cpu")
+    eager = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    with torch.inference_mode():
+        assert torch.equal(model(input_ids=IDS_B_T).logits, eager(input_ids=IDS_B_T).logits)
 
 
 def test_a_second_copy_replaces_the_first(tmp_path: Path) -> None:
