@@ -14,7 +14,7 @@ import torch
 from numerics.tiny_models import SHAPE, VOCABULARY, plain_logps, token_groups
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline.config import LoraConfig
+from pipeline.config import LoraConfig, SamplingConfig
 from pipeline.errors import RondoError
 from pipeline.model.check import check_model
 from pipeline.model.logprobs import sequence_logps
@@ -128,7 +128,8 @@ def _synced(name: str, directory: Path, groups: Any) -> str:
     """What the sampler in plain transformers holds after it has taken the weights of a second policy in place."""
     for seed in (0, 1):
         _saved_and_loaded(name, directory / str(seed), seed=seed)
-    sampler = TransformersSampler(sampler_copy(directory / "0", directory / "copy"))
+    first = sampler_copy(directory / "0", directory / "copy")
+    sampler = TransformersSampler(first, SamplingConfig(engine="transformers"))
     sampler.load_weights(sampler_copy(directory / "1", directory / "copy"))
     pairs = [(group.prompt_token_ids, answer) for group in groups for answer in group.candidate_token_ids]
     scored = iter(sampler.score(pairs))
@@ -172,8 +173,9 @@ def _same(found: list[list[float]], expected: list[list[float]]) -> None:
 
 def _short(error: RondoError, directory: str) -> str:
     """The sentence without the remedy, and without what changes from one computation to the next."""
-    sentence = re.sub(r"\d[\d.e+-]* nats", "some nats", str(error).replace(directory, "").partition(": ")[0])
-    return " ".join(sentence.split()).replace("|", "/")
+    sentence = str(error).partition(": ")[0]
+    sentence = re.sub(rf" {re.escape(directory)}\S*", "", sentence)
+    return re.sub(r"\d[\d.e+-]* nats", "some nats", sentence).replace("|", "/")
 
 
 def main() -> None:
