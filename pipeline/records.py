@@ -48,7 +48,7 @@ CANDIDATES = _schema("candidates", [
     _PROMPT_ID,
     _CANDIDATE,
     _column("token_ids", pa.list_(pa.int32()), "the answer exactly as sampled, end-of-sequence token included"),
-    _column("text", pa.string(), "the answer decoded from token_ids, special tokens left out"),
+    _column("text", pa.string(), "what the answer adds to the decoded prompt, special tokens left out"),
     _column("logprobs", pa.list_(pa.float32()), "log-probability of each token under the sampling policy", unit="nats"),
     _column("finish_reason", pa.string(), "stop (end of sequence) or length (cut at max_tokens)"),
     _column("seed", pa.int64(), "seed of this candidate's random numbers"),

@@ -14,6 +14,7 @@ from flows.cli import control, inspect, join, judges, operate, plan, share, stor
 from flows.cli.options import Changes, Json, RecipePath, Root, RunAtRound, RunName, TakeOver
 from flows.errors import InterruptedRunError, WaitingForLabelsError
 from flows.host.progress import Display
+from flows.publish.style import Style
 from flows.registry.catalog import DEFAULT_ROOT, list_rounds, list_runs
 from flows.report import report as reports
 from flows.run import start as starting
@@ -139,10 +140,16 @@ def show(
 def export(
     source: RunAtRound,
     to: Annotated[Path, typer.Option(help="a new directory")],
+    style: Annotated[
+        Style, typer.Option(help="lists of messages, or texts, for models without a chat template")
+    ] = Style.messages,
+    truncated: Annotated[
+        bool, typer.Option("--truncated", help="keep completions cut at the limit, which end as if they were finished")
+    ] = False,
     root: Root = DEFAULT_ROOT,
 ) -> None:
-    """Write a round's preferences in the conversational prompt/chosen/rejected form that other trainers read."""
-    rows = queries.export(source, root, to)
+    """Write a round's preferences in the prompt/chosen/rejected form that other trainers read."""
+    rows = queries.export(source, root, to, style=style, truncated=truncated, say=typer.echo)
     typer.echo(f"{rows} preferences in {to}: datasets.load_dataset('{to}')")
 
 

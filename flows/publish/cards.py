@@ -96,7 +96,15 @@ or `vllm serve {repo}`.
 
 
 def dataset_card(
-    run: Run, round: int, kind: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], judge: str
+    run: Run,
+    round: int,
+    kind: str,
+    columns: Mapping[str, str],
+    rows: Sequence[Mapping[str, Any]],
+    judge: str,
+    *,
+    left_out: int = 0,
+    conversational: bool = True,
 ) -> str:
     """The card of a round's preferences.
 
@@ -104,6 +112,8 @@ def dataset_card(
         kind: "pair" or "ranking".
         columns: what each column is.
         judge: its name and version.
+        left_out: preferences without a row, because they rest on answers cut at the limit.
+        conversational: whether prompts and answers are lists of messages, rather than texts.
     """
     meta, recipe = RoundSummary.model_validate(run.rounds()[round].meta), run.header["recipe"]
     front = front_matter({
@@ -118,17 +128,21 @@ def dataset_card(
         told["answers in a ranking"] = f"{lengths[0]} to {lengths[-1]}" if len(lengths) > 1 else lengths[0]
     told |= {
         "prompts dropped": ", ".join(f"{count} {reason}" for reason, count in meta.dropped.items()) or "none",
+        **({"left out, for an answer was cut at the limit": left_out} if left_out else {}),
         "run": f"{run.name}, from recipe {recipe['name']}",
         "round": round,
         "policy that sampled": meta.reference,
         "judge": judge,
         "rule": recipe["preferences"]["rule"],
     }
+    form = (
+        f"{'Pairs' if kind == 'pair' else 'Rankings'} {'in the conversational form' if conversational else 'of texts'}"
+    )
     described = "\n".join(f"| `{name}` | {what} |" for name, what in columns.items())
     return f"""{front}
 # Preferences of run {escaped(run.name)}, round {round}
 
-{"Pairs" if kind == "pair" else "Rankings"} in the conversational form, written by rondo: answers that a policy gave to
+{form}, written by rondo: answers that a policy gave to
 prompts, put in order by a judge. The texts are as they were sampled, white space included.
 
 {facts(told)}
@@ -156,7 +170,7 @@ The best and the worst answer of each ranking, as a pair:
 ```python
 pairs = preferences.map(
     lambda row: {"chosen": row["completions"][0], "rejected": row["completions"][-1]},
-    remove_columns=["completions", "ranks", "scores"],
+    remove_columns=["completions", "ranks", "scores", "finish_reasons"],
 )
 ```
 """

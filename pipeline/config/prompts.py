@@ -17,15 +17,15 @@ MaxTokens = Annotated[
 ReferenceColumn = Annotated[
     str | None,
     Field(
-        description="column with the right answer, a text or a number, for judges that need one; after a point, a field "
-        "of it, as reward_model.ground_truth"
+        description="column with the right answer, a text or a number, for judges that need one; after a point, a "
+        "field of it, as reward_model.ground_truth"
     ),
 ]
 ReadSpecialTokens = Annotated[
     bool,
     Field(
-        description="whether special tokens that are spelled in prompts, such as <|im_end|>, are read as control tokens, "
-        "as texts with a template of their own need it; otherwise they are ordinary text"
+        description="whether special tokens that are spelled in prompts, such as <|im_end|>, are read as control "
+        "tokens, as texts with a template of their own need it; otherwise they are ordinary text"
     ),
 ]
 
@@ -45,7 +45,10 @@ class FilePrompts(Config):
 
     source: Literal["jsonl", "parquet"]
     path: str = Field(min_length=1, description="the file")
-    column: str = Field("prompt", description="column with a text, or a list of messages: role, content, and what else the chat template writes")
+    column: str = Field(
+        "prompt",
+        description="column with a text, or a list of messages: role, content, and what else the chat template writes",
+    )
     reference_column: ReferenceColumn = None
     max_tokens: MaxTokens = None
     read_special_tokens: ReadSpecialTokens = False
@@ -58,7 +61,10 @@ class DatasetPrompts(Config):
     name: str = Field(min_length=1, description="name on the data hub, or a local directory")
     subset: str | None = Field(None, description="configuration of the dataset, where it has several")
     split: str = Field("train", min_length=1, description="split to read, or a slice of it, such as train[:1000]")
-    column: str = Field("prompt", description="column with a text, or a list of messages: role, content, and what else the chat template writes")
+    column: str = Field(
+        "prompt",
+        description="column with a text, or a list of messages: role, content, and what else the chat template writes",
+    )
     reference_column: ReferenceColumn = None
     max_tokens: MaxTokens = None
     read_special_tokens: ReadSpecialTokens = False

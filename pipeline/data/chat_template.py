@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pipeline.data.conversations import Message, other_fields
+from pipeline.data.sources import Prompt
 from pipeline.data.special_tokens import Marked, Tokenizer, strings
 from pipeline.errors import DataError
 
@@ -28,6 +29,62 @@ def encode_conversation(
     rendered = _render(tokenizer, [marks.mark(message) for message in messages], of, add_generation_prompt)
     # The template writes the special tokens itself: adding them again would double the first.
     return marks.unmark(rendered), marks.encode(rendered, add_special_tokens=False)
+
+
+def check_judged(tokenizer: Tokenizer, prompts: Sequence[Prompt], *, of: str) -> None:
+    """Checks that a judge's chat template takes the prompts, each with an answer; one of each order of roles is tried.
+
+    Raises:
+        DataError: it refuses one, or there are conversations and it has no template; names the row.
+    """
+    seen = set()
+    for prompt in prompts:
+        text = isinstance(prompt.content, str)
+        messages = [{"role": "user", "content": prompt.content}] if isinstance(prompt.content, str) else prompt.content
+        shape = tuple((*message, message["role"], bool(message["content"])) for message in messages)
+        if shape in seen:
+            continue
+        seen.add(shape)
+        try:
+            if tokenizer.chat_template:
+                answered = [*messages, {"role": "assistant", "content": "An answer."}]
+                encode_conversation(tokenizer, answered, of=of, add_generation_prompt=False)
+            elif not text:
+                raise DataError(
+                    f"a conversation, and {of} has no chat template: add one to its tokenizer's directory, or, if the "
+                    "model reads plain text in the policy's own template, set judge.without_template"
+                )
+        except DataError as error:
+            raise DataError(f"{prompt.place}: {error}") from error
+
+
+def encode_joined(
+    tokenizer: Tokenizer,
+    prompt_text: str,
+    messages: Sequence[Message] | None,
+    answer: str,
+    *,
+    read_special_tokens: bool = False,
+) -> list[int]:
+    """Token ids of a prompt, as the policy reads it, and an answer that goes on from it, without a template.
+
+    Special tokens that the answer spells are ordinary text, and so are those that the prompt spells: of a conversation
+    those within its contents, for the rest is the policy's template.
+
+    Args:
+        messages: the conversation that the prompt's text was made from, if it was.
+        read_special_tokens: take those that the prompt spells for control tokens.
+    """
+    if read_special_tokens:
+        spelled = []
+    elif messages is None:
+        spelled = [prompt_text.removeprefix(tokenizer.bos_token or "")]
+    else:
+        spelled = strings(list(messages))
+    marks = Marked(tokenizer, answer, *spelled)
+    for text in sorted({text.strip() for text in spelled}, key=len, reverse=True):
+        prompt_text = prompt_text.replace(text, marks.mark(text)) if text else prompt_text
+    return marks.encode(prompt_text + marks.mark(answer), add_special_tokens=True)
 
 
 def check_used(tokenizer: Tokenizer, messages: Sequence[Message], text: str, *, of: str) -> None:
@@ -73,7 +130,7 @@ def _render(tokenizer: Tokenizer, messages: list[Message], of: str, add_generati
 
 
 def _first_refused(tokenizer: Tokenizer, messages: list[Message], add_generation_prompt: bool, words: str) -> int:
-    """The number of messages, from 1, with which a template first says these words; all, which it is known to refuse."""
+    """The number of messages, from 1, with which a template first says these words; all of them say it."""
     for count in range(1, len(messages)):
         try:
             _write(tokenizer, messages[:count], add_generation_prompt)

@@ -175,4 +175,3 @@ def _say_special_tokens(prompts: Sequence[Prompt], tokenizer: Tokenizer, read: b
         say(f"{what}: they are read as ordinary text (control tokens of them makes prompts.read_special_tokens)")
     else:
         say(f"{what}: they are read as control tokens, for this tokenizer cannot tell the two apart")
-

@@ -140,7 +140,7 @@ def _column(table: pa.Table, name: str, source: str) -> list[object]:
 
 def _python_values(column: pa.ChunkedArray, place: Callable[[int], str]) -> list[object]:
     try:
-        values: list[object] = column.to_pylist()
+        values: list[Any] = column.to_pylist()
     except UnicodeDecodeError:
         for row, scalar in enumerate(column, start=1):
             try:

@@ -1,4 +1,4 @@
-"""Datasets that ``save_to_disk`` wrote: their splits, with slices, and their configuration as the library records it."""
+"""Datasets that ``save_to_disk`` wrote: their splits and slices of them, and which configuration they are."""
 
 from typing import Any
 

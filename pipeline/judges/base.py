@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import JudgeConfig
+from pipeline.data.conversations import Message, messages_of
 from pipeline.errors import DataError, JudgeError
 from pipeline.records import JUDGMENTS, content_id, to_table
 
@@ -32,13 +33,17 @@ class JudgedCandidate:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeItem:
-    """A prompt with its candidates: text and tokens as the policy read them, the conversation where it is from one."""
+    """A prompt with its candidates: text and tokens as the policy read them, the conversation if it is from one.
+
+    ``read_special_tokens``: whether those that its text spells are control tokens for the policy.
+    """
 
     prompt_id: str
     prompt_text: str
-    messages: Sequence[Mapping[str, str]] | None = None
+    messages: Sequence[Message] | None = None
     prompt_token_ids: Sequence[int] | None = None
     reference_answer: str | None = None
+    read_special_tokens: bool = False
     candidates: Sequence[JudgedCandidate]
 
 
@@ -165,8 +170,11 @@ def require_references(judge: Judge, items: Sequence[JudgeItem]) -> None:
             )
 
 
-def judge_items(prompts: pa.Table, candidates: pa.Table) -> list[JudgeItem]:
+def judge_items(prompts: pa.Table, candidates: pa.Table, *, read_special_tokens: bool = False) -> list[JudgeItem]:
     """Joins prompts and candidates: one item for each prompt that has candidates, in the candidates' order.
+
+    Args:
+        read_special_tokens: as the recipe's prompts say.
 
     Raises:
         DataError: a candidate of a prompt that is not among the prompts.
@@ -190,9 +198,10 @@ def judge_items(prompts: pa.Table, candidates: pa.Table) -> list[JudgeItem]:
         JudgeItem(
             prompt_id=prompt_id,
             prompt_text=asked[prompt_id]["text"],
-            messages=asked[prompt_id]["messages"],
+            messages=messages_of(asked[prompt_id]["messages"]),
             prompt_token_ids=asked[prompt_id]["token_ids"],
             reference_answer=asked[prompt_id]["reference_answer"],
+            read_special_tokens=read_special_tokens,
             candidates=judged,
         )
         for prompt_id, judged in answers.items()

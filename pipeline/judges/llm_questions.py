@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import LlmJudge
+from pipeline.data.conversations import written_out
 from pipeline.judges.base import JudgedCandidate, JudgeItem
 from pipeline.judges.fences import last_block
 from pipeline.judges.llm_endpoint import Reply, TokenLogprobs
@@ -179,7 +180,7 @@ def _question(
 def _prompt(item: JudgeItem) -> str:
     if not item.messages:
         return item.prompt_text
-    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in item.messages)
+    return written_out(item.messages)
 
 
 def _mark(texts: Sequence[str]) -> str:

@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.config import RewardModelJudge
-from pipeline.errors import JudgeError
+from pipeline.data.chat_template import encode_conversation, encode_joined
+from pipeline.errors import DataError, JudgeError
 from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment, Verdict, judge_version, judgment_of
 
 MEAN_AND_LOG_STD = ("mean", "log_std")
@@ -137,13 +138,16 @@ class RewardModel:
 def encode(
     tokenizer: Any, item: JudgeItem, candidate: JudgedCandidate, *, without_template: bool, of: str
 ) -> list[int]:
-    """What a classifier reads of a prompt and an answer, as token ids.
+    """What a classifier reads of a prompt and an answer, as token ids; special tokens spelled in them stay text.
 
     Raises:
-        JudgeError: a conversation, and the tokenizer has no chat template; ``of`` says in words whose it is.
+        JudgeError: a conversation, and the tokenizer has no chat template, or one that refuses it; ``of`` says in
+            words whose it is.
     """
     if without_template or not (tokenizer.chat_template or item.messages):
-        return list(tokenizer(item.prompt_text + candidate.text).input_ids)
+        return encode_joined(
+            tokenizer, item.prompt_text, item.messages, candidate.text, read_special_tokens=item.read_special_tokens
+        )
     if not tokenizer.chat_template:
         raise JudgeError(
             f"{of} has no chat template, and prompt {item.prompt_id} is a conversation: add its template to the "
@@ -152,9 +156,10 @@ def encode(
         )
     prompt = item.messages or [{"role": "user", "content": item.prompt_text}]
     messages = [*prompt, {"role": "assistant", "content": candidate.text}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    # The template writes the special tokens itself: adding them again would double the first.
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
+    try:
+        return encode_conversation(tokenizer, messages, of=of, add_generation_prompt=False)[1]
+    except DataError as error:
+        raise JudgeError(f"prompt {item.prompt_id}: {error}") from error
 
 
 def _load(config: RewardModelJudge, device: str) -> tuple[Any, Any]:

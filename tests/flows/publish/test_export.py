@@ -12,6 +12,11 @@ from storage.errors import BackendError, DamagedFileError, NotCommittedError
 from storage.log.store import Store
 from support.finished_run import finished_run, small_recipe
 
+PAIR_COLUMNS = [
+    "prompt", "chosen", "rejected", "score_chosen", "score_rejected", "finish_reason_chosen", "finish_reason_rejected",
+    "prompt_id",
+]  # fmt: skip
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
@@ -31,7 +36,7 @@ def test_pairs_are_read_back_as_they_were_preferred(store: Store, target: Path, 
     run = finished_run(store, rounds=2)
     assert export_preferences(store, run, 2, target) == 3
     rows = read(target, tmp_path)
-    assert rows.column_names == ["prompt", "chosen", "rejected", "score_chosen", "score_rejected", "prompt_id"]
+    assert rows.column_names == PAIR_COLUMNS
     # Of four candidates with scores rising by index, the last is best and the first is worst.
     assert rows[1] == {
         "prompt": [{"role": "user", "content": "Tell me of t1."}],
@@ -39,6 +44,8 @@ def test_pairs_are_read_back_as_they_were_preferred(store: Store, target: Path, 
         "rejected": [{"role": "assistant", "content": " answer 0 to t1 in round 2"}],
         "score_chosen": pytest.approx(0.1 * 2 * 2 + 0.03),
         "score_rejected": pytest.approx(0.1 * 2 * 2),
+        "finish_reason_chosen": "stop",
+        "finish_reason_rejected": "stop",
         "prompt_id": "t1",
     }
 
@@ -74,7 +81,7 @@ def test_rankings_keep_their_order(store: Store, target: Path, tmp_path: Path) -
     recipe = small_recipe(preferences={"rule": "full_ranking"}, update={"objective": "plackett_luce"})
     assert export_preferences(store, finished_run(store, rounds=1, recipe=recipe), 1, target) == 3
     rows = read(target, tmp_path)
-    assert rows.column_names == ["prompt", "completions", "ranks", "scores", "prompt_id"]
+    assert rows.column_names == ["prompt", "completions", "ranks", "scores", "finish_reasons", "prompt_id"]
     assert rows[2]["ranks"] == [0, 1, 2, 3]
     assert [answer[0]["content"] for answer in rows[2]["completions"]] == [
         f" answer {index} to t2 in round 1" for index in (3, 2, 1, 0)
@@ -110,9 +117,7 @@ def test_the_card_says_what_it_is(store: Store, target: Path) -> None:
         "| rule | best&#95;vs&#95;worst |",
     ):
         assert line in text
-    assert {"prompt", "chosen", "rejected", "score_chosen", "score_rejected", "prompt_id"} == {
-        line.split("`")[1] for line in text.splitlines() if line.startswith("| `")
-    }
+    assert set(PAIR_COLUMNS) == {line.split("`")[1] for line in text.splitlines() if line.startswith("| `")}
 
 
 def test_an_empty_directory_is_taken(store: Store, target: Path) -> None:

@@ -18,14 +18,14 @@ def test_the_table_has_the_ids_as_sampled_and_their_text() -> None:
         Candidate("p", 0, [4, 9, 2], [-0.5, -1.0, -0.25], "stop", 2**47),
         Candidate("p", 1, [5, 5], [-1.5, -2.0], "length", 2**47 + 1),
     ]
-    table = candidates_table(candidates, tiny_tokenizer(), "abc")
+    table = candidates_table(candidates, {"p": [1, 7]}, tiny_tokenizer(), "abc")
     assert table.schema.equals(CANDIDATES, check_metadata=True)
     assert table.to_pylist() == [
         {
             "prompt_id": "p",
             "candidate": 0,
             "token_ids": [4, 9, 2],
-            "text": "w0 w5",
+            "text": " w0 w5",
             "logprobs": [-0.5, -1.0, -0.25],
             "finish_reason": "stop",
             "seed": 2**47,
@@ -35,7 +35,7 @@ def test_the_table_has_the_ids_as_sampled_and_their_text() -> None:
             "prompt_id": "p",
             "candidate": 1,
             "token_ids": [5, 5],
-            "text": "w1 w1",
+            "text": " w1 w1",
             "logprobs": [-1.5, -2.0],
             "finish_reason": "length",
             "seed": 2**47 + 1,
