@@ -83,6 +83,8 @@ def _object(line: bytes, number: int, path: str) -> Mapping[str, Any]:
         fields = from_json(line)
     except ValueError as error:  # also for lone surrogates, and for numbers and nesting beyond its limits
         reason = str(error).replace(" at line 1 column ", " at column ")
+        if "hex escape" in reason:
+            reason += ", perhaps half of a character, as \\ud83d alone is"
         raise ConfigError(f"line {number} of '{path}' is not JSON that can be read: {reason}") from error
     if not isinstance(fields, dict):
         raise ConfigError(f"line {number} of '{path}' holds {line[:80]!r}: give one JSON object a line")

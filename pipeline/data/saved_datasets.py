@@ -18,7 +18,10 @@ def open_saved(directory: str, subset: str | None, split: str) -> Dataset:
     """
     import datasets
 
-    saved = datasets.load_from_disk(directory)
+    try:
+        saved = datasets.load_from_disk(directory)
+    except IndexError as error:  # what the library makes of a split without a file
+        raise ConfigError(f"the dataset '{directory}', or a split of it: there is no row in it") from error
     splits = dict(saved) if isinstance(saved, datasets.DatasetDict) else {_split_name(saved): saved}
     for part in splits.values():
         if subset is not None and part.info.config_name != subset:

@@ -2,7 +2,7 @@
 
 A tokenizer takes ``<|im_end|>`` for the control token wherever it stands. Here a twin of the tokenizer knows its
 special tokens by names that nobody can spell; those of the chat template are renamed to them, and those of the content
-are not. Everything else about the twin is the same, so that it gives the same ids. See `Marked` for how the two are told apart.
+are not. Everything else about the twin is the same, so that it gives the same ids. `Marked` tells the two apart.
 """
 
 import json
