@@ -153,10 +153,12 @@ def _rows(store: Store, run: Run, round: int, style: Style, truncated: bool) -> 
 
 
 def _pair(preference: _Ranked) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, answer, score in zip(("chosen", "rejected"), preference.answers, preference.scores, strict=True):
-        found |= {name: answer.value, f"score_{name}": score, f"finish_reason_{name}": answer.finish_reason}
-    return found
+    sides = list(zip(("chosen", "rejected"), preference.answers, preference.scores, strict=True))
+    return {
+        **{name: answer.value for name, answer, _ in sides},
+        **{f"score_{name}": score for name, _, score in sides},
+        **{f"finish_reason_{name}": answer.finish_reason for name, answer, _ in sides},
+    }
 
 
 def _ranking(preference: _Ranked) -> dict[str, Any]:
