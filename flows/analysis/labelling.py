@@ -4,13 +4,14 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
-from flows.registry.catalog import existing_store
+from flows.registry.catalog import existing_store, parse_source
 from flows.registry.label_questions import questions_of
 from flows.registry.resume import recipe_of
-from pipeline.errors import ConfigError
 from pipeline.judges import JudgedCandidate
-from pipeline.judges.human_labels import ANSWERED, Question, digest
-from storage.tables.labels import Labels
+from pipeline.judges.support.human_labels import ANSWERED, Question, digest
+from storage.errors import NotCommittedError
+from storage.log.run import Run
+from storage.tables.shared_values import Labels
 
 Choice = Literal["a", "b", "tie", "skip"]
 
@@ -27,11 +28,10 @@ class Labelling:
     """
 
     def __init__(self, source: str, labeller: str, seed: int, root: str) -> None:
-        name, at, text = source.rpartition("@")
-        if not at or not text.isdecimal():
-            raise ConfigError(f"'{source}' is not RUN@ROUND: give a run and one of its rounds, such as demo@3")
+        name, number = parse_source(source)
         store = existing_store(root)
-        self._run, self._round = store.run(name), int(text)
+        self._run = store.run(name)
+        self._round = _newest_round(self._run) if number is None else number
         self._labels, self._labeller, self._seed = Labels(store), labeller, seed
         asked = questions_of(store, self._run, self._round, recipe_of(self._run))
         answers = [choice for choice in self._labels.newest() if choice["choice"] in ANSWERED]
@@ -73,3 +73,11 @@ class Labelling:
                 "candidates": [answer.index for answer in shown],
             },
         )
+
+
+def _newest_round(run: Run) -> int:
+    """Choose the round that is at work, which may wait for labels, or else the newest finished one."""
+    rounds = [*sorted({entry.round for entry in run.unfinished()}), *reversed(run.finished)]
+    if not rounds:
+        raise NotCommittedError(f"run '{run.name}' has no round yet: there is nothing to label")
+    return rounds[0]

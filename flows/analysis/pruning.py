@@ -1,15 +1,19 @@
 """Which rounds keep their weights, how long a stray file is left alone: what the store's own commands need to know."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 
 from flows.registry.catalog import existing_store
+from flows.registry.checkpoints import base_of, is_adapter
 from flows.registry.resume import recipe_of
+from flows.registry.resume_check import WEIGHT_STAGES, sampling_rounds, staleness_of
 from flows.registry.round_summary import RoundSummary, summaries
-from pipeline.config import ImplicitJudge
 from pipeline.errors import ConfigError
+from pipeline.judges.implicit import ImplicitConfig
+from storage.log.manifest import Entry
 from storage.log.run import Run
+from storage.log.store import Store
 from storage.retention import prune as pruning
 from storage.retention import sweep as sweeping
 from storage.retention.prune import Pruning
@@ -30,10 +34,29 @@ def prune(name: str, root: str, *, last: int | None, every: int | None, best: Se
     run = store.run(name)
     if last is None and every is None and not best:
         raise ConfigError("say what to keep: --keep-last N, --keep-every M, --keep-best METRIC, or several of them")
-    there = set(pruning.rounds_with_weights(run))
+    there = set(rounds_with_weights(run))
     rounds = [summary for summary in summaries(run.rounds()) if summary.round in there]
     keep = rounds_to_keep(rounds, last, every, best) | _judging(run)
-    return pruning.plan_pruning(store, run, keep) if dry_run else pruning.prune(store, run, keep)
+    return plan(store, run, keep) if dry_run else prune_to(store, run, keep)
+
+
+def rounds_with_weights(run: Run) -> list[int]:
+    """The finished rounds whose weights are there."""
+    return pruning.rounds_with(run, "checkpoint")
+
+
+def plan(store: Store, run: Run, keep: Collection[int]) -> Pruning:
+    """What would go if the weights of these rounds, and those that are always kept, stayed."""
+    return pruning.plan_pruning(store, run, _unneeded(run, keep))
+
+
+def prune_to(store: Store, run: Run, keep: Collection[int]) -> Pruning:
+    """Remove what :func:`plan` says; the tables stay.
+
+    Raises:
+        RunBusyError: another process writes to the run.
+    """
+    return pruning.prune(store, run, lambda run: _unneeded(run, keep))
 
 
 def rounds_to_keep(
@@ -72,9 +95,31 @@ def parse_grace(text: str) -> timedelta:
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
+def _unneeded(run: Run, keep: Collection[int]) -> list[Entry]:
+    """The commits of weights and of optimizer states that no round to come reads.
+
+    Tables stay. So do the weights of round 0 (the KL to the initial policy, adapters and forks need them) and of the
+    newest finished round (the next one starts from them). Of a round that stays, so does the policy that samples the
+    one after it, which with staleness is an earlier one: without the optimizer's state and the average, which nobody
+    would read. An adapter that stays keeps the whole checkpoint that it changes.
+    """
+    finished = run.finished
+    whole, staleness = {*keep, *finished[:1], *finished[-1:]}, staleness_of(run)
+    sampling = {number for after in whole for number in sampling_rounds(after, staleness)}
+
+    def stays(entry: Entry) -> bool:
+        samples = entry.round in sampling and entry.key is not None and entry.key.stage == "checkpoint"
+        return entry.round in whole or entry.round not in finished or samples
+
+    entries = [entry for stage in sorted(WEIGHT_STAGES) for entry in run.entries(stage=stage)]
+    adapters = {entry.round for entry in entries if stays(entry) and is_adapter(entry.files)}
+    bases = {file.path for number in adapters for file in base_of(run, number)}
+    return [entry for entry in entries if not stays(entry) and not bases & {file.path for file in entry.files}]
+
+
 def _judging(run: Run) -> set[int]:
     """The rounds whose policies judge the next one."""
-    judges = [judge for judge in recipe_of(run).judges if isinstance(judge, ImplicitJudge)]
+    judges = [judge for judge in recipe_of(run).judges if isinstance(judge, ImplicitConfig)]
     return {number for judge in judges for number in judge.rounds(len(run.finished))}
 
 

@@ -2,35 +2,25 @@
 
 import math
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from flows.analysis import round_tables, run_queries
 from flows.publish.style import Style
 from flows.registry.catalog import existing_store, run_at_round
 from storage.log.run import Run
-from storage.queries import round_query, run_query
+from storage.log.store import Store
 from storage.queries.sql import select
 
 Rows = list[dict[str, Any]]
 
 
-class Table(StrEnum):
-    """The tables of a round that ``rondo show`` knows."""
-
-    candidates = "candidates"
-    judgments = "judgments"
-    preferences = "preferences"
-    replayed = "replayed"
-    eval_candidates = "eval_candidates"
-    eval_judgments = "eval_judgments"
-
-
 def show(
-    source: str,
-    root: str,
+    store: Store,
+    run: Run,
+    number: int,
     *,
     table: str,
     prompt: str | None,
@@ -39,12 +29,10 @@ def show(
     columns: Sequence[str] | None,
 ) -> list[dict[str, Any]]:
     """Rows of a round's table, joined with what one wants to read beside them; all columns, or these."""
-    store = existing_store(root)
-    existing, number = run_at_round(store, source)
     # A round's own candidates have one judge; the held-out ones have several, and this one's scores are the reward.
-    judge = existing.rounds()[number].meta["judge"] if table.startswith("eval_") else None
-    found = round_query.query(
-        store, existing, number, table=table, where=where, prompt=prompt, limit=limit, judge=judge, columns=columns
+    judge = run.rounds()[number].meta["judge"] if table.startswith("eval_") else None
+    found = round_tables.query(
+        store, run, number, table=table, where=where, prompt=prompt, limit=limit, judge=judge, columns=columns
     )
     rows: list[dict[str, Any]] = found.to_pylist()
     return rows
@@ -69,27 +57,27 @@ def history(name: str, root: str, prompt: str) -> tuple[dict[str, Any], Rows]:
     """A prompt, and every answer to it in each round."""
     store = existing_store(root)
     run = store.run(name)
-    return run_query.find_prompt(store, run, prompt), _rows(run_query.history(store, run, prompt, _judges(run)))
+    return run_queries.find_prompt(store, run, prompt), _rows(run_queries.history(store, run, prompt, _judges(run)))
 
 
 def scores(name: str, root: str, *, training: bool) -> Rows:
     """The distribution of the scores of each round."""
     store = existing_store(root)
     run = store.run(name)
-    return _rows(run_query.scores(store, run, _judges(run), held_out=not training))
+    return _rows(run_queries.scores(store, run, _judges(run), held_out=not training))
 
 
 def margins(name: str, root: str, limit: int) -> Rows:
     """The preferences with the largest and those with the smallest margins, of all rounds."""
     store = existing_store(root)
-    return _rows(run_query.margins(store, store.run(name), limit))
+    return _rows(run_queries.margins(store, store.run(name), limit))
 
 
 def repeats(name: str, root: str, limit: int, *, training: bool, same_tokens: bool) -> Rows:
     """The answers that several rounds gave."""
     store = existing_store(root)
     same = "token_ids" if same_tokens else "text"
-    return _rows(run_query.repeats(store, store.run(name), limit, held_out=not training, same=same))
+    return _rows(run_queries.repeats(store, store.run(name), limit, held_out=not training, same=same))
 
 
 def diff(before: str, after: str, root: str, *, training: bool) -> Rows:
@@ -97,11 +85,11 @@ def diff(before: str, after: str, root: str, *, training: bool) -> Rows:
     store = existing_store(root)
     sides = run_at_round(store, before), run_at_round(store, after)
     judges = _judges(sides[0][0]), _judges(sides[1][0])
-    return _rows(run_query.diff(store, *sides, judges, held_out=not training))
+    return _rows(run_queries.diff(store, *sides, judges, held_out=not training))
 
 
 def _judges(run: Run) -> dict[int, str]:
-    """The judge that training hears, in each round: a fork may have another one than its parent."""
+    """The training judge of each round: a fork may have another one than its parent."""
     return {entry.round: entry.meta["judge"] for entry in run.rounds()}
 
 

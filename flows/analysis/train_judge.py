@@ -12,13 +12,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from flows.host.new_directory import check_new, new_directory
-from flows.registry.catalog import existing_store
+from flows.registry.catalog import NEWEST, existing_store
 from flows.registry.checkpoints import local_policy
 from flows.report.judge_report import judge_report
-from pipeline.config.reward_training import RewardTrainingConfig
 from pipeline.errors import ConfigError
 from pipeline.model.devices import check_device
 from pipeline.reward_model.calibration import Calibration
+from pipeline.reward_model.config import RewardTrainingConfig
 from pipeline.reward_model.data import RatedAnswer, RewardPair, held_out_prompts, rated_answers, reward_pairs
 from storage.log.manifest import FileRef
 from storage.log.run import Run
@@ -122,6 +122,8 @@ def parse_source(store: Store, source: str) -> Source:
         raise ConfigError(f"run '{name}' has no finished round with preferences yet: 'rondo resume {name}' goes on")
     if not at:
         return Source(run, trained)
+    if text == NEWEST:
+        return Source(run, trained[-1:])
     if not _ROUNDS.fullmatch(text):
         raise ConfigError(f"'{source}' is not RUN@ROUNDS: give rounds such as {name}@3, {name}@1-4 or {name}@1,3-5")
     rounds: list[int] = []

@@ -15,12 +15,10 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-import flows.prefect_api.settings  # noqa: F401  before Prefect
 from flows.errors import ServerError
 from flows.prefect_api import server_record
 from storage.errors import StoreError
 from storage.log.store import Store
-from storage.verify.probe import check_root
 
 Verdict = Literal["ok", "note", "missing"]
 GIB = 2**30
@@ -132,7 +130,7 @@ def _root(root: str) -> Finding:
     """A local root that is not there yet is looked for in its parent, so that looking does not create it."""
     where = _nearest(root)
     try:
-        check_root(Store.open(where))
+        Store.open(where).check_root()
     except StoreError as error:
         return Finding("root", "missing", str(error), "give another --root, or mend its permissions")
     return Finding("root", "ok", f"{where} is written to, and refuses to overwrite")

@@ -1,27 +1,107 @@
-"""The commands that look into a run's data over all its rounds: sql, history, scores, margins, repeats, diff."""
+"""The commands that look into runs: which there are, their rounds, the tables of a round, and questions over all."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from statistics import fmean
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from flows.analysis import queries
 from flows.cli import tables
-from flows.cli.options import Json, Root, RunName
+from flows.cli.options import Commands, Format, Output, Root, RunAtRound, RunName
+from flows.host.imports import spare_pandas
 from flows.host.text import visible
-from flows.registry.catalog import DEFAULT_ROOT
+from flows.registry import DEFAULT_ROOT
 
-app = typer.Typer()
+if TYPE_CHECKING:
+    from flows.registry.round_summary import RoundSummary
+
+app = Commands("Look into runs")
 
 Training = Annotated[
-    bool, typer.Option("--training", help="the answers sampled for training, in place of those to held-out prompts")
+    bool,
+    typer.Option("--training", help="take the completions sampled for training, in place of those to held-out prompts"),
 ]
 Limit = Annotated[int, typer.Option(min=1, help="most rows")]
 _MOST_ROWS = 200
 _BARS = " ▁▂▃▄▅▆▇█"
+
+
+class Table(StrEnum):
+    """The tables of a round that people look into; completions are called candidates in the store."""
+
+    completions = "completions"
+    judgments = "judgments"
+    preferences = "preferences"
+    replayed = "replayed"
+    eval_completions = "eval_completions"
+    eval_judgments = "eval_judgments"
+    candidates = "candidates"
+    eval_candidates = "eval_candidates"
+
+
+@app.command()
+def runs(root: Root = DEFAULT_ROOT, format: Output = Format.table) -> None:
+    """List the runs: recipe, rounds done, last reward, state."""
+    from flows.registry.catalog import list_runs
+
+    tables.print_rows(list_runs(root), title=f"Runs in {root}", format=format, empty="no runs yet: rondo run RECIPE")
+
+
+@app.command("rounds")
+def rounds_(run: RunName, root: Root = DEFAULT_ROOT, format: Output = Format.table) -> None:
+    """Show a run's rounds, one row each."""
+    from flows.registry.catalog import list_rounds
+
+    print_rounds(run, list_rounds(run, root), format)
+
+
+@app.command()
+def show(
+    source: RunAtRound,
+    table: Annotated[Table, typer.Option(help="which table; those with eval_ are of the held-out prompts")] = (
+        Table.completions
+    ),
+    prompt: Annotated[str | None, typer.Option(help="only this prompt: its id, or the beginning of it")] = None,
+    limit: Limit = 10,
+    where: Annotated[
+        str | None, typer.Option(help="an SQL condition, such as \"score > 0.5 and finish_reason = 'length'\"")
+    ] = None,
+    root: Root = DEFAULT_ROOT,
+    format: Output = Format.table,
+) -> None:
+    """Look into a round: its completions, judgments and preferences, and the held-out ones of its evaluation."""
+    spare_pandas()
+    from flows.analysis import queries
+    from flows.registry.catalog import TABLE_ALIASES, existing_store, run_at_round
+
+    store, stage = existing_store(root), TABLE_ALIASES.get(table.value, table.value)
+    run, number = run_at_round(store, source)
+    columns = tables.readable_columns(stage) if format.is_for_people else None
+    rows = queries.show(store, run, number, table=stage, prompt=prompt, limit=limit, where=where, columns=columns)
+    if columns is not None:
+        rows = [tables.shortened({name: row.get(name) for name in columns}) for row in rows]
+    tables.print_rows(rows, title=f"{table.value} of {run.name}@{number}", format=format, empty="no row fits")
+
+
+@app.command()
+def path(
+    source: RunAtRound,
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="completions, judgments, preferences, prompts, ...")],
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Print the committed files of a round's table, one per line, for DuckDB, polars or datasets.
+
+    They are paths, or URIs if the runs lie in a bucket. A glob over the directory would also find files that a killed
+    process left behind.
+    """
+    from flows.registry.catalog import committed_files, existing_store, location, run_at_round
+
+    store = existing_store(root)
+    for file in committed_files(*run_at_round(store, source), table):
+        typer.echo(location(store, file))
 
 
 @app.command()
@@ -34,16 +114,17 @@ def sql(
         ),
     ],
     root: Root = DEFAULT_ROOT,
-    json: Json = False,
+    format: Output = Format.table,
 ) -> None:
     """Ask in SQL (DuckDB's): tables of all rounds, each with a column 'round', and 'rounds' with their metrics."""
+    spare_pandas()
+    from flows.analysis import queries
+
     rows = queries.sql(run, root, statement)
-    if json:
-        tables.print_json(rows)
-        return
-    tables.print_rows(rows[:_MOST_ROWS], title=run, as_json=False, empty="no row fits")
-    if len(rows) > _MOST_ROWS:
-        typer.echo(f"{len(rows) - _MOST_ROWS} more rows: add LIMIT, or --json for all of them")
+    shown = rows[:_MOST_ROWS] if format is Format.table else rows
+    tables.print_rows(shown, title=run, format=format, empty="no row fits")
+    if len(rows) > len(shown):
+        typer.echo(f"{len(rows) - len(shown)} more rows: add LIMIT, or --format json for all of them")
 
 
 @app.command()
@@ -51,14 +132,15 @@ def history(
     run: RunName,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="id of a prompt, or the beginning of it")],
     root: Root = DEFAULT_ROOT,
-    json: Json = False,
+    format: Output = Format.table,
 ) -> None:
-    """Show every answer to a prompt, round after round, with its score, and which were preferred."""
+    """Show every completion of a prompt, round after round, with its score, and which were preferred."""
+    spare_pandas()
+    from flows.analysis import queries
+
     asked, rows = queries.history(run, root, prompt)
-    if json:
-        tables.print_json({**asked, "answers": rows})
-        return
-    Console().print(visible(asked["text"]), markup=False, highlight=False, soft_wrap=True)
+    if format.is_for_people:
+        Console().print(visible(asked["text"]), markup=False, highlight=False, soft_wrap=True)
     shown = [
         {
             "round": row["round"], "sampled": "held out" if row["held_out"] else "training",
@@ -67,53 +149,55 @@ def history(
         }
         for row in rows
     ]  # fmt: skip
-    tables.print_rows(shown, title=f"Answers of {run} to {asked['prompt_id']}", as_json=False, empty="no answer yet")
+    tables.print_rows(
+        shown, title=f"Completions of {asked['prompt_id']} by {run}", empty="no completion yet", format=format,
+        records=rows, document={**asked, "answers": rows},
+    )  # fmt: skip
 
 
 @app.command()
-def scores(run: RunName, training: Training = False, root: Root = DEFAULT_ROOT, json: Json = False) -> None:
+def scores(run: RunName, training: Training = False, root: Root = DEFAULT_ROOT, format: Output = Format.table) -> None:
     """Show how the scores of each round are distributed."""
+    spare_pandas()
+    from flows.analysis import queries
+
     rows = queries.scores(run, root, training=training)
-    if json:
-        tables.print_json(rows)
-        return
     names = ["round", "judged", "mean", "p05", "median", "p95"]
     names[2:2] = ["without_score"] if any(row["without_score"] for row in rows) else []
     shown = [{**{name: row[name] for name in names}, "histogram": _bars(row["histogram"])} for row in rows]
-    tables.print_rows(shown, title=f"Scores of {run}", as_json=False, empty="nothing was judged yet")
-    if rows and rows[0]["low"] is not None:
+    tables.print_rows(shown, title=f"Scores of {run}", format=format, empty="nothing was judged yet", records=rows)
+    if format.is_for_people and rows and rows[0]["low"] is not None:
         typer.echo(f"histograms from {rows[0]['low']:.4g} to {rows[0]['high']:.4g}")
 
 
 @app.command()
-def margins(run: RunName, limit: Limit = 5, root: Root = DEFAULT_ROOT, json: Json = False) -> None:
+def margins(run: RunName, limit: Limit = 5, root: Root = DEFAULT_ROOT, format: Output = Format.table) -> None:
     """Show the preferences with the largest and with the smallest margins of all rounds."""
+    spare_pandas()
+    from flows.analysis import queries
+
     rows = queries.margins(run, root, limit)
-    if json:
-        tables.print_json(rows)
-        return
-    shown = [_without({**row, "prompt_id": row["prompt_id"][:8]}, "kind") for row in rows]
-    tables.print_rows(shown, title=f"Margins of {run}", as_json=False, empty="no preference yet")
+    shown = [tables.shortened(row, "kind") for row in rows]
+    tables.print_rows(shown, title=f"Margins of {run}", format=format, empty="no preference yet", records=rows)
 
 
 @app.command()
 def repeats(
     run: RunName,
     training: Training = False,
-    same_tokens: Annotated[
-        bool, typer.Option("--same-tokens", help="the same token ids, in place of the same text")
-    ] = False,
+    same_tokens: Annotated[bool, typer.Option("--same-tokens", help="compare token ids, in place of the text")] = False,
     limit: Limit = 10,
     root: Root = DEFAULT_ROOT,
-    json: Json = False,
+    format: Output = Format.table,
 ) -> None:
-    """Show the answers that several rounds gave: a policy that repeats itself."""
+    """Show the completions that several rounds gave: a policy that repeats itself."""
+    spare_pandas()
+    from flows.analysis import queries
+
     rows = queries.repeats(run, root, limit, training=training, same_tokens=same_tokens)
-    if json:
-        tables.print_json(rows)
-        return
     shown = [{**row, "rounds": " ".join(map(str, row["rounds"]))} for row in rows]
-    tables.print_rows(shown, title=f"Repeated by {run}", as_json=False, empty="no two rounds gave the same answer")
+    empty = "no two rounds gave the same completion"
+    tables.print_rows(shown, title=f"Repeated by {run}", format=format, empty=empty, records=rows)
 
 
 @app.command()
@@ -123,17 +207,47 @@ def diff(
     training: Training = False,
     limit: Limit = 10,
     root: Root = DEFAULT_ROOT,
-    json: Json = False,
+    format: Output = Format.table,
 ) -> None:
-    """Show what changed between two rounds for each prompt: scores, best answers, preferences; the largest first."""
+    """Show what changed between two rounds for each prompt: scores, best completions, preferences; largest first."""
+    spare_pandas()
+    from flows.analysis import queries
+
     rows = queries.diff(before, after, root, training=training)
-    if json:
-        tables.print_json(rows)
+    shown = [tables.shortened(row, *(() if training else ("preference",))) for row in rows[:limit]]
+    empty = "neither round has completions"
+    tables.print_rows(shown, title=f"{before} to {after}", format=format, empty=empty, records=rows)
+    if format.is_for_people:
+        typer.echo(_summary(rows))
+
+
+@app.command()
+def recipes(format: Output = Format.table) -> None:
+    """List the recipes that rondo brings along: 'rondo run NAME' runs one."""
+    from flows.registry.shipped_recipes import described_recipes
+
+    rows = described_recipes()
+    shown = [{"recipe": row["recipe"], "description": row["description"]} for row in rows]
+    tables.print_rows(shown, title="Recipes", format=format, empty="none", records=rows)
+
+
+def print_rounds(run: str, rounds: Sequence["RoundSummary"], format: Format = Format.table) -> None:
+    """Print one row a round, with its alarms below."""
+    from flows.registry.round_summary import row_of
+
+    tables.print_rows(
+        list(map(row_of, rounds)), title=f"Run {run}", format=format, empty="no round is finished yet",
+        records=[summary.model_dump(mode="json") for summary in rounds],
+    )  # fmt: skip
+    if not format.is_for_people:
         return
-    hidden = () if training else ("preference",)
-    shown = [_without({**row, "prompt_id": row["prompt_id"][:8]}, *hidden) for row in rows[:limit]]
-    tables.print_rows(shown, title=f"{before} to {after}", as_json=False, empty="neither round has answers")
-    typer.echo(_summary(rows))
+    console = Console()
+    judges = list(dict.fromkeys(summary.judge for summary in rounds))
+    if len(judges) > 1:
+        console.print(f"rewards do not compare across judges: {', then '.join(judges)}", markup=False, style="yellow")
+    for summary in rounds:
+        for alarm in summary.alarms:
+            console.print(f"alarm in round {summary.round}: {alarm}", markup=False, style="yellow")
 
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -151,7 +265,3 @@ def _bars(counts: Sequence[int]) -> str:
     """A histogram in one line, as high as the largest count; what is not zero is seen."""
     highest = max(counts, default=0) or 1
     return "".join(_BARS[-(-count * (len(_BARS) - 1) // highest)] for count in counts)
-
-
-def _without(row: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in names}

@@ -2,26 +2,25 @@
 
 import getpass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from flows.analysis.labelling import Choice, Labelling
-from flows.analysis.train_judge import REPORT, TrainedJudge, train_judge, training_settings
 from flows.cli import tables
-from flows.cli.options import Json, Root, RunAtRound
+from flows.cli.options import Commands, Format, Output, Root, RunAtRound
 from flows.host.text import visible
-from flows.registry.catalog import DEFAULT_ROOT
-from flows.report.judge_report import bin_rows, facts
-from pipeline.config.reward_training import RewardObjective
+from flows.registry import DEFAULT_ROOT
 
-app = typer.Typer()
+if TYPE_CHECKING:
+    from flows.analysis.labelling import Choice
+    from flows.analysis.train_judge import TrainedJudge
 
-_CHOICES: dict[str, Choice] = {"a": "a", "b": "b", "tie": "tie", "t": "tie", "skip": "skip", "s": "skip"}
+app = Commands("Judges and labels")
+
+_CHOICES: dict[str, "Choice"] = {"a": "a", "b": "b", "tie": "tie", "t": "tie", "skip": "skip", "s": "skip"}
 
 
 @app.command("train-judge")
@@ -30,7 +29,9 @@ def train_judge_(
         list[str], typer.Argument(metavar="RUN[@ROUNDS]...", help="whose preferences: demo, demo@3, demo@1-4 other@2,5")
     ],
     to: Annotated[Path, typer.Option(help="a new directory")],
-    objective: Annotated[RewardObjective, typer.Option(help="the loss")] = "bradley_terry",
+    objective: Annotated[
+        str, typer.Option(help="the loss; a name that does not exist is answered with those that do")
+    ] = "bradley_terry",
     base: Annotated[
         str | None,
         typer.Option(metavar="DIR_OR_ID", help="what to start from; the initial policy of the first run by default"),
@@ -45,12 +46,17 @@ def train_judge_(
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="threads on a CPU")] = 1,
     without_template: Annotated[
-        bool, typer.Option("--without-template", help="join prompt and answer as they are, in place of a chat template")
+        bool,
+        typer.Option("--without-template", help="join prompt and completion as they are, in place of a chat template"),
     ] = False,
     root: Root = DEFAULT_ROOT,
-    json: Json = False,
+    format: Output = Format.table,
 ) -> None:
     """Fit a reward model to the preferences of rounds; measure it on prompts that it never saw."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from flows.analysis.train_judge import train_judge, training_settings
+
     config = training_settings(
         objective=objective, epochs=epochs, regression_epochs=regression_epochs, learning_rate=learning_rate,
         weight_decay=weight_decay, batch_size=batch_size, held_out=held_out, seed=seed, device=device, threads=threads,
@@ -65,16 +71,19 @@ def train_judge_(
             progress.update(task, completed=step, total=steps, loss=f"{loss:.4f}")
 
         trained = train_judge(sources, to, base, config, root, on_step)
-    if json:
-        tables.print_json(trained.record)
+    _print_trained(trained, format)
+
+
+def _print_trained(trained: "TrainedJudge", format: Format) -> None:
+    from flows.analysis.train_judge import REPORT
+    from flows.report.judge_report import bin_rows, facts
+
+    rows = [{"metric": name, "value": value} for name, value in facts(trained.record).items()]
+    title = f"Reward model {trained.directory.name}"
+    tables.print_rows(rows, title=title, format=format, document=trained.record)
+    if not format.is_for_people:
         return
-    _print_trained(trained)
-
-
-def _print_trained(trained: TrainedJudge) -> None:
-    rows = [{"": name, "value": value} for name, value in facts(trained.record).items()]
-    tables.print_rows(rows, title=f"Reward model {trained.directory.name}", as_json=False, empty="")
-    tables.print_rows(bin_rows(trained.calibration), title="Reliability", as_json=False, empty="")
+    tables.print_rows(bin_rows(trained.calibration), title="Reliability", format=format)
     if not trained.calibration.above_chance:
         Console(stderr=True).print(
             "it does no better than a coin on held-out pairs: raise --learning-rate (1e-3 for a model of a million "
@@ -89,12 +98,14 @@ def _print_trained(trained: TrainedJudge) -> None:
 @app.command()
 def label(
     source: RunAtRound,
-    labeller: Annotated[str | None, typer.Option(help="name of who labels; the user's where none is given")] = None,
+    labeller: Annotated[str | None, typer.Option(help="name of who labels; the user's if empty")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="most questions to ask")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="of which answer stands first")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of which completion stands first")] = 0,
     root: Root = DEFAULT_ROOT,
 ) -> None:
-    """Ask a person which of two answers is better. Each choice is kept at once; nothing is asked twice."""
+    """Ask a person which of two completions is better. Each choice is kept at once; nothing is asked twice."""
+    from flows.analysis.labelling import Labelling
+
     labelling = Labelling(source, labeller or getpass.getuser(), seed, root)
     questions = labelling.questions[:count]
     console = Console()

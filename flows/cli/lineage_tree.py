@@ -1,4 +1,4 @@
-"""The lineage of runs as a tree for the terminal."""
+"""The lineage of runs as a tree for the terminal, and as rows."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,22 @@ def lineage_tree(runs: Sequence[Mapping[str, Any]], root: str) -> Tree:
         if run["parent"] is None or run["parent"]["run"] not in by_name:
             _add(tree, run, by_name)
     return tree
+
+
+def lineage_rows(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The same as rows, one for each round of each run."""
+    return [
+        {
+            "run": run["run"],
+            "parent": None if run["parent"] is None else "{run}@{round}".format(**run["parent"]),
+            "round": round["round"],
+            "policy": round["record"].get("policy"),
+            "reward": round["record"].get("reward"),
+            "weights": round["weights"],
+        }
+        for run in runs
+        for round in run["rounds"]
+    ]
 
 
 def _add(tree: Tree, run: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]]) -> None:

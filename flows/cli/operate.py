@@ -5,13 +5,10 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import Changes, RecipePath, Root
-from flows.host.progress import Display
-from flows.prefect_api.server_record import DEFAULT_POOL
-from flows.registry.catalog import DEFAULT_ROOT
-from flows.schedule import commands
+from flows.cli.options import Changes, Commands, RecipePath, Root
+from flows.registry import DEFAULT_ROOT
 
-app = typer.Typer()
+app = Commands("Operate")
 
 
 class PoolType(StrEnum):
@@ -22,7 +19,7 @@ class PoolType(StrEnum):
     kubernetes = "kubernetes"
 
 
-Name = Annotated[str | None, typer.Option(help="name of the run; the recipe's where none is given")]
+Name = Annotated[str | None, typer.Option(help="name of the run; the recipe's if empty")]
 Cron = Annotated[str | None, typer.Option(help="when, as a cron expression in UTC, such as '0 3 * * *'")]
 Interval = Annotated[int | None, typer.Option(min=1, metavar="SECONDS", help="or how often, in seconds")]
 RRule = Annotated[str | None, typer.Option(help="or a recurrence rule in UTC, such as 'FREQ=WEEKLY;BYDAY=SA;BYHOUR=3'")]
@@ -32,16 +29,22 @@ RoundsPerRun = Annotated[int, typer.Option(min=1, max=100_000, help="rounds that
 @app.command()
 def up(
     port: Annotated[
-        int | None, typer.Option(min=1, max=65_535, help="port of the server, on this machine alone; 4200 else")
+        int | None, typer.Option(min=1, max=65_535, help="port of the server, on this machine alone; 4200 if empty")
     ] = None,
 ) -> None:
     """Start a Prefect server with its UI and a worker on this machine, in the background, and say where."""
+    from flows.host.progress import Display
+    from flows.schedule import commands
+
     commands.up(port, Display().say)
 
 
 @app.command()
 def down() -> None:
     """End the server and the worker that 'rondo up' started, and what they run. Runs go on from there later."""
+    from flows.host.progress import Display
+    from flows.schedule import commands
+
     commands.down(Display().say)
 
 
@@ -57,6 +60,9 @@ def serve(
     set_: Changes = None,
 ) -> None:
     """Schedule rounds while this command runs: each scheduled run adds rounds to the same run. Ends with Ctrl-C."""
+    from flows.host.progress import Display
+    from flows.schedule import commands
+
     when = commands.When(cron, interval, rrule)
     commands.serve(recipe, name, when, rounds_per_run, root, set_ or [], Display().say)
 
@@ -65,10 +71,10 @@ def serve(
 def deploy(
     recipe: RecipePath,
     name: Name = None,
-    pool: Annotated[str, typer.Option(help="the work pool; it is created where there is none")] = DEFAULT_POOL,
-    type_: Annotated[
-        PoolType | None, typer.Option("--type", help="of a new pool; process where nothing is given")
+    pool: Annotated[
+        str | None, typer.Option(help="the work pool, created if there is none; that of 'rondo up' if empty")
     ] = None,
+    type_: Annotated[PoolType | None, typer.Option("--type", help="of a new pool; process if empty")] = None,
     image: Annotated[str | None, typer.Option(help="for containers: an image that has rondo in it")] = None,
     cron: Cron = None,
     interval: Interval = None,
@@ -78,6 +84,10 @@ def deploy(
     set_: Changes = None,
 ) -> None:
     """Hand scheduled rounds to the workers of a pool, with a form for the recipe in Prefect's UI."""
+    from flows.host.progress import Display
+    from flows.prefect_api.server_record import DEFAULT_POOL
+    from flows.schedule import commands
+
     when = commands.When(cron, interval, rrule)
-    target = commands.Target(pool, type_.value if type_ else None, image)
+    target = commands.Target(pool or DEFAULT_POOL, type_.value if type_ else None, image)
     commands.deploy(recipe, name, when, target, rounds_per_run, root, set_ or [], Display().say)

@@ -1,27 +1,28 @@
 """`rondo plan`: what a recipe's round takes on so many devices, with each figure measured or assumed."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from flows.analysis.capacity import plan_recipe
 from flows.cli import tables
-from flows.cli.options import Changes, Json, RecipePath, Root
-from flows.registry.catalog import DEFAULT_ROOT
-from flows.registry.recipes import load_recipe
-from pipeline.planning.devices import DEVICES, Fact
-from pipeline.planning.plan import Plan
+from flows.cli.options import Changes, Commands, Format, Output, RecipePath, Root
+from flows.registry import DEFAULT_ROOT
 
-app = typer.Typer()
+if TYPE_CHECKING:
+    from pipeline.planning.plan import Plan
+
+app = Commands("Run")
 
 
 @app.command()
 def plan(
     recipe: RecipePath,
     gpus: Annotated[int | None, typer.Option(min=1, help="devices; as many as the recipe names if empty")] = None,
-    device: Annotated[str | None, typer.Option(help=f"{', '.join(DEVICES)}; by the recipe if empty")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="such as h100; a wrong name is answered with those that are known")
+    ] = None,
     prompt_tokens: Annotated[float | None, typer.Option(min=1, help="mean length of a prompt, in tokens")] = None,
     answer_tokens: Annotated[float | None, typer.Option(min=1, help="mean length of a completion")] = None,
     gpu_hour_usd: Annotated[float | None, typer.Option(min=0, help="price of a device for an hour")] = None,
@@ -30,30 +31,35 @@ def plan(
     ] = None,
     root: Root = DEFAULT_ROOT,
     set_: Changes = None,
-    json: Json = False,
+    format: Output = Format.table,
 ) -> None:
     """Say what a round takes on so many devices: time, memory, store, money, and what limits it."""
+    from flows.analysis.capacity import plan_recipe
+    from flows.registry.recipes import load_recipe
+    from pipeline.planning.devices import Fact
+
     found = plan_recipe(
         load_recipe(recipe, set_ or []), device, gpus, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens,
         usd_per_hour=gpu_hour_usd, calibrate=calibrate, root=root,
     )  # fmt: skip
     facts = [(name, float(fact), fact.source) for name, fact in vars(found.device).items() if isinstance(fact, Fact)]
-    if json:
-        tables.print_json({"figures": _rows(found), "rests on": facts, "warnings": found.warnings})
-        return
     size = f"{found.work.policy.parameters / 1e6:,.4g} M parameters"
     title = (
         f"{found.work.recipe.name} (rounds: {found.work.recipe.rounds}): {size}, {found.devices} x {found.device.name}"
     )
-    rows = [{**row, "value": _shown(row["value"], row["unit"])} for row in _rows(found)]
+    records = _rows(found)
+    rows = [{**row, "value": _shown(row["value"], row["unit"])} for row in records]
     rows = [{name: row[name] for name in ("figure", "value", "made of", "basis")} for row in rows]
-    tables.print_rows(rows, title=title, as_json=False, empty="")
+    document = {"figures": records, "rests on": facts, "warnings": found.warnings}
+    tables.print_rows(rows, title=title, format=format, records=records, document=document)
+    if not format.is_for_people:
+        return
     lines = [f"{name} {value:.3g}: {source}" for name, value, source in facts]
     for line in lines + [f"warning: {warning}" for warning in found.warnings]:
         Console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _rows(plan: Plan) -> list[dict[str, Any]]:
+def _rows(plan: "Plan") -> list[dict[str, Any]]:
     """Makes a row of each figure: its value in seconds, bytes or USD, what it is made of, and its basis."""
     partly = "partly measured" if plan.measured else "assumed"
     bases = {**dict.fromkeys(plan.measured, "measured"), "evaluate": partly}

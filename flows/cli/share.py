@@ -1,4 +1,4 @@
-"""The commands that hand a round on: checkpoint and publish."""
+"""The commands that hand a round on: report, export, checkpoint, publish."""
 
 import shutil
 import tempfile
@@ -7,16 +7,43 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import Root, RunAtRound
-from flows.host.new_directory import new_directory
-from flows.publish.publish import What, publish
-from flows.registry.catalog import DEFAULT_ROOT, existing_store, run_at_round
-from flows.registry.checkpoints import checkpoint_files, local_policy
-from pipeline.errors import ConfigError
-from storage.tables.checkpoints import local_directory
-from storage.verify.resume_check import is_adapter
+from flows.cli.options import Commands, Root, RunAtRound, RunName
+from flows.publish import What
+from flows.publish.style import Style
+from flows.registry import DEFAULT_ROOT
 
-app = typer.Typer()
+app = Commands("Share")
+
+
+@app.command()
+def report(
+    run: RunName,
+    root: Root = DEFAULT_ROOT,
+    picture: Annotated[Path | None, typer.Option(help="write the main curves to this SVG file as well")] = None,
+) -> None:
+    """Write a run's report: one HTML file with its curves, metrics and completions."""
+    from flows.report import report as reports
+
+    typer.echo(reports.report(run, root, picture))
+
+
+@app.command()
+def export(
+    source: RunAtRound,
+    to: Annotated[Path, typer.Option(help="a new directory")],
+    style: Annotated[
+        Style, typer.Option(help="lists of messages, or texts, for models without a chat template")
+    ] = Style.messages,
+    truncated: Annotated[
+        bool, typer.Option("--truncated", help="keep completions cut at the limit, which end as if they were finished")
+    ] = False,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Write a round's preferences in the prompt/chosen/rejected form that other trainers read."""
+    from flows.analysis import queries
+
+    rows = queries.export(source, root, to, style=style, truncated=truncated, say=typer.echo)
+    typer.echo(f"{rows} preferences in {to}: datasets.load_dataset('{to}')")
 
 
 @app.command()
@@ -24,7 +51,7 @@ def checkpoint(
     source: RunAtRound,
     to: Annotated[
         Path | None,
-        typer.Option(help="copy it to this new directory; needed where runs lie in a bucket, and for adapters"),
+        typer.Option(help="copy it to this new directory; needed if runs lie in a bucket, and for adapters"),
     ] = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
@@ -32,6 +59,12 @@ def checkpoint(
 
     A copy of an adapter is the whole model, merged.
     """
+    from flows.host.new_directory import new_directory
+    from flows.registry.catalog import existing_store, run_at_round
+    from flows.registry.checkpoints import checkpoint_files, is_adapter, local_policy
+    from pipeline.errors import ConfigError
+    from storage.tables.checkpoints import local_directory
+
     store = existing_store(root)
     run, number = run_at_round(store, source)
     files = checkpoint_files(run, number)
@@ -60,6 +93,9 @@ def publish_(
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Push a round to the Hub: the checkpoint as a model, its preferences as a dataset. The token is HF_TOKEN's."""
+    from flows.publish.publish import publish
+    from flows.registry.catalog import existing_store, run_at_round
+
     store = existing_store(root)
     run, number = run_at_round(store, source)
     for url in publish(store, run, number, repo, what, private=private):

@@ -1,39 +1,38 @@
 """The commands that look after the store: verify, prune, sweep, delete, lineage; and at the machine: doctor."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flows.analysis import pruning
 from flows.cli import tables
-from flows.cli.lineage_tree import lineage_tree
-from flows.cli.options import DryRun, Json, Root, RunName, TakeOver
-from flows.registry.catalog import DEFAULT_ROOT, existing_store
-from storage.queries.lineage import lineage as lineage_of
-from storage.retention.prune import check_deletable, delete_run
-from storage.verify.verify import Verification
-from storage.verify.verify import verify as verify_run
+from flows.cli.options import Commands, DryRun, Format, Output, Root, RunName, TakeOver
+from flows.registry import DEFAULT_ROOT
 
-app = typer.Typer()
+if TYPE_CHECKING:
+    from storage.verify.verify import Verification
+
+app = Commands("Look after the store")
 
 
 @app.command()
-def verify(run: RunName, root: Root = DEFAULT_ROOT, json: Json = False) -> None:
+def verify(run: RunName, root: Root = DEFAULT_ROOT, format: Output = Format.table) -> None:
     """Read everything of a run again, and say what is damaged; exit status 1 if anything is."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from flows.registry.catalog import existing_store
+    from flows.registry.verify_rules import RULES
+    from storage.verify.verify import verify as verify_run
+
     store = existing_store(root)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(compact=True))
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"reading '{run}' again", total=None)
-        found = verify_run(store, run, lambda done, total: progress.update(task, completed=done, total=total))
-    if json:
-        tables.print_json({"ok": not found.damages, **asdict(found)})
-    else:
-        _print_verification(found)
+        found = verify_run(store, run, RULES, lambda done, total: progress.update(task, completed=done, total=total))
+    _print_verification(found, format)
     if found.damages:
         raise typer.Exit(1)
 
@@ -46,24 +45,29 @@ def prune(
     keep_best: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="METRIC", help="keep those of the best round by a figure, such as reward or kl_initial:min"
+            metavar="METRIC", help="keep those of the best round by a metric, such as reward or kl_initial:min"
         ),
     ] = None,
     dry_run: DryRun = False,
     root: Root = DEFAULT_ROOT,
-    json: Json = False,
+    format: Output = Format.table,
 ) -> None:
     """Remove weights and optimizer states of finished rounds; tables stay, and so does all that a fork needs."""
+    from flows.analysis import pruning
+
     found = pruning.prune(run, root, last=keep_last, every=keep_every, best=keep_best or [], dry_run=dry_run)
-    if json:
-        tables.print_json({"run": run, "removed": not dry_run, **asdict(found)})
-        return
     rows = [
         {"round": item.round, "stage": item.stage, "files": len(item.files), "size": decimal(item.freed)}
         for item in found.removals
     ]
     verb = "would go" if dry_run else "removed"
-    tables.print_rows(rows, title=f"{run}: {verb}", as_json=False, empty=f"nothing of '{run}' is there to be pruned")
+    tables.print_rows(
+        rows, title=f"{run}: {verb}", empty=f"nothing of '{run}' is there to be pruned", format=format,
+        records=[asdict(item) for item in found.removals],
+        document={"run": run, "removed": not dry_run, **asdict(found)},
+    )  # fmt: skip
+    if not format.is_for_people:
+        return
     if rows:
         typer.echo(f"{decimal(sum(item.freed for item in found.removals))} {verb}; the tables of all rounds stay")
     if found.for_forks:
@@ -76,17 +80,17 @@ def sweep(
     grace: Annotated[str, typer.Option(help="leave alone what is younger, such as 90m, 24h or 7d")] = "24h",
     dry_run: DryRun = False,
     root: Root = DEFAULT_ROOT,
-    json: Json = False,
+    format: Output = Format.table,
 ) -> None:
     """Remove files that no run names: what killed workers and interrupted deletions have left behind."""
+    from flows.analysis import pruning
+
     strays = pruning.sweep(root, grace, dry_run=dry_run)
-    if json:
-        tables.print_json([asdict(stray) for stray in strays])
-        return
     rows = [{"file": stray.path, "size": decimal(stray.bytes), "why": stray.why} for stray in strays]
     verb = "would go" if dry_run else "removed"
-    tables.print_rows(rows, title=f"{root}: {verb}", as_json=False, empty="nothing to sweep")
-    if rows:
+    records = [asdict(stray) for stray in strays]
+    tables.print_rows(rows, title=f"{root}: {verb}", empty="nothing to sweep", format=format, records=records)
+    if rows and format.is_for_people:
         typer.echo(f"{len(rows)} files, {decimal(sum(stray.bytes for stray in strays))} {verb}")
 
 
@@ -98,6 +102,9 @@ def delete(
     take_over: TakeOver = False,
 ) -> None:
     """Delete a run with its tables and weights; refused while a fork names them or a process writes."""
+    from flows.registry.catalog import existing_store
+    from storage.retention.prune import check_deletable, delete_run
+
     store = existing_store(root)
     check_deletable(store, run)
     if not yes:
@@ -110,40 +117,57 @@ def delete(
 def lineage(
     run: Annotated[str | None, typer.Argument(metavar="RUN", help="only the family of this run")] = None,
     root: Root = DEFAULT_ROOT,
-    json: Json = False,
+    format: Output = Format.table,
 ) -> None:
     """Draw the tree of runs, forks and rounds, with what each was made from."""
-    found = lineage_of(existing_store(root), run)
-    if json:
-        tables.print_json(found)
-    else:
+    from flows.cli.lineage_tree import lineage_rows, lineage_tree
+    from flows.registry.catalog import existing_store
+    from storage.queries.lineage import lineage as lineage_of
+
+    found = lineage_of(existing_store(root), run, weights="checkpoint")
+    if format is Format.table:
         Console().print(lineage_tree(found, root))
+    else:
+        rows = lineage_rows(found)
+        tables.print_rows(rows, empty="no runs yet: rondo run RECIPE", format=format, document=found)
 
 
 @app.command()
-def doctor(root: Root = DEFAULT_ROOT, json: Json = False) -> None:
+def doctor(root: Root = DEFAULT_ROOT, format: Output = Format.table) -> None:
     """Look at this machine and say what is missing; exit status 1 if anything is."""
     from flows.cli.doctor import examine
 
     found = examine(root)
     rows = [asdict(finding) for finding in found]
-    tables.print_rows(rows, title="What rondo finds here", as_json=json, empty="", longest=1000)
+    tables.print_rows(rows, title="What rondo finds here", format=format, longest=1000)
     if any(finding.verdict == "missing" for finding in found):
         raise typer.Exit(1)
 
 
-def _print_verification(found: Verification) -> None:
+def _verification_row(found: "Verification") -> dict[str, Any]:
+    """The JSON of a verification, whose names scripts know."""
+    row = {"ok": not found.damages, **asdict(found)}
+    return row | {"newest_checkpoint": row.pop("newest_good"), "released": row.pop("dropped")}
+
+
+def _print_verification(found: "Verification", format: Format) -> None:
     rows = [{"round": damage.round, "problem": damage.problem, "meaning": damage.meaning} for damage in found.damages]
+    if rows or not format.is_for_people:
+        tables.print_rows(
+            rows, title=f"Run {found.run}: damaged", format=format, records=[asdict(item) for item in found.damages],
+            document=_verification_row(found),
+        )  # fmt: skip
+    if not format.is_for_people:
+        return
     read = f"{found.files} files, {decimal(found.bytes)} read again"
-    if found.released:
-        read += f"; {found.released} files were removed on purpose"
+    if found.dropped:
+        read += f"; {found.dropped} files were removed on purpose"
     if not rows:
         typer.echo(f"run '{found.run}' is as it was committed: {read}")
         return
-    tables.print_rows(rows, title=f"Run {found.run}: damaged", as_json=False, empty="")
     good = ", ".join(map(str, found.good)) or "none"
     typer.echo(f"{read}; good rounds: {good}")
-    if found.newest_checkpoint is None:
+    if found.newest_good is None:
         typer.echo("no round has all that a next one needs")
     else:
-        typer.echo(f"newest good checkpoint: rondo fork {found.run}@{found.newest_checkpoint} --name NEW")
+        typer.echo(f"newest good checkpoint: rondo fork {found.run}@{found.newest_good} --name NEW")

@@ -1,6 +1,9 @@
-"""Results in the terminal: tables for people, JSON for machines."""
+"""Results on standard output, in each of the formats: tables for people, JSON, JSON lines and CSV for machines."""
 
+import csv
 import json
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,46 +13,71 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flows.cli.options import Format
 from flows.host.text import visible
-from flows.registry.round_summary import RoundSummary, row_of
-from flows.run.start import Finished
+
+Rows = Sequence[Mapping[str, Any]]
 
 _LONGEST_CELL = 160
 _NARROWEST_PROSE = 12  # characters; a text in a narrower column is not read
+_SHORT_ID = 8
+_HEADINGS = {
+    "candidate": "completion", "candidates": "completions", "answer_a": "best completion before",
+    "answer_b": "best completion after",
+}  # fmt: skip
+"""What people read in place of a column's name in the store."""
+_MARKDOWN_SYNTAX = re.compile(r"([\\`*_\[\]<>|~&])")
 
-# What a person wants to see of a row; the rest is there with --json.
+# What a person wants to see of a row; the rest is there with --format json.
 _READABLE = {
     "candidates": ("prompt_id", "candidate", "score", "finish_reason", "prompt", "text"),
     "judgments": ("prompt_id", "candidate", "judge", "score", "status", "prompt", "text"),
     "preferences": ("prompt_id", "kind", "margin", "prompt", "chosen", "rejected", "drop_reason"),
     "replayed": ("prompt_id", "origin_round", "kind", "candidates", "scores", "margin"),
 }
-_SHORT_ID = 8
 
 
 def print_rows(
-    rows: Sequence[Mapping[str, Any]], *, title: str, as_json: bool, empty: str, longest: int = _LONGEST_CELL
+    rows: Rows,
+    *,
+    title: str = "",
+    empty: str = "",
+    format: Format = Format.table,
+    records: Rows | None = None,
+    document: object = None,
+    longest: int = _LONGEST_CELL,
 ) -> None:
-    """Rows as a table, or as a JSON array; where the terminal is too narrow for the table, each row as a list.
+    """Print rows; on a terminal that is too narrow for a table, each row is a list.
 
     Args:
-        longest: characters of a cell; what is longer is cut, and ends with an ellipsis.
+        rows: what people are shown.
+        empty: what to say to them if there is no row.
+        records: what machines read, a row each; the same rows if it is not given.
+        document: what ``--format json`` prints; an array of the records if it is not given.
+        longest: characters of a table's cell; what is longer is cut, and ends with an ellipsis.
     """
-    if as_json:
-        print_json(list(rows))
-        return
-    console = Console()
-    if not rows:
-        console.print(empty, markup=False)
-        return
-    cells = [{name: _cell(value, longest) for name, value in row.items()} for row in rows]
-    fits = _least_width(rows, cells) <= console.width
-    console.print(_table(rows, cells, title) if fits else _lists(cells, title))
+    records = rows if records is None else records
+    if format is Format.json:
+        print_json(list(records) if document is None else document)
+    elif format is Format.jsonl:
+        for record in records:
+            print_json(record)
+    elif format is Format.csv:
+        _print_csv(records)
+    elif not rows:
+        Console().print(empty, markup=False)
+    elif format is Format.markdown:
+        _write("\n".join(_markdown(rows)))
+    else:
+        console = Console()
+        cells = [{name: _cell(value, longest) for name, value in row.items()} for row in rows]
+        fits = _least_width(rows, cells) <= console.width
+        console.print(_table(rows, cells, title, console.width) if fits else _lists(cells, title))
 
 
 def print_json(value: object) -> None:
-    """Anything as JSON, for machines."""
-    print(json.dumps(value, ensure_ascii=False, default=str))  # noqa: T201  standard output is the interface
+    """Print anything as JSON, in one line."""
+    _write(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def readable_columns(table: str) -> tuple[str, ...]:
@@ -57,51 +85,57 @@ def readable_columns(table: str) -> tuple[str, ...]:
     return _READABLE[table.removeprefix("eval_")]
 
 
-def print_table(rows: Sequence[Mapping[str, Any]], table: str, source: str, *, as_json: bool) -> None:
-    """Rows of a round's table: everything for machines, the readable columns for people."""
-    if not as_json:
-        rows = [
-            {name: row[name][:_SHORT_ID] if name == "prompt_id" else row.get(name) for name in readable_columns(table)}
-            for row in rows
-        ]
-    print_rows(rows, title=f"{table} of {source}", as_json=as_json, empty="no row fits")
+def shortened(row: Mapping[str, Any], *hidden: str) -> dict[str, Any]:
+    """The row with the beginning of its prompt's id in place of all of it, and without some columns."""
+    short = {name: value for name, value in row.items() if name not in hidden}
+    return {**short, "prompt_id": row["prompt_id"][:_SHORT_ID]}
 
 
-def print_rounds(run: str, rounds: Sequence[RoundSummary], *, as_json: bool) -> None:
-    """One row a round; with its alarms below."""
-    if as_json:
-        print_rows([summary.model_dump(mode="json") for summary in rounds], title=run, as_json=True, empty="")
-        return
-    print_rows(
-        [row_of(summary) for summary in rounds], title=f"Run {run}", as_json=False, empty="no round is finished yet"
-    )
-    console = Console()
-    judges = list(dict.fromkeys(summary.judge for summary in rounds))
-    if len(judges) > 1:
-        console.print(f"rewards do not compare across judges: {', then '.join(judges)}", markup=False, style="yellow")
-    for summary in rounds:
-        for alarm in summary.alarms:
-            console.print(f"alarm in round {summary.round}: {alarm}", markup=False, style="yellow")
+def _print_csv(records: Rows) -> None:
+    """Print records as CSV with a header; lists and mappings within them are JSON, and what is missing is empty."""
+    names = list(dict.fromkeys(name for record in records for name in record))
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    if names:
+        writer.writerow(names)
+    for record in records:
+        writer.writerow([_csv_cell(record.get(name)) for name in names])
 
 
-def print_finished(finished: Finished) -> None:
-    """What a run came to: its table and its report."""
-    print_rounds(finished.run, finished.rounds, as_json=False)
-    console = Console()
-    console.print(finished.message, markup=False, soft_wrap=True)
-    if finished.report is not None:
-        console.print(f"report: {finished.report}", markup=False, soft_wrap=True)
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, Mapping | list | tuple):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    # A program reads what there is; on a terminal, what a model wrote must not be obeyed.
+    return visible(value) if isinstance(value, str) and sys.stdout.isatty() else value
 
 
-def _table(rows: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, str]], title: str) -> Table:
-    table = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def _markdown(rows: Rows) -> list[str]:
+    names = list(rows[0])
+    lines = [[_heading(name) for name in names], ["---"] * len(names)]
+    lines += [[_markdown_cell(row[name]) for name in names] for row in rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _markdown_cell(value: Any) -> str:
+    return _MARKDOWN_SYNTAX.sub(r"\\\1", _cell(value, sys.maxsize)).replace("\n", "<br>")
+
+
+def _write(text: str) -> None:
+    print(text)  # noqa: T201  standard output is the interface
+
+
+def _table(rows: Rows, cells: Sequence[Mapping[str, str]], title: str, width: int) -> Table:
+    """A table; with a rule between rows if a text takes several lines."""
+    natural = 1 + sum(max(cell_len(_heading(name)), *(_lines(row[name]) for row in cells)) + 2 for name in rows[0])
+    long = natural > width or any("\n" in text for row in cells for text in row.values())
+    style = box.HORIZONTALS if long else box.SIMPLE_HEAD
+    table = Table(title=Text(title), box=style, show_lines=long, padding=(0, 1, 0, 0), header_style="bold cyan")
     for name in rows[0]:
         numeric = all(isinstance(row[name], int | float) for row in rows)
         # Ids and metrics stay whole; texts share what is left of the line.
         prose = _is_prose(rows, name)
         table.add_column(
-            Text(name), justify="right" if numeric else "left", overflow="fold", no_wrap=not prose,
-            min_width=_least_cell(name, cells, prose=prose),
+            Text(_heading(name)), justify="right" if numeric else "left", overflow="fold", no_wrap=not prose,
+            min_width=_least_cell(name, cells, prose=prose), style=_column_style(name, numeric=numeric),
         )  # fmt: skip
     for row in cells:
         # Text, not markup: what a model wrote must not colour or hide anything.
@@ -110,28 +144,41 @@ def _table(rows: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, str]]
 
 
 def _lists(cells: Sequence[Mapping[str, str]], title: str) -> Table:
-    """Each row as a list of its columns, one below the other."""
-    table = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_header=False)
-    table.add_column(no_wrap=True, style="bold")
+    """Each row as a list of its columns, one below the other, with a rule between rows."""
+    table = Table(title=Text(title), box=box.HORIZONTALS, padding=(0, 1, 0, 0), show_header=False)
+    table.add_column(no_wrap=True, style="bold cyan")
     table.add_column(overflow="fold")
     for row in cells:
         for name, text in row.items():
-            table.add_row(Text(name), Text(text))
+            table.add_row(Text(_heading(name)), Text(text))
         table.add_section()
     return table
 
 
-def _least_width(rows: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, str]]) -> int:
+def _column_style(name: str, *, numeric: bool) -> str:
+    return "green" if numeric else "dim" if name.endswith("_id") else ""
+
+
+def _heading(name: str) -> str:
+    return _HEADINGS.get(name, name)
+
+
+def _lines(text: str) -> int:
+    """The width of the widest line."""
+    return max(map(cell_len, text.split("\n")))
+
+
+def _least_width(rows: Rows, cells: Sequence[Mapping[str, str]]) -> int:
     """Characters of a line that the table needs to cut nothing that is to stay whole."""
     return 1 + sum(_least_cell(name, cells, prose=_is_prose(rows, name)) + 2 for name in rows[0])
 
 
 def _least_cell(name: str, cells: Sequence[Mapping[str, str]], *, prose: bool) -> int:
-    whole = max(cell_len(name), *(cell_len(row[name]) for row in cells))
+    whole = max(cell_len(_heading(name)), *(cell_len(row[name]) for row in cells))
     return min(whole, _NARROWEST_PROSE) if prose else whole
 
 
-def _is_prose(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+def _is_prose(rows: Rows, name: str) -> bool:
     return any(" " in str(row[name]) for row in rows)
 
 

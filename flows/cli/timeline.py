@@ -1,35 +1,44 @@
 """`rondo timeline`: what ran when in a round, on which device, and how much of it was idle."""
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 
 from flows.cli import tables
-from flows.cli.options import Json, Root, RunAtRound
-from flows.registry.catalog import DEFAULT_ROOT, existing_store, run_at_round
-from flows.report.timeline import KINDS, Kind, Lane, duration, lane_rows, timeline
+from flows.cli.options import Commands, Format, Output, Root, RunAtRound
+from flows.registry import DEFAULT_ROOT
 
-app = typer.Typer()
+if TYPE_CHECKING:
+    from flows.report.timeline import Kind, Lane
+
+app = Commands("Look into runs")
 _WIDTH = 48
-_MARKS: dict[Kind, str] = {"training": "█", "evaluation": "▒", "hand over": "▲"}
+_MARKS: dict["Kind", str] = {"training": "█", "evaluation": "▒", "hand over": "▲"}
 _IDLE = "·"
 
 
 @app.command("timeline")
-def timeline_(source: RunAtRound, root: Root = DEFAULT_ROOT, json: Json = False) -> None:
+def timeline_(source: RunAtRound, root: Root = DEFAULT_ROOT, format: Output = Format.table) -> None:
     """Show where a round's time went: what ran when, on which device, at how many tokens a second."""
+    from flows.registry.catalog import existing_store, run_at_round
+    from flows.report.timeline import KINDS, duration, lane_rows, timeline
+
     run, number = run_at_round(existing_store(root), source)
     found = timeline(run, [number])
-    if json:
-        tables.print_json(None if found is None else asdict(found))
+    if found is None and format is Format.json:
+        tables.print_json(None)
         return
     if found is None:
         typer.echo(f"round {number} of run '{run.name}' recorded no times: it was run by an earlier version")
         return
     kinds = {f"{kind}, s" for kind in KINDS}  # as the line of marks shows
     rows = [{name: value for name, value in row.items() if name not in kinds} for row in lane_rows(found)]
-    tables.print_rows(rows, title=f"{source}, {found.seconds:.1f} s", as_json=False, empty="")
+    title = f"{run.name}@{number}, {found.seconds:.1f} s"
+    tables.print_rows(rows, title=title, format=format, records=lane_rows(found), document=asdict(found))
+    if not format.is_for_people:
+        return
     console = Console()
     widest = max(len(lane.name) for lane in found.lanes)
     for lane in found.lanes:
@@ -41,8 +50,10 @@ def timeline_(source: RunAtRound, root: Root = DEFAULT_ROOT, json: Json = False)
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _bar(lane: Lane, seconds: float) -> str:
+def _bar(lane: "Lane", seconds: float) -> str:
     """The lane as a line of characters, each the kind that takes most of its stretch."""
+    from flows.report.timeline import KINDS
+
     step = seconds / _WIDTH or 1.0
     line = ""
     for place in range(_WIDTH):

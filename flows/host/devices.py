@@ -1,7 +1,9 @@
 """The devices of a recipe that this machine has to have: those of the workers that are processes of it."""
 
-from pipeline.config import ImplicitJudge, Recipe, RewardModelJudge
+from pipeline.judges.implicit import ImplicitConfig
+from pipeline.judges.reward_model import RewardModelConfig
 from pipeline.model.devices import check_device
+from pipeline.recipe import Recipe
 
 
 def check_devices(recipe: Recipe) -> None:
@@ -17,5 +19,5 @@ def check_devices(recipe: Recipe) -> None:
     if not cluster.sampler.replicas:
         check_device("devices.sampler", devices.sampler)
     parts = [part for judge in recipe.judges for part in judge.parts()]
-    if any(isinstance(part, RewardModelJudge | ImplicitJudge) for part in parts) and not cluster.judge.replicas:
+    if any(isinstance(part, RewardModelConfig | ImplicitConfig) for part in parts) and not cluster.judge.replicas:
         check_device("devices.judge", devices.judge)

@@ -113,14 +113,20 @@ class Display:
         """A line that stays."""
         self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    @contextlib.asynccontextmanager
-    async def waiting(self, text: str) -> AsyncIterator[None]:
-        """A line that says what is being waited for, until the block ends."""
+    @contextlib.contextmanager
+    def doing(self, text: str) -> Iterator[None]:
+        """A line that says what is being done, until the block ends."""
         task = self._progress.add_task(text, total=None, note="")
         try:
             yield
         finally:
             self._progress.remove_task(task)
+
+    @contextlib.asynccontextmanager
+    async def waiting(self, text: str) -> AsyncIterator[None]:
+        """A line that says what is being waited for, until the block ends."""
+        with self.doing(text):
+            yield
 
     def rounds(self, done: int, total: int) -> None:
         """Shows how far the whole run is."""

@@ -12,7 +12,7 @@ from prefect.logging import get_logger
 from flows.host.progress import Display
 from flows.prefect_api.server import has_background_server, prefect_api
 from pipeline.config import NotificationsConfig
-from pipeline.config.notifications import Event
+from pipeline.config.monitors import Event
 from pipeline.errors import ConfigError
 
 SEND_SECONDS = 30.0

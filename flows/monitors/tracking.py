@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pipeline.config.tracking import TrackingConfig
+from pipeline.config.monitors import TrackingConfig
 from pipeline.errors import ConfigError
 from pipeline.records import content_id
 from storage.log.run import Run
@@ -70,7 +70,8 @@ class TensorBoardSink:
     """Event files in ``directory/step`` and ``directory/round``, each with its own numbers.
 
     Each session writes files of its own. The first row of a session, and one whose number is not above the last, begins
-    with TensorBoard's mark of a restart: what stood at that number and above no longer counts.
+    with TensorBoard's mark of a restart: what stood at that number and above no longer counts. The writer is
+    TensorBoard's own: PyTorch's SummaryWriter wraps the same one, and would load PyTorch into the flow's process.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -107,7 +108,7 @@ class WandbSink:
     """One run of Weights & Biases, continued by each session; it drops rows that it has.
 
     Only metrics, the recipe's name and its seed are sent: no arguments, no source, no environment and no output.
-    Offline sessions cannot be asked what they have, so steps that were tracked twice stay twice where they are synced.
+    Offline sessions cannot be asked what they have, so steps that were tracked twice stay twice when they are synced.
     """
 
     def __init__(self, project: str, run: Run) -> None:
@@ -137,7 +138,7 @@ class WandbSink:
 
 
 def check_tracking(config: TrackingConfig) -> None:
-    """Raise ConfigError where the recipe asks for a library that is not installed."""
+    """Raises ConfigError if the recipe asks for a library that is not installed."""
     for field, library in _LIBRARIES.items():
         if getattr(config, field) is not None and find_spec(library) is None:
             raise ConfigError(

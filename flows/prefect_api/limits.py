@@ -36,7 +36,7 @@ from prefect.states import Cancelled
 
 from flows.errors import ServerError
 from flows.host.progress import Display
-from pipeline.config import Recipe
+from pipeline.recipe import Recipe
 from pipeline.records import content_id
 
 GPU_LIMIT = "rondo-gpu"

@@ -10,15 +10,16 @@ import asyncio
 import contextlib
 import os
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import httpx
 
-import flows.prefect_api.settings  # noqa: F401  before Prefect
 from flows.errors import ServerError
 from flows.host.progress import Display
 from flows.prefect_api import server_record
@@ -26,8 +27,9 @@ from flows.prefect_api import server_record
 Say = Callable[[str], None]
 START_SECONDS = 180.0  # a busy two-core machine needs up to a minute
 ANSWER_SECONDS = 60.0  # one whose database is busy has been seen to take more than ten
+_LOOK_SECONDS = 0.2
 
-# Services that only a lasting server needs. With them, SQLite keeps each further subflow waiting for about 2 s.
+# Services that only a background server needs. With them, SQLite keeps each further subflow waiting for about 2 s.
 _IDLE_SERVICES = (
     "EVENT_PERSISTER", "EVENT_LOGGER", "TRIGGERS", "TASK_RUN_RECORDER", "FOREMAN", "LATE_RUNS", "PAUSE_EXPIRATIONS",
     "CANCELLATION_CLEANUP",
@@ -57,34 +59,34 @@ def has_background_server() -> bool:
 
 @contextlib.asynccontextmanager
 async def prefect_api(say: Say | None = None, *, scheduling: bool = False) -> AsyncIterator[str]:
-    """The address of the Prefect API: that of a lasting server, see ``background_api``, else of a temporary one.
+    """The address of the Prefect API: that of a background server, see ``background_api``, else of a temporary one.
 
     Args:
-        say: takes a line for people; standard error where nothing is given.
+        say: takes a line for people; standard error if nothing is given.
         scheduling: whether a temporary server must start scheduled runs.
 
     Raises:
-        ServerError: a lasting server does not answer, or the temporary one does not start.
+        ServerError: a background server does not answer, or the temporary one does not start.
     """
     from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
-    lasting = await background_api(say)
-    if lasting is not None:
-        with using(lasting):
-            yield lasting
+    background = await background_api(say)
+    if background is not None:
+        with using(background):
+            yield background
         return
     with tempfile.TemporaryDirectory(prefix="rondo-prefect-") as home:
-        process, url = await _start_server(Path(home), scheduling)
-        try:
+        log = Path(home) / "server.log"
+        url, process = _start_temporary(log, scheduling)
+        with process:  # which closes the pipe that it lives by, and waits for its end
+            await asyncio.to_thread(wait_until, lambda: healthy(url), "temporary Prefect server", process, log)
             # Nobody can read the logs of a server that is about to vanish.
             with temporary_settings({PREFECT_API_URL: url, PREFECT_LOGGING_TO_API_ENABLED: False}):
                 yield url
-        finally:
-            await _end(process)
 
 
 async def background_api(say: Say | None = None) -> str | None:
-    """The address of the user's own server where one is configured, else of that of ``rondo up``; None without both.
+    """The address of the user's own server if one is configured, else of that of ``rondo up``; None without both.
 
     Raises:
         ServerError: it does not answer.
@@ -127,49 +129,44 @@ async def _check_server(url: str, key: str | None, remedy: str) -> None:
         raise ServerError(f"the Prefect server at {url} does not answer ({why}): {remedy}") from error
 
 
-async def _start_server(home: Path, scheduling: bool) -> tuple[asyncio.subprocess.Process, str]:
+def healthy(api: str) -> bool:
+    """Whether a Prefect server answers at this address."""
+    with contextlib.suppress(httpx.HTTPError):
+        return httpx.get(f"{api}/health", timeout=5).status_code == httpx.codes.OK
+    return False
+
+
+def wait_until(answers: Callable[[], bool], what: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Waits until a process answers that was started just now, and writes to this log.
+
+    Raises:
+        ServerError: it has ended, or takes too long.
+    """
+    until = time.monotonic() + START_SECONDS
+    while not answers():
+        if process.poll() is not None:
+            lines = log.read_text(errors="replace").strip().splitlines() or ["no message"]
+            raise ServerError(f"the {what} ended at its start: {lines[-1].strip()}")
+        if time.monotonic() > until:
+            raise ServerError(f"the {what} did not answer within {START_SECONDS:.0f} s")
+        time.sleep(_LOOK_SECONDS)
+
+
+def _start_temporary(log: Path, scheduling: bool) -> tuple[str, subprocess.Popen[bytes]]:
     port = _free_port()
     idle = _IDLE_SERVICES if scheduling else (*_IDLE_SERVICES, "SCHEDULER")
     environment = {
         **os.environ,
         **{f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false" for service in idle},
         "PREFECT_UI_ENABLED": "false",
-        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home}/prefect.db",
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{log.parent}/prefect.db",
     }
-    with (home / "server.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "flows.prefect_api.server", str(port),
-            stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True,
-        )  # fmt: skip
-    url = f"http://127.0.0.1:{port}/api"
-    try:
-        async with asyncio.timeout(START_SECONDS):
-            await _healthy(process, url, home / "server.log")
-    except BaseException as error:
-        await _end(process)
-        if isinstance(error, TimeoutError):
-            raise ServerError(f"the temporary Prefect server did not answer within {START_SECONDS:.0f} s") from None
-        raise
-    return process, url
-
-
-async def _healthy(process: asyncio.subprocess.Process, url: str, log: Path) -> None:
-    async with httpx.AsyncClient(timeout=5) as client:
-        while True:
-            if process.returncode is not None:
-                last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no message"]
-                raise ServerError(f"the temporary Prefect server ended at its start: {last[0]}")
-            with contextlib.suppress(httpx.HTTPError):
-                if (await client.get(f"{url}/health")).status_code == httpx.codes.OK:
-                    return
-            await asyncio.sleep(0.2)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        assert process.stdin is not None
-        process.stdin.close()
-        await process.wait()
+    command = [sys.executable, "-m", "flows.prefect_api.server", str(port)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
+        )
+    return f"http://127.0.0.1:{port}/api", process
 
 
 def _free_port() -> int:

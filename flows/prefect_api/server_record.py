@@ -39,7 +39,7 @@ class Started:
 
     @property
     def process(self) -> psutil.Process | None:
-        """The process, where it still runs."""
+        """The process, if it still runs."""
         try:
             process = psutil.Process(self.pid)
             same = abs(_after_boot(process) - self.after_boot) < _SAME_START
@@ -76,12 +76,12 @@ class Record:
 
 
 def home() -> Path:
-    """Where the lasting server keeps its database, its logs and this record; ``~/.rondo`` where nothing is said."""
+    """Where the background server keeps its database, its logs and this record; ``~/.rondo`` if nothing is said."""
     return Path(os.environ.get(HOME_VARIABLE) or "~/.rondo").expanduser().absolute() / "prefect"
 
 
 def read() -> Record | None:
-    """The record, whether or not its processes still run; None where nothing was started, or all of it was ended.
+    """The record, whether or not its processes still run; None if nothing was started, or all of it was ended.
 
     Raises:
         ServerError: it cannot be read.
@@ -110,7 +110,7 @@ def write(record: Record) -> None:
 
 
 def remove() -> None:
-    """Removes the record, where there is one."""
+    """Removes the record, if there is one."""
     _path().unlink(missing_ok=True)
 
 

@@ -1,1 +1,11 @@
 """What goes to other trainers and to the Hub."""
+
+from enum import StrEnum
+
+
+class What(StrEnum):
+    """What is published of a round."""
+
+    model = "model"
+    dataset = "dataset"
+    both = "both"

@@ -41,7 +41,7 @@ class Hub:
         disable_progress_bars()
 
     def create(self, repo: str, kind: str) -> str:
-        """The full name of a repository of this kind, "model" or "dataset"; it is created where it is not there."""
+        """The full name of a repository of this kind, "model" or "dataset"; it is created if it is not there."""
 
         def create() -> str:
             made = self._api.create_repo(repo, repo_type=kind, private=self._private, exist_ok=True)
@@ -64,6 +64,7 @@ class Hub:
         return f"{self.endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo}"
 
     def _request(self, ask: Callable[[], _Result], repo: str, kind: str) -> _Result:
+        # The client repeats uploads by itself, but neither the creation of a repository nor a commit.
         for attempt in range(1, _TRIES + 1):
             try:
                 return ask()

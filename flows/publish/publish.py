@@ -6,9 +6,9 @@ The token comes from the environment (``HF_TOKEN``) and is sent to the Hub alone
 
 import os
 import tempfile
-from enum import StrEnum
 from pathlib import Path
 
+from flows.publish import What
 from flows.publish.cards import model_card
 from flows.publish.export import export_preferences
 from flows.registry.checkpoints import local_policy
@@ -17,14 +17,6 @@ from storage.log.run import Run
 from storage.log.store import Store
 
 Files = dict[str, Path | bytes]
-
-
-class What(StrEnum):
-    """What is published of a round."""
-
-    model = "model"
-    dataset = "dataset"
-    both = "both"
 
 
 def publish(store: Store, run: Run, round: int, repo: str, what: What, *, private: bool) -> list[str]:
@@ -37,7 +29,7 @@ def publish(store: Store, run: Run, round: int, repo: str, what: What, *, privat
         ConfigError: there is no token, or the name is none that the Hub takes.
         PublishError: the Hub refuses or fails; what it has already stays.
         NotCommittedError, DataError: the round has no checkpoint, or no preferences.
-        DamagedFileError, ReleasedFileError: the files are not what was committed, or were pruned.
+        DamagedFileError, DroppedFileError: the files are not what was committed, or were pruned.
     """
     from flows.publish.hub import Hub
 

@@ -1,16 +1,24 @@
-"""The runs under a root: which there are, how far each is, and which round ``RUN@ROUND`` names."""
+"""The runs under a root: which there are, how far each is, which round ``RUN@ROUND`` names, and where its files lie.
+
+``rondo runs`` and ``rondo rounds`` are to answer at once: this module imports no pyarrow, and pydantic only late.
+"""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flows.registry.resume import recipe_of
-from flows.registry.round_summary import RoundSummary, summaries
 from pipeline.errors import ConfigError
-from storage.errors import CorruptEntryError
+from storage.errors import CorruptEntryError, NotCommittedError
+from storage.log.manifest import FileRef
 from storage.log.run import Run
 from storage.log.store import Store
 
-DEFAULT_ROOT = "runs"
+if TYPE_CHECKING:
+    from flows.registry.round_summary import RoundSummary
+
+NEWEST = "latest"
+"""The round that stands for the newest one in ``RUN@latest``."""
+TABLE_ALIASES = {"completions": "candidates", "eval_completions": "eval_candidates"}
+"""What the field calls a table, and its name in the store."""
 
 
 def existing_store(root: str) -> Store:
@@ -20,17 +28,58 @@ def existing_store(root: str) -> Store:
     return Store.open(root)
 
 
+def parse_source(source: str) -> tuple[str, int | None]:
+    """Split RUN@ROUND into the run's name and the round; None for the newest one, as RUN alone and RUN@latest mean it.
+
+    Raises:
+        ConfigError: it has not that form.
+    """
+    name, _, text = source.partition("@") if "@" in source else (source, "@", NEWEST)
+    if text != NEWEST and not text.isdecimal():
+        raise ConfigError(
+            f"'{source}' is not RUN@ROUND: give a run and one of its rounds, such as demo@3 or demo@latest"
+        )
+    return name, None if text == NEWEST else int(text)
+
+
 def run_at_round(store: Store, source: str) -> tuple[Run, int]:
-    """The run and the finished round that RUN@ROUND names; ConfigError if it names none."""
-    name, at, text = source.rpartition("@")
-    if not at or not text.isdecimal():
-        raise ConfigError(f"'{source}' is not RUN@ROUND: give a run and one of its rounds, such as demo@3")
-    run, number = store.run(name, intact_part=True), int(text)
-    done = len(run.rounds())
-    if number >= done:
+    """Find the run and the finished round that RUN@ROUND names.
+
+    Raises:
+        ConfigError: it has not that form, or the round is not finished.
+        RunNotFoundError: there is no such run.
+    """
+    name, asked = parse_source(source)
+    run = store.run(name, intact_part=True)
+    done = len(run.finished)
+    number = done - 1 if asked is None else asked
+    if not done or number >= done:
         have = f"it has rounds 0 to {done - 1}" if done else "it has none yet"
-        raise ConfigError(f"round {number} of run '{name}' is not finished: {have}")
+        what = f"round {number} of run '{name}' is not finished" if asked is not None else f"run '{name}' has no round"
+        raise ConfigError(f"{what}: {have}")
     return run, number
+
+
+def committed_files(run: Run, number: int, table: str) -> list[FileRef]:
+    """List the files of a round's table, or of another of its stages; prompts are those of the run.
+
+    Raises:
+        NotCommittedError: the round has committed no such stage.
+        DroppedFileError: the files were removed on purpose.
+    """
+    stage = TABLE_ALIASES.get(table, table)
+    files = run.files(0 if stage == "prompts" else number, stage)
+    if not files:
+        stages = sorted({entry.key.stage for entry in run.entries(number) if entry.key is not None} | {"prompts"})
+        raise NotCommittedError(f"round {number} of run '{run.name}' has no {table}: it has {', '.join(stages)}")
+    run.check_kept(files)
+    return files
+
+
+def location(store: Store, file: FileRef) -> str:
+    """Say where a file lies: its path on a local disk, or its URI."""
+    path = store.objects.local_path(file.path)
+    return f"{store.root.rstrip('/')}/{file.path}" if path is None else str(path)
 
 
 def list_runs(root: str) -> list[dict[str, Any]]:
@@ -44,15 +93,16 @@ def list_runs(root: str) -> list[dict[str, Any]]:
             unknown = dict.fromkeys(("recipe", "parent", "rounds", "reward"))
             rows.append({"run": name, **unknown, "state": "damaged"})
             continue
-        recipe, last = recipe_of(existing), existing.last_round
-        done = last.meta["round"] if last else 0
+        # As it was recorded, with every field: to check it again would import all kinds of judges.
+        recipe, last = existing.header["recipe"], existing.last_round
+        done, planned = last.meta["round"] if last else 0, recipe["rounds"]
         rows.append({
             "run": name,
-            "recipe": recipe.name,
+            "recipe": recipe["name"],
             "parent": "{run}@{round}".format(**existing.header["parent"]) if existing.header.get("parent") else None,
-            "rounds": f"{done}/{max(done, recipe.rounds)}",  # schedules add to those of the recipe
+            "rounds": f"{done}/{max(done, planned)}",  # schedules add to those of the recipe
             "reward": last.meta["reward"] if last else None,
-            "state": state_of(existing.state, paused=existing.pause is not None, finished=done >= recipe.rounds),
+            "state": state_of(existing.state, paused=existing.pause is not None, finished=done >= planned),
         })  # fmt: skip
     return rows
 
@@ -72,6 +122,8 @@ def state_of(state: str, *, paused: bool, finished: bool) -> str:
     return "finished" if finished else "stopped"
 
 
-def list_rounds(name: str, root: str) -> list[RoundSummary]:
+def list_rounds(name: str, root: str) -> list["RoundSummary"]:
     """The finished rounds of a run."""
+    from flows.registry.round_summary import summaries
+
     return summaries(existing_store(root).run(name).rounds())

@@ -1,5 +1,6 @@
 """A round's policy as a local directory, outside of a running run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from storage.errors import NotCommittedError
@@ -7,7 +8,8 @@ from storage.log.manifest import FileRef
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.tables.checkpoints import local_directory
-from storage.verify.resume_check import base_of, is_adapter
+
+_ADAPTER = "adapter_config.json"
 
 
 def checkpoint_files(run: Run, round: int) -> tuple[FileRef, ...]:
@@ -18,12 +20,23 @@ def checkpoint_files(run: Run, round: int) -> tuple[FileRef, ...]:
     return commits[-1].files
 
 
+def is_adapter(files: Sequence[FileRef]) -> bool:
+    """Whether a checkpoint is an adapter, which needs the whole checkpoint that it changes."""
+    return any(file.name == _ADAPTER for file in files)
+
+
+def base_of(run: Run, number: int) -> list[FileRef]:
+    """The whole checkpoint that a round's adapter changes: that of the last round before it which has one."""
+    earlier = (run.files(round, "checkpoint") for round in range(number - 1, -1, -1))
+    return next((files for files in earlier if files and not is_adapter(files)), [])
+
+
 def local_policy(store: Store, run: Run, round: int, scratch: Path) -> Path:
     """The whole checkpoint of a finished round; an adapter is merged with its base, in ``scratch``.
 
     Raises:
         NotCommittedError: the round has no checkpoint.
-        ReleasedFileError: its files were removed on purpose.
+        DroppedFileError: its files were removed on purpose.
         DamagedFileError: they are not what was committed.
     """
     files = checkpoint_files(run, round)

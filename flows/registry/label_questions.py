@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from pipeline.config import PeopleJudge, Recipe
-from pipeline.judges import judge_items
-from pipeline.judges.human_labels import Question, questions_of_candidates, questions_of_preferences
+from pipeline.judges.human import HumanConfig
+from pipeline.judges.support.human_labels import Question, questions_of_candidates, questions_of_preferences
+from pipeline.judges.support.tables import judge_items
+from pipeline.recipe import Recipe
 from storage.errors import NotCommittedError
 from storage.log.manifest import FileRef
 from storage.log.run import Run
@@ -20,12 +21,12 @@ def questions_of(
     Raises:
         NotCommittedError: the round has not come so far.
     """
-    stage = "candidates" if isinstance(recipe.judge, PeopleJudge) else "preferences"
+    stage = "candidates" if isinstance(recipe.judge, HumanConfig) else "preferences"
     found = preferences or run.files(number, stage)
     if not found:
         raise NotCommittedError(f"round {number} of run '{run.name}' has no {stage} yet: there is nothing to label")
     candidates = read_table(store, run.files(number, "candidates"))
     items = judge_items(read_table(store, run.files(0, "prompts")), candidates)
-    if isinstance(recipe.judge, PeopleJudge):
+    if isinstance(recipe.judge, HumanConfig):
         return questions_of_candidates(items, recipe.judge.pairs, recipe.seed)
     return questions_of_preferences(items, read_table(store, found))

@@ -10,23 +10,32 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.config import DatasetPrompts, FilePrompts, PretrainedPolicy, Recipe, RewardModelJudge
+from flows.registry.shipped_recipes import find_recipe
+from pipeline.config import DatasetPrompts, FilePrompts, PretrainedPolicy
+from pipeline.config.sampling import OLD_NAMES
 from pipeline.errors import ConfigError
+from pipeline.judges.reward_model import RewardModelConfig
+from pipeline.recipe import Recipe, models_in
 
 NOT_COMPARED = ("rounds", "description")
 """What may differ between a recipe and the run that was started with it."""
+RENAMED = {f"sampling.{old}": f"sampling.{new}" for old, new in OLD_NAMES.items()}
+"""Fields by their names in version 0.1.0, which a recipe or a change may still use."""
+_OTHER_NAME = RENAMED | {new: old for old, new in RENAMED.items()}
 
 
 def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     """The recipe of a file, with ``dotted.key=value`` changes applied; values are read as YAML.
 
+    Args:
+        path: the file, or the name of a recipe that rondo brings along.
+
     Raises:
         ConfigError: the file, a change or a field is wrong; the message names each fault, its value and the remedy.
     """
+    path = find_recipe(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no recipe '{path}': give the path of a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the recipe '{path}' cannot be read: {error}") from error
     except yaml.YAMLError as error:
@@ -44,7 +53,7 @@ def parse_recipe(content: Mapping[str, Any], changes: Sequence[str] = (), source
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        faults = "\n  ".join(_sentence(fault) for fault in error.errors())
+        faults = "\n  ".join(describe_fault(fault) for fault in error.errors())
         raise ConfigError(f"{source} cannot be run:\n  {faults}") from None
     check_files(recipe)
     return recipe
@@ -64,7 +73,7 @@ def check_files(recipe: Recipe) -> None:
     if named.startswith((".", "/", "~")) and not Path(named).is_dir():
         raise ConfigError(f"prompts.name: there is no directory '{named}': correct the path")
     for part in (part for judge in recipe.judges for part in judge.parts()):
-        if isinstance(part, RewardModelJudge):
+        if isinstance(part, RewardModelConfig):
             _check_model("judge.path", part.path)
     if isinstance(recipe.policy, PretrainedPolicy):
         _check_model("policy.path", recipe.policy.path)
@@ -79,9 +88,10 @@ def _check_model(field: str, path: str) -> None:
 
 def differences(recipe: Recipe, other: Recipe) -> list[str]:
     """The fields in which two recipes would give different runs, as ``field: a -> b``."""
-    flat, flat_other = _flatten(recipe.model_dump(mode="json")), _flatten(other.model_dump(mode="json"))
+    # As they are hashed, so that an old name and a new one for the same thing are no difference.
+    flat, flat_other = _flatten(recipe.hashed()), _flatten(other.hashed())
     return [
-        f"{key}: {flat.get(key)} -> {flat_other.get(key)}"
+        f"{RENAMED.get(key, key)}: {flat.get(key)} -> {flat_other.get(key)}"
         for key in sorted(flat.keys() | flat_other.keys())
         if flat.get(key) != flat_other.get(key) and key not in NOT_COMPARED
     ]
@@ -107,11 +117,13 @@ def _apply(tree: dict[str, Any], change: str) -> None:
         if not isinstance(inner, dict):
             raise ConfigError(f"--set '{change}': '{name}' is a value and has no fields below it")
         tree = inner
+    if key.strip() in _OTHER_NAME:
+        tree.pop(_OTHER_NAME[key.strip()].rpartition(".")[2], None)
     tree[names[-1]] = value
 
 
-def _sentence(fault: ErrorDetails) -> str:
-    """One fault as ``field: what is wrong with the value: remedy``."""
+def describe_fault(fault: ErrorDetails) -> str:
+    """Says a fault as ``field: what is wrong with the value: remedy``."""
     location, owners = _locate(fault["loc"])
     value = fault["input"]
     match fault["type"]:
@@ -150,19 +162,11 @@ def _locate(loc: Sequence[int | str]) -> tuple[str, list[type[BaseModel]]]:
         if isinstance(part, int) or known or last:
             names.append(str(part))
         if known and not last:
-            models = [inner for model in known for inner in _models(model.model_fields[str(part)].annotation)]
+            models = [inner for model in known for inner in models_in(model.model_fields[str(part)].annotation)]
         elif not last and not isinstance(part, int):
             # A tag such as 'warm_start' narrows the models to those that carry it.
             models = [model for model in models if part in _tags(model)]
     return ".".join(names), models
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models within an annotation such as ``tuple[A | B, ...]``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in typing.get_args(annotation):
-        yield from _models(inner)
 
 
 def _tags(model: type[BaseModel]) -> Iterator[Any]:

@@ -5,11 +5,11 @@ from typing import Any
 
 from flows.host.versions import packages
 from flows.registry.recipes import differences
-from pipeline.config import Recipe
+from flows.registry.resume_check import STATES, open_to_go_on
 from pipeline.errors import ConfigError
+from pipeline.recipe import Recipe
 from storage.log.run import Run
 from storage.log.store import Store
-from storage.verify.resume_check import STATES, open_to_go_on
 
 HEADER_FORMAT = 1
 FREE = ("devices", "cluster", "mode", "tracking", "notifications")

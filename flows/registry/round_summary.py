@@ -26,7 +26,7 @@ class RoundOrigin(BaseModel):
     sampled_by: str | None = Field(description="hash of the weights that sampled; none in round 0")
     prompts: str | None = Field(description="hash of the ids of the prompts that were sampled, in order")
     held_out: str = Field(description="hash of the ids of the held-out prompts, in order")
-    judges: list[JudgeOrigin] = Field(description="the one that training hears first")
+    judges: list[JudgeOrigin] = Field(description="the training judge first")
 
 
 class RoundSummary(BaseModel):
@@ -40,7 +40,7 @@ class RoundSummary(BaseModel):
     round: int
     policy: str = Field(description="hash of the weights")
     reference: str | None = Field(None, description="hash of the reference policy's weights")
-    judge: str = Field(description="judge of the reward: the one that training hears, if it scores one answer")
+    judge: str = Field(description="judge of the reward: the training judge, if it scores one answer")
     reward: float = Field(description="mean score of that judge on held-out prompts")
     reward_se: float | None = Field(description="its standard error; none of a single prompt")
     judges: dict[str, float] = Field(description="mean score of each judge that training does not hear")

@@ -29,7 +29,7 @@ from flows.remote.ranks import (
     worker_environment,
 )
 from flows.remote.worker_process import GRACE_SECONDS
-from pipeline.config import Recipe
+from pipeline.recipe import Recipe
 
 POLL_SECONDS = 0.2
 ANSWER_SECONDS = 60.0  # longest wait for an answer of the store

@@ -13,8 +13,8 @@ from flows.report.data import Completions, held_out_completions, optimizer_steps
 from flows.report.rendering import to_page
 from flows.report.sections import Section, sections
 from flows.report.timeline import timeline
-from pipeline.config import Recipe
 from pipeline.errors import DataError
+from pipeline.recipe import Recipe
 from storage.errors import RunNotFoundError
 from storage.log.run import Run
 from storage.log.store import Store
@@ -112,7 +112,7 @@ def _cards(rounds: Sequence[RoundSummary], recipe: Recipe) -> Iterator[Card]:
         previous = f"{last.win_rate_previous:.1%} against round {last.round - 1}"
         yield Card("Win rate against round 0", f"{last.win_rate_initial:.1%}", [previous])
     for name, score in last.judges.items():
-        yield Card(f"Judge {name}", f"{score:.3f}", [*before(first.judges.get(name), ".3f"), "not heard in training"])
+        yield Card(f"Judge {name}", f"{score:.3f}", [*before(first.judges.get(name), ".3f"), "held-out judge"])
     if last.kl_initial is not None:
         limit = recipe.evaluation.kl_limit
         error = f"{'' if last.kl_initial_se is None else f'±{last.kl_initial_se:.2f} '}nats per sequence"
@@ -194,9 +194,10 @@ def _commands(store: Store, run: Run, recipe: Recipe, done: int) -> dict[str, li
 def _changes(store: Store, parent: str, recipe: Recipe) -> list[str]:
     """The fields in which a fork differs from its parent, as far as the parent still is there to compare with."""
     try:
-        before = dict(_leaves(store.run(parent).header["recipe"]))
+        recorded = Recipe.model_validate(store.run(parent).header["recipe"])
     except RunNotFoundError:
         return []
+    before = dict(_leaves(recorded.model_dump(mode="json")))
     after = dict(_leaves(recipe.model_dump(mode="json")))
     return [
         f"{name}={json.dumps(value)}" for name, value in after.items() if name != "rounds" and before.get(name) != value

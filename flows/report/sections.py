@@ -96,7 +96,7 @@ def summary_chart(title: str, rounds: Sequence[RoundSummary]) -> ChartType:
 def _judged(rounds: Sequence[RoundSummary]) -> Iterator[Figure]:
     yield from _curves(
         "Held-out reward",
-        "Mean score of the judge that training hears, on prompts that training never sees.",
+        "Mean score of the training judge, on prompts that training never sees.",
         points_of(rounds, {"": "reward"}),
     )
     yield from _curves(
@@ -109,7 +109,7 @@ def _judged(rounds: Sequence[RoundSummary]) -> Iterator[Figure]:
     for name in dict.fromkeys(point["curve"] for point in scores):
         yield from _curves(
             f"Judge {name}",
-            "Mean score of a judge that training never hears, on the same completions.",
+            "Mean score of a held-out judge, on the same completions.",
             [{**point, "curve": ""} for point in scores if point["curve"] == name],
         )
 
@@ -128,9 +128,8 @@ def _sampled(scores_by_round: Mapping[int, Sequence[float]]) -> Iterator[Figure]
 def _watched(rounds: Sequence[RoundSummary]) -> Iterator[Figure]:
     yield from _by_judge(
         "Rise over held-out judges",
-        "How much more the score of the judge that training hears has risen since round 0 than that of a judge that it "
-        "never hears, each in standard deviations of its own scores of round 0. What climbs on and on is learned from "
-        "one judge's mistakes.",
+        "How much more the score of the training judge has risen since round 0 than that of a held-out judge, each in "
+        "standard deviations of its own scores of round 0. What climbs on and on is learned from one judge's mistakes.",
         points_by_judge(rounds, "gaps"),
         Axes(unit="standard deviations", reference=0.0),
     )

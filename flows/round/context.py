@@ -10,12 +10,12 @@ from flows.monitors.monitors import Monitors
 from flows.prefect_api.control import Control
 from flows.round.policies import Policies
 from flows.round.worker_set import WorkerSet
-from pipeline.config import Recipe
+from pipeline.recipe import Recipe
 from pipeline.records import prompt_seed
 from storage.log.manifest import Entry, FileRef, Key
 from storage.log.run import Run, Writer
 from storage.log.store import Store
-from storage.tables.labels import Labels
+from storage.tables.shared_values import Labels
 
 
 @dataclass

@@ -18,9 +18,9 @@ from flows.round.step import step
 from flows.round.wait_for_labels import wait_in_prefect
 from flows.workers.judge import JudgeWorker
 from flows.workers.references import hashes
-from pipeline.config import PeopleConfig, PeopleJudge
 from pipeline.errors import DataError
-from pipeline.judges.human_labels import unanswered
+from pipeline.judges.human import HumanConfig, HumanFeedbackConfig
+from pipeline.judges.support.human_labels import unanswered
 from pipeline.records import content_id
 from storage.log.manifest import Entry
 
@@ -28,7 +28,7 @@ from storage.log.manifest import Entry
 @step("{context.name} r{number} wait for people")
 async def wait_for_judges(context: RoundContext, number: int) -> None:
     """If people are the judge: goes on once somebody has answered each question of the round, or stops the run."""
-    if isinstance(context.recipe.judge, PeopleJudge):
+    if isinstance(context.recipe.judge, HumanConfig):
         questions = questions_of(context.store, context.run, number, context.recipe)
 
         def missing() -> int:
@@ -76,7 +76,7 @@ async def override(context: RoundContext, number: int, done: Sequence[Shard]) ->
 
 
 async def _wait(
-    context: RoundContext, number: int, config: PeopleConfig | PeopleJudge, missing: Callable[[], int]
+    context: RoundContext, number: int, config: HumanFeedbackConfig | HumanConfig, missing: Callable[[], int]
 ) -> None:
     """Returns once no label is missing, or the round goes on without; the choices are those of then.
 
@@ -95,7 +95,9 @@ async def _wait(
     if left <= 0:
         return
     many = counted(left, "label")
-    if outcome == "judge" or (outcome == "time" and isinstance(config, PeopleConfig) and config.on_timeout == "judge"):
+    if outcome == "judge" or (
+        outcome == "time" and isinstance(config, HumanFeedbackConfig) and config.on_timeout == "judge"
+    ):
         why = f"after {config.wait_minutes:g} minutes" if outcome == "time" else "as somebody chose in Prefect"
         context.commit(number, "unlabelled", [], {"missing": left, "why": f"went on without {many}, {why}"})
         return
@@ -106,7 +108,11 @@ async def _wait(
 
 
 async def _ask(
-    context: RoundContext, config: PeopleConfig | PeopleJudge, task: str, missing: Callable[[], int], deadline: datetime
+    context: RoundContext,
+    config: HumanFeedbackConfig | HumanConfig,
+    task: str,
+    missing: Callable[[], int],
+    deadline: datetime,
 ) -> str | None:
     """How the wait has ended; None if it has to be done by stopping, for want of a server."""
     control = context.control
@@ -119,7 +125,7 @@ async def _ask(
     control.waits_for_people = True
     async with without_gpus(context.display):
         outcome = await wait_in_prefect(
-            control.flow_run, task, missing, deadline, has_judge=isinstance(config, PeopleConfig)
+            control.flow_run, task, missing, deadline, has_judge=isinstance(config, HumanFeedbackConfig)
         )
     control.waits_for_people = False
     return outcome

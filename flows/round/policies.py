@@ -1,10 +1,11 @@
 """The policies of a run's rounds: which one samples, which one holds the update back, and where their weights lie."""
 
+from flows.registry.checkpoints import base_of, is_adapter
 from flows.workers.references import JudgePolicies, PolicyRef
-from pipeline.config import ImplicitJudge, Recipe
+from pipeline.judges.implicit import ImplicitConfig
+from pipeline.recipe import Recipe
 from storage.log.manifest import Entry, FileRef
 from storage.log.run import Run
-from storage.verify.resume_check import base_of, is_adapter
 
 _KEPT = 4
 """References that are kept in memory: each shard asks for its round's."""
@@ -56,7 +57,7 @@ class Policies:
     def of_judge(self, place: int, round: int) -> JudgePolicies | None:
         """The two policies that a judge compares when it judges a round's completions; None if it compares none."""
         config = self._recipe.judges[place]
-        if not isinstance(config, ImplicitJudge):
+        if not isinstance(config, ImplicitConfig):
             return None
         return JudgePolicies(*(self.after(number) for number in config.rounds(round)))
 

@@ -5,7 +5,7 @@ from flows.registry.resume import FREE
 from flows.registry.round_summary import JudgeOrigin, RoundOrigin
 from flows.round.context import RoundContext
 from flows.round.shards import prompt_rows
-from pipeline.config import Recipe
+from pipeline.recipe import Recipe
 from pipeline.records import content_id
 from storage.tables.shards import read_table
 
@@ -23,7 +23,7 @@ def round_origin(context: RoundContext, number: int) -> RoundOrigin:
         prompts=_prompts(context, number, held_out=False) if number else None,
         held_out=_prompts(context, number, held_out=True),
         judges=[
-            JudgeOrigin(name=name, version=version, config=content_id(config.model_dump(mode="json")))
+            JudgeOrigin(name=name, version=version, config=content_id(config.hashed()))
             for name, version, config in judges
         ],
     )
@@ -31,7 +31,7 @@ def round_origin(context: RoundContext, number: int) -> RoundOrigin:
 
 def recipe_hash(recipe: Recipe) -> str:
     """The hash of what makes one recipe give other rounds than another."""
-    return content_id(recipe.model_dump(mode="json", exclude=set(NO_RESULT)))
+    return content_id(recipe.hashed(exclude=NO_RESULT))
 
 
 def _prompts(context: RoundContext, number: int, *, held_out: bool) -> str:

@@ -25,7 +25,7 @@ from flows.round.finish import finish_round
 from flows.round.shards import Shard, Shards, files_of, process_shards
 from flows.round.update_step import update
 from flows.workers.references import PromptBatch
-from pipeline.config import PeopleJudge
+from pipeline.judges.human import HumanConfig
 from storage.log.manifest import Entry
 
 
@@ -53,7 +53,7 @@ def training(context: RoundContext, number: int) -> PromptBatch:
 
 async def ask_people(context: RoundContext, number: int) -> None:
     """If people are the judge: samples what they are asked about, and waits; the round then is judged by that."""
-    if isinstance(context.recipe.judge, PeopleJudge):
+    if isinstance(context.recipe.judge, HumanConfig):
         await judged(context, number, training(context, number))
         await human_feedback.wait_for_judges(context, number)
 

@@ -78,7 +78,7 @@ async def replay(context: RoundContext, number: int, own: Sequence[FileRef]) -> 
     earlier = {origin: context.files(origin, "preferences") for origin in rounds}
     candidates = {origin: context.files(origin, "candidates") for origin in rounds}
     pool = [[origin, hashes(earlier[origin]), hashes(candidates[origin])] for origin in rounds]
-    inputs = content_id([hashes(own), pool, config.model_dump(mode="json")])
+    inputs = content_id([hashes(own), pool, config.hashed()])
     if done := context.find(number, "replayed", inputs):
         return done
     answer = await context.workers.judge.call(
@@ -138,7 +138,7 @@ async def probe_judges(context: RoundContext, number: int) -> list[Entry]:
     if count is None:
         return []
     files, places = context.files(0, "eval_candidates"), recipe.drifting_judges
-    settings = [recipe.judges[place].model_dump(mode="json") for place in places]
+    settings = [recipe.judges[place].hashed() for place in places]
     inputs = content_id([hashes(files), count, settings])
     if done := context.find(number, "judge_probe", inputs):
         return [done]

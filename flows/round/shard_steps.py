@@ -11,8 +11,8 @@ from flows.round.context import RoundContext
 from flows.workers.judge import JudgeWorker
 from flows.workers.references import PromptBatch, hashes
 from flows.workers.sampler import Sampled, SamplerWorker
-from pipeline.config import PeopleJudge
 from pipeline.errors import EngineError, WeightSyncError
+from pipeline.judges.human import HumanConfig
 from pipeline.records import content_id
 from storage.log.manifest import Entry
 from storage.tables.shards import read_table
@@ -37,7 +37,7 @@ async def sample_shard(
     recipe, policy, prompts = context.recipe, context.policies.after(batch.policy), context.files(0, "prompts")
     settings = {"max_tokens": recipe.sampling.max_tokens}
     if not batch.held_out:
-        settings = recipe.sampling.model_dump(mode="json", exclude={"shards_in_flight", "most_set_aside"})
+        settings = recipe.sampling.hashed(exclude=("shards_in_flight", "max_skipped_fraction"))
     inputs = content_id([policy.digest, hashes(prompts), rows, recipe.seed, settings])
     done, stage = context.find_in(batch.places, "candidates", inputs, shard)
     if done is not None:
@@ -73,11 +73,11 @@ def _skip(
         ) from error
     earlier = context.run.work(number, "candidates")
     skipped = sum(entry.meta.get("set_aside", 0) for entry in earlier) + len(rows)
-    most = context.recipe.sampling.most_set_aside * context.recipe.sampling.prompts_per_round
+    most = context.recipe.sampling.max_skipped_fraction * context.recipe.sampling.prompts_per_round
     if skipped > most:
         raise EngineError(
             f"the engine died {TRIES} times on shard {shard} of round {number}; with its {len(rows)} prompts {skipped} "
-            f"would be set aside, more than the {most:g} that sampling.most_set_aside allows: {error}"
+            f"would be set aside, more than the {most:g} that sampling.max_skipped_fraction allows: {error}"
         ) from error
     context.display.say(f"round {number}: {len(rows)} prompts of shard {shard} are set aside: {error}")
     return {"set_aside": len(rows), "reason": str(error)}
@@ -89,12 +89,12 @@ async def judge_shard(
     """Judges one shard of completions: those of a round by the training judge, held-out ones by all judges."""
     recipe, judges = context.recipe, context.recipe.held_out_judges if batch.held_out else [0]
     versions = [context.judge_versions[place] for place in judges]
-    settings = [recipe.judges[place].model_dump(mode="json") for place in judges]
+    settings = [recipe.judges[place].hashed() for place in judges]
     policies = [context.policies.of_judge(place, number) for place in judges]
     compared = [pair and pair.hashes for pair in policies]
     more: list[Any] = [compared] if any(compared) else []
     choices = None
-    if isinstance(recipe.judge, PeopleJudge) and not batch.held_out:
+    if isinstance(recipe.judge, HumanConfig) and not batch.held_out:
         asked = set(read_table(context.store, candidates.files, ["prompt_id"])["prompt_id"].to_pylist())
         choices = [choice for choice in context.choices(number) if choice["prompt_id"] in asked]
         more.append(choices)
@@ -121,7 +121,7 @@ async def build_preferences(
 ) -> Entry:
     """Turns the judgments of one shard into preferences."""
     files = [hashes(entry.files) for entry in (candidates, judgments)]
-    inputs = content_id([*files, context.recipe.preferences.model_dump(mode="json")])
+    inputs = content_id([*files, context.recipe.preferences.hashed()])
     if done := context.find(number, "preferences", inputs, shard):
         return done
     answer = await retry_on_worker_death(

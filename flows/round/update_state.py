@@ -13,10 +13,10 @@ STATE_FORMAT = 2
 
 def interrupted_update(run: Run, round: int, inputs: str) -> Entry | None:
     """The newest state that an update of these inputs left when it was interrupted."""
-    released = run.released
+    dropped = run.dropped
     states = run.entries(round=round, stage="update_state")
     mine = (entry for entry in states if (entry.meta.get("of"), entry.meta.get("format")) == (inputs, STATE_FORMAT))
-    kept = (entry for entry in mine if not any(file.path in released for file in entry.files))
+    kept = (entry for entry in mine if not any(file.path in dropped for file in entry.files))
     return max(kept, key=lambda entry: entry.number, default=None)
 
 
@@ -33,7 +33,7 @@ def commit_state(
     meta = {"of": inputs, "format": STATE_FORMAT, **given}
     kept = writer.commit(Key(round, "update_state", step, key), files, meta)
     if before is not None and kept.number > before.number:
-        writer.release(before.files, "superseded by those of a later step")
+        writer.drop(before.files, "superseded by those of a later step")
 
 
 def drop_states(run: Run, writer: Writer, round: int) -> None:
@@ -41,4 +41,4 @@ def drop_states(run: Run, writer: Writer, round: int) -> None:
     states = run.entries(round=round, stage="update_state")
     if states:
         files = [file for entry in states for file in entry.files]
-        writer.release(files, "superseded by the round's checkpoint")
+        writer.drop(files, "superseded by the round's checkpoint")

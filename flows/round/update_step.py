@@ -66,7 +66,7 @@ class _Update:
         self._average = context.policies.average(number - 1) if config.reference == "ema" else None
         self._inputs = content_id([
             self._policy.digest, _hash(self._reference), _hash(self._average),
-            hashes(self._optimizer), config.model_dump(mode="json"),
+            hashes(self._optimizer), config.hashed(),
             context.recipe.rounds if config.schedule_over == "run" else None,
             replayed and [files_of([replayed])[0].sha256, context.recipe.preferences.replay.reference],
         ])  # fmt: skip

@@ -14,7 +14,8 @@ from flows.remote.worker_process import WorkerProcess
 from flows.workers.judge import JudgeWorker
 from flows.workers.sampler import SamplerWorker
 from flows.workers.trainer import TrainerWorker
-from pipeline.config import Recipe, ReplicasConfig
+from pipeline.config import ReplicasConfig
+from pipeline.recipe import Recipe
 from storage.log.run import Run
 from storage.log.store import Store
 

@@ -1,7 +1,8 @@
 """Judges that compare policies of the run: whether there are such policies yet."""
 
-from pipeline.config import ImplicitJudge, Recipe
 from pipeline.errors import ConfigError
+from pipeline.judges.implicit import ImplicitConfig
+from pipeline.recipe import Recipe
 
 
 def check_judge_policies(recipe: Recipe, run: str, first: int) -> None:
@@ -14,7 +15,7 @@ def check_judge_policies(recipe: Recipe, run: str, first: int) -> None:
         ConfigError: one is that of a round that is not finished; or all rewards that training would hear are 0.
     """
     for place, judge in enumerate(recipe.judges):
-        if not isinstance(judge, ImplicitJudge):
+        if not isinstance(judge, ImplicitConfig):
             continue
         newest = max(first - 1, 0)
         if (named := max(judge.rounds(first))) > newest:

@@ -20,6 +20,7 @@ from flows.monitors.tracking import open_tracker
 from flows.prefect_api.control import Control
 from flows.prefect_api.server import has_background_server, prefect_api
 from flows.registry.resume import report_changes, unread_states
+from flows.registry.resume_check import check_inputs
 from flows.round import round_steps
 from flows.round.context import RoundContext, current_context, enter
 from flows.round.policies import Policies
@@ -28,10 +29,9 @@ from flows.round.worker_set import WorkerSet, create_workers
 from flows.run.check_judges import check_judge_policies
 from flows.run.fork_history import import_parent_rounds
 from flows.workers.judge import JudgeWorker
-from pipeline.config import Recipe
+from pipeline.recipe import Recipe
 from storage.log.run import Run
 from storage.log.store import Store
-from storage.verify.resume_check import check_inputs
 
 
 @flow(name="rondo", flow_run_name="{run}")

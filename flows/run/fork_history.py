@@ -17,20 +17,20 @@ def import_parent_rounds(store: Store, run: Run, writer: Writer) -> None:
     if parent is None or len(run.finished) > parent["round"]:
         return
     source = store.run(parent["run"], intact_part=True)
-    released = source.released
+    dropped = source.dropped
     for number in range(len(run.finished), parent["round"] + 1):
         for entry in source.entries(round=number):
             assert entry.key is not None
             writer.commit(entry.key, entry.files, entry.meta)
-            for reason, files in _given_up(entry.files, released).items():
-                writer.release(files, reason)
+            for reason, files in _given_up(entry.files, dropped).items():
+                writer.drop(files, reason)
         writer.finish_round(number, source.round_entry(number).meta)
 
 
-def _given_up(files: Sequence[FileRef], released: Mapping[str, Entry]) -> dict[str, list[FileRef]]:
+def _given_up(files: Sequence[FileRef], dropped: Mapping[str, Entry]) -> dict[str, list[FileRef]]:
     """The files that the parent has given up, by the reason."""
     found: dict[str, list[FileRef]] = {}
     for file in files:
-        if file.path in released:
-            found.setdefault(released[file.path].meta["reason"], []).append(file)
+        if file.path in dropped:
+            found.setdefault(dropped[file.path].meta["reason"], []).append(file)
     return found

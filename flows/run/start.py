@@ -1,9 +1,8 @@
-"""What the commands do, apart from printing. Prefect is imported only by those that run something."""
+"""What the commands do, apart from printing. Prefect and the report are imported only by what needs them."""
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from flows.host.devices import check_devices
 from flows.host.progress import Display
@@ -11,17 +10,16 @@ from flows.host.signals import orderly_end
 from flows.host.text import counted
 from flows.monitors.tracking import check_tracking
 from flows.registry.catalog import existing_store, run_at_round
-from flows.registry.recipes import differences, load_recipe, parse_recipe
+from flows.registry.recipes import differences, parse_recipe
 from flows.registry.resume import check_goal, create_or_open, header, recipe_of, recipe_to_resume, unread_states
+from flows.registry.resume_check import check_inputs, open_to_go_on, weights_of_next_round
 from flows.registry.round_summary import RoundSummary, summaries
-from flows.report.report import newest_report, report
 from flows.run.fork_history import import_parent_rounds
-from pipeline.config import Recipe
 from pipeline.errors import ConfigError, DataError, JudgeError, UnsupportedModelError
+from pipeline.recipe import Recipe
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.retention.prune import create_fork, delete_run
-from storage.verify.resume_check import check_inputs, open_to_go_on, weights_of_next_round
 
 _FIXED_IN_FORKS = ("policy", "prompts", "evaluation.prompts")
 
@@ -37,11 +35,9 @@ class Finished:
 
 
 def start(
-    path: Path,
+    recipe: Recipe,
     name: str | None,
-    rounds: int | None,
     root: str,
-    changes: Sequence[str],
     *,
     resume: bool,
     display: Display,
@@ -49,13 +45,13 @@ def start(
     """Starts a run from a recipe.
 
     Raises:
-        ConfigError: the recipe is wrong, or the run exists with another one.
+        ConfigError: the recipe cannot be run here, or the run exists with another one.
         RunExistsError: the run exists, and ``resume`` was not asked for.
     """
-    recipe = load_recipe(path, [*changes, *([f"rounds={rounds}"] if rounds else [])])
-    check_tracking(recipe.tracking)
-    check_devices(recipe)
-    _check_notifications(recipe)
+    with display.doing("looking for what the recipe needs"):  # for a GPU, torch is imported
+        check_tracking(recipe.tracking)
+        check_devices(recipe)
+        _check_notifications(recipe)
     store = Store.open(root)
     name, goal = name or recipe.name, recipe.rounds
     if resume:
@@ -125,7 +121,8 @@ def fork(
     if not start:
         with child.writer() as writer:
             import_parent_rounds(store, child, writer)
-        return Finished(name, summaries(child.rounds()), f"'{name}' begins at {source}: rondo resume {name}", None)
+        message = f"'{name}' begins at {parent.name}@{number}: rondo resume {name}"
+        return Finished(name, summaries(child.rounds()), message, None)
     return _bring_to(store, child, recipe, recipe.rounds, display)
 
 
@@ -140,6 +137,8 @@ def _bring_to(
 ) -> Finished:
     done = len(run.rounds()) - 1
     if done >= rounds:
+        from flows.report.report import newest_report
+
         if run.pause is not None:
             with run.writer(take_over, ends_pause=True):
                 pass
@@ -149,11 +148,13 @@ def _bring_to(
     check_goal(run, recipe, rounds)
     check_tracking(recipe.tracking)
     check_devices(recipe)
-    import flows.prefect_api.settings  # noqa: F401  before Prefect
-    from flows.run.execute import execute
-
     after = f", going on after round {done}" if done >= 0 else ""
     display.say(f"run '{run.name}' in {store.root}: {counted(rounds, 'round')}{after}")
+    # What takes seconds to import comes after the first line: Prefect, and the charts of the report.
+    import flows.prefect_api  # noqa: F401  before Prefect
+    from flows.report.report import report
+    from flows.run.execute import execute
+
     with orderly_end(f"interrupted: what is committed stays, and 'rondo resume {run.name}' goes on"):
         asyncio.run(execute(store, run, recipe, rounds, display, take_over))
         run.refresh()
@@ -170,7 +171,7 @@ def _goal(run: Run) -> int:
 def _check_notifications(recipe: Recipe) -> None:
     """Raises ConfigError, before there is a run, if a block that the recipe names cannot send."""
     if recipe.notifications.blocks:
-        import flows.prefect_api.settings  # noqa: F401  before Prefect
+        import flows.prefect_api  # noqa: F401  before Prefect
         from flows.monitors.notifications import open_notifier
 
         asyncio.run(open_notifier(recipe.notifications, Display()))

@@ -108,7 +108,7 @@ def _signal(pid: int, where: str, *, pause: bool) -> Callable[[], bool]:
 
 
 def _ask_prefect(session: Entry, where: str, *, pause: bool) -> None:
-    import flows.prefect_api.settings  # noqa: F401  before Prefect
+    import flows.prefect_api  # noqa: F401  before Prefect
     from flows.prefect_api.server import has_background_server
 
     if not has_background_server():

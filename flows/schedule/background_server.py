@@ -2,6 +2,9 @@
 
 The server listens on loopback alone and keeps its history in SQLite under its home. Pages from elsewhere that a browser
 shows cannot use it: neither read it, as it names the only origins that may, nor write to it, as it asks for a token.
+
+Both are started as Prefect starts them in the foreground. Its own background mode throws away what the server says,
+also why it ended; and ``prefect server stop`` ends whichever process has the number that it wrote down.
 """
 
 import contextlib
@@ -17,15 +20,13 @@ from pathlib import Path
 
 import httpx
 
-import flows.prefect_api.settings  # noqa: F401  before Prefect
 from flows.errors import ServerError
 from flows.host.processes import end_trees
 from flows.prefect_api import server_record
-from flows.prefect_api.server import START_SECONDS, Say, using
+from flows.prefect_api.server import Say, healthy, using, wait_until
 from flows.prefect_api.server_record import DEFAULT_POOL, Record, Started
 from flows.schedule.pool_worker import GRACE_SECONDS, end_worker
 
-_LOOK_SECONDS = 0.3
 # Runs that wait for another count among the eight: a schedule that was not served for days starts no more at once.
 _WORKER_OPTIONS = ("--limit", "8", "--install-policy", "never")
 
@@ -64,7 +65,7 @@ def up(port: int, say: Say, pool: str = DEFAULT_POOL) -> tuple[Record, bool]:
 
 
 def down() -> Record | None:
-    """Ends both with all that they have started, and returns what was there; None where nothing was.
+    """Ends both with all that they have started, and returns what was there; None if nothing was.
 
     Raises:
         ServerError: another ``rondo up`` or ``rondo down`` is at work.
@@ -106,12 +107,7 @@ def _start_server(port: int, pool: str) -> Record:
     record = Record(port, pool, Started.of(process.pid))
     server_record.write(record)
 
-    def answers() -> bool:
-        with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"{record.api}/health", timeout=5).status_code == httpx.codes.OK
-        return False
-
-    _wait("server", process, answers)
+    _wait(lambda: healthy(record.api), "server", process)
     return record
 
 
@@ -132,7 +128,7 @@ def _start_worker(record: Record) -> Record:
             found = client.read_workers_for_work_pool(record.pool, worker_filter=online)
             return any(worker.name == name for worker in found)
 
-        _wait("worker", process, polls)
+        _wait(polls, "worker", process)
     return record
 
 
@@ -179,15 +175,11 @@ def _spawn(what: str, command: list[str], environment: Mapping[str, str]) -> sub
         )
 
 
-def _wait(what: str, process: subprocess.Popen[bytes], answers: Callable[[], bool]) -> None:
-    until = time.monotonic() + START_SECONDS
-    while not answers():
-        if process.poll() is not None:
-            lines = _log(what).read_text(errors="replace").strip().splitlines() or ["no message"]
-            raise ServerError(f"the {what} ended at its start: {lines[-1].strip()}; its log is {_log(what)}")
-        if time.monotonic() > until:
-            raise ServerError(f"the {what} did not answer within {START_SECONDS:.0f} s; its log is {_log(what)}")
-        time.sleep(_LOOK_SECONDS)
+def _wait(answers: Callable[[], bool], what: str, process: subprocess.Popen[bytes]) -> None:
+    try:
+        wait_until(answers, what, process, _log(what))
+    except ServerError as error:
+        raise ServerError(f"{error}; its log is {_log(what)}") from None
 
 
 def _environment() -> dict[str, str]:

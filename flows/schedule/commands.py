@@ -13,8 +13,8 @@ from flows.monitors.tracking import check_tracking
 from flows.prefect_api.server_record import Record
 from flows.registry.recipes import load_recipe
 from flows.registry.resume import create_or_open, report_changes
-from pipeline.config import Recipe
 from pipeline.errors import ConfigError
+from pipeline.recipe import Recipe
 from storage.log.store import Store
 from storage.objects.layout import check_run_name
 
@@ -40,7 +40,7 @@ class Target:
 
 
 def up(port: int | None, say: Say) -> None:
-    """Starts the lasting server and its worker, and says where they are; says so too where they ran already."""
+    """Starts the background server and its worker, and says where they are; says so too if they ran already."""
     from flows.schedule import background_server
 
     record, started = background_server.up(port or DEFAULT_PORT, say)
@@ -68,7 +68,6 @@ def serve(
     path: Path, name: str | None, when: When, rounds_per_run: int, root: str, changes: Sequence[str], say: Say
 ) -> None:
     """Serves a deployment until it is interrupted; see ``flows/schedule/scheduled_rounds.py``."""
-    import flows.prefect_api.settings  # noqa: F401  before Prefect
     from flows.schedule.scheduled_rounds import schedule_of
     from flows.schedule.serve import serve_rounds
 
@@ -90,8 +89,7 @@ def deploy(
     changes: Sequence[str],
     say: Say,
 ) -> None:
-    """Creates a deployment on the lasting server; see ``flows/schedule/deployments.py``."""
-    import flows.prefect_api.settings  # noqa: F401  before Prefect
+    """Creates a deployment on the background server; see ``flows/schedule/deployments.py``."""
     from flows.prefect_api.server import background_api, using
     from flows.schedule.deployments import deploy_rounds, install
     from flows.schedule.scheduled_rounds import describe, schedule_of
@@ -120,7 +118,7 @@ def _prepare(path: Path, name: str | None, root: str, changes: Sequence[str], sa
     """The recipe and the name of the run that it is for, which is not created yet: Prefect may refuse the rest.
 
     Raises:
-        ConfigError: the recipe is wrong, or gives other results than the run's, where there is one.
+        ConfigError: the recipe is wrong, or gives other results than the run's, if there is one.
     """
     recipe = load_recipe(path, changes)
     check_tracking(recipe.tracking)

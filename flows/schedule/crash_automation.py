@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
-from flows.prefect_api.settings import heartbeat_seconds
+from flows.prefect_api import heartbeat_seconds
 
 _SIGN = "prefect.flow-run.heartbeat"
 # One by one: any other event of a flow run may come after the last sign of life.
@@ -46,7 +46,7 @@ def crashed_runs() -> AutomationCore:
 
 
 async def ensure_crashed_runs() -> None:
-    """Creates it on the current server, where there is none of its name; else it stays as people have set it."""
+    """Creates it on the current server, if there is none of its name; else it stays as people have set it."""
     wanted = crashed_runs()
     async with get_client() as client:
         if not await client.read_automations_by_name(wanted.name):

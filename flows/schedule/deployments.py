@@ -23,14 +23,13 @@ from prefect.types.entrypoint import EntrypointType
 from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
 from flows.errors import ServerError
-from flows.prefect_api import server_record
+from flows.prefect_api import HEARTBEAT_VARIABLE, heartbeat_seconds, server_record
 from flows.prefect_api.limits import ensure_gpu_limit, ensure_run_limits, needs_gpu
-from flows.prefect_api.settings import HEARTBEAT_VARIABLE, heartbeat_seconds
-from flows.registry.catalog import DEFAULT_ROOT
+from flows.registry import DEFAULT_ROOT
 from flows.registry.recipes import load_recipe
 from flows.schedule.scheduled_rounds import add_rounds
-from pipeline.config import Recipe
 from pipeline.errors import ConfigError
+from pipeline.recipe import Recipe
 from storage.log.store import Store
 
 PoolType = Literal["process", "docker", "kubernetes"]
@@ -76,9 +75,9 @@ async def deploy_rounds(
         run: name of the run.
         root: absolute directory or URI of the store.
         rounds: how many rounds each of its runs adds.
-        schedule: when it runs, in place of an earlier schedule; never by itself where None.
+        schedule: when it runs, in place of an earlier schedule; never by itself if None.
         pool: name of the work pool.
-        kind: the pool's type; that of the pool, or process where there is none yet, where nothing is given.
+        kind: the pool's type; if None that of the pool, or process if there is no such pool yet.
         image: the image that containers are made of.
 
     Raises:
@@ -148,7 +147,7 @@ async def ensure_limits(recipe: Recipe, run: str, root: str) -> None:
 
 
 async def ensure_pool(name: str, kind: PoolType) -> None:
-    """Creates the work pool of this name, where there is none.
+    """Creates the work pool of this name, if there is none.
 
     Raises:
         ConfigError: there is one of another type.
@@ -220,7 +219,7 @@ def _job_variables(pool: str, kind: PoolType, root: str, image: str | None) -> d
         if image is not None:
             raise ConfigError(f"the work pool '{pool}' runs processes, and --image is for containers: leave it out")
         # Relative paths of a recipe mean what they mean here.
-        return {**env, "working_dir": os.getcwd()} if local or _lasting_server_is_ours() else env
+        return {**env, "working_dir": os.getcwd()} if local or _background_server_is_ours() else env
     if image is None:
         raise ConfigError(f"the work pool '{pool}' runs containers: give --image, an image that has rondo in it")
     if not local:
@@ -235,7 +234,7 @@ def _job_variables(pool: str, kind: PoolType, root: str, image: str | None) -> d
     return {**env, "image": image, "volumes": [f"{root}:{root}"]}
 
 
-def _lasting_server_is_ours() -> bool:
+def _background_server_is_ours() -> bool:
     """Whether the server is that of ``rondo up``, whose worker sees this machine's directories; others need not."""
     record = server_record.read()
     return record is not None and record.api == PREFECT_API_URL.value()

@@ -25,7 +25,7 @@ def work(command: Sequence[str]) -> int:
     """Runs a worker until it ends by itself, or this process is told to end.
 
     Returns:
-        Its exit status; 0 where it was told to end.
+        Its exit status; 0 if it was told to end.
     """
     with subprocess.Popen(command, start_new_session=True) as worker:
         try:

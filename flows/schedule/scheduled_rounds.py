@@ -5,6 +5,8 @@ import signal
 from typing import Annotated, Any
 
 from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import State
 from prefect.client.schemas.schedules import RRuleSchedule
 from prefect.schedules import Cron, Interval, RRule, Schedule
@@ -15,15 +17,16 @@ from flows.errors import InterruptedRunError, WaitingForLabelsError
 from flows.host.devices import check_devices
 from flows.host.progress import Display
 from flows.host.text import counted
-from flows.prefect_api.control import awaiting_labels, end_flow_run, held_back
+from flows.prefect_api.control import awaiting_labels, end_flow_run, held_back, session_tag
 from flows.prefect_api.limits import SKIPPED, STOOD_FOR, alone, skip_overdue
 from flows.registry.resume import check_goal, create_or_open
 from flows.report.report import report
 from flows.run.execute import execute
-from flows.schedule.run_lock import busy_message, writer_of
-from pipeline.config import Recipe
 from pipeline.errors import ConfigError, RondoError
+from pipeline.recipe import Recipe
 from storage.errors import StoreError
+from storage.log.lease import Holder, describe_holder, holder
+from storage.log.run import Run
 from storage.log.store import Store
 
 RunField = Annotated[str, Field(min_length=1, description="name of the run; the first scheduled run creates it")]
@@ -33,10 +36,10 @@ RoundsField = Annotated[int, Field(ge=1, le=100_000, description="rounds to add"
 
 @flow(name="rondo-schedule", flow_run_name="{run} scheduled")
 async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: RoundsField) -> "State[Any] | None":
-    """Adds rounds to a run, once no other run of that name goes on and, where the recipe uses GPUs, these are free.
+    """Adds rounds to a run, once no other run of that name goes on and, if the recipe uses GPUs, these are free.
 
     Args:
-        recipe: the recipe; that of the run, where it exists, on these or other devices
+        recipe: the recipe; that of the run, if it exists, on these or other devices
         run: name of the run; the first scheduled run creates it
         root: where runs are kept: a directory, or s3://, gs://, az://
         rounds: rounds to add
@@ -63,7 +66,7 @@ async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: Rou
                 check_goal(existing, own, target)
                 check_devices(own)
                 await execute(store, existing, own, target, display, take_over=writer == "dead")
-        except WaitingForLabelsError as waiting:  # the next scheduled run goes on, where they are there
+        except WaitingForLabelsError as waiting:  # the next scheduled run goes on, if they are there
             display.say(str(waiting))
             return awaiting_labels(str(waiting))
         except InterruptedRunError as stopped:
@@ -76,8 +79,34 @@ async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: Rou
         return None
 
 
+async def writer_of(run: Run) -> Holder:
+    """Whether the process that has the run open still works on it; "unknown" if neither store nor Prefect says.
+
+    Of a process on another host, as a container is, Prefect says so by the flow run that carries its session as a tag:
+    killed, it is Crashed once its signs of life are missed.
+    """
+    session = run.session
+    if session is None or run.state == "stopped":
+        return "dead"
+    here = holder(session)
+    if here != "unknown":
+        return here
+    tagged = FlowRunFilter(tags=FlowRunFilterTags(all_=[session_tag(session.session)]))
+    async with get_client() as client:
+        found = await client.read_flow_runs(flow_run_filter=tagged)
+    if not found:
+        return "unknown"
+    return "dead" if all(each.state is not None and each.state.is_final() for each in found) else "alive"
+
+
+def busy_message(run: Run) -> str:
+    """Why a scheduled run leaves a run alone that somebody executes."""
+    by = f" by {describe_holder(run.session)}" if run.session is not None else ""
+    return f"run '{run.name}' is executed{by}, which adds its rounds; this one adds none"
+
+
 def schedule_of(cron: str | None, interval: int | None, rrule: str | None) -> Schedule | None:
-    """When scheduled runs start, by one of the three; None where none is given. Times are UTC.
+    """When scheduled runs start, by one of the three; None if none is given. Times are UTC.
 
     Raises:
         ConfigError: more than one is given, or the expression is none, or it never comes again.

@@ -11,7 +11,7 @@ from flows.host.text import counted
 from flows.prefect_api.server import prefect_api
 from flows.schedule.deployments import check_name, ensure_limits, parameters
 from flows.schedule.scheduled_rounds import add_rounds, describe
-from pipeline.config import Recipe
+from pipeline.recipe import Recipe
 
 
 def serve_rounds(recipe: Recipe, run: str, root: str, rounds: int, schedule: Schedule) -> None:

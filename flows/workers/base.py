@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from flows.workers.references import PolicyRef
-from pipeline.config import Recipe
+from pipeline.recipe import Recipe
 from storage.log.manifest import FileRef
 from storage.log.store import Store
 from storage.tables import checkpoints, shards

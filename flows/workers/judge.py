@@ -13,9 +13,10 @@ from flows.workers.references import JudgePolicies, PolicyRef
 from pipeline.config import GeneratedPrompts
 from pipeline.evaluation.held_out import describe_evaluation
 from pipeline.evaluation.round_metrics import RoundMetrics
-from pipeline.judges import JudgeItem, JudgeProtocol, Judgment, judge_items, judgments_table, make_judge
-from pipeline.judges.human_labels import override_pairs
-from pipeline.judges.people import People
+from pipeline.judges import Judge, JudgeItem, Judgment, make_judge
+from pipeline.judges.human import HumanJudge
+from pipeline.judges.support.human_labels import override_pairs
+from pipeline.judges.support.tables import judge_items, judgments_table
 from pipeline.preferences import (
     build_preferences,
     choose_replayed,
@@ -25,7 +26,7 @@ from pipeline.preferences import (
 )
 from storage.log.manifest import FileRef
 from storage.tables import shards
-from storage.tables.cache import SharedCache
+from storage.tables.shared_values import SharedCache
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,14 @@ class BuiltPreferences:
 
 
 class JudgeWorker(Worker):
-    """Holds the recipe's judges; the first is the one that training hears."""
+    """Holds the recipe's judges; the first is the training judge."""
 
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)
         self.device = self.recipe.devices.judge
         devices = self.recipe.devices
         replies = SharedCache(self.store, "judge_replies")
-        self._judges: list[JudgeProtocol] = [
+        self._judges: list[Judge] = [
             make_judge(config, device=devices.judge, threads=devices.cpu_threads, cache=replies)
             for config in self.recipe.judges
         ]
@@ -76,7 +77,7 @@ class JudgeWorker(Worker):
             name, judge = self.recipe.judge_names[place], self._judges[place]
             if compared is not None:
                 self._name_policies(judge, compared)
-            if isinstance(judge, People):
+            if isinstance(judge, HumanJudge):
                 judge.use(choices or (), self.recipe.seed)
             judgments += [replace(judgment, judge=name) for judgment in judge.judge(items)]
         self.empty_cache()
@@ -86,11 +87,11 @@ class JudgeWorker(Worker):
         read = not isinstance(self.recipe.prompts, GeneratedPrompts) and self.recipe.prompts.read_special_tokens
         return judge_items(self.table(prompts), candidates, read_special_tokens=read)
 
-    def _name_policies(self, judge: JudgeProtocol, policies: JudgePolicies) -> None:
+    def _name_policies(self, judge: Judge, policies: JudgePolicies) -> None:
         """Names the policies of an implicit reward; their files are looked for when their weights are needed."""
-        from pipeline.judges.implicit import ImplicitReward
+        from pipeline.judges.implicit import ImplicitJudge
 
-        assert isinstance(judge, ImplicitReward)
+        assert isinstance(judge, ImplicitJudge)
 
         def named(policy: PolicyRef) -> tuple[str, Callable[[], Path]]:
             return policy.digest, lambda: self.whole(policy, "judging")

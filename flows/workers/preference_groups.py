@@ -8,8 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import UpdateConfig
-from pipeline.dpo.losses import ObjectiveSettings
-from pipeline.dpo.types import PreferenceGroup, UpdateResult, UpdateSettings
+from pipeline.dpo.types import PreferenceGroup, UpdateResult
 from pipeline.errors import WeightSyncError
 from pipeline.model.logprobs import sequence_logps
 
@@ -105,45 +104,6 @@ def with_other_reference(
     scored = sequence_logps(model, groups, config.token_budget, precision=config.precision)
     exact = [replace(group, reference_logps=logps) for group, logps in zip(groups, scored, strict=True)]
     return exact, {"reference_logprobs": "trainer", "reference_drift": None}
-
-
-def update_settings(config: UpdateConfig, round: int, rounds: int, *, reference_is_start: bool) -> UpdateSettings:
-    """The recipe's update as it is in one of the run's rounds."""
-    over_run = config.schedule_over == "run"
-    return UpdateSettings(
-        objectives=config.objective,
-        constants=ObjectiveSettings(
-            beta=config.beta,
-            label_smoothing=config.label_smoothing,
-            target_margin=config.target_margin,
-            dpop_penalty=config.dpop_penalty,
-            divergence=config.divergence,
-            divergence_alpha=config.divergence_alpha,
-        ),
-        nll_weight=config.nll_weight,
-        exploration_weight=config.exploration_weight,
-        wpo=config.wpo,
-        learning_rate=config.learning_rate,
-        schedule=config.schedule,
-        schedule_start=(round - 1) / rounds if over_run else 0.0,
-        schedule_end=round / rounds if over_run else 1.0,
-        warmup_steps=config.warmup_steps,
-        optimizer=config.optimizer,
-        adam_beta1=config.adam_beta1,
-        adam_beta2=config.adam_beta2,
-        adam_epsilon=config.adam_epsilon,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        batch_order=config.batch_order,
-        token_budget=config.token_budget,
-        precision=config.precision,
-        gradient_checkpointing=config.gradient_checkpointing,
-        reference_is_start=reference_is_start,
-        stop_at_kl=config.stop_at_kl,
-        stop_at_margin=config.stop_at_margin,
-    )
 
 
 def summary(result: UpdateResult) -> dict[str, Any]:

@@ -6,9 +6,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.config import GeneratedPrompts, PretrainedPolicy, Recipe, RewardModelJudge
+from pipeline.config import GeneratedPrompts, PretrainedPolicy
 from pipeline.data.prompts import check_chat_template, check_lengths, load_prompts, round_slice
 from pipeline.data.sources import Prompt, check_count, check_reference_answers, read_prompts
+from pipeline.judges.reward_model import RewardModelConfig
+from pipeline.recipe import Recipe
 
 Say = Callable[[str], None]
 
@@ -32,7 +34,7 @@ def check_source(recipe: Recipe, say: Say) -> pa.Table | None:
     if (judge := next((part.kind for part in parts if part.needs_reference), None)) is not None:
         check_reference_answers(prompts, judge)
     for part in parts:
-        if isinstance(part, RewardModelJudge) and not part.without_template:
+        if isinstance(part, RewardModelConfig) and not part.without_template:
             _check_reward_model(prompts, part.path, part.revision)
     if isinstance(recipe.policy, PretrainedPolicy):
         return run_prompts(recipe, recipe.policy.path, recipe.policy.revision, say)

@@ -15,7 +15,7 @@ from flows.workers import preference_groups
 from flows.workers.references import PolicyRef, PreferenceShard, Trained, UpdateInputs
 from flows.workers.trainer_model import TrainerModel
 from pipeline.dpo.preference_pool import PreferencePool
-from pipeline.dpo.types import PreferenceGroup, StepMetrics
+from pipeline.dpo.types import PreferenceGroup, RoundFacts, StepMetrics
 from pipeline.dpo.update import Update
 from pipeline.packing.packing import TokenGroup
 from pipeline.records import STEPS, to_table
@@ -133,18 +133,18 @@ class RoundUpdate:
         self._probed = [_best_answer(group) for group in self._waiting[: min(first, PROBE_SEQUENCES)]]
         self._probed_before = [logp for (logp,) in slot.logps(self._probed)]
         mixed = bool(inputs.replayed) and slot.recipe.preferences.replay.reference == "original"
-        settings = preference_groups.update_settings(
-            self._config,
-            self._round,
-            slot.recipe.rounds,
+        facts = RoundFacts(
+            round=self._round,
+            rounds=slot.recipe.rounds,
             reference_is_start=inputs.reference is None and not mixed,
         )
         slot.set_current_policy(None)  # from here on the model is no committed policy, whatever happens
         update = Update(
             model,
             [],
-            settings,
+            self._config,
             seed=self._seed,
+            facts=facts,
             share=0.0,
             say=lambda notice: self._tell(notice=notice),
         )

@@ -12,7 +12,6 @@ from pipeline.records import prompt_seed
 from pipeline.sampling import (
     Sampler,
     SamplingRequest,
-    SamplingSettings,
     Sleepable,
     candidates_table,
     import_engine,
@@ -92,14 +91,14 @@ class SamplerWorker(Worker):
             )
             for row in chosen
         ]
-        settings = self._settings(held_out)
-        total = len(requests) * settings.candidates
+        config = self.recipe.sampling.held_out if held_out else self.recipe.sampling
+        total = len(requests) * config.candidates
         started = time.perf_counter()
 
         def report(done: int, tokens: int) -> None:
             self.progress(done=done, total=total, tokens=tokens, seconds=time.perf_counter() - started)
 
-        candidates = yield from reported(self._sampler.sample(requests, settings), report)
+        candidates = yield from reported(self._sampler.sample(requests, config), report)
         ids = {request.prompt_id: request.token_ids for request in requests}
         table = candidates_table(candidates, ids, self._tokenizer, policy.digest)
         tokens = sum(len(candidate.token_ids) for candidate in candidates)
@@ -110,17 +109,6 @@ class SamplerWorker(Worker):
         """Lends the memory of the engine's device, until it is needed again."""
         if isinstance(self._sampler, Sleepable):
             self._sampler.sleep()
-
-    def _settings(self, held_out: bool) -> SamplingSettings:
-        sampling = self.recipe.sampling
-        if held_out:
-            return SamplingSettings(candidates=1, temperature=1.0, top_p=1.0, max_tokens=sampling.max_tokens)
-        return SamplingSettings(
-            candidates=sampling.candidates,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_tokens,
-        )
 
     def _load(self, policy: PolicyRef) -> None:
         from pipeline.model.policy import load_tokenizer, sampler_copy

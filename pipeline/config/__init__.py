@@ -1,73 +1,32 @@
-"""The recipe: a tree of frozen parts, one module each."""
+"""The sections of a recipe, one module each; ``pipeline.recipe`` puts them together with the judges.
 
-from pipeline.config.cluster import ClusterConfig, ReplicasConfig
-from pipeline.config.evaluation import EvaluationConfig
-from pipeline.config.judges import (
-    CharactersJudge,
-    CodeJudge,
-    EnsembleJudge,
-    ExactAnswerJudge,
-    GrammarJudge,
-    ImplicitJudge,
-    JsonSchemaJudge,
-    Judge,
-    JudgeConfig,
-    LengthJudge,
-    LlmJudge,
-    MathJudge,
-    NoisyJudge,
-    PeopleConfig,
-    PeopleJudge,
-    PythonJudge,
-    RegexJudge,
-    RewardModelJudge,
-    VaderJudge,
-)
-from pipeline.config.notifications import NotificationsConfig
+Nothing is needed to import them but pydantic.
+"""
+
+from pipeline.config.devices import ClusterConfig, DevicesConfig, ReplicasConfig
+from pipeline.config.monitors import NotificationsConfig, TrackingConfig
+from pipeline.config.objectives import OBJECTIVES
 from pipeline.config.policy import PretrainedPolicy, WarmStartPolicy
 from pipeline.config.preferences import PreferencesConfig
 from pipeline.config.prompts import DatasetPrompts, FilePrompts, GeneratedPrompts, Prompts
-from pipeline.config.recipe import DevicesConfig, Recipe
 from pipeline.config.sampling import SamplingConfig
-from pipeline.config.tracking import TrackingConfig
-from pipeline.config.update import OBJECTIVES, LoraConfig, UpdateConfig
+from pipeline.config.update import LoraConfig, UpdateConfig
 
 __all__ = [
     "OBJECTIVES",
-    "CharactersJudge",
     "ClusterConfig",
-    "CodeJudge",
     "DatasetPrompts",
     "DevicesConfig",
-    "EnsembleJudge",
-    "EvaluationConfig",
-    "ExactAnswerJudge",
     "FilePrompts",
     "GeneratedPrompts",
-    "GrammarJudge",
-    "ImplicitJudge",
-    "JsonSchemaJudge",
-    "Judge",
-    "JudgeConfig",
-    "LengthJudge",
-    "LlmJudge",
     "LoraConfig",
-    "MathJudge",
-    "NoisyJudge",
     "NotificationsConfig",
-    "PeopleConfig",
-    "PeopleJudge",
     "PreferencesConfig",
     "PretrainedPolicy",
     "Prompts",
-    "PythonJudge",
-    "Recipe",
-    "RegexJudge",
     "ReplicasConfig",
-    "RewardModelJudge",
     "SamplingConfig",
     "TrackingConfig",
     "UpdateConfig",
-    "VaderJudge",
     "WarmStartPolicy",
 ]

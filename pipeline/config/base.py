@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializationInfo
 
 Corpus = Literal["film_reviews", "additions"]
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$", examples=["cpu", "cuda", "cuda:1"])]
@@ -15,6 +15,7 @@ _BOUNDS = {
     "maximum": "at most",
     "exclusiveMaximum": "below",
 }
+_HASHED = {"hashed": True}
 
 
 def _say_limits(schema: dict[str, Any]) -> None:
@@ -30,6 +31,19 @@ class Config(BaseModel):
     """Base of every part of a recipe: immutable, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_say_limits)
+
+    def hashed(self, *, exclude: Iterable[str] = ()) -> dict[str, Any]:
+        """All fields as JSON, for a hash that is kept on disk.
+
+        A name that has changed since version 0.1.0 keeps its old form here: what a run of that version has finished
+        is found by the hash of its settings.
+        """
+        return self.model_dump(mode="json", exclude=set(exclude), context=_HASHED)
+
+
+def for_a_hash(info: SerializationInfo) -> bool:
+    """Whether a part is being serialised for ``Config.hashed``, with the names of version 0.1.0."""
+    return info.context == _HASHED
 
 
 def among(found: Iterable[str], names: Iterable[str]) -> str | None:

@@ -1,10 +1,14 @@
 """How candidates are sampled."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from pipeline.config.base import Config
+from pipeline.config.base import Config, for_a_hash
+
+OLD_NAMES = {"most_set_aside": "max_skipped_fraction"}
+"""What fields were called in version 0.1.0; recipes may call them so, and hashes on disk do."""
 
 
 class SamplingConfig(Config):
@@ -26,11 +30,11 @@ class SamplingConfig(Config):
         description="shards that one engine works on at once, so that it never drains between two; with more than one "
         "thread on a CPU, 1 keeps samples the same to the last bit",
     )
-    most_set_aside: float = Field(
+    max_skipped_fraction: float = Field(
         0.05,
         ge=0,
         le=1,
-        description="largest share of a round's prompts that may be set aside because the engine died three times on "
+        description="largest share of a round's prompts that may be skipped because the engine died three times on "
         "their shard; beyond it the run stops",
     )
     max_sequences: int = Field(256, ge=1, le=65_536, description="most sequences that the engine runs at once")
@@ -47,3 +51,30 @@ class SamplingConfig(Config):
         description="largest difference to the trainer after a hand-over of weights, in nats per token",
     )
     cache_gib: float = Field(1.0, gt=0, le=2000, description="memory of the engine's KV cache, in GiB")
+
+    @property
+    def held_out(self) -> "SamplingConfig":
+        """How held-out prompts are answered: once each, from the whole distribution, as long as in training.
+
+        One candidate is less than a recipe may ask for, as nothing could be compared.
+        """
+        return self.model_copy(update={"candidates": 1, "temperature": 1.0, "top_p": 1.0})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_old_names(cls, content: Any) -> Any:
+        if not isinstance(content, Mapping):
+            return content
+        for old, new in OLD_NAMES.items():
+            if old in content and new in content:
+                raise ValueError(f"sampling.{old} is the old name of sampling.{new}: give one of them")
+        return {OLD_NAMES.get(name, name): value for name, value in content.items()}
+
+    @model_serializer(mode="wrap")
+    def _hashes_old_names(self, fields: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        content: dict[str, Any] = fields(self)
+        if for_a_hash(info):
+            for old, new in OLD_NAMES.items():
+                if new in content:
+                    content[old] = content.pop(new)
+        return content

@@ -6,23 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema, field_serializer, field_validator, model_validator
 
 from pipeline.config.base import Config, among
-
-OBJECTIVES = (
-    "sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "simpo", "sppo", "dpop", "apo_zero", "apo_down", "exo_pair",
-    "nca_pair", "bco_pair", "plackett_luce", "all_pairs",
-)  # fmt: skip
-RANKING_OBJECTIVES = ("plackett_luce", "all_pairs")
-SOFT_LABEL_OBJECTIVES = ("sigmoid", "sigmoid_norm", "sppo")
-SMOOTHED_OBJECTIVES = ("exo_pair",)
-"""Infinite without label smoothing."""
-CONSTANTS_OF = {
-    "label_smoothing": ("sigmoid", "sigmoid_norm", "robust", "exo_pair"),
-    "target_margin": ("simpo",),
-    "dpop_penalty": ("dpop",),
-}
-"""The constants that only some objectives have."""
-REVERSE_KL_OBJECTIVES = ("simpo", "sppo", "dpop", "apo_zero", "apo_down", "nca_pair", "bco_pair")
-"""Not functions of a difference of rewards, without which no other divergence is defined."""
+from pipeline.config.objectives import OBJECTIVES, objectives_with
 
 
 class LoraConfig(Config):
@@ -152,13 +136,14 @@ class UpdateConfig(Config):
 
     @model_validator(mode="after")
     def _constants_fit(self) -> "UpdateConfig":
-        if self.label_smoothing == 0 and (found := among(self.objective, SMOOTHED_OBJECTIVES)):
+        smoothed = (name for name, objective in OBJECTIVES.items() if objective.needs_smoothing)
+        if self.label_smoothing == 0 and (found := among(self.objective, smoothed)):
             raise ValueError(
                 f"update.label_smoothing 0 makes update.objective '{found}' infinite: choose it above 0, such as 0.001"
             )
-        for constant, objectives in CONSTANTS_OF.items():
-            changed = getattr(self, constant) != UpdateConfig.model_fields[constant].default
-            if changed and not among(self.objective, objectives):
+        for constant, field in UpdateConfig.model_fields.items():
+            objectives = objectives_with(constant)
+            if objectives and getattr(self, constant) != field.default and not among(self.objective, objectives):
                 raise ValueError(
                     f"update.{constant} is {getattr(self, constant)} and no part of update.objective has it: it goes "
                     f"with {', '.join(objectives)}; leave it out"
@@ -168,7 +153,8 @@ class UpdateConfig(Config):
                 f"update.divergence_alpha is {self.divergence_alpha} and update.divergence '{self.divergence}': it "
                 "goes with alpha; leave it out"
             )
-        if self.divergence != "reverse_kl" and (found := among(self.objective, REVERSE_KL_OBJECTIVES)):
+        absolute = (name for name, objective in OBJECTIVES.items() if not objective.margin)
+        if self.divergence != "reverse_kl" and (found := among(self.objective, absolute)):
             raise ValueError(
                 f"update.divergence '{self.divergence}' does not go with update.objective '{found}', which is defined "
                 "for reverse_kl alone: change one of them"

@@ -72,17 +72,17 @@ def messages_of(stored: Sequence[Mapping[str, Any]] | None) -> list[Message] | N
     ]
 
 
-def other_fields(message: Message) -> dict[str, Any]:
+def other_fields(message: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a message beside role and content."""
     return {name: field for name, field in message.items() if name not in _COLUMNS}
 
 
-def written_out(messages: Sequence[Message]) -> str:
+def written_out(messages: Sequence[Mapping[str, Any]]) -> str:
     """A conversation for people and judges that read text: each message with its role, and all that it holds."""
     return "\n\n".join(f"[{message['role']}]\n{message_text(message)}" for message in messages)
 
 
-def message_text(message: Message) -> str:
+def message_text(message: Mapping[str, Any]) -> str:
     """The content of a message, followed by its other fields as JSON."""
     more = [f"{name}: {json.dumps(field, ensure_ascii=False)}" for name, field in other_fields(message).items()]
     return "\n".join([*([message["content"]] if message.get("content") is not None else []), *more])

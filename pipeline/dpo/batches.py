@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.dpo.types import UpdateSettings
+from pipeline.config import UpdateConfig
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,14 @@ class PlannedStep:
 
 
 class StepPlan:
-    """The steps of an update; preferences are counted in the order in which they are added."""
+    """The steps of an update; preferences are counted in the order in which they are added.
 
-    def __init__(self, settings: UpdateSettings, *, seed: int) -> None:
-        self._settings, self._seed = settings, seed
+    Args:
+        warmup_steps: those of this update, which the schedule's shares leave out.
+    """
+
+    def __init__(self, config: UpdateConfig, *, seed: int, warmup_steps: int = 0) -> None:
+        self._config, self._seed, self._warmup_steps = config, seed, warmup_steps
         self._count = self._shards = 0
         self._share = 0.0
         self._order: list[int] = []
@@ -38,7 +42,7 @@ class StepPlan:
         """How many steps there are; while preferences are missing, as many as the share that is there lets expect."""
         if self._steps is not None:
             return len(self._steps)
-        size, epochs = self._settings.batch_size, self._settings.epochs
+        size, epochs = self._config.batch_size, self._config.epochs
         return epochs * max(1, round(self._count / max(self._share, 1e-9) / size))
 
     @property
@@ -57,24 +61,24 @@ class StepPlan:
     def close(self) -> None:
         """No more will come."""
         if self._steps is None:
-            by_shard = self._settings.batch_order == "shards"
+            by_shard = self._config.batch_order == "shards"
             self._steps = list(self._by_shard() if by_shard else self._shuffled())
 
     def step(self, number: int) -> PlannedStep | None:
         """The step of this number, from 0; None where it is not known yet, or there is none."""
         if self._steps is not None:
             return self._steps[number] if number < len(self._steps) else None
-        size = self._settings.batch_size
-        if self._settings.batch_order == "shuffled" or (number + 1) * size > self._count:
+        size = self._config.batch_size
+        if self._config.batch_order == "shuffled" or (number + 1) * size > self._count:
             return None
         return self._first_epoch(number)
 
     def _first_epoch(self, number: int) -> PlannedStep:
-        start, size = number * self._settings.batch_size, self._settings.batch_size
-        return PlannedStep(0, self._order[start : start + size], self._shares[start] / self._settings.epochs)
+        start, size = number * self._config.batch_size, self._config.batch_size
+        return PlannedStep(0, self._order[start : start + size], self._shares[start] / self._config.epochs)
 
     def _by_shard(self) -> Iterator[PlannedStep]:
-        size, epochs = self._settings.batch_size, self._settings.epochs
+        size, epochs = self._config.batch_size, self._config.epochs
         yield from map(self._first_epoch, range(-(-self._count // size)))
         generator = torch.Generator().manual_seed(self._seed)
         for epoch in range(1, epochs):
@@ -83,10 +87,8 @@ class StepPlan:
                 yield PlannedStep(epoch, order[start : start + size], (epoch + start / self._count) / epochs)
 
     def _shuffled(self) -> Iterator[PlannedStep]:
-        plan = plan_steps(
-            self._count, batch_size=self._settings.batch_size, epochs=self._settings.epochs, seed=self._seed
-        )
-        warmup = self._settings.own_warmup_steps
+        plan = plan_steps(self._count, batch_size=self._config.batch_size, epochs=self._config.epochs, seed=self._seed)
+        warmup = self._warmup_steps
         for number, (epoch, members) in enumerate(plan):
             yield PlannedStep(epoch, members, max(0, number - warmup) / max(1, len(plan) - warmup))
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.dpo.losses import Objective, PreferenceBatch, find_objective
-from pipeline.dpo.types import PreferenceGroup, UpdateSettings
+from pipeline.config import OBJECTIVES, UpdateConfig
+from pipeline.dpo.losses import LOSSES, Loss, PreferenceBatch
+from pipeline.dpo.types import PreferenceGroup, RoundFacts
 from pipeline.errors import (
     ConfigError,
     DataError,
@@ -25,23 +26,18 @@ NAMED = 8
 """Prompts or weights that a message names at most."""
 
 
-def check_inputs(groups: Sequence[PreferenceGroup], settings: UpdateSettings) -> list[tuple[Objective, float]]:
-    """The objectives with their weights, once settings and preferences are known to go together.
+def check_inputs(groups: Sequence[PreferenceGroup], config: UpdateConfig) -> list[tuple[Loss, float]]:
+    """The losses of the objectives with their weights, once configuration and preferences are known to go together.
 
     Raises:
         ConfigError, DataError, PromptTooLongError: they do not.
     """
-    if not settings.objectives:
-        raise ConfigError("an update needs at least one objective and got none")
-    check_budget(groups, settings.token_budget)
-    if settings.wpo and any(len(group.candidate_token_ids) > 2 for group in groups):
+    check_budget(groups, config.token_budget)
+    if config.wpo and any(len(group.candidate_token_ids) > 2 for group in groups):
         raise ConfigError("wpo weighs pairs, and some preferences are rankings: leave wpo out, or make pairs")
-    terms = []
-    for name, weight in settings.objectives.items():
-        objective = find_objective(name, settings.constants)
-        _check_fit(name, objective, groups)
-        terms.append((objective, weight))
-    return terms
+    for name in config.objective:
+        _check_fit(name, groups)
+    return [(LOSSES[name], weight) for name, weight in config.objective.items()]
 
 
 def check_any(groups: Sequence[PreferenceGroup]) -> None:
@@ -50,7 +46,8 @@ def check_any(groups: Sequence[PreferenceGroup]) -> None:
         raise DataError("an update needs at least one preference and got none: every prompt of the round was dropped")
 
 
-def _check_fit(name: str, objective: Objective, groups: Sequence[PreferenceGroup]) -> None:
+def _check_fit(name: str, groups: Sequence[PreferenceGroup]) -> None:
+    objective = OBJECTIVES[name]
     for group in groups:
         candidates = len(group.candidate_token_ids)
         if candidates > 2 and not objective.rankings:
@@ -146,16 +143,26 @@ def halved_budget(groups: Sequence[PreferenceGroup], token_budget: int, reason: 
     return max(token_budget // 2, largest.packed_tokens)
 
 
+def first_loss_tolerance(config: UpdateConfig) -> float:
+    """How far the first loss may be from the expected one, relative.
+
+    Float32 engines agree to 1e-6 nats a token, which moves the loss by less than 1e-5; bfloat16 ones differ by about
+    0.05, at random, which moves a step's mean by 1e-2. A swapped sign, other token ids or a stale reference move it by
+    more.
+    """
+    return 1e-3 if config.precision == "float32" else 3e-2
+
+
 def expected_first_loss(
-    batch: Sequence[PreferenceGroup], terms: Sequence[tuple[Objective, float]], settings: UpdateSettings
+    batch: Sequence[PreferenceGroup], terms: Sequence[tuple[Loss, float]], config: UpdateConfig, facts: RoundFacts
 ) -> float | None:
     """The mean objective of a step where policy and reference are one, where theory gives it."""
     total = 0.0
-    for objective, weight in terms:
-        if not settings.reference_is_start or objective.first_loss is None:
+    for loss, weight in terms:
+        if not facts.reference_is_start or loss.first_loss is None:
             return None
-        first = objective.first_loss
-        total += weight * fmean(first(settings.constants, list(group.places)) for group in batch)
+        first = loss.first_loss
+        total += weight * fmean(first(config, list(group.places)) for group in batch)
     return total
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.config import UpdateConfig
 from pipeline.dpo.checks import check_losses
-from pipeline.dpo.losses import Objective, PreferenceBatch, exploration, nll, wpo_weights
-from pipeline.dpo.types import PreferenceGroup, UpdateSettings
+from pipeline.dpo.losses import Loss, PreferenceBatch, exploration, nll, wpo_weights
+from pipeline.dpo.types import PreferenceGroup
 from pipeline.model.distributed import World, own_packs, world_of
 from pipeline.model.logprobs import pack_logps, sum_by_sequence
 from pipeline.packing.packing import Pack
@@ -49,8 +50,8 @@ NOBODY = PreferenceGroup(
 def accumulate_gradient(
     model: Any,
     batch: Sequence[PreferenceGroup],
-    terms: Sequence[tuple[Objective, float]],
-    settings: UpdateSettings,
+    terms: Sequence[tuple[Loss, float]],
+    config: UpdateConfig,
     step: int,
 ) -> tuple[StepOutcome, int]:
     """Add the gradient of the step's mean loss, pack by pack, and count the tokens.
@@ -62,11 +63,11 @@ def accumulate_gradient(
         NonFiniteError: a loss is not finite, on whichever rank.
     """
     world = world_of(model)
-    packs = own_packs(batch, settings.token_budget, world)
+    packs = own_packs(batch, config.token_budget, world)
     parts: list[StepOutcome] = []
     for pack in packs:
         members = [batch[index] for index in pack.groups] or [NOBODY]
-        objective_P, loss_P, preferences = _losses(model, pack, members, terms, settings)
+        objective_P, loss_P, preferences = _losses(model, pack, members, terms, config)
         with world.agreement():
             check_losses(loss_P, preferences, members, step)
         share = loss_P.sum() / len(batch)
@@ -83,20 +84,20 @@ def _losses(
     model: Any,
     pack: Pack,
     members: Sequence[PreferenceGroup],
-    terms: Sequence[tuple[Objective, float]],
-    settings: UpdateSettings,
+    terms: Sequence[tuple[Loss, float]],
+    config: UpdateConfig,
 ) -> tuple[Tensor, Tensor, PreferenceBatch]:
     """The objective and the loss of each preference of a pack, and what they were computed from."""
-    logps_N, squares_N = pack_logps(model, pack, squares=settings.wpo, precision=settings.precision)
+    logps_N, squares_N = pack_logps(model, pack, squares=config.wpo, precision=config.precision)
     preferences = _preference_batch(pack, members, sum_by_sequence(logps_N, pack))
     objective_P = torch.zeros_like(preferences.logps_P_K[:, 0])
-    for objective, weight in terms:
-        objective_P = objective_P + weight * objective.loss(preferences, settings.constants)
+    for loss, weight in terms:
+        objective_P = objective_P + weight * loss.function(preferences, config)
     loss_P = objective_P
     if squares_N is not None:
         aligned_P_K = sum_by_sequence(logps_N.detach() - squares_N, pack).view_as(preferences.lengths_P_K)
         loss_P = loss_P * wpo_weights(aligned_P_K / preferences.lengths_P_K)
-    return objective_P, loss_P + _extra_terms(preferences, settings), preferences
+    return objective_P, loss_P + _extra_terms(preferences, config), preferences
 
 
 def _of_all_ranks(
@@ -110,15 +111,15 @@ def _of_all_ranks(
     return dict(zip(found, world.sum(values), strict=True))
 
 
-def _extra_terms(preferences: PreferenceBatch, settings: UpdateSettings) -> Tensor | float:
+def _extra_terms(preferences: PreferenceBatch, config: UpdateConfig) -> Tensor | float:
     """What is added to the objective; not part of the first loss that theory gives."""
     extra: Tensor | float = 0.0
-    if settings.nll_weight:
+    if config.nll_weight:
         chosen_nll_P = nll(preferences.logps_P_K[:, 0], preferences.lengths_P_K[:, 0])
-        extra = extra + settings.nll_weight * chosen_nll_P
-    if settings.exploration_weight:
+        extra = extra + config.nll_weight * chosen_nll_P
+    if config.exploration_weight:
         optimism_P = exploration(preferences.logps_P_K, preferences.ranks_P_K)
-        extra = extra + settings.exploration_weight * optimism_P
+        extra = extra + config.exploration_weight * optimism_P
     return extra
 
 

@@ -9,15 +9,12 @@ the number of preferences in the optimizer step.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.errors import ConfigError
-
-Divergence = Literal["reverse_kl", "forward_kl", "jensen_shannon", "alpha"]
+from pipeline.config import UpdateConfig
 
 
 def _logistic(margins_P: Tensor, order_right_P: Tensor | float) -> Tensor:
@@ -215,7 +212,7 @@ def wpo_weights(mean_alignments_P_K: Tensor) -> Tensor:
     return mean_alignments_P_K.detach().sum(-1).exp()
 
 
-def divergence_scores(logratios: Tensor, divergence: Divergence, alpha: float) -> Tensor:
+def divergence_scores(logratios: Tensor, divergence: str, alpha: float) -> Tensor:
     """Log-ratios u as seen by another divergence than the reverse KL, arXiv:2309.16240: ``f'(exp
     u)``, shifted to be 0 where policy and reference are one.
 
@@ -250,51 +247,33 @@ class PreferenceBatch:
         return self.logps_P_K - self.reference_logps_P_K
 
 
-@dataclass(frozen=True)
-class ObjectiveSettings:
-    """Constants of the objectives; each objective reads those that its formula has."""
-
-    beta: float = 0.1
-    label_smoothing: float = 0.0
-    target_margin: float = 0.5
-    dpop_penalty: float = 50.0
-    divergence: Divergence = "reverse_kl"
-    divergence_alpha: float = 0.5
-
-
-Loss = Callable[[PreferenceBatch, ObjectiveSettings], Tensor]
+Function = Callable[[PreferenceBatch, UpdateConfig], Tensor]
 
 
 @dataclass(frozen=True)
-class Objective:
-    """A named loss.
+class Loss:
+    """The formula of an objective, with the constants that the recipe's update has for it.
 
-    ``first_loss`` is its value where policy and reference are one, for settings and the ranks of one
-    preference; None where it depends on the data. ``rankings``: takes more than two candidates. ``soft``:
-    uses soft labels. ``margin``: depends on differences of scores alone, so that another divergence may make
-    the scores. ``needs_smoothing``: is infinite without label smoothing.
+    ``first_loss`` is its value where policy and reference are one, for an update and the ranks of one preference; None
+    where it depends on the data.
     """
 
-    loss: Loss
-    first_loss: Callable[[ObjectiveSettings, list[int]], float] | None
-    rankings: bool = False
-    soft: bool = False
-    margin: bool = False
-    needs_smoothing: bool = False
+    function: Function
+    first_loss: Callable[[UpdateConfig, list[int]], float] | None
 
 
-def _scores(batch: PreferenceBatch, settings: ObjectiveSettings) -> Tensor:
-    return divergence_scores(batch.logratios_P_K, settings.divergence, settings.divergence_alpha)
+def _scores(batch: PreferenceBatch, config: UpdateConfig) -> Tensor:
+    return divergence_scores(batch.logratios_P_K, config.divergence, config.divergence_alpha)
 
 
-def _pairs(function: Callable[..., Tensor], *constants: str, lengths: bool = False, soft: bool = False) -> Loss:
+def _pairs(function: Callable[..., Tensor], *constants: str, lengths: bool = False, soft: bool = False) -> Function:
     """Adapt a function of chosen and rejected log-ratios, whose keywords are named by ``constants``."""
 
-    def loss(batch: PreferenceBatch, settings: ObjectiveSettings) -> Tensor:
-        columns = list(_scores(batch, settings).unbind(1))
+    def loss(batch: PreferenceBatch, config: UpdateConfig) -> Tensor:
+        columns = list(_scores(batch, config).unbind(1))
         if lengths:
             columns += batch.lengths_P_K.unbind(1)
-        keywords = {"beta": settings.beta} | {name: getattr(settings, name) for name in constants}
+        keywords = {"beta": config.beta} | {name: getattr(config, name) for name in constants}
         if soft:
             keywords["soft_labels_P"] = batch.soft_labels_P
         return function(*columns, **keywords)
@@ -302,83 +281,57 @@ def _pairs(function: Callable[..., Tensor], *constants: str, lengths: bool = Fal
     return loss
 
 
-def _simpo(batch: PreferenceBatch, settings: ObjectiveSettings) -> Tensor:
+def _simpo(batch: PreferenceBatch, config: UpdateConfig) -> Tensor:
     columns = [*batch.logps_P_K.unbind(1), *batch.lengths_P_K.unbind(1)]
-    return simpo(*columns, beta=settings.beta, target_margin=settings.target_margin)
+    return simpo(*columns, beta=config.beta, target_margin=config.target_margin)
 
 
-def _dpop(batch: PreferenceBatch, settings: ObjectiveSettings) -> Tensor:
-    return dpop(*batch.logratios_P_K.unbind(1), beta=settings.beta, penalty=settings.dpop_penalty)
+def _dpop(batch: PreferenceBatch, config: UpdateConfig) -> Tensor:
+    return dpop(*batch.logratios_P_K.unbind(1), beta=config.beta, penalty=config.dpop_penalty)
 
 
-def _ranking(function: Callable[..., Tensor]) -> Loss:
-    return lambda batch, settings: function(_scores(batch, settings), batch.ranks_P_K, beta=settings.beta)
+def _ranking(function: Callable[..., Tensor]) -> Function:
+    return lambda batch, config: function(_scores(batch, config), batch.ranks_P_K, beta=config.beta)
 
 
-def _constant(value: float) -> Callable[[ObjectiveSettings, list[int]], float]:
-    return lambda settings, ranks: value
+def _constant(value: float) -> Callable[[UpdateConfig, list[int]], float]:
+    return lambda config, ranks: value
 
 
-def _first_plackett_luce(settings: ObjectiveSettings, ranks: list[int]) -> float:
+def _first_plackett_luce(config: UpdateConfig, ranks: list[int]) -> float:
     """ln K! for a complete ranking: at equal rewards each place adds the log of the number that compete for it."""
     return sum(math.log(1 + sum(other > rank for other in ranks)) for rank in ranks)
 
 
-def _first_all_pairs(settings: ObjectiveSettings, ranks: list[int]) -> float:
+def _first_all_pairs(config: UpdateConfig, ranks: list[int]) -> float:
     return math.log(2) * sum(other > rank for rank in ranks for other in ranks)
 
 
-def _first_ipo(settings: ObjectiveSettings, ranks: list[int]) -> float:
-    return 1 / (4 * settings.beta**2)
+def _first_ipo(config: UpdateConfig, ranks: list[int]) -> float:
+    return 1 / (4 * config.beta**2)
 
 
-def _first_exo(settings: ObjectiveSettings, ranks: list[int]) -> float:
-    return -math.log(2) - math.log(settings.label_smoothing * (1 - settings.label_smoothing)) / 2
+def _first_exo(config: UpdateConfig, ranks: list[int]) -> float:
+    return -math.log(2) - math.log(config.label_smoothing * (1 - config.label_smoothing)) / 2
 
 
 LN2 = math.log(2)
 
-OBJECTIVES: Mapping[str, Objective] = {
-    "sigmoid": Objective(_pairs(sigmoid, "label_smoothing", soft=True), _constant(LN2), soft=True, margin=True),
-    "sigmoid_norm": Objective(
-        _pairs(sigmoid_norm, "label_smoothing", lengths=True, soft=True), _constant(LN2), soft=True, margin=True
-    ),
-    "robust": Objective(_pairs(robust, "label_smoothing"), _constant(LN2), margin=True),
-    "hinge": Objective(_pairs(hinge), _constant(1.0), margin=True),
-    "ipo": Objective(_pairs(ipo, lengths=True), _first_ipo, margin=True),
-    "simpo": Objective(_simpo, None),
-    "sppo": Objective(_pairs(sppo, soft=True), None, soft=True),
-    "dpop": Objective(_dpop, _constant(LN2)),
-    "apo_zero": Objective(_pairs(apo_zero), _constant(1.0)),
-    "apo_down": Objective(_pairs(apo_down), _constant(1.0)),
-    "exo_pair": Objective(_pairs(exo_pair, "label_smoothing"), _first_exo, margin=True, needs_smoothing=True),
-    "nca_pair": Objective(_pairs(nca_pair), _constant(2 * LN2)),
-    "bco_pair": Objective(_pairs(bco_pair), _constant(2 * LN2)),
-    "plackett_luce": Objective(_ranking(plackett_luce), _first_plackett_luce, rankings=True, margin=True),
-    "all_pairs": Objective(_ranking(all_pairs), _first_all_pairs, rankings=True, margin=True),
+LOSSES: Mapping[str, Loss] = {
+    "sigmoid": Loss(_pairs(sigmoid, "label_smoothing", soft=True), _constant(LN2)),
+    "sigmoid_norm": Loss(_pairs(sigmoid_norm, "label_smoothing", lengths=True, soft=True), _constant(LN2)),
+    "robust": Loss(_pairs(robust, "label_smoothing"), _constant(LN2)),
+    "hinge": Loss(_pairs(hinge), _constant(1.0)),
+    "ipo": Loss(_pairs(ipo, lengths=True), _first_ipo),
+    "simpo": Loss(_simpo, None),
+    "sppo": Loss(_pairs(sppo, soft=True), None),
+    "dpop": Loss(_dpop, _constant(LN2)),
+    "apo_zero": Loss(_pairs(apo_zero), _constant(1.0)),
+    "apo_down": Loss(_pairs(apo_down), _constant(1.0)),
+    "exo_pair": Loss(_pairs(exo_pair, "label_smoothing"), _first_exo),
+    "nca_pair": Loss(_pairs(nca_pair), _constant(2 * LN2)),
+    "bco_pair": Loss(_pairs(bco_pair), _constant(2 * LN2)),
+    "plackett_luce": Loss(_ranking(plackett_luce), _first_plackett_luce),
+    "all_pairs": Loss(_ranking(all_pairs), _first_all_pairs),
 }
-"""Every objective that a recipe can name."""
-
-
-def find_objective(name: str, settings: ObjectiveSettings) -> Objective:
-    """The objective of that name, with its constants checked.
-
-    Raises:
-        ConfigError: an unknown name, or a constant outside the objective's range.
-    """
-    if name not in OBJECTIVES:
-        raise ConfigError(f"there is no objective '{name}': choose one of {', '.join(OBJECTIVES)}")
-    objective = OBJECTIVES[name]
-    if not settings.beta > 0:
-        raise ConfigError(f"beta is {settings.beta}: choose it above 0")
-    if not 0 <= settings.label_smoothing < 0.5:
-        raise ConfigError(f"label_smoothing is {settings.label_smoothing}: choose it from 0 to below 0.5")
-    if objective.needs_smoothing and settings.label_smoothing == 0:
-        raise ConfigError(
-            f"objective '{name}' needs label_smoothing above 0 and got {settings.label_smoothing}: try 0.001"
-        )
-    if settings.divergence != "reverse_kl" and not objective.margin:
-        raise ConfigError(f"objective '{name}' is defined for the reverse KL alone and got '{settings.divergence}'")
-    if settings.divergence == "alpha" and not 0 < settings.divergence_alpha < 1:
-        raise ConfigError(f"divergence_alpha is {settings.divergence_alpha}: choose it between 0 and 1")
-    return objective
+"""The formula of each of the objectives that ``pipeline/config/objectives.py`` describes."""

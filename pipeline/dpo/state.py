@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from pipeline.config import UpdateConfig
+from pipeline.dpo.types import RoundFacts
 from pipeline.errors import DataError
 from pipeline.model.distributed import spread_like, whole, world_of
 
@@ -25,6 +27,31 @@ _WEIGHTS = "weights"
 _OPTIMIZER = "optimizer"
 _PROGRESS = "progress.json"
 _FIELD = "/"  # between a parameter's name and the field of its state: no name of a module has one
+
+
+DECIDED_ELSEWHERE = frozenset({
+    "lora", "schedule_over", "optimizer_state", "reference", "ema_decay", "checkpoint_steps", "reference_logprobs",
+    "reference_tolerance", "compile",
+})  # fmt: skip
+"""Fields of the recipe's update that decide what an update is given, and not what it does with it."""
+_CONSTANTS = ("beta", "label_smoothing", "target_margin", "dpop_penalty", "divergence", "divergence_alpha")
+
+
+def hashed_settings(config: UpdateConfig, facts: RoundFacts) -> dict[str, Any]:
+    """All that decides what an update does, in the form that version 0.1.0 gave it: its saved states are still found.
+
+    A new field of the recipe's update is part of it, unless it is named in ``DECIDED_ELSEWHERE``.
+    """
+    fields = config.model_dump(mode="json", exclude={"objective", *_CONSTANTS, *DECIDED_ELSEWHERE})
+    start, end = facts.schedule_part(config)
+    return {
+        **fields,
+        "objectives": dict(config.objective),
+        "constants": {name: getattr(config, name) for name in _CONSTANTS},
+        "schedule_start": start,
+        "schedule_end": end,
+        "reference_is_start": facts.reference_is_start,
+    }
 
 
 def save_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, directory: Path) -> None:

@@ -1,18 +1,12 @@
 """What goes into an update and what comes out of it."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from pipeline.dpo.losses import ObjectiveSettings
+from pipeline.config import UpdateConfig
 from pipeline.errors import DataError
-from pipeline.model.logprobs import Precision
 from pipeline.packing.packing import TokenGroup
-
-Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
-BatchOrder = Literal["shuffled", "shards"]
-Schedule = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,58 +48,27 @@ class PreferenceGroup(TokenGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpdateSettings:
-    """What an update does.
+class RoundFacts:
+    """What an update has to know beside the recipe, as its round has it.
 
-    ``objectives``: weight of each objective in the loss, by name. ``batch_size``: preferences of an optimizer step.
-    ``batch_order``: `batches.StepPlan`. ``nll_weight`` and ``exploration_weight``: of the terms `losses.nll` and
-    `losses.exploration`. ``wpo``: weigh pairs by `losses.wpo_weights`. ``token_budget``: positions of one forward pass.
-    ``schedule_start`` and ``schedule_end``: the share of the learning rate's schedule that the update covers.
-    ``stop_at_kl`` (nats a sequence) and ``stop_at_margin`` (of rewards): the steps end after one that found more.
-    ``reference_is_start``: the reference log-probabilities are those of the weights that the update starts
-    from, so that the first loss is known beforehand and is checked.
+    ``round`` of ``rounds``, from 1: where a schedule over the whole run stands. ``reference_is_start``: the reference
+    log-probabilities are those of the weights that the update starts from, so that the first loss is known beforehand
+    and is checked.
     """
 
-    objectives: Mapping[str, float] = field(default_factory=lambda: {"sigmoid": 1.0})
-    constants: ObjectiveSettings = field(default_factory=ObjectiveSettings)
-    nll_weight: float = 0.0
-    exploration_weight: float = 0.0
-    wpo: bool = False
-    learning_rate: float = 1e-4
-    schedule: Schedule = "constant"
-    schedule_start: float = 0.0
-    schedule_end: float = 1.0
-    warmup_steps: int = 0
-    optimizer: Optimizer = "adamw"
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    epochs: int = 1
-    batch_size: int = 16
-    batch_order: BatchOrder = "shuffled"
-    token_budget: int = 4096
-    precision: Precision = "float32"
-    gradient_checkpointing: bool = False
+    round: int = 1
+    rounds: int = 1
     reference_is_start: bool = True
-    stop_at_kl: float | None = None
-    stop_at_margin: float | None = None
 
-    @property
-    def own_warmup_steps(self) -> int:
+    def schedule_part(self, config: UpdateConfig) -> tuple[float, float]:
+        """The share of the learning rate's schedule before this update, and that at its end."""
+        if config.schedule_over == "round":
+            return 0.0, 1.0
+        return (self.round - 1) / self.rounds, self.round / self.rounds
+
+    def warmup_steps(self, config: UpdateConfig) -> int:
         """Steps of warm-up in this update: of those that share a schedule, the first one alone has any."""
-        return self.warmup_steps if self.schedule_start == 0 else 0
-
-    @property
-    def first_loss_tolerance(self) -> float:
-        """How far the first loss may be from the expected one, relative.
-
-        Float32 engines agree to 1e-6 nats a token, which moves the loss by less than 1e-5; bfloat16 ones
-        differ by about 0.05, at random, which moves a step's mean by 1e-2. A swapped sign, other token ids or
-        a stale reference move it by more.
-        """
-        return 1e-3 if self.precision == "float32" else 3e-2
+        return config.warmup_steps if self.schedule_part(config)[0] == 0 else 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,14 @@ and dropout is off.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 
+from pipeline.config import UpdateConfig
 from pipeline.dpo.batches import PlannedStep, StepPlan
 from pipeline.dpo.checks import (
     check_alone,
@@ -24,19 +25,20 @@ from pipeline.dpo.checks import (
     check_inputs,
     check_weights,
     expected_first_loss,
+    first_loss_tolerance,
     halved_budget,
 )
 from pipeline.dpo.gradients import StepOutcome, accumulate_gradient
 from pipeline.dpo.optimizer import build_optimizer, learning_rate_factor
 from pipeline.dpo.preference_pool import PreferencePool
-from pipeline.dpo.state import load_optimizer, load_progress, load_state, save_optimizer, save_state
-from pipeline.dpo.types import PreferenceGroup, StepMetrics, UpdateResult, UpdateSettings
+from pipeline.dpo.state import hashed_settings, load_optimizer, load_progress, load_state, save_optimizer, save_state
+from pipeline.dpo.types import PreferenceGroup, RoundFacts, StepMetrics, UpdateResult
 from pipeline.model.distributed import whole, world_of
 from pipeline.model.logprobs import check_context, check_model, sequence_logps
 from pipeline.packing.attention import shared_prefix_attention
 from pipeline.records import content_id
 
-__all__ = ["PreferenceGroup", "StepMetrics", "Update", "UpdateResult", "UpdateSettings", "run_update"]
+__all__ = ["PreferenceGroup", "RoundFacts", "StepMetrics", "Update", "UpdateResult", "run_update"]
 
 DISPLACEMENT_SAMPLE = 128
 """Preferences that are measured again after the last step, which for all would cost a third of an epoch's passes. Of so
@@ -45,6 +47,8 @@ many, a share has a standard error of at most 4.4 points.
 
 REFERENCE = "reference_logps.jsonl"
 """Of a saved update: the reference's log-probabilities, a line for each preference."""
+
+FIRST_ROUND = RoundFacts()
 
 OnStep = Callable[[StepMetrics], None]
 
@@ -69,34 +73,37 @@ class Update:
     calls the same methods in the same order. All of them get the same results; only the first one writes.
 
     Args:
+        config: the recipe's.
+        facts: what the round knows beside it.
         share: of the round's prompts that is through with ``groups``; 1 where no more will come.
         say: takes a sentence for people, such as that memory ran out and the packs are smaller from here on.
 
     Raises:
-        ConfigError, DataError, PromptTooLongError, UnsupportedModelError: model, preferences and settings do not go
-            together; nothing has been done.
+        ConfigError, DataError, PromptTooLongError, UnsupportedModelError: model, preferences and configuration do not
+            go together; nothing has been done.
     """
 
     def __init__(
         self,
         model: Any,
         groups: Sequence[PreferenceGroup],
-        settings: UpdateSettings,
+        config: UpdateConfig,
         *,
         seed: int,
+        facts: RoundFacts = FIRST_ROUND,
         share: float = 1.0,
         say: Callable[[str], None] = lambda _sentence: None,
     ) -> None:
-        self._terms = check_inputs(groups, settings)
+        self._terms = check_inputs(groups, config)
         with world_of(model).agreement():
             check_weights(model)
         check_model(model)
-        _prepare(model, gradient_checkpointing=settings.gradient_checkpointing)
-        self._model, self._settings, self._seed, self._say = model, settings, seed, say
+        _prepare(model, gradient_checkpointing=config.gradient_checkpointing)
+        self._model, self._config, self._facts, self._seed, self._say = model, config, facts, seed, say
         self._groups = PreferencePool()
-        self._optimizer = build_optimizer(model, settings)
-        self._plan = StepPlan(settings, seed=seed)
-        self._done = _Progress([], settings.token_budget)
+        self._optimizer = build_optimizer(model, config)
+        self._plan = StepPlan(config, seed=seed, warmup_steps=facts.warmup_steps(config))
+        self._done = _Progress([], config.token_budget)
         self.add(groups, share)
 
     @property
@@ -113,10 +120,10 @@ class Update:
         """Preferences of the next shard, with which this share of the round's prompts is through.
 
         Raises:
-            ConfigError, DataError, PromptTooLongError: they do not go with model and settings; none was added.
+            ConfigError, DataError, PromptTooLongError: they do not go with model and configuration; none was added.
             NoRoomError: the disk for temporary files is full.
         """
-        check_inputs(groups, self._settings)
+        check_inputs(groups, self._config)
         check_context(self._model, groups)
         self._groups.extend(groups)
         self._plan.add(len(groups), share)
@@ -146,7 +153,7 @@ class Update:
         differ in the last bits.
 
         Raises:
-            DataError: it was saved by an update of other preferences, settings or seed, or is damaged.
+            DataError: it was saved by an update of other preferences, configuration or seed, or is damaged.
         """
         found = load_progress(directory, self._identity())
         groups = self._groups.with_reference(directory / REFERENCE)
@@ -181,9 +188,9 @@ class Update:
         self._plan.close()
         self.advance(on_step)
         self._optimizer.zero_grad(set_to_none=True)  # as large as the weights, and the model stays
-        settings, done = self._settings, self._done
+        done = self._done
         sample = _spread(self._groups, DISPLACEMENT_SAMPLE)
-        final = sequence_logps(self._model, sample, done.token_budget, precision=settings.precision)
+        final = sequence_logps(self._model, sample, done.token_budget, precision=self._config.precision)
         return UpdateResult(
             first_loss=done.first_loss,
             first_loss_expected=done.expected,
@@ -200,25 +207,25 @@ class Update:
         """Why the steps end before the plan does, where the last one met a limit."""
         if not self._done.rows:
             return None
-        row, settings = self._done.rows[-1], self._settings
-        if settings.stop_at_kl is not None and row.kl > settings.stop_at_kl:
-            return f"KL {row.kl:.3g} nats at step {row.step}, above {settings.stop_at_kl:g}"
-        if settings.stop_at_margin is not None and row.reward_margin > settings.stop_at_margin:
-            return f"reward margin {row.reward_margin:.3g} at step {row.step}, above {settings.stop_at_margin:g}"
+        row, config = self._done.rows[-1], self._config
+        if config.stop_at_kl is not None and row.kl > config.stop_at_kl:
+            return f"KL {row.kl:.3g} nats at step {row.step}, above {config.stop_at_kl:g}"
+        if config.stop_at_margin is not None and row.reward_margin > config.stop_at_margin:
+            return f"reward margin {row.reward_margin:.3g} at step {row.step}, above {config.stop_at_margin:g}"
         return None
 
     def _step(self, step: int, planned: PlannedStep) -> StepMetrics:
-        started = time.perf_counter()
+        started, config = time.perf_counter(), self._config
         batch = [self._groups[index] for index in planned.members]
         outcome, tokens = self._gradient(batch, step)
         if step == 0:
-            done, tolerance = self._done, self._settings.first_loss_tolerance
-            done.expected = expected_first_loss(batch, self._terms, self._settings)
+            done, tolerance = self._done, first_loss_tolerance(config)
+            done.expected = expected_first_loss(batch, self._terms, config, self._facts)
             done.first_loss, done.drift = outcome.objective.mean().item(), outcome.drift.max().item()
             check_first_loss(done.first_loss, done.expected, drift=done.drift, tolerance=tolerance)
-        factor = learning_rate_factor(self._settings, step=step, done=planned.done)
-        learning_rate = self._settings.learning_rate * factor
-        grad_norm = _take_step(self._model, self._optimizer, learning_rate, self._settings.max_grad_norm, batch, step)
+        factor = learning_rate_factor(config, self._facts, step=step, done=planned.done)
+        learning_rate = config.learning_rate * factor
+        grad_norm = _take_step(self._model, self._optimizer, learning_rate, config.max_grad_norm, batch, step)
         return StepMetrics(
             step=step,
             epoch=planned.epoch,
@@ -226,7 +233,7 @@ class Update:
             learning_rate=learning_rate,
             tokens=tokens,
             seconds=time.perf_counter() - started,
-            **_means(outcome, self._settings.constants.beta),
+            **_means(outcome, config.beta),
         )
 
     def _identity(self) -> str:
@@ -234,16 +241,16 @@ class Update:
 
         The reference's log-probabilities are part of the state, and not of this.
         """
-        return content_id([self._groups.digest, asdict(self._settings), self._seed])
+        return content_id([self._groups.digest, hashed_settings(self._config, self._facts), self._seed])
 
     def _gradient(self, batch: Sequence[PreferenceGroup], step: int) -> tuple[StepOutcome, int]:
         """The step's gradient; where the device's memory does not hold a pack, with packs of half the size."""
         while True:
             self._optimizer.zero_grad(set_to_none=True)
-            settings = replace(self._settings, token_budget=self._done.token_budget)
+            config = self._config.model_copy(update={"token_budget": self._done.token_budget})
             try:
                 with shared_prefix_attention(self._model):  # around the backward pass too, which may recompute layers
-                    return accumulate_gradient(self._model, batch, self._terms, settings, step)
+                    return accumulate_gradient(self._model, batch, self._terms, config, step)
             except torch.OutOfMemoryError as error:
                 reason = str(error).partition("\n")[0]
                 check_alone(world_of(self._model).size, self._done.token_budget, reason)
@@ -260,13 +267,14 @@ class Update:
 def run_update(
     model: Any,
     groups: Sequence[PreferenceGroup],
-    settings: UpdateSettings,
+    config: UpdateConfig,
     *,
     seed: int,
+    facts: RoundFacts = FIRST_ROUND,
     on_step: OnStep | None = None,
 ) -> UpdateResult:
     """A whole update, from its first step to its last; see `Update`."""
-    return Update(model, groups, settings, seed=seed).run(on_step)
+    return Update(model, groups, config, seed=seed, facts=facts).run(on_step)
 
 
 def _prepare(model: Any, *, gradient_checkpointing: bool) -> None:

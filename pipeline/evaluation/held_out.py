@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import EvaluationConfig
-from pipeline.evaluation.judge_drift import agreement, change, drifted, gap, over_optimised
+from pipeline.evaluation.judge_drift import agreement, change, drifted, over_optimised, overoptimization_gap
 from pipeline.evaluation.metrics import Scores, answer_statistics, kl_estimate, mean_score, scores_by_prompt, win_rate
+from pipeline.recipe import EvaluationConfig
 
 UNPARSABLE_SHARE = 0.1
 DISPLACEMENT_SHARE = 0.5
@@ -39,7 +39,7 @@ def describe_evaluation(
 
     Args:
         candidates: the held-out answers of this round.
-        judgments: what each of ``judges`` said of them; the first is the one that training hears.
+        judgments: what each of ``judges`` said of them; the first is the training judge.
         previous, initial: the judgments of the previous round and of round 0 on the same prompts.
         logps: the answers' log-probabilities under the three policies.
         probe: what judges that may drift say now of some answers of round 0.
@@ -64,26 +64,26 @@ def describe_evaluation(
             kl = kl_estimate(logps["policy"].to_pylist(), logps[name].to_pylist())
             metrics |= {f"kl_{name}": kl.mean, f"kl_{name}_se": _finite(kl.standard_error)}
         metrics["initial_logp_per_token"] = sum(logps["initial"].to_pylist()) / sum(logps["tokens"].to_pylist())
-    return metrics | _watched(judgments, previous, initial, judges, probe)
+    return metrics | _judge_drift(judgments, previous, initial, judges, probe)
 
 
-def _watched(
+def _judge_drift(
     judgments: pa.Table, previous: pa.Table | None, initial: pa.Table | None, judges: Sequence[str],
     probe: pa.Table | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """How the judge that training hears compares with those that it never hears, and with itself in round 0."""
-    heard, *others = judges
+    """How the training judge compares with the held-out judges, and with itself in round 0."""
+    training, *others = judges
     now, before, first = (
         {name: judged_by(table, name) for name in judges if table is not None}
         for table in (judgments, previous, initial)
     )
-    agreements = {name: agreement(now[heard], now[name]) for name in others}
+    agreements = {name: agreement(now[training], now[name]) for name in others}
     metrics: dict[str, Any] = {"agreement": _known(agreements)}
     if first:
-        gaps = {name: gap(now[heard], first[heard], now[name], first[name]) for name in others}
-        metrics |= {"gaps": _known(gaps), "over_optimised": over_optimised(heard, others, now, first, "round 0")}
+        gaps = {name: overoptimization_gap(now[training], first[training], now[name], first[name]) for name in others}
+        metrics |= {"gaps": _known(gaps), "over_optimised": over_optimised(training, others, now, first, "round 0")}
     if before and not metrics.get("over_optimised"):
-        metrics["over_optimised"] = over_optimised(heard, others, now, before, "the round before")
+        metrics["over_optimised"] = over_optimised(training, others, now, before, "the round before")
     if probe is not None and first:
         moved = {
             name: change(first[name], judged_by(probe, name)) for name in dict.fromkeys(probe["judge"].to_pylist())

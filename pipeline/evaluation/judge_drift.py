@@ -1,4 +1,4 @@
-"""Watching the judge over the rounds: whether others agree with it, whether it drifts, whether it is exploited."""
+"""The training judge over the rounds: whether held-out judges agree, whether it drifts, whether it is exploited."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -44,14 +44,16 @@ def change(before: Scores, after: Scores) -> Estimate | None:
     return Estimate(mean=fmean(changes), standard_error=error, count=len(changes))
 
 
-def gap(heard: Scores, heard_initial: Scores, held_out: Scores, held_out_initial: Scores) -> float | None:
-    """How much further the heard judge's scores have risen than a held-out judge's since round 0.
+def overoptimization_gap(
+    training: Scores, training_initial: Scores, held_out: Scores, held_out_initial: Scores
+) -> float | None:
+    """Says how much further the training judge's scores have risen than a held-out judge's since round 0.
 
     Each judge's mean change is divided by the standard deviation of its scores over the prompts of round 0, so that the
     two are on one scale; None where one of them has no spread there.
     """
     rises = []
-    for after, before in ((heard, heard_initial), (held_out, held_out_initial)):
+    for after, before in ((training, training_initial), (held_out, held_out_initial)):
         known = [score for score in before.values() if score is not None]
         found, spread = change(before, after), stdev(known) if len(known) > 1 else 0.0
         if found is None or not spread:
@@ -61,14 +63,14 @@ def gap(heard: Scores, heard_initial: Scores, held_out: Scores, held_out_initial
 
 
 def over_optimised(
-    heard: str, others: Sequence[str], now: Mapping[str, Scores], before: Mapping[str, Scores], since: str
+    training: str, others: Sequence[str], now: Mapping[str, Scores], before: Mapping[str, Scores], since: str
 ) -> list[str]:
-    """A sentence for each held-out judge that fell significantly while the heard judge's score rose.
+    """A sentence for each held-out judge that fell significantly while the training judge's score rose.
 
     Both changes are paired by prompt, and significant at ``SIGNIFICANT`` standard errors; see arXiv:2210.10760 for what
     it means that a judge is optimised beyond what it knows.
     """
-    rise = change(before[heard], now[heard])
+    rise = change(before[training], now[training])
     if rise is None or not rise.mean > SIGNIFICANT * rise.standard_error:
         return []
     sentences = []
@@ -76,8 +78,8 @@ def over_optimised(
         fall = change(before[name], now[name])
         if fall is not None and fall.mean < -SIGNIFICANT * fall.standard_error:
             sentences.append(
-                f"{name} fell by {-fall.mean:.3g} ± {fall.standard_error:.2g} since {since}, while {heard}, which "
-                f"training hears, rose by {rise.mean:.3g} ± {rise.standard_error:.2g}"
+                f"{name} fell by {-fall.mean:.3g} ± {fall.standard_error:.2g} since {since}, while {training}, the "
+                f"training judge, rose by {rise.mean:.3g} ± {rise.standard_error:.2g}"
             )
     return sentences
 

@@ -1,18 +1,81 @@
-"""What a judge is, what it is given, and what it says."""
+"""What a judge is, how it is configured, what it is given, and what it says.
+
+A recipe needs the configurations of all judges, and their files hold both: so nothing heavy is imported here, or at
+the top of a judge's file.
+"""
 
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
-import pyarrow as pa
-import pyarrow.compute as pc
+from pydantic import Field
 
-from pipeline.config import JudgeConfig
-from pipeline.data.conversations import Message, messages_of
-from pipeline.errors import DataError, JudgeError
-from pipeline.records import JUDGMENTS, content_id, to_table
+from pipeline.config.base import Config
+from pipeline.errors import JudgeError
+
+
+class JudgeConfig(Config):
+    """Base of the judges' configurations."""
+
+    OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"name"})
+    """Fields on which no score depends."""
+    MEMBER: ClassVar[bool] = True
+    """Whether an ensemble can have it as a member: it is made of no other judges, and needs nothing but the answers."""
+
+    kind: str
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        examples=["helpfulness"],
+        description="name in the tables; the kind where empty",
+    )
+
+    @property
+    def label(self) -> str:
+        """The judge's name in the tables."""
+        return self.name or self.kind
+
+    @property
+    def states_uncertainty(self) -> bool:
+        """Whether its scores have standard deviations, which soft labels need."""
+        return False
+
+    @property
+    def compares(self) -> bool:
+        """Whether its scores only order the candidates of one prompt, so that one answer alone has none."""
+        return False
+
+    @property
+    def drifts(self) -> bool:
+        """Whether equal versions may still score differently at another time, as an endpoint whose model is changed."""
+        return False
+
+    @property
+    def comes_early(self) -> bool:
+        """Whether it can judge a round's candidates before the round begins."""
+        return True
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether it counts what it spends, which one process has to do."""
+        return False
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether each prompt must have a reference answer; of several judges as one, each of ``parts`` tells."""
+        return False
+
+    def parts(self) -> "tuple[JudgeConfig, ...]":
+        """This judge, and those that it is made of."""
+        return (self,)
+
+    def scoring(self) -> dict[str, Any]:
+        """All fields on which a score depends, as JSON: judges that differ in none of them score alike."""
+        return self.hashed(exclude=self.OPERATIONAL)
+
 
 Status = Literal["ok", "unparsable", "timed_out", "non_finite", "too_long", "failed", "alone", "unlabelled"]
 """Why a candidate has no score, where it is not ok: the judge's reply had not the form asked for; it took too long; it
@@ -40,7 +103,7 @@ class JudgeItem:
 
     prompt_id: str
     prompt_text: str
-    messages: Sequence[Message] | None = None
+    messages: Sequence[Mapping[str, Any]] | None = None
     prompt_token_ids: Sequence[int] | None = None
     reference_answer: str | None = None
     read_special_tokens: bool = False
@@ -91,6 +154,23 @@ class ResponseCache(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a judge may need beside its configuration.
+
+    Attributes:
+        device, threads: those of a reward model, and of policies.
+        cache: where a language model's replies are kept; without one they are asked for again.
+    """
+
+    device: str = "cpu"
+    threads: int = 1
+    cache: ResponseCache | None = None
+
+
+ON_CPU = Resources()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """The part of a judgment that a rule decides: see ``judge_each``."""
 
@@ -113,6 +193,36 @@ def judge_each(
             verdict = rule(item, candidate)
             judgments.append(judgment_of(judge, item, candidate, verdict, time.perf_counter() - start))
     return judgments
+
+
+AnyConfig = TypeVar("AnyConfig", bound=JudgeConfig)
+
+
+class RuleJudge(Generic[AnyConfig]):
+    """A judge that says of each candidate by itself what ``verdict`` returns."""
+
+    def __init__(self, config: AnyConfig, _resources: Resources = ON_CPU) -> None:
+        self.config = config
+        self.name = config.kind
+        self.version = judge_version(config, *self.depends_on())
+
+    def depends_on(self) -> Sequence[object]:
+        """What its scores depend on beside its configuration, such as the version of a library."""
+        return ()
+
+    def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
+        """See ``Judge``.
+
+        Raises:
+            JudgeError: a prompt has no reference answer, and the judge compares with it.
+        """
+        if self.config.needs_reference:
+            require_references(self, items)
+        return judge_each(self, items, self.verdict)
+
+    def verdict(self, item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
+        """What it says of one candidate."""
+        raise NotImplementedError
 
 
 def judgment_of(
@@ -153,6 +263,8 @@ def pair_components(candidate: int, beats: Mapping[tuple[int, int], float]) -> d
 
 def judge_version(config: JudgeConfig, *parts: object) -> str:
     """Hash of a judge's settings, its name apart, and of what else its scores depend on."""
+    from pipeline.records import content_id  # with pyarrow, which a recipe does not need
+
     return content_id([config.scoring(), *parts])
 
 
@@ -170,51 +282,10 @@ def require_references(judge: Judge, items: Sequence[JudgeItem]) -> None:
             )
 
 
-def judge_items(prompts: pa.Table, candidates: pa.Table, *, read_special_tokens: bool = False) -> list[JudgeItem]:
-    """Joins prompts and candidates: one item for each prompt that has candidates, in the candidates' order.
-
-    Args:
-        read_special_tokens: as the recipe's prompts say.
-
-    Raises:
-        DataError: a candidate of a prompt that is not among the prompts.
-    """
-    answers: dict[str, list[JudgedCandidate]] = {}
-    for row in candidates.select(["prompt_id", "candidate", "text", "finish_reason", "token_ids"]).to_pylist():
-        answer = JudgedCandidate(
-            index=row["candidate"],
-            text=row["text"],
-            finish_reason=row["finish_reason"],
-            tokens=len(row["token_ids"]),
-            token_ids=row["token_ids"],
-        )
-        answers.setdefault(row["prompt_id"], []).append(answer)
-    columns = ["prompt_id", "text", "messages", "reference_answer", "token_ids"]
-    found = prompts.filter(pc.field("prompt_id").isin(list(answers))).select(columns).to_pylist()
-    asked = {row["prompt_id"]: row for row in found}
-    if missing := answers.keys() - asked.keys():
-        raise DataError(f"prompt {min(missing)} has candidates, but is not among the prompts: give it too")
-    return [
-        JudgeItem(
-            prompt_id=prompt_id,
-            prompt_text=asked[prompt_id]["text"],
-            messages=messages_of(asked[prompt_id]["messages"]),
-            prompt_token_ids=asked[prompt_id]["token_ids"],
-            reference_answer=asked[prompt_id]["reference_answer"],
-            read_special_tokens=read_special_tokens,
-            candidates=judged,
-        )
-        for prompt_id, judged in answers.items()
-    ]
+_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
 
 
-def judgments_table(judgments: Sequence[Judgment]) -> pa.Table:
-    """Judgments as a table of the ``JUDGMENTS`` schema."""
-    rows = [
-        {
-            **asdict(judgment),
-            "components": [{"name": name, "value": value} for name, value in judgment.components.items()],
-        }
-        for judgment in judgments
-    ]
-    return to_table(rows, JUDGMENTS)
+def last_block(text: str, languages: tuple[str, ...]) -> str | None:
+    """The content of the last closed block of one of these languages ('' where none is named); None without any."""
+    blocks = [content for language, content in _FENCE.findall(text) if language.lower() in languages]
+    return blocks[-1] if blocks else None

@@ -2,12 +2,81 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-from pipeline.config import EnsembleJudge
-from pipeline.judges.base import Judge, JudgeItem, Judgment, Verdict, judge_version, judgment_of
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Config
+from pipeline.judges.base import (
+    ON_CPU,
+    JudgeConfig,
+    JudgeItem,
+    Judgment,
+    Resources,
+    Verdict,
+    judge_version,
+    judgment_of,
+)
+from pipeline.judges.registry import MemberJudge, judge, make
 
 
-class Ensemble:
+class Member(Config):
+    """A judge in an ensemble. Its scores are brought to the others' scale: ``(score - offset) / scale``."""
+
+    judge: MemberJudge = Field(description="the judge")
+    weight: float = Field(1.0, gt=0, le=1000, description="weight in the mean; weights need not sum to 1")
+    offset: float = Field(0.0, description="the score that counts as 0")
+    scale: float = Field(1.0, gt=0, description="the difference in score that counts as 1")
+
+
+class EnsembleConfig(JudgeConfig):
+    """Several judges as one score, with their disagreement as its standard deviation.
+
+    Scales are given, not estimated: what is estimated from a shard would give one answer different scores in
+    different shards. ``ranks`` needs no scales: a member counts by its order of a prompt's candidates, from 0 to 1.
+    """
+
+    MEMBER = False
+
+    kind: Literal["ensemble"]
+    members: tuple[Member, ...] = Field(description="the judges")
+    normalise: Literal["scales", "ranks"] = Field(
+        "scales", description="by each member's offset and scale, or by rank among the prompt's candidates"
+    )
+    combine: Literal["mean", "minimum", "lower_bound"] = Field(
+        "mean", description="weighted mean, worst member, or mean less confidence times the standard deviation"
+    )
+    confidence: float = Field(1.0, gt=0, le=100, description="of lower_bound, in standard deviations")
+
+    @model_validator(mode="after")
+    def _members_fit(self) -> "EnsembleConfig":
+        if len(self.members) < 2:
+            raise ValueError(f"the ensemble has {len(self.members)} members: give two or more")
+        names = [member.judge.label for member in self.members]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two members of the ensemble are named '{twice}': give one of them another name")
+        if self.normalise == "ranks" and any((member.offset, member.scale) != (0.0, 1.0) for member in self.members):
+            raise ValueError("normalise 'ranks' uses no offset and no scale: leave them out, or set it to scales")
+        return self
+
+    @property
+    def states_uncertainty(self) -> bool:
+        return True
+
+    @property
+    def compares(self) -> bool:
+        return self.normalise == "ranks" or any(member.judge.compares for member in self.members)
+
+    def parts(self) -> tuple[JudgeConfig, ...]:
+        return (self, *(member.judge for member in self.members))
+
+    def scoring(self) -> dict[str, Any]:
+        members = [{**member.hashed(), "judge": member.judge.scoring()} for member in self.members]
+        return {**super().scoring(), "members": members}
+
+
+@judge(EnsembleConfig)
+class EnsembleJudge:
     """A weighted mean, a minimum, or a lower bound of its members' scores on one scale.
 
     With normalised scores ``x_m``, their standard deviations ``s_m`` (0 where a member states none) and weights
@@ -20,13 +89,13 @@ class Ensemble:
 
     name = "ensemble"
 
-    def __init__(self, config: EnsembleJudge, members: Sequence[Judge]) -> None:
+    def __init__(self, config: EnsembleConfig, resources: Resources = ON_CPU) -> None:
         self._config = config
-        self._members = members
+        self._members = [make(member.judge, resources) for member in config.members]
         total = math.fsum(member.weight for member in config.members)
         self._weights = [member.weight / total for member in config.members]
         self._names = [member.judge.label for member in config.members]
-        self.version = judge_version(config, [member.version for member in members])
+        self.version = judge_version(config, [member.version for member in self._members])
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
         """Components: each member's raw score under its name, its standard deviation and components below that.

@@ -1,37 +1,32 @@
 """The verifier of a task with one right answer."""
 
-from collections.abc import Sequence
+from typing import Literal
 
-from pipeline.config import ExactAnswerJudge
-from pipeline.judges.base import (
-    JudgedCandidate,
-    JudgeItem,
-    Judgment,
-    Verdict,
-    judge_each,
-    judge_version,
-    require_references,
-)
+from pydantic import Field
+
+from pipeline.judges.base import JudgeConfig, JudgedCandidate, JudgeItem, RuleJudge, Verdict
+from pipeline.judges.registry import judge
 
 
-class ExactAnswer:
-    """1 where the answer is the prompt's reference answer, else 0; white space around either is ignored."""
+class ExactAnswerConfig(JudgeConfig):
+    """1 where the answer equals the prompt's reference answer, else 0; surrounding white space is ignored."""
 
-    name = "exact_answer"
+    kind: Literal["exact_answer"]
+    after: str | None = Field(
+        None, min_length=1, description="the answer is what follows the last of these marks; the whole text where empty"
+    )
 
-    def __init__(self, config: ExactAnswerJudge) -> None:
-        self._after = config.after
-        self.version = judge_version(config)
+    @property
+    def needs_reference(self) -> bool:
+        return True
 
-    def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
-        """Judges by comparison of texts.
 
-        Raises:
-            JudgeError: a prompt has no reference answer.
-        """
-        require_references(self, items)
-        return judge_each(self, items, self._verdict)
+@judge(ExactAnswerConfig)
+class ExactAnswerJudge(RuleJudge[ExactAnswerConfig]):
+    """Compares the texts of the answer and of the prompt's reference answer."""
 
-    def _verdict(self, item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
-        text = candidate.text if self._after is None else candidate.text.rpartition(self._after)[2]
+    def verdict(self, item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
+        """No components."""
+        after = self.config.after
+        text = candidate.text if after is None else candidate.text.rpartition(after)[2]
         return Verdict(score=float(text.strip() == (item.reference_answer or "").strip()))

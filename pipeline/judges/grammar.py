@@ -1,23 +1,35 @@
 """Whether an answer is still one that the grammar of the film reviews could have written."""
 
-from collections.abc import Sequence
+from typing import Literal
 
-from pipeline.data.corpora.film_reviews import CLAUSES, JOINTS, PLACES, WORDS, parse
-from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment, Verdict, judge_each
-from pipeline.records import content_id
+from pydantic import Field
+
+from pipeline.judges.base import ON_CPU, JudgeConfig, JudgedCandidate, JudgeItem, Resources, RuleJudge, Verdict
+from pipeline.judges.registry import judge
 
 
-class Grammar:
+class GrammarConfig(JudgeConfig):
+    """Share of an answer's clauses that the grammar of a generated corpus can produce, from 0 to 1."""
+
+    kind: Literal["grammar"]
+    corpus: Literal["film_reviews"] = Field("film_reviews", description="the corpus whose grammar is used")
+
+
+@judge(GrammarConfig)
+class GrammarJudge(RuleJudge[GrammarConfig]):
     """The share of an answer's clauses that parse in their place, from 0 to 1; a missing clause does not parse."""
 
-    name = "grammar"
-    version = content_id([CLAUSES, WORDS, PLACES, JOINTS])
+    def __init__(self, config: GrammarConfig, resources: Resources = ON_CPU) -> None:
+        from pipeline.data.corpora import film_reviews
+        from pipeline.records import content_id
 
-    def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
+        super().__init__(config, resources)
+        self.version = content_id([
+            film_reviews.CLAUSES, film_reviews.WORDS, film_reviews.PLACES, film_reviews.JOINTS
+        ])  # fmt: skip
+        self._parse = film_reviews.parse
+
+    def verdict(self, _item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
         """Components: the numbers of clauses that parse, and of all clauses."""
-        return judge_each(self, items, _score)
-
-
-def _score(_item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
-    parsed, total = parse(candidate.text)
-    return Verdict(score=parsed / total, components={"parsed": float(parsed), "clauses": float(total)})
+        parsed, total = self._parse(candidate.text)
+        return Verdict(score=parsed / total, components={"parsed": float(parsed), "clauses": float(total)})

@@ -4,16 +4,26 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
+from pydantic import Field, model_validator
 
-from pipeline.config import ImplicitJudge
 from pipeline.errors import JudgeError
-from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment, Verdict, judge_version, judgment_of
-from pipeline.model.logprobs import check_model, sequence_logps
-from pipeline.model.policy import load_policy, load_weights
-from pipeline.packing.packing import TokenGroup
+from pipeline.judges.base import (
+    ON_CPU,
+    JudgeConfig,
+    JudgedCandidate,
+    JudgeItem,
+    Judgment,
+    Resources,
+    Verdict,
+    judge_version,
+    judgment_of,
+)
+from pipeline.judges.registry import judge
+
+if TYPE_CHECKING:
+    from pipeline.packing.packing import TokenGroup
 
 TOKEN_BUDGET = 8192
 """Tokens of a forward pass, unless a single prompt with its candidates has more."""
@@ -21,8 +31,50 @@ TOKEN_BUDGET = 8192
 Locate = Callable[[], Path]
 """Where a policy's whole checkpoint lies; asked when its weights are needed, and not before."""
 
+PolicyName = Literal["latest", "initial"] | Annotated[int, Field(ge=0, le=999_999)]
+"""A policy of the run: that which a round begins with, that of round 0, or that of a round by its number."""
 
-class ImplicitReward:
+
+class ImplicitConfig(JudgeConfig):
+    """The implicit reward of a policy that preferences have trained: ``beta * log(policy / reference)``.
+
+    Both are policies of the run. Of a run that begins they are one, and every reward is 0: fork from a round that
+    another judge has trained.
+    """
+
+    MEMBER = False
+
+    kind: Literal["implicit"]
+    policy: PolicyName = Field("latest", description="whose reward it is: latest, initial, or the number of a round")
+    reference: PolicyName = Field("initial", description="what it is held against: latest, initial, or a round")
+    beta: float = Field(0.1, gt=0, le=1000, description="factor of the log-ratio, as in the update")
+    length_penalty: float = Field(
+        0.0, ge=0, le=1000, description="taken off for each token, in units of the reward, against longer answers"
+    )
+
+    @model_validator(mode="after")
+    def _two_policies(self) -> "ImplicitConfig":
+        if self.policy == self.reference or {self.policy, self.reference} == {"initial", 0}:
+            raise ValueError(
+                f"policy {self.policy} and reference {self.reference} are one, and every reward would be 0: name two"
+            )
+        return self
+
+    @property
+    def comes_early(self) -> bool:
+        """Not: the policy that it asks is the one that the round begins with."""
+        return False
+
+    def rounds(self, number: int) -> tuple[int, int]:
+        """The rounds that policy and reference come from, where the answers of a round are judged.
+
+        ``latest`` is the policy that the round begins with; of round 0, its own.
+        """
+        return _round(self.policy, number), _round(self.reference, number)
+
+
+@judge(ImplicitConfig)
+class ImplicitJudge:
     """``beta * (log policy(y|x) - log reference(y|x)) - length_penalty * |y|``, over the tokens as they were sampled.
 
     The reward that a DPO-trained policy stands for, up to a term of the prompt alone (arXiv:2305.18290, eq. 5); with
@@ -34,8 +86,8 @@ class ImplicitReward:
 
     name = "implicit"
 
-    def __init__(self, config: ImplicitJudge, *, device: str = "cpu", threads: int = 1) -> None:
-        self._config, self._device, self._threads = config, device, threads
+    def __init__(self, config: ImplicitConfig, resources: Resources = ON_CPU) -> None:
+        self._config, self._device, self._threads = config, resources.device, resources.threads
         self._model: Any = None
         self._in_place: str | None = None
         self._policies: dict[str, tuple[str, Locate]] = {}
@@ -74,8 +126,12 @@ class ImplicitReward:
         named = {f"{name}_logp": value for name, value in logps.items()}
         return Verdict(score=score, components={**named, "tokens": float(tokens)})
 
-    def _logps(self, groups: Sequence[TokenGroup]) -> dict[str, list[list[float]]]:
+    def _logps(self, groups: "Sequence[TokenGroup]") -> dict[str, list[list[float]]]:
         """Log-probability of each answer under both policies; that whose weights are in place comes first."""
+        import torch
+
+        from pipeline.model.logprobs import sequence_logps
+
         found: dict[str, list[list[float]]] = {}
         by_hash: dict[str, list[list[float]]] = {}
         budget = max([TOKEN_BUDGET, *(group.packed_tokens for group in groups)])
@@ -93,6 +149,9 @@ class ImplicitReward:
         return found
 
     def _load(self, weights: str, locate: Locate) -> None:
+        from pipeline.model.logprobs import check_model
+        from pipeline.model.policy import load_policy, load_weights
+
         if self._in_place == weights:
             return
         self._in_place = None
@@ -108,7 +167,9 @@ class ImplicitReward:
         return judge_version(self._config, version("transformers"), version("torch"), policies)
 
 
-def _group(item: JudgeItem) -> TokenGroup:
+def _group(item: JudgeItem) -> "TokenGroup":
+    from pipeline.packing.packing import TokenGroup
+
     if item.prompt_token_ids is None or any(candidate.token_ids is None for candidate in item.candidates):
         raise JudgeError(f"prompt {item.prompt_id} comes without token ids, which the implicit judge reads")
     return TokenGroup(item.prompt_id, item.prompt_token_ids, [_ids(candidate) for candidate in item.candidates])
@@ -117,3 +178,9 @@ def _group(item: JudgeItem) -> TokenGroup:
 def _ids(candidate: JudgedCandidate) -> Sequence[int]:
     assert candidate.token_ids is not None
     return candidate.token_ids
+
+
+def _round(name: PolicyName, number: int) -> int:
+    if name == "latest":
+        return max(number - 1, 0)
+    return 0 if name == "initial" else name

@@ -3,32 +3,50 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
-import jsonschema
-import referencing
-import referencing.exceptions
 import regex
-from jsonschema.validators import extend, validator_for
+from pydantic import Field, JsonValue
 
-from pipeline.config import JsonSchemaJudge
 from pipeline.errors import JudgeError
-from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment, Verdict, judge_each, judge_version
-from pipeline.judges.fences import last_block
+from pipeline.judges.base import (
+    ON_CPU,
+    JudgeConfig,
+    JudgedCandidate,
+    JudgeItem,
+    Resources,
+    RuleJudge,
+    Verdict,
+    last_block,
+)
+from pipeline.judges.registry import judge
 
 _REASON_LENGTH = 300
 
 
-class JsonSchema:
+class JsonSchemaConfig(JudgeConfig):
+    """1 where the answer is JSON that a JSON Schema accepts, else 0."""
+
+    kind: Literal["json_schema"]
+    definition: Mapping[str, JsonValue] = Field(description="the schema, written out; references within it alone")
+    fenced: bool = Field(False, description="judge the last block between ``` marks in place of the whole answer")
+    timeout_seconds: float = Field(1.0, gt=0, le=60, description="most seconds for one of the schema's patterns")
+
+
+@judge(JsonSchemaConfig)
+class JsonSchemaJudge(RuleJudge[JsonSchemaConfig]):
     """1 where the schema accepts the answer, else 0, with the first fault as the rationale.
 
     Nothing is fetched: a reference that leads out of the schema is an error. Patterns are searched with a time limit,
     for the texts are a model's; formats (such as ``date``) are not checked.
     """
 
-    name = "json_schema"
+    def __init__(self, config: JsonSchemaConfig, resources: Resources = ON_CPU) -> None:
+        import jsonschema
+        import referencing
+        from jsonschema.validators import extend, validator_for
 
-    def __init__(self, config: JsonSchemaJudge) -> None:
+        super().__init__(config, resources)
         schema = dict(config.definition)
         known = validator_for(schema, default=jsonschema.Draft202012Validator)
         try:
@@ -37,19 +55,19 @@ class JsonSchema:
             raise JudgeError(f"judge.definition is no JSON Schema: {error.message}") from None
         checks = {"pattern": self._pattern, "patternProperties": self._pattern_properties}
         self._validator = extend(known, checks)(schema, registry=referencing.Registry())
-        self._config = config
-        self.version = judge_version(config, version("jsonschema"))
 
-    def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
+    def depends_on(self) -> Sequence[object]:
+        return [version("jsonschema")]
+
+    def verdict(self, _item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
         """Component ``parses``: whether the answer is JSON at all.
 
         Raises:
             JudgeError: the schema refers to something that is not in it.
         """
-        return judge_each(self, items, self._verdict)
+        import referencing.exceptions
 
-    def _verdict(self, _item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
-        text = last_block(candidate.text, ("", "json")) if self._config.fenced else candidate.text
+        text = last_block(candidate.text, ("", "json")) if self.config.fenced else candidate.text
         if text is None:
             return Verdict(score=0.0, components={"parses": 0.0}, rationale="no block between ``` marks")
         try:
@@ -68,11 +86,13 @@ class JsonSchema:
         return Verdict(score=float(fault is None), components={"parses": 1.0}, rationale=reason)
 
     def _found(self, pattern: str, text: str) -> bool:
-        return regex.search(pattern, text, timeout=self._config.timeout_seconds) is not None
+        return regex.search(pattern, text, timeout=self.config.timeout_seconds) is not None
 
     def _pattern(self, _validator: Any, pattern: str, instance: Any, _schema: Any) -> Iterator[Any]:
+        from jsonschema import ValidationError
+
         if isinstance(instance, str) and not self._found(pattern, instance):
-            yield jsonschema.ValidationError(f"{instance!r} does not match {pattern!r}")
+            yield ValidationError(f"{instance!r} does not match {pattern!r}")
 
     def _pattern_properties(
         self, validator: Any, patterns: Mapping[str, Any], instance: Any, _schema: Any

@@ -1,37 +1,48 @@
 """How long an answer is."""
 
-from collections.abc import Sequence
+from typing import Literal
 
-from pipeline.config import LengthJudge
+from pydantic import Field, model_validator
+
 from pipeline.errors import JudgeError
-from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment, Verdict, judge_each, judge_version
+from pipeline.judges.base import JudgeConfig, JudgedCandidate, JudgeItem, RuleJudge, Verdict
+from pipeline.judges.registry import judge
 
 
-class Length:
+class LengthConfig(JudgeConfig):
+    """0 up to the limit, or at the target; what is beyond costs its share: twice the limit scores -1."""
+
+    kind: Literal["length"]
+    limit: int | None = Field(None, ge=1, le=10_000_000, description="lengths up to this one cost nothing")
+    target: int | None = Field(None, ge=1, le=10_000_000, description="lengths on either side of this one cost")
+    unit: Literal["tokens", "characters"] = Field(
+        "tokens", description="of the length; tokens are the policy's, the end of sequence included"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "LengthConfig":
+        if (self.limit is None) == (self.target is None):
+            raise ValueError("a judge of length takes either limit or target: give one of them")
+        return self
+
+
+@judge(LengthConfig)
+class LengthJudge(RuleJudge[LengthConfig]):
     """``-max(0, n - limit) / limit``, or ``-|n - target| / target``, for an answer of length n: 0 is best."""
 
-    name = "length"
-
-    def __init__(self, config: LengthJudge) -> None:
-        self._config = config
-        self.version = judge_version(config)
-
-    def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
+    def verdict(self, item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
         """Component ``length``, in the unit of the recipe.
 
         Raises:
             JudgeError: the unit is tokens, and an answer was given without its number of tokens.
         """
-        return judge_each(self, items, self._verdict)
-
-    def _verdict(self, item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
-        length = candidate.tokens if self._config.unit == "tokens" else len(candidate.text)
+        length = candidate.tokens if self.config.unit == "tokens" else len(candidate.text)
         if length is None:
             raise JudgeError(
                 f"candidate {candidate.index} of prompt {item.prompt_id} was given without its number of tokens: "
                 "give it, or set the judge's unit to characters"
             )
-        limit, target = self._config.limit, self._config.target
+        limit, target = self.config.limit, self.config.target
         if target is not None:
             score = -abs(length - target) / target
         else:

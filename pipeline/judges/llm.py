@@ -1,82 +1,161 @@
-"""A language model as a judge: a score for each answer, comparisons of two, or an order of all."""
+"""A language model as a judge, behind any endpoint that speaks OpenAI's chat completions.
 
-import asyncio
-import json
-import random
-from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+How it is asked and what its replies come to is in ``support/llm_interview.py``.
+"""
 
-from pipeline.config import LlmJudge
-from pipeline.config.judges import Listwise, Pairwise, Rubric
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.config.base import Config
 from pipeline.errors import JudgeError
-from pipeline.judges.base import (
-    JudgeItem,
-    Judgment,
-    ResponseCache,
-    Status,
-    Verdict,
-    judge_version,
-    judgment_of,
-    require_references,
-)
-from pipeline.judges.comparisons import places, schedule, shuffles, strengths
-from pipeline.judges.llm_endpoint import Endpoint, Reply, TimedOutError, TooLongError
-from pipeline.judges.llm_questions import (
-    WORDING,
-    Question,
-    expected_score,
-    listwise_question,
-    pairwise_question,
-    rubric_question,
-)
+from pipeline.judges.base import ON_CPU, JudgeConfig, JudgeItem, Judgment, Resources, judge_version, require_references
+from pipeline.judges.registry import judge
 
-Result = TypeVar("Result")
+DIGITS = 9
+"""A score of one digit is one token for every tokenizer, so that its distribution can be read off."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Spoken:
-    """The model's verdict on a question; none unless the status is ok."""
+class Rubric(Config):
+    """Each answer by itself gets a score from 1 to ``scale``."""
 
-    verdict: Any = None
-    status: Status = "ok"
-    reason: str | None = None
-    reply: Reply | None = None
-    latency: float = 0.0
+    kind: Literal["rubric"]
+    scale: int = Field(5, ge=2, le=100, description="the best score; the worst is 1")
+    score: Literal["expected", "parsed"] = Field(
+        "expected",
+        description="mean over the score token's log-probabilities, with its standard deviation; or the written score",
+    )
+
+    @model_validator(mode="after")
+    def _one_token(self) -> "Rubric":
+        if self.score == "expected" and self.scale > DIGITS:
+            raise ValueError(
+                f"scale {self.scale} has scores of two digits, whose probabilities are not one token's: "
+                f"lower it to {DIGITS}, or set score to parsed"
+            )
+        return self
+
+
+class Pairwise(Config):
+    """Two answers at a time, each two of them in both orders; verdicts that turn with the order are ties."""
+
+    kind: Literal["pairwise"]
+    opponents: int | None = Field(
+        None, ge=2, le=1000, multiple_of=2, description="opponents of each answer, drawn by the seed; all where empty"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="of the drawing")
+
+
+class Listwise(Config):
+    """All answers of a prompt at once, in shuffled positions; the score is the mean place, from 0 (last) to 1."""
+
+    kind: Literal["listwise"]
+    shuffles: int = Field(
+        2, ge=1, le=16, description="how often each prompt is asked; every second order is the one before, reversed"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="of the shuffles")
+
+
+Mode = Annotated[Rubric | Pairwise | Listwise, Field(discriminator="kind")]
+
+
+class LlmConfig(JudgeConfig):
+    """A language model asked for a verdict in JSON.
+
+    Requests are answered from the store's cache where the same has been asked before. A budget counts what was sent
+    since the judge's process started; a resumed run has it again.
+    """
+
+    kind: Literal["llm"]
+    model: str = Field(min_length=1, description="name of the model at the endpoint")
+    base_url: str = Field(description="the endpoint, such as http://127.0.0.1:8000/v1")
+    revision: str | None = Field(
+        None, description="what stands for the model's version: change it when other weights answer to the same name"
+    )
+    api_key_env: str | None = Field(None, description="the environment variable that holds the key; never the key")
+    mode: Mode = Field(description="rubric, pairwise or listwise, by name or with their settings")
+    criteria: str = Field(
+        "A good answer does what the prompt asks, is correct and clear, and is no longer than it needs to be.",
+        min_length=1,
+        description="what makes an answer good, as the model is told",
+    )
+    show_reference: bool = Field(False, description="show the model the prompt's reference answer")
+    rationale: bool = Field(False, description="ask for a reason before the verdict, and keep it")
+    structured: bool = Field(False, description="the endpoint takes a JSON schema as response_format")
+    max_tokens: int = Field(256, ge=1, le=100_000, description="longest reply, in tokens")
+    temperature: float = Field(0.0, ge=0, le=2, description="of the reply")
+    extra_body: Mapping[str, Any] = Field(default_factory=dict, description="further fields of each request")
+    concurrency: int = Field(8, ge=1, le=1024, description="most requests at a time")
+    timeout_seconds: float = Field(60.0, gt=0, le=3600, description="most seconds to wait for one reply")
+    retries: int = Field(
+        6, ge=0, le=100, description="tries after a failed one; 429 and its Retry-After are obeyed, others wait 0.5-8 s"
+    )
+    budget_requests: int | None = Field(None, ge=1, description="most requests, retries included")
+    budget_tokens: int | None = Field(
+        None, ge=1, description="no request is sent once so many tokens were read and written; those on the way count"
+    )
+
+    OPERATIONAL = JudgeConfig.OPERATIONAL | {
+        "api_key_env", "concurrency", "timeout_seconds", "retries", "budget_requests", "budget_tokens",
+    }  # fmt: skip
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _by_name(cls, mode: Any) -> Any:
+        return {"kind": mode} if isinstance(mode, str) else mode
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_url(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.username or parts.password:
+            raise ValueError("base_url holds a name or password: leave it out, and name its variable in api_key_env")
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError(f"base_url '{url}' is no http address: give one such as http://127.0.0.1:8000/v1")
+        return url.rstrip("/")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, name: str | None) -> str | None:
+        # The value is not repeated: where somebody gave the key itself, it would be printed and logged.
+        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,99}", name):
+            raise ValueError(
+                "api_key_env is no name of an environment variable: give a name of capital letters, such as "
+                "JUDGE_API_KEY, and put the key itself into that variable"
+            )
+        return name
 
     @property
-    def raw(self) -> str | None:
-        return None if self.reply is None else self.reply.content
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Comparison:
-    """Two candidates by their places, and what was said of them with either first."""
-
-    pair: tuple[int, int]
-    orders: tuple[Spoken, Spoken]
+    def states_uncertainty(self) -> bool:
+        match self.mode:
+            case Rubric(score=score):
+                return score == "expected"
+            case Listwise(shuffles=shuffles):
+                return shuffles > 1
+        return True
 
     @property
-    def spoken(self) -> bool:
-        return all(spoken.status == "ok" for spoken in self.orders)
+    def drifts(self) -> bool:
+        return True
 
     @property
-    def flipped(self) -> bool:
-        return self.spoken and self._winners[0] != self._winners[1]
+    def has_budget(self) -> bool:
+        return bool(self.budget_requests or self.budget_tokens)
 
     @property
-    def winner(self) -> int | None:
-        """The place of the better one; None for a tie, and where the verdict turns with the order."""
-        return None if self.flipped else self._winners[0]
+    def needs_reference(self) -> bool:
+        return self.show_reference
 
     @property
-    def _winners(self) -> tuple[int | None, int | None]:
-        a, b = self.pair
-        first, second = self.orders
-        return {"A": a, "B": b}.get(first.verdict), {"A": b, "B": a}.get(second.verdict)
+    def compares(self) -> bool:
+        return not isinstance(self.mode, Rubric)
 
 
-class Llm:
+@judge(LlmConfig)
+class LlmJudge:
     """Scores by a language model at an OpenAI-compatible endpoint.
 
     - ``rubric``: the score itself, from 1 to the scale; as an expected value it has a standard deviation.
@@ -88,10 +167,13 @@ class Llm:
 
     name = "llm"
 
-    def __init__(self, config: LlmJudge, cache: ResponseCache | None = None) -> None:
+    def __init__(self, config: LlmConfig, resources: Resources = ON_CPU) -> None:
+        from pipeline.judges.support.llm_interview import Interview
+        from pipeline.judges.support.llm_questions import WORDING
+
         self._config = config
-        self._endpoint = Endpoint(config, cache)
         self.version = judge_version(config, WORDING)
+        self._interview = Interview(self, config, resources.cache)
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
         """Asks side by side; must not be called from a running event loop.
@@ -106,165 +188,10 @@ class Llm:
         """
         if self._config.show_reference:
             require_references(self, items)
-        judgments = asyncio.run(self._judge(items))
+        judgments = self._interview.judge(items)
         if judgments and all(judgment.status == "timed_out" for judgment in judgments):
             raise JudgeError(
-                f"{self._config.base_url} answered none of {self._endpoint.requests} requests in time: see whether it "
+                f"{self._config.base_url} answered none of {self._interview.requests} requests in time: see whether it "
                 "runs, lower judge.concurrency or raise judge.timeout_seconds"
             )
         return judgments
-
-    async def _judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
-        async with self._endpoint:
-            by_item = await _all([self._judge_item(item) for item in items])
-        return [judgment for judgments in by_item for judgment in judgments]
-
-    async def _judge_item(self, item: JudgeItem) -> list[Judgment]:
-        mode = self._config.mode
-        if isinstance(mode, Rubric):
-            return await self._scores(item, mode)
-        if len(item.candidates) < 2:
-            alone = Verdict(score=None, status="alone", rationale="there is nothing to compare it with")
-            return [judgment_of(self, item, candidate, alone, 0.0) for candidate in item.candidates]
-        # Each prompt draws by itself, so that it does not matter in which shard it is.
-        rng = random.Random(f"{mode.seed}/{item.prompt_id}")  # noqa: S311  nothing here is secret
-        if isinstance(mode, Pairwise):
-            return await self._comparisons(item, schedule(len(item.candidates), mode.opponents, rng))
-        return await self._orders(item, mode, rng)
-
-    async def _scores(self, item: JudgeItem, mode: Rubric) -> list[Judgment]:
-        expected = mode.score == "expected"
-        questions = [
-            rubric_question(self._config, item, candidate, scale=mode.scale, distribution=expected)
-            for candidate in item.candidates
-        ]
-        said = await _all([self._ask(question) for question in questions])
-        return [
-            judgment_of(self, item, candidate, self._score(spoken, mode), spoken.latency)
-            for candidate, spoken in zip(item.candidates, said, strict=True)
-        ]
-
-    def _score(self, spoken: Spoken, mode: Rubric) -> Verdict:
-        written, reply = spoken.verdict, spoken.reply
-        if spoken.status != "ok" or reply is None:
-            return Verdict(score=None, status=spoken.status, rationale=spoken.reason, raw=spoken.raw)
-        if mode.score == "parsed":
-            return Verdict(score=float(written), rationale=spoken.reason, raw=reply.content)
-        if reply.tokens is None:
-            raise JudgeError(
-                f"{self._config.base_url} gives no log-probabilities, from which the expected score is taken: set "
-                "judge.mode to {kind: rubric, score: parsed}"
-            )
-        found = expected_score(reply.tokens, written, mode.scale)
-        if found is None:
-            reason = "the score is no token of its own"
-            return Verdict(score=None, status="unparsable", rationale=reason, raw=reply.content)
-        mean, std, mass = found
-        components = {"written": float(written), "mass": mass}
-        return Verdict(score=mean, score_std=std, components=components, rationale=spoken.reason, raw=reply.content)
-
-    async def _comparisons(self, item: JudgeItem, pairs: Sequence[tuple[int, int]]) -> list[Judgment]:
-        compared = await _all([self._compare(item, pair) for pair in pairs])
-        wins: dict[tuple[int, int], float] = {}
-        for one in compared:
-            a, b = one.pair
-            if one.spoken:
-                wins[a, b] = 0.5 if one.winner is None else float(one.winner == a)
-                wins[b, a] = 1 - wins[a, b]
-        means, stds = strengths(len(item.candidates), wins)
-        judgments = []
-        for k, candidate in enumerate(item.candidates):
-            mine = [one for one in compared if k in one.pair]
-            verdict = _standing(item, k, mine, float(means[k]), float(stds[k]))
-            # The time of a comparison is shared between the two.
-            latency = sum(spoken.latency for one in mine for spoken in one.orders) / 2
-            judgments.append(judgment_of(self, item, candidate, verdict, latency))
-        return judgments
-
-    async def _compare(self, item: JudgeItem, pair: tuple[int, int]) -> _Comparison:
-        a, b = (item.candidates[k] for k in pair)
-        if a.text == b.text:
-            equal = Spoken(verdict="tie")
-            return _Comparison(pair=pair, orders=(equal, equal))
-        orders = [pairwise_question(self._config, item, *shown) for shown in ((a, b), (b, a))]
-        first, second = await _all([self._ask(question) for question in orders])
-        return _Comparison(pair=pair, orders=(first, second))
-
-    async def _orders(self, item: JudgeItem, mode: Listwise, rng: random.Random) -> list[Judgment]:
-        count = len(item.candidates)
-        shown = shuffles(count, mode.shuffles, rng)
-        questions = [listwise_question(self._config, item, [item.candidates[k] for k in order]) for order in shown]
-        said = await _all([self._ask(question) for question in questions])
-        scores = [
-            places([order[place] for place in spoken.verdict], count)
-            for order, spoken in zip(shown, said, strict=True)
-            if spoken.status == "ok"
-        ]
-        raw = json.dumps([{"shown": order, "reply": spoken.raw} for order, spoken in zip(shown, said, strict=True)])
-        latency = sum(spoken.latency for spoken in said) / count
-        return [
-            judgment_of(self, item, candidate, _mean_place([found[k] for found in scores], mode, said, raw), latency)
-            for k, candidate in enumerate(item.candidates)
-        ]
-
-    async def _ask(self, question: Question) -> Spoken:
-        """The model's verdict, asked for a second time where the first reply cannot be read."""
-        latency, reply = 0.0, None
-        for again in (False, True):
-            try:
-                reply = await self._endpoint.ask(question.body(self._config, again=again))
-            except TimedOutError as error:
-                return Spoken(status="timed_out", reason=str(error), latency=latency)
-            except TooLongError as error:
-                return Spoken(status="too_long", reason=str(error), latency=latency)
-            latency += reply.latency
-            verdict, reason = question.verdict(reply)
-            if verdict is not None:
-                return Spoken(verdict=verdict, reason=reason, reply=reply, latency=latency)
-        cut = reply is not None and reply.finish_reason == "length"
-        reason = f"cut at max_tokens {self._config.max_tokens}" if cut else "not the form that was asked for"
-        return Spoken(status="unparsable", reason=f"two replies: {reason}", reply=reply, latency=latency)
-
-
-def _standing(item: JudgeItem, k: int, mine: Sequence[_Comparison], mean: float, std: float) -> Verdict:
-    """What a candidate's comparisons come to."""
-    spoken = [one for one in mine if one.spoken]
-    wins = sum(one.winner == k for one in spoken)
-    ties = sum(one.winner is None for one in spoken)
-    components = {
-        "comparisons": len(spoken), "wins": wins, "losses": len(spoken) - wins - ties, "ties": ties,
-        "flips": sum(one.flipped for one in spoken), "unspoken": len(mine) - len(spoken),
-    }  # fmt: skip
-    raw = json.dumps([
-        {
-            "candidates": [item.candidates[place].index for place in one.pair],
-            "replies": [order.raw for order in one.orders],
-        }
-        for one in mine
-    ])  # fmt: skip
-    floats = {name: float(value) for name, value in components.items()}
-    if spoken:
-        return Verdict(score=mean, score_std=std, components=floats, raw=raw)
-    failed = next(order for one in mine for order in one.orders if order.status != "ok")
-    return Verdict(score=None, status=failed.status, components=floats, rationale=failed.reason, raw=raw)
-
-
-def _mean_place(found: Sequence[float], mode: Listwise, said: Sequence[Spoken], raw: str) -> Verdict:
-    components: Mapping[str, float] = {"orders": float(len(found)), "unspoken": float(len(said) - len(found))}
-    # An order that one of two shuffles gives has no spread that could be seen: it is no verdict of this judge.
-    if len(found) < min(2, mode.shuffles):
-        failed = next(spoken for spoken in said if spoken.status != "ok")
-        return Verdict(score=None, status=failed.status, components=components, rationale=failed.reason, raw=raw)
-    mean = sum(found) / len(found)
-    std = (sum((place - mean) ** 2 for place in found) / (len(found) - 1)) ** 0.5 if len(found) > 1 else None
-    reason = next((spoken.reason for spoken in said if spoken.status == "ok"), None)
-    return Verdict(score=mean, score_std=std, components=components, rationale=reason, raw=raw)
-
-
-async def _all(parts: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """What all parts return. Where one fails, the others still end by themselves: their replies are kept."""
-    results = await asyncio.gather(*parts, return_exceptions=True)
-    failed = next((result for result in results if isinstance(result, BaseException)), None)
-    if failed is not None:
-        raise failed
-    return [result for result in results if not isinstance(result, BaseException)]

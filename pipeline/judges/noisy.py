@@ -3,12 +3,48 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Annotated, Literal
 
-from pipeline.config import NoisyJudge
-from pipeline.judges.base import Judge, JudgeItem, Judgment, judge_version, pair_components
+from pydantic import Field
+
+from pipeline.judges.base import ON_CPU, JudgeConfig, JudgeItem, Judgment, Resources, judge_version, pair_components
+from pipeline.judges.ensemble import EnsembleConfig
+from pipeline.judges.registry import OneOf, judge, make
 
 
-class Noisy:
+class NoisyConfig(JudgeConfig):
+    """Another judge, whose scores of a prompt's candidates are turned round with a stated probability.
+
+    Turned round is mirrored at ``centre``, so that every order is reversed. How often that happens differs from prompt
+    to prompt: each has one of ``error_rates``, all of them equally often. For experiments on labels that are wrong.
+    """
+
+    MEMBER = False
+
+    kind: Literal["noisy"]
+    judge: Annotated[JudgeConfig, OneOf(lambda config: config.MEMBER or config is EnsembleConfig)] = Field(
+        description="the other judge"
+    )
+    error_rates: tuple[Annotated[float, Field(ge=0, le=0.5)], ...] = Field(
+        (0.2,), min_length=1, max_length=100, description="probabilities of being turned round; their mean is the error"
+    )
+    centre: float = Field(0.0, description="the score at which scores are mirrored")
+    seed: int = Field(0, ge=0, lt=2**31, description="of the errors")
+
+    @property
+    def states_uncertainty(self) -> bool:
+        return True
+
+    @property
+    def compares(self) -> bool:
+        return self.judge.compares
+
+    def parts(self) -> tuple[JudgeConfig, ...]:
+        return (self, *self.judge.parts())
+
+
+@judge(NoisyConfig)
+class NoisyJudge:
     """Turns the scores of a prompt's candidates round with a probability that it states.
 
     Each prompt has one of the error rates, by its id and the seed alone; whether its candidates' scores are mirrored at
@@ -19,10 +55,10 @@ class Noisy:
 
     name = "noisy"
 
-    def __init__(self, config: NoisyJudge, judge: Judge) -> None:
+    def __init__(self, config: NoisyConfig, resources: Resources = ON_CPU) -> None:
         self._config = config
-        self._judge = judge
-        self.version = judge_version(config, judge.version)
+        self._judge = make(config.judge, resources)
+        self.version = judge_version(config, self._judge.version)
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
         """Components: the other judge's, its score (``true_score``), the error rate, and of each pair who beats whom.

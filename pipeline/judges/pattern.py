@@ -2,32 +2,52 @@
 
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Literal
 
 import regex
+from pydantic import Field, field_validator
 
-from pipeline.config import RegexJudge
-from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment, Verdict, judge_each, judge_version
+from pipeline.judges.base import ON_CPU, JudgeConfig, JudgedCandidate, JudgeItem, Resources, RuleJudge, Verdict
+from pipeline.judges.registry import judge
 
 
-class Pattern:
-    """1 where the pattern is found, else 0. A search that takes too long is ended, and the status says so."""
+class RegexConfig(JudgeConfig):
+    """1 where the pattern is found in the answer, else 0."""
 
-    name = "regex"
+    kind: Literal["regex"]
+    pattern: str = Field(min_length=1, description="regular expression, in the syntax of the package regex")
+    ignore_case: bool = Field(False, description="letters match in either case")
+    dot_all: bool = Field(False, description="a dot matches a line's end too")
+    whole: bool = Field(False, description="the pattern has to match the whole answer, white space around it left out")
+    timeout_seconds: float = Field(1.0, gt=0, le=60, description="most seconds for one answer; then it is timed_out")
 
-    def __init__(self, config: RegexJudge) -> None:
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            regex.compile(pattern)
+        except regex.error as error:
+            raise ValueError(f"pattern '{pattern}' is no regular expression: {error}") from None
+        return pattern
+
+
+@judge(RegexConfig)
+class RegexJudge(RuleJudge[RegexConfig]):
+    """Searches each answer. A search that takes too long is ended, and the status says so."""
+
+    def __init__(self, config: RegexConfig, resources: Resources = ON_CPU) -> None:
+        super().__init__(config, resources)
         flags = (regex.IGNORECASE if config.ignore_case else 0) | (regex.DOTALL if config.dot_all else 0)
         self._pattern = regex.compile(config.pattern, flags)
-        self._config = config
-        self.version = judge_version(config, version("regex"))
 
-    def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
+    def depends_on(self) -> Sequence[object]:
+        return [version("regex")]
+
+    def verdict(self, _item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
         """The rationale is the text that was found."""
-        return judge_each(self, items, self._verdict)
-
-    def _verdict(self, _item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
-        seconds = self._config.timeout_seconds
+        seconds = self.config.timeout_seconds
         try:
-            if self._config.whole:
+            if self.config.whole:
                 found = self._pattern.fullmatch(candidate.text.strip(), timeout=seconds)
             else:
                 found = self._pattern.search(candidate.text, timeout=seconds)

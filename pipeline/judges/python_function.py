@@ -4,36 +4,58 @@ import hashlib
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pipeline.config import PythonJudge
+from pydantic import Field
+
 from pipeline.errors import JudgeError
-from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment, Verdict, judge_each, judge_version
+from pipeline.judges.base import ON_CPU, JudgeConfig, JudgedCandidate, JudgeItem, Resources, RuleJudge, Verdict
+from pipeline.judges.registry import judge
 
 _REASON_LENGTH = 300
 
 
-class PythonFunction:
+class PythonConfig(JudgeConfig):
+    """A Python function, by import path.
+
+    It is called once for each answer with the keywords ``prompt``, ``messages``, ``reference_answer``, ``answer`` and
+    ``finish_reason``, and with ``options``; it returns a number, or where ``gives_std`` is set a number and its
+    standard deviation.
+    """
+
+    kind: Literal["python"]
+    function: str = Field(
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        examples=["mine.judges:politeness"],
+        description="import path, as package.module:function",
+    )
+    options: Mapping[str, Any] = Field(default_factory=dict, description="further keywords of the call")
+    gives_std: bool = Field(False, description="it returns a standard deviation with each number")
+
+    @property
+    def states_uncertainty(self) -> bool:
+        return self.gives_std
+
+
+@judge(PythonConfig)
+class PythonJudge(RuleJudge[PythonConfig]):
     """The number that the function returns. What it raises is the status of that answer, and judging goes on.
 
     Its version covers the file that the function is in, not what that file imports. Nothing ends a function that
     does not return.
     """
 
-    name = "python"
-
-    def __init__(self, config: PythonJudge) -> None:
-        self._config = config
+    def __init__(self, config: PythonConfig, resources: Resources = ON_CPU) -> None:
         self._function = _find(config.function)
-        self.version = judge_version(config, _source(self._function))
+        super().__init__(config, resources)
 
-    def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
-        """Calls the function once for each candidate."""
-        return judge_each(self, items, self._verdict)
+    def depends_on(self) -> Sequence[object]:
+        return [_source(self._function)]
 
-    def _verdict(self, item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
+    def verdict(self, item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
+        """Calls the function; no components."""
         try:
             returned = self._function(
                 prompt=item.prompt_text,
@@ -41,13 +63,13 @@ class PythonFunction:
                 reference_answer=item.reference_answer,
                 answer=candidate.text,
                 finish_reason=candidate.finish_reason,
-                **self._config.options,
+                **self.config.options,
             )
-            score, std = returned if self._config.gives_std else (returned, None)
+            score, std = returned if self.config.gives_std else (returned, None)
             score, std = float(score), None if std is None else float(std)
         except Exception as error:
             return _failed(f"{type(error).__name__}: {error}")
-        if self._config.gives_std and (std is None or std < 0):
+        if self.config.gives_std and (std is None or std < 0):
             return _failed(f"the standard deviation {std} is no number from 0 up")
         return Verdict(score=score, score_std=std, status="ok" if math.isfinite(score) else "non_finite")
 

@@ -6,20 +6,65 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from pydantic import Field, model_validator
 
-from pipeline.config import RewardModelJudge
-from pipeline.data.chat_template import encode_conversation, encode_joined
+from pipeline.config.base import Config
 from pipeline.errors import DataError, JudgeError
-from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment, Verdict, judge_version, judgment_of
+from pipeline.judges.base import (
+    ON_CPU,
+    JudgeConfig,
+    JudgedCandidate,
+    JudgeItem,
+    Judgment,
+    Resources,
+    Verdict,
+    judge_version,
+    judgment_of,
+)
+from pipeline.judges.registry import judge
 
 MEAN_AND_LOG_STD = ("mean", "log_std")
 """Labels of a classifier that is sure of its scores or not: each has a mean, and a logarithm of its deviation."""
 _LARGEST_EXPONENT = 700.0
+
+
+class Head(Config):
+    """One output of a classifier that has several."""
+
+    name: str = Field(min_length=1, max_length=100, description="name among the components; the model's label for it")
+    output: int | None = Field(None, ge=0, description="its number, from 0; found by the model's label where empty")
+    weight: float = Field(1.0, ge=-1000, le=1000, description="weight in the score")
+
+
+class RewardModelConfig(JudgeConfig):
+    """A sequence classifier, applied to prompt and answer: its one output, or a weighted sum of named ones."""
+
+    kind: Literal["reward_model"]
+    path: str = Field(min_length=1, description="local directory, or id on the model hub")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    heads: tuple[Head, ...] = Field((), description="the outputs that count, where the classifier has several")
+    without_template: bool = Field(
+        False, description="join prompt and answer as they are, in place of the classifier's chat template"
+    )
+    gives_std: bool = Field(
+        False, description="it was trained to state standard deviations (train-judge --objective uncertainty)"
+    )
+    batch_size: int = Field(16, ge=1, le=4096, description="sequences per forward pass")
+
+    OPERATIONAL = JudgeConfig.OPERATIONAL | {"batch_size", "gives_std"}
+
+    @property
+    def states_uncertainty(self) -> bool:
+        return self.gives_std
+
+    @model_validator(mode="after")
+    def _heads_differ(self) -> "RewardModelConfig":
+        names = [head.name for head in self.heads]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two heads are named '{twice}': give each a name of its own")
+        return self
 
 
 @dataclass(frozen=True)
@@ -31,7 +76,8 @@ class _Output:
     weight: float
 
 
-class RewardModel:
+@judge(RewardModelConfig)
+class RewardModelJudge:
     """The classifier's raw output, of no fixed range; with several, the weighted sum of those that the recipe names.
 
     A classifier with the labels `MEAN_AND_LOG_STD`, as ``rondo train-judge`` makes them, gives the mean and states the
@@ -45,12 +91,11 @@ class RewardModel:
 
     name = "reward_model"
 
-    def __init__(self, config: RewardModelJudge, *, device: str = "cpu", threads: int = 1) -> None:
+    def __init__(self, config: RewardModelConfig, resources: Resources = ON_CPU) -> None:
         self._config = config
-        self._device = device
-        self._threads = threads
+        self._device, self._threads = resources.device, resources.threads
         self._of = f"the reward model '{config.path}'"
-        self._model, self._tokenizer = _load(config, device)
+        self._model, self._tokenizer = _load(config, resources.device)
         self._outputs = _outputs(self._model, config)
         self._states_std = not config.heads and _labels(self._model) == MEAN_AND_LOG_STD
         self._pads_freely = self._model.config.pad_token_id is None
@@ -96,6 +141,8 @@ class RewardModel:
         return Verdict(score=score, score_std=std, components=named)
 
     def _forward(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+        import torch
+
         longest = max(map(len, rows))
         padding = self._padding(rows)
         ids_B_T = torch.tensor([[*row, *[padding] * (longest - len(row))] for row in rows])
@@ -144,6 +191,8 @@ def encode(
         JudgeError: a conversation, and the tokenizer has no chat template, or one that refuses it; ``of`` says in
             words whose it is.
     """
+    from pipeline.data.chat_template import encode_conversation, encode_joined
+
     if without_template or not (tokenizer.chat_template or item.messages):
         return encode_joined(
             tokenizer, item.prompt_text, item.messages, candidate.text, read_special_tokens=item.read_special_tokens
@@ -162,7 +211,10 @@ def encode(
         raise JudgeError(f"prompt {item.prompt_id}: {error}") from error
 
 
-def _load(config: RewardModelJudge, device: str) -> tuple[Any, Any]:
+def _load(config: RewardModelConfig, device: str) -> tuple[Any, Any]:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
@@ -180,7 +232,7 @@ def _context(model: Any, tokenizer: Any) -> float:
     return min(float(positions or math.inf), float(tokenizer.model_max_length))
 
 
-def _outputs(model: Any, config: RewardModelJudge) -> list[_Output]:
+def _outputs(model: Any, config: RewardModelConfig) -> list[_Output]:
     """The outputs that count.
 
     Raises:
@@ -218,6 +270,8 @@ def _labels(model: Any) -> tuple[str, ...]:
 
 
 def _weights_digest(model: Any) -> str:
+    import torch
+
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -1,30 +1,34 @@
 """Sentiment by the VADER lexicon and its rules (Hutto and Gilbert, ICWSM 2014)."""
 
-from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Literal
 
-from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+from pipeline.judges.base import ON_CPU, JudgeConfig, JudgedCandidate, JudgeItem, Resources, RuleJudge, Verdict
+from pipeline.judges.registry import judge
 
-from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment, Verdict, judge_each
+
+class VaderConfig(JudgeConfig):
+    """Sentiment by the VADER lexicon: the compound score, from -1 to 1."""
+
+    kind: Literal["vader"]
 
 
-class Vader:
+@judge(VaderConfig)
+class VaderJudge(RuleJudge[VaderConfig]):
     """The compound score of the answer, from -1 (negative) to 1 (positive); 0 where no word is in the lexicon.
 
     The prompt is not read. A longer answer holds more sentiment, so that the score favours length: watch it.
     """
 
-    name = "vader"
-    version = version("vaderSentiment")
+    def __init__(self, config: VaderConfig, resources: Resources = ON_CPU) -> None:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-    def __init__(self) -> None:
+        super().__init__(config, resources)
+        self.version = version("vaderSentiment")
         self._analyzer = SentimentIntensityAnalyzer()
 
-    def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
+    def verdict(self, _item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
         """Components: the shares of negative, neutral and positive words."""
-        return judge_each(self, items, self._score)
-
-    def _score(self, _item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
         scores: dict[str, float] = self._analyzer.polarity_scores(candidate.text)
         return Verdict(
             score=scores["compound"],

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from pipeline.config import Recipe
 from pipeline.planning import time
 from pipeline.planning.devices import FLOAT, Device, Parts
 from pipeline.planning.memory import device_memory, round_store
 from pipeline.planning.work import Workload
+from pipeline.recipe import Recipe
 
 
 @dataclass(frozen=True)

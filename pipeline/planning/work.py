@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from math import ceil, comb
 
-from pipeline.config import GeneratedPrompts, Recipe
+from pipeline.config import GeneratedPrompts
 from pipeline.planning.devices import Device
 from pipeline.planning.shapes import ModelShape
+from pipeline.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import TypeVar
 import pyarrow as pa
 
 from pipeline.errors import DataError
-from pipeline.judges.base import JudgedCandidate, JudgeItem, judge_items
+from pipeline.judges.base import JudgedCandidate, JudgeItem
+from pipeline.judges.support.tables import judge_items
 
 LEAST_PROMPTS = 10
 """Prompts with a pair without which nothing is fitted: of fewer, those held out say nothing."""

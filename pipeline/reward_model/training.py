@@ -16,13 +16,13 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from pipeline.config.reward_training import RewardTrainingConfig
 from pipeline.errors import ConfigError, DataError, NonFiniteError
 from pipeline.judges.base import JudgedCandidate, JudgeItem
 from pipeline.judges.reward_model import MEAN_AND_LOG_STD, encode
 from pipeline.model.policy import check_source, max_context
 from pipeline.reward_model import losses as losses
 from pipeline.reward_model.calibration import Calibration, calibrate
+from pipeline.reward_model.config import RewardTrainingConfig
 from pipeline.reward_model.data import RatedAnswer, RewardPair, held_out_prompts, split
 
 MAX_GRAD_NORM = 1.0

@@ -11,7 +11,6 @@ from pipeline.sampling.base import (
     Sampler,
     Sampling,
     SamplingRequest,
-    SamplingSettings,
     Sleepable,
     candidates_table,
     check_lengths,
@@ -26,7 +25,6 @@ __all__ = [
     "Sampler",
     "Sampling",
     "SamplingRequest",
-    "SamplingSettings",
     "Sleepable",
     "candidates_table",
     "check_lengths",
@@ -81,24 +79,9 @@ def make_sampler(
         if config.engine == "transformers":
             from pipeline.sampling.transformers_engine import TransformersSampler
 
-            return TransformersSampler(
-                directory,
-                device=device,
-                threads=threads,
-                context=config.context,
-                max_sequences=config.max_sequences,
-            )
+            return TransformersSampler(directory, config, device=device, threads=threads)
         from pipeline.sampling.vllm_engine import VllmSampler
 
         return VllmSampler(
-            directory,
-            device=device,
-            threads=threads,
-            context=config.context,
-            cache_gib=config.cache_gib,
-            max_sequences=config.max_sequences,
-            seed=seed,
-            gpus=gpus,
-            precision=precision,
-            sleeps=sleeps,
+            directory, config, device=device, threads=threads, seed=seed, gpus=gpus, precision=precision, sleeps=sleeps
         )

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import pyarrow as pa
 
+from pipeline.config import SamplingConfig
 from pipeline.errors import ConfigError, DataError, PromptTooLongError
 from pipeline.records import CANDIDATES, to_table
 from pipeline.sampling.decoding import Tokenizer, completion_texts
@@ -37,16 +38,6 @@ class SamplingRequest:
     prompt_id: str
     token_ids: Sequence[int]
     seed: int
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How to sample: K candidates per prompt, temperature above 0, nucleus, most tokens of an answer."""
-
-    candidates: int
-    temperature: float
-    top_p: float
-    max_tokens: int
 
 
 @dataclass(frozen=True)
@@ -79,7 +70,7 @@ class Sampler(Protocol):
     one thread on a CPU this holds whatever else is in progress, too; elsewhere the last bits may differ then.
     """
 
-    def sample(self, requests: Sequence[SamplingRequest], settings: SamplingSettings) -> Sampling:
+    def sample(self, requests: Sequence[SamplingRequest], config: SamplingConfig) -> Sampling:
         """Sample K candidates for each request; they come in the order of the requests, then by index.
 
         Raises, at the first turn or a later one:

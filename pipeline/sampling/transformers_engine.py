@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.config import SamplingConfig
 from pipeline.errors import ConfigError, EngineError
 from pipeline.model.policy import load_policy, load_weights
 from pipeline.sampling.base import (
     Candidate,
     Sampling,
     SamplingRequest,
-    SamplingSettings,
     check_lengths,
     check_sequences,
     choose_context,
@@ -30,36 +30,34 @@ class TransformersSampler:
 
     Args:
         directory: checkpoint of the policy.
+        config: the recipe's sampling.
         device: where the model runs, in float32.
         threads: CPU threads of this process, where given; another number changes results in the last bits.
-        context: longest sequence in tokens; the model's own where None.
-        max_sequences: most sequences in one batch.
     """
 
     def __init__(
         self,
         directory: Path,
+        config: SamplingConfig,
         *,
         device: str = "cpu",
         threads: int | None = None,
-        context: int | None = None,
-        max_sequences: int = 256,
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         self._device = torch.device(device)
-        self._context = choose_context(directory, context)
+        self._context = choose_context(directory, config.context)
         self._stop = stop_tokens(directory)
-        self._max_sequences = max_sequences
+        self._max_sequences = config.max_sequences
         self._model, _ = load_policy(directory, device=device)
         self._in_progress = 0
 
-    def sample(self, requests: Sequence[SamplingRequest], settings: SamplingSettings) -> Sampling:
+    def sample(self, requests: Sequence[SamplingRequest], config: SamplingConfig) -> Sampling:
         """See ``Sampler``. Random numbers depend on a candidate's seed alone, not on its batch; calls share none."""
-        check_lengths(requests, settings.max_tokens, self._context)
+        check_lengths(requests, config.max_tokens, self._context)
         rows_by_length: dict[int, list[Row]] = defaultdict(list)
         for index, request in enumerate(requests):
-            rows_by_length[len(request.token_ids)] += [(index, k) for k in range(settings.candidates)]
+            rows_by_length[len(request.token_ids)] += [(index, k) for k in range(config.candidates)]
         found: dict[Row, Candidate] = {}
         tokens = 0
         self._in_progress += 1
@@ -68,7 +66,7 @@ class TransformersSampler:
                 for start in range(0, len(rows), self._max_sequences):
                     batch = rows[start : start + self._max_sequences]
                     pairs = [(requests[index], k) for index, k in batch]
-                    turns = self._sample_batch(pairs, settings)
+                    turns = self._sample_batch(pairs, config)
                     while True:
                         try:
                             running = next(turns)
@@ -80,7 +78,7 @@ class TransformersSampler:
             yield len(found), tokens
         finally:
             self._in_progress -= 1
-        return [found[index, k] for index in range(len(requests)) for k in range(settings.candidates)]
+        return [found[index, k] for index in range(len(requests)) for k in range(config.candidates)]
 
     def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """See ``Sampler``. One forward pass a sequence, so that a score does not depend on its neighbours."""
@@ -111,21 +109,21 @@ class TransformersSampler:
         return output.logits[:, -1].float().cpu(), output.past_key_values
 
     def _sample_batch(
-        self, rows: Sequence[tuple[SamplingRequest, int]], settings: SamplingSettings
+        self, rows: Sequence[tuple[SamplingRequest, int]], config: SamplingConfig
     ) -> Generator[int, None, list[Candidate]]:
         """Each turn samples a token of each row that is not at its end, and yields their number."""
         # All random numbers of a candidate are drawn up front from its own seed.
         seeds = [request.seed + k for request, k in rows]
         uniforms_B_T = torch.from_numpy(
-            np.stack([np.random.default_rng(seed).random(settings.max_tokens) for seed in seeds])
+            np.stack([np.random.default_rng(seed).random(config.max_tokens) for seed in seeds])
         )
         ids_B_T = torch.tensor([list(request.token_ids) for request, _ in rows], device=self._device)
         stop = torch.tensor(sorted(self._stop), dtype=torch.long)
         running_B = torch.ones(len(rows), dtype=torch.bool)
         tokens, logps, cache = [], [], None
-        for step in range(settings.max_tokens):
+        for step in range(config.max_tokens):
             logits_B_V, cache = self._next_logits(ids_B_T, cache)
-            tokens_B = _draw(logits_B_V, uniforms_B_T[:, step], settings)
+            tokens_B = _draw(logits_B_V, uniforms_B_T[:, step], config)
             tokens.append(tokens_B)
             logps.append(logits_B_V.log_softmax(-1).gather(-1, tokens_B[:, None])[:, 0])
             yield int(running_B.sum())
@@ -146,16 +144,16 @@ class TransformersSampler:
         return Candidate(prompt_id, k, tokens[:length], logps[:length], "length" if end is None else "stop", seed)
 
 
-def _draw(logits_B_V: torch.Tensor, uniforms_B: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
+def _draw(logits_B_V: torch.Tensor, uniforms_B: torch.Tensor, config: SamplingConfig) -> torch.Tensor:
     """One token a row, by inverting the cumulative distribution at a uniform number in [0, 1).
 
     The nucleus is the smallest set of most probable tokens whose mass reaches top-p (arXiv:1904.09751).
     """
-    scaled_B_V = (logits_B_V.double() / settings.temperature).softmax(-1)
+    scaled_B_V = (logits_B_V.double() / config.temperature).softmax(-1)
     probs_B_V, order_B_V = torch.sort(scaled_B_V, dim=-1, descending=True, stable=True)
     mass_B_V = probs_B_V.cumsum(-1)
     # The first token is always kept: its preceding mass is 0.
-    kept_B_V = torch.where(mass_B_V - probs_B_V < settings.top_p, probs_B_V, 0.0).cumsum(-1)
+    kept_B_V = torch.where(mass_B_V - probs_B_V < config.top_p, probs_B_V, 0.0).cumsum(-1)
     targets_B_1 = uniforms_B[:, None] * kept_B_V[:, -1:]
     ranks_B_1 = torch.searchsorted(kept_B_V, targets_B_1, right=True)
     # Rounding may push a target to the very end of the mass: stay on the last token that has any.

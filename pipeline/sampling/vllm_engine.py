@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from pipeline.config import SamplingConfig
 from pipeline.errors import ConfigError, EngineError, RondoError, UnsupportedModelError
 from pipeline.model.policy import Precision, Shapes, is_tied, read_config, weight_shapes
 from pipeline.sampling.base import (
@@ -22,7 +23,6 @@ from pipeline.sampling.base import (
     FinishReason,
     Sampling,
     SamplingRequest,
-    SamplingSettings,
     check_lengths,
     check_sequences,
     choose_context,
@@ -40,11 +40,9 @@ class VllmSampler:
 
     Args:
         directory: checkpoint with untied embeddings, as ``policy.sampler_copy`` gives it.
+        config: the recipe's sampling; its cache is that of all its GPUs together.
         device: ``cpu`` (float32), ``cuda`` or ``cuda:N``.
         threads: CPU threads; another number changes results in the last bits.
-        context: longest sequence in tokens; the model's own where None.
-        cache_gib: memory of the key-value cache, in GiB, on all its GPUs together.
-        max_sequences: most sequences that run at once.
         seed: seed of the engine; candidates have seeds of their own.
         gpus: GPUs that the model is split over by tensor parallelism. More than one has not been tried yet.
         precision: on a GPU, of weights and computation: the trainer's. Of an update whose steps are small, weights in
@@ -60,18 +58,16 @@ class VllmSampler:
     def __init__(
         self,
         directory: Path,
+        config: SamplingConfig,
         *,
         device: str = "cpu",
         threads: int = 1,
-        context: int | None = None,
-        cache_gib: float = 1.0,
-        max_sequences: int = 256,
         seed: int = 0,
         gpus: int = 1,
         precision: Precision = "bfloat16",
         sleeps: bool = False,
     ) -> None:
-        self._context = choose_context(directory, context)
+        self._context = choose_context(directory, config.context)
         self._stop = stop_tokens(directory)
         self._shapes = _untied_shapes(directory)
         self._calls: dict[int, _Call] = {}
@@ -81,9 +77,9 @@ class VllmSampler:
             "model": str(directory),
             "dtype": "float32" if device == "cpu" else precision,
             "max_model_len": self._context,
-            "max_num_seqs": max_sequences,
-            "max_num_batched_tokens": max(2048, self._context, max_sequences),
-            "kv_cache_memory_bytes": int(cache_gib * GIB / gpus),  # of each GPU
+            "max_num_seqs": config.max_sequences,
+            "max_num_batched_tokens": max(2048, self._context, config.max_sequences),
+            "kv_cache_memory_bytes": int(config.cache_gib * GIB / gpus),  # of each GPU
             "tensor_parallel_size": gpus,
             "enforce_eager": device == "cpu",
             # A seeded request whose prompt is cut into chunks kills the CPU engine: to take back the number drawn
@@ -99,7 +95,7 @@ class VllmSampler:
         }
         if device != "cpu":
             arguments["gpu_memory_utilization"] = _memory_share(
-                self._shapes, arguments["dtype"], device, cache_gib, gpus
+                self._shapes, arguments["dtype"], device, config.cache_gib, gpus
             )
             arguments["enable_sleep_mode"] = sleeps
         if ":" in device:
@@ -116,20 +112,20 @@ class VllmSampler:
                 "against the free memory, and that vLLM supports this architecture"
             ) from error
 
-    def sample(self, requests: Sequence[SamplingRequest], settings: SamplingSettings) -> Sampling:
+    def sample(self, requests: Sequence[SamplingRequest], config: SamplingConfig) -> Sampling:
         """See ``Sampler``."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        check_lengths(requests, settings.max_tokens, self._context)
-        keys = [(request, k) for request in requests for k in range(settings.candidates)]
+        check_lengths(requests, config.max_tokens, self._context)
+        keys = [(request, k) for request in requests for k in range(config.candidates)]
         work = [
             _Work(
                 list(request.token_ids),
                 SamplingParams(
-                    temperature=settings.temperature,
-                    top_p=settings.top_p,
-                    max_tokens=settings.max_tokens,
+                    temperature=config.temperature,
+                    top_p=config.top_p,
+                    max_tokens=config.max_tokens,
                     seed=request.seed + k,
                     logprobs=0,
                     flat_logprobs=True,

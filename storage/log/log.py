@@ -1,7 +1,7 @@
-"""The log of one run, as far as it was read: entries applied in order, finished rounds folded into summaries.
+"""The log of one run, as far as it was read: entries applied in order, finished rounds folded into snapshots.
 
-A summary is derived from the log and can be built again from it; one that is damaged, or of an older format, is. The
-one of round r holds that round's entries and those of rounds that were not finished then, so that the newest summary
+A snapshot is derived from the log and can be built again from it; one that is damaged, or of an older format, is. The
+one of round r holds that round's entries and those of rounds that were not finished then, so that the newest snapshot
 and the entries after it are the whole state, and an older round costs the reading of one more object.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from storage.errors import CorruptEntryError, MissingObjectError
 from storage.log.manifest import Entry, Key, decode_entry, digest_of
-from storage.log.snapshots import Summary, decode_summary, encode_summary
+from storage.log.snapshots import Snapshot, decode_snapshot, encode_snapshot
 from storage.objects import layout
 from storage.objects.objects import Objects
 
@@ -30,18 +30,18 @@ class _State:
     rounds: int = 0
     pending: dict[Key, Entry] = field(default_factory=dict)
     newest: dict[Key, Entry] = field(default_factory=dict)
-    releases: list[int] = field(default_factory=list)
+    tombstones: list[int] = field(default_factory=list)
 
     @staticmethod
-    def after(summary: Summary) -> "_State":
-        state = _State(summary.entry, summary.head, summary.session, None, summary.rank + 1)
-        for item in summary.pending:
+    def after(snapshot: Snapshot) -> "_State":
+        state = _State(snapshot.entry, snapshot.head, snapshot.session, None, snapshot.rank + 1)
+        for item in snapshot.pending:
             state._add(item)
-        state.releases += summary.releases
+        state.tombstones += snapshot.tombstones
         return state
 
-    def apply(self, entry: Entry, digest: str) -> Summary | None:
-        """Move on by one entry; the summary of the round that it finishes, if it does."""
+    def apply(self, entry: Entry, digest: str) -> Snapshot | None:
+        """Move on by one entry; the snapshot of the round that it finishes, if it does."""
         if entry.parent != self.digest:
             raise CorruptEntryError(
                 f"log entry {entry.number} does not follow from entry {self.head.number}: one of the two is damaged"
@@ -54,7 +54,7 @@ class _State:
         elif entry.kind == "commit":
             self._add(entry)
         elif entry.kind == "release":
-            self.releases.append(entry.number)
+            self.tombstones.append(entry.number)
         elif entry.kind == "round":
             return self._fold(entry)
         return None
@@ -65,7 +65,7 @@ class _State:
             # A stage that is one piece takes the place of its shards, and they of it: see Run.files.
             self.pending[commit.key] = self.newest[piece] = self.newest[replace(piece, shard=None)] = commit
 
-    def _fold(self, entry: Entry) -> Summary:
+    def _fold(self, entry: Entry) -> Snapshot:
         if self.session is None:
             raise CorruptEntryError(f"log entry {entry.number} finishes a round outside any session")
         commits = tuple(item for item in self.pending.values() if item.round == entry.round)
@@ -73,11 +73,11 @@ class _State:
         self.newest = {key: item for key, item in self.newest.items() if key.round != entry.round}
         self.rounds += 1
         pending = tuple(self.pending.values())
-        return Summary(entry, self.rounds - 1, self.digest, self.session, commits, pending, tuple(self.releases))
+        return Snapshot(entry, self.rounds - 1, self.digest, self.session, commits, pending, tuple(self.tombstones))
 
 
-def replay(entries: Iterable[tuple[Entry, str]]) -> Iterator[Summary]:
-    """The summaries that the entries of a whole log, each with the digest of its bytes, add up to.
+def replay(entries: Iterable[tuple[Entry, str]]) -> Iterator[Snapshot]:
+    """The snapshots that the entries of a whole log, each with the digest of its bytes, add up to.
 
     Raises:
         CorruptEntryError: an entry does not follow from the one before.
@@ -85,9 +85,9 @@ def replay(entries: Iterable[tuple[Entry, str]]) -> Iterator[Summary]:
     rest = iter(entries)
     state = _State(*next(rest))
     for entry, digest in rest:
-        summary = state.apply(entry, digest)
-        if summary is not None:
-            yield summary
+        snapshot = state.apply(entry, digest)
+        if snapshot is not None:
+            yield snapshot
 
 
 class Log:
@@ -105,14 +105,14 @@ class Log:
         self.lock = threading.RLock()
         self.run = run
         self._objects = objects
-        self._summaries: dict[int, Summary] = {}
+        self._snapshots: dict[int, Snapshot] = {}
         self._damaged: set[int] = set()
-        self._releases: dict[int, Entry] = {}
+        self._tombstones: dict[int, Entry] = {}
         self._intact_part = intact_part
         first = objects.read(layout.entry_key(run, 0))
         self.header = self._decode(0, first)
         self._start = _State(self.header, digest_of(first))
-        found = map(layout.summary_numbers, objects.keys(layout.summaries_prefix(run)))
+        found = map(layout.snapshot_numbers, objects.keys(layout.snapshots_prefix(run)))
         self._listed = dict(sorted(numbers for numbers in found if numbers is not None))
         self._state = self._newest_state()
         if intact_part:
@@ -151,7 +151,7 @@ class Log:
     def finished(self) -> list[int]:
         """The rounds that are finished, ascending."""
         with self.lock:
-            return sorted(self._listed.keys() | self._summaries.keys())
+            return sorted(self._listed.keys() | self._snapshots.keys())
 
     @property
     def pending(self) -> dict[Key, Entry]:
@@ -173,10 +173,10 @@ class Log:
             return self._state.newest.get(key.piece)
 
     @property
-    def released(self) -> dict[str, Entry]:
-        """The "release" entry of each file that the run has given up, by path; read when it is first asked for."""
+    def dropped(self) -> dict[str, Entry]:
+        """The tombstone of each file that the run has given up, by path; read when it is first asked for."""
         with self.lock:
-            missing = [number for number in self._state.releases if number not in self._releases]
+            missing = [number for number in self._state.tombstones if number not in self._tombstones]
             for some in [[number] for number in missing] if self._intact_part else [missing]:
                 try:
                     found = self._objects.read_many([layout.entry_key(self.run, number) for number in some])
@@ -184,9 +184,9 @@ class Log:
                 except (CorruptEntryError, MissingObjectError) as error:
                     if self._intact_part:
                         continue
-                    raise CorruptEntryError(f"a release of run '{self.run}' cannot be read: {error}") from error
-                self._releases |= dict(zip(some, decoded, strict=True))
-            return {file.path: entry for _, entry in sorted(self._releases.items()) for file in entry.files}
+                    raise CorruptEntryError(f"a tombstone of run '{self.run}' cannot be read: {error}") from error
+                self._tombstones |= dict(zip(some, decoded, strict=True))
+            return {file.path: entry for _, entry in sorted(self._tombstones.items()) for file in entry.files}
 
     def refresh(self) -> None:
         """Read what was appended since."""
@@ -199,9 +199,9 @@ class Log:
     def append(self, entry: Entry, data: bytes) -> None:
         """Apply the entry after the head, whose bytes are ``data``."""
         with self.lock:
-            summary = self._state.apply(entry, digest_of(data))
-            if summary is not None:
-                self._summaries[entry.round] = summary
+            snapshot = self._state.apply(entry, digest_of(data))
+            if snapshot is not None:
+                self._snapshots[entry.round] = snapshot
 
     def _newer(self) -> list[int]:
         after = layout.entry_key(self.run, self.head.number)
@@ -214,59 +214,59 @@ class Log:
             while self.head.number + 1 in numbers:
                 self._advance(self._state, self.head.number + 1)
 
-    def summary(self, round_number: int) -> Summary:
-        """The summary of a finished round, read where it was not yet."""
+    def snapshot(self, round_number: int) -> Snapshot:
+        """The snapshot of a finished round, read where it was not yet."""
         with self.lock:
-            if round_number not in self._summaries:
+            if round_number not in self._snapshots:
                 try:
-                    self._summaries[round_number] = self._read_summary(round_number)
+                    self._snapshots[round_number] = self._read_snapshot(round_number)
                 except (CorruptEntryError, MissingObjectError):
                     self._advance(self._state_before(round_number), self._listed[round_number])
                     self._damaged.add(round_number)
-            return self._summaries[round_number]
+            return self._snapshots[round_number]
 
-    def summaries(self) -> list[Summary]:
-        """The summaries of all finished rounds, ascending; those not read yet are read together."""
+    def snapshots(self) -> list[Snapshot]:
+        """The snapshots of all finished rounds, ascending; those not read yet are read together."""
         with self.lock:
-            missing = [number for number in self.finished if number not in self._summaries]
-            keys = [layout.summary_key(self.run, number, self._listed[number]) for number in missing]
-            with suppress(MissingObjectError):  # summary() builds it from the log
+            missing = [number for number in self.finished if number not in self._snapshots]
+            keys = [layout.snapshot_key(self.run, number, self._listed[number]) for number in missing]
+            with suppress(MissingObjectError):  # snapshot() builds it from the log
                 for number, data in zip(missing, self._objects.read_many(keys), strict=True):
                     with suppress(CorruptEntryError):
-                        self._summaries[number] = self._decode_summary(number, data)
-            return [self.summary(number) for number in self.finished]
+                        self._snapshots[number] = self._decode_snapshot(number, data)
+            return [self.snapshot(number) for number in self.finished]
 
-    def write_summaries(self) -> None:
-        """Write the summaries that are not there, or damaged; only a writer does."""
+    def write_snapshots(self) -> None:
+        """Write the snapshots that are not there, or damaged; only a writer does."""
         with self.lock:
             for number in [number for number in self.finished if number not in self._listed or number in self._damaged]:
-                summary = self._summaries[number]
-                key, data = layout.summary_key(self.run, number, summary.entry.number), encode_summary(summary)
+                snapshot = self._snapshots[number]
+                key, data = layout.snapshot_key(self.run, number, snapshot.entry.number), encode_snapshot(snapshot)
                 if not self._objects.create(key, data) and self._objects.read(key) != data:
                     self._objects.delete([key])
                     self._objects.create(key, data)
-                self._listed[number] = summary.entry.number
+                self._listed[number] = snapshot.entry.number
                 self._damaged.discard(number)
 
     def _newest_state(self) -> _State:
-        """The state at the newest summary that can be read; the newer ones are forgotten, to come from the log."""
+        """The state at the newest snapshot that can be read; the newer ones are forgotten, to come from the log."""
         for number in reversed(self.finished):
             try:
-                self._summaries[number] = self._read_summary(number)
+                self._snapshots[number] = self._read_snapshot(number)
             except (CorruptEntryError, MissingObjectError):
                 del self._listed[number]
             else:
-                return _State.after(self._summaries[number])
+                return _State.after(self._snapshots[number])
         return _State(self._start.head, self._start.digest)
 
     def _state_before(self, round_number: int) -> _State:
         for number in reversed([number for number in self.finished if number < round_number]):
             with suppress(CorruptEntryError, MissingObjectError):
-                return _State.after(self._summaries.get(number) or self._read_summary(number))
+                return _State.after(self._snapshots.get(number) or self._read_snapshot(number))
         return _State(self._start.head, self._start.digest)
 
     def _advance(self, state: _State, last: int) -> None:
-        """Apply the entries up to number ``last``, keeping the summaries of the rounds that they finish."""
+        """Apply the entries up to number ``last``, keeping the snapshots of the rounds that they finish."""
         numbers = range(state.head.number + 1, last + 1)
         try:
             found = self._objects.read_many([layout.entry_key(self.run, number) for number in numbers])
@@ -276,9 +276,9 @@ class Log:
             ) from error
         for number, data in zip(numbers, found, strict=True):
             entry = self._decode(number, data)
-            summary = state.apply(entry, digest_of(data))
-            if summary is not None:
-                self._summaries[entry.round] = summary
+            snapshot = state.apply(entry, digest_of(data))
+            if snapshot is not None:
+                self._snapshots[entry.round] = snapshot
 
     def _decode(self, number: int, data: bytes) -> Entry:
         try:
@@ -289,14 +289,14 @@ class Log:
             raise CorruptEntryError(f"log entry {number} of run '{self.run}' is damaged: {error}") from error
         return entry
 
-    def _read_summary(self, round_number: int) -> Summary:
-        key = layout.summary_key(self.run, round_number, self._listed[round_number])
-        return self._decode_summary(round_number, self._objects.read(key))
+    def _read_snapshot(self, round_number: int) -> Snapshot:
+        key = layout.snapshot_key(self.run, round_number, self._listed[round_number])
+        return self._decode_snapshot(round_number, self._objects.read(key))
 
-    def _decode_summary(self, round_number: int, data: bytes) -> Summary:
-        summary = decode_summary(data)
+    def _decode_snapshot(self, round_number: int, data: bytes) -> Snapshot:
+        snapshot = decode_snapshot(data)
         rank = bisect_left(sorted(self._listed), round_number)
         expected = (round_number, self._listed[round_number], rank)
-        if (summary.entry.round, summary.entry.number, summary.rank) != expected:
-            raise CorruptEntryError(f"the summaries of run '{self.run}' up to round {round_number} are not complete")
-        return summary
+        if (snapshot.entry.round, snapshot.entry.number, snapshot.rank) != expected:
+            raise CorruptEntryError(f"the snapshots of run '{self.run}' up to round {round_number} are not complete")
+        return snapshot

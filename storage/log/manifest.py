@@ -23,8 +23,10 @@ Kind = Literal["run", "session", "close", "commit", "round", "release"]
 _KINDS = frozenset(get_args(Kind))
 _Record = TypeVar("_Record")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_RENEWED = "+"  # hashes have none
-_INPUTS = re.compile(r"[0-9A-Za-z._:+-]{0,128}")
+_INPUTS = re.compile(r"[0-9A-Za-z._:-]{0,128}")
+_FIRST_TIME = ("renewal", 0)  # not written: a key that was never renewed is the one of version 0.1.0
+# Version 0.1.0 wrote a renewal into the inputs, once more each time: "HASH+12+15".
+_RENEWED_INPUTS = re.compile(r"([^+]*)(?:\+[0-9]{1,10})*\+([0-9]{1,10})")
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,15 @@ class Key:
         stage: name of the stage.
         shard: index of the shard, None where the stage is one piece.
         inputs: hash of everything that the stage depends on.
+        renewal: the number of the log entry after which this work was committed again, to be the newest of its piece
+            once more; 0 for work that is committed for the first time.
     """
 
     round: int
     stage: str
     shard: int | None = None
     inputs: str = ""
+    renewal: int = 0
 
     def __post_init__(self) -> None:
         if _count(self.round, "round") > MAX_ROUND:
@@ -87,33 +92,32 @@ class Key:
         if self.shard is not None:
             _count(self.shard, "shard")
         if not _INPUTS.fullmatch(_text(self.inputs, "inputs")):
-            raise InvalidNameError(f"{self.inputs!r} is no hash of inputs: use up to 128 letters, digits and . _ : + -")
+            raise InvalidNameError(f"{self.inputs!r} is no hash of inputs: use up to 128 letters, digits and . _ : -")
+        _count(self.renewal, "renewal")
 
     @property
     def piece(self) -> "Key":
         """The piece of work, whatever its inputs; the newest commit of it is what counts."""
-        return replace(self, inputs="")
+        return replace(self, inputs="", renewal=0)
 
-    @property
-    def is_renewal(self) -> bool:
-        """Whether it is of work that was committed before, and only made the newest again."""
-        return _RENEWED in self.inputs
-
-    def renewal(self, after: int) -> "Key":
+    def renewed(self, after: int) -> "Key":
         """The key under which this very work is committed again, after log entry number ``after``."""
-        return replace(self, inputs=f"{self.inputs}{_RENEWED}{after}")
+        return replace(self, renewal=after)
 
     def __str__(self) -> str:
         shard = "" if self.shard is None else f" shard {self.shard}"
         return f"{self.stage}{shard} of round {self.round}"
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None and (name, value) != _FIRST_TIME}
 
     @staticmethod
     def from_json(value: object) -> "Key":
-        """The key that :meth:`to_json` wrote; CorruptEntryError where it is none."""
-        return _build(Key, value, required={"round", "stage", "inputs"}, optional={"shard"})
+        """The key that :meth:`to_json` wrote, now or in version 0.1.0; CorruptEntryError if it is none."""
+        inputs = value.get("inputs") if isinstance(value, dict) and "renewal" not in value else None
+        if isinstance(inputs, str) and "+" in inputs and (old := _RENEWED_INPUTS.fullmatch(inputs)):
+            value = {**value, "inputs": old[1], "renewal": int(old[2])}  # type: ignore[dict-item]
+        return _build(Key, value, required={"round", "stage", "inputs"}, optional={"shard", "renewal"})
 
 
 @dataclass(frozen=True)
@@ -123,10 +127,10 @@ class Entry:
     Attributes:
         number: position in the log, from 0.
         kind: "run" (entry 0), "session" and "close" (a writer comes and goes), "commit", "round" (a round is done),
-            "release" (the run gives files up).
+            "release" (a tombstone: the run drops files).
         session: id of the writer.
         key: what was committed; for "round" only its round; else None.
-        files: the files that the commit makes visible, or that the release gives up.
+        files: the files that the commit makes visible, or that the tombstone drops.
         meta: what the caller gave; for "run" the header of the run.
         parent: SHA-256 of the bytes of the entry before; None for entry 0.
         time: when it was written, UTC, ISO 8601.

@@ -15,8 +15,9 @@ from storage.errors import (
     RunNotFoundError,
     StoreError,
     UnsupportedStoreError,
+    remedy,
 )
-from storage.log import lease, releases
+from storage.log import lease, tombstones
 from storage.log.log import Log
 from storage.log.manifest import MAX_NUMBER, Entry, FileRef, Key, Kind, decode_entry, encode_entry
 from storage.objects import layout
@@ -67,16 +68,16 @@ class Run:
         return self._log.session
 
     @property
-    def released(self) -> dict[str, Entry]:
-        """The files that the run has given up, by path, each with the "release" entry that says why."""
-        return self._log.released
+    def dropped(self) -> dict[str, Entry]:
+        """The files that the run has given up, by path, each with the tombstone that says why."""
+        return self._log.dropped
 
     def check_kept(self, files: Sequence[FileRef]) -> None:
-        """ReleasedFileError where the run has given one of these files up, whether or not its bytes are still there."""
-        released = self._log.released
-        gone = next((file.path for file in files if file.path in released), None)
+        """DroppedFileError where the run has given one of these files up, whether or not its bytes are still there."""
+        dropped = self._log.dropped
+        gone = next((file.path for file in files if file.path in dropped), None)
         if gone is not None:
-            raise releases.released_error(self._log, gone, released)
+            raise tombstones.dropped_error(self._log, gone, dropped)
 
     def find(self, key: Key) -> Entry | None:
         """The commit with exactly this key."""
@@ -96,7 +97,7 @@ class Run:
 
     def work(self, round: int, stage: str | None = None) -> list[Entry]:
         """The commits as :meth:`entries` has them, each piece of work once, also one that was made the newest again."""
-        return [entry for entry in self.entries(round, stage) if not _key(entry).is_renewal]
+        return [entry for entry in self.entries(round, stage) if not _key(entry).renewal]
 
     def unfinished(self) -> list[Entry]:
         """The commits of rounds that are not finished, in log order."""
@@ -119,15 +120,15 @@ class Run:
 
     def rounds(self) -> list[Entry]:
         """The "round" entries, one for each finished round, ascending."""
-        return [summary.entry for summary in self._log.summaries()]
+        return [snapshot.entry for snapshot in self._log.snapshots()]
 
     def round_entry(self, round: int) -> Entry:
         """The "round" entry of a finished round."""
-        return self._log.summary(round).entry
+        return self._log.snapshot(round).entry
 
     def finished_by(self, round: int) -> Entry:
         """The "session" entry of the writer that finished the round."""
-        return self._log.summary(round).session
+        return self._log.snapshot(round).session
 
     @property
     def finished(self) -> list[int]:
@@ -138,7 +139,7 @@ class Run:
     def last_round(self) -> Entry | None:
         """The "round" entry of the newest finished round; quicker than :meth:`rounds` in a long run."""
         finished = self._log.finished
-        return self._log.summary(finished[-1]).entry if finished else None
+        return self._log.snapshot(finished[-1]).entry if finished else None
 
     @contextmanager
     def writer(
@@ -169,12 +170,12 @@ class Run:
     def _commits(self, round_number: int) -> list[Entry]:
         with self._log.lock:
             if round_number in self._log.finished:
-                return list(self._log.summary(round_number).commits)
+                return list(self._log.snapshot(round_number).commits)
             return [entry for entry in self._log.pending.values() if entry.round == round_number]
 
     def _all_commits(self) -> list[Entry]:
         with self._log.lock:
-            commits = [entry for summary in self._log.summaries() for entry in summary.commits]
+            commits = [entry for snapshot in self._log.snapshots() for entry in snapshot.commits]
             return commits + list(self._log.pending.values())
 
 
@@ -190,7 +191,7 @@ class Writer:
         self.session = uuid.uuid4().hex
         try:
             self._begin(take_over, meta, ends_pause)
-            log.write_summaries()
+            log.write_snapshots()
         except BaseException:
             lease.end(self.session)
             raise
@@ -229,7 +230,7 @@ class Writer:
             newest = self._log.newest_commit(key)
             if newest is None or (newest.files, newest.meta) == (entry.files, entry.meta):
                 return entry
-            return self.commit(key.renewal(newest.number), entry.files, entry.meta)
+            return self.commit(key.renewed(newest.number), entry.files, entry.meta)
 
     def finish_round(self, round: int, meta: dict[str, Any]) -> Entry:
         """Make the round visible as a whole; where it is finished already, return its entry and change nothing.
@@ -246,31 +247,31 @@ class Writer:
                         f"round {round} of run '{self._run.name}' cannot be finished after round {finished[-1]}"
                     )
                 self._publish("round", Key(round, "round"), (), meta)
-            self._log.write_summaries()
-            return self._log.summary(round).entry
+            self._log.write_snapshots()
+            return self._log.snapshot(round).entry
 
-    def release(self, files: Sequence[FileRef], reason: str) -> Entry | None:
+    def drop(self, files: Sequence[FileRef], reason: str) -> Entry | None:
         """Give files up for good, those of finished rounds too: publish that they are gone, then remove their bytes.
 
         The bytes stay where they are another run's or shared, and where a fork names them; those that a crash leaves
         behind are swept later.
 
         Args:
-            files: those that are released already are passed over; None is returned where no other is left.
+            files: those that are dropped already are passed over; None is returned where no other is left.
             reason: as in "the weights of round 3 were ...": pruned, superseded.
 
         Raises:
             As for :meth:`commit`; CorruptEntryError where the log of a fork is damaged.
         """
         with self._log.lock:
-            released = self._log.released
-            left = tuple(file for file in files if file.path not in released)
+            dropped = self._log.dropped
+            left = tuple(file for file in files if file.path not in dropped)
             unfinished = {file.path for commit in self._log.pending.values() for file in commit.files}
             known_to_forks = any(file.path not in unfinished for file in files)  # forks share finished rounds only
-            needed = releases.needed_by_forks(self._objects, self._run.name) if known_to_forks else set()
+            needed = tombstones.needed_by_forks(self._objects, self._run.name) if known_to_forks else set()
             entry = self._publish("release", None, left, {"reason": reason}) if left else None
             own = [file.path for file in files if layout.run_of(file.path) == self._run.name]
-            releases.remove(self._objects, set(own) - needed)
+            tombstones.remove(self._objects, set(own) - needed)
             return entry
 
     def pause(self, meta: dict[str, Any]) -> None:
@@ -313,9 +314,9 @@ class Writer:
         state = lease.holder(last)
         if state == "alive" or (state == "unknown" and not take_over):
             name = self._run.name
-            taking = f"if it is dead, take the run over, as 'rondo resume {name} --take-over' does"
-            remedy = "wait for it, or stop it" if state == "alive" else taking
-            raise RunBusyError(f"run '{name}' is written by {lease.describe_holder(last)}: {remedy}")
+            taking = f"if it is dead, {remedy('take over', name)}"
+            way_out = "wait for it, or stop it" if state == "alive" else taking
+            raise RunBusyError(f"run '{name}' is written by {lease.describe_holder(last)}: {way_out}")
 
     def _check_open(self) -> None:
         if self._ended is not None:
@@ -334,7 +335,7 @@ class Writer:
             if kind == "commit" and key is not None and (found := self._run.find(key)) is not None:
                 return found
             if kind == "round" and key is not None and key.round in self._log.finished:
-                return self._log.summary(key.round).entry
+                return self._log.snapshot(key.round).entry
 
     def _catch_up(self, number: int) -> None:
         self._log.refresh()

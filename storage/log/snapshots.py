@@ -22,7 +22,7 @@ FORMAT = 2
 
 
 class PackedEntries(Sequence[Entry]):
-    """Entries as they lie in a summary: checked against their digest when read, decoded when first asked for.
+    """Entries as they lie in a snapshot: checked against their digest when read, decoded when first asked for.
 
     Whoever lists the rounds of a long run needs none of them, and there are many more of them than rounds.
 
@@ -38,12 +38,12 @@ class PackedEntries(Sequence[Entry]):
         try:
             values = json.loads(self._data.tobytes())
         except (ValueError, RecursionError) as error:
-            raise CorruptEntryError(f"the entries of the summary are no intact JSON: {error}") from error
+            raise CorruptEntryError(f"the entries of the snapshot are no intact JSON: {error}") from error
         if not isinstance(values, list):
-            raise CorruptEntryError("the entries of the summary are no list")
+            raise CorruptEntryError("the entries of the snapshot are no list")
         entries = tuple(map(entry_from_json, values))
         if any(entry.kind != "commit" for entry in entries):
-            raise CorruptEntryError("the summary holds entries of another kind than it must")
+            raise CorruptEntryError("the snapshot holds entries of another kind than it must")
         return entries
 
     @overload
@@ -64,17 +64,17 @@ class PackedEntries(Sequence[Entry]):
 
 
 @dataclass(frozen=True)
-class Summary:
+class Snapshot:
     """A finished round, folded into one object. Derived: the log is what counts.
 
     Attributes:
-        entry: its "round" entry, the last entry that the summary covers.
-        rank: how many rounds were finished before; a summary that is gone shows by it.
+        entry: its "round" entry, the last entry that the snapshot covers.
+        rank: how many rounds were finished before; a snapshot that is gone shows by it.
         head: SHA-256 of the bytes of that entry.
         session: the "session" entry of the writer that finished it.
         commits: the commits of the round, in log order.
         pending: the commits before ``entry`` of rounds that were not finished then, in log order.
-        releases: the numbers of all "release" entries before ``entry``, ascending.
+        tombstones: the numbers of all "release" entries before ``entry``, ascending.
     """
 
     entry: Entry
@@ -83,49 +83,49 @@ class Summary:
     session: Entry
     commits: Sequence[Entry]
     pending: Sequence[Entry]
-    releases: tuple[int, ...] = ()
+    tombstones: tuple[int, ...] = ()
 
 
-def encode_summary(summary: Summary) -> bytes:
-    """The bytes of a summary: a line for the round, that vouches for one line of commits and one of pending ones."""
-    lines = [_pack(summary.commits), _pack(summary.pending)]
+def encode_snapshot(snapshot: Snapshot) -> bytes:
+    """The bytes of a snapshot: a line for the round, that vouches for one line of commits and one of pending ones."""
+    lines = [_pack(snapshot.commits), _pack(snapshot.pending)]
     head = seal(
         {
             "format": FORMAT,
-            "entry": entry_to_json(summary.entry),
-            "rank": summary.rank,
-            "head": summary.head,
-            "session": entry_to_json(summary.session),
-            "releases": list(summary.releases),
+            "entry": entry_to_json(snapshot.entry),
+            "rank": snapshot.rank,
+            "head": snapshot.head,
+            "session": entry_to_json(snapshot.session),
+            "releases": list(snapshot.tombstones),
             "lines": [digest_of(line) for line in lines],
         },
-        what=f"the summary of round {summary.entry.round}",
+        what=f"the snapshot of round {snapshot.entry.round}",
     )
     return b"\n".join([head, *lines])
 
 
-def decode_summary(data: bytes) -> Summary:
-    """The summary that :func:`encode_summary` wrote; CorruptEntryError where it is none, or is of an older format.
+def decode_snapshot(data: bytes) -> Snapshot:
+    """The snapshot that :func:`encode_snapshot` wrote; CorruptEntryError where it is none, or is of an older format.
 
     Every byte is checked here. The commits are decoded when they are asked for.
     """
     first, *lines = _lines(memoryview(data), data)
     value = unseal(first.tobytes())
     if set(value) != {"format", "entry", "rank", "head", "session", "releases", "lines"} or value["format"] != FORMAT:
-        raise CorruptEntryError(f"the object is no summary of format {FORMAT}")
+        raise CorruptEntryError(f"the object is no snapshot of format {FORMAT}")
     if len(lines) != 2 or [digest_of(line) for line in lines] != value["lines"]:
-        raise CorruptEntryError("the entries of the summary do not match their digests")
+        raise CorruptEntryError("the entries of the snapshot do not match their digests")
     entry, session = entry_from_json(value["entry"]), entry_from_json(value["session"])
-    releases = value["releases"]
-    typed = is_count(value["rank"]) and isinstance(releases, list) and all(map(is_count, releases))
-    if not typed or entry.kind != "round" or session.kind != "session" or entry.number <= max(releases, default=-1):
-        raise CorruptEntryError("the summary holds entries of another kind than it must")
+    tombstones = value["releases"]
+    typed = is_count(value["rank"]) and isinstance(tombstones, list) and all(map(is_count, tombstones))
+    if not typed or entry.kind != "round" or session.kind != "session" or entry.number <= max(tombstones, default=-1):
+        raise CorruptEntryError("the snapshot holds entries of another kind than it must")
     commits, pending = map(PackedEntries, lines)
-    return Summary(entry, value["rank"], str(value["head"]), session, commits, pending, tuple(releases))
+    return Snapshot(entry, value["rank"], str(value["head"]), session, commits, pending, tuple(tombstones))
 
 
 def _lines(view: memoryview, data: bytes) -> Iterator[memoryview]:
-    """The lines of the data, without a copy: the summaries of a long run are many megabytes."""
+    """The lines of the data, without a copy: the snapshots of a long run are many megabytes."""
     start = 0
     while (end := data.find(b"\n", start)) >= 0:
         yield view[start:end]

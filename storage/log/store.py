@@ -5,7 +5,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from storage.errors import InvalidNameError, RunExistsError, RunNotFoundError, UnsupportedStoreError
+from storage.errors import InvalidNameError, RunExistsError, RunNotFoundError, UnsupportedStoreError, remedy
 from storage.log.lease import utc_now
 from storage.log.manifest import Entry, encode_entry
 from storage.log.run import Run, put_once
@@ -61,16 +61,11 @@ class Store:
         """
         key = layout.entry_key(name, 0)
         if not self._exists(name) and self.objects.keys(layout.run_prefix(name)) and not self._exists(name):
-            raise RunExistsError(
-                f"what is left of a deleted run '{name}' is in the way: 'rondo delete {name}' removes it"
-            )
+            raise RunExistsError(f"what is left of a deleted run '{name}' is in the way: {remedy('clear', name)}")
         data = encode_entry(Entry(0, "run", uuid.uuid4().hex, None, (), header, None, utc_now()))
         if not put_once(self.objects, key, data):
             raise RunExistsError(f"run '{name}' is already there: resume it, or choose another name")
-        if self.objects.create(key, data):
-            raise UnsupportedStoreError(
-                f"{self.root} overwrites objects that it is asked to create: keep the store elsewhere"
-            )
+        self._check_refuses(key, data)
         return Run(self.objects, name)
 
     def run(self, name: str, *, intact_part: bool = False) -> Run:
@@ -91,6 +86,24 @@ class Store:
         """What to raise where there is no run of that name; the message names similar ones, or those that there are."""
         return RunNotFoundError(f"there is no run '{name}' in {self.root}{self._similar(name)}")
 
+    def check_root(self) -> None:
+        """Create an object, read it, try to create it again, and remove it.
+
+        Raises:
+            UnsupportedStoreError: the backend overwrites what it is asked to create, or does not keep it.
+            Others of the store's errors, if it cannot be written or reached.
+        """
+        key = f"{layout.new_shared_directory_key('probe', uuid.uuid4().hex)}/probe"
+        try:
+            if not put_once(self.objects, key, b"probe") or self.objects.read(key) != b"probe":
+                raise UnsupportedStoreError(
+                    f"{self.root} does not keep what is written to it: keep the store elsewhere"
+                )
+            self._check_refuses(key, b"another")
+        finally:
+            self.objects.delete([key])
+            self.objects.remove_empty(key.rpartition("/")[0])
+
     def report_path(self, run: str) -> Path | None:
         """Where the report of a run lies on a local disk; None elsewhere, where :meth:`report_key` names it."""
         return self.objects.local_path(self.report_key(run))
@@ -102,6 +115,13 @@ class Store:
     def report_key(self, run: str) -> str:
         """The key of a run's report."""
         return layout.report_key(run)
+
+    def _check_refuses(self, key: str, data: bytes) -> None:
+        """UnsupportedStoreError if the backend creates an object that is there."""
+        if self.objects.create(key, data):
+            raise UnsupportedStoreError(
+                f"{self.root} overwrites objects that it is asked to create: keep the store elsewhere"
+            )
 
     def _exists(self, name: str) -> bool:
         try:

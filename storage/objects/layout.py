@@ -5,12 +5,12 @@
     ROOT/runs/NAME/log/0000000000.json                         entry 0 is of kind "run" and holds the header
     ROOT/runs/NAME/summaries/000003-0000000042.json            round 3, whose "round" entry is number 42
     ROOT/runs/NAME/rounds/0003/<stage>-<shard or all>-<id>.parquet
-    ROOT/runs/NAME/rounds/0003/<stage>-<id>/model.safetensors  a directory, such as a checkpoint
+    ROOT/runs/NAME/rounds/0003/<stage>-<id>/model.safetensors  a directory, such as weights
     ROOT/runs/NAME/report.html
     ROOT/runs/NAME/process-logs/trainer.log ...
     ROOT/shared/<kind>/<digest>/manifest.json                  content-addressed, shared by all runs
     ROOT/shared/<kind>/<digest>/<id>/model.safetensors
-    ROOT/shared/<kind>/<2 digits of it>/<digest>.json          a single value, such as a judge's reply; never swept
+    ROOT/shared/<kind>/<2 digits of it>/<digest>.json          a single value, such as a cached reply; never swept
 
 Keys are POSIX paths relative to the root, on every backend.
 """
@@ -29,7 +29,7 @@ _SEGMENT = r"(?!\.{1,2}(?:/|\Z))[^/\\\x00-\x1f\x7f]{1,255}"
 _RELATIVE = re.compile(f"{_SEGMENT}(?:/{_SEGMENT})*")
 _RESERVED = frozenset({"runs", "shared", "reports", "latest", "all"})
 _ENTRY = re.compile(r"(\d{10})\.json")
-_SUMMARY = re.compile(r"(\d{6})-(\d{10})\.json")
+_SNAPSHOT = re.compile(r"(\d{6})-(\d{10})\.json")
 
 
 def check_run_name(name: str) -> str:
@@ -136,17 +136,17 @@ def entry_number(key: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def summaries_prefix(run: str) -> str:
+def snapshots_prefix(run: str) -> str:
     return f"{run_prefix(run)}/summaries"
 
 
-def summary_key(run: str, round_number: int, number: int) -> str:
-    return f"{summaries_prefix(run)}/{round_number:06d}-{number:010d}.json"
+def snapshot_key(run: str, round_number: int, number: int) -> str:
+    return f"{snapshots_prefix(run)}/{round_number:06d}-{number:010d}.json"
 
 
-def summary_numbers(key: str) -> tuple[int, int] | None:
-    """Round, and number of its "round" entry, of the summary under that key; None for a stray file."""
-    match = _SUMMARY.fullmatch(key.rpartition("/")[2])
+def snapshot_numbers(key: str) -> tuple[int, int] | None:
+    """Round, and number of its "round" entry, of the snapshot under that key; None for a stray file."""
+    match = _SNAPSHOT.fullmatch(key.rpartition("/")[2])
     return (int(match[1]), int(match[2])) if match else None
 
 

@@ -28,11 +28,11 @@ def locked_connection(tables: Mapping[str, Any]) -> Iterator[duckdb.DuckDBPyConn
 
 
 @contextmanager
-def clear_errors(there: Iterable[str]) -> Iterator[None]:
+def clear_errors(known: Iterable[str]) -> Iterator[None]:
     """Turn DuckDB's errors into those of the store.
 
     Args:
-        there: what could have been asked for, one phrase for each table, for who got a name wrong.
+        known: what could have been asked for, one phrase for each table, for who got a name wrong.
     """
     try:
         yield
@@ -40,4 +40,4 @@ def clear_errors(there: Iterable[str]) -> Iterator[None]:
         reason = str(error).partition("\n")[0]
         if isinstance(error, _UNREADABLE) or _OF_A_TABLE in reason:
             raise DamagedFileError(f"a committed file cannot be read: {reason}") from error
-        raise QueryError("; ".join([reason, *there])) from error
+        raise QueryError("; ".join([reason, *known])) from error

@@ -2,16 +2,19 @@
 
 from typing import Any
 
-from storage.log.releases import Parent, forks, parents
 from storage.log.run import Run
 from storage.log.store import Store
+from storage.log.tombstones import Parent, forks, parents
 
 
-def lineage(store: Store, name: str | None = None) -> list[dict[str, Any]]:
+def lineage(store: Store, name: str | None = None, *, weights: str) -> list[dict[str, Any]]:
     """All runs, or the family of one: what it was forked from, up to the first, and all forks of that.
 
     Each run has its ``header``, its ``parent``, its ``rounds`` with what they recorded, the ``session`` of the process
     that finished them and whether their weights are there, and its ``releases``. A run stands before its forks.
+
+    Args:
+        weights: the stage whose files are the weights of a round.
 
     Raises:
         RunNotFoundError: there is no such run.
@@ -24,7 +27,7 @@ def lineage(store: Store, name: str | None = None) -> list[dict[str, Any]]:
     else:
         first = [_first(known, name)]
     names = [run for top in first for run in (top, *forks(known, top))]
-    return [_describe(store.run(run, intact_part=True), known[run], known) for run in names]
+    return [_describe(store.run(run, intact_part=True), known[run], known, weights) for run in names]
 
 
 def _first(known: dict[str, Parent | None], name: str) -> str:
@@ -35,9 +38,9 @@ def _first(known: dict[str, Parent | None], name: str) -> str:
     return name
 
 
-def _describe(run: Run, parent: Parent | None, known: dict[str, Parent | None]) -> dict[str, Any]:
-    released = run.released
-    releases = {entry.number: entry for entry in released.values()}
+def _describe(run: Run, parent: Parent | None, known: dict[str, Parent | None], weights: str) -> dict[str, Any]:
+    dropped = run.dropped
+    tombstones = {entry.number: entry for entry in dropped.values()}
     return {
         "run": run.name,
         "parent": None if parent is None else {"run": parent[0], "round": parent[1]},
@@ -45,7 +48,7 @@ def _describe(run: Run, parent: Parent | None, known: dict[str, Parent | None]) 
         "state": run.state,
         "paused": run.pause is not None,
         "header": run.header,
-        "rounds": [_describe_round(run, number, parent) for number in run.finished],
+        "rounds": [_describe_round(run, number, parent, weights) for number in run.finished],
         "releases": [
             {
                 "time": entry.time,
@@ -53,14 +56,14 @@ def _describe(run: Run, parent: Parent | None, known: dict[str, Parent | None]) 
                 "files": [file.path for file in entry.files],
                 "bytes": sum(file.bytes for file in entry.files),
             }
-            for _, entry in sorted(releases.items())
+            for _, entry in sorted(tombstones.items())
         ],
     }
 
 
-def _describe_round(run: Run, number: int, parent: Parent | None) -> dict[str, Any]:
-    entry, weights = run.round_entry(number), run.files(number, "checkpoint")
-    there = not any(file.path in run.released for file in weights) if weights else None
+def _describe_round(run: Run, number: int, parent: Parent | None, stage: str) -> dict[str, Any]:
+    entry, weights = run.round_entry(number), run.files(number, stage)
+    there = not any(file.path in run.dropped for file in weights) if weights else None
     return {
         "round": number,
         "finished": entry.time,

@@ -1,12 +1,12 @@
 """Questions about the data of one round, as people ask them.
 
-The tables come joined: candidates with their prompt and judgment, judgments with the candidate's text, preferences
-with the texts of the best and the worst candidate. DuckDB finds the rows that are asked for from the columns that the
-question names; the other columns are read of those rows alone. A question reads: see ``storage/queries/duckdb.py``.
+A table can come joined with others of its round: a :class:`View` says how. DuckDB finds the rows that are asked for
+from the columns that the question names; the other columns are read of those rows alone. A question only reads: see
+``storage/queries/duckdb.py``.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import duckdb
 import pyarrow as pa
@@ -21,65 +21,47 @@ from storage.tables.shards import read_table
 
 
 @dataclass(frozen=True)
-class _Join:
+class Joined:
+    """A table that stands beside the one that is shown.
+
+    Attributes:
+        stage: whose table it is.
+        keys: the columns that the join needs.
+        empty: the columns that it has if it was not committed.
+        round: the round that it is of; None for the one that is asked for.
+    """
+
+    stage: str
+    keys: Sequence[str]
+    empty: pa.Schema
+    round: int | None = None
+
+
+@dataclass(frozen=True)
+class View:
     """How a table is shown.
 
     Attributes:
-        sql: the tables and their joins: ``t`` is the table itself, ``c``, ``best`` and ``worst`` candidates, ``j``
-            judgments, ``p`` prompts, of the same round or evaluation.
-        tables: the stage of each.
-        keys: the columns that joins and order need of each.
+        order: columns by which the rows are sorted, those that there are.
+        sql: the table and its joins: ``_t AS t`` is the table itself, ``_x`` the one joined as ``x``.
+        keys: the columns of the table itself that the joins need.
+        joined: the tables beside it, by what ``sql`` calls them.
         beside: what stands beside the table's own columns, as name: (table, column).
+        first: the joined table whose own order comes before ``order``, if any.
+        given: small tables that ``sql`` reads besides, by name.
     """
 
-    sql: str
-    tables: Mapping[str, str]
-    keys: Mapping[str, Sequence[str]]
-    beside: Mapping[str, tuple[str, str]]
+    order: Sequence[str] = ()
+    sql: str = "_t AS t"
+    keys: Sequence[str] = ()
+    joined: Mapping[str, Joined] = field(default_factory=dict)
+    beside: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    first: str | None = None
+    given: Mapping[str, pa.Table] = field(default_factory=dict)
 
 
-_PAIR = ("prompt_id", "candidate")
-# Of several judges, the candidates show the one asked for, so that none appears twice.
-_CANDIDATES = _Join(
-    """_t AS t LEFT JOIN (
-        SELECT * FROM _j WHERE judge = coalesce((SELECT name FROM _judge), (SELECT min(judge) FROM _j))
-    ) AS j ON j.prompt_id = t.prompt_id AND j.candidate = t.candidate LEFT JOIN _p AS p ON p.prompt_id = t.prompt_id""",
-    {"j": "judgments", "p": "prompts"},
-    {"t": _PAIR, "j": (*_PAIR, "judge"), "p": ("prompt_id",)},
-    {"score": ("j", "score"), "status": ("j", "status"), "prompt": ("p", "text")},
-)
-_JUDGMENTS = _Join(
-    """_t AS t LEFT JOIN _c AS c ON c.prompt_id = t.prompt_id AND c.candidate = t.candidate
-    LEFT JOIN _p AS p ON p.prompt_id = t.prompt_id""",
-    {"c": "candidates", "p": "prompts"},
-    {"t": (*_PAIR, "judge"), "c": _PAIR, "p": ("prompt_id",)},
-    {"text": ("c", "text"), "finish_reason": ("c", "finish_reason"), "prompt": ("p", "text")},
-)
-_PREFERENCES = _Join(
-    """_t AS t
-    LEFT JOIN _best AS best ON best.prompt_id = t.prompt_id AND best.candidate = t.candidates[1]
-    LEFT JOIN _worst AS worst ON worst.prompt_id = t.prompt_id AND worst.candidate = t.candidates[-1]
-    LEFT JOIN _p AS p ON p.prompt_id = t.prompt_id""",
-    {"best": "candidates", "worst": "candidates", "p": "prompts"},
-    {"t": ("prompt_id", "candidates"), "best": _PAIR, "worst": _PAIR, "p": ("prompt_id",)},
-    {"chosen": ("best", "text"), "rejected": ("worst", "text"), "prompt": ("p", "text")},
-)
-_PROMPTS = _Join(
-    "_t AS t LEFT JOIN _p AS p ON p.prompt_id = t.prompt_id",
-    {"p": "prompts"}, {"t": ("prompt_id",), "p": ("prompt_id",)}, {},
-)  # fmt: skip
-_ALONE = _Join("_t AS t", {}, {"t": ()}, {})
-_JOINS = {"candidates": _CANDIDATES, "judgments": _JUDGMENTS, "preferences": _PREFERENCES, "prompts": _PROMPTS}
-_ORDER = ("prompt_id", "candidate", "judge", "step")
-
-# The columns of a stage that was not committed (yet).
-_ID = ("prompt_id", pa.string())
-_CANDIDATE = ("candidate", pa.int32())
-_EMPTY = {
-    "candidates": pa.schema([_ID, _CANDIDATE, ("text", pa.string()), ("finish_reason", pa.string())]),
-    "judgments": pa.schema([_ID, _CANDIDATE, ("score", pa.float64()), ("status", pa.string()), ("judge", pa.string())]),
-    "prompts": pa.schema([_ID, ("text", pa.string())]),
-}
+ALONE = View()
+"""A table by itself, in the order in which it lies there."""
 
 
 def table(store: Store, run: Run, round: int, stage: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -96,26 +78,23 @@ def query(
     store: Store,
     run: Run,
     round: int,
+    stage: str,
+    view: View = ALONE,
     *,
-    table: str,
     where: str | None = None,
-    prompt: str | None = None,
+    prefix: tuple[str, str] | None = None,
     limit: int | None = None,
-    judge: str | None = None,
     columns: Sequence[str] | None = None,
 ) -> pa.Table:
-    """The rows of one table of a round, in the order of the prompts and candidates.
+    """The rows of the table of a stage, in the order of the view.
 
     What is read is checked page by page; see ``storage/tables/shards.py``.
 
     Args:
-        table: candidates, judgments or preferences, or one of these with ``eval_`` before it (joined, see above);
-            or the name of any other stage that is a table.
         where: an SQL expression over the columns.
-        prompt: the first characters of a prompt's id.
+        prefix: a column, and the characters that its values begin with.
         limit: the largest number of rows.
-        judge: whose scores stand beside the candidates; the first by name where none is given.
-        columns: the columns to answer with, those that there are; all where none are given.
+        columns: the columns to answer with, those that there are; all if none are given.
 
     Raises:
         NotCommittedError: the round has no such table.
@@ -124,14 +103,12 @@ def query(
     """
     if limit is not None and limit < 0:
         raise QueryError(f"limit {limit} is negative: give the largest number of rows")
-    stage = table.removeprefix("eval_")
-    join = _JOINS.get(stage, _ALONE)
-    sources = {"t": Columns(store, files_of(run, round, table))}
-    for alias, name in join.tables.items():
-        files = run.files(0, name) if name == "prompts" else run.files(round, table.removesuffix(stage) + name)
-        sources[alias] = Columns(store, files, _EMPTY[name])
-    shown = {name: ("t", name) for name in sources["t"].schema.names} | dict(join.beside)
-    rows = _find(join, sources, shown, where, prompt, limit, judge)
+    sources = {"t": Columns(store, files_of(run, round, stage))}
+    for alias, other in view.joined.items():
+        files = run.files(round if other.round is None else other.round, other.stage)
+        sources[alias] = Columns(store, files, other.empty)
+    shown = {name: ("t", name) for name in sources["t"].schema.names} | dict(view.beside)
+    rows = _find(view, sources, shown, where, prefix, limit)
     answer = [name for name in shown if columns is None or name in columns]
     taken = {
         alias: sources[alias].take(
@@ -143,11 +120,11 @@ def query(
 
 
 def files_of(run: Run, round: int, stage: str) -> list[FileRef]:
-    """The files of a stage that is a table; NotCommittedError where it is none, naming the stages that there are."""
+    """The files of a stage that is a table; NotCommittedError if it is none, naming the stages that there are."""
     files = run.files(round, stage)
     if not files:
-        there = sorted({entry.key.stage for entry in run.entries(round) if entry.key is not None})
-        has = f"it has {', '.join(there)}" if there else "nothing was committed in it"
+        stages = sorted({entry.key.stage for entry in run.entries(round) if entry.key is not None})
+        has = f"it has {', '.join(stages)}" if stages else "nothing was committed in it"
         raise NotCommittedError(f"round {round} of run '{run.name}' has no {stage}: {has}")
     if any(file.rows is None for file in files):
         raise NotCommittedError(f"{stage} of round {round} of run '{run.name}' is no table")
@@ -155,41 +132,44 @@ def files_of(run: Run, round: int, stage: str) -> list[FileRef]:
 
 
 def _find(
-    join: _Join,
+    view: View,
     sources: Mapping[str, Columns],
     shown: Mapping[str, tuple[str, str]],
     where: str | None,
-    prompt: str | None,
+    prefix: tuple[str, str] | None,
     limit: int | None,
-    judge: str | None,
 ) -> pa.Table:
     """The number of the row of each source that stands in each row of the answer."""
-    order = [name for name in _ORDER if shown.get(name, ("", ""))[0] == "t"]
-    named = {name for name in shown if _mentions(where, name)} | set(order)
+    order = [name for name in view.order if shown.get(name, ("", ""))[0] == "t"]
+    asked = {prefix[0]} if prefix is not None and prefix[0] in shown else set()
+    named = {name for name in shown if _mentions(where, name)} | set(order) | asked
     columns = ", ".join(f'{alias}."{column}" AS "{name}"' for name, (alias, column) in shown.items() if name in named)
     numbers = ", ".join(f"{alias}.{ROW} AS _row_{alias}" for alias in sources)
-    tables = {f"_{alias}": _narrow(source, join, alias, shown, named) for alias, source in sources.items()}
-    tables["_judge"] = pa.table({"name": pa.array([judge], pa.string())})
-    with locked_connection(tables) as connection, clear_errors([f"the columns are {', '.join(shown)}"]):
-        rows = connection.sql(f"SELECT {', '.join(filter(None, [columns, numbers]))} FROM {join.sql}")  # noqa: S608
-        if prompt is not None:
-            arguments = duckdb.ColumnExpression("prompt_id"), duckdb.ConstantExpression(prompt)
+    keys = {"t": view.keys} | {alias: other.keys for alias, other in view.joined.items()}
+    tables = {f"_{alias}": _narrow(source, keys[alias], alias, shown, named) for alias, source in sources.items()}
+    with (
+        locked_connection({**tables, **view.given}) as connection,
+        clear_errors([f"the columns are {', '.join(shown)}"]),
+    ):
+        rows = connection.sql(f"SELECT {', '.join(filter(None, [columns, numbers]))} FROM {view.sql}")  # noqa: S608
+        if prefix is not None:
+            arguments = duckdb.ColumnExpression(prefix[0]), duckdb.ConstantExpression(prefix[1])
             rows = rows.filter(duckdb.FunctionExpression("starts_with", *arguments))
         if where is not None:
             rows = rows.filter(where)
-        first = ["_row_p"] if "p" in sources else []
+        first = [f"_row_{view.first}"] if view.first is not None else []
         rows = rows.order(", ".join(f'"{name}" NULLS LAST' for name in [*first, *order, "_row_t"]))
         if limit is not None:
             rows = rows.limit(limit)
-        found = rows.project(", ".join(f"_row_{alias}" for alias in sources)).to_arrow_table()
-    return found.rename_columns(list(sources))
+        numbered = rows.project(", ".join(f"_row_{alias}" for alias in sources)).to_arrow_table()
+    return numbered.rename_columns(list(sources))
 
 
 def _narrow(
-    source: Columns, join: _Join, alias: str, shown: Mapping[str, tuple[str, str]], named: set[str]
+    source: Columns, keys: Sequence[str], alias: str, shown: Mapping[str, tuple[str, str]], named: set[str]
 ) -> pa.Table:
     needed = {shown[name][1] for name in named if shown[name][0] == alias}
-    return source.narrow([*join.keys[alias], *needed])
+    return source.narrow([*keys, *needed])
 
 
 def _mentions(where: str | None, name: str) -> bool:

@@ -1,14 +1,18 @@
-"""SQL over all rounds of a run: every committed table, and the metrics of the rounds."""
+"""SQL over all rounds of a run: every committed table, and the metrics of the rounds.
+
+What is read is checked page by page; see ``storage/tables/shards.py``.
+"""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from storage.errors import QueryError
+from storage.errors import NotCommittedError, QueryError
 from storage.log.manifest import FileRef
 from storage.log.run import Run
 from storage.log.store import Store
@@ -22,9 +26,8 @@ ROUNDS = "rounds"
 def select(store: Store, run: Run, sql: str) -> pa.Table:
     """The answer to one SELECT over the tables of all rounds, each with a column ``round``.
 
-    The tables are those of all stages: candidates, judgments, preferences, metrics, eval_candidates and so on, prompts
-    (committed in round 0), and ``rounds``, with a row of metrics for each finished round. What is read is checked page
-    by page; see ``storage/tables/shards.py``.
+    The tables are those of all stages, under the names of these, and ``rounds``, with a row of metrics for each
+    finished round.
 
     Raises:
         QueryError: the statement is wrong, is none that reads, or is more than one; the message has DuckDB's reason
@@ -39,6 +42,44 @@ def select(store: Store, run: Run, sql: str) -> pa.Table:
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise QueryError("give one SELECT statement: the tables of a run are only read")
         return connection.sql(sql).to_arrow_table()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A stage that a statement of :func:`ask` reads, over several rounds.
+
+    Attributes:
+        stage: its name, which is that of the table.
+        rounds: only these rounds; None for all.
+        empty: the columns to show if it was not committed in these rounds; without, that is an error.
+    """
+
+    stage: str
+    rounds: Collection[int] | None = None
+    empty: pa.Schema | None = None
+
+
+def ask(
+    store: Store,
+    run: Run,
+    sql: str,
+    sources: Iterable[Source],
+    parameters: Mapping[str, Any] | None = None,
+    beside: Mapping[str, pa.Table] | None = None,
+) -> pa.Table:
+    """The answer to a statement of a program, over the tables of these stages, each with a column ``round``.
+
+    Args:
+        parameters: the values of ``$name`` in the statement.
+        beside: other tables that the statement reads, by name.
+
+    Raises:
+        NotCommittedError: a stage was not committed, and its columns are not known either.
+        DamagedFileError: a file is missing, or what is read of it is damaged.
+    """
+    tables: dict[str, Any] = {**(beside or {}), **{source.stage: _table(store, run, source) for source in sources}}
+    with locked_connection(tables) as connection, clear_errors([]):
+        return connection.sql(sql, params=dict(parameters or {})).to_arrow_table()
 
 
 def table_files(run: Run, stages: Iterable[str] | None = None) -> dict[str, dict[int, list[FileRef]]]:
@@ -63,6 +104,17 @@ def rounds_table(run: Run) -> pa.Table:
     rows = [{"round": entry.round, "finished": entry.time} | entry.meta for entry in run.rounds()]
     names = list(dict.fromkeys(["round", "finished", *(name for row in rows for name in row)]))  # also of no round
     return pa.table({name: _metrics([row.get(name) for row in rows]) for name in names})
+
+
+def _table(store: Store, run: Run, source: Source) -> pa.Table | ds.Dataset:
+    by_round = table_files(run, [source.stage]).get(source.stage, {})
+    files = {n: files for n, files in by_round.items() if source.rounds is None or n in source.rounds}
+    if files:
+        return open_rounds(store, files)
+    if source.empty is not None:
+        return source.empty.empty_table()
+    where = "" if source.rounds is None else f"round {', '.join(map(str, sorted(source.rounds)))} of "
+    raise NotCommittedError(f"{where}run '{run.name}' has no {source.stage}")
 
 
 def _metrics(values: list[Any]) -> pa.Array:

@@ -1,28 +1,23 @@
-"""What may be removed of a run: the weights of rounds that nobody needs any more, or the run as a whole.
+"""What may be removed of a run: files that none of its rounds needs any more, or the run as a whole.
 
-Tables stay. So do the weights of round 0 (the KL to the initial policy, adapters and forks need them), of the newest
-finished round (the next one starts from them), and whatever a fork names. Of a round that stays, so does the policy
-that samples the one after it, which with staleness is an earlier one: without the optimizer's state and the average,
-which nobody would read.
+Which commits a run can do without is for those to say who know what its rounds read. Whatever they say, a file stays
+that another commit of the run names, or a fork.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from storage.errors import CorruptEntryError, RunBusyError, RunHasForksError, StoreError
 from storage.log.manifest import Entry, FileRef
-from storage.log.releases import forks, needed_by_forks, parents
 from storage.log.run import Run
 from storage.log.store import Store
+from storage.log.tombstones import forks, needed_by_forks, parents
 from storage.objects import layout
-from storage.verify.resume_check import base_of, is_adapter, sampling_rounds, staleness_of
-
-WEIGHT_STAGES = frozenset({"checkpoint", "optimizer", "ema", "update_state"})
-"""The stages that are directories of weights and of the optimizer's state; all others are tables, and are kept."""
 
 PRUNED = "pruned"
 _PURPOSE = "purpose"
+_BEING = {"prune": "pruned", "delete": "deleted"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,7 @@ class Pruning:
 
     Attributes:
         removals: by round.
-        for_forks: rounds that would lose their weights, if forks did not name them.
+        for_forks: rounds that would lose files, if forks did not name them.
         forks: the forks of the run, and theirs.
     """
 
@@ -55,40 +50,31 @@ class Pruning:
     forks: tuple[str, ...]
 
 
-def rounds_with_weights(run: Run) -> list[int]:
-    """The finished rounds whose weights are there."""
-    released = run.released
+def rounds_with(run: Run, stage: str) -> list[int]:
+    """The finished rounds whose files of that stage are there."""
+    dropped = run.dropped
     return [
         number
         for number in run.finished
-        if (files := run.files(number, "checkpoint")) and not any(file.path in released for file in files)
+        if (files := run.files(number, stage)) and not any(file.path in dropped for file in files)
     ]
 
 
-def plan_pruning(store: Store, run: Run, keep: Collection[int]) -> Pruning:
-    """What would go if the weights of these rounds, and those that are always kept, stayed.
+def plan_pruning(store: Store, run: Run, unneeded: Iterable[Entry]) -> Pruning:
+    """What would go if the run could do without the files of these commits.
 
     Raises:
         CorruptEntryError: the log of a fork is damaged, so that nobody knows what it names.
     """
-    finished = [entry.round for entry in run.rounds()]
-    whole, staleness = {*keep, *finished[:1], *finished[-1:]}, staleness_of(run)
-    sampling = {number for after in whole for number in sampling_rounds(after, staleness)}
-    entries = [entry for stage in sorted(WEIGHT_STAGES) for entry in run.entries(stage=stage)]
-    kept = [
-        entry
-        for entry in entries
-        if entry.round in whole or entry.round not in finished or (entry.round in sampling and _is_checkpoint(entry))
-    ]
-    kept_paths = {file.path for entry in kept for file in entry.files}
-    for number in {entry.round for entry in kept if is_adapter(entry.files)}:
-        kept_paths |= {file.path for file in base_of(run, number)}
-    needed, taken = needed_by_forks(store.objects, run.name), set(run.released)
+    entries = sorted(unneeded, key=lambda entry: (entry.round, entry.number))
+    numbers = {entry.number for entry in entries}
+    kept = {file.path for entry in run.entries() if entry.number not in numbers for file in entry.files}
+    needed, taken = needed_by_forks(store.objects, run.name), set(run.dropped)
     removals, for_forks = [], set()
-    for entry in sorted(entries, key=lambda entry: (entry.round, entry.number)):
+    for entry in entries:
         paths = {file.path for file in entry.files}
         files = tuple(file for file in entry.files if file.path not in taken)
-        if not files or entry.key is None or paths & kept_paths:
+        if not files or entry.key is None or paths & kept:
             continue
         if paths & needed:
             for_forks.add(entry.round)
@@ -99,15 +85,18 @@ def plan_pruning(store: Store, run: Run, keep: Collection[int]) -> Pruning:
     return Pruning(tuple(removals), tuple(sorted(for_forks)), tuple(forks(parents(store.objects), run.name)))
 
 
-def prune(store: Store, run: Run, keep: Collection[int]) -> Pruning:
-    """Remove what :func:`plan_pruning` says; the tables stay.
+def prune(store: Store, run: Run, unneeded: Callable[[Run], Iterable[Entry]]) -> Pruning:
+    """Remove what :func:`plan_pruning` says.
+
+    Args:
+        unneeded: the commits that the run can do without; asked once nobody else can write to it.
 
     Raises:
         RunBusyError: another process writes to the run.
     """
     with run.writer(meta={_PURPOSE: "prune"}) as writer:
-        planned = plan_pruning(store, run, keep)
-        writer.release([file for removal in planned.removals for file in removal.files], PRUNED)
+        planned = plan_pruning(store, run, unneeded(run))
+        writer.drop([file for removal in planned.removals for file in removal.files], PRUNED)
     return planned
 
 
@@ -157,14 +146,13 @@ def create_fork(
     """A new run whose header says that it starts from a round of the parent.
 
     Args:
-        needed: what it reads of the parent's, beside the weights of that round.
+        needed: what it reads of the parent's files.
 
     Raises:
         RunBusyError: the parent is being pruned or deleted.
-        ReleasedFileError: the weights of that round, or what else is needed, were removed on purpose.
+        DroppedFileError: some of what is needed was removed on purpose.
         Others as for :meth:`storage.log.store.Store.create_run`.
     """
-    needed = [*parent.files(round, "checkpoint"), *needed]
     parent.check_kept(needed)
     child = store.create_run(name, {**header, "parent": {"run": parent.name, "round": round}})
     try:
@@ -176,16 +164,12 @@ def create_fork(
     return child
 
 
-def _is_checkpoint(entry: Entry) -> bool:
-    return entry.key is not None and entry.key.stage == "checkpoint"
-
-
 def _check_may_fork(parent: Run, needed: Sequence[FileRef]) -> None:
     holder = parent.session
     if parent.state == "running" and holder is not None and holder.meta.get(_PURPOSE) is not None:
-        raise RunBusyError(
-            f"run '{parent.name}' cannot be forked while 'rondo {holder.meta[_PURPOSE]}' works on it: wait"
-        )
+        purpose = holder.meta[_PURPOSE]
+        being = _BEING.get(purpose, purpose)
+        raise RunBusyError(f"run '{parent.name}' cannot be forked while it is being {being}: wait")
     parent.check_kept(needed)
 
 

@@ -1,4 +1,4 @@
-"""Files that nobody names: what killed workers, cut-off deletions and releases have left behind."""
+"""Files that nobody names: what killed workers, cut-off deletions and tombstones have left behind."""
 
 import re
 from collections.abc import Iterable
@@ -8,8 +8,8 @@ from typing import Literal
 
 from storage.errors import CorruptEntryError
 from storage.log.log import Log
-from storage.log.releases import has_begun, named, parent_of, remove
 from storage.log.store import Store
+from storage.log.tombstones import has_begun, named, parent_of, remove
 from storage.objects import layout
 from storage.objects.objects import Listed
 from storage.tables.checkpoints import shared_files
@@ -20,7 +20,7 @@ LIVE_GRACE = timedelta(hours=1)
 have written for all runs to share.
 """
 
-Why = Literal["unnamed", "released", "of a deleted run"]
+Why = Literal["unnamed", "dropped", "of a deleted run"]
 
 # What a killed process had written, and not named yet, on a local disk.
 _STAGED = re.compile(r"#\d+$")
@@ -36,7 +36,7 @@ class Stray:
 
 
 def find_strays(store: Store, now: datetime, grace: timedelta = DEFAULT_GRACE) -> list[Stray]:
-    """The files that no log entry of any run names and that are older than the grace, and those of releases.
+    """The files that no log entry of any run names and that are older than the grace, and those of tombstones.
 
     Reports, logs, and what a shared manifest names are none.
 
@@ -49,7 +49,7 @@ def find_strays(store: Store, now: datetime, grace: timedelta = DEFAULT_GRACE) -
     # The files are listed before the logs are read: what is named in between counts as named.
     listed = [item for top in (layout.RUNS, layout.SHARED) for item in store.objects.listing(top)]
     logs = {name: Log(store.objects, name) for name in store.run_names()}
-    needed, given_up = _needed(logs), {path for log in logs.values() for path in log.released}
+    needed, given_up = _needed(logs), {path for log in logs.values() for path in log.dropped}
     live = {name for name in logs if store.run(name).state == "running"}
     shared = shared_files(store, (item.key for item in listed))
     strays = []
@@ -60,7 +60,7 @@ def find_strays(store: Store, now: datetime, grace: timedelta = DEFAULT_GRACE) -
         if why is None or item.key in needed:
             continue
         if why == "unnamed" and item.key in given_up:
-            strays.append(Stray(item.key, item.bytes, "released"))
+            strays.append(Stray(item.key, item.bytes, "dropped"))
         elif age > max(grace, LIVE_GRACE if run in live or (run is None and live) else grace):
             strays.append(Stray(item.key, item.bytes, why))
     return strays

@@ -1,4 +1,4 @@
-"""Directories of files, such as checkpoints: staged under a unique name, hashed, committed as a whole.
+"""Directories of files, such as weights: staged under a unique name, hashed, committed as a whole.
 
 The shared cache holds directories that belong to no run, under the digest of what they were made from.
 """
@@ -19,14 +19,14 @@ from storage.errors import (
     MissingObjectError,
 )
 from storage.log.manifest import FORMAT, FileRef, seal, unseal
-from storage.log.releases import why_missing
 from storage.log.run import put_once
 from storage.log.store import Store
+from storage.log.tombstones import why_missing
 from storage.objects import durable, layout
 from storage.tables.shards import check_size
 
 _CHUNK = 4 * 2**20
-# A round needs its policy, the one before and the initial one.
+# A round reads its own weights, those of the round before, and those of round 0.
 KEPT_COPIES = 3
 
 
@@ -65,7 +65,7 @@ def local_directory(store: Store, files: Sequence[FileRef], cache: Path, *, veri
 
     Raises:
         DamagedFileError: a file is missing, is not the one that was committed, or was added since.
-        ReleasedFileError: the files were removed on purpose.
+        DroppedFileError: the files were removed on purpose.
     """
     base = _base(files)
     local = store.objects.local_path(base)
@@ -92,7 +92,7 @@ def directory_digest(files: Sequence[FileRef]) -> str:
 
 
 def weights_digest(files: Sequence[FileRef]) -> str:
-    """The :func:`directory_digest` of the safetensors files alone: the hash of a policy.
+    """The :func:`directory_digest` of the safetensors files alone, which names the weights.
 
     Raises:
         InvalidEntryError: there are none.

@@ -47,7 +47,8 @@ class Columns:
         wanted = self._schema([name for name in self.schema.names if name in columns])
         parts = [self._read(number, None, wanted) for number in range(len(self._open))]
         table = pa.concat_tables(parts) if parts else wanted.empty_table()
-        return table.append_column(ROW, pa.array(np.arange(self.num_rows)))
+        # Not appended: a table without columns has no rows that the numbers could stand beside.
+        return pa.table([*table.columns, pa.array(np.arange(self.num_rows))], names=[*wanted.names, ROW])
 
     def take(self, rows: pa.ChunkedArray, columns: Sequence[str]) -> pa.Table:
         """These columns of some rows, in the order of the numbers; all null where a number is.

@@ -19,8 +19,8 @@ from pyarrow.fs import LocalFileSystem
 
 from storage.errors import DamagedFileError, MissingObjectError, NotCommittedError, QueryError, StoreError
 from storage.log.manifest import FileRef, digest_of
-from storage.log.releases import why_missing
 from storage.log.store import Store
+from storage.log.tombstones import why_missing
 from storage.objects import layout
 
 ROW_GROUP = 16_384

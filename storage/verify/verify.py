@@ -1,25 +1,41 @@
 """A run read again, byte by byte: what is damaged, what that means, and which rounds are still good."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from storage.errors import CorruptEntryError, StoreError
+from storage.errors import CorruptEntryError, StoreError, remedy
 from storage.log.manifest import Entry, FileRef
 from storage.log.run import Run
 from storage.log.store import Store
+from storage.log.tombstones import parent_of
 from storage.objects import layout
 from storage.tables.checkpoints import find_shared
-from storage.verify.damage import Damage
-from storage.verify.lineage import check_lineage, check_parent
+from storage.verify.damage import Checked, Damage, check_files, problems_in
 from storage.verify.log import check_log
-from storage.verify.resume_check import CARRIED_STAGES, Checked, check_files, newest_good_checkpoint
 
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and all bytes to read."""
 
-_MANIFEST = (
-    "this run names the files itself and goes on; a new run with the same warm start stops until this is deleted"
-)
+Needed = Callable[[Run, int], Sequence[FileRef]]
+"""The files of a run that a round after this one reads; none if no round can follow it."""
+
+_CONTRADICTED = "the round is not what its own records say it was made from: do not build on it"
+_MANIFEST = "this run names the files itself and goes on; a new run that would share them stops until this is deleted"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What whoever writes the rounds of a run knows of them, and the store does not.
+
+    Attributes:
+        needed: what the next round reads.
+        loss: what it means for the run that a file of this commit is damaged, as a sentence.
+        contradictions: of all commits of the run, the entries whose records contradict others, each with the problem.
+    """
+
+    needed: Needed
+    loss: Callable[[Entry], str]
+    contradictions: Callable[[Run, Sequence[Entry]], Iterable[tuple[Entry, str]]]
 
 
 @dataclass(frozen=True)
@@ -29,22 +45,22 @@ class Verification:
     Attributes:
         rounds: the finished rounds that can be listed.
         good: those of which everything is intact.
-        newest_checkpoint: the newest round that can be gone on from.
-        released: how many files were removed on purpose.
+        newest_good: the newest round that the run can go on from.
+        dropped: how many files were removed on purpose.
         files, bytes: how many were read.
     """
 
     run: str
     rounds: tuple[int, ...]
     good: tuple[int, ...]
-    newest_checkpoint: int | None
+    newest_good: int | None
     damages: tuple[Damage, ...]
-    released: int
+    dropped: int
     files: int
     bytes: int
 
 
-def verify(store: Store, name: str, progress: Progress | None = None) -> Verification:
+def verify(store: Store, name: str, rules: Rules, progress: Progress | None = None) -> Verification:
     """Re-read all that a run names: its log, its tables and weights, those of its parent and shared ones included.
 
     Raises:
@@ -56,29 +72,45 @@ def verify(store: Store, name: str, progress: Progress | None = None) -> Verific
     damages = check_log(store.objects, name)
     try:
         run = Run(store.objects, name, intact_part=True)
-        released = run.released
+        dropped = run.dropped
     except StoreError:
         return Verification(name, (), (), None, tuple(damages), 0, 0, 0)
     commits, unreadable = _commits(run)
-    refs = {file.path: (file, entry) for entry in commits for file in entry.files if file.path not in released}
+    refs = {file.path: (file, entry) for entry in commits for file in entry.files if file.path not in dropped}
     checked = _read(store, [file for file, _ in refs.values()], progress)
     for path, found in checked.items():
         if found.problem is not None:
-            damages.append(_file_damage(refs[path][1], path, found.problem))
-    damages += [*_columns(checked, commits), *_additions(store, refs), *_manifests(store, refs)]
-    damages += [*check_lineage(run, commits), *check_parent(store, run, commits)]
+            damages.append(_file_damage(refs[path][1], path, found.problem, rules))
+    damages += [*_columns(checked, commits, rules), *_additions(store, refs, rules), *_manifests(store, refs)]
+    damages += [_contradiction(run, entry, problem) for entry, problem in rules.contradictions(run, commits)]
+    damages += _not_of_parent(store, run, commits)
     rounds = tuple(run.finished)
     bad = {damage.round for damage in damages if damage.spoils} | unreadable
     return Verification(
         name,
         rounds,
         tuple(number for number in rounds if number not in bad),
-        newest_good_checkpoint(store, run, checked),
+        newest_good_round(store, run, rules.needed, checked),
         tuple(damages),
-        len(released) + sum(found.released for found in checked.values()),
+        len(dropped) + sum(found.dropped for found in checked.values()),
         len(checked),
         sum(found.file.bytes for found in checked.values()),
     )
+
+
+def newest_good_round(store: Store, run: Run, needed: Needed, checked: dict[str, Checked]) -> int | None:
+    """The newest finished round with all that a next one needs; what is ``checked`` already is not read again."""
+    dropped = run.dropped
+    for number in reversed(run.finished):
+        try:
+            files = needed(run, number)
+        except StoreError:
+            continue
+        if not files or any(file.path in dropped for file in files):
+            continue
+        if not any(problems_in(store, files, checked)) and not any(checked[file.path].dropped for file in files):
+            return number
+    return None
 
 
 def _commits(run: Run) -> tuple[list[Entry], set[int]]:
@@ -102,22 +134,33 @@ def _read(store: Store, files: Sequence[FileRef], progress: Progress | None) -> 
     return checked
 
 
-def _file_damage(entry: Entry, path: str, problem: str) -> Damage:
-    stage = entry.key.stage if entry.key else ""
-    if stage == "prompts":
-        meaning = "the prompts of the run: no round of it can go on"
-    elif stage in CARRIED_STAGES and entry.round == 0:
-        meaning = f"{stage} of round 0, which every round compares with: no round of the run can go on"
-    elif stage in CARRIED_STAGES:
-        meaning = f"{stage} of round {entry.round}: nothing can go on from this round; other rounds are not concerned"
-    else:
-        meaning = (
-            f"{stage} of round {entry.round}: it cannot be read any more; weights and other tables are not concerned"
-        )
-    return Damage(path, entry.round, problem, meaning)
+def _file_damage(entry: Entry, path: str, problem: str, rules: Rules) -> Damage:
+    return Damage(path, entry.round, problem, rules.loss(entry))
 
 
-def _columns(checked: dict[str, Checked], commits: Sequence[Entry]) -> Iterator[Damage]:
+def _contradiction(run: Run, entry: Entry, problem: str) -> Damage:
+    return Damage(layout.entry_key(run.name, entry.number), entry.round, problem, _CONTRADICTED)
+
+
+def _not_of_parent(store: Store, run: Run, commits: Sequence[Entry]) -> Iterator[Damage]:
+    """The entries of a fork's past that are not its parent's."""
+    start = parent_of(run.header)
+    if start is None:
+        return
+    name, last = start
+    try:
+        parent = store.run(name, intact_part=True)
+        theirs = {(entry.key, entry.files) for number in range(last + 1) for entry in parent.entries(round=number)}
+    except StoreError as error:
+        yield Damage(layout.run_prefix(name), None, f"the parent: {error}", remedy("verify", name))
+        return
+    for entry in commits:
+        inherited = entry.round <= last and entry.round in run.finished
+        if inherited and (entry.key, entry.files) not in theirs:
+            yield _contradiction(run, entry, f"{entry.key} is not what run '{name}' has")
+
+
+def _columns(checked: dict[str, Checked], commits: Sequence[Entry], rules: Rules) -> Iterator[Damage]:
     """Shards of one stage whose columns differ."""
     first: dict[tuple[int, str], str] = {}
     for entry in commits:
@@ -126,17 +169,19 @@ def _columns(checked: dict[str, Checked], commits: Sequence[Entry]) -> Iterator[
             if columns is None or entry.key is None:
                 continue
             if first.setdefault((entry.round, entry.key.stage), columns) != columns:
-                yield _file_damage(entry, file.path, f"{file.path} has other columns than the shards beside it")
+                problem = f"{file.path} has other columns than the shards beside it"
+                yield _file_damage(entry, file.path, problem, rules)
 
 
-def _additions(store: Store, refs: dict[str, tuple[FileRef, Entry]]) -> Iterator[Damage]:
+def _additions(store: Store, refs: dict[str, tuple[FileRef, Entry]], rules: Rules) -> Iterator[Damage]:
     """Files that lie in a committed directory, and were not committed."""
     directories = {path.removesuffix(f"/{file.name}"): entry for path, (file, entry) in refs.items() if file.name}
     # Elsewhere a directory is downloaded file by file, and what lies beside them is not.
     for directory, entry in directories.items() if store.is_local else ():
         for item in store.objects.listing(directory):
             if item.key not in refs:
-                yield _file_damage(entry, item.key, f"{item.key} was not committed, but would be loaded with the rest")
+                problem = f"{item.key} was not committed, but would be loaded with the rest"
+                yield _file_damage(entry, item.key, problem, rules)
 
 
 def _manifests(store: Store, refs: dict[str, tuple[FileRef, Entry]]) -> Iterator[Damage]:

@@ -37,10 +37,10 @@ import store_subjects as subjects
 from benchmarks.round_tables import show
 from rich.console import Console
 
+from flows.analysis import round_tables
 from storage.log.manifest import FileRef
 from storage.log.run import Run
 from storage.log.store import Store
-from storage.queries import round_query
 from storage.queries.sql import select
 from storage.tables.checkpoints import stage_directory
 from storage.tables.shards import ROW_GROUP, encodings, read_table, write_table
@@ -132,7 +132,7 @@ def measure_questions(root: Path, rows: int, shards: int, repetitions: int) -> l
     prompt = subjects.prompt_ids(rows // subjects.K)[-1]
 
     def query(**asked: Any) -> int:
-        return int(round_query.query(store, run, 1, table="candidates", **asked).num_rows)
+        return int(round_tables.query(store, run, 1, table="candidates", **asked).num_rows)
 
     def sql(statement: str) -> int:
         return int(select(store, run, statement).num_rows)

@@ -33,7 +33,7 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
@@ -61,7 +61,7 @@ from update_contestants import (
 )
 from update_gpu import GpuPlan, gpu_json, gpu_table, measure_shape, peak_of
 
-from pipeline.dpo.types import UpdateSettings
+from pipeline.config import UpdateConfig
 from pipeline.model.logprobs import sequence_logps
 
 PARTS = ("speed", "memory", "gpu")
@@ -81,11 +81,11 @@ class Case:
     preferences: int
     sides: tuple[str, ...] = SIDES
 
-    def settings(self, precision: Any) -> UpdateSettings:
+    def settings(self, precision: Any) -> UpdateConfig:
         objective = "sigmoid" if self.candidates == 2 else "plackett_luce"
         # Two steps over one and the same batch: its order is then of no account.
-        return replace(
-            SETTINGS, objectives={objective: 1.0}, batch_size=self.preferences, epochs=2, precision=precision
+        return SETTINGS.model_copy(
+            update={"objective": {objective: 1.0}, "batch_size": self.preferences, "epochs": 2, "precision": precision}
         )
 
 
@@ -155,7 +155,7 @@ def measure(case: Case, precision: str, micro_batches: dict[Any, int]) -> Measur
     return found
 
 
-def _fastest_micro_batch(model: Any, groups: Sequence[Any], settings: UpdateSettings) -> int:
+def _fastest_micro_batch(model: Any, groups: Sequence[Any], settings: UpdateConfig) -> int:
     """Of 1, 2 and all pairs at once; on the way, check that both sides do the same work."""
     pairs = sum(len(pairs_of(group)) for group in groups)
     trials = {size: theirs(model, groups, settings, micro_batch=size) for size in sorted({1, min(2, pairs), pairs})}
@@ -184,7 +184,7 @@ def measure_memory(plan: Plan, precision: str) -> list[dict[str, Any]]:
         for shape, pairs in product(plan.memory_shapes, plan.memory_pairs):
             lengths = plan.memory_lengths
             tokens = sum(group.packed_tokens for group in lengths.preferences(pairs, 2, shape.vocabulary))
-            settings = replace(SETTINGS, precision=precision, token_budget=tokens)
+            settings = SETTINGS.model_copy(update={"precision": precision, "token_budget": tokens})
             peaks: dict[str, int | None] = {}
             for side in SIDES:
                 work = (side, shape, lengths, pairs, settings)

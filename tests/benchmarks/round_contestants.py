@@ -66,7 +66,7 @@ def engine(directory: str, recipe: Mapping[str, Any]) -> Callable[..., Any]:
     It is asked for prompts, each with the seed of its first candidate, and says how long ``generate`` took. That
     returns ids and log-probabilities; no text is made of them, and nothing is written.
     """
-    from pipeline.config import Recipe
+    from pipeline.recipe import Recipe
     from pipeline.sampling import configure_environment
 
     configure_environment("cpu", 1)
@@ -114,8 +114,8 @@ def update(root: str) -> Callable[..., Any]:
     import torch
 
     from flows.registry.resume import recipe_of
-    from flows.workers.preference_groups import preference_groups, update_settings
-    from pipeline.dpo.update import run_update
+    from flows.workers.preference_groups import preference_groups
+    from pipeline.dpo.update import RoundFacts, run_update
     from pipeline.model.policy import load_policy
     from pipeline.records import prompt_seed
     from storage.log.store import Store
@@ -136,9 +136,10 @@ def update(root: str) -> Callable[..., Any]:
         with tempfile.TemporaryDirectory() as scratch:
             directory = local_directory(store, found.files(round - 1, "checkpoint"), Path(scratch))
             model, _ = load_policy(directory, device="cpu")
-        settings = update_settings(recipe.update, round, recipe.rounds, reference_is_start=True)
+        facts = RoundFacts(round=round, rounds=recipe.rounds)
         started = time.perf_counter()
-        result = run_update(model, groups, settings, seed=prompt_seed(recipe.seed, round, "round"))
+        seed = prompt_seed(recipe.seed, round, "round")
+        result = run_update(model, groups, recipe.update, seed=seed, facts=facts)
         seconds = time.perf_counter() - started
         return {"seconds": seconds, "preferences": len(groups), "last_loss": result.steps[-1].loss}
 

@@ -40,8 +40,8 @@ def trl_online(directory: str, recipe: Mapping[str, Any], own_copy: str | None =
     import transformers
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
-    from pipeline.config import Recipe
     from pipeline.model.policy import load_policy, load_weights
+    from pipeline.recipe import Recipe
 
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -150,8 +150,8 @@ def script_loop(
 
 def sample(directory: str, recipe: Mapping[str, Any], scratch: str) -> None:
     """The loop's first program: samples all answers and writes them as JSON."""
-    from pipeline.config import Recipe
     from pipeline.model.policy import sampler_copy
+    from pipeline.recipe import Recipe
     from pipeline.sampling import configure_environment
 
     configure_environment("cpu", 1)
@@ -187,7 +187,7 @@ def train(directory: str, recipe: Mapping[str, Any], scratch: str) -> None:
     from torch.nn import functional as F
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from pipeline.config import Recipe
+    from pipeline.recipe import Recipe
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

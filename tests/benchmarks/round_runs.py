@@ -19,8 +19,8 @@ import yaml
 
 from flows.registry.resume import recipe_of
 from flows.registry.work_spans import busy_seconds, spans_of
-from pipeline.config import Recipe
 from pipeline.data.prompts import round_slice
+from pipeline.recipe import Recipe
 from pipeline.records import prompt_seed
 from storage.log.manifest import Entry
 from storage.log.run import Run

@@ -43,7 +43,7 @@ class OurSampler:
     async def of(cls, source: Rounds, name: str) -> AsyncIterator["OurSampler"]:
         """In a fork of this name of a run, at its last round."""
         store, recipe, last = source.store, source.recipe, len(source.run.rounds()) - 1
-        run = create_fork(store, source.run, last, name, header(recipe))
+        run = create_fork(store, source.run, last, name, header(recipe), source.run.files(last, "checkpoint"))
         with run.writer() as writer, scratch_directory(store.root, name) as scratch:
             import_parent_rounds(store, run, writer)
             display, control = Display(Console(file=StringIO())), Control(run, writer, None, watched=False)

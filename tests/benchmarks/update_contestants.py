@@ -28,10 +28,11 @@ import trl
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
+from pipeline.config import UpdateConfig
 from pipeline.dpo.checks import check_inputs
 from pipeline.dpo.gradients import accumulate_gradient
-from pipeline.dpo.types import PreferenceGroup, UpdateSettings
-from pipeline.dpo.update import run_update
+from pipeline.dpo.types import PreferenceGroup
+from pipeline.dpo.update import RoundFacts, run_update
 from pipeline.model.logprobs import sequence_logps
 from pipeline.packing.attention import shared_prefix_attention
 from pipeline.packing.packing import Pack, TokenGroup, pack_groups
@@ -44,7 +45,7 @@ datasets.disable_progress_bars()
 
 EOS = SPECIAL_TOKENS.index("</s>")
 SEED = 11
-SETTINGS = UpdateSettings(learning_rate=1e-5)
+SETTINGS = UpdateConfig(learning_rate=1e-5)
 """Constant learning rate, AdamW without decay, gradients clipped at 1, packs of 4096 tokens, as in recipes."""
 
 
@@ -141,7 +142,7 @@ class Clock(TrainerCallback):
         return (self.ends[-1] - self.ends[0]) / (len(self.ends) - 1)
 
 
-def ours(model: Any, groups: Sequence[PreferenceGroup], settings: UpdateSettings) -> Seconds:
+def ours(model: Any, groups: Sequence[PreferenceGroup], settings: UpdateConfig) -> Seconds:
     model, clock = copy.deepcopy(model), Clock()
     started = time.process_time()
     run_update(model, groups, settings, seed=SEED, on_step=clock.on_step_end)
@@ -151,7 +152,7 @@ def ours(model: Any, groups: Sequence[PreferenceGroup], settings: UpdateSettings
 def theirs(
     model: Any,
     groups: Sequence[PreferenceGroup],
-    settings: UpdateSettings,
+    settings: UpdateConfig,
     *,
     micro_batch: int,
     answers_only: bool = False,
@@ -191,7 +192,7 @@ def _answers_only(wanted: bool) -> Iterator[None]:
 def _trainer(
     model: Any,
     groups: Sequence[PreferenceGroup],
-    settings: UpdateSettings,
+    settings: UpdateConfig,
     micro_batch: int,
     scratch: str,
     clock: Clock,
@@ -202,7 +203,7 @@ def _trainer(
         output_dir=scratch,
         use_cpu=True,
         bf16=settings.precision == "bfloat16",
-        beta=settings.constants.beta,
+        beta=settings.beta,
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=len(pairs) // micro_batch,
         num_train_epochs=settings.epochs,
@@ -252,7 +253,7 @@ def pairs_of(group: PreferenceGroup) -> list[tuple[tuple[str, Sequence[int]], ..
     ]
 
 
-def gradient(model: Any, groups: Sequence[PreferenceGroup], settings: UpdateSettings) -> float:
+def gradient(model: Any, groups: Sequence[PreferenceGroup], settings: UpdateConfig) -> float:
     """Seconds of the forward and backward passes of one of our steps, packing included and the optimizer not."""
     model = copy.deepcopy(model)
     terms = check_inputs(groups, settings)
@@ -260,7 +261,7 @@ def gradient(model: Any, groups: Sequence[PreferenceGroup], settings: UpdateSett
         return _timed(lambda: accumulate_gradient(model, groups, terms, settings, step=0))
 
 
-def floor(model: Any, groups: Sequence[TokenGroup], settings: UpdateSettings) -> float:
+def floor(model: Any, groups: Sequence[TokenGroup], settings: UpdateConfig) -> float:
     """Seconds of bare passes over as many tokens: one plain causal row for each preference.
 
     The rows of a pass are equally long, so that nothing is padded, and the vocabulary is projected at as many
@@ -296,7 +297,7 @@ def _timed(work: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
-def peak_memory(side: str, shape: Shape, lengths: Lengths, pairs: int, settings: UpdateSettings) -> int:
+def peak_memory(side: str, shape: Shape, lengths: Lengths, pairs: int, settings: UpdateConfig) -> int:
     """Bytes by which the resident set of this process grows at most, from model and pairs in place to the end of
     an update. For a process of its own.
     """
@@ -305,9 +306,9 @@ def peak_memory(side: str, shape: Shape, lengths: Lengths, pairs: int, settings:
     groups = lengths.preferences(pairs, 2, shape.vocabulary)
     _tokenizer(shape.vocabulary)
     before = psutil.Process().memory_info().rss
-    settings = replace(settings, batch_size=pairs, reference_is_start=False)
+    settings = settings.model_copy(update={"batch_size": pairs})
     if side == "ours":
-        run_update(model, groups, settings, seed=SEED)
+        run_update(model, groups, settings, seed=SEED, facts=RoundFacts(reference_is_start=False))
     else:
         with tempfile.TemporaryDirectory() as scratch, _answers_only(side == "theirs, answers only"):
             _trainer(model, groups, settings, pairs, scratch, Clock()).train()

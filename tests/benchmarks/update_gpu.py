@@ -22,8 +22,9 @@ from rich import box
 from rich.table import Table
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from pipeline.dpo.types import PreferenceGroup, StepMetrics, UpdateSettings
-from pipeline.dpo.update import run_update
+from pipeline.config import UpdateConfig
+from pipeline.dpo.types import PreferenceGroup, StepMetrics
+from pipeline.dpo.update import RoundFacts, run_update
 from pipeline.errors import OutOfMemoryError
 
 SEED = 11
@@ -148,15 +149,14 @@ def measure_shape(shape: GpuShape, plan: GpuPlan, candidates: int, device: str) 
 
 def _measure(cut: GpuShape, plan: GpuPlan, candidates: int, device: str, shape: GpuShape) -> GpuFigures:
     groups = preferences(plan, candidates, cut.vocabulary)
-    settings = UpdateSettings(
-        objectives={"sigmoid" if candidates == 2 else "plackett_luce": 1.0},
+    settings = UpdateConfig(
+        objective={"sigmoid" if candidates == 2 else "plackett_luce": 1.0},
         learning_rate=1e-6,
         epochs=plan.steps,
         batch_size=len(groups),
         token_budget=plan.token_budget,
         precision="bfloat16",
         gradient_checkpointing=True,
-        reference_is_start=False,
     )
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
@@ -168,7 +168,9 @@ def _measure(cut: GpuShape, plan: GpuPlan, candidates: int, device: str, shape: 
             torch.cuda.synchronize()
         ends.append(perf_counter())
 
-    result = run_update(cut.build(device), groups, settings, seed=SEED, on_step=on_step)
+    result = run_update(
+        cut.build(device), groups, settings, seed=SEED, facts=RoundFacts(reference_is_start=False), on_step=on_step
+    )
     return GpuFigures(
         shape=shape,
         layers=cut.layers,

@@ -76,7 +76,7 @@ def _assert_intact(root: Path) -> None:
     for name in store.run_names():
         run = store.run(name)
         for entry in run.entries():
-            files = [file for file in entry.files if file.path not in run.released]
+            files = [file for file in entry.files if file.path not in run.dropped]
             if files and files[0].name is not None:
                 local_directory(store, files, root)
             elif files:

@@ -6,9 +6,9 @@ import pytest
 import yaml
 from prefect.events.schemas.automations import AutomationCore, EventTrigger
 
+from flows.prefect_api import HEARTBEAT_VARIABLE
 from flows.prefect_api.control import AWAITING_LABELS
 from flows.prefect_api.limits import SKIPPED
-from flows.prefect_api.settings import HEARTBEAT_VARIABLE
 from flows.schedule.crash_automation import crashed_runs
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "automations" / "crashed-runs.yaml"

@@ -21,7 +21,7 @@ from flows.analysis.labelling import Labelling
 from flows.cli.main import INTERRUPTED
 from storage.log.store import Store
 from storage.tables.shards import read_table
-from support.background_server import LastingServer, background_server
+from support.background_server import BackgroundServer, background_server
 from support.compare import assert_same
 from support.recipes import TINY
 
@@ -31,9 +31,9 @@ HANGS = 300  # seconds
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LastingServer]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BackgroundServer]:
     """With the automation that is shipped, which here waits for 40 s: longer than the 30 s between signs of life."""
-    with background_server(tmp_path_factory.mktemp("lasting")) as server:
+    with background_server(tmp_path_factory.mktemp("background")) as server:
         automation = yaml.safe_load(AUTOMATION.read_text())
         automation["trigger"]["within"] = 40
         path = tmp_path_factory.mktemp("automation") / "crashed-runs.yaml"
@@ -44,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LastingServer]:
 
 
 @pytest.fixture(scope="module")
-def watched(environment: dict[str, str], server: LastingServer) -> dict[str, str]:
+def watched(environment: dict[str, str], server: BackgroundServer) -> dict[str, str]:
     return {**environment, **server.variables}
 
 
@@ -59,7 +59,7 @@ def killed(watched: dict[str, str], tiny_recipe: Path, tmp_path_factory: pytest.
 
 
 def test_a_run_that_is_stopped_again_and_again_ends_as_any_other(
-    killed: Path, server: LastingServer, watched: dict[str, str], tiny_recipe: Path, whole: Path, tmp_path: Path
+    killed: Path, server: BackgroundServer, watched: dict[str, str], tiny_recipe: Path, whole: Path, tmp_path: Path
 ) -> None:
     """Paused in the UI, cancelled there, paused and cancelled by commands, here and from another host."""
     root = ["--root", str(tmp_path)]
@@ -105,7 +105,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_any_other(
 
 
 def test_people_label_in_time_and_not(
-    server: LastingServer, watched: dict[str, str], tmp_path: Path, receiver: list[dict[str, Any]]
+    server: BackgroundServer, watched: dict[str, str], tmp_path: Path, receiver: list[dict[str, Any]]
 ) -> None:
     """Round 1 goes on when people have labelled, round 2 when their time is over; all of it is told and shown."""
     path = tmp_path / "recipe.yaml"
@@ -143,7 +143,7 @@ def test_people_label_in_time_and_not(
 
 
 def test_a_schedule_waits_for_people_and_goes_on_when_they_have_labelled(
-    server: LastingServer, watched: dict[str, str], tmp_path: Path, receiver: list[dict[str, Any]]
+    server: BackgroundServer, watched: dict[str, str], tmp_path: Path, receiver: list[dict[str, Any]]
 ) -> None:
     """Nothing has failed where labels are missing: no flow run says so, and people are told what is wanted of them."""
     path, name, told = tmp_path / "recipe.yaml", "due", {"blocks": ["custom-webhook/team"]}
@@ -189,7 +189,7 @@ def test_a_block_that_cannot_send_is_refused_before_there_is_a_run(
 
 
 def test_a_killed_run_is_found_and_the_schedule_goes_on(
-    killed: Path, server: LastingServer, watched: dict[str, str], whole: Path, tmp_path: Path
+    killed: Path, server: BackgroundServer, watched: dict[str, str], whole: Path, tmp_path: Path
 ) -> None:
     """Its flow runs give no sign of life: the automation marks them, and the next scheduled run continues.
 
@@ -285,7 +285,7 @@ def _scheduled(variables: dict[str, str], recipe: Path, run: str, root: Path, ro
     """What Prefect's runner does when a scheduled run is due; what is said meanwhile."""
     code = """
 import asyncio, sys
-import flows.prefect_api.settings
+import flows.prefect_api
 from flows.registry.recipes import load_recipe
 from flows.schedule.scheduled_rounds import add_rounds
 from pathlib import Path
@@ -298,7 +298,7 @@ asyncio.run(add_rounds(recipe=load_recipe(Path(recipe)), run=run, root=root, rou
     return done.stderr
 
 
-def _states(server: LastingServer, name: str) -> list[str]:
+def _states(server: BackgroundServer, name: str) -> list[str]:
     return [run["state_name"] for run in server.flow_runs(name)]
 
 

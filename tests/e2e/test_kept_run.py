@@ -9,9 +9,9 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
+from flows.analysis.pruning import rounds_with_weights
 from flows.cli.main import app
 from storage.log.store import Store
-from storage.retention.prune import rounds_with_weights
 
 Rondo = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -18,11 +18,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-import flows.prefect_api.settings  # noqa: F401  before Prefect
 from flows.cli.main import app
 from flows.host.processes import lives
+from flows.prefect_api import HEARTBEAT_VARIABLE
 from flows.prefect_api.server_record import HOME_VARIABLE, Record, read
-from flows.prefect_api.settings import HEARTBEAT_VARIABLE
 from flows.schedule.crash_automation import crashed_runs
 from storage.log import lease
 from storage.log.store import Store
@@ -409,7 +408,7 @@ def test_a_scheduled_run_is_told_by_prefect_of_a_process_elsewhere(
     from flows.registry.recipes import parse_recipe
     from flows.registry.resume import create_or_open
     from flows.run.execute import run_rounds
-    from flows.schedule.run_lock import writer_of
+    from flows.schedule.scheduled_rounds import writer_of
 
     store = Store.open(tmp_path)
     with pytest.MonkeyPatch.context() as elsewhere:

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 from storage.log.store import Store
 from storage.queries.round_query import table
-from storage.tables.labels import Labels
+from storage.tables.shared_values import Labels
 from support.recipes import TINY
 
 Rondo = Callable[..., subprocess.CompletedProcess[str]]

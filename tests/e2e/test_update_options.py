@@ -44,7 +44,7 @@ def test_an_adapter_with_all_options_is_killed_within_its_update(rondo: Rondo, t
     states = [entry for number in (1, 2) for entry in run.entries(round=number, stage="update_state")]
     assert len(states) == 4  # after steps 2 and 4 of each round's six
     given_up = [file.path for entry in states for file in entry.files]
-    assert set(given_up) <= run.released.keys()
+    assert set(given_up) <= run.dropped.keys()
     assert not any((tmp_path / path).exists() for path in given_up)
     names = [file.name for file in run.files(2, "checkpoint")]
     assert "adapter_model.safetensors" in names

@@ -1,26 +1,25 @@
 """The updates that one rank and two ranks both make."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
-from numerics.tiny_models import SHAPE, build, token_groups
+from numerics.tiny_models import SHAPE, build, changed, token_groups
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipeline.config import LoraConfig
-from pipeline.dpo.update import PreferenceGroup, UpdateSettings
+from pipeline.config import LoraConfig, UpdateConfig
+from pipeline.dpo.update import PreferenceGroup
 from pipeline.model.logprobs import sequence_logps
 
 SEED = 4
 # A large epsilon: Adam would else move weights whose gradient is zero but for rounding, such as biases of keys, by the
 # whole learning rate.
-SETTINGS = UpdateSettings(batch_size=4, learning_rate=1e-2, adam_epsilon=1e-2)
-LONG = replace(SETTINGS, epochs=2, schedule="cosine", weight_decay=0.1)
-UNEVEN = replace(SETTINGS, batch_size=5, token_budget=35)
+SETTINGS = UpdateConfig(batch_size=4, learning_rate=1e-2, adam_epsilon=1e-2)
+LONG = changed(SETTINGS, epochs=2, schedule="cosine", weight_decay=0.1)
+UNEVEN = changed(SETTINGS, batch_size=5, token_budget=35)
 """Packs of one to two preferences each, an odd number a step; the last step has 3 preferences of 13."""
-RANKINGS = replace(UNEVEN, objectives={"plackett_luce": 1.0}, token_budget=60, nll_weight=0.1)
+RANKINGS = changed(UNEVEN, objective={"plackett_luce": 1.0}, token_budget=60, nll_weight=0.1)
 LORA = LoraConfig(rank=4, alpha=8)
-ONE = replace(SETTINGS, batch_size=1)
+ONE = changed(SETTINGS, batch_size=1)
 """A preference a step: one rank has nothing to do."""
 CASES = {
     "pairs": ("llama", UNEVEN, 2),
@@ -28,9 +27,9 @@ CASES = {
     "pairs, gpt2": ("gpt2", LONG, 2),
     "rankings": ("llama", RANKINGS, 4),
     "one at a time": ("llama", ONE, 2),
-    "wpo": ("llama", replace(UNEVEN, wpo=True), 2),
-    "checkpointing": ("llama", replace(UNEVEN, gradient_checkpointing=True), 2),
-    "bfloat16": ("llama", replace(SETTINGS, precision="bfloat16", batch_size=13), 2),
+    "wpo": ("llama", changed(UNEVEN, wpo=True), 2),
+    "checkpointing": ("llama", changed(UNEVEN, gradient_checkpointing=True), 2),
+    "bfloat16": ("llama", changed(SETTINGS, precision="bfloat16", batch_size=13), 2),
 }
 """Model, settings, and candidates a prompt."""
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from numerics.tiny_models import build, gradients, token_groups
 
+from pipeline.config import UpdateConfig
 from pipeline.dpo.checks import check_inputs
 from pipeline.dpo.gradients import accumulate_gradient
-from pipeline.dpo.types import PreferenceGroup, UpdateSettings
+from pipeline.dpo.types import PreferenceGroup
 from pipeline.errors import ConfigError, UnsupportedModelError
 from pipeline.model.compilation import check_compiler, compile_layers
 from pipeline.packing.attention import shared_prefix_attention
@@ -34,7 +35,7 @@ def step(model, count, token_budget):
         )
         for group in token_groups(count, seed=count)
     ]
-    settings = UpdateSettings(token_budget=token_budget)
+    settings = UpdateConfig(token_budget=token_budget)
     with shared_prefix_attention(model):
         outcome, _ = accumulate_gradient(model, groups, check_inputs(groups, settings), settings, step=0)
     return outcome.loss, gradients(model)

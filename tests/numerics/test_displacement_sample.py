@@ -3,8 +3,9 @@
 import pytest
 from numerics.tiny_models import build, token_groups
 
+from pipeline.config import UpdateConfig
 from pipeline.dpo import update
-from pipeline.dpo.types import PreferenceGroup, UpdateSettings
+from pipeline.dpo.types import PreferenceGroup
 from pipeline.model.logprobs import sequence_logps
 
 
@@ -22,9 +23,9 @@ def test_the_sample_is_spread_evenly(most, expected, monkeypatch):
         )
         for group, logps in zip(plain, sequence_logps(model, plain, 1000), strict=True)
     ]
-    result = update.run_update(model, groups, UpdateSettings(learning_rate=1e-2), seed=1)
+    result = update.run_update(model, groups, UpdateConfig(learning_rate=1e-2), seed=1)
     kept = [groups[index] for index in expected]
-    assert result.final_logps == sequence_logps(model, kept, UpdateSettings().token_budget)
+    assert result.final_logps == sequence_logps(model, kept, UpdateConfig().token_budget)
     changes = [logps[0] - group.reference_logps[0] for logps, group in zip(result.final_logps, kept, strict=True)]
     assert result.chosen_fell_share == sum(change < 0 for change in changes) / len(kept)
     assert result.chosen_change == pytest.approx(sum(changes) / len(kept))

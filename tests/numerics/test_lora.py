@@ -1,11 +1,9 @@
 """An adapter in place of all weights: the same function when it is merged, and the base never moves."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from numerics.test_update import SEED, SETTINGS, preferences, weights
-from numerics.tiny_models import build, token_groups
+from numerics.tiny_models import build, changed, token_groups
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -19,7 +17,7 @@ from pipeline.model.policy import load_weights
 from support.tiny import tiny_tokenizer
 
 CONFIG = LoraConfig(rank=4, alpha=8)
-FAST = replace(SETTINGS, learning_rate=1e-2)
+FAST = changed(SETTINGS, learning_rate=1e-2)
 # Products of matrices added up in another order: some 1e-6 nats a token over about 9 tokens.
 SAME = {"abs": 1e-4}
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from pipeline.dpo.losses import OBJECTIVES, ObjectiveSettings, PreferenceBatch, nll, wpo_weights
+from pipeline.config import UpdateConfig
+from pipeline.dpo.losses import LOSSES, PreferenceBatch, nll, wpo_weights
 
 PAIRS, TOKENS = 6, 24
 # Both sides work in float32 on the same numbers; the issue is the order of operations alone.
@@ -105,28 +106,29 @@ def assert_same(ours, theirs, logps):
 def test_objective(ours, theirs, beta):
     # their plain sigmoid knows no smoothing
     smoothing = 0.2 if ours in ("robust", "exo_pair") else 0.0
-    settings = ObjectiveSettings(beta=beta, label_smoothing=smoothing)
+    settings = UpdateConfig(beta=beta, label_smoothing=smoothing)
     logps, *rest = sequences()
     expected = their_loss(logps, *rest, loss_types=[theirs], weights=[1.0], settings=settings)
-    assert_same(OBJECTIVES[ours].loss(our_batch(logps, *rest[:2]), settings).mean(), expected, logps)
+    assert_same(LOSSES[ours].function(our_batch(logps, *rest[:2]), settings).mean(), expected, logps)
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "exo_pair"])
 @pytest.mark.parametrize("divergence", ["forward_kl", "jensen_shannon", "alpha"])
 def test_divergence(name, divergence):
     smoothing = 0.2 if name in ("robust", "exo_pair") else 0.0
-    settings = ObjectiveSettings(beta=0.5, label_smoothing=smoothing, divergence=divergence, divergence_alpha=0.3)
+    alpha = {"divergence_alpha": 0.3} if divergence == "alpha" else {}
+    settings = UpdateConfig(beta=0.5, label_smoothing=smoothing, divergence=divergence, **alpha)
     logps, *rest = sequences()
     expected = their_loss(logps, *rest, loss_types=[name], weights=[1.0], settings=settings)
-    assert_same(OBJECTIVES[name].loss(our_batch(logps, *rest[:2]), settings).mean(), expected, logps)
+    assert_same(LOSSES[name].function(our_batch(logps, *rest[:2]), settings).mean(), expected, logps)
 
 
 def test_weighted_sum():
-    settings = ObjectiveSettings(beta=0.3)
+    settings = UpdateConfig(beta=0.3)
     logps, *rest = sequences()
     expected = their_loss(logps, *rest, loss_types=["sigmoid", "bco_pair"], weights=[0.8, 0.2], settings=settings)
     batch = our_batch(logps, *rest[:2])
-    ours = 0.8 * OBJECTIVES["sigmoid"].loss(batch, settings) + 0.2 * OBJECTIVES["bco_pair"].loss(batch, settings)
+    ours = 0.8 * LOSSES["sigmoid"].function(batch, settings) + 0.2 * LOSSES["bco_pair"].function(batch, settings)
     assert_same(ours.mean(), expected, logps)
 
 
@@ -135,18 +137,18 @@ def test_nll():
     equal lengths.
     """
     logps, *rest = sequences(equal_lengths=True)
-    expected = their_loss(logps, *rest, loss_types=["sft"], weights=[1.0], settings=ObjectiveSettings())
+    expected = their_loss(logps, *rest, loss_types=["sft"], weights=[1.0], settings=UpdateConfig())
     batch = our_batch(logps, *rest[:2])
     assert_same(nll(batch.logps_P_K[:, 0], batch.lengths_P_K[:, 0]).mean(), expected, logps)
 
 
 def test_wpo():
-    settings = ObjectiveSettings(beta=0.3)
+    settings = UpdateConfig(beta=0.3)
     logps, counts, reference, squares = sequences()
     expected = their_loss(
         logps, counts, reference, squares, loss_types=["sigmoid"], weights=[1.0], settings=settings, wpo=True
     )
     batch = our_batch(logps, counts, reference)
     aligned = torch.stack(((logps - squares) * counts).sum(1).split(PAIRS), dim=1) / batch.lengths_P_K
-    ours = OBJECTIVES["sigmoid"].loss(batch, settings) * wpo_weights(aligned)
+    ours = LOSSES["sigmoid"].function(batch, settings) * wpo_weights(aligned)
     assert_same(ours.mean(), expected, logps)

@@ -8,10 +8,11 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
+from pipeline.config import OBJECTIVES, UpdateConfig
 from pipeline.dpo import losses
-from pipeline.dpo.losses import OBJECTIVES, ObjectiveSettings, PreferenceBatch, find_objective
-from pipeline.errors import ConfigError
+from pipeline.dpo.losses import LOSSES, PreferenceBatch
 
 CHOSEN, REJECTED, BETA = torch.tensor([0.5]).double(), torch.tensor([-1.5]).double(), 0.5
 # Seven digits are written below, and the computation is in float64.
@@ -212,11 +213,11 @@ def batch(logratios: torch.Tensor, soft: float | None = None) -> PreferenceBatch
     )
 
 
-@pytest.mark.parametrize("name", [name for name, objective in OBJECTIVES.items() if objective.first_loss])
+@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.first_loss])
 def test_first_loss_is_the_value_at_equal_policies(name):
-    settings = ObjectiveSettings(beta=0.3, label_smoothing=0.2)
-    expected = OBJECTIVES[name].first_loss(settings, [0, 1])
-    values = OBJECTIVES[name].loss(batch(torch.zeros(2, 2).double()), settings)
+    settings = UpdateConfig(beta=0.3, label_smoothing=0.2)
+    expected = LOSSES[name].first_loss(settings, [0, 1])
+    values = LOSSES[name].function(batch(torch.zeros(2, 2).double()), settings)
     assert values.tolist() == pytest.approx([expected] * 2, rel=1e-12)
 
 
@@ -227,12 +228,12 @@ def test_first_loss_is_the_value_at_equal_policies(name):
 )
 def test_gradients_in_float64(name, divergence):
     objective = OBJECTIVES[name]
-    settings = ObjectiveSettings(beta=0.3, label_smoothing=0.1, divergence=divergence)
+    settings = UpdateConfig(beta=0.3, label_smoothing=0.1, divergence=divergence)
     generator = torch.Generator().manual_seed(3)
     points = torch.randn(4, 4 if objective.rankings else 2, generator=generator, dtype=torch.float64)
     soft = 0.7 if objective.soft else None
     assert torch.autograd.gradcheck(
-        lambda logratios: objective.loss(batch(logratios, soft), settings), points.requires_grad_()
+        lambda logratios: LOSSES[name].function(batch(logratios, soft), settings), points.requires_grad_()
     )
 
 
@@ -240,10 +241,10 @@ def test_gradients_in_float64(name, divergence):
 def test_rankings_of_two_are_pairs(name):
     """Value to the last digits of float64, and the same gradient."""
     points = torch.randn(16, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64, requires_grad=True)
-    settings = ObjectiveSettings(beta=0.7)
+    settings = UpdateConfig(beta=0.7)
     values, gradients = {}, {}
     for each in (name, "sigmoid"):
-        values[each] = OBJECTIVES[each].loss(batch(points), settings)
+        values[each] = LOSSES[each].function(batch(points), settings)
         (gradients[each],) = torch.autograd.grad(values[each].sum(), points)
     torch.testing.assert_close(values[name], values["sigmoid"], rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(gradients[name], gradients["sigmoid"], rtol=1e-12, atol=1e-14)
@@ -254,22 +255,23 @@ def test_huge_log_ratios_stay_finite(name):
     """1,000 nats in float32, beyond what exp can hold."""
     rankings = OBJECTIVES[name].rankings
     points = torch.tensor([[1000.0, -1000.0, 0.0], [-1000.0, 1000.0, 0.0]])[:, : 3 if rankings else 2].requires_grad_()
-    values = OBJECTIVES[name].loss(batch(points), ObjectiveSettings(beta=1.0, label_smoothing=0.1))
+    values = LOSSES[name].function(batch(points), UpdateConfig(beta=1.0, label_smoothing=0.1))
     (gradient,) = torch.autograd.grad(values.sum(), points)
     assert torch.isfinite(values).all()
     assert torch.isfinite(gradient).all()
 
 
-def test_constants_are_checked():
-    with pytest.raises(ConfigError, match="no objective 'dpo': choose one of sigmoid"):
-        find_objective("dpo", ObjectiveSettings())
-    with pytest.raises(ConfigError, match=r"exo_pair.*label_smoothing above 0"):
-        find_objective("exo_pair", ObjectiveSettings())
-    with pytest.raises(ConfigError, match=r"apo_zero.*reverse KL alone"):
-        find_objective("apo_zero", ObjectiveSettings(divergence="forward_kl"))
-    with pytest.raises(ConfigError, match="beta is 0"):
-        find_objective("sigmoid", ObjectiveSettings(beta=0))
-    with pytest.raises(ConfigError, match=r"label_smoothing is 0\.5"):
-        find_objective("robust", ObjectiveSettings(label_smoothing=0.5))
-    with pytest.raises(ConfigError, match="divergence_alpha is 1"):
-        find_objective("sigmoid", ObjectiveSettings(divergence="alpha", divergence_alpha=1.0))
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"objective": "dpo"}, "no objective 'dpo': choose among sigmoid"),
+        ({"objective": "exo_pair"}, r"label_smoothing 0 makes update.objective 'exo_pair' infinite.*above 0"),
+        ({"objective": "apo_zero", "divergence": "forward_kl"}, r"'apo_zero', which is defined for reverse_kl alone"),
+        ({"beta": 0}, r"(?s)beta\b.*greater than 0"),
+        ({"objective": "robust", "label_smoothing": 0.5}, r"(?s)label_smoothing\b.*less than 0\.5"),
+        ({"divergence": "alpha", "divergence_alpha": 1.0}, r"(?s)divergence_alpha\b.*less than 1"),
+    ],
+)
+def test_constants_are_checked(fields, words):
+    with pytest.raises(ValidationError, match=words):
+        UpdateConfig(**fields)

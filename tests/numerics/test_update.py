@@ -5,14 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from numerics.tiny_models import build, gradients, plain_logps, token_groups
+from numerics.tiny_models import build, changed, gradients, plain_logps, token_groups
 from torch.nn.functional import logsigmoid
 
+from pipeline.config import UpdateConfig
 from pipeline.dpo.batches import StepPlan, plan_steps
 from pipeline.dpo.checks import check_inputs
 from pipeline.dpo.gradients import accumulate_gradient
 from pipeline.dpo.optimizer import build_optimizer, learning_rate_factor
-from pipeline.dpo.update import PreferenceGroup, UpdateSettings, run_update
+from pipeline.dpo.update import FIRST_ROUND, PreferenceGroup, RoundFacts, run_update
 from pipeline.errors import (
     ConfigError,
     DataError,
@@ -24,8 +25,9 @@ from pipeline.errors import (
 from pipeline.model.logprobs import sequence_logps
 
 SEED = 4
-SETTINGS = UpdateSettings(batch_size=4, learning_rate=1e-3)
-RANKING = replace(SETTINGS, objectives={"plackett_luce": 1.0})
+SETTINGS = UpdateConfig(batch_size=4, learning_rate=1e-3)
+RANKING = changed(SETTINGS, objective={"plackett_luce": 1.0})
+OTHER_REFERENCE = RoundFacts(reference_is_start=False)
 # Float32 gradients of a mean over a handful of preferences, added up in another order.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -72,7 +74,7 @@ def test_first_loss_of_ties_and_of_weighted_sums():
     """
     model = build()
     groups = preferences(model, candidates=3, ranks=(0, 0, 1))
-    both = replace(SETTINGS, objectives={"plackett_luce": 0.5, "all_pairs": 2.0})
+    both = changed(SETTINGS, objective={"plackett_luce": 0.5, "all_pairs": 2.0})
     assert run_update(model, groups, both, seed=SEED).first_loss == pytest.approx(5 * math.log(2), abs=1e-5)
 
 
@@ -86,7 +88,7 @@ def test_a_finished_update_leaves_no_gradient():
 @pytest.mark.parametrize("objectives", [{"simpo": 1.0}, {"sigmoid": 1.0, "sppo": 0.5}])
 def test_no_first_loss_is_expected_where_theory_gives_none(objectives):
     model = build()
-    result = run_update(model, preferences(model), replace(SETTINGS, objectives=objectives), seed=SEED)
+    result = run_update(model, preferences(model), changed(SETTINGS, objective=objectives), seed=SEED)
     assert result.first_loss_expected is None
     assert len(result.steps) == 3
 
@@ -108,8 +110,8 @@ def test_each_preference_has_its_own_soft_label():
         label * math.log1p(math.exp(-margin)) + (1 - label) * math.log1p(math.exp(margin))
         for label, margin in zip([1.0 if p is None else p for p in labels], margins, strict=True)
     ]
-    settings = replace(SETTINGS, batch_size=7, token_budget=60, reference_is_start=False)
-    row = run_update(model, groups, settings, seed=SEED).steps[0]
+    settings = changed(SETTINGS, batch_size=7, token_budget=60)
+    row = run_update(model, groups, settings, seed=SEED, facts=OTHER_REFERENCE).steps[0]
     assert row.loss == pytest.approx(sum(losses) / 7, rel=1e-4)  # margins are differences of sums near 50 nats
 
 
@@ -125,12 +127,12 @@ def test_wrong_reference_stops_before_any_weight_changes():
         run_update(model, wrong, SETTINGS, seed=SEED)
     torch.testing.assert_close(weights(model), before, rtol=0, atol=0)
     # the same preferences against a reference that is known to be another model
-    result = run_update(model, wrong, replace(SETTINGS, reference_is_start=False), seed=SEED)
+    result = run_update(model, wrong, SETTINGS, seed=SEED, facts=OTHER_REFERENCE)
     assert result.first_loss_expected is None
     assert result.first_loss == pytest.approx(-math.log(1 / (1 + math.exp(-0.1))), abs=1e-5)
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, nll_weight=0.3, exploration_weight=0.1)])
+@pytest.mark.parametrize("settings", [SETTINGS, changed(SETTINGS, nll_weight=0.3, exploration_weight=0.1)])
 def test_gradient_equals_plain_autograd_over_one_large_batch(settings):
     """One batch of 7 pairs through `transformers` alone, against packs of 60 tokens with the count of the
     step below them.
@@ -151,7 +153,7 @@ def test_gradient_equals_plain_autograd_over_one_large_batch(settings):
     expected_loss.backward()
     expected = gradients(model)
     for budget in (60, 10_000):
-        part = replace(settings, token_budget=budget)
+        part = changed(settings, token_budget=budget)
         outcome, tokens = accumulate_gradient(model, shifted, check_inputs(shifted, part), part, step=0)
         assert outcome.loss.mean().item() == pytest.approx(expected_loss.item(), rel=1e-5)
         assert tokens == sum(group.packed_tokens for group in groups)
@@ -174,7 +176,7 @@ def test_wpo_gradient_equals_plain_autograd():
         losses.append(-weight * logsigmoid(0.1 * (ratios[0] - ratios[1])))
     torch.stack(losses).mean().backward()
     expected = gradients(model)
-    settings = replace(SETTINGS, wpo=True, token_budget=60)
+    settings = changed(SETTINGS, wpo=True, token_budget=60)
     outcome, _ = accumulate_gradient(model, groups, check_inputs(groups, settings), settings, step=0)
     torch.testing.assert_close(gradients(model), expected, **CLOSE)
     assert outcome.objective.mean().item() == pytest.approx(math.log(2), abs=1e-6)  # what theory is compared with
@@ -188,7 +190,7 @@ def test_rankings_of_different_sizes_share_a_step():
     assert result.first_loss == pytest.approx(math.log(2 * 6 * 24) / 3, abs=1e-5)
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, epochs=2, schedule="cosine", weight_decay=0.1)])
+@pytest.mark.parametrize("settings", [SETTINGS, changed(SETTINGS, epochs=2, schedule="cosine", weight_decay=0.1)])
 def test_same_seed_gives_the_same_weights_to_the_bit(settings):
     models = [build(), build()]
     results = [run_update(model, preferences(model), settings, seed=SEED) for model in models]
@@ -210,7 +212,7 @@ def test_gradient_checkpointing_changes_nothing():
             passes[model] += 1
 
         model.model.layers[0].mlp.register_forward_pre_hook(count)
-        settings = replace(SETTINGS, gradient_checkpointing=model is saving)
+        settings = changed(SETTINGS, gradient_checkpointing=model is saving)
         steps = run_update(model, groups[model], settings, seed=SEED).steps
     torch.testing.assert_close(weights(saving), weights(plain), rtol=0, atol=0)
     assert passes[saving] == passes[plain] + len(steps)
@@ -222,7 +224,7 @@ def test_dropout_is_off(gradient_checkpointing):
     model = build("gpt2")
     groups = preferences(model)
     model.train()
-    settings = replace(SETTINGS, gradient_checkpointing=gradient_checkpointing)
+    settings = changed(SETTINGS, gradient_checkpointing=gradient_checkpointing)
     assert run_update(model, groups, settings, seed=SEED).reference_drift < 1e-4
 
 
@@ -230,7 +232,7 @@ def test_it_learns_the_preferences():
     model = build()
     groups = preferences(model)
     seen = []
-    result = run_update(model, groups, replace(SETTINGS, epochs=8), seed=SEED, on_step=seen.append)
+    result = run_update(model, groups, changed(SETTINGS, epochs=8), seed=SEED, on_step=seen.append)
     assert seen == result.steps
     assert [row.step for row in seen] == list(range(24))
     last = result.steps[-1]
@@ -244,8 +246,8 @@ def test_metrics_are_those_of_the_step():
     model = build()
     groups = [replace(group, reference_logps=[-20.0, -30.0]) for group in preferences(model)]
     start = sequence_logps(model, groups, 200)
-    settings = replace(SETTINGS, batch_size=100, reference_is_start=False)
-    result = run_update(model, groups, settings, seed=SEED)
+    settings = changed(SETTINGS, batch_size=100)
+    result = run_update(model, groups, settings, seed=SEED, facts=OTHER_REFERENCE)
     (row,) = result.steps
     chosen, rejected = (sum(logps[place] for logps in start) / len(start) for place in (0, 1))
     assert row.logp_chosen == pytest.approx(chosen, rel=1e-5)
@@ -260,7 +262,7 @@ def test_metrics_are_those_of_the_step():
 def test_displacement_is_measured_after_the_last_step():
     model = build()
     groups = preferences(model)
-    result = run_update(model, groups, replace(SETTINGS, epochs=3), seed=SEED)
+    result = run_update(model, groups, changed(SETTINGS, epochs=3), seed=SEED)
     final = sequence_logps(model, groups, SETTINGS.token_budget)
     assert result.final_logps == final
     changes = [logps[0] - group.reference_logps[0] for logps, group in zip(final, groups, strict=True)]
@@ -273,7 +275,7 @@ def test_bfloat16_stays_near_float32():
     """8 bits of mantissa: a sequence of 9 tokens moves by some tenths of a nat, the first loss by less than 1%."""
     model, rounded = build(), build()
     exact = run_update(model, preferences(model), SETTINGS, seed=SEED)
-    result = run_update(rounded, preferences(rounded), replace(SETTINGS, precision="bfloat16"), seed=SEED)
+    result = run_update(rounded, preferences(rounded), changed(SETTINGS, precision="bfloat16"), seed=SEED)
     assert 0 < result.reference_drift < 1
     assert result.first_loss == pytest.approx(exact.first_loss, rel=0.01)
     assert all(weight.dtype == torch.float32 for weight in rounded.parameters())
@@ -284,7 +286,7 @@ def test_runaway_step_is_named():
     model = build()
     taken = []
     with pytest.raises(NonFiniteError, match=r"loss of step 1 is not finite for 4 preferences: prompt-\d+ .*not taken"):
-        run_update(model, preferences(model), replace(SETTINGS, learning_rate=1e30), seed=SEED, on_step=taken.append)
+        run_update(model, preferences(model), changed(SETTINGS, learning_rate=1e30), seed=SEED, on_step=taken.append)
     assert len(taken) == 1
 
 
@@ -302,16 +304,15 @@ def test_unfit_inputs_are_refused_before_work_starts():
     pairs, rankings = preferences(model, count=3), preferences(model, count=3, candidates=3)
     for groups, settings, error, words in [
         ([], SETTINGS, DataError, "got none: every prompt"),
-        (pairs, replace(SETTINGS, objectives={}), ConfigError, "at least one objective"),
         (rankings, SETTINGS, DataError, "'sigmoid' compares two candidates and prompt prompt-0 has 3"),
         (
             [replace(pairs[0], soft_label=0.9)],
-            replace(SETTINGS, objectives={"hinge": 1.0}),
+            changed(SETTINGS, objective={"hinge": 1.0}),
             DataError,
             "no soft labels",
         ),
-        (rankings, replace(RANKING, wpo=True), ConfigError, "wpo weighs pairs"),
-        (pairs, replace(SETTINGS, token_budget=8), PromptTooLongError, "token budget is 8"),
+        (rankings, changed(RANKING, wpo=True), ConfigError, "wpo weighs pairs"),
+        (pairs, changed(SETTINGS, token_budget=8), PromptTooLongError, "token budget is 8"),
     ]:
         with pytest.raises(error, match=words):
             run_update(model, groups, settings, seed=SEED)
@@ -370,19 +371,19 @@ def test_plan_covers_every_epoch_in_an_order_of_its_own():
 )
 def test_learning_rate_of_each_step(schedule, factors):
     """Six steps, two of them warm-up."""
-    assert rates(UpdateSettings(schedule=schedule, warmup_steps=2), steps=6) == pytest.approx(factors)
+    assert rates(UpdateConfig(schedule=schedule, warmup_steps=2), steps=6) == pytest.approx(factors)
 
 
-def rates(settings, *, steps):
+def rates(settings, *, steps, facts=FIRST_ROUND):
     """The factor of each step of an update with so many steps."""
-    plan = StepPlan(replace(settings, batch_size=1), seed=SEED)
+    plan = StepPlan(changed(settings, batch_size=1), seed=SEED, warmup_steps=facts.warmup_steps(settings))
     plan.add(steps, 1.0)
     plan.close()
-    return [learning_rate_factor(settings, step=step, done=plan.step(step).done) for step in range(steps)]
+    return [learning_rate_factor(settings, facts, step=step, done=plan.step(step).done) for step in range(steps)]
 
 
 def test_only_matrices_decay():
-    optimizer = build_optimizer(build("gpt2"), UpdateSettings(weight_decay=0.1))
+    optimizer = build_optimizer(build("gpt2"), UpdateConfig(weight_decay=0.1))
     decayed, kept = optimizer.param_groups
     assert decayed["weight_decay"] == 0.1
     assert kept["weight_decay"] == 0

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from numerics.test_update import SEED, SETTINGS, preferences, weights
-from numerics.tiny_models import build
+from numerics.tiny_models import build, changed
 
 from pipeline.dpo.batches import StepPlan
 from pipeline.dpo.update import Update, run_update
 from pipeline.errors import DataError, PromptTooLongError
 
-BY_SHARD = replace(SETTINGS, batch_order="shards", batch_size=4, epochs=2, schedule="linear")
+BY_SHARD = changed(SETTINGS, batch_order="shards", batch_size=4, epochs=2, schedule="linear")
 SHARDS = (3, 0, 6, 1, 7)
 """Sizes, of which none is a multiple of the batch; one shard gave no preference."""
 
@@ -61,7 +61,7 @@ def test_the_first_epoch_takes_shard_after_shard():
 
 
 def test_each_shard_is_permuted_in_its_own_way():
-    plan = StepPlan(replace(BY_SHARD, batch_size=9), seed=SEED)
+    plan = StepPlan(changed(BY_SHARD, batch_size=9), seed=SEED)
     for share in (0.25, 0.5, 0.75, 1.0):
         plan.add(9, share)
     orders = {tuple(index - 9 * number for index in plan.step(number).members) for number in range(4)}
@@ -77,7 +77,7 @@ def test_only_the_last_step_ends_an_update():
     def note(_row):
         ended.append(update.ended)
 
-    update = Update(model, groups[:4], replace(BY_SHARD, epochs=1), seed=SEED, share=0.5)
+    update = Update(model, groups[:4], changed(BY_SHARD, epochs=1), seed=SEED, share=0.5)
     update.advance(note)
     update.add(groups[4:], 1.0)
     update.run(note)
@@ -155,7 +155,7 @@ def test_a_round_without_any_preference_is_refused_at_its_end():
 
 def test_shuffled_waits_for_the_last_shard_and_is_as_ever():
     """The plan of all preferences at once: nothing changes for who does not ask for another order."""
-    settings = replace(BY_SHARD, batch_order="shuffled")
+    settings = changed(BY_SHARD, batch_order="shuffled")
     whole, parted = build(), build()
     groups = preferences(whole, count=17)
     run_update(whole, groups, settings, seed=SEED)

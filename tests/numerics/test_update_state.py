@@ -6,22 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from numerics.test_update import SEED, SETTINGS, preferences, rates, weights
-from numerics.tiny_models import build
+from numerics.test_update import OTHER_REFERENCE, SEED, SETTINGS, preferences, rates, weights
+from numerics.tiny_models import build, changed
 from safetensors.torch import load_file, save_file
 
-from pipeline.dpo.update import PreferenceGroup, Update, UpdateSettings, run_update
+from pipeline.config import UpdateConfig
+from pipeline.dpo.update import PreferenceGroup, RoundFacts, Update, run_update
 from pipeline.errors import DataError, OutOfMemoryError
 from pipeline.model.logprobs import pack_logps, sequence_logps
 
-LONG = replace(SETTINGS, epochs=3, schedule="cosine", weight_decay=0.1)  # nine steps
+LONG = changed(SETTINGS, epochs=3, schedule="cosine", weight_decay=0.1)  # nine steps
 
 
 class InterruptedError_(Exception):
     """Ends an update in the middle, as a crash would."""
 
 
-def saved_at(step: int, directory: Path, settings: UpdateSettings = LONG) -> None:
+def saved_at(step: int, directory: Path, settings: UpdateConfig = LONG) -> None:
     """An update that is saved before this step and then lost."""
     model = build()
     update = Update(model, preferences(model), settings, seed=SEED)
@@ -77,7 +78,7 @@ def test_state_of_other_inputs_is_refused(tmp_path):
     for other in (
         Update(model, groups[:-1], LONG, seed=SEED),
         Update(model, groups, LONG, seed=SEED + 1),
-        Update(model, groups, replace(LONG, learning_rate=2e-3), seed=SEED),
+        Update(model, groups, changed(LONG, learning_rate=2e-3), seed=SEED),
     ):
         with pytest.raises(DataError, match="had other preferences, settings or another seed"):
             other.load(tmp_path)
@@ -113,25 +114,25 @@ def test_carried_moments_equal_one_longer_optimizer(tmp_path):
     """Two rounds of one step each on the same preferences, the second with the moments of the first, against
     torch's AdamW that takes two steps: the second gradient is that of the second round.
     """
-    settings = replace(SETTINGS, batch_size=100, reference_is_start=False)
+    settings = changed(SETTINGS, batch_size=100)
     model = build()
     groups = preferences(model)
-    first = Update(model, groups, settings, seed=SEED)
+    first = Update(model, groups, settings, seed=SEED, facts=OTHER_REFERENCE)
     first.run()
     first.save_optimizer(tmp_path)
     carried = build()
     carried.load_state_dict(model.state_dict())
-    second = Update(carried, groups, settings, seed=SEED)
+    second = Update(carried, groups, settings, seed=SEED, facts=OTHER_REFERENCE)
     second.carry_optimizer(tmp_path)
     second.run()
     both = build()
-    run_update(both, groups, replace(settings, epochs=2), seed=SEED)
+    run_update(both, groups, changed(settings, epochs=2), seed=SEED, facts=OTHER_REFERENCE)
     # The second epoch has another order, which adds the same gradients up in another way.
     for name, weight in weights(carried).items():
         torch.testing.assert_close(weight, weights(both)[name], rtol=1e-4, atol=1e-5)
     reset = build()
     reset.load_state_dict(model.state_dict())
-    run_update(reset, groups, settings, seed=SEED)
+    run_update(reset, groups, settings, seed=SEED, facts=OTHER_REFERENCE)
     assert any((weights(reset)[name] - weight).abs().max() > 1e-4 for name, weight in weights(carried).items())
 
 
@@ -164,7 +165,7 @@ def test_adam_with_a_large_epsilon_moves_by_the_gradient():
     """
     model = build()
     before, groups = weights(model), preferences(model)
-    settings = replace(SETTINGS, batch_size=100, adam_epsilon=1e3, max_grad_norm=1e6, learning_rate=1.0)
+    settings = changed(SETTINGS, batch_size=100, adam_epsilon=1e3, max_grad_norm=1e6, learning_rate=1.0)
     (row,) = run_update(model, groups, settings, seed=SEED).steps
     moved = torch.sqrt(sum(((weights(model)[name] - old) ** 2).sum() for name, old in before.items()))
     # 1e-2: the largest gradients are not entirely negligible against epsilon, and float32 differences of weights.
@@ -174,7 +175,7 @@ def test_adam_with_a_large_epsilon_moves_by_the_gradient():
 @pytest.mark.parametrize(("field", "limit", "word"), [("stop_at_kl", 0.05, "KL"), ("stop_at_margin", 0.3, "margin")])
 def test_steps_end_after_the_one_that_met_a_limit(field, limit, word):
     model, free = build(), build()
-    settings = replace(LONG, **{field: limit})
+    settings = changed(LONG, **{field: limit})
     rows = run_update(free, preferences(free), LONG, seed=SEED).steps
     over = next(row.step for row in rows if (row.kl if field == "stop_at_kl" else row.reward_margin) > limit)
     assert 0 < over < len(rows) - 1  # the limit is met in the middle
@@ -186,9 +187,9 @@ def test_steps_end_after_the_one_that_met_a_limit(field, limit, word):
 
 def test_an_update_that_met_its_limit_stays_ended_when_it_is_loaded(tmp_path):
     model = build()
-    update = Update(model, preferences(model), replace(LONG, stop_at_kl=0.05), seed=SEED)
+    update = Update(model, preferences(model), changed(LONG, stop_at_kl=0.05), seed=SEED)
     steps = len(update.run(lambda _row: update.save(tmp_path)).steps)
-    again = Update(build(), preferences(build()), replace(LONG, stop_at_kl=0.05), seed=SEED)
+    again = Update(build(), preferences(build()), changed(LONG, stop_at_kl=0.05), seed=SEED)
     again.load(tmp_path)
     assert len(again.run().steps) == steps
 
@@ -200,19 +201,22 @@ def test_kl_of_a_step_is_half_the_mean_square():
     model = build()
     groups = preferences(model, count=1)
     shifted = [replace(groups[0], reference_logps=[groups[0].reference_logps[0] - 1, groups[0].reference_logps[1] + 3])]
-    settings = replace(SETTINGS, reference_is_start=False)
-    assert run_update(model, shifted, settings, seed=SEED).steps[0].kl == pytest.approx(2.5, rel=1e-4)
+    assert run_update(model, shifted, SETTINGS, seed=SEED, facts=OTHER_REFERENCE).steps[0].kl == pytest.approx(
+        2.5, rel=1e-4
+    )
     model = build()
     three = preferences(model, count=1, candidates=3, seed=3)
-    both = replace(settings, objectives={"plackett_luce": 1.0})
+    both = changed(SETTINGS, objective={"plackett_luce": 1.0})
     # The ranking has no difference: (2.5 + 0) / 2.
-    assert run_update(model, [*shifted, *three], both, seed=SEED).steps[0].kl == pytest.approx(1.25, rel=1e-3)
+    assert run_update(model, [*shifted, *three], both, seed=SEED, facts=OTHER_REFERENCE).steps[0].kl == pytest.approx(
+        1.25, rel=1e-3
+    )
 
 
 def test_memory_that_runs_out_halves_the_packs(monkeypatch):
     """A device that holds 60 tokens: the step is done again with smaller packs, and the result is the same."""
     roomy, small = build(), build()
-    settings = replace(SETTINGS, batch_size=12, epochs=2, token_budget=200)
+    settings = changed(SETTINGS, batch_size=12, epochs=2, token_budget=200)
     expected = run_update(roomy, preferences(roomy), settings, seed=SEED)
 
     def limited(model, pack, **settings):
@@ -233,7 +237,7 @@ def test_memory_that_runs_out_halves_the_packs(monkeypatch):
 def test_a_larger_preference_that_comes_after_memory_ran_out(monkeypatch):
     """The packs have been halved to 50 tokens when one of 58 is added, which the device holds."""
     model = build()
-    settings = replace(SETTINGS, batch_order="shards", batch_size=6, token_budget=200)
+    settings = changed(SETTINGS, batch_order="shards", batch_size=6, token_budget=200)
     first = preferences(model, count=6)
     large = PreferenceGroup(
         prompt_id="large",
@@ -273,7 +277,7 @@ def test_learning_rate_over_a_whole_run():
     """Two rounds of four steps each along one line, after one step of warm-up in the first: 1/2, then 1, 5/6, 4/6;
     1/2, 3/8, 2/8, 1/8.
     """
-    settings = UpdateSettings(schedule="linear", warmup_steps=1, schedule_end=0.5)
-    second = replace(settings, schedule_start=0.5, schedule_end=1.0)
-    assert rates(settings, steps=4) == pytest.approx([1 / 2, 1, 5 / 6, 4 / 6])
-    assert rates(second, steps=4) == pytest.approx([1 / 2, 3 / 8, 2 / 8, 1 / 8])
+    settings = UpdateConfig(schedule="linear", warmup_steps=1, schedule_over="run")
+    first, second = RoundFacts(round=1, rounds=2), RoundFacts(round=2, rounds=2)
+    assert rates(settings, steps=4, facts=first) == pytest.approx([1 / 2, 1, 5 / 6, 4 / 6])
+    assert rates(settings, steps=4, facts=second) == pytest.approx([1 / 2, 3 / 8, 2 / 8, 1 / 8])

@@ -20,6 +20,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from pipeline.config import UpdateConfig
 from pipeline.packing.packing import TokenGroup
 
 VOCABULARY = 61
@@ -59,6 +60,11 @@ BUILDERS: dict[str, Callable[[], Any]] = {
         )
     ),
 }
+
+
+def changed(config: UpdateConfig, **fields: Any) -> UpdateConfig:
+    """The same update with other fields, beyond a recipe's limits where a test needs that."""
+    return config.model_copy(update=fields)
 
 
 def build(name: str = "llama", seed: int = 0) -> Any:

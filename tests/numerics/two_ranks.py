@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from numerics.rank_cases import CASES, LONG, LORA, SEED, SETTINGS, UNEVEN, built, preferences
 
-from pipeline.dpo.types import UpdateResult, UpdateSettings
+from pipeline.config import UpdateConfig
+from pipeline.dpo.types import UpdateResult
 from pipeline.dpo.update import Update, run_update
 from pipeline.errors import RondoError
 from pipeline.model.distributed import World, shard
@@ -29,7 +30,7 @@ references = json.loads((out / "references.json").read_text())
 pairs = preferences("pairs", references)
 
 
-def sharded(name: str = "llama", settings: UpdateSettings = SETTINGS, seed: int = 0) -> Any:
+def sharded(name: str = "llama", settings: UpdateConfig = SETTINGS, seed: int = 0) -> Any:
     model = built(name, seed)
     shard(model, world, precision=settings.precision)
     return model

@@ -6,7 +6,8 @@ import pytest
 
 from flows.remote.dispatcher import describe
 from pipeline.errors import JudgeError
-from pipeline.judges.base import Judgment, judgments_table
+from pipeline.judges.base import Judgment
+from pipeline.judges.support.tables import judgments_table
 from pipeline.records import storable
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import flows  # noqa: F401  the sentences are those that users see, with commands in them
 import storage.log.lease
 from storage.log.store import Store
 

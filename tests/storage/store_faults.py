@@ -12,12 +12,12 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
+from flows.analysis.pruning import prune_to
 from storage.errors import BackendError
 from storage.log.manifest import Key
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.objects.objects import Listed, Objects, Sink
-from storage.retention.prune import prune
 from storage.tables.checkpoints import local_directory, stage_directory
 from storage.tables.shards import read_table, write_table
 
@@ -170,7 +170,7 @@ def killed_run(root: str, at: int, when: str) -> None:
 def killed_prune(root: str, at: int) -> None:
     """For a child process: prunes the run "kept", and is killed before one of its writes."""
     store = faulty(Store.open(root), at, "before", kill)
-    prune(store, store.run("kept"), ())
+    prune_to(store, store.run("kept"), ())
 
 
 def hold(root: str, name: str, barrier: object) -> None:

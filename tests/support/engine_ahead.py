@@ -17,6 +17,7 @@ def main() -> None:
     configure_environment("cpu", 1)
     from vllm.platforms.cpu import CpuPlatform
 
+    from pipeline.config import SamplingConfig
     from pipeline.sampling.vllm_engine import VllmSampler
     from support.sampler_contract import CONTEXT, SETTINGS, make_weights, requests
 
@@ -28,7 +29,7 @@ def main() -> None:
 
     CpuPlatform.check_and_update_config = staticmethod(schedule_ahead)
     weights = make_weights(Path(sys.argv[1]))
-    sampler = VllmSampler(weights.first, context=CONTEXT, cache_gib=0.25, max_sequences=64)
+    sampler = VllmSampler(weights.first, SamplingConfig(context=CONTEXT, cache_gib=0.25, max_sequences=64))
     in_flight = sampler._engine.engine_core.engine_core.batch_queue
 
     expected = finish(sampler.sample(requests(6), SETTINGS))

@@ -7,10 +7,10 @@ import pyarrow as pa
 
 from flows.registry.resume import header
 from flows.registry.round_summary import RoundSummary
-from pipeline.config import Recipe
 from pipeline.evaluation.held_out import alarms, describe_evaluation
 from pipeline.evaluation.round_metrics import RoundMetrics
 from pipeline.preferences import build_preferences
+from pipeline.recipe import Recipe
 from pipeline.records import CANDIDATES, EVALUATION_LOGPS, JUDGMENTS, PROMPTS, STEPS, to_table
 from storage.log.manifest import Key
 from storage.log.run import Run, Writer

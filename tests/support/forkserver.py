@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PRELOAD = (
-    "flows.prefect_api.settings", "flows.cli.main", "flows.run.execute", "flows.report.page",
+    "flows.prefect_api", "flows.cli.main", "flows.run.start", "flows.run.execute", "flows.report.page",
     "flows.prefect_api.server", "flows.remote.worker_main",
     "flows.workers.sampler", "flows.workers.judge", "flows.workers.trainer", "pipeline.sampling.transformers_engine",
     "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto", "storage.tables.checkpoints",

@@ -1,21 +1,27 @@
 """A run with tables, weights and a shared warm start whose records agree with each other; no model, and quick."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import pyarrow as pa
 
+from flows.analysis.pruning import prune_to
+from flows.registry.verify_rules import RULES
 from flows.run.fork_history import import_parent_rounds
 from storage.log.manifest import FileRef, Key
 from storage.log.run import Run, Writer
 from storage.log.store import Store
-from storage.retention.prune import create_fork
+from storage.retention.prune import Pruning, create_fork
 from storage.tables.checkpoints import find_shared, stage_directory, stage_shared, weights_digest
 from storage.tables.shards import write_table
+from storage.verify.verify import Progress, Verification
+from storage.verify.verify import verify as verify_run
 
 WARM_START = ("warm_starts", "0123456789abcdef")
 Figures = Callable[..., Mapping[str, object]]
 TABLES = ("metrics", "probe", "eval_candidates", "eval_judgments", "eval_logps", "judgments", "preferences")
+STAGES = (*TABLES, "candidates", "checkpoint", "optimizer", "ema")
+LAST = 4
 
 
 def kept_run(store: Store, name: str = "kept", rounds: int = 4, metrics: Figures = dict, **header: object) -> Run:
@@ -33,11 +39,31 @@ def kept_run(store: Store, name: str = "kept", rounds: int = 4, metrics: Figures
 
 def kept_fork(store: Store, parent: Run, round: int, name: str, rounds: int) -> Run:
     """A fork with this many rounds, those of its parent included."""
-    run = create_fork(store, parent, round, name, {"recipe": {"name": "kept"}})
+    run = create_fork(store, parent, round, name, {"recipe": {"name": "kept"}}, parent.files(round, "checkpoint"))
     with run.writer() as writer:
         import_parent_rounds(store, run, writer)
         add_rounds(store, run, writer, rounds)
     return run
+
+
+def kept_with_fork(root: Path) -> Store:
+    """A run of rounds 0 to ``LAST``, whose round 1 was pruned, and a fork of its round 3 with one round more."""
+    store = Store.open(root)
+    prune(store, kept_run(store, "kept", LAST), {2, 3})
+    kept_fork(store, store.run("kept"), 3, "fork", LAST)
+    with store.run("kept").writer():
+        pass  # so that the last entries are none that matter
+    return store
+
+
+def verify(store: Store, name: str, progress: Progress | None = None) -> Verification:
+    """The run, verified with what is known of rounds such as these."""
+    return verify_run(store, name, RULES, progress)
+
+
+def prune(store: Store, run: Run, keep: Collection[int]) -> Pruning:
+    """The run without the weights of other rounds than these and those that are always kept."""
+    return prune_to(store, run, keep)
 
 
 def add_rounds(store: Store, run: Run, writer: Writer, last: int, metrics: Figures = dict) -> None:

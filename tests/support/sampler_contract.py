@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from pipeline.config import SamplingConfig
 from pipeline.errors import EngineError, PromptTooLongError
 from pipeline.model.policy import sampler_copy
-from pipeline.sampling import Candidate, Sampler, SamplingRequest, SamplingSettings, base, finish, reported
+from pipeline.sampling import Candidate, Sampler, SamplingRequest, base, finish, reported
 from support.tiny import tiny_llama
 
 EOS = 2
@@ -18,7 +19,7 @@ CONTEXT = 256
 # The engines compute in float32, the reference here in float64. Measured differences are below 3e-6 nats; a wrong
 # weight, position or temperature shows up as 1e-2 and more.
 TOLERANCE = 1e-4
-SETTINGS = SamplingSettings(candidates=4, temperature=1.0, top_p=1.0, max_tokens=24)
+SETTINGS = SamplingConfig(candidates=4, temperature=1.0, top_p=1.0, max_tokens=24)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,9 @@ class SamplerContract:
         self, sampler: Sampler, weights: Weights, temperature: float, top_p: float
     ) -> None:
         prompts = requests(3)
-        candidates = finish(sampler.sample(prompts, SamplingSettings(2, temperature, top_p, 16)))
+        candidates = finish(
+            sampler.sample(prompts, SamplingConfig(candidates=2, temperature=temperature, top_p=top_p, max_tokens=16))
+        )
         assert_logprobs_of(weights.first, prompts, candidates)
 
     @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -105,7 +108,9 @@ class SamplerContract:
     ) -> None:
         draws = 4096
         prompt = requests(1)[0]
-        candidates = finish(sampler.sample([prompt], SamplingSettings(draws, temperature, 1.0, 1)))
+        # More than a recipe may ask for: so many that their shares can be told from others.
+        config = SamplingConfig(temperature=temperature, max_tokens=1).model_copy(update={"candidates": draws})
+        candidates = finish(sampler.sample([prompt], config))
         logps_V = reference_logps(weights.first, list(prompt.token_ids), [EOS])[0]
         expected = np.exp(logps_V / temperature) / np.exp(logps_V / temperature).sum() * draws
         counts = np.bincount([candidate.token_ids[0] for candidate in candidates], minlength=64)
@@ -114,7 +119,7 @@ class SamplerContract:
 
     def test_the_nucleus_holds_every_sampled_token(self, sampler: Sampler, weights: Weights) -> None:
         prompts = requests(4)
-        for candidate in finish(sampler.sample(prompts, SamplingSettings(4, 1.0, 0.5, 16))):
+        for candidate in finish(sampler.sample(prompts, SamplingConfig(candidates=4, top_p=0.5, max_tokens=16))):
             prompt = next(request for request in prompts if request.prompt_id == candidate.prompt_id)
             probs_T_V = np.exp(reference_logps(weights.first, list(prompt.token_ids), candidate.token_ids))
             for probs_V, token in zip(probs_T_V, candidate.token_ids, strict=True):
@@ -124,7 +129,7 @@ class SamplerContract:
 
     def test_a_cold_sampler_takes_the_most_probable_token(self, sampler: Sampler, weights: Weights) -> None:
         prompts = requests(3)
-        for candidate in finish(sampler.sample(prompts, SamplingSettings(2, 0.001, 1.0, 8))):
+        for candidate in finish(sampler.sample(prompts, SamplingConfig(candidates=2, temperature=0.001, max_tokens=8))):
             prompt = next(request for request in prompts if request.prompt_id == candidate.prompt_id)
             logps_T_V = reference_logps(weights.first, list(prompt.token_ids), candidate.token_ids)
             assert candidate.token_ids == logps_T_V.argmax(-1).tolist()

@@ -8,9 +8,9 @@ import pytest
 
 from flows.analysis.capacity import plan_recipe
 from flows.registry.recipes import load_recipe
-from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from pipeline.planning.shapes import KNOWN_SHAPES
+from pipeline.recipe import Recipe
 from storage.log.manifest import Key
 from storage.log.run import Writer
 from storage.log.store import Store

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 from flows.analysis.train_judge import parse_source, train_judge, training_settings
 from flows.cli.main import app
 from flows.report.judge_report import judge_report
-from pipeline.config.reward_training import RewardTrainingConfig
 from pipeline.errors import ConfigError, DataError, RondoError
 from pipeline.reward_model.calibration import calibrate
+from pipeline.reward_model.config import RewardTrainingConfig
 from storage.errors import RunNotFoundError
 from storage.log.store import Store
 from support.finished_run import finished_run

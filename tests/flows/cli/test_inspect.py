@@ -5,13 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import polars
 import pytest
 from typer.testing import CliRunner
 
 from flows.cli.main import app
+from flows.cli.options import Format
 from flows.host.text import visible
 from flows.registry.resume import header
-from storage.errors import QueryError
+from pipeline.errors import ConfigError
+from storage.errors import NotCommittedError, QueryError
 from storage.log.store import Store
 from support.finished_run import finished_run, say, small_recipe
 
@@ -100,7 +104,7 @@ def test_margins_and_repeats(call: Call) -> None:
     assert [row["which"] for row in rows] == ["largest"] * 2 + ["smallest"] * 2
     assert all(row["margin"] == pytest.approx(0.03) for row in rows)
     assert read(call, "repeats", "small") == []
-    assert "no two rounds gave the same answer" in call("repeats", "small", "--same-tokens")
+    assert "no two rounds gave the same completion" in call("repeats", "small", "--same-tokens")
 
 
 def test_diff(call: Call) -> None:
@@ -131,3 +135,62 @@ def test_what_a_model_wrote_is_shown_and_not_obeyed(call: Call, arguments: tuple
 def test_visible_text() -> None:
     assert visible("plain, ümlaut, 漢字 👍\nnext line") == "plain, ümlaut, 漢字 👍\nnext line"
     assert visible("\x07\r\t\x9b\u2028\ud800") == "\\x07\\r\\t\\x9b\\u2028\\ud800"
+
+
+def test_a_run_alone_means_its_newest_round(call: Call) -> None:
+    newest = call("show", "small@3", "--table", "candidates")
+    assert "completions of small@3" in call("show", "small")
+    for source in ("small", "small@latest"):
+        assert call("show", source, "--table", "completions").splitlines()[3:] == newest.splitlines()[3:]
+    assert read(call, "diff", "small@1", "small") == read(call, "diff", "small@1", "small@3")
+    with pytest.raises(ConfigError, match="'small@last' is not RUN@ROUND"):
+        call("show", "small@last")
+    with pytest.raises(ConfigError, match="round 4 of run 'small' is not finished: it has rounds 0 to 3"):
+        call("show", "small@4")
+
+
+def test_people_read_of_completions_and_machines_of_candidates(call: Call) -> None:
+    header = call("show", "small", "--limit", "1").splitlines()[2]
+    assert "completion" in header
+    assert "candidate" not in header
+    row = read(call, "show", "small", "--table", "completions", "--limit", "1")[0]
+    assert "candidate" in row
+    assert "completion" not in row
+    assert call("show", "small", "--limit", "1", "--format", "csv").startswith("prompt_id,candidate,")
+
+
+def test_path_prints_the_committed_files_and_no_others(call: Call, root: Path) -> None:
+    store = Store.open(root)
+    stray = root / "runs" / "small" / "rounds" / "0003" / f"candidates-all-{'0' * 32}.parquet"
+    committed = [str(root / file.path) for file in store.run("small").files(3, "candidates")]
+    stray.write_bytes(Path(committed[0]).read_bytes())
+    try:
+        assert call("path", "small@3", "completions").splitlines() == committed
+        assert call("path", "small", "candidates").splitlines() == committed
+    finally:
+        stray.unlink()
+    prompts = [str(root / file.path) for file in store.run("small").files(0, "prompts")]
+    assert call("path", "small@2", "prompts").splitlines() == prompts
+    with pytest.raises(NotCommittedError, match="round 0 of run 'small' has no completions: it has"):
+        call("path", "small@0", "completions")
+
+
+def test_the_paths_are_what_other_tools_read(call: Call) -> None:
+    files = call("path", "small", "completions").split()
+    assert duckdb.read_parquet(files).aggregate("count(*)").fetchall() == [(12,)]
+    assert polars.read_parquet(files).height == 12
+
+
+def test_every_reading_command_has_every_format(call: Call) -> None:
+    arguments = [
+        ("runs",), ("rounds", "small"), ("show", "small"), ("history", "small", "t0"), ("scores", "small"),
+        ("margins", "small"), ("diff", "small@1", "small"), ("verify", "small"), ("lineage",), ("recipes",),
+        ("sql", "small", "select * from rounds"), ("sweep", "--dry-run"),
+    ]  # fmt: skip
+    for command in arguments:
+        for format in Format:
+            text = call(*command, "--format", format.value)
+            if format is Format.json:
+                json.loads(text)
+            if format is Format.jsonl:
+                assert all(isinstance(json.loads(line), dict) for line in text.splitlines())

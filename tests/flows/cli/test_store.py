@@ -13,14 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from flows.analysis.pruning import parse_grace, rounds_to_keep
+from flows.analysis.pruning import parse_grace, rounds_to_keep, rounds_with_weights
 from flows.cli.main import app
 from flows.registry.round_summary import RoundSummary
-from pipeline.config import Recipe
 from pipeline.errors import ConfigError
+from pipeline.recipe import Recipe
 from storage.errors import RunHasForksError
 from storage.log.store import Store
-from storage.retention.prune import rounds_with_weights
 from support.kept_run import kept_fork, kept_run, weights
 from support.recipes import TINY
 
@@ -120,7 +119,7 @@ def test_prune_names_the_forks_that_keep_weights(rondo: Rondo, store: Store) -> 
     [
         (["prune", "kept"], "say what to keep"),
         (["prune", "kept", "--keep-best", "fun"], "the rounds have no such figure, but reward, kl_initial"),
-        (["prune", "kept", "--keep-best", "reward:low"], "or METRIC:min where less is better"),
+        (["prune", "kept", "--keep-best", "reward:low"], "or METRIC:min if less is better"),
         (["sweep", "--grace", "soon"], "'soon' is no duration"),
         (["verify", "kpt"], "did you mean 'kept'?"),
         (["lineage", "kpt"], "did you mean 'kept'?"),

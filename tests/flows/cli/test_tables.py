@@ -1,14 +1,20 @@
 """Results in the terminal: what does not fit is never cut without a word."""
 
+import csv
+import io
+import json
+from typing import Any
+
 import pytest
 
+from flows.cli.options import Format
 from flows.cli.tables import print_rows
 
 SHA = "e24fe9ea" * 4
 
 
-def printed(capsys: pytest.CaptureFixture[str], rows: list[dict[str, object]], **more: int) -> str:
-    print_rows(rows, title="rows", as_json=False, empty="none", **more)
+def printed(capsys: pytest.CaptureFixture[str], rows: list[dict[str, Any]], **more: Any) -> str:
+    print_rows(rows, title="rows", empty="none", **more)
     return capsys.readouterr().out
 
 
@@ -39,3 +45,69 @@ def test_a_long_cell_ends_with_an_ellipsis(capsys: pytest.CaptureFixture[str], m
     monkeypatch.setenv("COLUMNS", "400")
     assert f"{'x' * 159}…" in printed(capsys, [{"text": "x" * 200}])
     assert "x" * 200 in printed(capsys, [{"text": "x" * 200}], longest=1000)
+
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "prompt_id": "a1",
+        "candidate": 0,
+        "score": 0.123456,
+        "text": "one, two\n<b>three</b> | `four`",
+        "parts": {"x": [1]},
+    },
+    {"prompt_id": "a2", "candidate": 1, "score": None, "text": "*five* [six](seven)", "parts": None},
+]
+
+
+def test_json_lines_and_csv_have_everything_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert json.loads(printed(capsys, ROWS, format=Format.json)) == ROWS
+    assert [json.loads(line) for line in printed(capsys, ROWS, format=Format.jsonl).splitlines()] == ROWS
+    read = list(csv.DictReader(io.StringIO(printed(capsys, ROWS, format=Format.csv))))
+    assert [row["text"] for row in read] == [row["text"] for row in ROWS]
+    assert [(row["candidate"], row["score"], row["parts"]) for row in read] == [
+        ("0", "0.123456", '{"x": [1]}'), ("1", "", ""),
+    ]  # fmt: skip
+
+
+def test_a_document_and_records_are_for_machines_and_rows_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    shown, records, document = [{"a": 1}], [{"b": 2}, {"b": 3}], {"ok": True}
+    said = {
+        format: printed(capsys, shown, format=format, records=records, document=document).strip() for format in Format
+    }
+    assert json.loads(said[Format.json]) == document
+    assert [json.loads(line) for line in said[Format.jsonl].splitlines()] == records
+    assert said[Format.csv].split() == ["b", "2", "3"]
+    assert said[Format.markdown].splitlines()[-1] == "| 1 |"
+    assert "a" in said[Format.table]
+    assert "b" not in said[Format.table]
+
+
+def test_markdown_says_completion_and_escapes_what_a_model_wrote(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(capsys, ROWS, format=Format.markdown).splitlines()
+    assert lines[0] == "| prompt_id | completion | score | text | parts |"
+    assert lines[2].startswith("| a1 | 0 | 0.1235 | one, two<br>\\<b\\>three\\</b\\> \\| \\`four\\` |")
+    assert "\\*five\\* \\[six\\](seven)" in lines[3]
+
+
+@pytest.mark.parametrize("format", [Format.csv, Format.jsonl])
+def test_of_no_row_a_machine_reads_nothing(capsys: pytest.CaptureFixture[str], format: Format) -> None:
+    assert printed(capsys, [], format=format) == ""
+
+
+def test_rows_are_ruled_if_their_texts_take_several_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    rules = [
+        sum(set(line.strip()) == {"─"} for line in printed(capsys, [{"n": 1, "text": text}] * 3).splitlines())
+        for text in ("a few words", "so many words that no line holds them " * 3)
+    ]
+    assert rules[0] == 1, "below the header alone"
+    assert rules[1] > 3
+
+
+def test_colours_are_for_terminals(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "\x1b[" not in printed(capsys, ROWS)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert "\x1b[" in printed(capsys, ROWS)

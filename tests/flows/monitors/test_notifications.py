@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from prefect.states import Completed, Failed
 
-import flows.prefect_api.settings  # noqa: F401  before Prefect
+import flows.prefect_api  # noqa: F401  before Prefect
 from flows.run.execute import _end_message, run_rounds
 from storage.log.store import Store
 from support.finished_run import finished_run

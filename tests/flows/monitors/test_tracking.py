@@ -52,7 +52,7 @@ def test_what_a_killed_process_tracked_is_replaced(tmp_path: Path, first: int) -
     """
     script = (
         "import os, signal, sys\nfrom pathlib import Path\n"
-        "sys.path[:0] = ['tests/flows']\n"
+        "sys.path[:0] = ['tests/flows/monitors']\n"
         "from test_tracking import rounds\n"
         "from flows.monitors.tracking import TensorBoardSink, Tracker\n"
         f"tracker = Tracker(TensorBoardSink(Path({str(tmp_path)!r})))\n"

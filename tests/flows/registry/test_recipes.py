@@ -1,20 +1,13 @@
 """Recipes: what ships parses, and what is wrong is said in one sentence with the field, the value and the remedy."""
 
 import json
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from flows.registry.recipes import differences, load_recipe, parse_recipe
-from pipeline.config.update import (
-    OBJECTIVES,
-    RANKING_OBJECTIVES,
-    REVERSE_KL_OBJECTIVES,
-    SMOOTHED_OBJECTIVES,
-    SOFT_LABEL_OBJECTIVES,
-    UpdateConfig,
-)
+from flows.round.provenance import recipe_hash
+from pipeline.config import OBJECTIVES, UpdateConfig
 from pipeline.errors import ConfigError
 from support.recipes import TINY
 
@@ -31,7 +24,7 @@ def test_shipped_recipes_parse(path: Path) -> None:
     [
         ("update.bta=1", "update.bta: there is no such field (its value is 1): did you mean 'beta'?"),
         ("sampling.candidates=1", "sampling.candidates: 1 is not allowed: input should be greater than or equal to 2"),
-        ("judge.kind=oracle", "judge.kind: 'oracle' does not exist: choose one of 'vader'"),
+        ("judge.kind=oracle", "judge.kind: 'oracle' does not exist: choose one of 'characters'"),
         ("policy.heads=3", "hidden_size 64 does not split into 3 heads"),
         ("update.beta=-1", "update.beta: -1 is not allowed: input should be greater than 0"),
         ("update.beta=.nan", "update.beta: nan is not allowed: input should be a finite number"),
@@ -221,44 +214,31 @@ def test_an_objective_of_weight_1_is_its_name() -> None:
     assert parse_recipe(mixed.model_dump(mode="json")) == mixed
 
 
-def test_a_recipe_offers_every_objective_that_there_is() -> None:
-    from pipeline.dpo.losses import OBJECTIVES as LOSSES
+def test_every_objective_of_a_recipe_has_a_formula_and_no_other_has() -> None:
+    from pipeline.dpo.losses import LOSSES
 
     assert set(OBJECTIVES) == set(LOSSES)
-    assert set(RANKING_OBJECTIVES) == {name for name, objective in LOSSES.items() if objective.rankings}
-    assert set(SOFT_LABEL_OBJECTIVES) == {name for name, objective in LOSSES.items() if objective.soft}
-    assert set(SMOOTHED_OBJECTIVES) == {name for name, objective in LOSSES.items() if objective.needs_smoothing}
-    assert set(REVERSE_KL_OBJECTIVES) == {name for name, objective in LOSSES.items() if not objective.margin}
+    constants = {name for objective in OBJECTIVES.values() for name in objective.constants}
+    assert constants < set(UpdateConfig.model_fields)
 
 
-def test_a_recipe_says_all_that_an_update_can_do() -> None:
-    """Each setting reaches the update, and what a recipe leaves out is what the update itself would take."""
-    from flows.workers.preference_groups import update_settings
-    from pipeline.dpo.losses import ObjectiveSettings
-    from pipeline.dpo.update import UpdateSettings
-
-    assert update_settings(UpdateConfig(), 1, 5, reference_is_start=True) == UpdateSettings()
-    constants = {
-        "beta": 0.3, "label_smoothing": 0.1, "target_margin": 2.0, "dpop_penalty": 5.0, "divergence": "reverse_kl",
-        "divergence_alpha": 0.5,
-    }  # fmt: skip
-    others = {
-        "nll_weight": 0.1, "exploration_weight": 0.01, "wpo": True, "learning_rate": 0.01, "schedule": "linear",
-        "warmup_steps": 3, "weight_decay": 0.1, "max_grad_norm": 2.0, "epochs": 2, "batch_size": 5, "token_budget": 99,
-        "precision": "bfloat16", "gradient_checkpointing": True, "optimizer": "paged_adamw_8bit", "adam_beta1": 0.8,
-        "adam_beta2": 0.9, "adam_epsilon": 1e-6, "batch_order": "shards", "stop_at_kl": 2.0, "stop_at_margin": 3.0,
-    }  # fmt: skip
-    objective = {"sigmoid": 0.5, "simpo": 2.0, "dpop": 1.0}
-    # These say where in the run the update stands, which the flow knows.
-    of_the_round = {"schedule_start": 0.25, "schedule_end": 0.5, "reference_is_start": False}
-    assert {field.name for field in fields(UpdateSettings)} == {"objectives", "constants", *of_the_round, *others}
-    assert {field.name for field in fields(ObjectiveSettings)} == set(constants)
-    expected = UpdateSettings(objectives=objective, constants=ObjectiveSettings(**constants), **of_the_round, **others)
-    config = UpdateConfig(objective=objective, schedule_over="run", **constants, **others)
-    assert update_settings(config, 2, 4, reference_is_start=False) == expected
-    skewed = UpdateConfig(divergence="alpha", divergence_alpha=0.25)
-    constants_found = update_settings(skewed, 1, 5, reference_is_start=True).constants
-    assert (constants_found.divergence, constants_found.divergence_alpha) == ("alpha", 0.25)
+@pytest.mark.parametrize("kind", ["human", "people"])
+def test_old_names_are_the_same_recipe(kind: str) -> None:
+    """What version 0.1.0 called people and most_set_aside, in recipes, in changes, and in the headers of its runs."""
+    judged = {**TINY, "judge": {"kind": "human"}, "evaluation": {"prompts": 8, "judges": [{"kind": "vader"}]}}
+    new = parse_recipe(judged, ["sampling.max_skipped_fraction=0.2"])
+    old = parse_recipe({**judged, "sampling": {**TINY["sampling"], "most_set_aside": 0.2}}, [f"judge.kind={kind}"])
+    assert differences(new, old) == []
+    assert recipe_hash(new) == recipe_hash(old)
+    assert old.judge.label == kind  # the name in the tables of a run stays the one that it began with
+    assert old.sampling.max_skipped_fraction == 0.2
+    assert parse_recipe(old.model_dump(mode="json")) == old
+    for name in ("most_set_aside", "max_skipped_fraction"):
+        changed = parse_recipe(old.model_dump(mode="json"), [f"sampling.{name}=0.3"])
+        assert differences(old, changed) == ["sampling.max_skipped_fraction: 0.2 -> 0.3"]
+    both = {**TINY["sampling"], "most_set_aside": 0.2, "max_skipped_fraction": 0.2}
+    with pytest.raises(ConfigError, match=r"sampling\.most_set_aside is the old name of .*: give one of them"):
+        parse_recipe({**TINY, "sampling": both})
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from flows.errors import NodeError, WorkerDiedError
 from flows.remote.nodes import Nodes
 from flows.remote.ranks import meeting_environment, split_address
 from flows.remote.worker_process import WorkerProcess
-from pipeline.config import Recipe
 from pipeline.errors import ConfigError
+from pipeline.recipe import Recipe
 from storage.log.store import Store
 from support.ranks import family, free_port, gone, listening, probe_inputs
 from support.recipes import TINY

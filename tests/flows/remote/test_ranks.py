@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from flows.errors import WorkerDiedError
 from flows.remote import ranks as starting
 from flows.remote.worker_process import WorkerProcess
-from pipeline.config import Recipe
 from pipeline.errors import OutOfMemoryError
+from pipeline.recipe import Recipe
 from storage.log.store import Store
 from support.ranks import family, gone, listening, probe_inputs
 from support.recipes import TINY

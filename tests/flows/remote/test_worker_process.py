@@ -17,9 +17,9 @@ import flows.remote.worker_process
 from flows.errors import WorkerDiedError, WorkerError
 from flows.host.processes import lives
 from flows.remote.worker_process import WorkerProcess
-from pipeline.config import GrammarJudge
 from pipeline.errors import DataError
 from pipeline.judges import make_judge
+from pipeline.judges.grammar import GrammarConfig
 from pipeline.records import CANDIDATES, PROMPTS, to_table
 from storage.log.store import Store
 from storage.tables.shards import write_table
@@ -46,7 +46,7 @@ def test_a_call_is_answered(make: Callable[[], WorkerProcess]) -> None:
 
 
 def grammar_version() -> str:
-    return make_judge(GrammarJudge(kind="grammar")).version
+    return make_judge(GrammarConfig(kind="grammar")).version
 
 
 def test_a_users_error_keeps_its_class_and_its_sentence(make: Callable[[], WorkerProcess], tmp_path: Path) -> None:

@@ -174,7 +174,6 @@ def test_the_judge_is_watched(store: Store, whole: str) -> None:
     assert [text.strip() for text in page.texts["td"]].count("1.5") == 1
 
 
-
 def test_a_single_scored_answer_has_no_error(store: Store) -> None:
     changes = {"reward_se": None, "kl_initial_se": None, "kl_previous_se": None, "judges": {}, "win_rate_initial": None}
     page = Path(write_report(store, finished_run(store, changes=changes))).read_text()

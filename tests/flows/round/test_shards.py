@@ -258,7 +258,7 @@ def test_the_state_that_an_earlier_version_saved_is_left_alone() -> None:
         assert found is not None
         assert found.files != old.files
         drop_states(run, writer, 1)
-        assert {*run.released} == {file.path for file in (*old.files, *found.files)}
+        assert {*run.dropped} == {file.path for file in (*old.files, *found.files)}
 
 
 def test_what_rounds_are_compared_with_is_found_again_as_it_is() -> None:

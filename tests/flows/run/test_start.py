@@ -16,7 +16,9 @@ from support.finished_run import small_recipe
 
 def begin(directory: Path) -> None:
     path = directory / "recipe.yaml"
-    path.write_text(yaml.safe_dump(small_recipe().model_dump(mode="json")))
+    (directory / "prompts.jsonl").touch()
+    recipe = small_recipe(prompts={"source": "jsonl", "path": str(directory / "prompts.jsonl")})
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     starting.start(path, None, None, str(directory / "root"), [], resume=False, display=Display())
 
 

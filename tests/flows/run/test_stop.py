@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 
-import flows.prefect_api.settings  # noqa: F401  before Prefect
 from flows.prefect_api import server
 from flows.run import stop
 from pipeline.errors import ConfigError

@@ -9,17 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-import flows.prefect_api.settings  # noqa: F401  before Prefect
+from flows.prefect_api import HEARTBEAT_VARIABLE, heartbeat_seconds
 from flows.prefect_api.limits import needs_gpu, run_limit
 from flows.prefect_api.server import using
 from flows.prefect_api.server_record import HOME_VARIABLE, Record, Started, write
-from flows.prefect_api.settings import HEARTBEAT_VARIABLE, heartbeat_seconds
 from flows.registry.recipes import parse_recipe
 from flows.schedule import scheduled_rounds
 from flows.schedule.deployments import PoolType, _job_variables
 from flows.schedule.scheduled_rounds import describe, schedule_of
-from pipeline.config import Recipe
 from pipeline.errors import ConfigError
+from pipeline.recipe import Recipe
 from support.recipes import TINY
 
 

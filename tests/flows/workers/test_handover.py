@@ -8,12 +8,13 @@ import pytest
 from flows.workers.preference_groups import with_reference
 from flows.workers.references import PolicyRef
 from flows.workers.sampler import SamplerWorker, _nearer_to_previous
-from pipeline.config import Recipe, UpdateConfig
+from pipeline.config import UpdateConfig
 from pipeline.dpo.types import PreferenceGroup
 from pipeline.errors import WeightSyncError
 from pipeline.model.logprobs import sequence_logps
 from pipeline.model.policy import load_policy
 from pipeline.packing.packing import TokenGroup
+from pipeline.recipe import Recipe
 from pipeline.records import PROBE, to_table
 from storage.log.store import Store
 from storage.tables.checkpoints import stage_directory, weights_digest

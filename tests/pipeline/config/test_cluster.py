@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config import Recipe
+from pipeline.recipe import Recipe
 from support.recipes import TINY
 
 LLM = {"kind": "llm", "model": "m", "base_url": "http://127.0.0.1:1/v1", "mode": "rubric", "budget_requests": 5}

@@ -36,7 +36,14 @@ def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, line: bytes, messag
 
 
 def test_texts_come_back_as_given(tmp_path: Path) -> None:
-    texts = ["👩‍👩‍👧‍👦🏳️‍🌈 family", "\u202eright to left \u05d0", "nul \0 char", "line\u2028sep\u2029", "\n\n\n", "tab\t\r\n crlf"]
+    texts = [
+        "👩‍👩‍👧‍👦🏳️‍🌈 family",
+        "\u202eright to left \u05d0",
+        "nul \0 char",
+        "line\u2028sep\u2029",
+        "\n\n\n",
+        "tab\t\r\n crlf",
+    ]
     path = tmp_path / "p.jsonl"
     lines = [json.dumps({"prompt": text}, ensure_ascii=number % 2 == 0) for number, text in enumerate(texts)]
     path.write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())

@@ -63,7 +63,11 @@ def sentence_piece() -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-KINDS = {"byte level": byte_level, "sentence piece": sentence_piece, "words": lambda: tiny_tokenizer(chat_template=True)}
+KINDS = {
+    "byte level": byte_level,
+    "sentence piece": sentence_piece,
+    "words": lambda: tiny_tokenizer(chat_template=True),
+}
 
 
 def ids_of(tokenizer: Any, *tokens: str) -> list[int]:

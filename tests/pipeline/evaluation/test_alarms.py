@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from pipeline.config import EvaluationConfig
 from pipeline.evaluation.held_out import alarms
+from pipeline.recipe import EvaluationConfig
 
 INITIAL = {"length": 20.0, "entropy_per_token": 1.2}
 GOOD = {"chosen_fell": 0.2, "chosen_change": 1.0, "length": 25.0, "kl_initial": 3.0, "entropy_per_token": 0.9}

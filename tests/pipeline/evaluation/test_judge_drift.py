@@ -1,4 +1,4 @@
-"""Watching the judge: each figure by hand, and alarms that come when they should and not by chance."""
+"""The training judge over the rounds: each figure by hand, and alarms that come when they should and not by chance."""
 
 import math
 import random
@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.config import EvaluationConfig
 from pipeline.evaluation.held_out import alarms, describe_evaluation
-from pipeline.evaluation.judge_drift import agreement, change, drifted, gap, over_optimised
+from pipeline.evaluation.judge_drift import agreement, change, drifted, over_optimised, overoptimization_gap
 from pipeline.evaluation.metrics import Estimate
+from pipeline.recipe import EvaluationConfig
 from support.judged import candidates, judgments
 
 
@@ -26,9 +26,9 @@ def test_agreement_is_over_pairs_that_both_see_as_different() -> None:
 def test_the_gap_is_in_each_judges_own_spread() -> None:
     first = {"p": 0.0, "q": 2.0}  # standard deviation sqrt(2)
     held = {"p": 0.0, "q": 20.0}
-    found = gap({"p": 1.0, "q": 3.0}, first, {"p": -5.0, "q": 15.0}, held)
+    found = overoptimization_gap({"p": 1.0, "q": 3.0}, first, {"p": -5.0, "q": 15.0}, held)
     assert found == pytest.approx(1 / math.sqrt(2) + 5 / (10 * math.sqrt(2)))
-    assert gap(first, first, first, {"p": 1.0, "q": 1.0}) is None
+    assert overoptimization_gap(first, first, first, {"p": 1.0, "q": 1.0}) is None
 
 
 def scores(mean: float, rng: random.Random, count: int = 200) -> dict[str, float | None]:
@@ -46,7 +46,7 @@ def test_over_optimisation_is_a_fall_while_the_reward_rises(reward: float, held:
     assert len(sentences) == alarm
     if alarm:
         assert sentences[0].startswith("other fell by ")
-        assert "since round 0, while heard, which training hears, rose by " in sentences[0]
+        assert "since round 0, while heard, the training judge, rose by " in sentences[0]
 
 
 def test_a_judge_that_stays_as_it_is_raises_no_alarm() -> None:

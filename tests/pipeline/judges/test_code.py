@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config import CodeJudge
 from pipeline.errors import JudgeError
-from pipeline.judges import JudgedCandidate, JudgeItem, JudgeProtocol, Judgment, make_judge
+from pipeline.judges import Judge, JudgedCandidate, JudgeItem, Judgment, make_judge
+from pipeline.judges.code import CodeConfig
 
 TESTS = "assert add(2, 3) == 5\nassert add(-1, 1) == 0"
 
@@ -19,7 +19,7 @@ def fenced(code: str) -> str:
     return f"Here it is:\n```python\n{code}\n```\nIt adds."
 
 
-def judged(judge: JudgeProtocol, *codes: str, reference: str = TESTS) -> list[Judgment]:
+def judged(judge: Judge, *codes: str, reference: str = TESTS) -> list[Judgment]:
     candidates = [
         JudgedCandidate(index=k, text=code if "```" in code else fenced(code), finish_reason="stop")
         for k, code in enumerate(codes)
@@ -27,12 +27,12 @@ def judged(judge: JudgeProtocol, *codes: str, reference: str = TESTS) -> list[Ju
     return judge.judge([JudgeItem(prompt_id="p", prompt_text="p", reference_answer=reference, candidates=candidates)])
 
 
-def make(**settings: Any) -> JudgeProtocol:
-    return make_judge(CodeJudge(kind="code", allow_execution=True, **{"timeout_seconds": 1.0, **settings}))
+def make(**settings: Any) -> Judge:
+    return make_judge(CodeConfig(kind="code", allow_execution=True, **{"timeout_seconds": 1.0, **settings}))
 
 
 @pytest.fixture(scope="module", params=["limits", "namespaces"])
-def judge(request: pytest.FixtureRequest) -> JudgeProtocol:
+def judge(request: pytest.FixtureRequest) -> Judge:
     try:
         return make(isolation=request.param)
     except JudgeError as error:
@@ -41,10 +41,10 @@ def judge(request: pytest.FixtureRequest) -> JudgeProtocol:
 
 def test_running_code_has_to_be_allowed() -> None:
     with pytest.raises(ValidationError, match="runs what a model wrote on this machine, and that is off"):
-        CodeJudge(kind="code")
+        CodeConfig(kind="code")
 
 
-def test_code_passes_its_tests_or_not(judge: JudgeProtocol) -> None:
+def test_code_passes_its_tests_or_not(judge: Judge) -> None:
     right = "def add(a, b):\n    return a + b"
     codes = (
         right, "def add(a, b):\n    return a - b", "def add(a, b)", "", "raise SystemExit(0)",
@@ -56,7 +56,7 @@ def test_code_passes_its_tests_or_not(judge: JudgeProtocol) -> None:
     assert judgments[9].rationale == "no Python between ``` marks"
 
 
-def test_time_and_memory_are_limited(judge: JudgeProtocol) -> None:
+def test_time_and_memory_are_limited(judge: Judge) -> None:
     start = time.monotonic()
     judgments = judged(judge, "while True: pass", "x = bytearray(10**9)",
                        "with open('big', 'wb') as f: f.write(bytes(10**7))", "print('x' * 10**8)")  # fmt: skip
@@ -65,7 +65,7 @@ def test_time_and_memory_are_limited(judge: JudgeProtocol) -> None:
     assert "MemoryError" in (judgments[1].rationale or "")
 
 
-def test_the_environment_is_empty(judge: JudgeProtocol, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_empty(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RONDO_TEST_SECRET", "secret")
     (judgment,) = judged(judge, "import os\ndef add(a, b):\n    return a + b", reference="assert set(os.environ) <= "
                          "{'LC_ALL', 'HOME', 'LC_CTYPE'}, os.environ")  # fmt: skip
@@ -133,7 +133,7 @@ def test_output_is_compared() -> None:
 
 
 def test_a_machine_without_namespaces_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from pipeline.judges import sandbox
+    from pipeline.judges.support import sandbox
 
     refusing = tmp_path / "sandbox.py"
     refusing.write_text("import sys\nsys.stderr.write('sandbox: Operation not permitted: unshare')\nsys.exit(120)")

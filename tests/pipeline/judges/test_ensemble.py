@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -12,10 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.config import EnsembleJudge
-from pipeline.judges import JudgedCandidate, JudgeItem, Judgment, make_judge
-from pipeline.judges.comparisons import PRIOR_STD, schedule, shuffles, strengths
-from pipeline.judges.ensemble import Ensemble, relative_ranks
+from pipeline.judges import (
+    Judge,
+    JudgeConfig,
+    JudgedCandidate,
+    JudgeItem,
+    Judgment,
+    Resources,
+    make_judge,
+)
+from pipeline.judges import judge as registered
+from pipeline.judges.ensemble import EnsembleConfig, relative_ranks
+from pipeline.judges.support.comparisons import PRIOR_STD, schedule, shuffles, strengths
 
 REGEX = {"kind": "regex", "pattern": "good"}
 LENGTH = {"kind": "length", "target": 4, "unit": "characters"}
@@ -26,13 +34,19 @@ def item(*answers: str, prompt: str = "p") -> JudgeItem:
     return JudgeItem(prompt_id=prompt, prompt_text=prompt, candidates=candidates)
 
 
-class Said:
+class SaidConfig(JudgeConfig):
     """A member that says what it is told to, with standard deviations or a status."""
 
+    kind: Literal["said"]
+    scores: tuple[float | str | tuple[float, float], ...]
+
+
+@registered(SaidConfig)
+class SaidJudge:
     name, version = "said", "1"
 
-    def __init__(self, *scores: float | str | tuple[float, float]) -> None:
-        self._scores = scores
+    def __init__(self, config: SaidConfig, _resources: Resources) -> None:
+        self._scores = config.scores
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
         keys = [(item, candidate) for item in items for candidate in item.candidates]
@@ -47,27 +61,31 @@ class Said:
         return judgments
 
 
+def said(*scores: float | str | tuple[float, float]) -> dict[str, Any]:
+    return {"kind": "said", "scores": scores}
+
+
 def ensemble(
-    *members: Said, weights: Sequence[float] = (), scales: Sequence[dict[str, float]] = (), **more: Any
-) -> Ensemble:
-    config = EnsembleJudge.model_validate({
+    *members: dict[str, Any], weights: Sequence[float] = (), scales: Sequence[dict[str, float]] = (), **more: Any
+) -> Judge:
+    config = EnsembleConfig.model_validate({
         "kind": "ensemble",
         "members": [
             {
-                "judge": {**REGEX, "name": f"m{n}"},
+                "judge": {**member, "name": f"m{n}"},
                 "weight": weights[n] if weights else 1.0,
                 **(scales[n] if scales else {}),
             }
-            for n in range(len(members))
+            for n, member in enumerate(members)
         ],
         **more,
     })  # fmt: skip
-    return Ensemble(config, members)
+    return make_judge(config)
 
 
 def test_real_members_keep_their_raw_scores() -> None:
     members = [{"judge": REGEX, "weight": 3}, {"judge": LENGTH, "offset": -1, "scale": 0.5}]
-    judge = make_judge(EnsembleJudge.model_validate({"kind": "ensemble", "members": members}))
+    judge = make_judge(EnsembleConfig.model_validate({"kind": "ensemble", "members": members}))
     both, one = judge.judge([item("good", "goods"), item(prompt="q")])
     # "good": 1 and (0 + 1) / 0.5 = 2, weights 3/4 and 1/4: mean 1.25, variance 3/4 * 1/16 + 1/4 * 9/16 = 3/16.
     assert both.score == pytest.approx(1.25)
@@ -81,7 +99,7 @@ def test_real_members_keep_their_raw_scores() -> None:
 )
 def test_ways_to_combine(combine: str, score: float) -> None:
     # Means 1 and 3: between them a variance of 1. Within them the mean of 0 and 2**2, that is 2.
-    judge = ensemble(Said(1.0), Said((3.0, 2.0)), combine=combine, confidence=2.0)
+    judge = ensemble(said(1.0), said((3.0, 2.0)), combine=combine, confidence=2.0)
     (judgment,) = judge.judge([item("x")])
     assert judgment.score == pytest.approx(score)
     assert judgment.score_std == pytest.approx(math.sqrt(3))
@@ -90,12 +108,12 @@ def test_ways_to_combine(combine: str, score: float) -> None:
 
 
 def test_members_that_agree_are_sure() -> None:
-    (judgment,) = ensemble(Said(5.0), Said(50.0), scales=[{}, {"scale": 10}]).judge([item("x")])
+    (judgment,) = ensemble(said(5.0), said(50.0), scales=[{}, {"scale": 10}]).judge([item("x")])
     assert (judgment.score, judgment.score_std) == (5.0, 0.0)
 
 
 def test_a_member_without_a_score_leaves_none() -> None:
-    first, second = ensemble(Said(1.0, 2.0), Said("too_long", 2.0)).judge([item("x", "y")])
+    first, second = ensemble(said(1.0, 2.0), said("too_long", 2.0)).judge([item("x", "y")])
     assert (first.status, first.score, first.score_std) == ("too_long", None, None)
     assert first.rationale == "no score by m1: too_long"
     assert first.components["m0"] == 1.0
@@ -103,11 +121,11 @@ def test_a_member_without_a_score_leaves_none() -> None:
 
 
 def test_ranks_are_those_within_a_prompt() -> None:
-    judge = ensemble(Said(1.0, 9.0, 5.0, 7.0, 0.0), Said(10.0, 0.0, 0.0, 3.0, 4.0), normalise="ranks", weights=[3, 1])
+    judge = ensemble(said(1.0, 9.0, 5.0, 7.0, 0.0), said(10.0, 0.0, 0.0, 3.0, 4.0), normalise="ranks", weights=[3, 1])
     judgments = judge.judge([item("a", "b", "c"), item("d", "e", prompt="q")])
     # ranks 0, 1, 1/2 and 1, 1/4, 1/4; then 1, 0 and 0, 1
     assert [judgment.score for judgment in judgments] == pytest.approx([0.25, 0.8125, 0.4375, 0.75, 0.25])
-    alone = ensemble(Said(1.0), Said(2.0), normalise="ranks").judge([item("a")])
+    alone = ensemble(said(1.0), said(2.0), normalise="ranks").judge([item("a")])
     assert (alone[0].status, alone[0].score) == ("alone", None)
 
 
@@ -116,7 +134,7 @@ def test_a_version_is_that_of_the_scores() -> None:
 
     def version(change: dict[str, Any], **more: Any) -> str:
         members = [{"judge": {**llm, **change}, **more}, {"judge": LENGTH}]
-        return make_judge(EnsembleJudge.model_validate({"kind": "ensemble", "members": members})).version
+        return make_judge(EnsembleConfig.model_validate({"kind": "ensemble", "members": members})).version
 
     assert version({}) == version({"concurrency": 3, "budget_tokens": 9})
     assert len({version({}), version({"model": "n"}), version({}, weight=2.0), version({}, offset=1.0)}) == 4
@@ -139,7 +157,7 @@ def test_relative_ranks() -> None:
 )
 def test_ensembles_that_make_no_sense(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
-        EnsembleJudge.model_validate({"kind": "ensemble", "members": [{"judge": REGEX}, {"judge": LENGTH}], **change})
+        EnsembleConfig.model_validate({"kind": "ensemble", "members": [{"judge": REGEX}, {"judge": LENGTH}], **change})
 
 
 def test_one_comparison_by_its_equation() -> None:

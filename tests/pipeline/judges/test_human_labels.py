@@ -6,9 +6,9 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config import PeopleJudge, Recipe
 from pipeline.judges import JudgedCandidate, JudgeItem, make_judge
-from pipeline.judges.human_labels import (
+from pipeline.judges.human import HumanConfig, HumanJudge
+from pipeline.judges.support.human_labels import (
     Question,
     digest,
     override_pairs,
@@ -17,7 +17,7 @@ from pipeline.judges.human_labels import (
     share_for_first,
     unanswered,
 )
-from pipeline.judges.people import People
+from pipeline.recipe import Recipe
 from pipeline.records import PREFERENCES, to_table
 from support.finished_run import small_recipe
 
@@ -65,8 +65,8 @@ def test_shares_count_who_decided() -> None:
 
 def test_people_as_a_judge() -> None:
     asked = item("p", "a", "b", "c")
-    judge = make_judge(PeopleJudge(kind="people", pairs=3))
-    assert isinstance(judge, People)
+    judge = make_judge(HumanConfig(kind="people", pairs=3))
+    assert isinstance(judge, HumanJudge)
     questions = {
         frozenset(answer.text for answer in question.answers): question
         for question in questions_of_candidates([asked], 3, seed=4)
@@ -85,8 +85,8 @@ def test_people_as_a_judge() -> None:
     assert '"labeller": "bob"' in (a.raw or "")
     judge.use([], seed=4)
     assert {judgment.status for judgment in judge.judge([asked])} == {"unlabelled"}
-    assert not PeopleJudge(kind="people", pairs=3).states_uncertainty
-    assert PeopleJudge(kind="people").states_uncertainty
+    assert not HumanConfig(kind="people", pairs=3).states_uncertainty
+    assert HumanConfig(kind="people").states_uncertainty
 
 
 def row(prompt_id: str, order: list[int], scores: list[float], soft: float | None = None) -> dict[str, Any]:

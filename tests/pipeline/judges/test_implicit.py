@@ -8,10 +8,9 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
-from pipeline.config import ImplicitJudge
 from pipeline.errors import JudgeError
 from pipeline.judges import JudgedCandidate, JudgeItem
-from pipeline.judges.implicit import ImplicitReward
+from pipeline.judges.implicit import ImplicitConfig, ImplicitJudge
 from support.tiny import tiny_llama
 
 PROMPTS = {"p1": [1, 10, 11], "p2": [1, 20]}
@@ -50,8 +49,8 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return tiny_llama(root / "a", seed=1, scale=0.3), tiny_llama(root / "b", seed=2, scale=0.3)
 
 
-def made(**changes: float) -> ImplicitReward:
-    return ImplicitReward(ImplicitJudge(kind="implicit", beta=0.5, **changes))
+def made(**changes: float) -> ImplicitJudge:
+    return ImplicitJudge(ImplicitConfig(kind="implicit", beta=0.5, **changes))
 
 
 def located(path: Path, asked: list[str]) -> Callable[[], Path]:
@@ -120,8 +119,8 @@ def test_what_it_cannot_judge(policies: tuple[Path, Path]) -> None:
 
 
 def test_policies_are_named_by_round() -> None:
-    judge = ImplicitJudge(kind="implicit")
+    judge = ImplicitConfig(kind="implicit")
     assert [judge.rounds(number) for number in (0, 1, 2, 5)] == [(0, 0), (0, 0), (1, 0), (4, 0)]
-    assert ImplicitJudge(kind="implicit", policy=3, reference="latest").rounds(9) == (3, 8)
+    assert ImplicitConfig(kind="implicit", policy=3, reference="latest").rounds(9) == (3, 8)
     with pytest.raises(ValidationError, match="are one, and every reward would be 0"):
-        ImplicitJudge(kind="implicit", policy="initial", reference=0)
+        ImplicitConfig(kind="implicit", policy="initial", reference=0)

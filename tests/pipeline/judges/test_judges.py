@@ -16,9 +16,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from pipeline.config import ExactAnswerJudge, GrammarJudge, RewardModelJudge, VaderJudge
 from pipeline.errors import DataError, JudgeError
-from pipeline.judges import JudgedCandidate, JudgeItem, judge_items, judgments_table, make_judge
+from pipeline.judges import JudgedCandidate, JudgeItem, make_judge
+from pipeline.judges.exact_answer import ExactAnswerConfig
+from pipeline.judges.grammar import GrammarConfig
+from pipeline.judges.reward_model import RewardModelConfig
+from pipeline.judges.support.tables import judge_items, judgments_table
+from pipeline.judges.vader import VaderConfig
 from pipeline.records import CANDIDATES, JUDGMENTS, PROMPTS, to_table
 from support.tiny import tiny_tokenizer
 
@@ -29,7 +33,7 @@ def item(*answers: str, prompt: str = "w1 w2", reference: str | None = None, **m
 
 
 def test_vader_scores_the_answer_alone() -> None:
-    judge = make_judge(VaderJudge(kind="vader"))
+    judge = make_judge(VaderConfig(kind="vader"))
     good, bad, plain, empty = judge.judge([
         item(" I loved the music.", " The plot felt dreadful.", " It lasted two hours.", "", prompt="a great joy")
     ])  # fmt: skip
@@ -44,43 +48,44 @@ def test_vader_scores_the_answer_alone() -> None:
 
 
 def test_exact_answer_ignores_white_space_around_and_nothing_else() -> None:
-    judge = make_judge(ExactAnswerJudge(kind="exact_answer"))
+    judge = make_judge(ExactAnswerConfig(kind="exact_answer"))
     scores = [j.score for j in judge.judge([item("85", " 85\n", "8 5", "085", "", reference="85 ")])]
     assert scores == [1.0, 1.0, 0.0, 0.0, 0.0]
 
 
 def test_exact_answer_after_a_mark_does_not_judge_the_working() -> None:
-    judge = make_judge(ExactAnswerJudge(kind="exact_answer", after=","))
+    judge = make_judge(ExactAnswerConfig(kind="exact_answer", after=","))
     answers = ("7+8=15, 2+5+1=8, 85", "7+8=15, 2+5+0=8, 85", "7+8=15, 2+5+0=7, 75", "7+8=15, 2+5+1=8", "85", "")
     scores = [j.score for j in judge.judge([item(*answers, reference="85")])]
     assert scores == [1.0, 1.0, 0.0, 0.0, 1.0, 0.0]
 
 
 def test_exact_answer_needs_a_reference() -> None:
-    judge = make_judge(ExactAnswerJudge(kind="exact_answer"))
+    judge = make_judge(ExactAnswerConfig(kind="exact_answer"))
     with pytest.raises(JudgeError, match="prompt w1 w2 has no reference answer"):
         judge.judge([item("85", reference="85"), item("85")])
 
 
 def test_grammar_gives_the_share_of_clauses() -> None:
-    judge = make_judge(GrammarJudge(kind="grammar"))
+    judge = make_judge(GrammarConfig(kind="grammar"))
     whole = " The plot felt great, and I loved the music. Everyone laughed."
     judgments = judge.judge([item(whole, whole + " Great.", "")])
     assert [j.score for j in judgments] == [1.0, 0.75, 0.0]
     assert judgments[1].components == {"parsed": 3.0, "clauses": 4.0}
 
 
-@pytest.mark.parametrize("kind", ["VaderJudge(kind='vader')", "ExactAnswerJudge(kind='exact_answer')"])
+@pytest.mark.parametrize("kind", ["vader", "exact_answer"])
 def test_a_judge_by_rules_imports_no_torch(kind: str) -> None:
     code = (
-        f"import sys; from pipeline.config import *; from pipeline.judges import make_judge; make_judge({kind}); "
+        "import sys; from pipeline.judges import make_judge; from pipeline.judges.registry import judges, kinds; "
+        f"make_judge(next(config for config in judges() if '{kind}' in kinds(config))(kind='{kind}')); "
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_judgments_become_a_table() -> None:
-    judge = make_judge(GrammarJudge(kind="grammar"))
+    judge = make_judge(GrammarConfig(kind="grammar"))
     table = judgments_table(judge.judge([item(" Great, and I loved the plot. Everyone laughed.", "")]))
     assert table.schema.equals(JUDGMENTS, check_metadata=True)
     assert table["score"].to_pylist() == [2 / 3, 0.0]
@@ -118,7 +123,7 @@ def candidate_row(prompt_id: str, candidate: int) -> dict[str, object]:
 
 def classifier(
     directory: Path, tokenizer: PreTrainedTokenizerFast, *, labels: int = 1, pad: int | None = 0, context: int = 32
-) -> RewardModelJudge:
+) -> RewardModelConfig:
     """A tiny sequence classifier with random weights, in the hub's format."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -128,10 +133,10 @@ def classifier(
     )  # fmt: skip
     LlamaForSequenceClassification(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    return RewardModelJudge(kind="reward_model", path=str(directory), batch_size=3)
+    return RewardModelConfig(kind="reward_model", path=str(directory), batch_size=3)
 
 
-def alone(config: RewardModelJudge, ids: list[int]) -> float:
+def alone(config: RewardModelConfig, ids: list[int]) -> float:
     """The score of one sequence without any padding, by the classifier itself."""
     model = AutoModelForSequenceClassification.from_pretrained(config.path).eval()
     with torch.inference_mode():
@@ -204,14 +209,14 @@ def test_reward_models_that_cannot_serve(tmp_path: Path) -> None:
     with pytest.raises(JudgeError, match=r"has 3 outputs \(LABEL_0, LABEL_1, LABEL_2\): name those that count"):
         make_judge(classifier(tmp_path / "many", tiny_tokenizer(), labels=3))
     with pytest.raises(JudgeError, match="cannot be loaded: check its path or id"):
-        make_judge(RewardModelJudge(kind="reward_model", path=str(tmp_path / "none")))
+        make_judge(RewardModelConfig(kind="reward_model", path=str(tmp_path / "none")))
 
 
 HEADS = ("helpfulness", "safety", "length")
 
 
-def with_heads(config: RewardModelJudge, **more: object) -> RewardModelJudge:
-    return RewardModelJudge.model_validate({**config.model_dump(), **more})
+def with_heads(config: RewardModelConfig, **more: object) -> RewardModelConfig:
+    return RewardModelConfig.model_validate({**config.model_dump(), **more})
 
 
 def test_reward_model_with_several_named_heads(tmp_path: Path) -> None:
@@ -276,7 +281,7 @@ def test_an_empty_answer_is_judged(tmp_path: Path) -> None:
 
 def test_older_judgments_lie_beside_newer_ones() -> None:
     """A version that had no column ``raw`` wrote a part of a round's shards."""
-    newer = judgments_table(make_judge(GrammarJudge(kind="grammar")).judge([item("")]))
+    newer = judgments_table(make_judge(GrammarConfig(kind="grammar")).judge([item("")]))
     older = newer.drop_columns("raw")
     both = pa.concat_tables([older, newer], promote_options="default")
     assert both.num_rows == 2

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import LlmJudge
 from pipeline.errors import BudgetError, JudgeError
-from pipeline.judges import JudgedCandidate, JudgeItem, Judgment, judgments_table, make_judge
+from pipeline.judges import JudgedCandidate, JudgeItem, Judgment, make_judge
+from pipeline.judges.llm import LlmConfig
+from pipeline.judges.support.tables import judgments_table
 from support.chat_server import Response, Script, answers_shown, chat_server, refuses, says
 
 
@@ -28,8 +29,8 @@ def item(*answers: str, prompt: str = "p", **more: Any) -> JudgeItem:
     return JudgeItem(prompt_id=prompt, prompt_text=prompt, candidates=candidates, **more)
 
 
-def config(url: str, mode: Any = "rubric", **more: Any) -> LlmJudge:
-    return LlmJudge.model_validate({"kind": "llm", "model": "m", "base_url": url, "mode": mode, "retries": 1, **more})
+def config(url: str, mode: Any = "rubric", **more: Any) -> LlmConfig:
+    return LlmConfig.model_validate({"kind": "llm", "model": "m", "base_url": url, "mode": mode, "retries": 1, **more})
 
 
 def judged(script: Script, items: list[JudgeItem], mode: Any = "rubric", **more: Any) -> list[Judgment]:
@@ -393,7 +394,9 @@ def test_versions_differ_by_what_changes_a_score() -> None:
         {"mode": "pairwise"}, {"max_tokens": 9}, {"extra_body": {"top_k": 1}}, {"rationale": True},
     )  # fmt: skip
     assert {make_judge(config(url, **change)).version for change in same} == {version}
-    versions = {make_judge(LlmJudge.model_validate({**config(url).model_dump(), **change})).version for change in other}
+    versions = {
+        make_judge(LlmConfig.model_validate({**config(url).model_dump(), **change})).version for change in other
+    }
     assert len(versions - {version}) == len(other)
 
 

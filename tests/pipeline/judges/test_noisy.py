@@ -6,8 +6,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.config import NoisyJudge, PreferencesConfig
-from pipeline.judges import JudgedCandidate, JudgeItem, Judgment, judgments_table, make_judge
+from pipeline.config import PreferencesConfig
+from pipeline.judges import JudgedCandidate, JudgeItem, Judgment, make_judge
+from pipeline.judges.noisy import NoisyConfig
+from pipeline.judges.support.tables import judgments_table
 from pipeline.preferences import build_preferences
 from pipeline.records import CANDIDATES, to_table
 
@@ -18,7 +20,7 @@ TEXTS = ("a great film", "a bad film", "a film", "a wonderful, great film", "a f
 
 def judged(items: list[JudgeItem], **settings: Any) -> list[Judgment]:
     config = {"kind": "noisy", "judge": {"kind": "vader"}, "error_rates": RATES, **settings}
-    return make_judge(NoisyJudge.model_validate(config)).judge(items)
+    return make_judge(NoisyConfig.model_validate(config)).judge(items)
 
 
 def item(prompt: int, texts: tuple[str, ...] = TEXTS) -> JudgeItem:
@@ -85,7 +87,7 @@ def test_what_the_other_judge_gives_no_score_has_none() -> None:
         prompt_text="",
         candidates=[JudgedCandidate(index=k, text=text, finish_reason="stop") for k, text in enumerate(texts)],
     )
-    found = make_judge(NoisyJudge.model_validate(config)).judge([slow])
+    found = make_judge(NoisyConfig.model_validate(config)).judge([slow])
     for one in found:
         assert (one.score is None) == (one.status != "ok")
         assert ("beats.1" in one.components) == (one.candidate == 0 and all(other.status == "ok" for other in found))

@@ -9,17 +9,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config import (
-    CharactersJudge,
-    JsonSchemaJudge,
-    LengthJudge,
-    MathJudge,
-    PythonJudge,
-    RegexJudge,
-)
 from pipeline.errors import JudgeError
 from pipeline.judges import JudgedCandidate, JudgeItem, Judgment, make_judge
-from pipeline.judges.fences import last_block
+from pipeline.judges.base import last_block
+from pipeline.judges.characters import CharactersConfig
+from pipeline.judges.json_schema import JsonSchemaConfig
+from pipeline.judges.length import LengthConfig
+from pipeline.judges.mathematics import MathConfig
+from pipeline.judges.pattern import RegexConfig
+from pipeline.judges.python_function import PythonConfig
 
 
 def item(*answers: str, reference: str | None = None, tokens: int | None = None) -> JudgeItem:
@@ -44,13 +42,13 @@ def scores(judgments: list[Judgment]) -> list[float | None]:
     ],
 )
 def test_a_pattern_is_found_or_not(settings: dict[str, Any], found: list[float]) -> None:
-    judge = make_judge(RegexJudge(kind="regex", **settings))
+    judge = make_judge(RegexConfig(kind="regex", **settings))
     assert scores(judge.judge([item(" yes\n", "yes\nand no", "YES!", "yesterday", "")])) == found
 
 
 def test_a_pattern_that_would_search_for_ever_is_ended() -> None:
     # The ways to write 60 letters as ones and twos are the 61st Fibonacci number, 2.5e12: all of them are tried.
-    judge = make_judge(RegexJudge(kind="regex", pattern="^(a|aa)+$", timeout_seconds=0.1))
+    judge = make_judge(RegexConfig(kind="regex", pattern="^(a|aa)+$", timeout_seconds=0.1))
     start = time.perf_counter()
     hard, easy = judge.judge([item("a" * 60 + "b", "aa")])
     assert time.perf_counter() - start < 5  # 0.1 s on an idle machine
@@ -67,7 +65,7 @@ SCHEMA: dict[str, Any] = {
 
 
 def test_json_is_what_its_schema_says() -> None:
-    judge = make_judge(JsonSchemaJudge(kind="json_schema", definition=SCHEMA, timeout_seconds=0.1))
+    judge = make_judge(JsonSchemaConfig(kind="json_schema", definition=SCHEMA, timeout_seconds=0.1))
     endless = json.dumps({"n": 1, "id": "a" * 60 + "b"})
     answers = ('{"n": 1}', ' {"n": 1, "x_a": null} ', '{"n": -1}', '{"n": 1, "x_a": 2}', '{"n": 1} ok', '{"n": NaN}',
                "", endless, "[" * 100_000)  # fmt: skip
@@ -80,20 +78,20 @@ def test_json_is_what_its_schema_says() -> None:
 
 
 def test_json_in_a_block() -> None:
-    judge = make_judge(JsonSchemaJudge(kind="json_schema", definition={"type": "integer"}, fenced=True))
+    judge = make_judge(JsonSchemaConfig(kind="json_schema", definition={"type": "integer"}, fenced=True))
     answers = ("```json\n1\n```", "```\n1\n```\n```json\ntrue\n```", "1", "```python\n1\n```")
     assert scores(judge.judge([item(*answers)])) == [1, 0, 0, 0]
 
 
 def test_schemas_that_cannot_serve() -> None:
     with pytest.raises(JudgeError, match="is no JSON Schema"):
-        make_judge(JsonSchemaJudge(kind="json_schema", definition={"type": "whole"}))
+        make_judge(JsonSchemaConfig(kind="json_schema", definition={"type": "whole"}))
     for reference in ("https://example.org/schema.json", "file:///etc/passwd", "#/$defs/none"):
-        judge = make_judge(JsonSchemaJudge(kind="json_schema", definition={"$ref": reference}))
+        judge = make_judge(JsonSchemaConfig(kind="json_schema", definition={"$ref": reference}))
         with pytest.raises(JudgeError, match="which is not in it"):
             judge.judge([item("1")])
     with pytest.raises(JudgeError, match=r"is no JSON Schema: '\(' is not a 'regex'"):
-        make_judge(JsonSchemaJudge(kind="json_schema", definition={"pattern": "("}))
+        make_judge(JsonSchemaConfig(kind="json_schema", definition={"pattern": "("}))
 
 
 def test_blocks_between_marks() -> None:
@@ -105,27 +103,27 @@ def test_blocks_between_marks() -> None:
 
 
 def test_what_is_beyond_the_length_costs_its_share() -> None:
-    limit = make_judge(LengthJudge(kind="length", limit=4, unit="characters"))
+    limit = make_judge(LengthConfig(kind="length", limit=4, unit="characters"))
     assert scores(limit.judge([item("", "1234", "12345", "12345678")])) == [0, 0, -0.25, -1]
-    target = make_judge(LengthJudge(kind="length", target=4))
+    target = make_judge(LengthConfig(kind="length", target=4))
     assert [target.judge([item("x", tokens=n)])[0].score for n in (1, 4, 5)] == [-0.75, 0, -0.25]
     with pytest.raises(JudgeError, match="without its number of tokens"):
         target.judge([item("x")])
     for settings in ({}, {"limit": 1, "target": 1}):
         with pytest.raises(ValidationError, match="either limit or target"):
-            LengthJudge(kind="length", **settings)
+            LengthConfig(kind="length", **settings)
 
 
 def test_letters_belong_to_scripts() -> None:
-    judge = make_judge(CharactersJudge(kind="characters", scripts=("Latin",)))
+    judge = make_judge(CharactersConfig(kind="characters", scripts=("Latin",)))
     judgments = judge.judge([item("Naïve 123 🙂!", "да no", "你好", "42 + 1", "")])
     assert scores(judgments) == [1, 0.5, 0, 1, 1]
     assert judgments[1].components == {"letters": 4.0, "other": 2.0}
     # The long-vowel mark is common to Hiragana and Katakana, and to no other script.
-    kana = make_judge(CharactersJudge(kind="characters", scripts=("Katakana", "Han")))
+    kana = make_judge(CharactersConfig(kind="characters", scripts=("Katakana", "Han")))
     assert scores(kana.judge([item("コーヒー", "漢字", "こ")])) == [1, 1, 0]
     with pytest.raises(ValidationError, match="'Elvish' is no Unicode script"):
-        CharactersJudge(kind="characters", scripts=("Elvish",))
+        CharactersConfig(kind="characters", scripts=("Elvish",))
 
 
 @pytest.mark.parametrize(
@@ -139,13 +137,13 @@ def test_letters_belong_to_scripts() -> None:
     ],
 )
 def test_mathematics_that_is_equal(reference: str, right: tuple[str, ...], wrong: tuple[str, ...]) -> None:
-    judge = make_judge(MathJudge(kind="math"))
+    judge = make_judge(MathConfig(kind="math"))
     judgments = judge.judge([item(*right, *wrong, reference=reference)])
     assert scores(judgments) == [1.0] * len(right) + [0.0] * len(wrong)
 
 
 def test_mathematics_that_is_hostile_or_missing() -> None:
-    judge = make_judge(MathJudge(kind="math", timeout_seconds=1))
+    judge = make_judge(MathConfig(kind="math", timeout_seconds=1))
     start = time.perf_counter()
     hard, none = judge.judge([item("$9^{9^{9^{9^{9}}}}$", "I do not know", reference="2")])
     assert time.perf_counter() - start < 10
@@ -189,12 +187,12 @@ def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_function_of_ones_own(functions: Path) -> None:
-    judge = make_judge(PythonJudge(kind="python", function="judge_functions:length", options={"scale": 2}))
+    judge = make_judge(PythonConfig(kind="python", function="judge_functions:length", options={"scale": 2}))
     assert scores(judge.judge([item("abc", "")])) == [1.5, 0]
 
 
 def test_what_a_function_raises_is_a_status(functions: Path) -> None:
-    judge = make_judge(PythonJudge(kind="python", function="judge_functions:picky", gives_std=True))
+    judge = make_judge(PythonConfig(kind="python", function="judge_functions:picky", gives_std=True))
     judgments = judge.judge([item("right", "wrong", "nan", "text", "negative")])
     assert [judgment.status for judgment in judgments] == ["ok", "failed", "non_finite", "failed", "failed"]
     assert (judgments[0].score, judgments[0].score_std) == (1.0, 0.25)
@@ -203,7 +201,7 @@ def test_what_a_function_raises_is_a_status(functions: Path) -> None:
 
 
 def test_the_version_of_a_function_is_that_of_its_file(functions: Path) -> None:
-    settings = PythonJudge(kind="python", function="judge_functions:length")
+    settings = PythonConfig(kind="python", function="judge_functions:length")
     first = make_judge(settings).version
     assert first == make_judge(settings).version
     functions.write_text(FUNCTIONS + "\n# another\n")
@@ -213,20 +211,20 @@ def test_the_version_of_a_function_is_that_of_its_file(functions: Path) -> None:
 @pytest.mark.parametrize("path", ["nowhere_to_be_found:f", "judge_functions:f", "judge_functions:constant"])
 def test_functions_that_are_not_there(functions: Path, path: str) -> None:
     with pytest.raises(JudgeError, match=r"cannot be (imported|called)"):
-        make_judge(PythonJudge(kind="python", function=path))
+        make_judge(PythonConfig(kind="python", function=path))
 
 
 def test_a_number_that_is_none_is_no_score(functions: Path) -> None:
     functions.write_text("def f(**_):\n    return float('inf')\n")
-    (judgment,) = make_judge(PythonJudge(kind="python", function="judge_functions:f")).judge([item("x")])
+    (judgment,) = make_judge(PythonConfig(kind="python", function="judge_functions:f")).judge([item("x")])
     assert (judgment.status, judgment.score) == ("non_finite", None)
 
 
 def test_other_settings_are_another_version() -> None:
     versions = {
-        make_judge(RegexJudge(kind="regex", pattern="a")).version,
-        make_judge(RegexJudge(kind="regex", pattern="b")).version,
-        make_judge(RegexJudge(kind="regex", pattern="a", whole=True)).version,
+        make_judge(RegexConfig(kind="regex", pattern="a")).version,
+        make_judge(RegexConfig(kind="regex", pattern="b")).version,
+        make_judge(RegexConfig(kind="regex", pattern="a", whole=True)).version,
     }
     assert len(versions) == 3
-    assert make_judge(RegexJudge(kind="regex", pattern="a", name="n")).version in versions
+    assert make_judge(RegexConfig(kind="regex", pattern="a", name="n")).version in versions

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from pipeline.config import Recipe, WarmStartPolicy
+from pipeline.config import WarmStartPolicy
 from pipeline.errors import ConfigError
 from pipeline.model.logprobs import pack_logps
 from pipeline.packing.packing import TokenGroup, pack_groups
@@ -21,6 +21,7 @@ from pipeline.planning.plan import Plan, plan_round
 from pipeline.planning.shapes import KNOWN_SHAPES, ModelShape, shape_of_config, shape_of_warm_start
 from pipeline.planning.time import decode_batch, decode_step, judging, sampling, scoring, update, weight_sync
 from pipeline.planning.work import Workload, workload_of
+from pipeline.recipe import Recipe
 
 LLAMA, SMALL = KNOWN_SHAPES["meta-llama/Llama-3.1-8B"], KNOWN_SHAPES["Qwen/Qwen2.5-0.5B"]
 ONE, NOTHING = Fact(1, "assumed"), Fact(0, "assumed")

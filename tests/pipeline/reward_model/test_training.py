@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from pipeline.config import RewardModelJudge
-from pipeline.config.reward_training import RewardTrainingConfig
 from pipeline.errors import ConfigError, DataError, JudgeError, NonFiniteError
 from pipeline.judges import JudgedCandidate, JudgeItem, make_judge
+from pipeline.judges.reward_model import RewardModelConfig
 from pipeline.records import CANDIDATES, JUDGMENTS, PREFERENCES, PROMPTS, to_table
 from pipeline.reward_model import losses as losses
+from pipeline.reward_model.config import RewardTrainingConfig
 from pipeline.reward_model.data import RatedAnswer, RewardPair, held_out_prompts, rated_answers, reward_pairs, split
 from pipeline.reward_model.training import fit_reward_model
 from support.tiny import tiny_llama
@@ -79,7 +79,7 @@ def test_it_learns_what_it_was_not_shown_and_its_judge_agrees(base: Path, tmp_pa
     assert report.steps == 4 * 6 + (2 * 11 if regresses else 0)  # ceil(42 / 8) and ceil(84 / 8) a pass
 
     states_std = objective == "uncertainty"
-    judge = make_judge(RewardModelJudge(kind="reward_model", path=str(tmp_path), gives_std=states_std))
+    judge = make_judge(RewardModelConfig(kind="reward_model", path=str(tmp_path), gives_std=states_std))
     held = split(pairs, held_out_prompts(pairs, 0.3, 0))[1]
     probabilities = []
     for pair in held:
@@ -186,7 +186,7 @@ def test_a_promise_of_standard_deviations_that_the_model_does_not_keep(base: Pat
     fit_reward_model(base, learnable()[0], [], settings(epochs=1), tmp_path)
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path).config.num_labels == 1
     with pytest.raises(JudgeError, match="gives_std is set"):
-        make_judge(RewardModelJudge(kind="reward_model", path=str(tmp_path), gives_std=True))
+        make_judge(RewardModelConfig(kind="reward_model", path=str(tmp_path), gives_std=True))
 
 
 def prompt_row(prompt_id: str) -> dict[str, Any]:

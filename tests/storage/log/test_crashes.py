@@ -14,7 +14,7 @@ from store_faults import Crash, contents, faulty, killed_run, small_run
 from storage.log.store import Store
 
 # run, its probe; session, its probe; for each of two rounds: two shards (data, entry), checkpoint entry, round,
-# summary; close. The checkpoint's two files are written in place on a local disk, and by the objects elsewhere.
+# snapshot; close. The checkpoint's two files are written in place on a local disk, and by the objects elsewhere.
 LOCAL_WRITES = 2 + 2 + 2 * 7 + 1
 OTHER_WRITES = LOCAL_WRITES + 2 * 2
 

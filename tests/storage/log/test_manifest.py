@@ -23,7 +23,7 @@ from storage.log.manifest import (
     seal,
     unseal,
 )
-from storage.log.snapshots import Summary, decode_summary, encode_summary
+from storage.log.snapshots import Snapshot, decode_snapshot, encode_snapshot
 from storage.log.store import Store
 from storage.objects import layout
 
@@ -36,7 +36,7 @@ ENTRY = Entry(
 )
 ROUND = replace(ENTRY, number=6, kind="round", key=Key(1, "round"), files=())
 SESSION = replace(ENTRY, number=1, kind="session", key=None, files=())
-SUMMARY = Summary(ROUND, 0, "2" * 64, SESSION, (ENTRY,), ())
+SNAPSHOT = Snapshot(ROUND, 0, "2" * 64, SESSION, (ENTRY,), ())
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -47,9 +47,37 @@ json_values = st.recursive(
 
 def test_round_trip() -> None:
     assert decode_entry(encode_entry(ENTRY)) == ENTRY
-    assert decode_summary(encode_summary(SUMMARY)) == SUMMARY
+    assert decode_snapshot(encode_snapshot(SNAPSHOT)) == SNAPSHOT
     assert FileRef.from_json(FILE.to_json()) == FILE
     assert Key.from_json(Key(0, "a").to_json()) == Key(0, "a")
+
+
+def test_a_renewal_is_a_field_of_its_own() -> None:
+    renewed = replace(ENTRY, key=Key(1, "candidates", 0, "x", 12))
+    assert unseal(encode_entry(renewed))["key"] == {
+        "round": 1, "stage": "candidates", "shard": 0, "inputs": "x", "renewal": 12
+    }  # fmt: skip
+    assert decode_entry(encode_entry(renewed)) == renewed
+    assert "renewal" not in unseal(encode_entry(ENTRY))["key"], "what version 0.1.0 wrote for it too"
+
+
+@pytest.mark.parametrize(("inputs", "key"), [
+    ("x", ("x", 0)), ("x+12", ("x", 12)), ("x+3+12", ("x", 12)), ("+7", ("", 7)), ("", ("", 0)),
+])  # fmt: skip
+def test_a_renewal_that_version_0_1_0_wrote_into_the_inputs(inputs: str, key: tuple[str, int]) -> None:
+    value = unseal(encode_entry(ENTRY))
+    value["key"]["inputs"] = inputs
+    found = decode_entry(seal(value, "an entry")).key
+    assert found == Key(1, "candidates", 0, *key)
+    assert Key.from_json(found.to_json()) == found
+
+
+@pytest.mark.parametrize("inputs", ["x+", "+", "x+y", "x++5", "x+5 ", "x+5+", "x+12345678901"])
+def test_a_plus_that_is_no_renewal_is_damage(inputs: str) -> None:
+    value = unseal(encode_entry(ENTRY))
+    value["key"]["inputs"] = inputs
+    with pytest.raises(CorruptEntryError, match="no hash of inputs"):
+        decode_entry(seal(value, "an entry"))
 
 
 @FUZZ
@@ -71,7 +99,7 @@ def test_each_flipped_bit_is_found(bit: int) -> None:
 @FUZZ
 @given(st.binary(max_size=200) | json_values.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_are_refused(data: bytes) -> None:
-    for decode in (decode_entry, decode_summary, unseal):
+    for decode in (decode_entry, decode_snapshot, unseal):
         with pytest.raises(CorruptEntryError):
             decode(data)
 
@@ -87,10 +115,10 @@ def _sealed(value: object, path: list[str | int], new: object) -> bytes:
 
 entry_paths = st.sampled_from(
     [[name] for name in ("format", "number", "kind", "session", "key", "files", "meta", "parent", "time", "more")]
-    + [["key", name] for name in ("round", "stage", "shard", "inputs", "more")]
+    + [["key", name] for name in ("round", "stage", "shard", "inputs", "renewal", "more")]
     + [["files", 0], *(["files", 0, name] for name in ("path", "bytes", "sha256", "rows", "name", "more"))]
 )
-summary_paths = st.sampled_from([[name] for name in ("format", "entry", "rank", "head", "session", "lines", "more")])
+snapshot_paths = st.sampled_from([[name] for name in ("format", "entry", "rank", "head", "session", "lines", "more")])
 odd_values = json_values | st.sampled_from([-1, True, 10**30, "../x", "/etc", 1e308, [], {}, "run", "commit"])
 
 
@@ -106,38 +134,38 @@ def test_sealed_but_wrong_entries_raise_only_store_errors(path: list[str | int],
 
 
 @FUZZ
-@given(summary_paths, odd_values)
-def test_sealed_but_wrong_summaries_raise_only_store_errors(path: list[str | int], new: object) -> None:
-    first, *lines = encode_summary(SUMMARY).split(b"\n")
+@given(snapshot_paths, odd_values)
+def test_sealed_but_wrong_snapshots_raise_only_store_errors(path: list[str | int], new: object) -> None:
+    first, *lines = encode_snapshot(SNAPSHOT).split(b"\n")
     data = b"\n".join([_sealed(unseal(first), path, new), *lines])
     try:
-        summary = decode_summary(data)
+        snapshot = decode_snapshot(data)
     except CorruptEntryError:
         return
-    assert decode_summary(encode_summary(summary)) == summary
+    assert decode_snapshot(encode_snapshot(snapshot)) == snapshot
 
 
 @FUZZ
 @given(json_values.map(lambda value: json.dumps(value).encode()) | st.sampled_from([b"[", b"[{}]", b"[" * 100_000]))
 def test_vouched_for_but_wrong_lines_raise_only_store_errors(line: bytes) -> None:
-    first, *_ = encode_summary(SUMMARY).split(b"\n")
+    first, *_ = encode_snapshot(SNAPSHOT).split(b"\n")
     data = b"\n".join([_sealed(unseal(first), ["lines"], [digest_of(line), digest_of(b"[]")]), line, b"[]"])
-    summary = decode_summary(data)
+    snapshot = decode_snapshot(data)
     if line != b"[]":
         with pytest.raises(CorruptEntryError):
-            list(summary.commits)
+            list(snapshot.commits)
 
 
 @FUZZ
-@given(st.integers(0, len(encode_summary(SUMMARY)) * 8 - 1))
-def test_each_flipped_bit_of_a_summary_is_found(bit: int) -> None:
-    data = bytearray(encode_summary(SUMMARY))
+@given(st.integers(0, len(encode_snapshot(SNAPSHOT)) * 8 - 1))
+def test_each_flipped_bit_of_a_snapshot_is_found(bit: int) -> None:
+    data = bytearray(encode_snapshot(SNAPSHOT))
     data[bit // 8] ^= 1 << bit % 8
     with pytest.raises(CorruptEntryError):
-        decode_summary(bytes(data))
+        decode_snapshot(bytes(data))
 
 
-def test_a_summary_of_an_older_format_is_built_again() -> None:
+def test_a_snapshot_of_an_older_format_is_built_again() -> None:
     store = Store.open("memory://")
     run = store.create_run("a", {})
     with run.writer() as writer:
@@ -146,7 +174,7 @@ def test_a_summary_of_an_older_format_is_built_again() -> None:
     (key,) = store.objects.keys("runs/a/summaries")
     now = store.objects.read(key)
     store.objects.delete([key])
-    store.objects.create(key, seal({"format": 1, "rank": 0}, "a summary"))
+    store.objects.create(key, seal({"format": 1, "rank": 0}, "a snapshot"))
     assert store.run("a").entries() == run.entries()
     with store.run("a").writer():
         assert store.objects.read(key) == now
@@ -201,6 +229,8 @@ def test_hostile_json(depth: bytes) -> None:
         lambda: Key("1", "a"),
         lambda: Key(1, "a", -1),
         lambda: Key(1, "a", inputs="a b"),
+        lambda: Key(1, "a", inputs="a+5"),
+        lambda: Key(1, "a", renewal=-1),
         lambda: replace(FILE, bytes=-1),
         lambda: replace(FILE, sha256="A" * 64),
         lambda: replace(FILE, rows=-1),

@@ -35,7 +35,9 @@ def _paths(files: list[FileRef]) -> list[str]:
 
 def test_a_marked_key_is_a_renewal_of_its_piece_of_work() -> None:
     plain, marked, twice = (decode_entry(_of_0_1_0(9, inputs, b"", "x")) for inputs in ("x", "x+5", "x+5+7"))
-    assert [entry.key and entry.key.is_renewal for entry in (plain, marked, twice)] == [False, True, True]
+    assert [entry.key and (entry.key.inputs, entry.key.renewal) for entry in (plain, marked, twice)] == [
+        ("x", 0), ("x", 5), ("x", 7),
+    ]  # fmt: skip
     assert plain.key is not None
     assert all(entry.key is not None and entry.key.piece == plain.key.piece for entry in (marked, twice))
     assert len({plain.key, marked.key, twice.key}) == 3

@@ -93,7 +93,7 @@ def test_shards_in_order_and_latest_inputs_win(store: Store) -> None:
 
 
 def test_inputs_that_come_back_are_the_newest_again(store: Store) -> None:
-    """Of two shards, the first with inputs x, y, x again and again, also for a reader that begins at a summary."""
+    """Of two shards, the first with inputs x, y, x again and again, also for a reader that begins at a snapshot."""
     run = store.create_run("a", {})
     keys = {inputs: Key(2, "candidates", 0, inputs) for inputs in ("x", "y")}
     with run.writer() as writer:
@@ -432,23 +432,23 @@ def test_a_round_that_nobody_has_finished_is_damage(store: Store) -> None:
         store.run("a")
 
 
-def test_damaged_summaries_are_built_again(store: Store, tmp_path: Path) -> None:
+def test_damaged_snapshots_are_built_again(store: Store, tmp_path: Path) -> None:
     small_run(store)
     seen = contents(store, tmp_path / "a")
-    summaries = store.objects.keys("runs/small/summaries")
-    assert len(summaries) == 2
-    intact = [store.objects.read(key) for key in summaries]
+    snapshots = store.objects.keys("runs/small/summaries")
+    assert len(snapshots) == 2
+    intact = [store.objects.read(key) for key in snapshots]
     for damaged in ([0], [1], [0, 1]):
         for index in damaged:
-            store.objects.delete([summaries[index]])
-            store.objects.create(summaries[index], intact[index][:-7] + b"x" + intact[index][-6:])
+            store.objects.delete([snapshots[index]])
+            store.objects.create(snapshots[index], intact[index][:-7] + b"x" + intact[index][-6:])
         assert contents(store, tmp_path / "a") == seen
         for index in damaged:
-            store.objects.delete([summaries[index]])
+            store.objects.delete([snapshots[index]])
         assert contents(store, tmp_path / "a") == seen
         with store.run("small").writer():
             pass
-        assert [store.objects.read(key) for key in summaries] == intact
+        assert [store.objects.read(key) for key in snapshots] == intact
 
 
 def test_a_run_stays_paused_until_a_writer_ends_the_pause(store: Store) -> None:

@@ -1,6 +1,7 @@
-"""Questions about the tables of a round, joined for people; and SQL over all rounds."""
+"""Questions about one table of a round, alone and joined with others, and what they read for it."""
 
-from pathlib import Path
+import hashlib
+import random
 
 import pyarrow as pa
 import pytest
@@ -9,203 +10,199 @@ from storage.errors import DamagedFileError, NotCommittedError, QueryError
 from storage.log.manifest import Key
 from storage.log.run import Run
 from storage.log.store import Store
-from storage.queries import round_query
+from storage.objects.objects import Objects
+from storage.queries.round_query import Joined, View, query, table
 from storage.queries.sql import select
-from storage.tables.shards import write_table
+from storage.tables.shards import open_table, read_table, write_table
 
-PROMPTS = ["c1", "a1", "a2"]  # in this order, which is not the alphabetical one
-
-
-def _rows(names: str, rows: list[tuple], **kinds: pa.DataType) -> pa.Table:
-    columns = names.split()
-    arrays = [pa.array([row[i] for row in rows], kinds.get(name)) for i, name in enumerate(columns)]
-    return pa.table(arrays, names=columns)
-
-
-def _candidates(number: int, prompts: list[str]) -> pa.Table:
-    rows = [
-        (prompt, k, [1, k], f"{prompt} answer {k}", [-0.5, -1.0], "length" if k else "stop", number)
-        for prompt in prompts
-        for k in (0, 1)
-    ]
-    return _rows("prompt_id candidate token_ids text logprobs finish_reason seed", rows, candidate=pa.int32())
-
-
-def _judgments(number: int, prompts: list[str], judge: str = "sentiment") -> pa.Table:
-    rows = [
-        (
-            prompt,
-            k,
-            None if prompt == "a2" else number + k / 4,
-            "timed_out" if prompt == "a2" else "ok",
-            judge,
-            [("length", 1.0)],
-        )
-        for prompt in prompts
-        for k in (0, 1)
-    ]
-    kinds = {"candidate": pa.int32(), "score": pa.float64(), "components": pa.map_(pa.string(), pa.float64())}
-    return _rows("prompt_id candidate score status judge components", rows, **kinds)
+NAMES = ["c1", "a1", "a2"]  # in this order, which is not the alphabetical one
+VALUE = pa.schema([("id", pa.string()), ("value", pa.int64())])
+VIEW = View(
+    order=("id", "part", "nothing"),
+    sql="""_t AS t LEFT JOIN _m AS m ON m.id = t.id AND m.value > (SELECT least FROM _least)
+        LEFT JOIN _n AS n ON n.id = t.id""",
+    keys=("id",),
+    joined={"m": Joined("marks", ("id", "value"), VALUE), "n": Joined("names", ("id",), VALUE, round=0)},
+    beside={"mark": ("m", "value"), "title": ("n", "title")},
+    first="n",
+    given={"_least": pa.table({"least": [10]})},
+)
 
 
 @pytest.fixture
 def run(store: Store) -> Run:
-    """Two rounds. The shards of round 1 arrive in the wrong order, and hold two judges."""
+    """Two rounds of items, whose shards arrive in the wrong order; only round 1 has marks."""
     run = store.create_run("a", {})
     with run.writer() as writer:
 
-        def put(number: int, stage: str, table: pa.Table, shard: int | None = None) -> None:
-            writer.commit(Key(number, stage, shard), [write_table(store, "a", number, stage, table, shard)])
+        def put(number: int, stage: str, rows: dict[str, list], shard: int | None = None) -> None:
+            writer.commit(Key(number, stage, shard), [write_table(store, "a", number, stage, pa.table(rows), shard)])
 
-        put(0, "prompts", _rows("prompt_id text split", [(p, f"prompt {p}", "train") for p in PROMPTS]))
+        put(0, "names", {"id": NAMES, "title": [f"name of {name}" for name in NAMES]})
         writer.commit(Key(0, "note"), [])
         for number in (1, 2):
-            put(number, "candidates", _candidates(number, ["a1", "a2"]), 1)
-            put(number, "candidates", _candidates(number, ["c1"]), 0)
-            put(number, "judgments", _judgments(number, PROMPTS))
-            put(number, "metrics", _rows("step loss", [(1, 0.5), (2, 0.25)]))
+            for shard, ids in ((1, ["a2", "a2", "a1"]), (0, ["c1", "a1"])):
+                put(number, "items", {"id": ids, "part": [1, 0, shard][: len(ids)]}, shard)
             if number == 1:
-                put(number, "judgments", _judgments(number + 100, PROMPTS, "verbosity"), 1)
-                put(number, "judgments", _judgments(number, PROMPTS), 0)
-                pairs = [("a1", "pair", [1, 0], 0.25), ("c1", "ranking", [0, 1], 0.5), ("a2", "dropped", [], None)]
-                kinds = {"candidates": pa.list_(pa.int32()), "margin": pa.float64()}
-                put(number, "preferences", _rows("prompt_id kind candidates margin", pairs, **kinds))
-                put(number, "eval_candidates", _candidates(9, ["a1"]))
-                put(number, "eval_judgments", _judgments(9, ["a1"]))
-                writer.finish_round(number, {})
+                put(number, "marks", {"id": ["c1", "a1"], "value": [10, 20]})
     return run
 
 
-def _pairs(table: pa.Table) -> list[tuple[str, int]]:
-    return list(zip(table["prompt_id"].to_pylist(), table["candidate"].to_pylist(), strict=True))
+def test_a_table_with_what_stands_beside_it_in_the_order_of_the_view(store: Store, run: Run) -> None:
+    expected = [("c1", 1, None), ("a1", 0, 20), ("a1", 1, 20), ("a2", 0, None), ("a2", 1, None)]
+    rows = query(store, run, 1, "items", VIEW).to_pylist()
+    assert [(row["id"], row["part"], row["mark"]) for row in rows] == expected
+    assert [row["title"] for row in rows] == [f"name of {row['id']}" for row in rows]
+    marks = query(store, run, 2, "items", VIEW)["mark"]
+    assert marks.to_pylist() == [None] * 5, "a table that was not committed"
 
 
-def test_candidates_in_prompt_order_with_prompt_and_score(store: Store, run: Run) -> None:
-    table = round_query.query(store, run, 1, table="candidates")
-    assert _pairs(table) == [("c1", 0), ("c1", 1), ("a1", 0), ("a1", 1), ("a2", 0), ("a2", 1)]
-    assert table.column_names == [
-        "prompt_id", "candidate", "token_ids", "text", "logprobs", "finish_reason", "seed", "score", "status", "prompt"
-    ]  # fmt: skip
-    assert table.to_pylist()[1] == {
-        "prompt_id": "c1", "candidate": 1, "token_ids": [1, 1], "text": "c1 answer 1", "logprobs": [-0.5, -1.0],
-        "finish_reason": "length", "seed": 1, "score": 1.25, "status": "ok", "prompt": "prompt c1",
-    }  # fmt: skip
+def test_rows_and_columns_that_are_asked_for(store: Store, run: Run) -> None:
+    def ids(**asked: object) -> list[str]:
+        return query(store, run, 1, "items", VIEW, **asked)["id"].to_pylist()  # type: ignore[arg-type]
 
-
-def test_judgments_come_with_the_text(store: Store, run: Run) -> None:
-    table = round_query.query(store, run, 2, table="judgments", where="score > 0.5 and finish_reason = 'length'")
-    assert _pairs(table) == [("c1", 1), ("a1", 1)]
-    assert table["text"].to_pylist() == ["c1 answer 1", "a1 answer 1"]
-    assert table["components"].to_pylist() == [[("length", 1.0)]] * 2
-    assert round_query.query(store, run, 1, table="judgments").num_rows == 12  # both judges
-
-
-def test_preferences_come_with_the_texts(store: Store, run: Run) -> None:
-    rows = round_query.query(store, run, 1, table="preferences").to_pylist()
-    assert [(row["prompt_id"], row["chosen"], row["rejected"], row["prompt"]) for row in rows] == [
-        ("c1", "c1 answer 0", "c1 answer 1", "prompt c1"),
-        ("a1", "a1 answer 1", "a1 answer 0", "prompt a1"),
-        ("a2", None, None, "prompt a2"),
-    ]
-
-
-def test_prompt_by_the_start_of_its_id(store: Store, run: Run) -> None:
-    assert _pairs(round_query.query(store, run, 1, table="candidates", prompt="a", limit=3)) == [
-        ("a1", 0),
-        ("a1", 1),
-        ("a2", 0),
-    ]
-    assert _pairs(round_query.query(store, run, 1, table="candidates", prompt="a2", where="candidate = 1")) == [
-        ("a2", 1)
-    ]
+    assert ids(where="mark = 20 and title = 'name of a1'") == ["a1", "a1"]
+    assert ids(prefix=("id", "a"), limit=3) == ["a1", "a1", "a2"]
+    assert ids(prefix=("title", "name of c")) == ["c1"]
     for none in ("zz", "%", "a' or true or '"):
-        assert round_query.query(store, run, 1, table="candidates", prompt=none).num_rows == 0
-    with pytest.raises(QueryError, match="prompt_id"):
-        round_query.query(store, run, 1, table="metrics", prompt="a")
+        assert ids(prefix=("id", none)) == []
+    assert query(store, run, 1, "items", VIEW, columns=["title", "id", "nope"]).column_names == ["id", "title"]
+    with pytest.raises(QueryError, match="limit -1 is negative"):
+        query(store, run, 1, "items", limit=-1)
 
 
-def test_other_tables(store: Store, run: Run) -> None:
-    assert round_query.query(store, run, 1, table="metrics", where="step > 1").to_pylist() == [
-        {"step": 2, "loss": 0.25}
-    ]
-    assert round_query.query(store, run, 0, table="prompts")["prompt_id"].to_pylist() == PROMPTS
-    evaluated = round_query.query(store, run, 1, table="eval_candidates")
-    assert (_pairs(evaluated), evaluated["score"].to_pylist()) == ([("a1", 0), ("a1", 1)], [9.0, 9.25])
-    assert round_query.table(store, run, 0, "prompts")["prompt_id"].to_pylist() == PROMPTS
+def test_a_table_alone_stays_in_its_order(store: Store, run: Run) -> None:
+    rows = query(store, run, 1, "items")
+    assert (rows.column_names, rows["id"].to_pylist()) == (["id", "part"], ["c1", "a1", "a2", "a2", "a1"])
+    assert table(store, run, 0, "names")["id"].to_pylist() == NAMES
 
 
 def test_what_is_not_there_is_named(store: Store, run: Run) -> None:
-    with pytest.raises(
-        NotCommittedError, match="round 2 of run 'a' has no preferences: it has candidates, judgments, metrics"
-    ):
-        round_query.query(store, run, 2, table="preferences")
+    with pytest.raises(NotCommittedError, match="round 2 of run 'a' has no marks: it has items"):
+        query(store, run, 2, "marks")
     with pytest.raises(NotCommittedError, match=r"round 7 .* nothing was committed"):
-        round_query.table(store, run, 7, "candidates")
+        table(store, run, 7, "items")
 
 
 def test_wrong_expressions(store: Store, run: Run) -> None:
     for where in (
         "nope > 1",
-        "score >",
-        "",
+        "part >",
         "'abc'",
-        "true) union (select 1",
-        "1=1; drop table candidates",
-        "score > 1 limit 1",
-        "true order by score",
+        "1=1; drop table items",
+        "part > 1 limit 1",
         "(select count(*) from read_csv('/etc/passwd')) > 0",
-        "(select content from read_text('/etc/hostname')) = ''",
     ):
-        with pytest.raises(QueryError, match="the columns are prompt_id, candidate, token_ids, text") as caught:
-            round_query.query(store, run, 1, table="candidates", where=where)
+        with pytest.raises(QueryError, match="the columns are id, part, mark, title") as caught:
+            query(store, run, 1, "items", VIEW, where=where)
         assert "\n" not in str(caught.value)
 
 
-def test_select_over_rounds(store: Store, run: Run) -> None:
-    table = select(store, run, "select round, judge, avg(score) s, count(*) n from judgments group by all order by all")
-    assert table.to_pylist() == [
-        {"round": 1, "judge": "sentiment", "s": 1.125, "n": 6},
-        {"round": 1, "judge": "verbosity", "s": 101.125, "n": 6},
-        {"round": 2, "judge": "sentiment", "s": 2.125, "n": 6},
-    ]
-    joined = (
-        "select c.round, p.text from candidates c join prompts p using (prompt_id) where c.round = 2 and p.round = 0"
-    )
-    assert select(store, run, joined).num_rows == 6
-    assert select(store, run, "select * from metrics where step = 2 order by round")["round"].to_pylist() == [
-        1,
-        2,
-    ]
-
-
-def test_select_only_reads(store: Store, run: Run, tmp_path: Path) -> None:
-    for sql in (
-        "select nope from candidates",
-        "select * from '/etc/passwd'",
-        "select 1; select 2",
-        "",
-        "drop table candidates",
-        "create table x as select 1",
-        f"attach '{tmp_path}/x.db'",
-        f"copy candidates to '{tmp_path}/x.csv'",
-        "set enable_external_access = true",
-        "install httpfs",
-    ):
-        with pytest.raises(QueryError):
-            select(store, run, sql)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_damaged_file_is_not_the_users_fault(store: Store, run: Run) -> None:
-    (file,) = run.files(1, "metrics")
+    (file,) = run.files(1, "marks")
     data = store.objects.read(file.path)
     store.objects.delete([file.path])
     with pytest.raises(DamagedFileError, match=file.path):
-        round_query.query(store, run, 1, table="metrics")
+        query(store, run, 1, "marks")
     for damaged in (b"x" * len(data), data[:4] + b"\xff" * (len(data) // 2) + data[4 + len(data) // 2 :]):
         store.objects.create(file.path, damaged)
         with pytest.raises(DamagedFileError):
-            round_query.query(store, run, 1, table="metrics")
+            query(store, run, 1, "marks")
         with pytest.raises(DamagedFileError):
-            select(store, run, "select sum(loss) from metrics where step > 0")
+            select(store, run, "select sum(value) from marks where value > 0")
         store.objects.delete([file.path])
+
+
+class Counting(Objects):
+    """Objects in ranges, as of a bucket, that count what is read."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store.objects._store)
+        self.read_keys: list[str] = []
+        self.bytes = 0
+
+    def read(self, key: str) -> bytes:
+        self.read_keys.append(key)
+        return super().read(key)
+
+    def open(self, key: str):  # type: ignore[no-untyped-def]
+        source = super().open(key)
+        read = source.read
+
+        def count(size: int = -1) -> bytes:
+            data = read(size)
+            self.bytes += len(data)
+            return data
+
+        source.read = count  # type: ignore[method-assign]
+        return source
+
+
+def test_a_run_is_opened_with_one_read_a_round_whatever_its_shards(local: Store) -> None:
+    reads = {}
+    for rounds, shards in ((3, 2), (3, 20), (6, 2)):
+        name = f"r{rounds}s{shards}"
+        with local.create_run(name, {}).writer() as writer:
+            for number in range(rounds):
+                for shard in range(shards):
+                    writer.commit(Key(number, "candidates", shard), [])
+                writer.finish_round(number, {})
+        counting = Counting(local)
+        run = Store(local.root, counting).run(name)
+        assert len(run.rounds()) == rounds
+        reads[rounds, shards] = len(counting.read_keys)
+    # The header, a snapshot for each round, and the entry that closes the session.
+    assert reads == {(3, 2): 5, (3, 20): 5, (6, 2): 8}
+
+
+def test_a_reader_of_one_column_reads_little_more(local: Store) -> None:
+    rows = 50_000
+    table = pa.table({
+        "small": pa.array([index * 7919 % 2**31 for index in range(rows)], pa.int64()),
+        "large": [hashlib.sha256(str(index).encode()).hexdigest() for index in range(rows)],
+    })  # fmt: skip
+    file = write_table(local, "a", 1, "candidates", table)
+    metadata = open_table(local, file).metadata
+    column = sum(metadata.row_group(group).column(0).total_compressed_size for group in range(metadata.num_row_groups))
+    counting = Counting(local)
+    read_table(Store(local.root, counting), [file], ["small"], verify=False)
+    # The footer is looked for in the last 64 KiB; the rest is the column's own.
+    assert column <= counting.bytes <= column + 2**16
+    assert counting.bytes < file.bytes / 2
+
+
+def test_a_filter_with_a_limit_reads_the_row_groups_that_it_shows(local: Store) -> None:
+    run, shards = local.create_run("a", {}), 8
+    noise = random.Random(0)
+    wide = [noise.randbytes(1000).hex() for _ in range(500)]
+    with run.writer() as writer:
+        ids = [f"p{index:04d}" for index in range(500 * shards)]
+        writer.commit(
+            Key(0, "prompts"), [write_table(local, "a", 0, "prompts", pa.table({"prompt_id": ids, "text": ids}))]
+        )
+        for shard in range(shards):
+            part = pa.table({
+                "prompt_id": ids[shard * 500 : (shard + 1) * 500],
+                "candidate": pa.array([0] * 500, pa.int32()), "text": wide,
+            })  # fmt: skip
+            writer.commit(Key(1, "candidates", shard), [write_table(local, "a", 1, "candidates", part, shard)])
+    counting = Counting(local)
+    by_id = View(("prompt_id",))
+    rows = query(Store(local.root, counting), run, 1, "candidates", by_id, where="prompt_id > 'p1700'", limit=2)
+    assert rows["prompt_id"].to_pylist() == ["p1701", "p1702"]
+    assert rows["text"].to_pylist() == wide[201:203]
+    text = open_table(local, run.files(1, "candidates")[0]).metadata.row_group(0).column(2).total_compressed_size
+    narrow = query(Store(local.root, few := Counting(local)), run, 1, "candidates", by_id, limit=0)
+    assert narrow.num_rows == 0
+    # Beyond what finds the rows, that is the text of one shard of eight, and a little of the other columns.
+    assert text <= counting.bytes - few.bytes < 1.2 * text
+
+
+def test_columns_of_another_version_are_null(store: Store) -> None:
+    run = store.create_run("a", {})
+    with run.writer() as writer:
+        old = {"prompt_id": ["p1"], "candidate": pa.array([0], pa.int32()), "text": ["old"]}
+        for shard, table in enumerate((pa.table(old), pa.table({**old, "prompt_id": ["p2"], "more": [7]}))):
+            writer.commit(Key(1, "candidates", shard), [write_table(store, "a", 1, "candidates", table, shard)])
+    rows = query(store, run, 1, "candidates", where="more is null or more = 7").to_pylist()
+    assert [(row["prompt_id"], row["more"]) for row in rows] == [("p1", None), ("p2", 7)]

@@ -11,11 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store_faults import Crash, faulty, hold, killed_prune
 
+from flows.analysis.pruning import plan as plan_pruning
+from flows.analysis.pruning import prune_to as prune
+from flows.analysis.pruning import rounds_with_weights
+from flows.registry.resume_check import WEIGHT_STAGES, check_inputs, weights_of_next_round
 from flows.run.fork_history import import_parent_rounds
 from storage.errors import (
     CorruptEntryError,
     DamagedFileError,
-    ReleasedFileError,
+    DroppedFileError,
     RunBusyError,
     RunExistsError,
     RunHasForksError,
@@ -25,13 +29,11 @@ from storage.log.manifest import Entry, Key
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.objects import layout
-from storage.retention.prune import WEIGHT_STAGES, create_fork, delete_run, plan_pruning, prune, rounds_with_weights
+from storage.retention.prune import create_fork, delete_run
 from storage.retention.sweep import Stray, find_strays, sweep
 from storage.tables.checkpoints import local_directory, stage_directory
 from storage.tables.shards import read_table, write_table
-from storage.verify.resume_check import check_inputs, weights_of_next_round
-from storage.verify.verify import verify
-from support.kept_run import WARM_START, add_rounds, add_table, kept_fork, kept_run, weights
+from support.kept_run import WARM_START, add_rounds, add_table, kept_fork, kept_run, verify, weights
 
 ActAs = Callable[[str], None]
 LATER = timedelta(days=30)
@@ -65,7 +67,7 @@ def named(store: Store) -> set[str]:
     """The files that the runs name and have not given up."""
     runs = [store.run(name) for name in store.run_names()]
     return {
-        file.path for run in runs for entry in run.entries() for file in entry.files if file.path not in run.released
+        file.path for run in runs for entry in run.entries() for file in entry.files if file.path not in run.dropped
     }
 
 
@@ -89,7 +91,7 @@ def test_pruned_weights_are_gone_and_tables_stay(store: Store, tmp_path: Path) -
     for number in (0, 2, 4):
         local_directory(store, run.files(number, "checkpoint"), tmp_path)
     gone = "the weights of round 3 of run 'kept' were pruned; rounds whose weights are there: 0, 2, 4"
-    with pytest.raises(ReleasedFileError, match=gone):
+    with pytest.raises(DroppedFileError, match=gone):
         local_directory(store, run.files(3, "checkpoint"), tmp_path)
     assert prune(store, run, {2}).removals == (), "a second time there is nothing left to do"
     assert run.state == "stopped"
@@ -107,9 +109,9 @@ def test_the_policy_that_samples_the_next_round_is_kept(local: Store) -> None:
     check_inputs(local, run)
     check_inputs(local, run, 3)
     check_inputs(local, run, 5, 0, unread=("optimizer", "ema"))
-    with pytest.raises(ReleasedFileError, match="the files of stage 'optimizer' of round 5 of run 'kept' were pruned"):
+    with pytest.raises(DroppedFileError, match="the files of stage 'optimizer' of round 5 of run 'kept' were pruned"):
         check_inputs(local, run, 5, 0)
-    with pytest.raises(ReleasedFileError, match="the weights of round 4 of run 'kept' were pruned"):
+    with pytest.raises(DroppedFileError, match="the weights of round 4 of run 'kept' were pruned"):
         check_inputs(local, run, 5, unread=("optimizer", "ema"))
     (path,) = [file.path for file in run.files(5, "probe")]
     local.objects.delete([path])
@@ -118,7 +120,7 @@ def test_the_policy_that_samples_the_next_round_is_kept(local: Store) -> None:
 
 
 def _is_there(run: Run, entry: Entry) -> bool:
-    return bool(entry.files) and not any(file.path in run.released for file in entry.files)
+    return bool(entry.files) and not any(file.path in run.dropped for file in entry.files)
 
 
 def test_a_pruning_while_a_fork_is_checked_leaves_none_without_its_files(memory: Store) -> None:
@@ -128,7 +130,7 @@ def test_a_pruning_while_a_fork_is_checked_leaves_none_without_its_files(memory:
     needed = weights_of_next_round(run, 3, 1)
     prune(memory, memory.run("kept"), ())
     for parent in (run, memory.run("kept")):  # as it was read before, and as it is
-        with pytest.raises(ReleasedFileError, match="of run 'kept' were pruned"):
+        with pytest.raises(DroppedFileError, match="of run 'kept' were pruned"):
             create_fork(memory, parent, 3, "fork", {}, needed)
     assert memory.run_names() == ["kept"]
     assert memory.objects.listing("runs/fork") == []
@@ -176,43 +178,43 @@ def test_the_base_of_an_adapter_is_kept(local: Store) -> None:
     assert rounds_with_weights(local.run("kept")) == [0, 2, 4]
 
 
-def test_releases_are_known_without_the_whole_log(memory: Store) -> None:
+def test_tombstones_are_known_without_the_whole_log(memory: Store) -> None:
     run = kept_run(memory, "kept", 3)
     prune(memory, run, ())
     with run.writer() as writer:
         add_rounds(memory, run, writer, 5)
     memory.objects.delete([layout.entry_key("kept", 2)])  # an old entry: whoever reads the whole log stops here
     reader = memory.run("kept")
-    assert reader.released.keys() == run.released.keys()
-    assert len(reader.released) == 2 * 3 * 3, "checkpoint, optimizer and average of rounds 1 and 2"
+    assert reader.dropped.keys() == run.dropped.keys()
+    assert len(reader.dropped) == 2 * 3 * 3, "checkpoint, optimizer and average of rounds 1 and 2"
 
 
-def test_the_running_flow_releases(store: Store, tmp_path: Path) -> None:
+def test_the_running_flow_drops(store: Store, tmp_path: Path) -> None:
     """The states of an update, after their round is finished and before; the writer goes on."""
     run = kept_run(store, "kept", 1)
     with run.writer() as writer:
         steps = [weights(store, run, 2, "update_state") for _ in range(2)]
         for step, files in enumerate(steps):
             writer.commit(Key(2, "update_state", step), files)
-        assert writer.release(steps[0], "superseded") is not None
+        assert writer.drop(steps[0], "superseded") is not None
         add_rounds(store, run, writer, 2)
-        assert writer.release(steps[1], "superseded") is not None
-        assert writer.release(steps[1], "superseded") is None, "they are released already"
+        assert writer.drop(steps[1], "superseded") is not None
+        assert writer.drop(steps[1], "superseded") is None, "they are dropped already"
         add_rounds(store, run, writer, 3)
     assert data_files(store) == named(store)
     for reader in (run, store.run("kept")):
-        assert reader.released.keys() == {file.path for files in steps for file in files}
-        with pytest.raises(ReleasedFileError, match=r"files of stage 'update_state' of round 2 .* were superseded"):
+        assert reader.dropped.keys() == {file.path for files in steps for file in files}
+        with pytest.raises(DroppedFileError, match=r"files of stage 'update_state' of round 2 .* were superseded"):
             local_directory(store, steps[1], tmp_path)
     assert verify(store, "kept").damages == ()
 
 
-def test_a_released_table_is_told_apart_from_a_missing_one(memory: Store) -> None:
+def test_a_dropped_table_is_told_apart_from_a_missing_one(memory: Store) -> None:
     run = kept_run(memory, "kept", 1)
     files = run.files(1, "metrics")
     with run.writer() as writer:
-        writer.release(files, "removed by hand")
-    with pytest.raises(ReleasedFileError, match="stage 'metrics' of round 1 of run 'kept' were removed by hand"):
+        writer.drop(files, "removed by hand")
+    with pytest.raises(DroppedFileError, match="stage 'metrics' of round 1 of run 'kept' were removed by hand"):
         read_table(memory, files)
 
 
@@ -233,19 +235,19 @@ def test_killed_at_every_write_of_a_pruning(act_as: ActAs) -> None:
         run = store.run(name)
         if not crashed:
             break
-        if run.released:
+        if run.dropped:
             assert rounds_with_weights(run) == [0, 2]
-            with pytest.raises(ReleasedFileError, match="pruned"):
-                create_fork(store, run, 1, "fork", {})
+            with pytest.raises(DroppedFileError, match="pruned"):
+                create_fork(store, run, 1, "fork", {}, run.files(1, "checkpoint"))
         prune(store, run, ())
         sweep(store, strays(store, after=timedelta(0)))
         assert data_files(store) == named(store), at
         assert rounds_with_weights(store.run(name)) == [0, 2]
-    assert at > 3 + 9, "the session and its probe, the release, and the nine files of round 1, at least"
+    assert at > 3 + 9, "the session and its probe, the tombstone, and the nine files of round 1, at least"
 
 
 def test_killed_for_good(disk: Path, processes) -> None:
-    """SIGKILL between the release and the removal of the second file."""
+    """SIGKILL between the tombstone and the removal of the second file."""
     store = Store.open(disk / "root")
     kept_run(store, "kept", 2)
     child = processes.Process(target=killed_prune, args=(store.root, 4))
@@ -255,7 +257,7 @@ def test_killed_for_good(disk: Path, processes) -> None:
     left = data_files(store) - named(store)
     assert len(left) == 8, "one of nine was removed"
     assert {stray.path for stray in strays(store, after=timedelta(0))} == left
-    assert {stray.why for stray in strays(store, after=timedelta(0))} == {"released"}
+    assert {stray.why for stray in strays(store, after=timedelta(0))} == {"dropped"}
     assert verify(store, "kept").damages == ()
     sweep(store, strays(store, after=timedelta(0)))
     assert data_files(store) == named(store)
@@ -286,7 +288,7 @@ def test_a_writer_that_wakes_up_after_a_pruning_is_fenced(memory: Store, act_as:
         act_as("self")
         prune(memory, memory.run("kept"), ())
         with pytest.raises(RunBusyError, match="taken over"):
-            writer.release(sleeper.files(2, "checkpoint"), "superseded")
+            writer.drop(sleeper.files(2, "checkpoint"), "superseded")
     assert rounds_with_weights(memory.run("kept")) == [0, 2], "what the sleeper wanted gone is there"
     assert verify(memory, "kept").damages == ()
 
@@ -316,7 +318,7 @@ def test_a_fork_that_has_not_begun_keeps_its_past(memory: Store) -> None:
     run = kept_run(memory, "kept", 4)
     child = create_fork(memory, run, 2, "fork", {})
     assert {item.round for item in prune(memory, run, ()).removals} == {3}
-    assert [stray for stray in strays(memory) if stray.why != "released"] == []
+    assert [stray for stray in strays(memory) if stray.why != "dropped"] == []
     with child.writer() as writer:
         import_parent_rounds(memory, child, writer)
     assert verify(memory, "fork").damages == ()
@@ -369,16 +371,16 @@ def test_a_fork_of_a_pruned_run(memory: Store) -> None:
     fork = kept_fork(memory, run, 3, "fork", 4)
     assert rounds_with_weights(fork) == [0, 3, 4]
     found = verify(memory, "fork")
-    assert (found.damages, found.newest_checkpoint) == ((), 4)
-    with pytest.raises(ReleasedFileError, match=r"weights of round 2 of run 'fork' were pruned; .* there: 0, 3, 4"):
-        create_fork(memory, fork, 2, "late", {})
+    assert (found.damages, found.newest_good) == ((), 4)
+    with pytest.raises(DroppedFileError, match=r"weights of round 2 of run 'fork' were pruned; .* there: 0, 3, 4"):
+        create_fork(memory, fork, 2, "late", {}, fork.files(2, "checkpoint"))
     assert memory.run_names() == ["fork", "kept"]
 
 
 @pytest.mark.parametrize("purpose", ["prune", "delete"])
 def test_no_fork_while_the_parent_is_worked_on(memory: Store, purpose: str) -> None:
     run = kept_run(memory, "kept", 2)
-    busy = pytest.raises(RunBusyError, match=f"cannot be forked while 'rondo {purpose}' works on it")
+    busy = pytest.raises(RunBusyError, match=f"cannot be forked while it is being {purpose}d: wait")
     with memory.run("kept").writer(meta={"purpose": purpose}), busy:
         create_fork(memory, run, 2, "fork", {})
     assert memory.run_names() == ["kept"]
@@ -569,12 +571,12 @@ def test_nothing_that_is_needed_ever_goes(todo: list[tuple[str, int, object]]) -
         for name in store.run_names():
             found, run = verify(store, name), store.run(name)
             assert found.damages == ()
-            assert found.newest_checkpoint == run.finished[-1]
+            assert found.newest_good == run.finished[-1]
             assert {0, run.finished[-1]} <= set(rounds_with_weights(run))
             for entry in run.entries():
                 if entry.key is not None and entry.key.stage not in WEIGHT_STAGES:
                     assert all(store.objects.size(file.path) == file.bytes for file in entry.files)
-    assert {stray.why for stray in strays(store)} <= {"released"}
+    assert {stray.why for stray in strays(store)} <= {"dropped"}
 
 
 def _act(store: Store, act: str, run: Run, argument: object, new: str) -> None:

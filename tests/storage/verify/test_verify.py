@@ -1,7 +1,5 @@
 """Whatever is damaged is found, and told as what it is; whatever is removed on purpose is not damage."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,65 +7,34 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from flows.registry.resume_check import CARRIED_STAGES
 from flows.run.fork_history import import_parent_rounds
-from storage.errors import CorruptEntryError, DamagedFileError, InvalidNameError, RunNotFoundError
-from storage.log.manifest import Entry, Key, decode_entry, digest_of, encode_entry
-from storage.log.run import Run
+from storage.errors import InvalidNameError, RunNotFoundError
+from storage.log.manifest import Entry, Key
 from storage.log.store import Store
 from storage.objects import layout
-from storage.retention.prune import create_fork, prune
+from storage.retention.prune import create_fork
 from storage.tables.checkpoints import stage_shared
 from storage.tables.shards import write_table
 from storage.verify.log import check_log
-from storage.verify.resume_check import CARRIED_STAGES, check_inputs, open_to_go_on
-from storage.verify.verify import verify
-from support.kept_run import TABLES, WARM_START, add_rounds, add_table, kept_fork, kept_run
-
-LAST = 4
-DAMAGES = ("flip", "truncate", "delete", "swap")
-STAGES = (*TABLES, "candidates", "checkpoint", "optimizer", "ema")
+from support.damage import DAMAGES, damaged, decode, paths, rewrite, write
+from support.kept_run import (
+    LAST,
+    STAGES,
+    WARM_START,
+    add_rounds,
+    add_table,
+    kept_fork,
+    kept_run,
+    kept_with_fork,
+    prune,
+    verify,
+)
 
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A run of rounds 0 to 4, whose round 1 was pruned, and a fork of its round 3 with one round more."""
-    store = Store.open(tmp_path_factory.mktemp("kept"))
-    run = kept_run(store, "kept", LAST)
-    prune(store, run, {2, 3})
-    kept_fork(store, store.run("kept"), 3, "fork", LAST)
-    with store.run("kept").writer():
-        pass  # so that the last entries are none that matter
-    return store
-
-
-@contextmanager
-def damaged(store: Store, path: str, how: str, other: str = "") -> Iterator[None]:
-    """One object damaged, for the time of the block."""
-    data = store.objects.read(path)
-    there = {path: data} | ({other: store.objects.read(other)} if how == "swap" else {})
-    middle = len(data) // 2
-    new = {
-        "flip": {path: data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :]},
-        "truncate": {path: data[:-1]},
-        "delete": {},
-        "swap": {path: there.get(other, b""), other: data},
-    }[how]
-    try:
-        write(store, there, new)
-        yield
-    finally:
-        write(store, there, there)
-
-
-def write(store: Store, remove: dict[str, bytes], new: dict[str, bytes]) -> None:
-    store.objects.delete(list(remove))
-    for path, data in new.items():
-        assert store.objects.create(path, data)
-
-
-def paths(store: Store, stage: str, number: int, run: str = "kept") -> dict[str, str]:
-    """The files of a stage: by their names in a directory, or as ``table``."""
-    return {file.name or "table": file.path for file in store.run(run).files(number, stage)}
+    return kept_with_fork(tmp_path_factory.mktemp("kept"))
 
 
 def test_a_whole_run(store: Store) -> None:
@@ -76,10 +43,10 @@ def test_a_whole_run(store: Store) -> None:
     prune(store, run, ())
     found = verify(store, "kept")
     assert found.damages == ()
-    assert (found.rounds, found.good, found.newest_checkpoint) == ((0, 1, 2), (0, 1, 2), 2)
-    assert found.released == 3 * 3, "checkpoint, optimizer and average of round 1, three files each"
+    assert (found.rounds, found.good, found.newest_good) == ((0, 1, 2), (0, 1, 2), 2)
+    assert found.dropped == 3 * 3, "checkpoint, optimizer and average of round 1, three files each"
     named = {file.path for entry in run.entries() for file in entry.files}
-    assert found.files == len(named) - found.released
+    assert found.files == len(named) - found.dropped
 
 
 def test_progress_ends_with_all_bytes(kept: Store) -> None:
@@ -102,7 +69,7 @@ def test_every_file_of_a_round(kept: Store, stage: str, how: str) -> None:
         assert {damage.round for damage in found.damages} == bad
         assert set(found.good) == set(range(LAST + 1)) - bad
         newest = LAST if stage not in CARRIED_STAGES else (2 if how == "swap" else 3)
-        assert found.newest_checkpoint == newest
+        assert found.newest_good == newest
         assert all(stage in damage.meaning for damage in found.damages)
         stops = ["nothing can go on from this round" in damage.meaning for damage in found.damages]
         assert set(stops) == {stage in CARRIED_STAGES}
@@ -121,7 +88,7 @@ def test_what_all_rounds_need(kept: Store, how: str) -> None:
         assert path in {damage.path for damage in found.damages}
         (meaning,) = (damage.meaning for damage in found.damages if damage.path == path)
         assert "no round of " in meaning, meaning
-        assert found.newest_checkpoint is None
+        assert found.newest_good is None
         assert 0 not in found.good
         assert 2 in found.good
 
@@ -132,8 +99,8 @@ def test_the_manifest_of_a_warm_start(kept: Store, how: str) -> None:
     with damaged(kept, path, how, paths(kept, "checkpoint", 3)["config.json"]):
         found = verify(kept, "kept")
     (of_manifest,) = [damage for damage in found.damages if damage.path == path]
-    assert "a new run with the same warm start stops" in of_manifest.meaning
-    assert found.newest_checkpoint == LAST, "the run itself goes on"
+    assert "a new run that would share them stops" in of_manifest.meaning
+    assert found.newest_good == LAST, "the run itself goes on"
     assert 0 in found.good
 
 
@@ -167,21 +134,21 @@ def test_every_log_entry(kept: Store, how: str) -> None:
 
 
 def test_what_a_lost_entry_means(tmp_path: Path) -> None:
-    """What a later summary holds costs no round; what none holds yet costs all that comes after it."""
+    """What a later snapshot holds costs no round; what none holds yet costs all that comes after it."""
     store = Store.open(tmp_path)
     run = kept_run(store, "kept", 3)
     prune(store, run, ())
     with run.writer() as writer:
-        add_rounds(store, run, writer, 4)  # its summary knows of the release
+        add_rounds(store, run, writer, 4)  # its snapshot knows of the tombstone
         add_table(store, run, writer, 5, "candidates", {"policy": run.rounds()[-1].meta["policy"]}, 0)
     keys = {}
     for key in store.objects.keys(layout.log_prefix("kept")):
         keys.setdefault(decode(store, key).kind, []).append(key)
     for key, meaning, spoils, round in (
         (keys["run"][0], "the recipe is lost", True, 0),
-        (keys["commit"][0], "a later summary holds what it said of the rounds", False, 0),
-        (keys["release"][0], "what it released is not known any more", False, 4),
-        (keys["round"][3], "a later summary holds what it said of the rounds", False, 3),
+        (keys["commit"][0], "a later snapshot holds what it said of the rounds", False, 0),
+        (keys["release"][0], "what it dropped is not known any more", False, 4),
+        (keys["round"][3], "a later snapshot holds what it said of the rounds", False, 3),
         (keys["commit"][-1], "run 'kept' cannot be opened for writing", True, None),
     ):
         with damaged(store, key, "delete"):
@@ -191,28 +158,24 @@ def test_what_a_lost_entry_means(tmp_path: Path) -> None:
         assert found.problem.endswith(": it is missing")
 
 
-def decode(store: Store, key: str) -> Entry:
-    return decode_entry(store.objects.read(key))
-
-
 @pytest.mark.parametrize("how", DAMAGES)
-def test_every_summary(kept: Store, how: str) -> None:
+def test_every_snapshot(kept: Store, how: str) -> None:
     """It spoils no round, for the log has it all."""
-    keys = kept.objects.keys(layout.summaries_prefix("kept"))
+    keys = kept.objects.keys(layout.snapshots_prefix("kept"))
     for number, key in enumerate(keys):
         with damaged(kept, key, how, keys[number - 1]):
             found = verify(kept, "kept")
         assert key in {damage.path for damage in found.damages}
         assert all("the next writer makes it again" in damage.meaning for damage in found.damages)
         assert found.good == tuple(range(LAST + 1))
-        assert found.newest_checkpoint == LAST
+        assert found.newest_good == LAST
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_a_writer_makes_damaged_summaries_again(tmp_path: Path, how: str) -> None:
+def test_a_writer_makes_damaged_snapshots_again(tmp_path: Path, how: str) -> None:
     store = Store.open(tmp_path)
     kept_run(store, "kept", 2)
-    keys = store.objects.keys(layout.summaries_prefix("kept"))
+    keys = store.objects.keys(layout.snapshots_prefix("kept"))
     intact = [store.objects.read(key) for key in keys]
     for key in keys:
         with damaged(store, key, how, next(other for other in keys if other != key)):
@@ -284,85 +247,6 @@ def test_any_bit_of_any_file(kept: Store, data: st.DataObject) -> None:
         write(kept, {item.key: old}, {item.key: old})
 
 
-@pytest.mark.parametrize(
-    ("stage", "field", "problem"),
-    [
-        ("candidates", "policy", "and not from that of their round"),
-        ("eval_candidates", "policy", "and not from that of their round"),
-        ("checkpoint", "policy", "do not have the hash"),
-        ("checkpoint", "reference", "is no policy before it"),
-        ("round", "policy", "its checkpoint is"),
-    ],
-)
-def test_records_that_contradict_each_other(tmp_path: Path, stage: str, field: str, problem: str) -> None:
-    """A log that is intact in itself, of a program that mixed up its policies in round 2."""
-    store = Store.open(tmp_path)
-    run = kept_run(store, "kept", 2)
-    rewrite(store, run, lambda entry: wrong(entry, stage, field))
-    found = verify(store, "kept")
-    assert problem in " ".join(damage.problem for damage in found.damages)
-    assert {damage.round for damage in found.damages} == {2}
-    assert found.good == (0, 1)
-
-
-@pytest.mark.parametrize(
-    ("stage", "round", "policies", "says"),
-    [
-        ("candidates", 1, (0,), {}),
-        ("candidates", 2, (0, 1), {}),
-        ("candidates", 3, (1, 2), {}),
-        ("candidates", 3, (1,), {3: 1}),
-        ("candidates", 3, (2,), {3: 2}),
-        ("eval_candidates", 3, (3,), {}),
-        ("baseline_candidates", 3, (0, 2), {}),
-        ("initial_candidates", 3, (0,), {}),
-        ("checkpoint", 3, (0, 1, 2), {}),
-    ],
-)
-def test_policies_that_may_be_meant(
-    tmp_path: Path, stage: str, round: int, policies: tuple[int, ...], says: dict[int, int]
-) -> None:
-    """Of all policies of a run these may have sampled, or be the reference, by what the rounds say of who sampled."""
-    store = Store.open(tmp_path)
-    run = kept_run(store, "kept", 4)
-    known = [summary.meta["policy"] for summary in run.rounds()]
-    # There are no answers of earlier policies in this run: another table is taken for them.
-    taken = "judgments" if stage in ("baseline_candidates", "initial_candidates") else stage
-    field = "reference" if stage == "checkpoint" else "policy"
-
-    def change(old: Entry, policy: str) -> Entry:
-        if old.kind == "round" and old.round in says:
-            return Entry(**{**vars(old), "meta": {**old.meta, "origin": {"sampled_by": known[says[old.round]]}}})
-        if old.key is None or old.round != round or old.key.stage not in (taken, stage):
-            return old
-        key = Key(round, stage, old.key.shard)
-        return Entry(**{**vars(old), "key": key, "meta": {**old.meta, field: policy}})
-
-    fine = []
-    for number, policy in enumerate(known):
-        rewrite(store, run, lambda old, policy=policy: change(old, policy))
-        if not verify(store, "kept").damages:
-            fine.append(number)
-    assert tuple(fine) == policies
-
-
-def test_nothing_is_concluded_from_a_policy_that_is_not_known(tmp_path: Path) -> None:
-    """A checkpoint whose entry says no policy: what the next round was sampled by cannot be compared with it."""
-    store = Store.open(tmp_path)
-    run = kept_run(store, "kept", 3)
-    policy = run.rounds()[2].meta["policy"]
-
-    def change(old: Entry) -> Entry:
-        if old.kind == "round" and old.round == 3:
-            return Entry(**{**vars(old), "meta": {**old.meta, "origin": {"sampled_by": policy}}})
-        checkpoint = old.key is not None and (old.key.stage, old.round) == ("checkpoint", 2)
-        return Entry(**{**vars(old), "meta": {}}) if checkpoint else old
-
-    rewrite(store, run, change)
-    damages = [damage.problem for damage in verify(store, "kept").damages]
-    assert not [problem for problem in damages if "candidates" in problem], damages
-
-
 def test_a_fork_whose_past_is_not_its_parents(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
     fork = kept_fork(store, kept_run(store, "kept", 3), 2, "fork", 3)
@@ -375,64 +259,6 @@ def test_a_fork_whose_past_is_not_its_parents(tmp_path: Path) -> None:
     found = verify(store, "fork")
     assert [damage.problem for damage in found.damages] == ["metrics of round 1 is not what run 'kept' has"]
     assert found.good == (0, 2, 3), "round 3 is its own"
-
-
-def wrong(entry: Entry, stage: str, field: str) -> Entry:
-    hit = entry.key is not None and (entry.key.stage, entry.key.round) == (stage, 2)
-    return Entry(**{**vars(entry), "meta": {**entry.meta, field: "f" * 64}}) if hit else entry
-
-
-def rewrite(store: Store, run: Run, change: Callable[[Entry], Entry]) -> None:
-    """The same log with changed entries, each vouched for by the next."""
-    parent = None
-    for key in store.objects.keys(layout.log_prefix(run.name)):
-        entry = change(Entry(**{**vars(decode(store, key)), "parent": parent}))
-        data = encode_entry(entry)
-        write(store, {key: b""}, {key: data})
-        parent = digest_of(data)
-    store.objects.delete(store.objects.keys(layout.summaries_prefix(run.name)))
-    with store.run(run.name).writer():
-        pass
-
-
-def test_resume_names_the_newest_good_checkpoint(kept: Store) -> None:
-    """Every input of the next round, damaged one at a time, is found before any work starts."""
-    check_inputs(kept, kept.run("kept"))
-    for stage in CARRIED_STAGES:
-        for path in paths(kept, stage, LAST).values():
-            with damaged(kept, path, "flip"), pytest.raises(DamagedFileError) as caught:
-                check_inputs(kept, kept.run("kept"))
-            assert str(caught.value).startswith(f"run 'kept' cannot go on: the bytes of {path} are not those")
-            assert "the newest good checkpoint is that of round 3: 'rondo fork kept@3 --name NEW'" in str(caught.value)
-    for stage in set(STAGES) - set(CARRIED_STAGES):
-        with damaged(kept, paths(kept, stage, LAST)["table"], "flip"):
-            check_inputs(kept, kept.run("kept"))  # no round reads it again
-
-
-def test_resume_with_a_damaged_shard_of_the_unfinished_round(tmp_path: Path) -> None:
-    store = Store.open(tmp_path)
-    run = kept_run(store, "kept", 2)
-    with run.writer() as writer:
-        add_table(store, run, writer, 3, "candidates", None, 0)
-    (path,) = [file.path for entry in run.unfinished() for file in entry.files]
-    with damaged(store, path, "truncate"), pytest.raises(DamagedFileError, match="fork kept@2 --name NEW"):
-        check_inputs(store, store.run("kept"))
-
-
-def test_a_damaged_end_of_the_log_is_forked_around(tmp_path: Path) -> None:
-    store = Store.open(tmp_path)
-    kept_run(store, "kept", 2)
-    with store.run("kept").writer():
-        pass
-    last = store.objects.keys(layout.log_prefix("kept"))[-1]
-    with damaged(store, last, "flip"):
-        with pytest.raises(CorruptEntryError, match=r"is damaged.*'rondo fork kept@2 --name NEW' continues from it"):
-            open_to_go_on(store, "kept")
-        rescued = kept_fork(store, store.run("kept", intact_part=True), 2, "rescued", 3)
-        assert rescued.finished == [0, 1, 2, 3]
-        assert verify(store, "rescued").damages == ()
-        with pytest.raises(CorruptEntryError), store.run("kept", intact_part=True).writer():
-            pass
 
 
 def test_a_damaged_header(kept: Store) -> None:
@@ -458,11 +284,11 @@ def test_no_run(kept: Store) -> None:
         verify(kept, "../runs/kept")
 
 
-def test_an_older_run_without_releases(tmp_path: Path) -> None:
-    """The log of a run that never released anything has no trace of releases, and opens as ever."""
+def test_an_older_run_without_tombstones(tmp_path: Path) -> None:
+    """The log of a run that never dropped anything has no trace of tombstones, and opens as ever."""
     store = Store.open(tmp_path)
     run = kept_run(store, "kept", 1)
-    assert run.released == {}
+    assert run.dropped == {}
     child = create_fork(store, run, 1, "fork", {})
     assert child.header["parent"] == {"run": "kept", "round": 1}
     with child.writer() as writer:

@@ -1,0 +1,91 @@
+"""What the store cannot know when it verifies a run: what a loss means, and which records contradict each other."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from flows.registry.resume_check import CARRIED_STAGES, needed_after
+from storage.log.manifest import Entry
+from storage.log.run import Run
+from storage.tables.checkpoints import weights_digest
+from storage.verify.verify import Rules
+
+Policies = Mapping[int, str]
+"""Hash of the weights that each round ended with."""
+
+
+def loss_of(entry: Entry) -> str:
+    """What it means for the run that a file of this commit is damaged."""
+    stage = entry.key.stage if entry.key else ""
+    if stage == "prompts":
+        return "the prompts of the run: no round of it can go on"
+    if stage not in CARRIED_STAGES:
+        return f"{stage} of round {entry.round}: it cannot be read any more; weights and other tables are not concerned"
+    if entry.round == 0:
+        return f"{stage} of round 0, which every round compares with: no round of the run can go on"
+    return f"{stage} of round {entry.round}: nothing can go on from this round; other rounds are not concerned"
+
+
+def contradictions(run: Run, commits: Sequence[Entry]) -> Iterator[tuple[Entry, str]]:
+    """The entries of rounds that contradict others, as far as they say who made what, each with what is wrong.
+
+    What samples is the policy of the round before, or in a run of staleness 1 of the round before that, whichever the
+    round says; what is evaluated is that of the round; a checkpoint's hash is that of its weights, and the round's; a
+    reference is an earlier policy, or an average of them. What was sampled on other inputs, and then replaced, counts
+    for nothing.
+    """
+    newest = {entry.key.piece: entry for entry in sorted(commits, key=lambda entry: entry.number) if entry.key}
+    policies = {entry.round: entry.meta["policy"] for entry in _of(commits, "checkpoint") if "policy" in entry.meta}
+    averages = {entry.meta.get("policy") for entry in _of(commits, "ema")}
+    said = {number: _said_sampler(run.round_entry(number)) for number in run.finished}
+    for entry in commits:
+        counts = entry.key is not None and newest[entry.key.piece] is entry
+        problem = (_sampled_by(entry, policies, said) if counts else None) or _checkpoint(entry, policies, averages)
+        if problem is not None:
+            yield entry, problem
+    for number in run.finished:
+        entry = run.round_entry(number)
+        recorded = entry.meta.get("policy")
+        if number in policies and recorded not in (None, policies[number]):
+            yield entry, f"round {number} ended with {recorded[:12]}, its checkpoint is {policies[number][:12]}"
+
+
+def _said_sampler(round: Entry) -> str | None:
+    origin = round.meta.get("origin")
+    return origin.get("sampled_by") if isinstance(origin, dict) else None
+
+
+def _sampled_by(entry: Entry, policies: Policies, said: Mapping[int, str | None]) -> str | None:
+    before, initial = policies.get(entry.round - 1), policies.get(0)
+    stage, policy = entry.key.stage if entry.key else "", entry.meta.get("policy")
+    sampled = said.get(entry.round)
+    earlier = {before, policies.get(max(entry.round - 2, 0))}
+    allowed = {
+        "candidates": earlier if sampled is None or None in earlier else earlier & {sampled},
+        "eval_candidates": {policies.get(entry.round)},
+        "baseline_candidates": {before, initial},  # also of round 0, in runs of earlier versions
+        "initial_candidates": {initial},
+    }.get(stage, {policy})
+    if policy is None or None in allowed or policy in allowed:
+        return None
+    return f"{entry.key} come from policy {policy[:12]}, and not from that of their round"
+
+
+def _checkpoint(entry: Entry, policies: Policies, averages: set[str | None]) -> str | None:
+    policy, reference = entry.meta.get("policy"), entry.meta.get("reference")
+    if entry.key is None or entry.key.stage != "checkpoint" or policy is None:
+        return None
+    if not any((file.name or "").endswith(".safetensors") for file in entry.files):
+        return f"the checkpoint of round {entry.round} has no weights"
+    if policy != weights_digest(entry.files):
+        return f"the weights of round {entry.round} do not have the hash {policy[:12]} that stands beside them"
+    earlier = {known for number, known in policies.items() if number < entry.round} | averages
+    if reference is not None and reference not in earlier:
+        return f"the reference {reference[:12]} of round {entry.round} is no policy before it"
+    return None
+
+
+def _of(commits: Sequence[Entry], stage: str) -> list[Entry]:
+    return [entry for entry in commits if entry.key is not None and entry.key.stage == stage]
+
+
+RULES = Rules(needed_after, loss_of, contradictions)
+"""What the store asks when it verifies a run of ours."""

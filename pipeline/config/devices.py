@@ -1,0 +1,102 @@
+"""Where each part of a run works: devices of this machine, ranks over several, replicas on a Ray cluster.
+
+Ray is a section of its own, and no value of ``sampling.engine``: the engine inside of a replica is still vLLM or
+transformers, and the judge goes to the same cluster.
+"""
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Config, Device
+
+
+class DevicesConfig(Config):
+    """Where each part runs."""
+
+    sampler: Device = Field("cpu", description="device of the sampling engine")
+    trainer: Device = Field("cpu", description="device of the update")
+    trainer_ranks: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="processes of a machine that share the update, one a GPU; on CPU each has cpu_threads",
+    )
+    trainer_nodes: int = Field(
+        1, ge=1, le=1024, description="machines that share the update: this one, and those that 'rondo join' it"
+    )
+    trainer_address: str | None = Field(
+        None,
+        pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[1-9]\d{0,4}$",
+        examples=["node1:29400"],
+        description="HOST:PORT of this machine, in the cluster's own network, where the other ones join",
+    )
+    trainer_wait: float = Field(600.0, gt=0, description="seconds that the update waits for machines that are missing")
+    judge: Device = Field("cpu", description="device of a reward model")
+    cpu_threads: int = Field(
+        1, ge=1, le=1024, description="threads of one CPU worker; a change changes results in the last bits"
+    )
+
+    @property
+    def trainer_world(self) -> int:
+        """Processes that share the update, on all machines."""
+        return self.trainer_ranks * self.trainer_nodes
+
+    @property
+    def one_card(self) -> bool:
+        """Whether the sampler's GPU is also one of the update's, where both are processes of this machine."""
+        sampler, trainer = (int(device.partition(":")[2] or 0) for device in (self.sampler, self.trainer))
+        return trainer <= sampler < trainer + self.trainer_ranks
+
+    @model_validator(mode="after")
+    def _nodes_have_an_address(self) -> "DevicesConfig":
+        if self.trainer_nodes > 1 and self.trainer_address is None:
+            raise ValueError(
+                f"devices.trainer_nodes {self.trainer_nodes} needs devices.trainer_address, where the others join: "
+                "give this machine's name or address in the cluster's network, and a free port, as node1:29400"
+            )
+        return self
+
+
+class ReplicasConfig(Config):
+    """Replicas of one worker; each does whole shards, so that their number changes no result."""
+
+    replicas: int = Field(
+        0, ge=0, le=4096, description="most replicas; those that the cluster has no room for join later; 0: not on Ray"
+    )
+    gpus: int = Field(0, ge=0, le=64, description="GPUs of one replica, over which vLLM splits the model")
+    cpus: float = Field(1.0, ge=0, le=1024, description="CPUs that Ray sets aside for one replica")
+
+    @property
+    def gpus_per_engine(self) -> int:
+        """GPUs that one engine splits its model over."""
+        return max(1, self.gpus) if self.replicas else 1
+
+
+class ClusterConfig(Config):
+    """Which parts run on Ray, and where that is."""
+
+    address: str = Field(
+        "local",
+        pattern=r"^(local|auto|(ray://)?[A-Za-z0-9._\[\]:-]+:[0-9]+)$",
+        examples=["local", "auto", "node1:6379", "ray://node1:10001"],
+        description="local: a cluster on this machine for the time of the run; auto: the one of RAY_ADDRESS or of this "
+        "machine; HOST:PORT: one that this machine belongs to; ray://HOST:PORT: one that it does not belong to",
+    )
+    sampler: ReplicasConfig = Field(ReplicasConfig(), description="replicas of the sampling engine")
+    judge: ReplicasConfig = Field(ReplicasConfig(), description="replicas of the judge")
+    environment: tuple[str, ...] = Field(
+        (), max_length=100, description="names of environment variables that replicas get from the flow's process"
+    )
+    patience_seconds: float = Field(
+        600, gt=0, le=10**6, description="longest time without any replica before the run gives up, in seconds"
+    )
+
+    @property
+    def used(self) -> bool:
+        """Whether anything runs on Ray."""
+        return self.sampler.replicas > 0 or self.judge.replicas > 0
+
+    @model_validator(mode="after")
+    def _judges_need_one_gpu(self) -> "ClusterConfig":
+        if self.judge.gpus > 1:
+            raise ValueError(f"cluster.judge.gpus {self.judge.gpus}: a reward model uses one GPU: set it to 1 or 0")
+        return self

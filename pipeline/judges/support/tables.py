@@ -1,0 +1,62 @@
+"""Tables of prompts and candidates as what a judge is given, and what it says as a table."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.data.conversations import messages_of
+from pipeline.errors import DataError
+from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment
+from pipeline.records import JUDGMENTS, to_table
+
+
+def judge_items(prompts: pa.Table, candidates: pa.Table, *, read_special_tokens: bool = False) -> list[JudgeItem]:
+    """Joins prompts and candidates: one item for each prompt that has candidates, in the candidates' order.
+
+    Args:
+        read_special_tokens: as the recipe's prompts say.
+
+    Raises:
+        DataError: a candidate of a prompt that is not among the prompts.
+    """
+    answers: dict[str, list[JudgedCandidate]] = {}
+    for row in candidates.select(["prompt_id", "candidate", "text", "finish_reason", "token_ids"]).to_pylist():
+        answer = JudgedCandidate(
+            index=row["candidate"],
+            text=row["text"],
+            finish_reason=row["finish_reason"],
+            tokens=len(row["token_ids"]),
+            token_ids=row["token_ids"],
+        )
+        answers.setdefault(row["prompt_id"], []).append(answer)
+    columns = ["prompt_id", "text", "messages", "reference_answer", "token_ids"]
+    found = prompts.filter(pc.field("prompt_id").isin(list(answers))).select(columns).to_pylist()
+    asked = {row["prompt_id"]: row for row in found}
+    if missing := answers.keys() - asked.keys():
+        raise DataError(f"prompt {min(missing)} has candidates, but is not among the prompts: give it too")
+    return [
+        JudgeItem(
+            prompt_id=prompt_id,
+            prompt_text=asked[prompt_id]["text"],
+            messages=messages_of(asked[prompt_id]["messages"]),
+            prompt_token_ids=asked[prompt_id]["token_ids"],
+            reference_answer=asked[prompt_id]["reference_answer"],
+            read_special_tokens=read_special_tokens,
+            candidates=judged,
+        )
+        for prompt_id, judged in answers.items()
+    ]
+
+
+def judgments_table(judgments: Sequence[Judgment]) -> pa.Table:
+    """Judgments as a table of the ``JUDGMENTS`` schema."""
+    rows = [
+        {
+            **asdict(judgment),
+            "components": [{"name": name, "value": value} for name, value in judgment.components.items()],
+        }
+        for judgment in judgments
+    ]
+    return to_table(rows, JUDGMENTS)

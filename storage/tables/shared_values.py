@@ -1,0 +1,103 @@
+"""Small JSON values that belong to no run, each durable at once, and swept never: a cache, and what people chose.
+
+They lie beside the runs, under the digest of what they answer, so that every run has them. A run that is being written,
+or that is finished, need not be touched for a new one.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+from storage.errors import CorruptEntryError, InvalidEntryError, MissingObjectError
+from storage.log.lease import utc_now
+from storage.log.manifest import canonical, seal, unseal
+from storage.log.store import Store
+from storage.objects import layout
+
+LABELS = "labels"
+_LONGEST_NAME = 100
+
+
+class SharedCache:
+    """Values of one kind. Safe for several processes and threads.
+
+    Args:
+        kind: name of the directory that holds them, made of ``a-z 0-9 _ -``.
+    """
+
+    def __init__(self, store: Store, kind: str) -> None:
+        self._objects = store.objects
+        self._kind = layout.check_stage(kind)
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The value under a SHA-256; None where there is none, or one that is damaged, which is removed."""
+        path = layout.shared_value_key(self._kind, key)
+        try:
+            return unseal(self._objects.read(path))
+        except MissingObjectError:
+            return None
+        except CorruptEntryError:
+            self._objects.delete([path])
+            return None
+
+    def put(self, key: str, value: dict[str, Any]) -> None:
+        """Keeps a value, durably; where there is one already, that one stays.
+
+        Raises:
+            InvalidEntryError: it is not JSON.
+            StorageFullError, StorageAccessError, BackendError: it could not be written.
+        """
+        self._objects.create(layout.shared_value_key(self._kind, key), seal(value, f"the value {key}"))
+
+
+class Labels:
+    """What people chose, when they were asked a question; several can add theirs at the same time.
+
+    A choice lies under the digest of its question, its labeller and its number. A labeller who changes his mind adds a
+    choice: the newest one counts.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._objects = store.objects
+
+    def add(self, question: str, labeller: str, choice: dict[str, Any]) -> None:
+        """Keeps a choice, durably, as the newest of this labeller to this question.
+
+        Raises:
+            InvalidEntryError: it is not JSON, or the labeller has no name.
+            StorageFullError, StorageAccessError, BackendError: it could not be written.
+        """
+        if not labeller.strip() or len(labeller) > _LONGEST_NAME:
+            raise InvalidEntryError(f"'{labeller}' is no name of a labeller: give one of 1 to {_LONGEST_NAME} letters")
+        number = 0
+        while True:
+            value = {**choice, "question": question, "labeller": labeller, "number": number, "time": utc_now()}
+            if self._objects.create(_key(question, labeller, number), seal(value, "the choice")):
+                return
+            number += 1
+
+    def newest(self) -> list[dict[str, Any]]:
+        """The newest choice of each labeller to each question, by question and labeller.
+
+        Raises:
+            CorruptEntryError: one is damaged; the message names its file.
+        """
+        found: dict[tuple[str, str], dict[str, Any]] = {}
+        for value in self._all():
+            key = value["question"], value["labeller"]
+            if key not in found or found[key]["number"] < value["number"]:
+                found[key] = value
+        return [found[key] for key in sorted(found)]
+
+    def _all(self) -> Iterable[dict[str, Any]]:
+        keys = self._objects.keys(f"{layout.SHARED}/{LABELS}")
+        for key, data in zip(keys, self._objects.read_many(keys), strict=True):
+            try:
+                yield unseal(data)
+            except CorruptEntryError as error:
+                raise CorruptEntryError(f"the label {key} is damaged: {error}; delete it and label again") from error
+
+
+def _key(question: str, labeller: str, number: int) -> str:
+    digest = hashlib.sha256(canonical([question, labeller, number])).hexdigest()
+    return layout.shared_value_key(LABELS, digest)

@@ -1,0 +1,61 @@
+"""Hashes that version 0.1.0 has left in stores, by which finished work is found again: each was computed with it."""
+
+from typing import Any
+
+import pytest
+
+from pipeline.config import SamplingConfig, UpdateConfig
+from pipeline.dpo.state import DECIDED_ELSEWHERE, hashed_settings
+from pipeline.dpo.types import RoundFacts
+from pipeline.judges.base import judge_version
+from pipeline.judges.human import HumanConfig
+from pipeline.records import content_id
+
+OTHER: dict[str, Any] = {
+    "objective": {"sigmoid": 0.5, "simpo": 2, "dpop": 1}, "beta": 0.3, "label_smoothing": 0.1, "target_margin": 2,
+    "dpop_penalty": 5, "schedule_over": "run", "schedule": "linear", "nll_weight": 0.1, "exploration_weight": 0.01,
+    "warmup_steps": 3, "optimizer": "paged_adamw_8bit", "precision": "bfloat16", "stop_at_kl": 2, "lora": {"rank": 4},
+    "optimizer_state": "carried", "reference": "initial", "checkpoint_steps": 3, "batch_order": "shards",
+    "token_budget": 99,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "facts", "expected"),
+    [
+        (UpdateConfig(), RoundFacts(round=1, rounds=5), "1b4cc89e4ff643d2"),
+        (UpdateConfig(**OTHER), RoundFacts(round=2, rounds=4, reference_is_start=False), "d3181bb40c2f6eee"),
+    ],
+)
+def test_a_saved_update_is_still_known(config: UpdateConfig, facts: RoundFacts, expected: str) -> None:
+    assert content_id(hashed_settings(config, facts)) == expected
+
+
+def test_every_field_of_an_update_is_hashed_or_decided_elsewhere() -> None:
+    """A new hyper-parameter is one of the first, without anybody's doing."""
+    hashed = hashed_settings(UpdateConfig(), RoundFacts())
+    names = {*hashed, *hashed["constants"], "objective"} - {
+        "objectives", "constants", "schedule_start", "schedule_end", "reference_is_start"
+    }  # fmt: skip
+    assert names == set(UpdateConfig.model_fields) - DECIDED_ELSEWHERE
+
+
+@pytest.mark.parametrize("kind", ["human", "people"])
+def test_a_human_judge_is_hashed_by_its_old_kind(kind: Any) -> None:
+    config = HumanConfig(kind=kind, pairs=2)
+    assert content_id(config.hashed()) == "de00e56f38dd79be"
+    assert judge_version(config) == "a88bee10bad9e888"
+    assert config.model_dump(mode="json")["kind"] == kind
+
+
+@pytest.mark.parametrize("name", ["max_skipped_fraction", "most_set_aside"])
+def test_sampling_is_hashed_by_its_old_names(name: str) -> None:
+    config = SamplingConfig.model_validate({name: 0.2})
+    assert config.hashed() == {
+        "engine": "vllm", "prompts_per_round": 256, "candidates": 4, "temperature": 1.0, "top_p": 1.0, "max_tokens": 48,
+        "shard_prompts": 128, "shards_in_flight": 2, "most_set_aside": 0.2, "max_sequences": 256, "context": None,
+        "handover_tolerance": 1e-3, "cache_gib": 1.0,
+    }  # fmt: skip
+    shown = config.model_dump(mode="json")
+    assert shown["max_skipped_fraction"] == 0.2
+    assert "most_set_aside" not in shown
