@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
 from flows.host.progress import Display
 from flows.run import start as starting
@@ -15,11 +14,7 @@ from support.finished_run import small_recipe
 
 
 def begin(directory: Path) -> None:
-    path = directory / "recipe.yaml"
-    (directory / "prompts.jsonl").touch()
-    recipe = small_recipe(prompts={"source": "jsonl", "path": str(directory / "prompts.jsonl")})
-    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    starting.start(path, None, None, str(directory / "root"), [], resume=False, display=Display())
+    starting.start(small_recipe(), None, str(directory / "root"), resume=False, display=Display())
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, *, committed: bool) -> None:
