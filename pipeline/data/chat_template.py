@@ -1,6 +1,7 @@
 """Chat templates: conversations rendered and encoded, and refused in one sentence if a template does not take them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pipeline.data.conversations import Message, other_fields
 from pipeline.data.sources import Prompt
@@ -10,7 +11,7 @@ from pipeline.errors import DataError
 
 def encode_conversation(
     tokenizer: Tokenizer,
-    messages: Sequence[Message],
+    messages: Sequence[Mapping[str, Any]],
     *,
     of: str,
     add_generation_prompt: bool,
@@ -61,7 +62,7 @@ def check_judged(tokenizer: Tokenizer, prompts: Sequence[Prompt], *, of: str) ->
 def encode_joined(
     tokenizer: Tokenizer,
     prompt_text: str,
-    messages: Sequence[Message] | None,
+    messages: Sequence[Mapping[str, Any]] | None,
     answer: str,
     *,
     read_special_tokens: bool = False,
