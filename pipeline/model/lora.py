@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.config import LoraConfig
 from pipeline.errors import ConfigError
-from pipeline.model.distributed import spread_like, whole, world_of
+from pipeline.model.distributed import full_tensor, spread_like, world_of
 from pipeline.model.policy import SMALL_FILES, weight_files
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -79,8 +79,10 @@ class Adapter:
     def save(self, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
         """Write the adapter and the tokenizer as peft and vLLM open them; the same bytes for the same weights."""
         world = world_of(self._model)
-        weights = {name: whole(weight.detach()).cpu() for name, weight in self._weights()} if world.size > 1 else None
-        if not world.leads:
+        weights = None
+        if world.size > 1:
+            weights = {name: full_tensor(weight.detach()).cpu() for name, weight in self._weights()}
+        if not world.is_main:
             return
         self._peft.save_pretrained(str(directory), safe_serialization=True, state_dict=weights)
         (directory / "README.md").unlink(missing_ok=True)
