@@ -1,6 +1,5 @@
 """The commands that start, continue, fork and end a run, and the one with which another machine takes part in it."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,25 +92,6 @@ def pause(run: RunName, root: Root = DEFAULT_ROOT, wait: Patience = 120) -> None
     from flows.run import stop
 
     typer.echo(stop.pause(run, root, wait))
-
-
-@app.command()
-def join(
-    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="the run's devices.trainer_address")],
-    root: Root = DEFAULT_ROOT,
-    wait: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="how long to wait for a run to be there")] = 600,
-) -> None:
-    """Share the updates of a run on another machine, until it is over. Start it on each of the others.
-
-    The machine needs to see the same root: a bucket, or a directory that both have mounted.
-    """
-    # Of a head that goes away, torch would print a page for each connection; what happened is said in a sentence.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-    from flows.host.signals import orderly_end
-    from flows.remote.join import Joining
-
-    with orderly_end("left: the update goes on once another machine has joined"):
-        Joining(address, root, wait, typer.echo).serve()
 
 
 @app.command()

@@ -26,6 +26,18 @@ def descendants(pid: int) -> list[psutil.Process]:
     return found
 
 
+def processor_seconds(pid: int) -> float:
+    """Processor time of a process and its descendants so far."""
+    total = 0.0
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for member in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                times = member.cpu_times()
+                total += times.user + times.system
+    return total
+
+
 def kill(processes: Iterable[psutil.Process]) -> None:
     """Kills those of the processes that still run."""
     for process in processes:

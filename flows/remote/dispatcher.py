@@ -3,12 +3,14 @@
 A request is ``{"id", "method", "arguments"}``; the messages that go out are any number of ``{"id", "progress"}`` and
 then one of ``{"id", "result"}`` and ``{"id", "error": {"kind", "message"}}``. A method that is a generator function
 takes a turn with each ``next`` and returns its result at the end; all others are done at once. The last progress before
-a result says when and where the work was done: ``span``, in seconds since the epoch, and the worker's ``device``.
+a result says when and where the work was done: ``span``, in seconds since the epoch, and the worker's ``device``. An
+error whose id is null ends all that is in progress, and the worker with it.
 """
 
 import time
 import traceback
 from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import GeneratorType
@@ -18,9 +20,17 @@ from pydantic import validate_call
 from pydantic_core import to_jsonable_python
 
 from pipeline.errors import RondoError
+from pipeline.records import storable
 from storage.errors import StoreError
 
 Send = Callable[[dict[str, Any]], None]
+Together = Callable[[dict[str, Any]], AbstractContextManager[None]]
+"""Around a request that is for all ranks of a worker: passes it on to the others, and waits for them."""
+
+
+def alone(_request: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Of a worker that has no other ranks."""
+    return nullcontext()
 
 
 class Service(Protocol):
@@ -42,10 +52,15 @@ class _InProgress:
 
 
 class Dispatcher:
-    """Serves a worker's methods to whoever hands in requests."""
+    """Serves a worker's methods to whoever hands in requests.
 
-    def __init__(self, worker: Service, send: Send) -> None:
-        self._worker, self._send = worker, send
+    Args:
+        send: takes the messages that go out.
+        together: entered around methods that are marked as collective, in ``flows/workers/base.py``.
+    """
+
+    def __init__(self, worker: Service, send: Send, together: Together = alone) -> None:
+        self._worker, self._send, self._together = worker, send, together
         self._open: dict[int, _InProgress] = {}
 
     @property
@@ -53,12 +68,15 @@ class Dispatcher:
         """Whether a request is in progress."""
         return bool(self._open)
 
-    def submit(self, request: Mapping[str, Any]) -> None:
+    def submit(self, request: dict[str, Any]) -> None:
         """Begins a request, or answers it at once."""
         number, began = request["id"], time.time()
         self._worker.progress = partial(self._tell, number)
         try:
-            result = public_method(self._worker, request["method"])(**request["arguments"])
+            method = public_method(self._worker, request["method"])
+            collective = getattr(getattr(self._worker, request["method"]), "collective", False)
+            with self._together(request) if collective else nullcontext():
+                result = method(**request["arguments"])
         except Exception as error:
             self._fail(number, error)
             return
@@ -84,16 +102,12 @@ class Dispatcher:
         self._send({"id": number, "progress": told})
 
     def _answer(self, number: int, result: object, began: float) -> None:
-        self._send({"id": number, "progress": work_done(self._worker, began)})
+        work = {"span": [began, time.time()], "device": self._worker.device}
+        self._send({"id": number, "progress": work})
         self._send({"id": number, "result": to_jsonable_python(result)})
 
     def _fail(self, number: int, error: Exception) -> None:
         self._send({"id": number, "error": describe(error)})
-
-
-def work_done(worker: Service, began: float) -> dict[str, Any]:
-    """What is told of work that has just been done."""
-    return {"span": [began, time.time()], "device": worker.device}
 
 
 def public_method(worker: object, name: str) -> Callable[..., Any]:
@@ -106,8 +120,8 @@ def public_method(worker: object, name: str) -> Callable[..., Any]:
 
 
 def describe(error: Exception) -> dict[str, str]:
-    """A user's error as its sentence alone; any other with its traceback in the log."""
+    """A user's error as its sentence alone; any other with its traceback in the log. Its text can be encoded."""
     known = isinstance(error, RondoError | StoreError)
     if not known:
         traceback.print_exc()
-    return {"kind": type(error).__name__ if known else "WorkerError", "message": str(error) or repr(error)}
+    return {"kind": type(error).__name__ if known else "WorkerError", "message": storable(str(error) or repr(error))}

@@ -17,7 +17,6 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -28,10 +27,9 @@ import flows.errors
 import pipeline.errors
 import storage.errors
 from flows.errors import WorkerDiedError, WorkerError
-from flows.host.processes import descendants, kill
+from flows.host.processes import descendants, kill, processor_seconds
 from flows.remote.calls import Progress
-from flows.remote.nodes import Nodes
-from flows.remote.ranks import LOOPBACK, MEETING, processor_seconds, torchrun
+from flows.remote.torchrun import Torchrun
 from pipeline.errors import EngineError
 
 LINE_LIMIT = 64 * 2**20  # longest answer, in bytes
@@ -39,6 +37,14 @@ GRACE_SECONDS = 5.0
 HUNG_SECONDS = 900.0  # longer than any one wait for a network that itself gives up in time
 IDLE_CPU_SECONDS = 0.1  # what a process that hangs may still use in that time
 _LOOK_SECONDS = 5.0
+
+# CPU libraries of two workers side by side must not spin while they wait: each would hold a core from the other.
+_QUIET_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def worker_environment(cpu_threads: int) -> dict[str, str]:
+    """Variables of every worker."""
+    return {"OMP_NUM_THREADS": str(cpu_threads), **_QUIET_THREADS}
 
 
 @dataclass
@@ -58,9 +64,9 @@ class WorkerProcess:
         arguments: what the worker's constructor takes; must be JSON.
         log: the file that collects what the child prints.
         environment: variables on top of this process's own.
-        ranks: processes that do its work together. The child then is torchrun, and the first of them answers.
+        ranks: the processes that do its work together, if it is not one. The child then is torchrun, and the first of
+            them answers.
         capacity: calls that it takes at once; further ones wait here.
-        nodes: the other machines whose ranks take part, where there are any.
     """
 
     def __init__(
@@ -69,9 +75,8 @@ class WorkerProcess:
         arguments: Mapping[str, Any],
         log: Path,
         environment: Mapping[str, str],
-        ranks: int = 1,
+        ranks: Torchrun | None = None,
         capacity: int = 1,
-        nodes: Nodes | None = None,
     ) -> None:
         self.kind = kind
         self.capacity = capacity
@@ -79,7 +84,6 @@ class WorkerProcess:
         self._log = log
         self._environment = dict(environment)
         self._ranks = ranks
-        self._nodes = nodes
         self._places = asyncio.Semaphore(capacity)
         self._all_places = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
@@ -142,11 +146,7 @@ class WorkerProcess:
     async def stop(self) -> None:
         """Ends the child, whatever it is doing: closes its pipe, and kills it where that is not enough."""
         self._stopped = True
-        if self._nodes is not None:
-            self._nodes.part()
         await self._end()
-        if self._nodes is not None:
-            await self._nodes.close()
 
     @contextlib.asynccontextmanager
     async def _place(self, alone: bool) -> AsyncIterator[None]:
@@ -163,7 +163,7 @@ class WorkerProcess:
             raise WorkerError(f"the {self.kind} was asked after it had been stopped")
         if self.pid is not None and self._reader is not None and not self._reader.done():
             return
-        command, environment = await self._command()
+        command, environment = self._command()
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
@@ -174,8 +174,6 @@ class WorkerProcess:
                 start_new_session=True,
             )  # fmt: skip
         self.starts += 1
-        if self._nodes is not None:
-            self._nodes.watch(self._process)
         ready = self._await_answer(self._process, 0, None)
         self._reader = asyncio.create_task(self._read(self._process))
         try:
@@ -190,15 +188,12 @@ class WorkerProcess:
         self._waiting[number] = waiting
         return waiting.answer
 
-    async def _command(self) -> tuple[list[str], dict[str, str]]:
-        """What starts the worker, and its environment. Ranks of one machine meet in a directory in TMPDIR."""
-        if self._nodes is not None:
-            more = await self._nodes.gather(self._arguments)
-            return torchrun(self._ranks, self._nodes.count), {**self._environment, **more}
-        if self._ranks == 1:
+    def _command(self) -> tuple[list[str], dict[str, str]]:
+        """What starts the worker, and its environment."""
+        if self._ranks is None:
             return [sys.executable, "-m", "flows.remote.worker_main"], self._environment
-        meeting = tempfile.mkdtemp(prefix="ranks-", dir=self._environment.get("TMPDIR"))
-        return torchrun(self._ranks), {**self._environment, **LOOPBACK, MEETING: meeting}
+        command, more = self._ranks.prepare(self._environment.get("TMPDIR"))
+        return command, {**self._environment, **more}
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         """Hands the child's answers to those who wait for it, until it ends; then none of them waits any more."""
@@ -206,6 +201,8 @@ class WorkerProcess:
         try:
             while line := await self._line(process):
                 message = json.loads(line)
+                if message["id"] is None:
+                    raise self._error(message["error"])
                 waiting = self._waiting.get(message["id"])
                 if waiting is None or waiting.answer.done():
                     continue
@@ -216,9 +213,7 @@ class WorkerProcess:
                     waiting.answer.set_result(message["result"])
                 else:
                     error = self._error(message["error"])
-                    if self._nodes is not None and isinstance(error, WorkerError):
-                        error = await self._nodes.blame() or error
-                    if isinstance(error, EngineError) or self._ranks > 1 or self._nodes is not None:
+                    if isinstance(error, EngineError) or self._ranks is not None:
                         # An engine that failed is not asked again: the next call starts a new one. Ranks beside one
                         # that failed may wait for it for ever.
                         await self._kill(process)
@@ -242,7 +237,6 @@ class WorkerProcess:
                     spent = -1.0
                     continue
                 now = await asyncio.to_thread(processor_seconds, process.pid)
-                now += self._nodes.processor_seconds if self._nodes is not None else 0.0
                 if now > spent + IDLE_CPU_SECONDS or spent < 0:
                     spent, since = now, time.monotonic()
                 elif time.monotonic() - since > HUNG_SECONDS:
@@ -258,10 +252,11 @@ class WorkerProcess:
         known = known_error(error["kind"], error["message"]) if error["kind"] != "WorkerError" else None
         return known or WorkerError(f"the {self.kind} failed: {error['message']}; its log is {self._log}")
 
-    def _died(self, code: int) -> WorkerDiedError:
-        if self._nodes is not None and self._nodes.lost is not None:
-            return self._nodes.lost
-        return WorkerDiedError(f"the {self.kind} process ended with status {code} in its work; its log is {self._log}")
+    def _died(self, code: int) -> Exception:
+        missing = self._ranks.failure() if self._ranks is not None else None
+        return missing or WorkerDiedError(
+            f"the {self.kind} process ended with status {code} in its work; its log is {self._log}"
+        )
 
     async def _end(self) -> None:
         process, reader = self._process, self._reader

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.remote.calls import Carrier, Client
-from flows.remote.nodes import nodes_of
-from flows.remote.ranks import worker_environment
 from flows.remote.ray.cluster import RayCluster, variables
 from flows.remote.ray.pool import RayPool
-from flows.remote.worker_process import WorkerProcess
+from flows.remote.torchrun import torchrun_of
+from flows.remote.worker_process import WorkerProcess, worker_environment
 from flows.workers.judge import JudgeWorker
 from flows.workers.sampler import SamplerWorker
 from flows.workers.trainer import TrainerWorker
@@ -62,10 +61,10 @@ def create_workers(
     environment = worker_environment(devices.cpu_threads)
     cluster = RayCluster(config) if config.used else None
 
-    def process(kind: str, capacity: int = 1, ranks: int = 1) -> WorkerProcess:
-        nodes = nodes_of(devices, say) if kind == "trainer" else None
+    def process(kind: str, capacity: int = 1) -> WorkerProcess:
+        ranks = torchrun_of(devices, say) if kind == "trainer" else None
         own = {**environment, "TMPDIR": str(temporary)}
-        return WorkerProcess(kind, common, logs / f"{kind}.log", own, ranks, capacity, nodes)
+        return WorkerProcess(kind, common, logs / f"{kind}.log", own, ranks, capacity)
 
     def replicated(kind: str, replicas: ReplicasConfig, capacity: int) -> Carrier:
         if cluster is None or not replicas.replicas:
@@ -76,5 +75,5 @@ def create_workers(
     return WorkerSet(
         sampler=Client(replicated("sampler", config.sampler, recipe.sampling.shards_in_flight)),
         judge=Client(replicated("judge", config.judge, 1)),
-        trainer=Client(process("trainer", ranks=devices.trainer_ranks)),
+        trainer=Client(process("trainer")),
     )

@@ -182,7 +182,7 @@ class RoundUpdate:
         before, after, decay = slot.whole(average), slot.directory(policy), self._config.ema_decay
 
         def save(target: Path) -> None:
-            if slot.leads:
+            if slot.is_main:
                 blend(before, after, target, decay=decay)
 
         return slot.stage(self._round, "ema", save)

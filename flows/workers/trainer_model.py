@@ -45,7 +45,7 @@ class TrainerModel:
         if self.recipe.update.compile:
             compilation.check_compiler(devices.trainer)
         self._world = World.join(devices.trainer) if devices.trainer_world > 1 else ALONE
-        rank = "" if self._world.leads else f" by rank {self._world.rank}"
+        rank = "" if self._world.is_main else f" by rank {self._world.rank}"
         self._merged = worker.merged.with_name(f"{worker.merged.name}{rank}")
         self._model: Any = None
         self._tokenizer: Any = None
@@ -54,9 +54,9 @@ class TrainerModel:
         self._base: str | None = None
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the rank that writes."""
-        return self._world.leads
+        return self._world.is_main
 
     def table(self, files: Sequence[FileRef]) -> pa.Table:
         """Committed shards as one table, in the order given."""
@@ -64,10 +64,10 @@ class TrainerModel:
 
     def directory(self, files: Sequence[FileRef]) -> Path:
         """A committed checkpoint as a local directory; a machine's first rank fetches it, the others find it there."""
-        if not self._world.fetches:
+        if not self._world.is_local_main:
             self._world.wait()
         local = self.worker.directory(files)
-        if self._world.fetches:
+        if self._world.is_local_main:
             self._world.wait()
         return local
 
@@ -136,7 +136,7 @@ class TrainerModel:
 
     def write(self, table: pa.Table, round: int, stage: str, shard: int | None = None) -> FileRef:
         """Writes a table, from the first rank, that the flow will commit."""
-        (file,) = self._of_first([self.worker.write(table, round, stage, shard)] if self._world.leads else ())
+        (file,) = self._of_first([self.worker.write(table, round, stage, shard)] if self._world.is_main else ())
         return file
 
     def write_probe(self, round: int, groups: Sequence[TokenGroup], before: Sequence[float] | None = None) -> FileRef:
@@ -154,7 +154,7 @@ class TrainerModel:
 
     def stage(self, round: int, stage: str, save: Callable[[Path], None]) -> tuple[FileRef, ...]:
         """A directory that the flow will commit, written by the first rank."""
-        if not self._world.leads:
+        if not self._world.is_main:
             save(Path())  # gives the first rank its part, and writes nothing
             return self._of_first(())
         with checkpoints.stage_directory(self.worker.store, self.worker.run, round, stage) as staged:

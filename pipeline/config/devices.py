@@ -21,13 +21,13 @@ class DevicesConfig(Config):
         description="processes of a machine that share the update, one a GPU; on CPU each has cpu_threads",
     )
     trainer_nodes: int = Field(
-        1, ge=1, le=1024, description="machines that share the update: this one, and those that 'rondo join' it"
+        1, ge=1, le=1024, description="machines that share the update: this one, and those where torchrun is started"
     )
     trainer_address: str | None = Field(
         None,
         pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[1-9]\d{0,4}$",
         examples=["node1:29400"],
-        description="HOST:PORT of this machine, in the cluster's own network, where the other ones join",
+        description="HOST:PORT of this machine, in the cluster's own network, where the other ones find it",
     )
     trainer_wait: float = Field(600.0, gt=0, description="seconds that the update waits for machines that are missing")
     judge: Device = Field("cpu", description="device of a reward model")
@@ -50,7 +50,7 @@ class DevicesConfig(Config):
     def _nodes_have_an_address(self) -> "DevicesConfig":
         if self.trainer_nodes > 1 and self.trainer_address is None:
             raise ValueError(
-                f"devices.trainer_nodes {self.trainer_nodes} needs devices.trainer_address, where the others join: "
+                f"devices.trainer_nodes {self.trainer_nodes} needs devices.trainer_address, where the others find it: "
                 "give this machine's name or address in the cluster's network, and a free port, as node1:29400"
             )
         return self

@@ -72,7 +72,7 @@ def accumulate_gradient(
     for pack in packs:
         members = [batch[index] for index in pack.groups] or [NOBODY]
         objective_P, loss_P, router_P, preferences = _losses(model, pack, members, terms, config)
-        with world.agreement():
+        with world.raise_on_all():
             check_losses(loss_P, preferences, members, step)
         share = loss_P.sum() / len(batch)
         (share if pack.groups else 0 * share).backward()

@@ -18,7 +18,7 @@ from torch import nn
 from pipeline.config import UpdateConfig
 from pipeline.dpo.types import RoundFacts
 from pipeline.errors import DataError
-from pipeline.model.distributed import spread_like, whole, world_of
+from pipeline.model.distributed import full_tensor, spread_like, world_of
 
 FILE_BYTES = 4 << 30
 """A file is closed once it has as much: what the writing rank holds of the whole state at a time."""
@@ -64,7 +64,7 @@ def save_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, directory
         for name, weight in _trained(model).items()
         for field, value in optimizer.state.get(weight, {}).items()
     )
-    _write(fields, directory, _OPTIMIZER, writes=world_of(model).leads)
+    _write(fields, directory, _OPTIMIZER, writes=world_of(model).is_main)
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, directory: Path) -> None:
@@ -101,9 +101,9 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, directory
 
 def save_state(model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any], directory: Path) -> None:
     """Write trained weights, the optimizer's state and metrics into a directory."""
-    _write(_trained(model).items(), directory, _WEIGHTS, writes=world_of(model).leads)
+    _write(_trained(model).items(), directory, _WEIGHTS, writes=world_of(model).is_main)
     save_optimizer(model, optimizer, directory)
-    if world_of(model).leads:
+    if world_of(model).is_main:
         (directory / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
 
 
@@ -165,7 +165,7 @@ def _batches(tensors: Iterable[tuple[str, torch.Tensor]], *, keep: bool) -> Iter
         if size >= FILE_BYTES:
             yield batch
             batch, size = {}, 0
-        full = whole(tensor.detach())
+        full = full_tensor(tensor.detach())
         if keep:
             batch[name] = full.cpu().contiguous()
             size += full.nbytes

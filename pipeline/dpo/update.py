@@ -35,7 +35,7 @@ from pipeline.dpo.state import hashed_settings, load_optimizer, load_progress, l
 from pipeline.dpo.types import PreferenceGroup, RoundFacts, StepMetrics, UpdateResult
 from pipeline.model.check import check_model
 from pipeline.model.checkpointing import evaluate_plainly, recompute_layers
-from pipeline.model.distributed import whole, world_of
+from pipeline.model.distributed import full_tensor, world_of
 from pipeline.model.logprobs import check_context, sequence_logps
 from pipeline.model.router_loss import check_router
 from pipeline.packing.attention import shared_prefix_attention
@@ -98,7 +98,7 @@ class Update:
         say: Callable[[str], None] = lambda _sentence: None,
     ) -> None:
         self._terms = check_inputs(groups, config)
-        with world_of(model).agreement():
+        with world_of(model).raise_on_all():
             check_weights(model)
         check_model(model)
         if config.router_loss_weight:
@@ -148,7 +148,7 @@ class Update:
     def save(self, directory: Path) -> None:
         """Write what has been done so far: weights, the optimizer's state, and the rows of the steps."""
         save_state(self._model, self._optimizer, {**asdict(self._done), "identity": self._identity()}, directory)
-        if world_of(self._model).leads:
+        if world_of(self._model).is_main:
             self._groups.save_reference(directory / REFERENCE)
 
     def load(self, directory: Path) -> list[StepMetrics]:
@@ -295,7 +295,7 @@ def _take_step(
 ) -> float:
     """Clip the gradient, let the optimizer step, and return the norm before clipping."""
     weights = [weight for weight in model.parameters() if weight.grad is not None]
-    norm = whole(torch.nn.utils.get_total_norm([weight.grad for weight in weights]))
+    norm = full_tensor(torch.nn.utils.get_total_norm([weight.grad for weight in weights]))
     check_gradient(norm, model, batch, step)
     torch.nn.utils.clip_grads_with_norm_(weights, max_norm, norm)
     for group in optimizer.param_groups:

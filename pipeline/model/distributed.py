@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import MethodType
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
@@ -34,12 +33,8 @@ from pipeline.packing.packing import Pack, TokenGroup, check_budget, pack_groups
 PATIENCE = timedelta(hours=2)
 """How long a rank waits for the others, one of which may be fetching or writing a checkpoint meanwhile."""
 
-MEETING = "RONDO_MEETING"
-"""Variable that says where ranks find each other: a directory, or ``tcp://HOST:PORT/NAME``, a store of the head's.
-
-A store carries plain bytes, to whoever reaches its port; what is put there is JSON, which is checked when it is read.
-Nothing encrypts or authenticates it, nor what gloo and NCCL send: it is for the cluster's own network.
-"""
+DIRECTORY = "RONDO_RANKS"
+"""Variable that names an empty directory, in which ranks of one machine meet; others do in torchrun's store."""
 
 _WORLD, _RUN = "rondo_world", "rondo_run"
 _CPU = torch.device("cpu")
@@ -63,8 +58,8 @@ class World:
     def join(cls, device: str) -> "World":
         """The world that torchrun started this process for; ``device`` is cpu or cuda.
 
-        Ranks find each other where the variable RONDO_MEETING says, and else through torchrun's store, which listens
-        on every network of the machine.
+        Ranks find each other in the directory that the variable RONDO_RANKS names, and else through torchrun's store,
+        which listens on every network of the machine.
         """
         place, own = int(os.environ["LOCAL_RANK"]), _CPU
         if device == "cuda":
@@ -72,20 +67,21 @@ class World:
             torch.cuda.set_device(own)
         backend = "nccl" if device == "cuda" else "gloo"
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        store = meeting("ranks", size) if MEETING in os.environ else None
+        directory = os.environ.get(DIRECTORY)
+        meeting = f"file://{directory}/ranks" if directory else "env://"
         dist.init_process_group(
-            backend, store=store, rank=rank, world_size=size, timeout=PATIENCE,
+            backend, init_method=meeting, rank=rank, world_size=size, timeout=PATIENCE,
             device_id=own if device == "cuda" else None,  # where ranks that only wait for each other do so
         )  # fmt: skip
         return cls(rank, size, own, place=place)
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this rank is the one that writes and answers."""
         return self.rank == 0
 
     @property
-    def fetches(self) -> bool:
+    def is_local_main(self) -> bool:
         """Whether this rank is the one of its machine that fetches what all of them there read."""
         return self.place == 0
 
@@ -113,7 +109,7 @@ class World:
             dist.barrier()
 
     @contextmanager
-    def agreement(self) -> Iterator[None]:
+    def raise_on_all(self) -> Iterator[None]:
         """What one rank raises in this block, all raise at its end; nothing in it may wait for another rank.
 
         Raises:
@@ -139,20 +135,15 @@ class World:
 ALONE = World()
 
 
-def meeting(part: str, size: int = -1) -> dist.Store:
-    """What ranks (``size`` of them, if known) write to each other about one matter, where RONDO_MEETING says.
+def rendezvous_store(part: str) -> dist.Store:
+    """What ranks write to each other about one matter: in torchrun's own store, or in the directory of RONDO_RANKS.
 
-    Each call opens one of its own. A directory is for the ranks of one machine.
-
-    Raises:
-        torch.distributed.DistNetworkError: nobody listens there.
+    Each call opens one of its own.
     """
-    place = os.environ[MEETING]
-    if not place.startswith("tcp://"):
-        return dist.FileStore(f"{place}/{part}", size)
-    url = urlsplit(place)
-    store = dist.TCPStore(url.hostname, url.port, is_master=False, timeout=PATIENCE, wait_for_workers=False)
-    return dist.PrefixStore(f"{url.path.strip('/')}/{part}", store)
+    if directory := os.environ.get(DIRECTORY):
+        return dist.FileStore(f"{directory}/{part}")
+    store, _rank, _size = next(dist.rendezvous("env://", timeout=PATIENCE))
+    return dist.PrefixStore(part, store)
 
 
 def world_of(model: Any) -> World:
@@ -213,7 +204,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor, on every rank."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 

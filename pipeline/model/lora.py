@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pipeline.config import LoraConfig
 from pipeline.errors import ConfigError
-from pipeline.model.distributed import spread_like, whole, world_of
+from pipeline.model.distributed import full_tensor, spread_like, world_of
 from pipeline.model.lora_targets import find_targets
 from pipeline.model.policy import SMALL_FILES, weight_files
 from pipeline.model.weight_names import Files, Group, WeightNames, weightless
@@ -91,8 +91,10 @@ class Adapter:
     def save(self, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
         """Write the adapter and the tokenizer as peft and vLLM open them; the same bytes for the same weights."""
         world = world_of(self._model)
-        weights = {name: whole(weight.detach()).cpu() for name, weight in self._weights()} if world.size > 1 else None
-        if not world.leads:
+        weights = None
+        if world.size > 1:
+            weights = {name: full_tensor(weight.detach()).cpu() for name, weight in self._weights()}
+        if not world.is_main:
             return
         self._peft.save_pretrained(
             str(directory), safe_serialization=True, state_dict=weights, save_embedding_layers=False

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import ConfigError, UnsupportedModelError
-from pipeline.model.distributed import spread_like, whole, world_of
+from pipeline.model.distributed import full_tensor, spread_like, world_of
 from pipeline.model.generation import valid_generation_config
 from pipeline.model.model_config import caps_attention, context_limits
 from pipeline.model.weight_names import Files, WeightNames, open_tensors, weightless_like
@@ -114,7 +114,7 @@ def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dire
     Of several ranks all call it; the first one holds all weights meanwhile, in its main memory, and writes.
     """
     weights = None if world_of(model).size == 1 else _gathered(model)
-    if world_of(model).leads:
+    if world_of(model).is_main:
         model.save_pretrained(directory, state_dict=weights)
         tokenizer.save_pretrained(directory)
 
@@ -125,8 +125,8 @@ def _gathered(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     named: dict[str, torch.Tensor] = {}
     for name, weight in model.state_dict(keep_vars=True).items():
         if id(weight) not in found:
-            full = whole(weight.detach())
-            found[id(weight)] = full.cpu() if world_of(model).leads else full[:0]
+            full = full_tensor(weight.detach())
+            found[id(weight)] = full.cpu() if world_of(model).is_main else full[:0]
         named[name] = found[id(weight)]
     return named
 

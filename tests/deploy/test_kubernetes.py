@@ -124,8 +124,8 @@ def test_they_agree_with_each_other() -> None:
     worker = find("Deployment", "prefect-worker")["spec"]["template"]["spec"]["containers"][0]
     assert {"name": "PREFECT_API_URL", "value": api} in worker["env"]
     head, machine = find("Service", "rondo-head"), find("Deployment", "rondo-machines")
-    joined = machine["spec"]["template"]["spec"]["containers"][0]["args"][2]
-    assert joined == f"rondo-head.{NAMESPACE}.svc:{head['spec']['ports'][0]['port']}"
+    endpoint = f"rondo-head.{NAMESPACE}.svc:{head['spec']['ports'][0]['port']}"
+    assert f"--rdzv-endpoint={endpoint}" in machine["spec"]["template"]["spec"]["containers"][0]["args"]
 
 
 def test_the_worker_may_do_what_it_does_and_no_more() -> None:

@@ -24,14 +24,14 @@ sleep 0.5  # a real one takes longer
 head = socket.create_server(("127.0.0.1", int(sys.argv[1]))); time.sleep(60)' "${3#--port=}"
 exec sleep 60
 """,
+    "torchrun": 'echo "torchrun $*" >>"$CALLS"; [[ $(grep -c ^torchrun "$CALLS") -gt 1 ]] || exit 1; exec sleep 60',
     "rondo": """
 case $1 in
     rounds) [[ -n ${EXISTS:-} ]] ;;
-    join) echo "rondo $*" >>"$CALLS"; exec sleep 60 ;;
     *)
         trap 'echo ended >>"$CALLS"; exit 130' TERM
         echo "rondo $*" >>"$CALLS"
-        until grep -qE "rondo join|ray start --address" "$CALLS"; do sleep 0.05; done
+        until grep -qE "^torchrun|ray start --address" "$CALLS"; do sleep 0.05; done
         sleep "${WORK:-0}" &
         wait
         exit "${CODE:-0}"
@@ -72,13 +72,20 @@ def test_its_form() -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_other_nodes_join_the_head(environment: dict[str, str]) -> None:
+def test_other_nodes_share_the_updates_of_the_head(environment: dict[str, str]) -> None:
+    """Torchrun fails there at first, and is started again."""
     command = ["bash", str(SCRIPT), "r.yaml", "demo", "--set", "seed=1"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    given = {**environment, "SLURM_GPUS_ON_NODE": "8", "WORK": "3"}
+    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     made = calls(environment)
-    assert "srun --nodes=2 --ntasks=2 --exclude=node1 rondo join node1:20041 --wait 1800" in made
-    shared = "--set devices.trainer_nodes=3 --set devices.trainer_address=node1:20041"
+    started = (
+        "torchrun --nnodes=3 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=node1:20041 "
+        "--rdzv-conf=is_host=false,read_timeout=86400 -m flows.remote.rank_main --root s3://b/runs"
+    )
+    assert [call for call in made if call.startswith("torchrun")] == [started, started]
+    assert any(call.startswith("srun --nodes=2 --ntasks=2 --exclude=node1 bash -c") for call in made)
+    shared = "--set devices.trainer_nodes=3 --set devices.trainer_ranks=8 --set devices.trainer_address=node1:20041"
     assert f"rondo run r.yaml --name demo --set seed=1 {shared}" in made
     assert not any("requeue" in call for call in made)
     # A signal to srun kills what it started.

@@ -17,7 +17,7 @@ from numerics.rank_cases import CARRIED, CASES, LONG, LORA, SEED, UNEVEN, built,
 from safetensors.torch import load_file
 
 from pipeline.dpo.update import Update, run_update
-from pipeline.model.distributed import MEETING, World, spread
+from pipeline.model.distributed import DIRECTORY, World, spread
 from pipeline.model.lora import Adapter
 from pipeline.model.policy import save_policy
 from support.tiny import tiny_tokenizer
@@ -183,7 +183,7 @@ def test_ranks_on_gpus_take_a_card_each(monkeypatch: pytest.MonkeyPatch) -> None
     """The second rank of the second of two machines, before any word between ranks; no GPU is here."""
     for name, value in (("LOCAL_RANK", "1"), ("RANK", "3"), ("WORLD_SIZE", "4")):
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv(MEETING, raising=False)
+    monkeypatch.delenv(DIRECTORY, raising=False)
     calls: list[tuple[str, Any]] = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("set_device", device)))
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **more: calls.append((backend, more["device_id"])))

@@ -1,8 +1,11 @@
 """What tests of an update's ranks share: a store with something to work on, and what is left when they have ended."""
 
+import os
 import socket
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
@@ -48,6 +51,41 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
         return port
+
+
+AGAIN = """
+import subprocess, sys, time
+while True:
+    subprocess.run(sys.argv[1:])
+    time.sleep(0.2)
+"""
+
+
+def torchrun_elsewhere(address: str, *arguments: str, ranks: int = 1) -> list[str]:
+    """The command that people start on another machine; here both are one, and only the head hosts the store."""
+    options = [f"--nproc-per-node={ranks}", "--rdzv-backend=c10d", f"--rdzv-endpoint={address}"]
+    options.append("--rdzv-conf=is_host=false,read_timeout=300")
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes=2", *options, "-m", "flows.remote.rank_main",
+        *arguments,
+    ]  # fmt: skip
+
+
+@contextmanager
+def other_machine(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[psutil.Popen]:
+    """Another machine on which a command is started again and again; all that it has started ends with it."""
+    with psutil.Popen([sys.executable, "-c", AGAIN, *command], env={**os.environ, **environment}) as machine:
+        try:
+            yield machine
+        finally:
+            switch_off(machine)
+
+
+def switch_off(machine: psutil.Process) -> None:
+    """Kills all of a machine's processes."""
+    for process in [machine, *machine.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def gone(processes: Sequence[psutil.Process]) -> bool:

@@ -3,8 +3,9 @@
 Calls wait in one queue, and each replica takes the next when it has room: a slow one takes fewer, one that joins takes
 its first at once. Where a replica or its node dies, its calls in progress fail with WorkerDiedError, and whoever asked
 makes them again (see ``flows/round/shard_steps.py``), so that another replica does them; the pool itself gives no call
-to a second replica, and a shard that kills its workers is counted in one place. The pool asks Ray for a new replica in
-the place of one that died, and Ray gives it when a node has room.
+to a second replica, and a shard that kills its workers is counted in one place. So Ray's ``max_task_retries`` is for
+none of these calls; its ``max_restarts`` starts a replica that died again when a node has room. Ray's ActorPool gives
+an actor one task at a time, and gives further ones to an actor that has died.
 """
 
 import asyncio
@@ -23,8 +24,7 @@ from flows.remote.ray.replica import NEWS_SECONDS, RemoteReplica
 from flows.remote.worker_main import WORKERS
 from pipeline.config import ReplicasConfig
 
-FAILED_STARTS = 3  # in a row, after which no further replica is asked for in that place
-_WAIT_SECONDS = (1.0, 30.0)  # before a place is filled again, doubled each time
+FAILED_STARTS = 3  # in a row, after which a replica is given up
 
 
 @dataclass
@@ -187,31 +187,27 @@ class RayPool:
                 return
 
     async def _keep(self, place: int) -> None:
-        """Fills a place with a replica, again and again."""
-        failed, wait = 0, _WAIT_SECONDS[0]
-        while True:
-            replica = RemoteReplica(self.kind, place, self._settings, self._config, self._log)
-            try:
-                self._check_software(await replica.join())
+        """Has a replica work in each of its lives, until it fails to start time after time."""
+        replica, failed = RemoteReplica(self.kind, place, self._settings, self._config, self._log), 0
+        try:
+            while True:
+                try:
+                    self._check_software(await replica.join())
+                except WorkerDiedError:
+                    failed += 1
+                    if failed == FAILED_STARTS:
+                        raise
+                    continue
                 failed = 0
-                if await self._serve(replica):
-                    wait = _WAIT_SECONDS[0]
+                await self._serve(replica)
                 self._say(f"{self.kind}: the replica on {replica.node} has gone; {self.replicas} are left")
-            except WorkerDiedError as error:
-                failed += 1
-                if failed == FAILED_STARTS:
-                    self._give_up(place, error)
-                    return
-            except Exception as error:
-                self._give_up(place, error)
-                return
-            finally:
-                await replica.end()
-            await asyncio.sleep(wait)
-            wait = min(2 * wait, _WAIT_SECONDS[1])
+        except Exception as error:
+            self._give_up(place, error)
+        finally:
+            await replica.end()
 
-    async def _serve(self, replica: RemoteReplica) -> bool:
-        """Lets a replica work until it dies; whether it has answered anything."""
+    async def _serve(self, replica: RemoteReplica) -> None:
+        """Lets a replica work until it dies."""
         self._replicas.add(replica)
         self._someone.set()
         self._say(f"{self.kind}: a replica has joined on {replica.node}; there are {self.replicas}")
@@ -224,7 +220,6 @@ class RayPool:
             for part in parts:
                 part.cancel()
             await asyncio.gather(*parts, return_exceptions=True)
-        return replica.answered
 
     async def _pull(self, replica: RemoteReplica) -> None:
         """Does one call after the other until the replica dies."""

@@ -1,4 +1,8 @@
-"""The flow's side of one replica: an actor that is asked by strings of JSON, and that may die at any time."""
+"""The flow's side of one replica: an actor that is asked by strings of JSON, and that may die at any time.
+
+Ray starts it again in its place, as often as it dies, on whichever node has room. But Ray makes no request again: what
+died with a request is told to whoever asked, who counts how often a shard has done that.
+"""
 
 import asyncio
 import contextlib
@@ -19,11 +23,11 @@ LEAVE_SECONDS = 10.0
 
 
 class RemoteReplica:
-    """One actor. It is asked of Ray here, and waits there until a node has room for it.
+    """One actor in all its lives. It is asked of Ray here, and waits there until a node has room for it.
 
     Args:
         kind: what its worker is, for messages.
-        place: its number among the replicas, by which the one in its place is told from others.
+        place: its number among the replicas.
         settings: see ``Replica``.
         config: what it needs of a node.
         log: the local file that collects the ends of its worker's log.
@@ -31,29 +35,27 @@ class RemoteReplica:
     Attributes:
         node: the host that it is on, once it has joined.
         pid: its process there.
-        alive: whether it is not known to be dead.
-        answered: whether it has answered a request.
+        alive: whether it has joined and is not known to have died since.
     """
 
     def __init__(self, kind: str, place: int, settings: str, config: ReplicasConfig, log: Path) -> None:
         import ray
 
-        actor = ray.remote(Replica).options(num_cpus=config.cpus, num_gpus=config.gpus, max_restarts=0)
+        actor = ray.remote(Replica).options(num_cpus=config.cpus, num_gpus=config.gpus, max_restarts=-1)
         self._actor = actor.remote(settings)
         self._kind, self._place, self._log = kind, place, log
         self._progress: dict[int, Progress | None] = {}
-        self.node, self.pid, self.alive, self.answered = "a node", 0, True, False
-        self._placed = False
+        self.node, self.pid, self.alive = "a node", 0, False
 
     async def join(self) -> dict[str, str]:
-        """Waits until it is there and its worker is constructed; returns the versions of its software.
+        """Waits until it is there, also again, and its worker is constructed; returns the versions of its software.
 
         Raises:
             RondoError, StoreError: what the worker raised.
             WorkerDiedError: the actor or its node has died.
         """
-        await self._answer("news")  # for as long as no node has room
-        self._placed = True
+        await self._answer("news", max_task_retries=-1)  # for as long as no node has room
+        self.alive = True
         joined = self._result(await self._answer("join"))
         self.node, self.pid = joined["node"], joined["pid"]
         software: dict[str, str] = joined["software"]
@@ -68,7 +70,6 @@ class RemoteReplica:
             self._report(number, answer["progress"])
         finally:
             self._progress.pop(number, None)
-        self.answered = True
         return self._result(answer)
 
     async def listen(self) -> None:
@@ -80,6 +81,7 @@ class RemoteReplica:
                 async with asyncio.timeout(SILENT_SECONDS):
                     news = await self._answer("news")
             except TimeoutError:
+                self._kill(no_restart=False)
                 raise WorkerDiedError(
                     f"the replica of the {self._kind} on {self.node} has said nothing for {SILENT_SECONDS:.0f} s"
                 ) from None
@@ -87,20 +89,24 @@ class RemoteReplica:
                 self._report(int(number), messages)
 
     async def end(self) -> None:
-        """Ends the actor, in order where it still answers. The worker ends with it in any case."""
-        import ray
-
-        if self.alive and self._placed:
+        """Ends the actor for good, in order if it still answers. The worker ends with it in any case."""
+        if self.alive:
             with contextlib.suppress(WorkerDiedError, TimeoutError):
                 async with asyncio.timeout(LEAVE_SECONDS):
                     await self._answer("leave")
         self.alive = False
-        with contextlib.suppress(Exception):  # of an actor that Ray does not know any more
-            ray.kill(self._actor)
+        self._kill(no_restart=True)
 
-    async def _answer(self, method: str, *arguments: str) -> dict[str, Any]:
+    def _kill(self, *, no_restart: bool) -> None:
+        import ray
+
+        with contextlib.suppress(Exception):  # of an actor that Ray does not know any more
+            ray.kill(self._actor, no_restart=no_restart)
+
+    async def _answer(self, method: str, *arguments: str, max_task_retries: int = 0) -> dict[str, Any]:
+        asked = getattr(self._actor, method).options(max_task_retries=max_task_retries)
         try:
-            answer = await getattr(self._actor, method).remote(*arguments)
+            answer = await asked.remote(*arguments)
         except Exception as error:  # Ray's own kinds, and a plain one where it knows no such actor any more
             self.alive = False
             why = next(iter(str(error).strip().splitlines()), type(error).__name__)

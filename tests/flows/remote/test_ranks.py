@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from flows.errors import WorkerDiedError
-from flows.remote import ranks as starting
+from flows.remote import torchrun
 from flows.remote.worker_process import WorkerProcess
 from pipeline.errors import OutOfMemoryError
 from pipeline.recipe import Recipe
@@ -26,7 +26,7 @@ def test_faults_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """One trainer, started three times: a rank fails in its work, a rank is killed, torchrun itself is killed."""
     store = Store.open(tmp_path / "root")
     inputs = probe_inputs(store)
-    monkeypatch.setattr(starting, "RANKS", "support.faulty_rank")
+    monkeypatch.setattr(torchrun, "RANKS", "support.faulty_rank")
     recipe = {**TINY, "devices": {"trainer_ranks": 2}}
     arguments = {"root": store.root, "run": "r", "recipe": recipe, "scratch": str(tmp_path)}
     environment = {
@@ -35,7 +35,7 @@ def test_faults_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         "OMP_NUM_THREADS": "1",
         "TMPDIR": str(tmp_path),
     }
-    worker = WorkerProcess("trainer", arguments, tmp_path / "log", environment, ranks=2)
+    worker = WorkerProcess("trainer", arguments, tmp_path / "log", environment, torchrun.Torchrun(2))
 
     async def work() -> None:
         probe = await worker.call("probe", **inputs)

@@ -358,17 +358,20 @@ def test_a_cluster_that_is_not_there(bench: Bench, loop: asyncio.Runner) -> None
 OWNER = """
 import asyncio, json, sys
 from pathlib import Path
-from flows import ray_cluster, ray_pool
 from flows.errors import ClusterError
+from flows.remote.ray import cluster as clusters
 from flows.remote.ray.cluster import RayCluster
 from flows.remote.ray.pool import RayPool
 from flows.round.shard_steps import retry_on_worker_death
+from flows.workers.base import everywhere
+from flows.workers.judge import JudgeWorker
 from pipeline.config import ClusterConfig, ReplicasConfig
 
 async def main():
     given = json.loads(sys.argv[1])
-    ray_cluster.HEAD_SECONDS = given["head_seconds"]
-    ray_pool.FOR_ALL += ("judge",) if given["for_all"] else ()
+    clusters.HEAD_SECONDS = given["head_seconds"]
+    if given["for_all"]:
+        everywhere(JudgeWorker.judge)
     config = ReplicasConfig(replicas=1)
     cluster = RayCluster(ClusterConfig(address=given["address"], judge=config))
     pool = RayPool("judge", given["arguments"], given["created"], Path("log"), {}, config, 1, cluster, str)
