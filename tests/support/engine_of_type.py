@@ -92,15 +92,19 @@ def assert_close(found: list[list[float]], right: list[list[float]]) -> None:
 def main(kind: str, directory: Path) -> None:
     """Compares before and after new weights, for answers that are given and for answers that are sampled."""
     configure_environment("cpu", 1)
-    from pipeline.sampling.base import SamplingRequest, SamplingSettings, finish
+    from pipeline.config import SamplingConfig
+    from pipeline.sampling.base import SamplingRequest, finish
     from pipeline.sampling.vllm_engine import VllmSampler
 
     first, second = checkpoint(kind, directory, 0), checkpoint(kind, directory, 1)
-    sampler = VllmSampler(first, context=CONTEXT, cache_gib=0.1, max_sequences=16)
+    config = SamplingConfig(
+        context=CONTEXT, cache_gib=0.1, max_sequences=16, candidates=3, temperature=0.7, top_p=0.9, max_tokens=8
+    )
+    sampler = VllmSampler(first, config)
     assert_close(sampler.score(SEQUENCES), expected(first))
     sampler.load_weights(second)
     assert_close(sampler.score(SEQUENCES), expected(second))
-    for candidate in finish(sampler.sample([SamplingRequest("p", [5, 6, 7], 0)], SamplingSettings(3, 0.7, 0.9, 8))):
+    for candidate in finish(sampler.sample([SamplingRequest("p", [5, 6, 7], 0)], config)):
         assert_close([candidate.logprobs], sampler.score([([5, 6, 7], candidate.token_ids)]))
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 import transformers as hf
 
+from pipeline.config import SamplingConfig
 from pipeline.errors import ConfigError, UnsupportedModelError
 from pipeline.model.policy import SAMPLED_TIED, choose_context, max_context
-from pipeline.sampling import SamplingRequest, SamplingSettings, finish
+from pipeline.sampling import SamplingRequest, finish
 from pipeline.sampling.base import stop_tokens
 from pipeline.sampling.check import check_engine
 from pipeline.sampling.transformers_engine import TransformersSampler
@@ -46,14 +47,15 @@ def plain(directory: Path, prompt: list[int], answer: list[int]) -> list[float]:
     return logps.gather(1, ids[0, len(prompt) :, None])[:, 0].tolist()
 
 
-@pytest.mark.parametrize("config", [PHI3, GEMMA2], ids=lambda config: config.model_type)
-def test_log_probabilities_are_those_of_the_sequence_alone(config: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [PHI3, GEMMA2], ids=lambda config: config.model_type)
+def test_log_probabilities_are_those_of_the_sequence_alone(kind: Any, tmp_path: Path) -> None:
     """Answers that stay below the length of 12, that begin beyond it, and that grow beyond it on the way."""
-    directory = saved(config, tmp_path / "policy")
-    sampler = TransformersSampler(directory)
+    directory = saved(kind, tmp_path / "policy")
+    config = SamplingConfig(candidates=4, temperature=1.0, top_p=1.0, max_tokens=6)
+    sampler = TransformersSampler(directory, config)
     prompts = {f"{count}": [1, *range(5, 4 + count)] for count in (2, 8, 9, 20)}
     requests = [SamplingRequest(name, ids, 10 * place) for place, (name, ids) in enumerate(prompts.items())]
-    candidates = finish(sampler.sample(requests, SamplingSettings(4, 1.0, 1.0, 6)))
+    candidates = finish(sampler.sample(requests, config))
     totals = {len(prompts[found.prompt_id]) + len(found.token_ids) for found in candidates}
     assert min(totals) <= 12 < max(totals)
     for found in candidates:
@@ -67,9 +69,8 @@ def test_a_token_beyond_the_boundary_is_drawn_from_the_long_sequence_alone(tmp_p
     """With top-p near zero each token is the most probable one of what came before, rotated as a whole."""
     directory = saved(PHI3, tmp_path / "policy")
     prompt = [1, *range(5, 14)]
-    (found,) = finish(
-        TransformersSampler(directory).sample([SamplingRequest("p", prompt, 0)], SamplingSettings(1, 1.0, 1e-6, 8))
-    )
+    config = SamplingConfig(candidates=2, temperature=1.0, top_p=1e-6, max_tokens=8)
+    found, _ = finish(TransformersSampler(directory, config).sample([SamplingRequest("p", prompt, 0)], config))
     model = hf.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
     ids = list(prompt)
     for token in found.token_ids:
@@ -104,7 +105,7 @@ def test_a_wrapper_says_its_lengths_and_ends_inside(tmp_path: Path) -> None:
     assert max_context(directory) == 64
     (directory / "generation_config.json").unlink(missing_ok=True)
     assert stop_tokens(directory)
-    assert len(TransformersSampler(directory).score([([5, 6], [7, 2])])[0]) == 2
+    assert len(TransformersSampler(directory, SamplingConfig()).score([([5, 6], [7, 2])])[0]) == 2
 
 
 def model_of(config: Any) -> Any:
