@@ -17,7 +17,7 @@ from pipeline.errors import DataError
 SCHEMA_VERSION = 1
 
 COMPONENTS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.float64())]))
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("fields", pa.string())]))
 
 
 def _column(name: str, kind: pa.DataType, doc: str, *, unit: str | None = None, nullable: bool = False) -> pa.Field:
@@ -35,18 +35,20 @@ _CANDIDATE = _column("candidate", pa.int32(), "index of the candidate among the 
 PROMPTS = _schema("prompts", [
     _PROMPT_ID,
     _column("text", pa.string(), "the prompt as the policy reads it, template applied"),
-    _column("messages", MESSAGES, "the conversation that the prompt came from", nullable=True),
+    _column("messages", MESSAGES,
+            "the conversation that the prompt came from; fields is JSON of what a message has beside role and content, "
+            "null for nothing, and absent in version 1", nullable=True),
     _column("token_ids", pa.list_(pa.int32()), "the prompt's token ids, special tokens included"),
     _column("source", pa.string(), "where the prompt came from"),
     _column("reference_answer", pa.string(), "the right answer, where one is known", nullable=True),
     _column("split", pa.string(), "train or evaluation; the two never share a prompt"),
-])  # fmt: skip
+], version=2)  # fmt: skip
 
 CANDIDATES = _schema("candidates", [
     _PROMPT_ID,
     _CANDIDATE,
     _column("token_ids", pa.list_(pa.int32()), "the answer exactly as sampled, end-of-sequence token included"),
-    _column("text", pa.string(), "the answer decoded from token_ids, special tokens left out"),
+    _column("text", pa.string(), "what the answer adds to the decoded prompt, special tokens left out"),
     _column("logprobs", pa.list_(pa.float32()), "log-probability of each token under the sampling policy", unit="nats"),
     _column("finish_reason", pa.string(), "stop (end of sequence) or length (cut at max_tokens)"),
     _column("seed", pa.int64(), "seed of this candidate's random numbers"),
@@ -109,7 +111,9 @@ STEPS = _schema("metrics", [
     _column("learning_rate", pa.float64(), "learning rate of the step"),
     _column("tokens", pa.int64(), "tokens that the step processed, prompts counted once", unit="tokens"),
     _column("seconds", pa.float64(), "duration of the step", unit="seconds"),
-])  # fmt: skip
+    _column("router_loss", pa.float64(), "mean balancing loss of a mixture of experts, before its weight; null if none "
+            "is asked for, and not in version 1", nullable=True),
+], version=2)  # fmt: skip
 
 PROBE = _schema("probe", [
     _column("prompt_token_ids", pa.list_(pa.int32()), "what the scored tokens follow"),
@@ -129,7 +133,7 @@ EVALUATION_LOGPS = _schema("eval_logps", [
 
 
 def to_table(rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> pa.Table:
-    """Rows as an Arrow table of exactly this schema.
+    """Rows as an Arrow table of exactly this schema; lone surrogates in their texts are replaced, see `storable`.
 
     Raises:
         DataError: a row lacks a column, has one too many, or holds a value of another type.
@@ -142,7 +146,10 @@ def to_table(rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> pa.Tabl
                 "give each column, and no other"
             )
     try:
-        table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+        try:
+            table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+        except UnicodeEncodeError:
+            table = pa.Table.from_pylist(storable([dict(row) for row in rows]), schema=schema)
         table.validate(full=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise DataError(f"a row does not fit the {_record(schema)} table: {error}") from error
@@ -152,6 +159,18 @@ def to_table(rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> pa.Tabl
                 f"column '{field.name}' of the {_record(schema)} table has an empty value: it must be given"
             )
     return table
+
+
+def storable(value: Any) -> Any:
+    """A value whose texts, at any depth, can be encoded: each lone surrogate is U+FFFD, and two that belong are one.
+
+    Models, endpoints and exceptions give such texts, cut within a character; UTF-8 cannot hold them.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, Mapping):
+        return {storable(name): storable(item) for name, item in value.items()}
+    return [storable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def components_of(parts: Sequence[Any] | None) -> dict[str, float]:

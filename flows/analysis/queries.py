@@ -1,13 +1,14 @@
 """What the commands that look into a run answer, over the questions of the store."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from flows.analysis import round_tables, run_queries
+from flows.publish.style import Style
 from flows.registry.catalog import existing_store, run_at_round
 from storage.log.run import Run
 from storage.log.store import Store
@@ -37,13 +38,13 @@ def show(
     return rows
 
 
-def export(source: str, root: str, to: Path) -> int:
+def export(source: str, root: str, to: Path, *, style: Style, truncated: bool, say: Callable[[str], None]) -> int:
     """Writes a round's preferences as a dataset; see ``flows/publish/export.py``."""
     from flows.publish.export import export_preferences
 
     store = existing_store(root)
     existing, number = run_at_round(store, source)
-    return export_preferences(store, existing, number, to)
+    return export_preferences(store, existing, number, to, style=style, truncated=truncated, say=say)
 
 
 def sql(name: str, root: str, statement: str) -> Rows:

@@ -160,8 +160,9 @@ def _gather(
                 continue  # a fork's round that its parent has given already
             seen.update(preferences)
             candidates, judgments, chosen = (read_table(store, files[stage]) for stage in _STAGES[1:])
-            pairs += reward_pairs(prompts, candidates, chosen)
-            ratings += rated_answers(prompts, candidates, judgments)
+            read = source.run.header["recipe"]["prompts"].get("read_special_tokens", False)
+            pairs += reward_pairs(prompts, candidates, chosen, read_special_tokens=read)
+            ratings += rated_answers(prompts, candidates, judgments, read_special_tokens=read)
             lineage.append({
                 "run": source.run.name,
                 "round": number,

@@ -9,6 +9,7 @@ import typer
 
 from flows.cli.options import Commands, Root, RunAtRound, RunName
 from flows.publish import What
+from flows.publish.style import Style
 from flows.registry import DEFAULT_ROOT
 
 app = Commands("Share")
@@ -30,12 +31,18 @@ def report(
 def export(
     source: RunAtRound,
     to: Annotated[Path, typer.Option(help="a new directory")],
+    style: Annotated[
+        Style, typer.Option(help="lists of messages, or texts, for models without a chat template")
+    ] = Style.messages,
+    truncated: Annotated[
+        bool, typer.Option("--truncated", help="keep completions cut at the limit, which end as if they were finished")
+    ] = False,
     root: Root = DEFAULT_ROOT,
 ) -> None:
-    """Write a round's preferences in the conversational prompt/chosen/rejected form that other trainers read."""
+    """Write a round's preferences in the prompt/chosen/rejected form that other trainers read."""
     from flows.analysis import queries
 
-    rows = queries.export(source, root, to)
+    rows = queries.export(source, root, to, style=style, truncated=truncated, say=typer.echo)
     typer.echo(f"{rows} preferences in {to}: datasets.load_dataset('{to}')")
 
 

@@ -69,7 +69,15 @@ def model_card(run: Run, round: int, repo: str, dataset: str | None) -> str:
 
 
 def dataset_card(
-    run: Run, round: int, kind: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], judge: str
+    run: Run,
+    round: int,
+    kind: str,
+    columns: Mapping[str, str],
+    rows: Sequence[Mapping[str, Any]],
+    judge: str,
+    *,
+    left_out: int = 0,
+    conversational: bool = True,
 ) -> str:
     """The card of a round's preferences.
 
@@ -77,6 +85,8 @@ def dataset_card(
         kind: "pair" or "ranking".
         columns: what each column is.
         judge: its name and version.
+        left_out: preferences without a row, because they rest on answers cut at the limit.
+        conversational: whether prompts and answers are lists of messages, rather than texts.
     """
     from huggingface_hub import DatasetCard, DatasetCardData
 
@@ -93,6 +103,7 @@ def dataset_card(
         facts["answers in a ranking"] = f"{lengths[0]} to {lengths[-1]}" if len(lengths) > 1 else lengths[0]
     facts |= {
         "prompts dropped": ", ".join(f"{count} {reason}" for reason, count in meta.dropped.items()) or "none",
+        **({"left out, for an answer was cut at the limit": left_out} if left_out else {}),
         "run": f"{run.name}, from recipe {recipe['name']}",
         "round": round,
         "policy that sampled": meta.reference,
@@ -104,6 +115,7 @@ def dataset_card(
         template_path=str(_TEMPLATES / "dataset_card.md.j2"),
         title=f"{escaped(run.name)}, round {round}",
         kind=kind,
+        conversational=conversational,
         facts=_escaped_values(facts),
         columns=columns,
     )

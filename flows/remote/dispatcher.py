@@ -20,6 +20,7 @@ from pydantic import validate_call
 from pydantic_core import to_jsonable_python
 
 from pipeline.errors import RondoError
+from pipeline.records import storable
 from storage.errors import StoreError
 
 Send = Callable[[dict[str, Any]], None]
@@ -119,8 +120,8 @@ def public_method(worker: object, name: str) -> Callable[..., Any]:
 
 
 def describe(error: Exception) -> dict[str, str]:
-    """A user's error as its sentence alone; any other with its traceback in the log."""
+    """A user's error as its sentence alone; any other with its traceback in the log. Its text can be encoded."""
     known = isinstance(error, RondoError | StoreError)
     if not known:
         traceback.print_exc()
-    return {"kind": type(error).__name__ if known else "WorkerError", "message": str(error) or repr(error)}
+    return {"kind": type(error).__name__ if known else "WorkerError", "message": storable(str(error) or repr(error))}

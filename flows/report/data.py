@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from flows.registry.round_summary import RoundSummary
+from pipeline.data.conversations import message_text, messages_of
 from pipeline.evaluation.held_out import judged_by
 from pipeline.evaluation.metrics import ChangedAnswer, most_changed
 from storage.log.run import Run
@@ -129,6 +130,6 @@ def _prompts(prompts: pa.Table) -> dict[str, str]:
     """What people read of each prompt: the conversation where there is one, without the marks of its template."""
     shown = {}
     for row in prompts.select(["prompt_id", "text", "messages"]).to_pylist():
-        turns = [f"{message['role']}: {message['content']}" for message in row["messages"] or ()]
+        turns = [f"{message['role']}: {message_text(message)}" for message in messages_of(row["messages"]) or ()]
         shown[row["prompt_id"]] = "\n".join(turns) or row["text"]
     return shown

@@ -106,16 +106,16 @@ def _cards(rounds: Sequence[RoundSummary], recipe: Recipe) -> Iterator[Card]:
     def before(value: float | None, form: str) -> list[str]:
         return [] if value is None or last is first else [f"{value:{form}} in round {first.round}"]
 
-    error = f"±{last.reward_se:.3f} standard error"
+    error = "one scored answer" if last.reward_se is None else f"±{last.reward_se:.3f} standard error"
     yield Card("Held-out reward", f"{last.reward:+.3f}", [*before(first.reward, "+.3f"), error])
     if last.win_rate_initial is not None and last.win_rate_previous is not None:
         previous = f"{last.win_rate_previous:.1%} against round {last.round - 1}"
         yield Card("Win rate against round 0", f"{last.win_rate_initial:.1%}", [previous])
     for name, score in last.judges.items():
         yield Card(f"Judge {name}", f"{score:.3f}", [*before(first.judges.get(name), ".3f"), "held-out judge"])
-    if last.kl_initial is not None and last.kl_initial_se is not None:
+    if last.kl_initial is not None:
         limit = recipe.evaluation.kl_limit
-        error = f"±{last.kl_initial_se:.2f} nats per sequence"
+        error = f"{'' if last.kl_initial_se is None else f'±{last.kl_initial_se:.2f} '}nats per sequence"
         yield Card("KL to round 0", f"{last.kl_initial:.2f}", [error, *([f"alarm above {limit:g}"] if limit else [])])
     truncated = f"{last.truncated:.1%} truncated"
     yield Card("Tokens per completion", f"{last.length:.1f}", [*before(first.length, ".1f"), truncated])

@@ -4,7 +4,7 @@ What a step depends on is hashed into the key of its entry: with other inputs it
 single shard are in `flows.round.shard_steps`, the update in `flows.round.update_step`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +19,20 @@ from flows.workers.trainer import TrainerWorker
 from pipeline.records import content_id
 from storage.log.manifest import Entry, FileRef
 from storage.tables.checkpoints import weights_digest
+
+
+@step("{context.name} check prompts")
+async def check_prompts(context: RoundContext) -> None:
+    """Checks the prompts before anything is made, as far as they can be without a policy."""
+    if context.find(0, "prompts") is None:
+        saying = context.workers.trainer.asking(on_progress=lambda told: _say_of_prompts(context, told))
+        async with context.display.waiting("checking the prompts"):
+            await saying.call(TrainerWorker.check_prompts)
+
+
+def _say_of_prompts(context: RoundContext, told: Mapping[str, Any]) -> None:
+    if "notice" in told:
+        context.display.say(f"prompts: {told['notice']}")
 
 
 @step("{context.name} prepare policy")
@@ -41,7 +55,7 @@ async def prepare_prompts(context: RoundContext) -> Entry:
     if prompts is None:
         with context.display.stage(0, "prompts") as stage:
             stage.begin()
-            saying = trainer.asking(on_progress=lambda told: context.display.say(f"prompts: {told['notice']}"))
+            saying = trainer.asking(on_progress=lambda told: _say_of_prompts(context, told))
             made = await saying.call(TrainerWorker.prepare_prompts, checkpoint=checkpoint)
         prompts = context.commit(0, "prompts", [made.result], made.work)
     if context.find(0, "probe") is None:

@@ -15,11 +15,11 @@ from flows.registry.resume import check_goal, create_or_open, header, recipe_of,
 from flows.registry.resume_check import check_inputs, open_to_go_on, weights_of_next_round
 from flows.registry.round_summary import RoundSummary, summaries
 from flows.run.fork_history import import_parent_rounds
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError, JudgeError, UnsupportedModelError
 from pipeline.recipe import Recipe
 from storage.log.run import Run
 from storage.log.store import Store
-from storage.retention.prune import create_fork
+from storage.retention.prune import create_fork, delete_run
 
 _FIXED_IN_FORKS = ("policy", "prompts", "evaluation.prompts")
 
@@ -56,9 +56,21 @@ def start(
     name, goal = name or recipe.name, recipe.rounds
     if resume:
         run, recipe = create_or_open(store, name, recipe)
-    else:
-        run = store.create_run(name, header(recipe))
-    return _bring_to(store, run, recipe, goal, display)
+        return _bring_to(store, run, recipe, goal, display)
+    run = store.create_run(name, header(recipe))
+    try:
+        return _bring_to(store, run, recipe, goal, display)
+    except (ConfigError, DataError, JudgeError, UnsupportedModelError):
+        _free_name(store, name, display)
+        raise
+
+
+def _free_name(store: Store, name: str, display: Display) -> None:
+    """Deletes a run that has not got past its checks: with the fault mended it is started by the same command."""
+    run = store.run(name)
+    if not run.unfinished() and run.last_round is None:
+        delete_run(store, name)
+        display.say(f"nothing was made, and the name '{name}' is free again")
 
 
 def resume(

@@ -10,9 +10,10 @@ import pyarrow.compute as pc
 
 from flows.workers.base import Worker
 from flows.workers.references import JudgePolicies, PolicyRef
+from pipeline.config import GeneratedPrompts
 from pipeline.evaluation.held_out import describe_evaluation
 from pipeline.evaluation.round_metrics import RoundMetrics
-from pipeline.judges import Judge, Judgment, make_judge
+from pipeline.judges import Judge, JudgeItem, Judgment, make_judge
 from pipeline.judges.human import HumanJudge
 from pipeline.judges.support.human_labels import override_pairs
 from pipeline.judges.support.tables import judge_items, judgments_table
@@ -70,7 +71,7 @@ class JudgeWorker(Worker):
             policies: for each judge those that it compares, if it compares policies.
             choices: what people have said of these candidates, if they are the judge.
         """
-        items = judge_items(self.table(prompts), self.table((candidates,)))
+        items = self._items(prompts, self.table((candidates,)))
         judgments: list[Judgment] = []
         for place, compared in zip(judges, policies or [None] * len(judges), strict=True):
             name, judge = self.recipe.judge_names[place], self._judges[place]
@@ -81,6 +82,10 @@ class JudgeWorker(Worker):
             judgments += [replace(judgment, judge=name) for judgment in judge.judge(items)]
         self.empty_cache()
         return self.write(judgments_table(judgments), round, stage, shard)
+
+    def _items(self, prompts: tuple[FileRef, ...], candidates: pa.Table) -> list[JudgeItem]:
+        read = not isinstance(self.recipe.prompts, GeneratedPrompts) and self.recipe.prompts.read_special_tokens
+        return judge_items(self.table(prompts), candidates, read_special_tokens=read)
 
     def _name_policies(self, judge: Judge, policies: JudgePolicies) -> None:
         """Names the policies of an implicit reward; their files are looked for when their weights are needed."""
@@ -102,7 +107,7 @@ class JudgeWorker(Worker):
         judges: list[int],
     ) -> FileRef:
         """Judges the first so many candidates once more, without the replies that were kept: has a judge changed?"""
-        items = judge_items(self.table(prompts), self.table(candidates).slice(0, count))
+        items = self._items(prompts, self.table(candidates).slice(0, count))
         devices = self.recipe.devices
         judgments: list[Judgment] = []
         for place in judges:
@@ -158,7 +163,7 @@ class JudgeWorker(Worker):
         choices: list[dict[str, Any]],
     ) -> BuiltPreferences:
         """Puts people's choices in place of the judge's."""
-        items = judge_items(self.table(prompts), self.table(candidates))
+        items = self._items(prompts, self.table(candidates))
         decided = override_pairs(self.table(preferences), items, choices)
         return BuiltPreferences(self.write(decided, round, "preferences"), preference_count(decided))
 

@@ -106,10 +106,12 @@ def with_other_reference(
     return exact, {"reference_logprobs": "trainer", "reference_drift": None}
 
 
-def summary(result: UpdateResult) -> dict[str, Any]:
+def summary(result: UpdateResult, config: UpdateConfig) -> dict[str, Any]:
     """What the round's table and report keep of an update."""
     first, last = result.steps[0], result.steps[-1]
+    router = {"router_loss_weight": config.router_loss_weight, "last_router_loss": last.router_loss}
     return {
+        **(router if config.router_loss_weight else {}),
         "first_loss": result.first_loss,
         "first_kl": first.kl,
         "first_loss_expected": result.first_loss_expected,

@@ -73,7 +73,9 @@ class RoundUpdate:
             others["ema"] = list(self._stage_average(inputs.average, files))
         (probe,) = others["probe"]
         return Trained(
-            PolicyRef(digest, files, probe), others, {**(self._metrics or {}), **preference_groups.summary(result)}
+            PolicyRef(digest, files, probe),
+            others,
+            {**(self._metrics or {}), **preference_groups.summary(result, self._config)},
         )
 
     def _wait_with(self, groups: Sequence[PreferenceGroup], share: float) -> None:

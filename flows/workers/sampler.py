@@ -100,7 +100,8 @@ class SamplerWorker(Worker):
             self.progress(done=done, total=total, tokens=tokens, seconds=time.perf_counter() - started)
 
         candidates = yield from reported(self._sampler.sample(requests, config), report)
-        table = candidates_table(candidates, self._tokenizer, policy.digest)
+        ids = {request.prompt_id: request.token_ids for request in requests}
+        table = candidates_table(candidates, ids, self._tokenizer, policy.digest)
         tokens = sum(len(candidate.token_ids) for candidate in candidates)
         return Sampled(self.write(table, round, stage, shard), tokens)
 

@@ -7,6 +7,8 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from flows.workers.base import Worker, collective
 from flows.workers.references import PolicyRef, PreferenceShard, Trained, UpdateInputs
 from pipeline.config import PretrainedPolicy, WarmStartPolicy
@@ -32,6 +34,7 @@ class TrainerWorker(Worker):
         self.device = self.recipe.devices.trainer
         self._model = TrainerModel(self)
         self._update: RoundUpdate | None = None
+        self._prompts: pa.Table | None = None  # checked, and not written yet
 
     def prepare_policy(self) -> tuple[list[FileRef], dict[str, Any]]:
         """The checkpoint of round 0: a warm start, trained once for its configuration, or a pretrained policy."""
@@ -69,19 +72,24 @@ class TrainerWorker(Worker):
             )
         return list(staged.files), {"source": f"warm start {digest}", "cached": False, **asdict(report)}
 
+    def check_prompts(self) -> None:
+        """Checks the prompts as far as they can be before there is a policy, see `flows.workers.prompts`."""
+        from flows.workers.prompts import check_source
+
+        self._prompts = check_source(self.recipe, self._notice)
+
     def prepare_prompts(self, checkpoint: tuple[FileRef, ...]) -> FileRef:
         """The prompts of the whole run, tokenised once and checked against the policy's context."""
-        from pipeline.data.prompts import check_lengths, load_prompts, round_slice
-        from pipeline.model.policy import choose_context, load_tokenizer
+        from flows.workers.prompts import run_prompts
 
-        recipe, directory = self.recipe, self.directory(checkpoint)
-        table = load_prompts(
-            recipe.prompts, recipe.evaluation.prompts, recipe.seed, load_tokenizer(directory),
-            lambda notice: self.progress(notice=notice),
-        )  # fmt: skip
-        check_lengths(table, recipe.sampling.max_tokens, choose_context(directory, recipe.sampling.context))
-        round_slice(table, 1, recipe.sampling.prompts_per_round, recipe.seed)
-        return self.write(table, 0, "prompts")
+        if self._prompts is None:
+            self._prompts = run_prompts(self.recipe, self.directory(checkpoint), None, self._notice)
+        file = self.write(self._prompts, 0, "prompts")
+        self._prompts = None
+        return file
+
+    def _notice(self, notice: str) -> None:
+        self.progress(notice=notice)
 
     @collective
     def probe(self, checkpoint: tuple[FileRef, ...], prompts: tuple[FileRef, ...]) -> FileRef:

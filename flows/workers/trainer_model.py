@@ -97,6 +97,10 @@ class TrainerModel:
             return
         device = self.recipe.devices.trainer if self._world.size == 1 else "cpu"
         self._model, self._tokenizer = policies.load_policy(directory, device=device)
+        if self.recipe.update.router_loss_weight:
+            from pipeline.model.router_loss import check_router
+
+            check_router(self._model)
         if (config := self.recipe.update.lora) is not None:
             from pipeline.model.lora import Adapter
 

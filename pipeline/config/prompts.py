@@ -14,6 +14,22 @@ MaxTokens = Annotated[
 ]
 
 
+ReferenceColumn = Annotated[
+    str | None,
+    Field(
+        description="column with the right answer, a text or a number, for judges that need one; after a point, a "
+        "field of it, as reward_model.ground_truth"
+    ),
+]
+ReadSpecialTokens = Annotated[
+    bool,
+    Field(
+        description="whether special tokens that are spelled in prompts, such as <|im_end|>, are read as control "
+        "tokens, as texts with a template of their own need it; otherwise they are ordinary text"
+    ),
+]
+
+
 class GeneratedPrompts(Config):
     """Prompts from a corpus that rondo generates; warm start, training and evaluation never share one."""
 
@@ -29,9 +45,13 @@ class FilePrompts(Config):
 
     source: Literal["jsonl", "parquet"]
     path: str = Field(min_length=1, description="the file")
-    column: str = Field("prompt", description="column with a text, or a list of {role, content} messages")
-    reference_column: str | None = Field(None, description="column with the right answer, for judges that need one")
+    column: str = Field(
+        "prompt",
+        description="column with a text, or a list of messages: role, content, and what else the chat template writes",
+    )
+    reference_column: ReferenceColumn = None
     max_tokens: MaxTokens = None
+    read_special_tokens: ReadSpecialTokens = False
 
 
 class DatasetPrompts(Config):
@@ -40,10 +60,14 @@ class DatasetPrompts(Config):
     source: Literal["datasets"]
     name: str = Field(min_length=1, description="name on the data hub, or a local directory")
     subset: str | None = Field(None, description="configuration of the dataset, where it has several")
-    split: str = Field("train", description="split to read")
-    column: str = Field("prompt", description="column with a text, or a list of {role, content} messages")
-    reference_column: str | None = Field(None, description="column with the right answer, for judges that need one")
+    split: str = Field("train", min_length=1, description="split to read, or a slice of it, such as train[:1000]")
+    column: str = Field(
+        "prompt",
+        description="column with a text, or a list of messages: role, content, and what else the chat template writes",
+    )
+    reference_column: ReferenceColumn = None
     max_tokens: MaxTokens = None
+    read_special_tokens: ReadSpecialTokens = False
 
 
 Prompts = Annotated[GeneratedPrompts | FilePrompts | DatasetPrompts, Field(discriminator="source")]

@@ -16,7 +16,9 @@ class LoraConfig(Config):
     alpha: int = Field(32, ge=1, le=100_000, description="the change is scaled by alpha / rank")
     rank_stabilised: bool = Field(False, description="scale by alpha / sqrt(rank) instead, arXiv:2312.03732")
     target_modules: tuple[str, ...] = Field(
-        (), description="names of the modules to adapt; all linear layers but the output head where empty"
+        (),
+        description="names of the modules to adapt; all linear layers but the output head where empty, and those of "
+        "attention alone in a mixture of experts",
     )
 
 
@@ -59,6 +61,9 @@ class UpdateConfig(Config):
     wpo: bool = Field(False, description="weigh each pair by its probability under the policy (WPO)")
     nll_weight: float = Field(0.0, ge=0, le=100, description="weight of the chosen answer's negative log-likelihood")
     exploration_weight: float = Field(0.0, ge=0, le=100, description="weight of the exploration term (XPO)")
+    router_loss_weight: float = Field(
+        0.0, ge=0, le=100, description="weight of the balancing loss of a mixture of experts"
+    )
     lora: LoraConfig | None = Field(None, description="train a low-rank adapter; all weights where empty")
     learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate of AdamW")
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate over the steps")

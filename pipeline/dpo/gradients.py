@@ -20,6 +20,7 @@ from pipeline.dpo.types import PreferenceGroup
 from pipeline.model.distributed import World, own_packs, world_of
 from pipeline.model.logprobs import pack_logps, sum_by_sequence
 from pipeline.model.model_config import length_boundaries
+from pipeline.model.router_loss import keep_router_logits, router_losses
 from pipeline.packing.packing import Pack
 
 
@@ -29,7 +30,8 @@ class StepOutcome:
 
     ``drift`` is the largest difference to the reference over a preference's candidates, in nats; ``kl`` half the mean
     of its square, a second-order estimate of the divergence from the reference (http://joschu.net/blog/kl-approx.html,
-    k2), which unlike an exponential of the difference has no heavy tail.
+    k2), which unlike an exponential of the difference has no heavy tail. ``router`` is the balancing loss of a mixture
+    of experts, 0 if none is asked for.
     """
 
     objective: Tensor
@@ -40,6 +42,7 @@ class StepOutcome:
     rejected_ratio: Tensor
     drift: Tensor
     kl: Tensor
+    router: Tensor
 
 
 NOBODY = PreferenceGroup(
@@ -68,12 +71,12 @@ def accumulate_gradient(
     parts: list[StepOutcome] = []
     for pack in packs:
         members = [batch[index] for index in pack.groups] or [NOBODY]
-        objective_P, loss_P, preferences = _losses(model, pack, members, terms, config)
+        objective_P, loss_P, router_P, preferences = _losses(model, pack, members, terms, config)
         with world.raise_on_all():
             check_losses(loss_P, preferences, members, step)
         share = loss_P.sum() / len(batch)
         (share if pack.groups else 0 * share).backward()
-        parts.append(_outcome(objective_P, loss_P, preferences))
+        parts.append(_outcome(objective_P, loss_P, router_P, preferences))
     names = [column.name for column in fields(StepOutcome)]
     found = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
     if world.size > 1:
@@ -87,9 +90,10 @@ def _losses(
     members: Sequence[PreferenceGroup],
     terms: Sequence[tuple[Loss, float]],
     config: UpdateConfig,
-) -> tuple[Tensor, Tensor, PreferenceBatch]:
-    """The objective and the loss of each preference of a pack, and what they were computed from."""
-    logps_N, squares_N = pack_logps(model, pack, squares=config.wpo, precision=config.precision)
+) -> tuple[Tensor, Tensor, Tensor, PreferenceBatch]:
+    """Objective, loss and balancing loss of each preference of a pack, and what they were computed from."""
+    with keep_router_logits(model, wanted=config.router_loss_weight > 0) as router_logits:
+        logps_N, squares_N = pack_logps(model, pack, squares=config.wpo, precision=config.precision)
     preferences = _preference_batch(pack, members, sum_by_sequence(logps_N, pack))
     objective_P = torch.zeros_like(preferences.logps_P_K[:, 0])
     for loss, weight in terms:
@@ -98,7 +102,11 @@ def _losses(
     if squares_N is not None:
         aligned_P_K = sum_by_sequence(logps_N.detach() - squares_N, pack).view_as(preferences.lengths_P_K)
         loss_P = loss_P * wpo_weights(aligned_P_K / preferences.lengths_P_K)
-    return objective_P, loss_P + _extra_terms(preferences, config), preferences
+    loss_P, router_P = loss_P + _extra_terms(preferences, config), torch.zeros_like(objective_P)
+    if router_logits:
+        router_P = router_losses(model, router_logits, pack)
+        loss_P = loss_P + config.router_loss_weight * router_P
+    return objective_P, loss_P, router_P, preferences
 
 
 def _of_all_ranks(
@@ -149,7 +157,7 @@ def _preference_batch(pack: Pack, members: Sequence[PreferenceGroup], logps_S: T
     )
 
 
-def _outcome(objective_P: Tensor, loss_P: Tensor, preferences: PreferenceBatch) -> StepOutcome:
+def _outcome(objective_P: Tensor, loss_P: Tensor, router_P: Tensor, preferences: PreferenceBatch) -> StepOutcome:
     worst = preferences.ranks_P_K.argmax(dim=1, keepdim=True)
     logps = preferences.logps_P_K.detach()
     ratios = preferences.logratios_P_K.detach()
@@ -163,4 +171,5 @@ def _outcome(objective_P: Tensor, loss_P: Tensor, preferences: PreferenceBatch) 
         rejected_ratio=ratios.gather(1, worst)[:, 0],
         drift=ratios.abs().amax(dim=1),
         kl=(ratios.square() * present).sum(dim=1) / present.sum(dim=1) / 2,
+        router=router_P.detach(),
     )

@@ -79,7 +79,7 @@ class StepMetrics:
     worst. Accuracy is the share of preferences with the higher reward for the chosen one. A change is against
     the reference, and ``kl`` half the mean square of it over all candidates, an estimate of the divergence from the
     reference. Log-probabilities are in nats a sequence, ``grad_norm`` is that before clipping, ``tokens`` are those
-    processed.
+    processed. ``router_loss`` is the balancing loss of a mixture of experts, before its weight; None where it has none.
     """
 
     step: int
@@ -98,6 +98,7 @@ class StepMetrics:
     learning_rate: float
     tokens: int
     seconds: float
+    router_loss: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

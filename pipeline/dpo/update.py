@@ -34,8 +34,10 @@ from pipeline.dpo.preference_pool import PreferencePool
 from pipeline.dpo.state import hashed_settings, load_optimizer, load_progress, load_state, save_optimizer, save_state
 from pipeline.dpo.types import PreferenceGroup, RoundFacts, StepMetrics, UpdateResult
 from pipeline.model.check import check_model
+from pipeline.model.checkpointing import evaluate_plainly, recompute_layers
 from pipeline.model.distributed import full_tensor, world_of
 from pipeline.model.logprobs import check_context, sequence_logps
+from pipeline.model.router_loss import check_router
 from pipeline.packing.attention import shared_prefix_attention
 from pipeline.records import content_id
 
@@ -99,7 +101,11 @@ class Update:
         with world_of(model).raise_on_all():
             check_weights(model)
         check_model(model)
-        _prepare(model, gradient_checkpointing=config.gradient_checkpointing)
+        if config.router_loss_weight:
+            check_router(model)
+        evaluate_plainly(model)  # as dropout would make the policy differ from the reference
+        if config.gradient_checkpointing:
+            recompute_layers(model)
         self._model, self._config, self._facts, self._seed, self._say = model, config, facts, seed, say
         self._groups = PreferencePool()
         self._optimizer = build_optimizer(model, config)
@@ -234,6 +240,7 @@ class Update:
             learning_rate=learning_rate,
             tokens=tokens,
             seconds=time.perf_counter() - started,
+            router_loss=outcome.router.mean().item() if config.router_loss_weight else None,
             **_means(outcome, config.beta),
         )
 
@@ -276,20 +283,6 @@ def run_update(
 ) -> UpdateResult:
     """A whole update, from its first step to its last; see `Update`."""
     return Update(model, groups, config, seed=seed, facts=facts).run(on_step)
-
-
-def _prepare(model: Any, *, gradient_checkpointing: bool) -> None:
-    """Evaluation mode, as dropout would make the policy differ from the reference.
-
-    Checkpointing asks for training mode of the layer itself; its parts, where dropout is, stay in evaluation
-    mode.
-    """
-    model.eval()
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        for module in model.modules():
-            if getattr(module, "gradient_checkpointing", False):
-                module.training = True
 
 
 def _take_step(

@@ -50,15 +50,15 @@ def describe_evaluation(
         "judge": judges[0],
         "reward": reward.mean,
         "reward_se": _finite(reward.standard_error),
-        "judges": {name: mean_score(judged_by(judgments, name)).mean for name in judges[1:]},
+        "judges": {name: mean_score(given).mean for name in judges[1:] if _scored(given := judged_by(judgments, name))},
         "length": answers.mean_length,
         "truncated": answers.truncated_share,
         "distinct": answers.distinct_share,
         "entropy_per_token": -answers.logp_per_token,
     }
     for name, table in (("previous", previous), ("initial", initial)):
-        if table is not None:
-            metrics[f"win_rate_{name}"] = win_rate(scores, judged_by(table, judges[0])).mean
+        if table is not None and _scored(scores, before := judged_by(table, judges[0])):
+            metrics[f"win_rate_{name}"] = win_rate(scores, before).mean
     if logps is not None:
         for name in ("previous", "initial"):
             kl = kl_estimate(logps["policy"].to_pylist(), logps[name].to_pylist())
@@ -124,6 +124,11 @@ def alarms(metrics: Mapping[str, Any], initial: Mapping[str, Any], config: Evalu
     found += [f"over-optimisation: {sentence}" for sentence in metrics.get("over_optimised", ())]
     found += [f"judge drift: {sentence}" for sentence in metrics.get("drifted", ())]
     return found
+
+
+def _scored(*rounds: Scores) -> bool:
+    """Whether a judge gave any prompt a score, and in all these rounds: if not, there is no mean."""
+    return any(all(scores.get(prompt_id) is not None for scores in rounds) for prompt_id in rounds[0])
 
 
 def _finite(error: float) -> float | None:

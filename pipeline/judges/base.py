@@ -96,13 +96,17 @@ class JudgedCandidate:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeItem:
-    """A prompt with its candidates: text and tokens as the policy read them, the conversation where it is from one."""
+    """A prompt with its candidates: text and tokens as the policy read them, the conversation if it is from one.
+
+    ``read_special_tokens``: whether those that its text spells are control tokens for the policy.
+    """
 
     prompt_id: str
     prompt_text: str
-    messages: Sequence[Mapping[str, str]] | None = None
+    messages: Sequence[Mapping[str, Any]] | None = None
     prompt_token_ids: Sequence[int] | None = None
     reference_answer: str | None = None
+    read_special_tokens: bool = False
     candidates: Sequence[JudgedCandidate]
 
 

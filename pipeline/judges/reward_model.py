@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.base import Config
-from pipeline.errors import JudgeError
+from pipeline.errors import DataError, JudgeError
 from pipeline.judges.base import (
     ON_CPU,
     JudgeConfig,
@@ -185,13 +185,18 @@ class RewardModelJudge:
 def encode(
     tokenizer: Any, item: JudgeItem, candidate: JudgedCandidate, *, without_template: bool, of: str
 ) -> list[int]:
-    """What a classifier reads of a prompt and an answer, as token ids.
+    """What a classifier reads of a prompt and an answer, as token ids; special tokens spelled in them stay text.
 
     Raises:
-        JudgeError: a conversation, and the tokenizer has no chat template; ``of`` says in words whose it is.
+        JudgeError: a conversation, and the tokenizer has no chat template, or one that refuses it; ``of`` says in
+            words whose it is.
     """
+    from pipeline.data.chat_template import encode_conversation, encode_joined
+
     if without_template or not (tokenizer.chat_template or item.messages):
-        return list(tokenizer(item.prompt_text + candidate.text).input_ids)
+        return encode_joined(
+            tokenizer, item.prompt_text, item.messages, candidate.text, read_special_tokens=item.read_special_tokens
+        )
     if not tokenizer.chat_template:
         raise JudgeError(
             f"{of} has no chat template, and prompt {item.prompt_id} is a conversation: add its template to the "
@@ -200,23 +205,29 @@ def encode(
         )
     prompt = item.messages or [{"role": "user", "content": item.prompt_text}]
     messages = [*prompt, {"role": "assistant", "content": candidate.text}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    # The template writes the special tokens itself: adding them again would double the first.
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
+    try:
+        return encode_conversation(tokenizer, messages, of=of, add_generation_prompt=False)[1]
+    except DataError as error:
+        raise JudgeError(f"prompt {item.prompt_id}: {error}") from error
 
 
 def _load(config: RewardModelConfig, device: str) -> tuple[Any, Any]:
     from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from pipeline.model.classifier import misfit, too_many_tokens
+
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            config.path, use_safetensors=True, dtype="auto", **options
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            config.path, use_safetensors=True, dtype="auto", output_loading_info=True, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(config.path, **options)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise JudgeError(f"the reward model '{config.path}' cannot be loaded: check its path or id; {error}") from error
+    faults = misfit(type(model).__name__, loading, model.config.architectures), too_many_tokens(model, tokenizer)
+    if fault := next(filter(None, faults), None):
+        raise JudgeError(f"the reward model '{config.path}' {fault}")
     return model.to(device).eval(), tokenizer
 
 

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from pipeline.errors import PromptTooLongError, UnsupportedModelError
 from pipeline.model.distributed import World, own_packs, reshard, run_whole, world_of
 from pipeline.model.model_config import context_limits, length_boundaries, logit_scale, logit_softcap
+from pipeline.model.output_head import head_weight
 from pipeline.packing.attention import shared_prefix_attention
 from pipeline.packing.packing import Pack, TokenGroup
 from pipeline.packing.text_decoder import text_decoder
@@ -174,7 +175,7 @@ def _pack_logps(model: Any, pack: Pack, squares: bool) -> tuple[torch.Tensor, to
     hidden_N_D = hidden_1_T_D[0].index_select(0, pack.source_N.to(device))
     return chunked_logps(
         hidden_N_D if scale == 1 else hidden_N_D * scale,
-        head.weight,
+        head_weight(head),
         pack.target_N.to(device),
         bias_V=bias_V if bias_V is None or scale == 1 else bias_V * scale,
         softcap=logit_softcap(model.config),

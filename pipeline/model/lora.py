@@ -5,6 +5,7 @@ whatever else wants one model, gets the two merged: ``W + scale * B @ A``, compu
 """
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,11 +16,14 @@ from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from pipeline.config import LoraConfig
 from pipeline.errors import ConfigError
 from pipeline.model.distributed import full_tensor, spread_like, world_of
+from pipeline.model.lora_targets import find_targets
 from pipeline.model.policy import SMALL_FILES, weight_files
+from pipeline.model.weight_names import Files, Group, WeightNames, weightless
 
 ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER = "adapter_model.safetensors"
@@ -35,16 +39,15 @@ class Adapter:
         seed: of the adapter's first matrices; the second ones are zero, so that it changes nothing yet.
 
     Raises:
-        ConfigError: the model has no module of the names that the recipe gives.
+        ConfigError: the model has no module of the names that the recipe gives, or none that can be adapted.
     """
 
     def __init__(self, model: PreTrainedModel, config: LoraConfig, *, seed: int) -> None:
-        targets = config.target_modules
         settings = PeftConfig(
             r=config.rank,
             lora_alpha=config.alpha,
             use_rslora=config.rank_stabilised,
-            target_modules=list(targets) if targets else "all-linear",
+            target_modules=find_targets(model, config.target_modules),
             task_type="CAUSAL_LM",
         )
         with torch.random.fork_rng(devices=[]):
@@ -52,9 +55,18 @@ class Adapter:
             try:
                 self._peft: PeftModel = get_peft_model(model, settings)
             except ValueError as error:
-                raise ConfigError(f"update.lora.target_modules {targets} do not fit the policy: {error}") from error
+                raise ConfigError(
+                    f"update.lora.target_modules {config.target_modules} do not fit the policy: {error}"
+                ) from error
+        if self._peft.peft_config["default"].target_parameters:
+            raise ConfigError(
+                f"update.lora.target_modules {config.target_modules} would take the experts of {type(model).__name__}, "
+                "which are stacked in one tensor a layer, and no adapter goes there: name layers of attention"
+            )
         self._model = model
-        self._first = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(self._peft).items()}
+        # Without the weights of the base's embeddings, which peft adds where they are adapted.
+        first = get_peft_model_state_dict(self._peft, save_embedding_layers=False)
+        self._first = {name: tensor.clone() for name, tensor in first.items()}
         self._scale = _scale(vars(settings))
 
     def reset(self) -> None:
@@ -84,7 +96,9 @@ class Adapter:
             weights = {name: full_tensor(weight.detach()).cpu() for name, weight in self._weights()}
         if not world.is_main:
             return
-        self._peft.save_pretrained(str(directory), safe_serialization=True, state_dict=weights)
+        self._peft.save_pretrained(
+            str(directory), safe_serialization=True, state_dict=weights, save_embedding_layers=False
+        )
         (directory / "README.md").unlink(missing_ok=True)
         path = directory / ADAPTER_CONFIG
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -96,7 +110,7 @@ class Adapter:
     def _put(self, tensors: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():
             for name, weight in self._weights():
-                weight.copy_(spread_like(tensors[name.replace(".default.", ".")], weight))
+                weight.copy_(spread_like(tensors[re.sub(r"\.default(?=\.|$)", "", name)], weight))
 
     def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The adapter's weights, or this rank's part of them, by peft's names."""
@@ -109,10 +123,11 @@ def is_adapter(directory: Path) -> bool:
 
 
 def merge(base: Path, adapter: Path, target: Path) -> Path:
-    """A whole checkpoint of base and adapter in ``target``, which it replaces; the model is never built.
+    """A whole checkpoint of base and adapter in ``target``, which it replaces; the model never has all its weights.
 
     Raises:
         ConfigError: the adapter changes a weight that the base does not have.
+        UnsupportedModelError: transformers cannot save a changed weight under the names that the base has.
     """
     if target.exists():
         shutil.rmtree(target)
@@ -120,23 +135,61 @@ def merge(base: Path, adapter: Path, target: Path) -> Path:
     for pattern in SMALL_FILES:
         for path in base.glob(pattern):
             shutil.copyfile(path, target / path.name)
-    config = _settings(adapter)
-    scale = _scale(config)
-    changes = _changes(load_file(adapter / _ADAPTER))
+    merging = _Merging(base, adapter)
     for path in weight_files(base):
         tensors = load_file(path)
-        for name in tensors.keys() & changes.keys():
-            narrow, wide = changes.pop(name)
-            weight = tensors[name].float()
-            change = scale * (wide @ narrow)
-            # transformers' Conv1D, of GPT-2, keeps its weight as [inputs, outputs].
-            tensors[name] = (
-                (weight + (change.T if config["fan_in_fan_out"] else change)).to(tensors[name].dtype).contiguous()
-            )
+        for name in tensors:
+            tensors[name] = merging.changed(name, tensors[name])
         save_file(tensors, target / path.name, metadata={"format": "pt"})
-    if changes:
-        raise ConfigError(f"the adapter in {adapter} changes {min(changes)}, which the base in {base} does not have")
     return target
+
+
+class _Merging:
+    """The tensors of a base that an adapter changes, by their names in the files.
+
+    Raises:
+        ConfigError: the adapter changes a weight that the base does not have.
+    """
+
+    def __init__(self, base: Path, adapter: Path) -> None:
+        self._model, self._files = weightless(base), Files(weight_files(base))
+        self._names = WeightNames(self._model, self._files.shapes)
+        self._changes = _changes(load_file(adapter / _ADAPTER))
+        self._scale = _scale(_settings(adapter))
+        self._groups: dict[str, Group] = {}
+        shapes: set[str] = set()
+        for group in self._names.groups:
+            weights = self._names.shapes(group)
+            shapes |= weights.keys()
+            if weights.keys() & self._changes.keys():
+                self._groups |= dict.fromkeys(group.names, group)
+        if unknown := self._changes.keys() - shapes:
+            raise ConfigError(
+                f"the adapter in {adapter} changes {min(unknown)}, which the base in {base} does not have"
+            )
+        self._done: dict[str, torch.Tensor] = {}
+
+    def changed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor of this name in the files with the adapter's change; the tensor itself where there is none."""
+        group = self._groups.get(name)
+        if group is None:
+            return tensor
+        if name not in self._done:
+            weights = self._names.in_memory(group, self._files.read(group.names))
+            self._done |= self._names.in_files(
+                group, {weight: self._with_change(weight, value) for weight, value in weights.items()}
+            )
+        return self._done.pop(name).contiguous()
+
+    def _with_change(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        if name not in self._changes:
+            return weight
+        narrow, wide = self._changes[name]
+        change = self._scale * (wide @ narrow)
+        module = self._model.get_submodule(name.removesuffix(".weight"))
+        # Both keep their weight as [inputs, outputs]: embeddings, and transformers' Conv1D, of GPT-2.
+        turned = isinstance(module, torch.nn.Embedding | Conv1D)
+        return (weight.float() + (change.T if turned else change)).to(weight.dtype)
 
 
 def _settings(adapter: Path) -> dict[str, Any]:
@@ -152,12 +205,14 @@ def _scale(settings: Mapping[str, Any]) -> float:
 
 
 def _changes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """The two matrices of each weight that the adapter changes: A, ``[rank, inputs]``, and B, ``[outputs, rank]``."""
-    names = [name for name in tensors if name.endswith(".lora_A.weight")]
-    return {
-        name.removeprefix(_PREFIX).replace(".lora_A", ""): (
-            tensors[name].float(),
-            tensors[name.replace(".lora_A", ".lora_B")].float(),
-        )
-        for name in names
-    }
+    """The two matrices of each weight that the adapter changes: A, ``[rank, inputs]``, and B, ``[outputs, rank]``.
+
+    Those of embeddings are named ``MODULE.lora_embedding_A``, and all others ``MODULE.lora_A.weight``.
+    """
+    found = {}
+    for name, narrow in tensors.items():
+        if match := re.fullmatch(r"(.+)\.lora_(embedding_)?A(\.weight)?", name):
+            module, kind, end = match.groups(default="")
+            wide = tensors[f"{module}.lora_{kind}B{end}"]
+            found[f"{module.removeprefix(_PREFIX)}.weight"] = (narrow.float(), wide.float())
+    return found

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
@@ -26,6 +25,7 @@ from pipeline.errors import ConfigError, UnsupportedModelError
 from pipeline.model.distributed import full_tensor, spread_like, world_of
 from pipeline.model.generation import valid_generation_config
 from pipeline.model.model_config import caps_attention, context_limits
+from pipeline.model.weight_names import Files, WeightNames, open_tensors, weightless_like
 
 HUB_TIMEOUT = 15.0
 """Seconds that the hub has to say whether it has a model."""
@@ -170,26 +170,34 @@ def choose_context(directory_or_hub_id: str | Path, wanted: int | None, *, revis
 def load_weights(model: PreTrainedModel, directory: Path) -> None:
     """Put a checkpoint's weights into a model of the same shape, in place. Where they do not fit, nothing changes.
 
-    Of a model with an adapter this loads the base.
+    Of a model with an adapter this loads the base. A weight is what ``from_pretrained`` makes of the files.
 
     Raises:
         ConfigError: the checkpoint is unreadable, lacks a weight, or holds one of another shape.
     """
-    expected = {
-        name.replace(".base_layer.", "."): weight for name, weight in model.named_parameters() if ".lora_" not in name
-    }
-    found = weight_shapes(directory)
-    for name, parameter in expected.items():
-        if found.get(name) != tuple(parameter.shape):
-            raise ConfigError(
-                f"the weights in {directory} do not fit the model: '{name}' is {found.get(name, 'missing')}, "
-                f"not {tuple(parameter.shape)}"
-            )
+    files = Files(weight_files(directory))
+    names = WeightNames(weightless_like(model), files.shapes)
+    shapes = names.shapes()
+    tensors = _by_saved_name(model)
+    for name, parameter in model.named_parameters():
+        aliases = [alias for alias, tensor in tensors.items() if tensor is parameter]
+        if ".lora_" in name or any(shapes.get(alias) == tuple(parameter.shape) for alias in aliases):
+            continue
+        raise ConfigError(
+            f"the weights in {directory} do not fit the model: '{aliases[0]}' is "
+            f"{shapes.get(aliases[0], 'missing')}, not {tuple(parameter.shape)}"
+        )
     with torch.no_grad():
-        for path in weight_files(directory):
-            with _open(path) as tensors:
-                for name in expected.keys() & set(tensors.keys()):
-                    expected[name].copy_(spread_like(tensors.get_tensor(name), expected[name]))
+        for group in names.groups:
+            for name, tensor in names.in_memory(group, files.read(group.names)).items():
+                if name in tensors:
+                    tensors[name].copy_(spread_like(tensor, tensors[name]))
+
+
+def _by_saved_name(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """All that a checkpoint has of a model, by the names without an adapter; what is tied is there twice."""
+    tensors = model.state_dict(keep_vars=True)
+    return {name.replace(".base_layer.", "."): tensor for name, tensor in tensors.items() if ".lora_" not in name}
 
 
 def sampler_copy(checkpoint: Path, scratch: Path) -> Path:
@@ -249,7 +257,7 @@ def weight_shapes(directory: Path) -> Shapes:
     """
     shapes: Shapes = {}
     for path in weight_files(directory):
-        with _open(path) as tensors:
+        with open_tensors(path) as tensors:
             shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     return shapes
 
@@ -298,7 +306,7 @@ def _copy_untied(checkpoint: Path, scratch: Path) -> None:
             "save it with tie_word_embeddings false"
         )
     for path in weight_files(checkpoint):
-        with _open(path) as source:
+        with open_tensors(path) as source:
             tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
         # A file that has a head of its own beside the flag keeps it, as transformers does.
         if _EMBEDDINGS in tensors and _HEAD not in shapes:
@@ -321,15 +329,6 @@ def weight_files(directory: Path) -> Iterator[Path]:
     if not paths:
         raise ConfigError(f"{directory} holds no *.safetensors: give a checkpoint saved in that format")
     yield from paths
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(
-            f"{path} is not a readable safetensors file ({error}): fetch or save the checkpoint again"
-        ) from error
 
 
 def check_source(source: str, revision: str | None) -> None:

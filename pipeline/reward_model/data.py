@@ -40,13 +40,18 @@ class RatedAnswer:
 Example = TypeVar("Example", RewardPair, RatedAnswer)
 
 
-def reward_pairs(prompts: pa.Table, candidates: pa.Table, preferences: pa.Table) -> list[RewardPair]:
+def reward_pairs(
+    prompts: pa.Table, candidates: pa.Table, preferences: pa.Table, *, read_special_tokens: bool = False
+) -> list[RewardPair]:
     """The pairs of a round's preferences, with soft labels where they have them; of a ranking all that are no tie.
+
+    Args:
+        read_special_tokens: as the recipe's prompts say.
 
     Raises:
         DataError: a preference names a candidate that is not there.
     """
-    items = {item.prompt_id: item for item in judge_items(prompts, candidates)}
+    items = {item.prompt_id: item for item in judge_items(prompts, candidates, read_special_tokens=read_special_tokens)}
     pairs = []
     columns = ["prompt_id", "kind", "candidates", "ranks", "scores", "soft_label"]
     # Version 1 of the table has no ranks: nothing shared a place.
@@ -69,9 +74,11 @@ def reward_pairs(prompts: pa.Table, candidates: pa.Table, preferences: pa.Table)
     return pairs
 
 
-def rated_answers(prompts: pa.Table, candidates: pa.Table, judgments: pa.Table) -> list[RatedAnswer]:
+def rated_answers(
+    prompts: pa.Table, candidates: pa.Table, judgments: pa.Table, *, read_special_tokens: bool = False
+) -> list[RatedAnswer]:
     """The answers of a round that its judge gave a score."""
-    items = {item.prompt_id: item for item in judge_items(prompts, candidates)}
+    items = {item.prompt_id: item for item in judge_items(prompts, candidates, read_special_tokens=read_special_tokens)}
     rows = judgments.select(["prompt_id", "candidate", "score", "status"]).to_pylist()
     scores = {
         (row["prompt_id"], row["candidate"]): row["score"]

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from pipeline.errors import ConfigError, DataError, NonFiniteError
 from pipeline.judges.base import JudgedCandidate, JudgeItem
 from pipeline.judges.reward_model import MEAN_AND_LOG_STD, encode
+from pipeline.model.classifier import misfit, names_classifier, too_many_tokens
 from pipeline.model.policy import check_source, max_context
 from pipeline.reward_model import losses as losses
 from pipeline.reward_model.calibration import Calibration, calibrate
@@ -325,9 +326,13 @@ def _load_model(base: str | Path, tokenizer: Any, config: RewardTrainingConfig) 
         ) from error
     finally:
         transformers_logging.set_verbosity(loud)
-    body = f"{model.base_model_prefix}."
-    if missing := sorted(name for name in loading["missing_keys"] if name.startswith(body)):
-        raise ConfigError(f"the base '{base}' lacks {missing[:3]}, which would be random: give a complete checkpoint")
+    architectures, body = model.config.architectures, f"{model.base_model_prefix}."
+    if not names_classifier(architectures):  # of a language model the head is new, and its own has no use
+        kept = ("missing_keys", "unexpected_keys")
+        loading = {kind: [name for name in loading[kind] if name.startswith(body)] for kind in kept}
+    faults = misfit(type(model).__name__, loading, architectures), too_many_tokens(model, tokenizer)
+    if fault := next(filter(None, faults), None):
+        raise ConfigError(f"the base '{base}' {fault}")
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.id2label = dict(enumerate(labels))
     model.config.label2id = {label: column for column, label in enumerate(labels)}

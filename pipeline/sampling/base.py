@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -16,6 +18,7 @@ import pyarrow as pa
 from pipeline.config import SamplingConfig
 from pipeline.errors import DataError, PromptTooLongError
 from pipeline.records import CANDIDATES, to_table
+from pipeline.sampling.decoding import Tokenizer, completion_texts
 
 Result = TypeVar("Result")
 FinishReason = Literal["stop", "length"]
@@ -133,26 +136,29 @@ def finish(turns: Generator[object, None, Result]) -> Result:
                 return result
 
 
-class Tokenizer(Protocol):
-    """The one thing that the candidates' table asks of a tokenizer."""
+def candidates_table(
+    candidates: Sequence[Candidate], prompts: Mapping[str, Sequence[int]], tokenizer: Tokenizer, policy: str
+) -> pa.Table:
+    """Candidates as a table of the ``CANDIDATES`` schema.
 
-    def decode(self, token_ids: Any, skip_special_tokens: bool = ..., **kwargs: Any) -> Any:
-        """The text of token ids."""
-        ...
-
-
-def candidates_table(candidates: Sequence[Candidate], tokenizer: Tokenizer, policy: str) -> pa.Table:
-    """Candidates as a table of the ``CANDIDATES`` schema; ``policy`` is the hash of the weights that sampled.
+    Args:
+        prompts: token ids of each prompt by its id.
+        policy: hash of the weights that sampled.
 
     Raises:
         DataError: a candidate does not fit the schema.
     """
+    texts: dict[tuple[str, int], str] = {}
+    for prompt_id, group in groupby(candidates, attrgetter("prompt_id")):
+        own = list(group)
+        decoded = completion_texts(tokenizer, prompts[prompt_id], [candidate.token_ids for candidate in own])
+        texts |= {(prompt_id, candidate.candidate): text for candidate, text in zip(own, decoded, strict=True)}
     rows = [
         {
             "prompt_id": candidate.prompt_id,
             "candidate": candidate.candidate,
             "token_ids": candidate.token_ids,
-            "text": tokenizer.decode(candidate.token_ids, skip_special_tokens=True),
+            "text": texts[candidate.prompt_id, candidate.candidate],
             "logprobs": candidate.logprobs,
             "finish_reason": candidate.finish_reason,
             "seed": candidate.seed,

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.model.lora import merge
 from storage.log.run import Run
@@ -17,6 +18,7 @@ from storage.log.store import Store
 from storage.tables.checkpoints import local_directory, weights_digest
 from support.compare import assert_same
 from support.recipes import TINY
+from support.tiny import tiny_tokenizer
 
 Rondo = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -100,3 +102,60 @@ def test_rounds_beyond_the_schedule_are_refused_before_work_starts(rondo: Rondo,
     assert done.returncode == 1
     assert "update.schedule_over is run, and its schedule ends with round 2" in done.stderr
     assert len(Store.open(tmp_path).run("short").rounds()) == 3
+
+
+SHAPE = {
+    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "max_position_embeddings": 128, "initializer_range": 0.1, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+EXPERTS = {
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2},
+    "qwen3_moe": {
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 16,
+        "num_key_value_heads": 2,
+    },
+}  # fmt: skip
+NAMED_OTHERWISE = {
+    # All weights, with an average, saved states, recomputed layers and the routers' loss.
+    "mixtral": {"reference": "ema", "checkpoint_steps": 2, "gradient_checkpointing": True, "router_loss_weight": 0.1},
+    "qwen3_moe": {"lora": {"rank": 4, "alpha": 8}},
+    "gpt_neox": {"reference": "ema", "checkpoint_steps": 2},
+}
+
+
+@pytest.mark.parametrize("kind", NAMED_OTHERWISE)
+def test_two_rounds_of_types_whose_files_have_other_names(kind: str, rondo: Rondo, tmp_path: Path) -> None:
+    """Experts that are stacked in memory, and a head of another name, through saving, syncing, average and adapter."""
+    policy = tmp_path / "policy"
+    config = AutoConfig.for_model(kind, **SHAPE, **EXPERTS.get(kind, {}), tie_word_embeddings=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(policy)
+    tiny_tokenizer(96).save_pretrained(policy)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"w{i} w{i + 1} w{i + 2}"}) + "\n" for i in range(40)))
+    given = {
+        **TINY,
+        "policy": {"source": "pretrained", "path": str(policy)},
+        "prompts": {"source": "jsonl", "path": str(prompts)},
+        "judge": {"kind": "length", "target": 12, "unit": "characters"},
+        "evaluation": {"prompts": 4},
+        "update": {**TINY["update"], **NAMED_OTHERWISE[kind]},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(given))
+    rondo("run", str(path), "--name", "other", "--root", str(tmp_path))
+    run = Store.open(tmp_path).run("other")
+    assert sorted(run.rounds()) == [0, 1, 2]
+    first, second = (run.rounds()[number].meta for number in (1, 2))
+    assert first["first_loss"] == pytest.approx(0.6931472, abs=1e-5)
+    assert second["policy"] != first["policy"]
+    assert (second.get("router_loss_weight"), "last_router_loss" in second) == (
+        (0.1, True) if kind == "mixtral" else (None, False)
+    )
+    base = local_directory(Store.open(tmp_path), run.files(0, "checkpoint"), tmp_path / "copies")
+    last = local_directory(Store.open(tmp_path), run.files(2, "checkpoint"), tmp_path / "copies")
+    opened = AutoModelForCausalLM.from_pretrained(
+        merge(base, last, tmp_path / "merged") if kind == "qwen3_moe" else last, output_loading_info=True
+    )
+    assert not opened[1]["missing_keys"] | opened[1]["unexpected_keys"]

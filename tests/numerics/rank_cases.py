@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from numerics.tiny_models import SHAPE, build, changed, token_groups
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 from pipeline.config import LoraConfig, UpdateConfig
 from pipeline.dpo.update import PreferenceGroup
@@ -25,6 +26,7 @@ CASES = {
     "pairs": ("llama", UNEVEN, 2),
     "pairs, tied": ("llama tied", UNEVEN, 2),
     "pairs, gpt2": ("gpt2", LONG, 2),
+    "pairs, mixture": ("mixtral", changed(UNEVEN, router_loss_weight=0.1), 2),
     "rankings": ("llama", RANKINGS, 4),
     "one at a time": ("llama", ONE, 2),
     "wpo": ("llama", changed(UNEVEN, wpo=True), 2),
@@ -34,7 +36,16 @@ CASES = {
 """Model, settings, and candidates a prompt."""
 
 
+CARRIED = ("llama tied", "gpt_neox", "mixtral")
+"""Models whose weights are saved by one rank, loaded by two, and saved again."""
+
+
 def built(name: str, seed: int = 0) -> Any:
+    if name in ("gpt_neox", "mixtral"):
+        model = build(name, seed)
+        # As from_pretrained leaves it; on ranks the model's class is another one, for which there are no rules.
+        model._weight_conversions = get_model_conversion_mapping(model, add_legacy=False)
+        return model
     if name != "llama tied":
         return build(name, seed)
     torch.manual_seed(seed)

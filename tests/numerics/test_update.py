@@ -201,23 +201,6 @@ def test_same_seed_gives_the_same_weights_to_the_bit(settings):
     assert any(not torch.equal(one, weights(other)[name]) for name, one in weights(models[0]).items())
 
 
-def test_gradient_checkpointing_changes_nothing():
-    """The same operations twice: equal to the bit. What is not kept is computed again, in each step once."""
-    plain, saving = build(), build()
-    passes = {plain: 0, saving: 0}
-    groups = {model: preferences(model) for model in passes}
-    for model in passes:
-
-        def count(*_, model=model):
-            passes[model] += 1
-
-        model.model.layers[0].mlp.register_forward_pre_hook(count)
-        settings = changed(SETTINGS, gradient_checkpointing=model is saving)
-        steps = run_update(model, groups[model], settings, seed=SEED).steps
-    torch.testing.assert_close(weights(saving), weights(plain), rtol=0, atol=0)
-    assert passes[saving] == passes[plain] + len(steps)
-
-
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_dropout_is_off(gradient_checkpointing):
     """GPT-2 drops a tenth of its activations in training mode; the policy must be the one that was sampled from."""

@@ -12,12 +12,20 @@ from transformers import (
     GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from pipeline.config import UpdateConfig
@@ -56,6 +64,40 @@ BUILDERS: dict[str, Callable[[], Any]] = {
             n_layer=2,
             n_head=4,
             initializer_range=0.2,
+            attn_implementation="sdpa",
+        )
+    ),
+    # The following have other names in files than in memory: the head, or experts, which are stacked in memory.
+    "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SHAPE, attn_implementation="sdpa")),
+    "mixtral": lambda: MixtralForCausalLM(
+        MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2, attn_implementation="sdpa")
+    ),
+    "qwen3_moe": lambda: Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            **SHAPE,
+            head_dim=8,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=16,
+            mlp_only_layers=[1],
+            attn_implementation="sdpa",
+        )
+    ),
+    # Its layers apply dropout by themselves, and leave layers out, while they train.
+    "opt": lambda: OPTForCausalLM(
+        OPTConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            ffn_dim=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+            word_embed_proj_dim=32,
+            dropout=0.3,
+            layerdrop=0.3,
+            init_std=0.2,
+            bos_token_id=1,
+            eos_token_id=2,
             attn_implementation="sdpa",
         )
     ),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from numerics.rank_cases import CASES, LONG, LORA, SEED, SETTINGS, UNEVEN, built, preferences
+from numerics.rank_cases import CARRIED, CASES, LONG, LORA, SEED, SETTINGS, UNEVEN, built, preferences
 
 from pipeline.config import UpdateConfig
 from pipeline.dpo.types import UpdateResult
@@ -72,9 +72,10 @@ def interrupted_and_resumed() -> None:
 
 def loaded() -> None:
     """The weights that one rank saved, put into a sharded model, and saved again."""
-    model = sharded("llama tied", seed=5)
-    load_weights(model, out / "weights of one")
-    save(model, out / "weights again")
+    for name in CARRIED:
+        model = sharded(name, seed=5)
+        load_weights(model, out / f"weights of one, {name}")
+        save(model, out / f"weights again, {name}")
 
 
 def adapter() -> None:

@@ -1,6 +1,6 @@
 """A small finished run, written through the storage API from the pipeline's own tables and metrics; no model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -53,7 +53,8 @@ def score_of(round: int, prompt_id: str, index: int) -> float:
 def finished_run(
     store: Store, name: str = "small", *, rounds: int = 3, recipe: Recipe | None = None, text: Text = say,
     changes: Mapping[str, Any] | None = None, also: Callable[[Writer, int], None] | None = None,
-    seconds: Mapping[str, float] = {"sample": 2.0, "hand over": 0.1}, **more: Any,
+    seconds: Mapping[str, float] = {"sample": 2.0, "hand over": 0.1}, cut: Container[tuple[str, int]] = (),
+    prompts: pa.Table | None = None, **more: Any,
 ) -> Run:  # fmt: skip
     """A run with this many finished rounds after round 0.
 
@@ -62,16 +63,18 @@ def finished_run(
         changes: fields of the last round's summary to put in place of the measured ones.
         seconds: what each round's summary says of its time.
         also: what commits more to a round, before it is finished.
+        cut: prompt and index of candidates for training that were cut at the limit.
+        prompts: in place of those of `prompts_table`.
         more: fields of the run's header, such as ``parent``.
     """
     recipe = recipe or small_recipe()
     run = store.create_run(name, {**header(recipe), **more})
     with run.writer() as writer:
-        commit(store, writer, name, 0, "prompts", prompts_table())
+        commit(store, writer, name, 0, "prompts", prompts_table() if prompts is None else prompts)
         for number in range(rounds + 1):
             metrics = _evaluated(store, writer, run, number, text)
             if number:
-                metrics |= _trained(store, writer, run, number, recipe, text)
+                metrics |= _trained(store, writer, run, number, recipe, text, cut)
                 metrics["alarms"] = alarms(metrics, run.rounds()[0].meta, recipe.evaluation)
             if number == rounds:
                 metrics |= changes or {}
@@ -119,8 +122,15 @@ def _evaluated(store: Store, writer: Writer, run: Run, number: int, text: Text) 
     )  # fmt: skip
 
 
-def _trained(store: Store, writer: Writer, run: Run, number: int, recipe: Recipe, text: Text) -> Row:
-    rows = [_candidate(number, prompt_id, index, text) for prompt_id in TRAIN for index in range(4)]
+def _trained(
+    store: Store, writer: Writer, run: Run, number: int, recipe: Recipe, text: Text, cut: Container[tuple[str, int]]
+) -> Row:
+    rows = [
+        _candidate(number, prompt_id, index, text)
+        | {"finish_reason": "length" if (prompt_id, index) in cut else "stop"}
+        for prompt_id in TRAIN
+        for index in range(4)
+    ]
     candidates, judgments = to_table(rows, CANDIDATES), _judgments(number, TRAIN, 4, ("vader",))
     preferences = build_preferences(candidates, judgments, recipe.preferences, seed=0)
     metrics = to_table([_step(step) for step in range(STEPS_PER_ROUND)], STEPS)
@@ -168,5 +178,5 @@ def _step(step: int) -> Row:
         "step": step, "epoch": 0, "loss": LN2 - half, "reward_chosen": half, "reward_rejected": -half,
         "reward_margin": 2 * half, "accuracy": 0.5 + 0.1 * step, "logp_chosen": -3.0, "logp_rejected": -4.0,
         "logp_chosen_change": 0.0, "logp_rejected_change": 0.0, "grad_norm": 1.0 + step, "learning_rate": 1e-4,
-        "kl": 0.01, "tokens": 10, "seconds": 0.1,
+        "kl": 0.01, "tokens": 10, "seconds": 0.1, "router_loss": None,
     }  # fmt: skip

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.data.conversations import written_out
 from pipeline.judges.base import JudgedCandidate, JudgeItem, last_block
 from pipeline.judges.llm import LlmConfig
 from pipeline.judges.support.llm_endpoint import Reply, TokenLogprobs
@@ -178,7 +179,7 @@ def _question(
 def _prompt(item: JudgeItem) -> str:
     if not item.messages:
         return item.prompt_text
-    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in item.messages)
+    return written_out(item.messages)
 
 
 def _mark(texts: Sequence[str]) -> str:

@@ -6,13 +6,17 @@ from dataclasses import asdict
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.data.conversations import messages_of
 from pipeline.errors import DataError
 from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment
 from pipeline.records import JUDGMENTS, to_table
 
 
-def judge_items(prompts: pa.Table, candidates: pa.Table) -> list[JudgeItem]:
+def judge_items(prompts: pa.Table, candidates: pa.Table, *, read_special_tokens: bool = False) -> list[JudgeItem]:
     """Joins prompts and candidates: one item for each prompt that has candidates, in the candidates' order.
+
+    Args:
+        read_special_tokens: as the recipe's prompts say.
 
     Raises:
         DataError: a candidate of a prompt that is not among the prompts.
@@ -36,9 +40,10 @@ def judge_items(prompts: pa.Table, candidates: pa.Table) -> list[JudgeItem]:
         JudgeItem(
             prompt_id=prompt_id,
             prompt_text=asked[prompt_id]["text"],
-            messages=asked[prompt_id]["messages"],
+            messages=messages_of(asked[prompt_id]["messages"]),
             prompt_token_ids=asked[prompt_id]["token_ids"],
             reference_answer=asked[prompt_id]["reference_answer"],
+            read_special_tokens=read_special_tokens,
             candidates=judged,
         )
         for prompt_id, judged in answers.items()

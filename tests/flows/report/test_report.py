@@ -174,6 +174,13 @@ def test_the_judge_is_watched(store: Store, whole: str) -> None:
     assert [text.strip() for text in page.texts["td"]].count("1.5") == 1
 
 
+def test_a_single_scored_answer_has_no_error(store: Store) -> None:
+    changes = {"reward_se": None, "kl_initial_se": None, "kl_previous_se": None, "judges": {}, "win_rate_initial": None}
+    page = Path(write_report(store, finished_run(store, changes=changes))).read_text()
+    assert "one scored answer" in page
+    assert "nats per sequence" in page
+
+
 def test_a_line_that_is_not_drawn_is_not_spoken_of(store: Store, whole: str) -> None:
     """With staleness, a round starts from another policy than its reference, and its first loss has no known value."""
     assert "The dashed line is the value of the first step" in whole

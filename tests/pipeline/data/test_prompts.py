@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import DatasetPrompts, FilePrompts, GeneratedPrompts
 from pipeline.data.prompts import check_lengths, load_prompts, round_slice
+from pipeline.data.sources import check_count, read_prompts
 from pipeline.errors import ConfigError, DataError, PromptTooLongError
 from pipeline.records import PROMPTS, content_id, to_table
 from support.tiny import tiny_tokenizer
@@ -217,3 +218,15 @@ def test_passes_and_seeds_differ_and_a_round_is_a_function_of_its_arguments() ->
     first_pass, second_pass = ([round_slice(table, r + 5 * p, 20, 0) for r in range(1, 6)] for p in (0, 1))
     assert first_pass != second_pass
     assert round_slice(table, 1, 20, 1) != round_slice(table, 1, 20, 0)
+
+
+def test_too_few_prompts_are_counted_with_those_held_out(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "p.jsonl", [{"prompt": text} for text in [*TEXTS, *TEXTS[:5]]])
+    prompts = read_prompts(FilePrompts(source="jsonl", path=path))
+    check_count(len(prompts), 8, 12)
+    message = r"prompts_per_round is 13, but there are 12 training prompts, for of 20 different ones 8 are held out"
+    with pytest.raises(ConfigError, match=message):
+        check_count(len(prompts), 8, 13)
+    table = load_prompts(FilePrompts(source="jsonl", path=path), 8, 0, PLAIN)
+    with pytest.raises(ConfigError, match=message):
+        round_slice(table, 1, 13, 0)

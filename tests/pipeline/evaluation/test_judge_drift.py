@@ -2,6 +2,7 @@
 
 import math
 import random
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -99,3 +100,27 @@ def test_the_rounds_figures_and_alarms() -> None:
         initial=None, logps=None, judges=["heard"],
     )  # fmt: skip
     assert alone["agreement"] == {}
+
+
+def test_rounds_of_which_one_answer_or_none_is_scored() -> None:
+    """A held-out judge that failed on all answers has no mean; one score has a mean and no error."""
+    one = {"p": [0.5], "q": [None], "r": [None]}
+    nothing = {name: [None] for name in one}
+
+    def both(heard: Any) -> pa.Table:
+        return pa.concat_tables([judgments(heard, "heard"), judgments(nothing, "other")])
+
+    logps = pa.table({"policy": [-1.0], "previous": [-1.5], "initial": [-2.0], "tokens": [3]})
+    asked: dict[str, Any] = {"candidates": candidates({name: [3] for name in one}), "judges": ["heard", "other"]}
+    metrics = describe_evaluation(
+        judgments=both(one), previous=both(one), initial=both(nothing), logps=logps, probe=judgments(nothing, "other"),
+        **asked,
+    )  # fmt: skip
+    assert (metrics["reward"], metrics["reward_se"], metrics["judges"]) == (0.5, None, {})
+    assert (metrics["win_rate_previous"], metrics.get("win_rate_initial")) == (0.5, None)
+    assert (metrics["kl_initial"], metrics["kl_initial_se"]) == (1.0, None)
+    assert (metrics["agreement"], metrics["gaps"], metrics["judge_drift"]) == ({}, {}, {})
+    assert (metrics["over_optimised"], metrics["drifted"]) == ([], [])
+    equal = {name: [1.0] for name in one}
+    same = describe_evaluation(judgments=both(equal), previous=both(equal), initial=both(equal), logps=None, **asked)
+    assert (same["reward_se"], same["win_rate_initial"], same["gaps"]) == (0.0, 0.5, {})

@@ -1,14 +1,17 @@
 """Judges: what they say of good, bad, empty and overlong answers; a reward model against its own plain forward."""
 
+import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
     LlamaConfig,
@@ -24,7 +27,7 @@ from pipeline.judges.reward_model import RewardModelConfig
 from pipeline.judges.support.tables import judge_items, judgments_table
 from pipeline.judges.vader import VaderConfig
 from pipeline.records import CANDIDATES, JUDGMENTS, PROMPTS, to_table
-from support.tiny import tiny_tokenizer
+from support.tiny import tiny_llama, tiny_tokenizer
 
 
 def item(*answers: str, prompt: str = "w1 w2", reference: str | None = None, **more: Any) -> JudgeItem:
@@ -242,6 +245,70 @@ def test_reward_model_with_several_named_heads(tmp_path: Path) -> None:
         make_judge(with_heads(plain, heads=[{"name": "humour"}]))
     with pytest.raises(JudgeError, match="no output number 3"):
         make_judge(with_heads(plain, heads=[{"name": "safety", "output": 3}]))
+
+
+def rewritten(directory: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    path = directory / "model.safetensors"
+    save_file(change(load_file(path)), path, {"format": "pt"})
+
+
+def without_head(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name != "score.weight"}
+
+
+def renamed_head(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {("v_head.weight" if name == "score.weight" else name): tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("heads", [None, [{"name": "LABEL_1"}]])
+def test_reward_models_whose_weights_would_be_random(tmp_path: Path, heads: list[object] | None) -> None:
+    """Without the check each start draws another head, and scores change, also those of named heads."""
+    config = with_heads(classifier(tmp_path, tiny_tokenizer(), labels=3 if heads else 1), heads=heads or [])
+    make_judge(config)
+    whole = load_file(tmp_path / "model.safetensors")
+    for change, names in (
+        (without_head, r"lacks 'score.weight' of a LlamaForSequenceClassification, which would be random"),
+        (renamed_head, r"lacks 'score.weight'.*and has 'v_head.weight', which a Llama.* does not use"),
+        (lambda tensors: {**tensors, "extra.weight": torch.ones(2)}, "has 'extra.weight'"),
+        (
+            lambda _: {name: tensor for name, tensor in whole.items() if "layers.1." not in name},
+            r"lacks 'model.layers.1.*more",
+        ),
+    ):
+        rewritten(tmp_path, change)
+        with pytest.raises(JudgeError, match=rf"the reward model '{tmp_path}' {names}"):
+            make_judge(config)
+        rewritten(tmp_path, lambda _: whole)
+    make_judge(config)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_language_model_is_no_reward_model(tmp_path: Path, tied: bool) -> None:
+    """Its own head is not used, unless it is one tensor with the embeddings; that of a classifier is missing."""
+    config = RewardModelConfig(kind="reward_model", path=str(tiny_llama(tmp_path, tied=tied)))
+    with pytest.raises(JudgeError, match=r"lacks 'score.weight'.*its configuration names LlamaForCausalLM: give a cla"):
+        make_judge(config)
+
+
+def test_reward_model_with_another_number_of_outputs_than_its_head(tmp_path: Path) -> None:
+    config = classifier(tmp_path, tiny_tokenizer(), labels=2)
+    written = json.loads((tmp_path / "config.json").read_text())
+    written |= {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    with pytest.raises(JudgeError, match="cannot be loaded"):
+        make_judge(with_heads(config, heads=[{"name": "a"}]))
+
+
+def test_reward_model_whose_tokenizer_has_more_tokens_than_it(tmp_path: Path) -> None:
+    """64 embeddings, ids 0 to 63; a token added behind them would be an IndexError in the first batch that has it."""
+    make_judge(classifier(tmp_path / "as many", tiny_tokenizer(64)))
+    tokenizer = tiny_tokenizer(64)
+    tokenizer.add_tokens(["<extra>"])
+    for name, larger in (("added", tokenizer), ("more", tiny_tokenizer(70))):
+        config = classifier(tmp_path / name, larger)
+        last = max(larger.get_vocab().values())
+        with pytest.raises(JudgeError, match=rf"'{config.path}' has token ids up to {last} and embeddings up to 63"):
+            make_judge(config)
 
 
 def test_reward_model_batches_by_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from pipeline.reward_model import losses as losses
 from pipeline.reward_model.config import RewardTrainingConfig
 from pipeline.reward_model.data import RatedAnswer, RewardPair, held_out_prompts, rated_answers, reward_pairs, split
 from pipeline.reward_model.training import fit_reward_model
-from support.tiny import tiny_llama
+from support.tiny import tiny_llama, tiny_tokenizer
 
 GOOD, BAD = " w7", " w9"
 
@@ -169,6 +169,16 @@ def test_bases_that_cannot_serve(base: Path, tmp_path: Path) -> None:
     save_file({n: t for n, t in weights.items() if "layers.1." not in n}, cut / "model.safetensors", {"format": "pt"})
     with pytest.raises(ConfigError, match="which would be random"):
         fit_reward_model(cut, pairs, [], settings(), tmp_path / "to")
+    fit_reward_model(base, pairs, [], settings(epochs=1), tmp_path / "classifier")
+    headless = load_file(tmp_path / "classifier" / "model.safetensors")
+    del headless["score.weight"]
+    save_file(headless, tmp_path / "classifier" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"lacks 'score.weight'.*random"):  # a classifier keeps its own head
+        fit_reward_model(tmp_path / "classifier", pairs, [], settings(), tmp_path / "to")
+    larger = tiny_llama(tmp_path / "larger")
+    tiny_tokenizer(70).save_pretrained(larger)
+    with pytest.raises(ConfigError, match="has token ids up to 69 and embeddings up to 63"):
+        fit_reward_model(larger, pairs, [], settings(), tmp_path / "to")
     assert not (tmp_path / "to").exists()
 
 

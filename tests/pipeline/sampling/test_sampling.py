@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from pipeline.errors import ConfigError, DataError, PromptTooLongError
 from pipeline.model.policy import choose_context, max_context
@@ -19,14 +21,14 @@ def test_the_table_has_the_ids_as_sampled_and_their_text() -> None:
         Candidate("p", 0, [4, 9, 2], [-0.5, -1.0, -0.25], "stop", 2**47),
         Candidate("p", 1, [5, 5], [-1.5, -2.0], "length", 2**47 + 1),
     ]
-    table = candidates_table(candidates, tiny_tokenizer(), "abc")
+    table = candidates_table(candidates, {"p": [1, 7]}, tiny_tokenizer(), "abc")
     assert table.schema.equals(CANDIDATES, check_metadata=True)
     assert table.to_pylist() == [
         {
             "prompt_id": "p",
             "candidate": 0,
             "token_ids": [4, 9, 2],
-            "text": "w0 w5",
+            "text": " w0 w5",
             "logprobs": [-0.5, -1.0, -0.25],
             "finish_reason": "stop",
             "seed": 2**47,
@@ -36,7 +38,7 @@ def test_the_table_has_the_ids_as_sampled_and_their_text() -> None:
             "prompt_id": "p",
             "candidate": 1,
             "token_ids": [5, 5],
-            "text": "w1 w1",
+            "text": " w1 w1",
             "logprobs": [-1.5, -2.0],
             "finish_reason": "length",
             "seed": 2**47 + 1,
@@ -70,3 +72,33 @@ def test_stop_tokens_are_those_of_generation_before_those_of_the_model(tmp_path:
     assert stop_tokens(directory) == {7, 8}
     (directory / "generation_config.json").unlink()
     assert stop_tokens(directory) == {2}
+
+
+def sentence_piece() -> PreTrainedTokenizerFast:
+    """Words that begin with a mark of their space, which decoding strips from the first word of all."""
+    words = ["<s>", "</s>", "▁the", "▁fox", "es", "<0xC3>", "<0xA9>"]
+    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<s>"))
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "text"),
+    [
+        ([0, 2], [3, 4, 1], " foxes"),  # decoded alone: "foxes"
+        ([0, 2, 3], [4, 1], "es"),
+        ([0, 2, 5], [6, 3], "é fox"),  # a character whose first byte is in the prompt
+        ([0, 2], [5], "\ufffd"),
+        ([0], [3], "fox"),
+        ([0, 2], [1], ""),
+    ],
+)
+def test_prompt_and_text_are_the_decoded_whole(prompt: list[int], completion: list[int], text: str) -> None:
+    tokenizer = sentence_piece()
+    candidate = Candidate("p", 0, completion, [-1.0] * len(completion), "stop", 0)
+    (found,) = candidates_table([candidate], {"p": prompt}, tokenizer, "abc")["text"].to_pylist()
+    assert found == text
+    before = tokenizer.decode(prompt, skip_special_tokens=True).removesuffix("\ufffd")
+    assert before + found == tokenizer.decode([*prompt, *completion], skip_special_tokens=True)

@@ -1,0 +1,72 @@
+"""The prompts of a run: checked before anything is paid for, and loaded."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.config import GeneratedPrompts, PretrainedPolicy
+from pipeline.data.prompts import check_chat_template, check_lengths, load_prompts, round_slice
+from pipeline.data.sources import Prompt, check_count, check_reference_answers, read_prompts
+from pipeline.judges.reward_model import RewardModelConfig
+from pipeline.recipe import Recipe
+
+Say = Callable[[str], None]
+
+
+def check_source(recipe: Recipe, say: Say) -> pa.Table | None:
+    """Checks prompts as far as they can be before there is a policy: with a pretrained one that is all.
+
+    Returns:
+        The prompts' table, if there is a tokenizer to make it with.
+
+    Raises:
+        ConfigError: they cannot be read or are too few, or the policy has no chat template for them.
+        DataError: a row that is no prompt, that the chat template of policy or reward model refuses, or that has no
+            reference answer for a judge that needs one.
+    """
+    if isinstance(recipe.prompts, GeneratedPrompts):
+        return None
+    prompts = read_prompts(recipe.prompts)
+    check_count(len(prompts), recipe.evaluation.prompts, recipe.sampling.prompts_per_round)
+    parts = [part for judge in recipe.judges for part in judge.parts()]
+    if (judge := next((part.kind for part in parts if part.needs_reference), None)) is not None:
+        check_reference_answers(prompts, judge)
+    for part in parts:
+        if isinstance(part, RewardModelConfig) and not part.without_template:
+            _check_reward_model(prompts, part.path, part.revision)
+    if isinstance(recipe.policy, PretrainedPolicy):
+        return run_prompts(recipe, recipe.policy.path, recipe.policy.revision, say)
+    if any(not isinstance(prompt.content, str) for prompt in prompts):
+        check_chat_template(None)
+    return None
+
+
+def run_prompts(recipe: Recipe, policy: str | Path, revision: str | None, say: Say) -> pa.Table:
+    """Loads the prompts of a run, tokenised, and checks them against the context of the policy.
+
+    Args:
+        policy: directory or hub id of its checkpoint.
+
+    Raises:
+        ConfigError, DataError: as for `load_prompts` and `check_lengths`.
+    """
+    from pipeline.model.policy import load_tokenizer, max_context
+
+    tokenizer = load_tokenizer(policy, revision=revision)
+    table = load_prompts(recipe.prompts, recipe.evaluation.prompts, recipe.seed, tokenizer, say)
+    context = min(max_context(policy, revision=revision), recipe.sampling.context or 2**62)
+    check_lengths(table, recipe.sampling.max_tokens, context)
+    round_slice(table, 1, recipe.sampling.prompts_per_round, recipe.seed)
+    return table
+
+
+def _check_reward_model(prompts: Sequence[Prompt], path: str, revision: str | None) -> None:
+    """Checks that the chat template of a reward model takes the conversations, each with an answer."""
+    from transformers import AutoTokenizer
+
+    from pipeline.data.chat_template import check_judged
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    check_judged(tokenizer, prompts, of=f"the reward model '{path}'")

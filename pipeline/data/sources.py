@@ -1,0 +1,92 @@
+"""The prompts of a recipe's source, before any policy: texts and conversations with their reference answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.config import DatasetPrompts, FilePrompts, GeneratedPrompts
+from pipeline.data.conversations import Message, prompt_content
+from pipeline.data.corpora import Split, get_corpus
+from pipeline.data.reference_answers import reference_answer
+from pipeline.data.rows import read_rows
+from pipeline.errors import ConfigError, DataError
+from pipeline.records import content_id
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as its source has it.
+
+    Attributes:
+        place: where it stands, for messages.
+    """
+
+    content: str | list[Message]
+    reference_answer: str | None
+    source: str
+    place: str
+
+    @property
+    def prompt_id(self) -> str:
+        """Hash of the content, all fields of its messages included."""
+        return content_id(self.content)
+
+
+def read_prompts(config: FilePrompts | DatasetPrompts) -> list[Prompt]:
+    """Reads the different prompts of a file or dataset; of repeated ones the first stays.
+
+    Raises:
+        ConfigError: there is no such file, dataset, split or column, it cannot be read, or it has no rows.
+        DataError: a row whose prompt or reference answer is none, with its place.
+    """
+    found = read_rows(config)
+    by_id: dict[str, Prompt] = {}
+    for row in found.rows:
+        place = found.place(row, config.column)
+        content = prompt_content(row.prompt, place, padded=found.padded)
+        column = config.reference_column
+        answer = reference_answer(row.answer, found.place(row, column), column) if column else None
+        prompt = Prompt(content, answer, found.source, place)
+        by_id.setdefault(prompt.prompt_id, prompt)
+    return list(by_id.values())
+
+
+def generate_prompts(config: GeneratedPrompts, split: Split, count: int, seed: int) -> list[Prompt]:
+    """Generates prompts of a corpus's split."""
+    source = f"generated:{config.corpus}"
+    prompts = get_corpus(config.corpus).prompts(split, count, seed)
+    return [
+        Prompt(prompt.text, prompt.reference_answer, source, f"prompt {number} of {source}")
+        for number, prompt in enumerate(prompts, start=1)
+    ]
+
+
+def check_count(total: int, held_out: int, prompts_per_round: int = 1) -> None:
+    """Checks that there are prompts to train on, as many as a round takes, beside those that are held out.
+
+    Raises:
+        ConfigError: there are too few; says how many there are, and how many of them are held out.
+    """
+    train = total - held_out
+    if train <= 0:
+        raise ConfigError(
+            f"evaluation.prompts {held_out} leaves none of the {total} different prompts to train on: "
+            "lower it or give more prompts"
+        )
+    if prompts_per_round > train:
+        raise ConfigError(
+            f"sampling.prompts_per_round is {prompts_per_round}, but there are {train} training prompts, for of "
+            f"{total} different ones {held_out} are held out: lower it or evaluation.prompts, or give more prompts"
+        )
+
+
+def check_reference_answers(prompts: Sequence[Prompt], judge: str) -> None:
+    """Checks that all prompts have the answer that a judge compares with.
+
+    Raises:
+        DataError: some have none; names the first.
+    """
+    if without := [prompt.place for prompt in prompts if prompt.reference_answer is None]:
+        raise DataError(
+            f"{without[0]} has no reference answer (null or NaN), nor have {len(without) - 1} others of "
+            f"{len(prompts)}, and the judge {judge} compares with it: leave these rows out, or choose another judge"
+        )
