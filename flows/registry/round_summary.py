@@ -91,6 +91,8 @@ class RoundSummary(BaseModel):
     steps: int | None = None
     stopped: str | None = Field(None, description="why the steps ended before their plan did")
     token_budget: int | None = None
+    router_loss_weight: float | None = Field(None, description="weight of the balancing loss of a mixture of experts")
+    last_router_loss: float | None = Field(None, description="that loss at the last step, before its weight")
     set_aside: int | None = Field(None, description="prompts given up because the engine died on their shard")
     first_kl: float | None = Field(
         None,
