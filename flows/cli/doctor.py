@@ -96,7 +96,7 @@ def _vllm() -> Finding:
 
 
 def _torch_of(package: str) -> SpecifierSet | None:
-    """The versions of torch that a package was built for, as it says itself; None where it says nothing."""
+    """The versions of torch that a package was built for, as it says itself; None if it says nothing."""
     for text in _requires(package):
         wanted = Requirement(text)
         if wanted.name == "torch" and (wanted.marker is None or wanted.marker.evaluate()):

@@ -275,7 +275,7 @@ async def suspend(flow_run: UUID, message: str) -> State[Any]:
 
 
 def held_back(run: Run) -> str | None:
-    """Why a scheduled run is to leave this run alone; None where it goes on, as where that very flow run is resumed."""
+    """Why a scheduled run is to leave this run alone; None if it goes on, as where that very flow run is resumed."""
     pause, context = run.pause, FlowRunContext.get()
     own = str(context.flow_run.id) if context is not None and context.flow_run is not None else None
     if pause is None or pause.get("flow_run") == own:

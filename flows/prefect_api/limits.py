@@ -68,7 +68,7 @@ async def ensure_gpu_limit() -> None:
 
 
 async def ensure_run_limits(run: str, root: str) -> None:
-    """Creates the limits of a run, where they are not there."""
+    """Creates the limits of a run, if they are not there."""
     await _ensure(run_limit(run, root))
     await _ensure(waiting_limit(run, root))
 
@@ -187,7 +187,7 @@ class _Held:
         return taken.result()
 
     async def empty_cache(self) -> None:
-        """Gives the slot back, where there is one. A server that is away then does not hold up what is done."""
+        """Gives the slot back, if there is one. A server that is away then does not hold up what is done."""
         self._leave.set()
         if self._holding is not None:
             await asyncio.gather(self._holding, return_exceptions=True)

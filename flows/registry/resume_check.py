@@ -84,7 +84,7 @@ def check_inputs(
     """Whether a run can go on after round ``number``, or where it is; every byte that it would read is read.
 
     Args:
-        staleness: that of the rounds that are to follow, where it is not the run's own.
+        staleness: that of the rounds that are to follow, if it is not the run's own.
         unread: which of ``STATES`` they do not read.
 
     Raises:

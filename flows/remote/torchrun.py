@@ -75,7 +75,7 @@ class Torchrun:
         return [*command, f"--nproc-per-node={self.ranks}", "-m", RANKS], given
 
     def failure(self) -> NodeError | None:
-        """Why torchrun ended, where that is because machines were missing; they are not waited for again."""
+        """Why torchrun ended, if that is because machines were missing; they are not waited for again."""
         if self._errors is not None and self._errors.exists():
             error = json.loads(self._errors.read_text())["message"]
             if isinstance(error, dict) and error["message"].startswith("RendezvousTimeoutError"):

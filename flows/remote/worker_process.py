@@ -227,7 +227,7 @@ class WorkerProcess:
                 waiting.answer.set_exception(end or self._died(code))
 
     async def _line(self, process: asyncio.subprocess.Process) -> bytes:
-        """The child's next line, empty where it has ended; WorkerDiedError, and the child is killed, where it hangs."""
+        """The child's next line, empty if it has ended; WorkerDiedError, and the child is killed, where it hangs."""
         assert process.stdout is not None
         reading = asyncio.ensure_future(process.stdout.readline())
         spent, since = -1.0, time.monotonic()
@@ -284,7 +284,7 @@ class WorkerProcess:
 
 
 def known_error(kind: str, message: str) -> Exception | None:
-    """The exception that a process elsewhere raised, by its name and its sentence; None where we have no such class."""
+    """The exception that a process elsewhere raised, by its name and its sentence; None if we have no such class."""
     for module in (pipeline.errors, storage.errors, flows.errors):
         known = getattr(module, kind, None)
         if known is not None:

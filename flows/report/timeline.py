@@ -117,7 +117,7 @@ class Timeline:
 
 
 def timeline(run: Run, rounds: Sequence[int]) -> Timeline | None:
-    """The timeline of rounds that follow each other, ascending; None where their commits have no spans.
+    """The timeline of rounds that follow each other, ascending; None if their commits have no spans.
 
     Pieces of other rounds that ran meanwhile are there too: with ``staleness: 1`` the next round is being sampled.
     """

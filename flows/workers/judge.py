@@ -198,7 +198,7 @@ class JudgeWorker(Worker):
         logps: tuple[FileRef, ...],
         probe: tuple[FileRef, ...],
     ) -> dict[str, Any]:
-        """The metrics of an evaluation: against earlier rounds' judgments where these are given."""
+        """The metrics of an evaluation: against earlier rounds' judgments if these are given."""
         return describe_evaluation(
             candidates=self.table(candidates),
             judgments=self.table(judgments),

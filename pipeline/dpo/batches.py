@@ -65,7 +65,7 @@ class StepPlan:
             self._steps = list(self._by_shard() if by_shard else self._shuffled())
 
     def step(self, number: int) -> PlannedStep | None:
-        """The step of this number, from 0; None where it is not known yet, or there is none."""
+        """The step of this number, from 0; None if it is not known yet, or there is none."""
         if self._steps is not None:
             return self._steps[number] if number < len(self._steps) else None
         size = self._config.batch_size

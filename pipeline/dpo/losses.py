@@ -214,7 +214,7 @@ def wpo_weights(mean_alignments_P_K: Tensor) -> Tensor:
 
 def divergence_scores(logratios: Tensor, divergence: str, alpha: float) -> Tensor:
     """Log-ratios u as seen by another divergence than the reverse KL, arXiv:2309.16240: ``f'(exp
-    u)``, shifted to be 0 where policy and reference are one.
+    u)``, shifted to be 0 if policy and reference are one.
 
     ``reverse_kl``: u. ``forward_kl``: ``1 - exp(-u)``. ``jensen_shannon``: ``log 2 + log sigmoid(u)``.
     ``alpha``: ``(1 - exp(-alpha u)) / alpha`` for alpha between 0 (reverse KL) and 1 (forward KL).
@@ -232,7 +232,7 @@ def divergence_scores(logratios: Tensor, divergence: str, alpha: float) -> Tenso
 class PreferenceBatch:
     """Log-probabilities of P preferences over at most K candidates, best first.
 
-    ``ranks_P_K`` is -1 where a preference has fewer than K candidates; the other entries of those places are
+    ``ranks_P_K`` is -1 if a preference has fewer than K candidates; the other entries of those places are
     ignored, and must be finite. ``soft_labels_P`` is the probability that a pair's order is right.
     """
 

@@ -79,7 +79,7 @@ class StepMetrics:
     worst. Accuracy is the share of preferences with the higher reward for the chosen one. A change is against
     the reference, and ``kl`` half the mean square of it over all candidates, an estimate of the divergence from the
     reference. Log-probabilities are in nats a sequence, ``grad_norm`` is that before clipping, ``tokens`` are those
-    processed. ``router_loss`` is the balancing loss of a mixture of experts, before its weight; None where it has none.
+    processed. ``router_loss`` is the balancing loss of a mixture of experts, before its weight; None if it has none.
     """
 
     step: int
@@ -106,7 +106,7 @@ class UpdateResult:
     """An update as a whole.
 
     ``first_loss`` is the objective on the first step without the NLL term, ``first_loss_expected`` what
-    theory gives for it (None where the reference is not the start, or theory gives no number).
+    theory gives for it (None if the reference is not the start, or theory gives no number).
     ``reference_drift`` is the largest difference, in nats a sequence, between the reference and the policy on
     the first step. The last three compare the policy after the last step with the reference: share of
     preferences whose chosen candidate became less likely, and mean change, in nats a sequence.

@@ -78,7 +78,7 @@ class Update:
     Args:
         config: the recipe's.
         facts: what the round knows beside it.
-        share: of the round's prompts that is through with ``groups``; 1 where no more will come.
+        share: of the round's prompts that is through with ``groups``; 1 if no more will come.
         say: takes a sentence for people, such as that memory ran out and the packs are smaller from here on.
 
     Raises:
@@ -134,7 +134,7 @@ class Update:
         check_context(self._model, groups)
         self._groups.extend(groups)
         self._plan.add(len(groups), share)
-        # Where memory ran out the packs are smaller, and hold the largest group of those that were there.
+        # If memory ran out the packs are smaller, and hold the largest group of those that were there.
         self._done.token_budget = max([self._done.token_budget, *(group.packed_tokens for group in groups)])
 
     def carry_optimizer(self, directory: Path) -> None:

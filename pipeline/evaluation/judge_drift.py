@@ -17,7 +17,7 @@ SIGNIFICANT = 3.0
 def agreement(scores: Scores, others: Scores) -> float | None:
     """Share of the pairs of prompts, of those that neither judge sees as equal, which both put in the same order.
 
-    1/2 is chance. Of the first ``MOST_COMPARED`` prompts that both judges gave a score; None where no pair is left.
+    1/2 is chance. Of the first ``MOST_COMPARED`` prompts that both judges gave a score; None if no pair is left.
     """
     both = [
         (a, b) for prompt_id, a in scores.items() if a is not None and (b := others.get(prompt_id)) is not None
@@ -32,7 +32,7 @@ def agreement(scores: Scores, others: Scores) -> float | None:
 
 
 def change(before: Scores, after: Scores) -> Estimate | None:
-    """Mean change of a judge's scores over the prompts that have one on both sides; None where no prompt has."""
+    """Mean change of a judge's scores over the prompts that have one on both sides; None if no prompt has."""
     changes = [
         score - earlier
         for prompt_id, score in after.items()
@@ -50,7 +50,7 @@ def overoptimization_gap(
     """Says how much further the training judge's scores have risen than a held-out judge's since round 0.
 
     Each judge's mean change is divided by the standard deviation of its scores over the prompts of round 0, so that the
-    two are on one scale; None where one of them has no spread there.
+    two are on one scale; None if one of them has no spread there.
     """
     rises = []
     for after, before in ((training, training_initial), (held_out, held_out_initial)):
@@ -85,7 +85,7 @@ def over_optimised(
 
 
 def drifted(name: str, moved: Estimate) -> str | None:
-    """A sentence where a judge no longer says of the same answers what it said; None where it does."""
+    """A sentence where a judge no longer says of the same answers what it said; None if it does."""
     if abs(moved.mean) > SIGNIFICANT * moved.standard_error:
         error = f"{moved.mean:+.3g} ± {moved.standard_error:.2g}"
         return f"{name} scores the same {moved.count} answers of round 0 differently now, by {error} on average"

@@ -37,7 +37,7 @@ class _Mean:
 
 @dataclass
 class RoundMetrics:
-    """The metrics of a round's candidates, judgments and preferences; None where there is nothing to tell from.
+    """The metrics of a round's candidates, judgments and preferences; None if there is nothing to tell from.
 
     - ``sampled_reward``, ``sampled_length``: mean score and mean length in tokens of the candidates.
     - ``unjudged``: candidates without a score.

@@ -78,7 +78,7 @@ class JudgeConfig(Config):
 
 
 Status = Literal["ok", "unparsable", "timed_out", "non_finite", "too_long", "failed", "alone", "unlabelled"]
-"""Why a candidate has no score, where it is not ok: the judge's reply had not the form asked for; it took too long; it
+"""Why a candidate has no score, if it is not ok: the judge's reply had not the form asked for; it took too long; it
 was no number; the candidate was longer than the judge reads; the judge's own code failed on it; or the judge compares
 candidates, and the prompt had but one; or nobody has been asked about it, or decided."""
 

@@ -31,7 +31,7 @@ _REASON_LENGTH = 300
 
 
 class CodeConfig(JudgeConfig):
-    """1 where the answer's last Python block runs and passes, else 0. Runs what a model wrote: off unless allowed."""
+    """1 if the answer's last Python block runs and passes, else 0. Runs what a model wrote: off unless allowed."""
 
     kind: Literal["code"]
     allow_execution: bool = Field(False, description="the consent to run code that a model wrote, on this machine")
@@ -64,7 +64,7 @@ class CodeConfig(JudgeConfig):
 
 @judge(CodeConfig)
 class CodeJudge(RuleJudge[CodeConfig]):
-    """1 where the answer's last Python block runs to its end, then passes the tests or prints what it should; else 0.
+    """1 if the answer's last Python block runs to its end, then passes the tests or prints what it should; else 0.
 
     0 too where there is no block, and where time or memory runs out. The block has Python's standard library alone.
     """

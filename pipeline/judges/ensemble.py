@@ -79,7 +79,7 @@ class EnsembleConfig(JudgeConfig):
 class EnsembleJudge:
     """A weighted mean, a minimum, or a lower bound of its members' scores on one scale.
 
-    With normalised scores ``x_m``, their standard deviations ``s_m`` (0 where a member states none) and weights
+    With normalised scores ``x_m``, their standard deviations ``s_m`` (0 if a member states none) and weights
     ``w_m`` that sum to 1, the mean is ``mu = sum w_m x_m`` and the variance that of the mixture of the members,
     ``sum w_m (s_m**2 + (x_m - mu)**2)``: their disagreement, and what each of them does not know. The score is ``mu``,
     ``min x_m`` or ``mu - confidence * std``; ``score_std`` is the same for all three.

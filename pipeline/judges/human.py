@@ -67,7 +67,7 @@ class HumanConfig(JudgeConfig):
 class HumanFeedbackConfig(Config):
     """What people have to say beside another judge.
 
-    They are shown pairs that this judge's scores have made. Where there is a choice it decides: the order of the pair
+    They are shown pairs that this judge's scores have made. If there is a choice it decides: the order of the pair
     is that of the people, and what they hold equal is dropped as a tie. The other pairs stay as they were.
     """
 

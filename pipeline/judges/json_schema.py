@@ -25,7 +25,7 @@ _REASON_LENGTH = 300
 
 
 class JsonSchemaConfig(JudgeConfig):
-    """1 where the answer is JSON that a JSON Schema accepts, else 0."""
+    """1 if the answer is JSON that a JSON Schema accepts, else 0."""
 
     kind: Literal["json_schema"]
     definition: Mapping[str, JsonValue] = Field(description="the schema, written out; references within it alone")
@@ -35,7 +35,7 @@ class JsonSchemaConfig(JudgeConfig):
 
 @judge(JsonSchemaConfig)
 class JsonSchemaJudge(RuleJudge[JsonSchemaConfig]):
-    """1 where the schema accepts the answer, else 0, with the first fault as the rationale.
+    """1 if the schema accepts the answer, else 0, with the first fault as the rationale.
 
     Nothing is fetched: a reference that leads out of the schema is an error. Patterns are searched with a time limit,
     for the texts are a model's; formats (such as ``date``) are not checked.

@@ -27,7 +27,7 @@ _PACKAGES = ("math-verify", "latex2sympy2_extended", "sympy")
 
 
 class MathConfig(JudgeConfig):
-    """1 where the answer's mathematics equals the prompt's reference answer by ``math-verify``, else 0."""
+    """1 if the answer's mathematics equals the prompt's reference answer by ``math-verify``, else 0."""
 
     kind: Literal["math"]
     timeout_seconds: int = Field(5, ge=1, le=600, description="most seconds to read, and to compare, one answer")
@@ -39,7 +39,7 @@ class MathConfig(JudgeConfig):
 
 @judge(MathConfig)
 class MathJudge(RuleJudge[MathConfig]):
-    """1 where the expression found in the answer equals the reference's, else 0; also where none is found.
+    """1 if the expression found in the answer equals the reference's, else 0; also where none is found.
 
     The reference may be plain (``1/2``), LaTeX, or LaTeX between marks (``$...$``). Time limits are by SIGALRM: this
     judge works in a process's main thread alone.

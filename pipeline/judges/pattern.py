@@ -12,7 +12,7 @@ from pipeline.judges.registry import judge
 
 
 class RegexConfig(JudgeConfig):
-    """1 where the pattern is found in the answer, else 0."""
+    """1 if the pattern is found in the answer, else 0."""
 
     kind: Literal["regex"]
     pattern: str = Field(min_length=1, description="regular expression, in the syntax of the package regex")

@@ -105,7 +105,7 @@ class RewardModelJudge:
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
         """Batches by length, so that little is padded; the latency of a judgment is its share of the batch's.
 
-        Components: each output by its name, where the recipe names outputs.
+        Components: each output by its name, if the recipe names outputs.
 
         Raises:
             JudgeError: out of memory; or conversations, and the classifier has no chat template.

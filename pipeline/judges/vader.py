@@ -15,7 +15,7 @@ class VaderConfig(JudgeConfig):
 
 @judge(VaderConfig)
 class VaderJudge(RuleJudge[VaderConfig]):
-    """The compound score of the answer, from -1 (negative) to 1 (positive); 0 where no word is in the lexicon.
+    """The compound score of the answer, from -1 (negative) to 1 (positive); 0 if no word is in the lexicon.
 
     The prompt is not read. A longer answer holds more sentiment, so that the score favours length: watch it.
     """

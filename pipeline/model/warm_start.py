@@ -3,7 +3,7 @@
 The tokenizer is a byte-level BPE without a beginning-of-sequence token: it is exact for any text, no token
 crosses from a prompt into its answer, and digits stand alone. Embeddings are not tied to the output head,
 since a sampler on CPU would keep the old head after a reload of tied weights. Left out: validation,
-checkpoints, schedules to choose from; a warm start takes seconds, and is made again where it is lost.
+checkpoints, schedules to choose from; a warm start takes seconds, and is made again if it is lost.
 """
 
 import math

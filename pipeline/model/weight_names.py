@@ -33,7 +33,7 @@ Tensors = dict[str, torch.Tensor]
 class Group:
     """Tensors of files that become one or several weights together.
 
-    ``sources``: name in the files, and the pattern of the rule that takes it, which is None where there is no rule.
+    ``sources``: name in the files, and the pattern of the rule that takes it, which is None if there is no rule.
     """
 
     target: str

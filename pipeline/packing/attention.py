@@ -55,7 +55,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Rows that are computed together. ``before_S`` is the place of each row's first query among its keys; None where
+    """Rows that are computed together. ``before_S`` is the place of each row's first query among its keys; None if
     it is 0 in all of them.
     """
 

@@ -18,7 +18,7 @@ def build_preferences(candidates: pa.Table, judgments: pa.Table, config: Prefere
     """The ``PREFERENCES`` of a round, in the order in which the prompts first come among the candidates.
 
     Of a prompt's candidates these are left out first: *unjudged* (no score, or one that is no finite number),
-    *truncated* (where the recipe says so), *empty* (no text), and *duplicate* (the same token ids as an earlier
+    *truncated* (if the recipe says so), *empty* (no text), and *duplicate* (the same token ids as an earlier
     candidate: the policy cannot be moved from a sequence to itself). Where fewer than two are left, the commonest of
     these reasons is the prompt's (*single* where there was one candidate from the start).
 

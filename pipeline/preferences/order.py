@@ -10,7 +10,7 @@ from pipeline.preferences.candidates import Candidate
 
 
 def soft_label(score_a: float, score_b: float, std_a: float, std_b: float) -> float:
-    """Probability that a beats b: 1 or 0 where both are certain, 1/2 where they are also equal."""
+    """Probability that a beats b: 1 or 0 if both are certain, 1/2 where they are also equal."""
     spread = math.hypot(std_a, std_b)
     difference = score_a - score_b
     if spread == 0:
@@ -19,7 +19,7 @@ def soft_label(score_a: float, score_b: float, std_a: float, std_b: float) -> fl
 
 
 def probability(better: Candidate, worse: Candidate, prompt_id: str) -> float | None:
-    """Probability that the order of two candidates is right; None where the judge's number for it is none.
+    """Probability that the order of two candidates is right; None if the judge's number for it is none.
 
     The judge's own, where it states one for the two. Else, for scores that are independent and normal,
     ``Phi((value_a - value_b) / sqrt(std_a**2 + std_b**2))`` (Thurstone 1927, case III; HPSv3, arXiv:2508.03789); a

@@ -1,6 +1,6 @@
 """Losses of reward models: pure functions of what a classifier says of answers.
 
-Axes: ``P`` pairs, ``A`` answers. ``label_P`` is the probability that the order of a pair is right, 1 where it is
+Axes: ``P`` pairs, ``A`` answers. ``label_P`` is the probability that the order of a pair is right, 1 if it is
 certain. All return one loss for each pair or answer.
 """
 

@@ -40,7 +40,7 @@ class RewardReport:
         pairs, ratings: those that it was fitted to; ratings only where the objective reads them.
         prompts, held_out_prompts: how many prompts they, and the pairs held out, come from.
         too_long: pairs and ratings left out, for an answer longer than the base reads.
-        margin_scale: the margin that weighs 1; None where margins are no weights.
+        margin_scale: the margin that weighs 1; None if margins are no weights.
         rating_mean, rating_std: the rating that is 0 to the regression, and the difference that is 1.
         first_loss, last_loss: of the comparisons, each the mean over a step.
     """

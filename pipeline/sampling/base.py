@@ -207,7 +207,7 @@ def check_sequences(sequences: Sequence[tuple[Sequence[int], Sequence[int]]], co
 
 
 def read_json(directory: Path, name: str) -> Mapping[str, Any]:
-    """A JSON file of a checkpoint directory; empty where the file does not exist."""
+    """A JSON file of a checkpoint directory; empty if the file does not exist."""
     path = directory / name
     if not path.is_file():
         return {}

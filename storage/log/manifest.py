@@ -73,7 +73,7 @@ class Key:
     Attributes:
         round: number of the round, 0 for what the whole run shares.
         stage: name of the stage.
-        shard: index of the shard, None where the stage is one piece.
+        shard: index of the shard, None if the stage is one piece.
         inputs: hash of everything that the stage depends on.
         renewal: the number of the log entry after which this work was committed again, to be the newest of its piece
             once more; 0 for work that is committed for the first time.

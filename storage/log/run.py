@@ -59,7 +59,7 @@ class Run:
 
     @property
     def pause(self) -> dict[str, Any] | None:
-        """Who holds the run back, and since when, where it was paused; None where it may go on."""
+        """Who holds the run back, and since when, if it was paused; None if it may go on."""
         return self._log.pause
 
     @property
@@ -361,7 +361,7 @@ class Writer:
         return Entry(number, kind, self.session, key, files, meta, self._log.head_digest, lease.utc_now())
 
     def _put(self, draft: Entry) -> Entry | None:
-        """The entry as readers see it; None where another entry has its number."""
+        """The entry as readers see it; None if another entry has its number."""
         data = encode_entry(draft)
         if not put_once(self._objects, layout.entry_key(self._run.name, draft.number), data):
             return None

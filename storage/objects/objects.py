@@ -163,7 +163,7 @@ class Objects:
         return None
 
     def size(self, key: str) -> int | None:
-        """The object's size in bytes, None where there is none."""
+        """The object's size in bytes, None if there is none."""
         try:
             with clear_errors(key):
                 return obstore.head(self._store, key)["size"]
@@ -190,7 +190,7 @@ class Objects:
 
     @contextmanager
     def sink(self, key: str) -> Iterator[Sink]:
-        """A new object to write to, piece by piece; durable at the end of the block, gone where it fails."""
+        """A new object to write to, piece by piece; durable at the end of the block, gone if it fails."""
         with clear_errors(key):
             raw = obstore.open_writer(self._store, key)
         yield Sink(raw, key)  # type: ignore[arg-type]

@@ -90,7 +90,7 @@ def _needed(logs: dict[str, Log]) -> set[str]:
 
 
 def _why(item: Listed, run: str | None, *, known: bool, shared: set[str]) -> Why | None:
-    """Why the file could go, if nobody names it; None where it is none of those that sweeping is about."""
+    """Why the file could go, if nobody names it; None if it is none of those that sweeping is about."""
     if not (layout.is_file_of_run(item.key) if run is not None else layout.is_shared_file(item.key)):
         return None  # somebody else's
     if not known:

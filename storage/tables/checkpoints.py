@@ -104,7 +104,7 @@ def weights_digest(files: Sequence[FileRef]) -> str:
 
 
 def find_shared(store: Store, kind: str, digest: str) -> tuple[FileRef, ...] | None:
-    """The files of a shared directory, None where there is none.
+    """The files of a shared directory, None if there is none.
 
     Raises:
         CorruptEntryError: its manifest is damaged.

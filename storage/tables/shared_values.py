@@ -30,7 +30,7 @@ class SharedCache:
         self._kind = layout.check_stage(kind)
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The value under a SHA-256; None where there is none, or one that is damaged, which is removed."""
+        """The value under a SHA-256; None if there is none, or one that is damaged, which is removed."""
         path = layout.shared_value_key(self._kind, key)
         try:
             return unseal(self._objects.read(path))

@@ -23,7 +23,7 @@ class Damage:
 
     Attributes:
         path: the object, or the run where it is none in particular.
-        round: the round that it belongs to; None where it belongs to none that is finished.
+        round: the round that it belongs to; None if it belongs to none that is finished.
         problem: what is wrong.
         meaning: what that means for the run.
         spoils: whether the round is not good any more; it is where all that was damaged is told elsewhere as well.
@@ -41,7 +41,7 @@ class Checked:
     """A file that was read again.
 
     Attributes:
-        problem: what is wrong with it; None where it is as it was committed, or was removed on purpose.
+        problem: what is wrong with it; None if it is as it was committed, or was removed on purpose.
         columns: the schema of a table, as text.
         dropped: whether it was removed on purpose.
     """

@@ -38,7 +38,7 @@ def check_log(objects: Objects, run: str) -> list[Damage]:
 
 
 def _read_entries(objects: Objects, run: str) -> tuple[dict[int, tuple[Entry, str] | None], dict[int, str]]:
-    """Every entry with the digest of its bytes, None where it cannot be read, and what is wrong with those."""
+    """Every entry with the digest of its bytes, None if it cannot be read, and what is wrong with those."""
     found: dict[int, tuple[Entry, str] | None] = {}
     problems = {}
     numbers = [
@@ -78,7 +78,7 @@ def _broken_links(intact: Mapping[int, tuple[Entry, str] | None]) -> dict[int, s
 def _read_snapshots(
     objects: Objects, run: str
 ) -> tuple[dict[tuple[int, int], Snapshot | None], dict[str, tuple[int, str]]]:
-    """Every snapshot by its round and entry, None where it cannot be read, and what is wrong with those."""
+    """Every snapshot by its round and entry, None if it cannot be read, and what is wrong with those."""
     found: dict[tuple[int, int], Snapshot | None] = {}
     problems = {}
     for key in objects.keys(layout.snapshots_prefix(run)):

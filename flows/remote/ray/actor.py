@@ -94,7 +94,7 @@ class Replica:
         return json.dumps({"error": described, "log": self._log_end(), "log_path": str(self._log)})
 
     def _log_end(self) -> str:
-        """What the worker has printed since this was last asked for; its end, where that is much."""
+        """What the worker has printed since this was last asked for; its end, if that is much."""
         if not self._log.exists():
             return ""
         with self._log.open("rb") as log:

@@ -136,7 +136,7 @@ def parse(answer: str) -> tuple[int, int]:
 
 
 def _split_sentence(sentence: str) -> list[str]:
-    """The clauses of a sentence; the first is empty, which nothing matches, where it does not begin with a capital."""
+    """The clauses of a sentence; the first is empty, which nothing matches, if it does not begin with a capital."""
     first, *others = re.split("|".join(JOINTS), sentence)
     if first != _capital(first):
         return ["", *others]

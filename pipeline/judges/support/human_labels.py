@@ -74,7 +74,7 @@ def unanswered(questions: Iterable[Question], choices: Iterable[Choice]) -> int:
 
 
 def share_for_first(question: Question, choices: Iterable[Choice]) -> float | None:
-    """Share of the labellers who decided that prefer the first answer, ties half; None where nobody decided."""
+    """Share of the labellers who decided that prefer the first answer, ties half; None if nobody decided."""
     first = digest(question.answers[0].text)
     votes = [
         0.5 if choice["choice"] == "tie" else float(choice["better"] == first)
@@ -87,7 +87,7 @@ def share_for_first(question: Question, choices: Iterable[Choice]) -> float | No
 def override_pairs(preferences: pa.Table, items: Sequence[JudgeItem], choices: Sequence[Choice]) -> pa.Table:
     """The preferences with people's choices in place of the judge's, pair by pair.
 
-    By majority of those who decided: the order is theirs, the soft label (where the pair has one) is the share of them
+    By majority of those who decided: the order is theirs, the soft label (if the pair has one) is the share of them
     that hold it, the rule ends in ``, people``. Equal shares are a tie, and dropped as such. Scores and margin stay
     the judge's, in the new order: a negative margin tells that it disagrees.
     """

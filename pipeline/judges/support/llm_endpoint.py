@@ -33,9 +33,9 @@ class Reply:
     """What the model wrote, and what it cost.
 
     Args:
-        content: None where it wrote nothing, as after a refusal.
+        content: None if it wrote nothing, as after a refusal.
         finish_reason: ``stop``, ``length`` where it was cut, or the endpoint's own word.
-        tokens: each token that holds a digit, with its likeliest rivals, for only scores are weighed; None where none
+        tokens: each token that holds a digit, with its likeliest rivals, for only scores are weighed; None if none
             were asked for, or none given.
         spent: tokens read and written.
         latency: seconds until it came; a reply from the cache has that of the first time.

@@ -231,7 +231,7 @@ def _mean_place(found: Sequence[float], mode: Listwise, said: Sequence[Spoken], 
 
 
 async def _all(parts: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """What all parts return. Where one fails, the others still end by themselves: their replies are kept."""
+    """What all parts return. If one fails, the others still end by themselves: their replies are kept."""
     results = await asyncio.gather(*parts, return_exceptions=True)
     failed = next((result for result in results if isinstance(result, BaseException)), None)
     if failed is not None:

@@ -43,7 +43,7 @@ class Question:
     Args:
         system, user: the two messages.
         schema: JSON schema of the reply.
-        read: the verdict in the reply's object, None where it is none.
+        read: the verdict in the reply's object, None if it is none.
         distribution: whether log-probabilities are asked for.
     """
 
@@ -69,7 +69,7 @@ class Question:
         return body
 
     def verdict(self, reply: Reply) -> tuple[Any, str | None]:
-        """What the reply says, None where that cannot be read; and the reason given."""
+        """What the reply says, None if that cannot be read; and the reason given."""
         content = reply.content or ""
         block = last_block(content, ("", "json"))
         try:
@@ -130,7 +130,7 @@ def expected_score(tokens: Sequence[TokenLogprobs], score: int, scale: int) -> t
     """Mean and standard deviation of the score under the probabilities of its token, and what they sum to.
 
     The token is the last one that writes the score that was read. Scores whose tokens are not among the likeliest that
-    the endpoint names count as impossible; the sum, below 1, says how much was left out. None where no token is the
+    the endpoint names count as impossible; the sum, below 1, says how much was left out. None if no token is the
     score's (G-Eval, arXiv:2303.16634, weighs scores in this way).
     """
     place = next((rivals for token, rivals in reversed(tokens) if token.strip(_AROUND) == str(score)), None)
