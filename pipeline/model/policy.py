@@ -25,7 +25,7 @@ from pipeline.errors import ConfigError, UnsupportedModelError
 from pipeline.model.distributed import full_tensor, spread_like, world_of
 from pipeline.model.generation import valid_generation_config
 from pipeline.model.model_config import caps_attention, context_limits
-from pipeline.model.weight_names import Files, WeightNames, open_tensors, weightless_like
+from pipeline.model.weight_names import Files, WeightNames, open_tensors, weightless, weightless_like
 
 HUB_TIMEOUT = 15.0
 """Seconds that the hub has to say whether it has a model."""
@@ -300,23 +300,34 @@ def _check_index(directory: Path) -> None:
 def _copy_untied(checkpoint: Path, scratch: Path) -> None:
     weight_map: dict[str, str] = {}
     shapes = weight_shapes(checkpoint)
-    if _EMBEDDINGS not in shapes:
-        raise UnsupportedModelError(
-            f"the checkpoint {checkpoint} has tied embeddings, but no tensor '{_EMBEDDINGS}': "
-            "save it with tie_word_embeddings false"
-        )
+    embeddings, head = _tied_names(checkpoint, shapes)
     for path in weight_files(checkpoint):
         with open_tensors(path) as source:
             tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
         # A file that has a head of its own beside the flag keeps it, as transformers does.
-        if _EMBEDDINGS in tensors and _HEAD not in shapes:
+        if embeddings in tensors and head not in shapes:
             # safetensors refuses tensors that share memory.
-            tensors[_HEAD] = tensors[_EMBEDDINGS].clone()
+            tensors[head] = tensors[embeddings].clone()
         save_file(tensors, scratch / path.name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, path.name)
     if (checkpoint / _INDEX).is_file():
         index = {"metadata": {}, "weight_map": weight_map}
         (scratch / _INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def _tied_names(checkpoint: Path, shapes: Shapes) -> tuple[str, str]:
+    """Names of the input embeddings and of the head that they serve as; those of a type of its own from its model."""
+    if _EMBEDDINGS in shapes:
+        return _EMBEDDINGS, _HEAD
+    model = weightless(checkpoint)
+    names = {module: f"{name}.weight" for name, module in model.named_modules()}
+    embeddings, head = (names.get(module) for module in (model.get_input_embeddings(), model.get_output_embeddings()))
+    if embeddings not in shapes or head is None:
+        raise UnsupportedModelError(
+            f"the checkpoint {checkpoint} has tied embeddings, but no tensor '{embeddings or _EMBEDDINGS}': "
+            "save it with tie_word_embeddings false"
+        )
+    return embeddings, head
 
 
 def weight_files(directory: Path) -> Iterator[Path]:

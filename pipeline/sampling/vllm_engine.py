@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from pipeline.config import SamplingConfig
 from pipeline.errors import ConfigError, EngineError, RondoError, UnsupportedModelError
 from pipeline.model.policy import SAMPLED_TIED, Precision, Shapes, choose_context, is_tied, read_config, weight_shapes
+from pipeline.packing.text_decoder import text_config
 from pipeline.sampling.base import (
     Candidate,
     FinishReason,
@@ -339,8 +341,8 @@ def _check_head_width(directory: Path) -> None:
     """vLLM's CPU attention starts with any width of the heads, and fails on the first prompt."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-    config = read_config(directory)
-    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    config = text_config(AutoConfig.from_pretrained(directory))
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     supported = CPUAttentionBackend.get_supported_head_sizes()
     if width not in supported:
         raise UnsupportedModelError(

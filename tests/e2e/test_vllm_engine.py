@@ -95,7 +95,7 @@ def test_an_engine_that_schedules_ahead(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("kind", ["gemma2", "cohere", "granite", "longrope", "own head"])
+@pytest.mark.parametrize("kind", ["gemma2", "cohere", "granite", "gpt2", "longrope", "opt", "own head"])
 def test_types_of_models_that_keep_things_elsewhere(kind: str, tmp_path: Path) -> None:
     """vLLM agrees with plain transformers, before and after new weights: see the script."""
     tests = Path(__file__).parents[1]

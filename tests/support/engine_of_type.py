@@ -42,6 +42,15 @@ def configurations() -> dict[str, Callable[[], Any]]:
         "longrope": lambda: hf.Phi3Config(
             **SHAPE, original_max_position_embeddings=CONTEXT, rope_parameters=longrope
         ),
+        "gpt2": lambda: hf.GPT2Config(
+            vocab_size=96, n_positions=64, n_embd=64, n_layer=2, n_head=2, initializer_range=0.2, bos_token_id=1,
+            eos_token_id=2, pad_token_id=0,
+        ),
+        "opt": lambda: hf.OPTConfig(
+            vocab_size=96, hidden_size=64, word_embed_proj_dim=64, ffn_dim=64, num_hidden_layers=2,
+            num_attention_heads=2, max_position_embeddings=64, init_std=0.2, pad_token_id=0, bos_token_id=1,
+            eos_token_id=2,
+        ),
         "own head": lambda: hf.LlamaConfig(**SHAPE, tie_word_embeddings=True),
     }  # fmt: skip
 
