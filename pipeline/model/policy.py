@@ -221,7 +221,7 @@ def sampler_copy(checkpoint: Path, scratch: Path) -> Path:
         UnsupportedModelError: its embeddings are tied and not where they are expected.
     """
     config = read_config(checkpoint)
-    if not is_tied(config) or config.get("model_type") in SAMPLED_TIED:
+    if not is_tied(config) or str(config.get("model_type")) in SAMPLED_TIED:
         return checkpoint
     if scratch.exists():
         shutil.rmtree(scratch)

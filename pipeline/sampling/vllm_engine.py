@@ -329,7 +329,7 @@ def _start(arguments: dict[str, Any], threads: int) -> Any:
 def _untied_shapes(directory: Path) -> Shapes:
     """Names and shapes of the weights; tied embeddings are refused: a reload would silently mix two policies."""
     config = read_config(directory)
-    if is_tied(config) and config.get("model_type") not in SAMPLED_TIED:
+    if is_tied(config) and str(config.get("model_type")) not in SAMPLED_TIED:
         raise EngineError(
             f"the checkpoint {directory} has tied embeddings, which do not survive a reload: "
             "pass what policy.sampler_copy makes of it"

@@ -104,5 +104,5 @@ def test_labels_of_a_finished_round_through_the_terminal(store: Store) -> None:
     assert "0 answered, 0 left" in label()
     failed = CliRunner().invoke(app, ["label", "sly@7", "--root", store.root])
     assert "there is nothing to label" in str(failed.exception)
-    wrong = CliRunner().invoke(app, ["label", "sly", "--root", store.root])
+    wrong = CliRunner().invoke(app, ["label", "sly@soon", "--root", store.root])
     assert isinstance(wrong.exception, RondoError)
