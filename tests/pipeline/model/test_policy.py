@@ -135,10 +135,21 @@ def test_a_second_copy_replaces_the_first(tmp_path: Path) -> None:
     assert not (tmp_path / "scratch" / "stale.safetensors").exists()
 
 
-def test_a_tied_model_of_another_make_is_refused(tmp_path: Path) -> None:
-    GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
+def test_a_tied_model_whose_embeddings_have_another_name_gets_a_head(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1)
+    model = GPT2LMHeadModel(config)
+    model.save_pretrained(tmp_path / "gpt2")
+    copy = load_file(sampler_copy(tmp_path / "gpt2", tmp_path / "scratch") / "model.safetensors")
+    torch.testing.assert_close(copy["lm_head.weight"], model.transformer.wte.weight.data, rtol=0, atol=0)
+
+
+def test_a_tied_model_without_embeddings_in_its_files_is_refused(tmp_path: Path) -> None:
+    checkpoint = tiny_llama(tmp_path / "a", tied=True)
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors["renamed"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UnsupportedModelError, match=r"model\.embed_tokens\.weight"):
-        sampler_copy(tmp_path / "gpt2", tmp_path / "scratch")
+        sampler_copy(checkpoint, tmp_path / "scratch")
 
 
 def test_weights_are_replaced_in_place_or_not_at_all(tmp_path: Path) -> None:
