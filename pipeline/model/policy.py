@@ -28,8 +28,6 @@ Precision = Literal["float32", "bfloat16"]
 # Its bars, one for every load and save, would cut through the run's own display.
 transformers_logging.disable_progress_bar()
 
-_SINGLE = "model.safetensors"
-
 
 def load_policy(
     directory_or_hub_id: str | Path,
