@@ -5,6 +5,7 @@ Each field has a type, a range and a sentence with its unit. ``flows/registry/re
 
 import typing
 from collections.abc import Iterator
+from math import comb
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -140,6 +141,15 @@ class Recipe(Config):
             return False
         shared = self.cluster.sampler.replicas > 0 or devices.one_card  # nobody knows which cards Ray gives
         return shared and self.mode == "phased" and not self.staleness
+
+    @property
+    def most_preferences(self) -> int:
+        """How many preferences a round has, replayed ones included, if each of its prompts gives all that it can."""
+        count, rules = self.sampling.candidates, self.preferences
+        pairs = {"best_vs_each": count - 1, "all_pairs": comb(count, 2), "correct_vs_incorrect": count**2 // 4}
+        most = pairs.get(rules.rule, 1)
+        own = self.sampling.prompts_per_round * min(most, rules.max_pairs or most)
+        return max(1, round(own / (1 - rules.replay.share)))
 
     @property
     def judge_names(self) -> list[str]:

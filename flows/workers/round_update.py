@@ -139,6 +139,7 @@ class RoundUpdate:
             round=self._round,
             rounds=slot.recipe.rounds,
             reference_is_start=inputs.reference is None and not mixed,
+            most_preferences=slot.recipe.most_preferences,
         )
         slot.set_current_policy(None)  # from here on the model is no committed policy, whatever happens
         update = Update(

@@ -85,7 +85,12 @@ class UpdateConfig(Config):
     weight_decay: float = Field(0.0, ge=0, le=1, description="decoupled weight decay of AdamW")
     max_grad_norm: float = Field(1.0, gt=0, le=1e6, description="gradients are clipped to this norm")
     epochs: int = Field(1, ge=1, le=100, description="passes over the round's preferences")
-    batch_size: int = Field(16, ge=1, le=1_000_000, description="preferences per optimizer step")
+    batch_size: int = Field(
+        16,
+        ge=1,
+        le=1_000_000,
+        description="preferences per optimizer step; one of fewer moves the weights by its share of a whole one",
+    )
     batch_order: Literal["shuffled", "shards"] = Field(
         "shuffled",
         description="of the first epoch: a permutation of all preferences, or shard after shard, each permuted; the "

@@ -216,7 +216,9 @@ class _Fit:
         found = []
         for number, batch in enumerate(batches):
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * (1 - number / len(batches))
+                # A last batch of fewer rows moves the weights by its share, as in the update of a round.
+                share = len(batch) / min(config.batch_size, len(rows))
+                group["lr"] = config.learning_rate * (1 - number / len(batches)) * share
             found.append(self._step(optimizer, weights, batch, loss_of(batch)))
         return found
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.errors import ConfigError, DataError, JudgeError, NonFiniteError
@@ -232,3 +233,18 @@ def judgment_row(candidate: int, score: float | None, status: str = "ok") -> dic
 
 def test_tables_have_no_columns_that_are_unknown_here() -> None:
     assert isinstance(to_table([preference_row("dropped", [], [])], PREFERENCES), pa.Table)
+
+
+def test_the_last_batch_of_a_pass_moves_the_weights_by_its_share(base: Path, tmp_path: Path) -> None:
+    """Ten pairs in batches of eight: the second step has two of eight, after half of the schedule."""
+    pairs, _ = learnable(count=14)
+    rates: list[float] = []
+    hook = register_optimizer_step_post_hook(
+        lambda optimizer, _args, _kwargs: rates.append(optimizer.param_groups[0]["lr"])
+    )
+    try:
+        report = fit_reward_model(base, pairs, [], settings(epochs=1, learning_rate=1e-3), tmp_path)
+    finally:
+        hook.remove()
+    assert report.pairs == 10
+    assert rates == pytest.approx([1e-3, 1e-3 * 0.5 * 2 / 8])
