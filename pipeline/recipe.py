@@ -17,7 +17,7 @@ from pipeline.config.objectives import OBJECTIVES, RANKING_OBJECTIVES, SOFT_LABE
 from pipeline.config.policy import Policy, WarmStartPolicy
 from pipeline.config.preferences import RANKING_RULES, PreferencesConfig
 from pipeline.config.prompts import GeneratedPrompts, Prompts
-from pipeline.config.sampling import SamplingConfig
+from pipeline.config.sampling import BFLOAT16_TOLERANCE, FLOAT32_TOLERANCE, SamplingConfig
 from pipeline.config.update import UpdateConfig
 from pipeline.judges import AnyJudge, JudgeConfig
 from pipeline.judges.human import HumanConfig, HumanFeedbackConfig
@@ -141,6 +141,18 @@ class Recipe(Config):
             return False
         shared = self.cluster.sampler.replicas > 0 or devices.one_card  # nobody knows which cards Ray gives
         return shared and self.mode == "phased" and not self.staleness
+
+    @property
+    def sampler_precision(self) -> str:
+        """What the sampler computes in: vLLM on a GPU in that of the update, and all else in float32."""
+        on_gpu = self.sampling.engine == "vllm" and self.devices.sampler != "cpu"
+        return self.update.precision if on_gpu else "float32"
+
+    @property
+    def handover_tolerance(self) -> float:
+        """By how much sampler and trainer may differ on the same weights, in nats per token."""
+        by_precision = BFLOAT16_TOLERANCE if self.update.precision == "bfloat16" else FLOAT32_TOLERANCE
+        return self.sampling.handover_tolerance or by_precision
 
     @property
     def most_preferences(self) -> int:

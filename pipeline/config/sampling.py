@@ -11,6 +11,12 @@ OLD_NAMES = {"most_set_aside": "max_skipped_fraction"}
 """What fields were called in version 0.1.0; recipes may call them so, and hashes on disk do."""
 
 
+FLOAT32_TOLERANCE = 1e-3
+"""Two engines that compute in float32 differ by about 1e-6 nats per token on the same weights."""
+BFLOAT16_TOLERANCE = 0.2
+"""If one of them computes in bfloat16, each token is off by about 0.05 at random, and the worst answer by more."""
+
+
 class SamplingConfig(Config):
     """How the candidates of a round are sampled from the current policy."""
 
@@ -44,11 +50,12 @@ class SamplingConfig(Config):
         le=10_000_000,
         description="longest sequence of the engine, in tokens; the model's own where empty",
     )
-    handover_tolerance: float = Field(
-        1e-3,
+    handover_tolerance: float | None = Field(
+        None,
         gt=0,
         le=10,
-        description="largest difference to the trainer after a hand-over of weights, in nats per token",
+        description="largest difference to the trainer after a hand-over of weights, in nats per token; where empty "
+        f"{FLOAT32_TOLERANCE:g}, or {BFLOAT16_TOLERANCE:g} if update.precision is bfloat16",
     )
     cache_gib: float = Field(1.0, gt=0, le=2000, description="memory of the engine's KV cache, in GiB")
 
@@ -74,6 +81,8 @@ class SamplingConfig(Config):
     def _hashes_old_names(self, fields: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         content: dict[str, Any] = fields(self)
         if for_a_hash(info):
+            if "handover_tolerance" in content and content["handover_tolerance"] is None:
+                content["handover_tolerance"] = FLOAT32_TOLERANCE  # as it was before it depended on the precision
             for old, new in OLD_NAMES.items():
                 if new in content:
                     content[old] = content.pop(new)

@@ -48,7 +48,7 @@ class RoundMetrics:
     - ``unparsable``: share of the judgments whose reply could not be read.
     - ``flipped``: share of the comparisons whose verdict turned with the order in which the two were shown.
     - ``length_correlation``: Spearman's correlation of score and length in tokens within prompts: Pearson's of the
-      ranks that candidates have among those of their prompt.
+      ranks that candidates have among those of their prompt, over prompts in which neither all tie.
     """
 
     min_margin: float = 0.0
@@ -108,6 +108,9 @@ class RoundMetrics:
                     self._compared[last] += value
 
     def _add_ranks(self, scores: list[float], lengths: list[int]) -> None:
+        """Adds a prompt's candidates to the correlation; if all scores or all lengths tie, it says nothing of that."""
+        if len(set(scores)) < 2 or len(set(lengths)) < 2:
+            return
         for rank, length_rank in zip(relative_ranks(scores), relative_ranks(lengths), strict=True):
             if rank is not None and length_rank is not None:
                 a, b = rank - 0.5, length_rank - 0.5

@@ -16,14 +16,14 @@ OTHER: dict[str, Any] = {
     "dpop_penalty": 5, "schedule_over": "run", "schedule": "linear", "nll_weight": 0.1, "exploration_weight": 0.01,
     "warmup_steps": 3, "optimizer": "paged_adamw_8bit", "precision": "bfloat16", "stop_at_kl": 2, "lora": {"rank": 4},
     "optimizer_state": "carried", "reference": "initial", "checkpoint_steps": 3, "batch_order": "shards",
-    "token_budget": 99,
+    "token_budget": 99, "learning_rate": 1e-4,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("config", "facts", "expected"),
     [
-        (UpdateConfig(), RoundFacts(round=1, rounds=5), "1b4cc89e4ff643d2"),
+        (UpdateConfig(learning_rate=1e-4), RoundFacts(round=1, rounds=5), "1b4cc89e4ff643d2"),
         (UpdateConfig(**OTHER), RoundFacts(round=2, rounds=4, reference_is_start=False), "d3181bb40c2f6eee"),
     ],
 )

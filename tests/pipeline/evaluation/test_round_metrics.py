@@ -33,6 +33,13 @@ def test_what_a_judge_leaves_open() -> None:
     assert found["length_correlation"] == pytest.approx(expected)
 
 
+def test_prompts_in_which_all_tie_say_nothing_of_length() -> None:
+    """In p the longer of two is better; in q all scores tie, in r all lengths: the correlation is that of p, 1."""
+    sampled = candidates({"p": [3, 8], "q": [2, 5, 9], "r": [4, 4]})
+    found = described(sampled, judgments({"p": [0.0, 1.0], "q": [0.5, 0.5, 0.5], "r": [0.0, 1.0]}))
+    assert found["length_correlation"] == pytest.approx(1.0)
+
+
 def test_a_margin_that_is_just_met_is_a_tie() -> None:
     # All exact in binary: a pair of p differs by the margin, its others by less, as that of s; of q and r by more.
     said = judgments({"p": [0.0, 0.25, 0.5], "q": [0.0, 0.75], "r": [0.5, 1.25], "s": [1.0, 1.0]})
