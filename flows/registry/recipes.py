@@ -114,7 +114,7 @@ def _check_model(field: str, path: str) -> None:
 def differences(recipe: Recipe, other: Recipe) -> list[str]:
     """The fields in which two recipes would give different runs, as ``field: a -> b``."""
     # As they are hashed, so that an old name and a new one for the same thing are no difference.
-    flat, flat_other = _flatten(recipe.hashed()), _flatten(other.hashed())
+    flat, flat_other = _flatten(recipe.with_old_names()), _flatten(other.with_old_names())
     return [
         f"{RENAMED.get(key, key)}: {flat.get(key)} -> {flat_other.get(key)}"
         for key in sorted(flat.keys() | flat_other.keys())

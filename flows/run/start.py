@@ -9,7 +9,7 @@ from flows.host.progress import Display
 from flows.host.signals import orderly_end
 from flows.host.text import counted
 from flows.monitors.tracking import check_tracking
-from flows.registry.catalog import existing_store, run_at_round
+from flows.registry.catalog import ended_early, existing_store, run_at_round
 from flows.registry.recipes import check_new_run, differences, parse_recipe
 from flows.registry.resume import check_goal, create_or_open, header, recipe_of, recipe_to_resume, unread_states
 from flows.registry.resume_check import check_inputs, open_to_go_on, weights_of_next_round
@@ -160,7 +160,7 @@ def _bring_to(
     with orderly_end(f"interrupted: what is committed stays, and 'rondo resume {run.name}' goes on"):
         asyncio.run(execute(store, run, recipe, rounds, display, take_over))
         run.refresh()
-        message = f"run '{run.name}' has {counted(rounds, 'round')}"
+        message = ended_early(run, rounds) or f"run '{run.name}' has {counted(rounds, 'round')}"
         return Finished(run.name, summaries(run.rounds()), message, report(run.name, store.root))
 
 

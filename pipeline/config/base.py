@@ -1,7 +1,7 @@
 """What every part of a recipe shares."""
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializationInfo
 
@@ -32,13 +32,29 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_say_limits)
 
+    LATER: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came after version 0.1.0; at their defaults a part means what it meant without them."""
+
     def hashed(self, *, exclude: Iterable[str] = ()) -> dict[str, Any]:
         """All fields as JSON, for a hash that is kept on disk.
 
-        A name that has changed since version 0.1.0 keeps its old form here: what a run of that version has finished
-        is found by the hash of its settings.
+        A name that has changed since version 0.1.0 keeps its old form here, and a field that is ``LATER`` is left out
+        at its default: what a run of that version has finished is found by the hash of its settings.
         """
+        content = self.with_old_names(exclude=exclude)
+        self._leave_out_later(content)
+        return content
+
+    def with_old_names(self, *, exclude: Iterable[str] = ()) -> dict[str, Any]:
+        """All fields as JSON, with the names that they had in version 0.1.0."""
         return self.model_dump(mode="json", exclude=set(exclude), context=_HASHED)
+
+    def _leave_out_later(self, content: dict[str, Any]) -> None:
+        for name, value in self:
+            if name in self.LATER and value == type(self).model_fields[name].default:
+                content.pop(name, None)
+            elif isinstance(value, Config) and isinstance(content.get(name), dict):
+                value._leave_out_later(content[name])
 
 
 def for_a_hash(info: SerializationInfo) -> bool:

@@ -145,6 +145,8 @@ class UpdateConfig(Config):
         False, description="compile the policy's layers once per worker; takes half a minute and a C++ compiler"
     )
 
+    LATER = frozenset({"router_loss_weight"})
+
     @field_validator("objective", mode="before")
     @classmethod
     def _weights(cls, value: Any) -> Any:

@@ -4,12 +4,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import SamplingConfig, UpdateConfig
+from pipeline.config import PreferencesConfig, SamplingConfig, UpdateConfig
 from pipeline.dpo.state import DECIDED_ELSEWHERE, hashed_settings
 from pipeline.dpo.types import RoundFacts
 from pipeline.judges.base import judge_version
 from pipeline.judges.human import HumanConfig
+from pipeline.recipe import Recipe
 from pipeline.records import content_id
+from support.recipes import TINY
 
 OTHER: dict[str, Any] = {
     "objective": {"sigmoid": 0.5, "simpo": 2, "dpop": 1}, "beta": 0.3, "label_smoothing": 0.1, "target_margin": 2,
@@ -59,3 +61,13 @@ def test_sampling_is_hashed_by_its_old_names(name: str) -> None:
     shown = config.model_dump(mode="json")
     assert shown["max_skipped_fraction"] == 0.2
     assert "most_set_aside" not in shown
+
+
+def test_later_fields_leave_hashes_as_they_are_at_their_defaults() -> None:
+    """Those of 0.1.0's finished preferences and updates; in a recipe as a whole, and where one is set it counts."""
+    assert "router_loss_weight" not in UpdateConfig().hashed()
+    assert not {"alarm_below", "on_none"} & PreferencesConfig().hashed().keys()
+    assert PreferencesConfig(on_none="stop").hashed()["on_none"] == "stop"
+    whole = Recipe.model_validate(TINY)
+    assert whole.hashed()["preferences"] == PreferencesConfig().hashed()
+    assert {"alarm_below", "on_none"} <= whole.model_dump()["preferences"].keys()
