@@ -17,8 +17,9 @@ from datasets import load_dataset
 from storage.log.store import Store
 from storage.tables.shards import read_table
 from support.compare import assert_same
+from support.forkserver import Done
 
-Rondo = Callable[..., subprocess.CompletedProcess[str]]
+Rondo = Callable[..., Done]
 
 
 def test_every_round_starts_at_ln_2(read_json: Callable[..., Any], whole: Path) -> None:
