@@ -10,8 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.errors import DataError
 from pipeline.evaluation.judge_drift import agreement, change, drifted, over_optimised, overoptimization_gap
 from pipeline.evaluation.metrics import Scores, answer_statistics, kl_estimate, mean_score, scores_by_prompt, win_rate
+from pipeline.evaluation.unscored import Unscored
 from pipeline.recipe import EvaluationConfig
 
 UNPARSABLE_SHARE = 0.1
@@ -45,6 +47,12 @@ def describe_evaluation(
         probe: what judges that may drift say now of some answers of round 0.
     """
     scores = judged_by(judgments, judges[0])
+    if not _scored(scores):
+        missing = Unscored.of(judgments.filter(pc.field("judge") == judges[0])).commonest()
+        raise DataError(
+            f"the judge {judges[0]} gave none of {len(scores)} held-out prompts a score, so that the round has no "
+            f"reward; the commonest status: {missing}; mend the judge, then resume"
+        )
     reward, answers = mean_score(scores), answer_statistics(candidates)
     metrics: dict[str, Any] = {
         "judge": judges[0],
@@ -55,6 +63,7 @@ def describe_evaluation(
         "truncated": answers.truncated_share,
         "distinct": answers.distinct_share,
         "entropy_per_token": -answers.logp_per_token,
+        "unscored": [said for name in judges if (said := _unscored(judgments, name))],
     }
     for name, table in (("previous", previous), ("initial", initial)):
         if table is not None and _scored(scores, before := judged_by(table, judges[0])):
@@ -121,9 +130,14 @@ def alarms(metrics: Mapping[str, Any], initial: Mapping[str, Any], config: Evalu
     unparsable = metrics.get("unparsable")
     if unparsable is not None and unparsable > UNPARSABLE_SHARE:
         found.append(f"judge: {unparsable:.0%} of its replies could not be read")
+    found += [f"judge: {sentence}" for sentence in (*metrics.get("sampled_unscored", ()), *metrics.get("unscored", ()))]
     found += [f"over-optimisation: {sentence}" for sentence in metrics.get("over_optimised", ())]
     found += [f"judge drift: {sentence}" for sentence in metrics.get("drifted", ())]
     return found
+
+
+def _unscored(judgments: pa.Table, judge: str) -> str | None:
+    return Unscored.of(judgments.filter(pc.field("judge") == judge)).alarm(judge, "held-out")
 
 
 def _scored(*rounds: Scores) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.evaluation.unscored import Unscored
 from pipeline.judges.ensemble import relative_ranks
 from pipeline.preferences import drop_counts
 from pipeline.records import components_of
@@ -57,7 +58,7 @@ class RoundMetrics:
     _margin: _Mean = field(default_factory=_Mean)
     _length_margin: _Mean = field(default_factory=_Mean)
     _tied: _Mean = field(default_factory=_Mean)
-    _statuses: Counter[str] = field(default_factory=Counter)
+    _unscored: Unscored = field(default_factory=Unscored)
     _dropped: Counter[str] = field(default_factory=Counter)
     _compared: dict[str, float] = field(default_factory=lambda: {"flips": 0.0, "comparisons": 0.0})
     _products: dict[str, float] = field(default_factory=lambda: {"score": 0.0, "length": 0.0, "both": 0.0})
@@ -67,7 +68,7 @@ class RoundMetrics:
         lengths = pc.list_value_length(candidates["token_ids"]).to_pylist()
         self._length.add(*lengths)
         self._reward.add(*judgments["score"].drop_null().to_pylist())
-        self._statuses.update(judgments["status"].to_pylist())
+        self._unscored.add(judgments)
         self._add_comparisons(judgments)
         keys = zip(candidates["prompt_id"].to_pylist(), candidates["candidate"].to_pylist(), strict=True)
         length = dict(zip(keys, lengths, strict=True))
@@ -84,7 +85,7 @@ class RoundMetrics:
 
     def metrics(self) -> dict[str, Any]:
         """The metrics of all that was added."""
-        statuses, compared, products = self._statuses, self._compared, self._products
+        statuses, compared, products = self._unscored.statuses, self._compared, self._products
         norm = math.sqrt(products["score"] * products["length"])
         return {
             "sampled_reward": self._reward.value,
@@ -99,6 +100,10 @@ class RoundMetrics:
             "flipped": compared["flips"] / compared["comparisons"] if compared["comparisons"] else None,
             "length_correlation": products["both"] / norm if norm else None,
         }
+
+    def unscored(self, judge: str) -> list[str]:
+        """A sentence, if the judge gave too few candidates a score."""
+        return [said] if (said := self._unscored.alarm(judge, "sampled")) else []
 
     def _add_comparisons(self, judgments: pa.Table) -> None:
         """From the components of judges that compare in both orders, and of ensembles that have such a member."""

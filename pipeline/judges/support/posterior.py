@@ -59,7 +59,8 @@ class Posterior:
     def _log_density(self, a: int, b: int, differences_T: Floats) -> Floats:
         """Log-density of a difference of two strengths, up to a constant."""
         basis = _basis(self.count, a, b)
-        base_T_K, others = np.outer(differences_T / sqrt(2), basis[:, 0]), basis[:, 1:]
+        base_T_K: Floats = np.outer(differences_T / sqrt(2), basis[:, 0])
+        others = basis[:, 1:]
         if not others.shape[1]:
             return self._log_posterior(base_T_K)
         mode_T_K, hessian_T_D_D = self._maximum(base_T_K, others)
@@ -98,7 +99,7 @@ class Posterior:
 
     def _log_posterior(self, strengths_K: Floats) -> Floats:
         """Up to a constant; the last axis holds the strengths."""
-        found = -(strengths_K**2).sum(-1) / (2 * self.prior_std**2)
+        found: Floats = -(strengths_K**2).sum(-1) / (2 * self.prior_std**2)
         for (a, b), number in self.wins.items():
             if number:
                 found = found - number * np.logaddexp(0.0, strengths_K[..., b] - strengths_K[..., a])
@@ -113,7 +114,8 @@ def _basis(count: int, a: int, b: int) -> Floats:
     columns[a, 0], columns[b, 0] = 1.0, -1.0
     columns[others, range(1, count - 1)] = 1.0
     basis: Floats = np.linalg.qr(columns)[0]
-    return basis * np.sign(basis[a, 0])
+    basis *= np.sign(basis[a, 0])
+    return basis
 
 
 def _hermite(dimensions: int) -> tuple[Floats, Floats]:
