@@ -25,7 +25,6 @@ from pipeline.judges.support.llm_errors import EndpointError, stated_error
 _FORM = 1  # of what is kept of a reply: with another one nothing older is found
 _REASON_LENGTH = 300
 _FEW = 3
-_HARMLESS = {"system": "You answer questions.", "user": "What is two and two? Answer with one number."}
 
 
 class TimedOutError(Exception):
@@ -49,10 +48,14 @@ class Endpoint:
 
     Where a request fails as a whole, those on the way are waited for and kept, and no other is sent: what was paid for
     is in the cache, and to ask again pays for the rest alone.
+
+    Args:
+        harmless: fields of a request that every endpoint answers, unless it answers none.
     """
 
-    def __init__(self, config: LlmConfig, cache: ResponseCache | None) -> None:
+    def __init__(self, config: LlmConfig, cache: ResponseCache | None, harmless: Mapping[str, Any]) -> None:
         self._config = config
+        self._harmless = harmless
         self._cache = cache
         self._key = _api_key(config)
         self.requests = 0
@@ -140,8 +143,7 @@ class Endpoint:
         if self._accepts_now:
             return True
         if self._probe is None:
-            messages = [{"role": role, "content": text} for role, text in _HARMLESS.items()]
-            self._probe = asyncio.create_task(self._is_answered({**request, "messages": messages}))
+            self._probe = asyncio.create_task(self._is_answered({**request, **self._harmless}))
         return await self._probe
 
     async def _is_answered(self, request: Mapping[str, Any]) -> bool:

@@ -5,7 +5,7 @@ import random
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
-from pipeline.judges.base import Judge, JudgeItem, Judgment, ResponseCache, Verdict, judgment_of
+from pipeline.judges.base import Judge, JudgedCandidate, JudgeItem, Judgment, ResponseCache, Verdict, judgment_of
 from pipeline.judges.llm import Listwise, LlmConfig, Pairwise, Rubric
 from pipeline.judges.support.comparisons import places, schedule, shuffles, strength_orders, strengths
 from pipeline.judges.support.llm_endpoint import Endpoint, RefusedError, TimedOutError, TooLongError
@@ -33,7 +33,7 @@ class Interview:
 
     def __init__(self, of: Judge, config: LlmConfig, cache: ResponseCache | None) -> None:
         self._of, self._config = of, config
-        self._endpoint = Endpoint(config, cache)
+        self._endpoint = Endpoint(config, cache, _harmless(config))
 
     @property
     def requests(self) -> int:
@@ -140,6 +140,20 @@ class Interview:
         return Spoken(
             status="unparsable", reason=f"two replies: {_why(reply, self._config)}", reply=reply, latency=latency
         )
+
+
+def _harmless(config: LlmConfig) -> dict[str, Any]:
+    """A request of the judge's kind, with nothing in it that is too long or that anybody filters."""
+    answers = [JudgedCandidate(index=index, text=text, finish_reason="stop") for index, text in enumerate(("4", "5"))]
+    item = JudgeItem(prompt_id="", prompt_text="What is 2 + 2?", reference_answer="4", candidates=answers)
+    match config.mode:
+        case Rubric(scale=scale, score=score):
+            question = rubric_question(config, item, answers[0], scale=scale, distribution=score == "expected")
+        case Pairwise():
+            question = pairwise_question(config, item, *answers)
+        case Listwise():
+            question = listwise_question(config, item, answers)
+    return question.body(config, again=False)
 
 
 def _why(reply: Reply | None, config: LlmConfig) -> str:

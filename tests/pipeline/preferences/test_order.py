@@ -54,7 +54,7 @@ def test_an_order_that_is_turned_round_is_enumerated(penalty: float) -> None:
 
 @pytest.mark.parametrize("penalty", [0.0, 0.4, 1.0, 2.0])
 def test_a_stated_probability_moves_with_the_penalty(penalty: float) -> None:
-    """For a normal difference of 1 with the deviation 0.8 it is Phi((1 - penalty) / 0.8), with the spread or without."""
+    """A normal difference of 1 with the deviation 0.8: Phi((1 - penalty) / 0.8), whether the spread is said or not."""
     beats = PHI(1 / 0.8)
     for spread in ({1: 0.8}, {}):
         a = candidate(0, 1.0, penalty, beats={1: beats}, spread=spread)
