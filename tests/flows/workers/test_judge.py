@@ -130,7 +130,7 @@ def test_a_judge_is_tried_on_two_answers(tmp_path: Path, monkeypatch: pytest.Mon
     # It scores what is right, and raises of all else: that is its way.
     picky = {"kind": "python", "function": "tried_functions:picky"}
     assert tried(tmp_path, picky, TrialPrompt("p", "2 + 2", None, "4")) == []
-    assert tried(tmp_path, {"kind": "grammar"}) == []
+    assert tried(tmp_path, {"kind": "vader"}) == []
     assert tried(tmp_path, {"kind": "human"}) == []
 
 

@@ -24,7 +24,7 @@ def test_the_commonest_status_with_its_reason() -> None:
 
 
 def test_a_round_without_a_reward_says_why() -> None:
-    with pytest.raises(DataError, match="j gave none of 2 held-out prompts a score.* 2 failed, NameError: name 'x'"):
+    with pytest.raises(DataError, match=r"j gave none of 2 held-out prompts a score.* 2 failed, NameError: name 'x'"):
         describe_evaluation(
             candidates=candidates({"p": [2], "q": [3]}), judgments=judgments({"p": [None], "q": [None]}, **FAILED),
             previous=None, initial=None, logps=None, judges=["j"],
@@ -40,6 +40,6 @@ def test_alarms_of_a_round_that_was_hardly_scored() -> None:
     sampled.add_judged(candidates({"p": [2, 3]}), judgments({"p": [None, None]}, **FAILED))
     metrics = {**held_out, "chosen_fell": 0.0, "chosen_change": 0.0, "sampled_unscored": sampled.unscored("j")}
     assert alarms(metrics, held_out, EvaluationConfig()) == [
-        "judge: j gave 2 of 2 sampled completions no score; the commonest: 2 failed, NameError: name 'x' is not defined",
+        f"judge: j gave 2 of 2 sampled completions no score; the commonest: 2 failed, {FAILED['rationale']}",
         "judge: j gave 1 of 2 held-out completions no score; the commonest: 1 unparsable",
     ]
