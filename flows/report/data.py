@@ -39,8 +39,8 @@ def held_out_completions(store: Store, run: Run, last: RoundSummary) -> Completi
     """Reads completions before and after; none if there is no later round, or it was judged by another judge."""
     if last.round == 0:
         return Completions([], [])
-    before, after = (table(store, run, number, "eval_judgments") for number in (0, last.round))
-    scores_before, scores_after = (judged_by(judgments, last.judge) for judgments in (before, after))
+    judgments = [table(store, run, number, "eval_judgments") for number in (0, last.round)]
+    scores_before, scores_after = (judged_by(said, last.judge) for said in judgments)
     texts_before, texts_after = (_texts(table(store, run, number, "eval_candidates")) for number in (0, last.round))
     prompts = _prompts(table(store, run, 0, "prompts"))
     changed = most_changed(prompts, texts_before, texts_after, scores_before, scores_after, _CHANGED)
@@ -59,7 +59,7 @@ def held_out_completions(store: Store, run: Run, last: RoundSummary) -> Completi
         and (score := scores_after[prompt_id]) is not None
         and prompt_id not in shown
     ]
-    reasons = [_rationales(judgments, last.judge) for judgments in (before, after)]
+    reasons = [_rationales(said, last.judge) for said in judgments]
     return Completions(*(_with_rationales(answers, *reasons) for answers in (changed, unchosen[:_UNCHOSEN])))
 
 

@@ -17,7 +17,7 @@ async def finish_round(context: RoundContext, number: int, evaluation: dict[str,
     """Makes the round visible as a whole: after this it counts, before it never was."""
     metrics = {**evaluation, **_costs(context, number)}
     if not number:
-        metrics["alarms"] = [f"judge: {sentence}" for sentence in evaluation["unscored"]]
+        metrics["alarms"] = [f"judge: {sentence}" for sentence in evaluation.get("unscored", ())]
     if number:
         trained = {key: value for key, value in _checkpoint(context, number).items() if key != "seconds"}
         replayed = [entry.meta for entry in context.run.entries(round=number, stage="replayed")]

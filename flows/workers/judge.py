@@ -13,7 +13,7 @@ from flows.workers.judge_trial import trial_item, trial_notice
 from flows.workers.references import JudgePolicies, PolicyRef, TrialPrompt
 from pipeline.config import GeneratedPrompts
 from pipeline.data.conversations import messages_of
-from pipeline.evaluation.held_out import describe_evaluation
+from pipeline.evaluation.held_out import describe_evaluation, unscored_answers
 from pipeline.evaluation.round_metrics import RoundMetrics
 from pipeline.judges import Judge, JudgeItem, Judgment, make_judge
 from pipeline.judges.human import HumanJudge
@@ -229,12 +229,17 @@ class JudgeWorker(Worker):
         probe: tuple[FileRef, ...],
     ) -> dict[str, Any]:
         """The metrics of an evaluation: against earlier rounds' judgments if these are given."""
-        return describe_evaluation(
+        judged, judges = (
+            self.table(judgments),
+            [self.recipe.judge_names[place] for place in self.recipe.held_out_judges],
+        )
+        metrics = describe_evaluation(
             candidates=self.table(candidates),
-            judgments=self.table(judgments),
+            judgments=judged,
             previous=self.table(previous) if previous else None,
             initial=self.table(initial) if initial else None,
             logps=self.table(logps) if logps else None,
-            judges=[self.recipe.judge_names[place] for place in self.recipe.held_out_judges],
+            judges=judges,
             probe=self.table(probe) if probe else None,
         )
+        return {**metrics, "unscored": unscored_answers(judged, judges)}

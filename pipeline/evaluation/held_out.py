@@ -63,7 +63,6 @@ def describe_evaluation(
         "truncated": answers.truncated_share,
         "distinct": answers.distinct_share,
         "entropy_per_token": -answers.logp_per_token,
-        "unscored": [said for name in judges if (said := _unscored(judgments, name))],
     }
     for name, table in (("previous", previous), ("initial", initial)):
         if table is not None and _scored(scores, before := judged_by(table, judges[0])):
@@ -74,6 +73,12 @@ def describe_evaluation(
             metrics |= {f"kl_{name}": kl.mean, f"kl_{name}_se": _finite(kl.standard_error)}
         metrics["initial_logp_per_token"] = sum(logps["initial"].to_pylist()) / sum(logps["tokens"].to_pylist())
     return metrics | _judge_drift(judgments, previous, initial, judges, probe)
+
+
+def unscored_answers(judgments: pa.Table, judges: Sequence[str]) -> list[str]:
+    """A sentence for each judge that gave too few held-out answers a score."""
+    found = {name: Unscored.of(judgments.filter(pc.field("judge") == name)) for name in judges}
+    return [said for name, unscored in found.items() if (said := unscored.alarm(name, "held-out"))]
 
 
 def _judge_drift(
@@ -134,10 +139,6 @@ def alarms(metrics: Mapping[str, Any], initial: Mapping[str, Any], config: Evalu
     found += [f"over-optimisation: {sentence}" for sentence in metrics.get("over_optimised", ())]
     found += [f"judge drift: {sentence}" for sentence in metrics.get("drifted", ())]
     return found
-
-
-def _unscored(judgments: pa.Table, judge: str) -> str | None:
-    return Unscored.of(judgments.filter(pc.field("judge") == judge)).alarm(judge, "held-out")
 
 
 def _scored(*rounds: Scores) -> bool:

@@ -59,7 +59,7 @@ class Posterior:
     def _log_density(self, a: int, b: int, differences_T: Floats) -> Floats:
         """Log-density of a difference of two strengths, up to a constant."""
         basis = _basis(self.count, a, b)
-        base_T_K: Floats = np.outer(differences_T / sqrt(2), basis[:, 0])
+        base_T_K: Floats = differences_T[:, None] * basis[:, 0] / sqrt(2)
         others = basis[:, 1:]
         if not others.shape[1]:
             return self._log_posterior(base_T_K)

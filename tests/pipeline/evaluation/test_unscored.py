@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.evaluation.held_out import alarms, describe_evaluation
+from pipeline.evaluation.held_out import alarms, describe_evaluation, unscored_answers
 from pipeline.evaluation.round_metrics import RoundMetrics
 from pipeline.evaluation.unscored import Unscored
 from pipeline.recipe import EvaluationConfig
@@ -32,13 +32,15 @@ def test_a_round_without_a_reward_says_why() -> None:
 
 
 def test_alarms_of_a_round_that_was_hardly_scored() -> None:
+    judged = judgments({"p": [1.0], "q": [None]})
     held_out = describe_evaluation(
-        candidates=candidates({"p": [2], "q": [3]}), judgments=judgments({"p": [1.0], "q": [None]}),
+        candidates=candidates({"p": [2], "q": [3]}), judgments=judged,
         previous=None, initial=None, logps=None, judges=["j"],
     )  # fmt: skip
     sampled = RoundMetrics()
     sampled.add_judged(candidates({"p": [2, 3]}), judgments({"p": [None, None]}, **FAILED))
     metrics = {**held_out, "chosen_fell": 0.0, "chosen_change": 0.0, "sampled_unscored": sampled.unscored("j")}
+    metrics["unscored"] = unscored_answers(judged, ["j"])
     assert alarms(metrics, held_out, EvaluationConfig()) == [
         f"judge: j gave 2 of 2 sampled completions no score; the commonest: 2 failed, {FAILED['rationale']}",
         "judge: j gave 1 of 2 held-out completions no score; the commonest: 1 unparsable",
