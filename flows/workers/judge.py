@@ -178,8 +178,9 @@ class JudgeWorker(Worker):
                 self._columns(judged, "prompt_id", "candidate", "score", "status", "rationale", "components"),
             )
         for file in preferences:
-            found.add_preferences(self._columns(file, "kind", "margin", "token_counts", "drop_reason"))
-        return {**found.metrics(), "sampled_unscored": found.unscored(self.recipe.judge_names[0])}
+            found.add_preferences(self._columns(file, "prompt_id", "kind", "margin", "token_counts", "drop_reason"))
+        outcome = found.outcome(verdicts=self.recipe.judge.GIVES_VERDICTS)
+        return {**found.metrics(), **outcome, "sampled_unscored": found.unscored(self.recipe.judge_names[0])}
 
     def _columns(self, file: FileRef, *columns: str) -> pa.Table:
         return shards.read_table(self.store, (file,), columns=columns)
