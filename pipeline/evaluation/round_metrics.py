@@ -131,7 +131,7 @@ class RoundMetrics:
         of = f"of {self._prompts} prompts {dropped}"
         if self._scores[0] > self._scores[1]:
             statuses = ", ".join(f"{count} {status}" for status, count in self._unscored.statuses.most_common())
-            reason = f"; the commonest: {found}" if (found := self._unscored.commonest()) else ""
+            reason = f"; the commonest, {found}" if (found := self._unscored.reason()) else ""
             return f"not judged: no completion has a score ({statuses or 'none was sampled'}{reason})"
         if verdicts and self._scores == (1.0, 1.0):
             return f"solved: every completion that was judged is right ({of})"

@@ -40,8 +40,12 @@ class Unscored:
         if not failed:
             return None
         ((status, count),) = failed.most_common(1)
-        reason = f", {self._reasons[status]}" if status in self._reasons else ""
-        return f"{count} {status}{reason}"
+        return f"{count} {status}" + (f", {reason}" if (reason := self.reason()) else "")
+
+    def reason(self) -> str | None:
+        """The reason of the commonest status of those without a score; None if there was none."""
+        failed = [status for status, _ in self.statuses.most_common() if status != "ok"]
+        return self._reasons.get(failed[0]) if failed else None
 
     def alarm(self, judge: str, kind: str) -> str | None:
         """A sentence, if more than `SHARE` of the answers have no score.
