@@ -14,6 +14,7 @@ from flows.registry.recipes import differences, parse_recipe
 from flows.registry.resume import check_goal, create_or_open, header, recipe_of, recipe_to_resume, unread_states
 from flows.registry.resume_check import check_inputs, open_to_go_on, weights_of_next_round
 from flows.registry.round_summary import RoundSummary, summaries
+from flows.run.check_judges import check_judge_policies
 from flows.run.fork_history import import_parent_rounds
 from pipeline.errors import ConfigError, DataError, JudgeError, UnsupportedModelError
 from pipeline.recipe import Recipe
@@ -94,9 +95,12 @@ def resume(
 
 
 def fork(
-    source: str, name: str, rounds: int | None, root: str, changes: Sequence[str], *, start: bool, display: Display
+    source: str, name: str, rounds: int | None, root: str, changes: Sequence[str], *, run: bool, display: Display
 ) -> Finished:
     """A new run whose rounds up to one of the parent's are the parent's own files, by reference.
+
+    Args:
+        run: go on and run the rounds that are missing.
 
     Raises:
         ConfigError: the round is not finished, or the change is one that only a new run can make.
@@ -112,18 +116,20 @@ def fork(
             "run instead, with policy.source=pretrained and the checkpoint's directory as policy.path"
         )
     _check_adapter(before, recipe)
-    if start:
+    check_judge_policies(recipe, name, number + 1)
+    if run:
         check_devices(recipe)
     unread = unread_states(recipe)
     check_inputs(store, parent, number, recipe.staleness, unread)
     needed = weights_of_next_round(parent, number, recipe.staleness, unread)
     child = create_fork(store, parent, number, name, header(recipe), needed)
-    if not start:
-        with child.writer() as writer:
-            import_parent_rounds(store, child, writer)
-        message = f"'{name}' begins at {parent.name}@{number}: rondo resume {name}"
-        return Finished(name, summaries(child.rounds()), message, None)
-    return _bring_to(store, child, recipe, recipe.rounds, display)
+    if run:
+        return _bring_to(store, child, recipe, recipe.rounds, display)
+    with child.writer() as writer:
+        import_parent_rounds(store, child, writer)
+    more = "" if recipe.rounds > number else f" --rounds {number + 1}"
+    message = f"run '{name}' begins with {parent.name}@{number}; this runs its rounds: rondo resume {name}{more}"
+    return Finished(name, summaries(child.rounds()), message, None)
 
 
 def _bring_to(

@@ -90,7 +90,7 @@ def test_a_finished_run_says_so(rondo: Rondo, tiny_recipe: Path, whole: Path) ->
 
 
 def test_a_fork_without_changes_goes_the_same_way(rondo: Rondo, whole: Path) -> None:
-    rondo("fork", "whole@1", "--name", "same", "--root", str(whole))
+    rondo("fork", "whole@1", "--name", "same", "--run", "--root", str(whole))
     assert_same(whole, "whole", whole, "same", range(3))
     run = Store.open(whole).run("same")
     shared = [file.path for entry in run.entries(round=1) for file in entry.files]
@@ -101,7 +101,7 @@ def test_a_fork_without_changes_goes_the_same_way(rondo: Rondo, whole: Path) -> 
 def test_a_fork_with_another_judge_judges_the_past_anew(rondo: Rondo, whole: Path) -> None:
     """Round 0's held-out answers are the parent's; their scores under the new judge are the fork's own."""
     rondo(
-        "fork", "whole@1", "--name", "judged", "--root", str(whole),
+        "fork", "whole@1", "--name", "judged", "--run", "--root", str(whole),
         "--set", "judge.kind=grammar", "--set", "evaluation.judges=[]", "--set", "preferences.min_margin=0.0",
     )  # fmt: skip
     run = Store.open(whole).run("judged")

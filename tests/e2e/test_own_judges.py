@@ -44,7 +44,7 @@ def test_a_fork_hears_a_reward_model_of_the_run_and_is_watched_by_its_policy(
     # In round 2 the implicit reward is that of round 1's policy, which round 1 has trained away from the initial one.
     judge = {"kind": "reward_model", "path": str(to), "gives_std": True}
     rondo(
-        "fork", "whole@1", "--name", "learned", "--root", str(whole), "--rounds", "2",
+        "fork", "whole@1", "--name", "learned", "--run", "--root", str(whole), "--rounds", "2",
         "--set", f"judge={json.dumps(judge)}", "--set", "preferences.soft_labels=true",
         "--set", "evaluation.judges=[{kind: implicit, beta: 0.5}]",
     )  # fmt: skip

@@ -36,7 +36,7 @@ def test_the_help_shows_no_type_of_a_flag(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("COLUMNS", "160")
     for arguments in ([], ["run"], ["fork"], ["train-judge"]):
         assert "bool" not in CliRunner().invoke(app, [*arguments, "--help"]).stdout
-    assert "--no-start" in CliRunner().invoke(app, ["fork", "--help"]).stdout
+    assert "--run" in CliRunner().invoke(app, ["fork", "--help"]).stdout
 
 
 def test_json_is_still_an_option_that_the_help_does_not_show() -> None:
