@@ -139,7 +139,7 @@ def doctor(root: Root = DEFAULT_ROOT, format: Output = Format.table) -> None:
 
     found = examine(root)
     rows = [asdict(finding) for finding in found]
-    tables.print_rows(rows, title="What rondo finds here", format=format, longest=1000)
+    tables.print_rows(rows, title="What rondo finds here", format=format, full=True)
     if any(finding.verdict == "missing" for finding in found):
         raise typer.Exit(1)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from flows.registry.checkpoints import untried_lengths
 from flows.round.context import RoundContext
 from flows.round.shard_steps import retry_on_worker_death
 from flows.round.shards import Shard, Shards, files_of
@@ -38,8 +39,13 @@ def _say_of_prompts(context: RoundContext, told: Mapping[str, Any]) -> None:
 @step("{context.name} prepare policy")
 async def prepare_policy(context: RoundContext) -> Entry:
     """Round 0's checkpoint: the warm start or the pretrained policy."""
-    if done := context.find(0, "checkpoint"):
-        return done
+    done = context.find(0, "checkpoint") or await _made_policy(context)
+    if (untried := untried_lengths(context.run)) is not None:
+        context.display.say(f"policy: {untried}")
+    return done
+
+
+async def _made_policy(context: RoundContext) -> Entry:
     with context.display.stage(0, "policy") as stage:
         stage.begin()
         answer = await context.workers.trainer.asking(on_progress=stage.report).call(TrainerWorker.prepare_policy)
