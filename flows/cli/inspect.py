@@ -55,7 +55,7 @@ def runs(root: Root = DEFAULT_ROOT, format: Output = Format.table) -> None:
 def rounds_(run: RunName, root: Root = DEFAULT_ROOT, format: Output = Format.table) -> None:
     """Show a run's rounds, one row each."""
     from flows.registry.catalog import existing_store, list_rounds
-    from flows.registry.checkpoints import untried_lengths
+    from flows.registry.packing_check import untried_lengths
 
     print_rounds(run, list_rounds(run, root), format)
     if format.is_for_people and (untried := untried_lengths(existing_store(root).run(run))):
@@ -84,7 +84,7 @@ def show(
     spare_pandas()
     from flows.analysis import queries
     from flows.registry.catalog import TABLE_ALIASES, existing_store, run_at_round
-    from flows.registry.checkpoints import untried_lengths
+    from flows.registry.packing_check import untried_lengths
 
     store, stage = existing_store(root), TABLE_ALIASES.get(table.value, table.value)
     run, number = run_at_round(store, source, in_progress=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from flows.registry.checkpoints import untried_lengths
+from flows.registry.packing_check import untried_lengths
 from flows.registry.round_summary import RoundSummary, row_of, summaries
 from flows.report.data import Completions, held_out_completions, optimizer_steps, sampled_scores
 from flows.report.rendering import to_page

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from flows.registry.checkpoints import untried_lengths
+from flows.registry.packing_check import untried_lengths
 from flows.round.context import RoundContext
 from flows.round.shard_steps import retry_on_worker_death
 from flows.round.shards import Shard, Shards, files_of
