@@ -53,22 +53,18 @@ def train_judge_(
     format: Output = Format.table,
 ) -> None:
     """Fit a reward model to the preferences of rounds; measure it on prompts that it never saw."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from flows.analysis.train_judge import train_judge, training_settings
+    from flows.host.progress import Display
 
     config = training_settings(
         objective=objective, epochs=epochs, regression_epochs=regression_epochs, learning_rate=learning_rate,
         weight_decay=weight_decay, batch_size=batch_size, held_out=held_out, seed=seed, device=device, threads=threads,
         without_template=without_template,
     )  # fmt: skip
-    columns = (TextColumn("loss {task.fields[loss]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("fit", total=None, loss="-")
+    with Display() as display, display.doing("reading"), display.stage(None, "fit", unit="steps") as stage:
 
         def on_step(step: int, steps: int, loss: float) -> None:
-            progress.update(task, completed=step, total=steps, loss=f"{loss:.4f}")
+            stage.report({"done": step, "total": steps, "loss": loss})
 
         trained = train_judge(sources, to, base, config, root, on_step)
     _print_trained(trained, format)

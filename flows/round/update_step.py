@@ -36,7 +36,7 @@ async def update(
     Raises:
         DataError: no prompt of the round gave a preference, so that there is nothing to learn from.
     """
-    with context.display.stage(number, "update") as display:
+    with context.display.stage(number, "update", unit="steps") as display:
         job = _Update(context, display, number, decided, replayed)
         if job.may_be_done or context.recipe.mode == "phased" or decided or replayed:
             ready = await shards.all()
@@ -44,7 +44,7 @@ async def update(
                 return done
         else:
             ready = await shards.first(job.saved_shards)
-        if len(ready) == len(shards):  # else it is shown from its first step on
+        if len(ready) == len(shards):  # else it is shown from the first thing on that it says it is doing
             display.begin()
         await job.begin(ready, len(shards))
         async for shard in shards.after(job.fed):
@@ -177,6 +177,7 @@ class _Update:
     def _note(self, answer: Answer[Result]) -> Result:
         """What the trainer returned; when it worked is kept."""
         self._work = answer.work
+        self._display.worked_on(answer.work)
         self._busy.append(self._work["span"])
         return answer.result
 

@@ -157,15 +157,17 @@ def _bring_to(
     after = f", going on after round {done}" if done >= 0 else ""
     display.say(f"run '{run.name}' in {store.root}: {counted(rounds, 'round')}{after}")
     # What takes seconds to import comes after the first line: Prefect, and the charts of the report.
-    import flows.prefect_api  # noqa: F401  before Prefect
-    from flows.report.report import report
-    from flows.run.execute import execute
+    with display.doing("loading Prefect"):
+        import flows.prefect_api  # noqa: F401  before Prefect
+        from flows.report.report import report
+        from flows.run.execute import execute
 
     with orderly_end(f"interrupted: what is committed stays, and 'rondo resume {run.name}' goes on"):
         asyncio.run(execute(store, run, recipe, rounds, display, take_over))
         run.refresh()
         message = f"run '{run.name}' has {counted(rounds, 'round')}"
-        return Finished(run.name, summaries(run.rounds()), message, report(run.name, store.root))
+        with display.doing("writing the report"):
+            return Finished(run.name, summaries(run.rounds()), message, report(run.name, store.root))
 
 
 def _goal(run: Run) -> int:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from flows.registry.work_spans import busy_seconds, shared_seconds
+from flows.host.work_spans import busy_seconds, shared_seconds
 from flows.remote.calls import Client
 from flows.round import round_steps, shards
 from flows.round.context import RoundContext
