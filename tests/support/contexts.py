@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
-from flows.registry.recipes import parse_recipe
 from flows.host.progress import Display
+from flows.registry.recipes import parse_recipe
 from flows.round.context import RoundContext
 from flows.round.policies import Policies
 from pipeline.records import PROMPTS, to_table
