@@ -82,12 +82,13 @@ def test_a_run_waits_for_people_and_goes_on(
 
     command = [sys.executable, "-m", "flows.cli.main", "label", "asked@1", "--labeller", "ann", "--root", str(whole)]
     terminal, child = pty.openpty()
-    with subprocess.Popen(command, env=environment, stdin=child, stdout=child, stderr=child) as labelling:
+    keys = {**environment, "TERM": "xterm"}
+    with subprocess.Popen(command, env=keys, stdin=child, stdout=child, stderr=child) as labelling:
         os.close(child)
         try:
-            _read_until(terminal, "quit?")
-            os.write(terminal, b"a\n")
-            _read_until(terminal, "quit?")  # the next question: the choice has been kept
+            _read_until(terminal, "q quit")
+            os.write(terminal, b"a")
+            _read_until(terminal, "q quit")  # the next question: the choice has been kept
         finally:
             labelling.kill()
     os.close(terminal)
