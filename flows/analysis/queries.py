@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from flows.analysis import round_tables, run_queries
 from flows.analysis.prompt_texts import prompt_texts
-from flows.publish.style import Style
+from flows.publish import Style
 from flows.registry.catalog import existing_store, parse_source, run_at_round
 from storage.log.run import Run
 from storage.log.store import Store

@@ -93,13 +93,18 @@ def show(
     if columns is not None:
         rows = queries.with_questions([run.name], root, rows, full=full)
         rows = [tables.shortened({name: row.get(name) for name in columns}) for row in rows]
-    partly = "" if number in run.finished else ", which is not finished: what is committed so far"
+    finished = number in run.finished
+    partly = "" if finished else ", which is not finished: what is committed so far"
     title = f"{table.value} of {run.name}@{number}"
     tables.print_rows(rows, title=f"{title}{partly}", format=format, empty="no row fits", full=full)
-    if format.is_for_people and (untried := untried_lengths(run)):
-        typer.echo(f"policy: {untried}")
-    elif partly:
+    if partly and not format.is_for_people:
         typer.echo(f"{title}{partly}", err=True)
+    if not format.is_for_people:
+        return
+    if finished and (why := run.round_entry(number).meta.get("no_update")):
+        Console().print(f"round {number} had no update: {why}", markup=False, style="yellow")
+    if untried := untried_lengths(run):
+        typer.echo(f"policy: {untried}")
 
 
 @app.command()

@@ -5,7 +5,6 @@ import errno
 import os
 import signal
 import sys
-from importlib import metadata
 from io import TextIOWrapper
 from typing import Annotated, Any, NoReturn
 
@@ -49,6 +48,8 @@ for commands in (running, inspect, timeline, share, judges, store, plan, operate
 
 def _say_version(wanted: bool) -> None:
     if wanted:
+        from importlib import metadata  # as costly as the rest of this module
+
         typer.echo(f"rondo {metadata.version('rondo')}")
         raise typer.Exit
 

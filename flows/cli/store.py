@@ -74,8 +74,9 @@ def prune(
     if rows:
         typer.echo(f"{decimal(sum(item.freed for item in found.removals))} {verb}; the tables of all rounds stay")
     if found.for_forks:
-        rounds, forks = ", ".join(map(str, found.for_forks)), ", ".join(found.forks)
-        typer.echo(f"kept, because forks ({forks}) name them: the weights of rounds {rounds}")
+        several = "s" if len(found.for_forks) > 1 else ""
+        rounds, forks = f"round{several} {', '.join(map(str, found.for_forks))}", ", ".join(found.forks)
+        typer.echo(f"kept, because forks ({forks}) name them: the weights of {rounds}")
 
 
 @app.command()
