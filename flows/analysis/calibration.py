@@ -34,17 +34,18 @@ def calibrated(work: Workload, device: Device, source: str, root: str) -> tuple[
     used = DEVICES["cpu"].with_threads(recorded.devices.cpu_threads) if device.name == "cpu" else device
     theirs = Workload(recorded, work.policy, work.judge, fmean(lengths), tokens, preferences, each)
     scaled = round(preferences * recipe.sampling.prompts_per_round / recorded.sampling.prompts_per_round)
-    return replace(theirs, recipe=recipe, preferences=max(1, scaled)), _factors(summary, theirs, used)
+    steps: float = run.entries(number, "checkpoint")[-1].meta["seconds"]
+    return replace(theirs, recipe=recipe, preferences=max(1, scaled)), _factors(summary, steps, theirs, used)
 
 
-def _factors(summary: RoundSummary, work: Workload, device: Device) -> dict[str, float]:
+def _factors(summary: RoundSummary, steps: float, work: Workload, device: Device) -> dict[str, float]:
     stages = plan_round(work, device).stages
     totals, evaluation = {name: sum(parts.values()) for name, parts in stages.items()}, stages["evaluate"]
     paper = {
         "sample": (totals["sample"] + evaluation["sample"]) * summary.sampled_tokens / work.sampled_tokens,
         "judge": totals["judge"] + evaluation["judge"],
-        "update": next(iter(stages["update"].values())),  # a summary has the time of the optimizer steps alone
+        "update": next(iter(stages["update"].values())),  # of the optimizer steps alone
         "sync weights": totals["sync weights"],
     }
-    seconds = {"sync weights": summary.seconds["hand over"], **summary.seconds}
+    seconds = {"sync weights": summary.seconds["hand over"], **summary.seconds, "update": steps}
     return {name: seconds[name] / reckoned for name, reckoned in paper.items() if name in seconds and reckoned}

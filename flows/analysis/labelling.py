@@ -1,6 +1,7 @@
 """A person who labels: which questions are left, in which order the answers stand, and what is kept of each choice."""
 
 import random
+import time
 from collections.abc import Sequence
 from typing import Literal
 
@@ -8,6 +9,7 @@ from flows.registry.catalog import existing_store, parse_source
 from flows.registry.label_questions import questions_of
 from flows.registry.resume import recipe_of
 from pipeline.judges import JudgedCandidate
+from pipeline.judges.llm import LlmConfig
 from pipeline.judges.support.human_labels import ANSWERED, Question, digest
 from storage.errors import NotCommittedError
 from storage.log.run import Run
@@ -21,6 +23,7 @@ class Labelling:
 
     Attributes:
         questions: those that this labeller has not answered yet, the ones that nobody has answered first.
+        criteria: what makes an answer good, as a judge of the run that is a language model is told; None without one.
 
     Raises:
         ConfigError: it is not RUN@ROUND.
@@ -33,12 +36,15 @@ class Labelling:
         self._run = store.run(name)
         self._round = _newest_round(self._run) if number is None else number
         self._labels, self._labeller, self._seed = Labels(store), labeller, seed
-        asked = questions_of(store, self._run, self._round, recipe_of(self._run))
+        recipe = recipe_of(self._run)
+        asked = questions_of(store, self._run, self._round, recipe)
         answers = [choice for choice in self._labels.newest() if choice["choice"] in ANSWERED]
         mine = {choice["question"] for choice in answers if choice["labeller"] == labeller}
         counts = [sum(choice["question"] == question.key for choice in answers) for question in asked]
         order = sorted(range(len(asked)), key=lambda place: counts[place])
         self.questions: Sequence[Question] = [asked[place] for place in order if asked[place].key not in mine]
+        parts = [part for judge in recipe.judges for part in judge.parts()]
+        self.criteria = next((part.criteria for part in parts if isinstance(part, LlmConfig)), None)
 
     def shown(self, question: Question) -> tuple[JudgedCandidate, JudgedCandidate]:
         """The answers as A and B: their order is drawn by the seed, the labeller and the question."""
@@ -73,6 +79,63 @@ class Labelling:
                 "candidates": [answer.index for answer in shown],
             },
         )
+
+
+class Answers:
+    """A labeller's way through the questions: forward and back, with each choice kept, changed or taken back.
+
+    Attributes:
+        questions: those that are asked.
+        place: of the question that is shown; their number, once none is open.
+    """
+
+    def __init__(self, labelling: Labelling, questions: Sequence[Question]) -> None:
+        self._labelling, self.questions, self.place = labelling, questions, 0
+        self._given: dict[int, Choice] = {}
+        self._before: list[tuple[int, Choice | None]] = []
+        self._began = time.monotonic()
+
+    @property
+    def answered(self) -> int:
+        """How many questions have a choice."""
+        return len(self._given)
+
+    @property
+    def chosen(self) -> Choice | None:
+        """What was chosen of the question that is shown."""
+        return self._given.get(self.place)
+
+    @property
+    def per_hour(self) -> float:
+        """Answered questions an hour, since the first was shown."""
+        return self.answered / max(time.monotonic() - self._began, 1e-9) * 3600
+
+    def choose(self, choice: Choice) -> None:
+        """Keeps a choice of the question that is shown, and goes to the next one that is open."""
+        self._before.append((self.place, self.chosen))
+        self._keep(self.place, choice)
+        later = [*range(self.place + 1, len(self.questions)), *range(self.place)]
+        self.place = next((place for place in later if place not in self._given), len(self.questions))
+
+    def undo(self) -> bool:
+        """Shows the question of the last choice, with that as it was before; False if there is none."""
+        if not self._before:
+            return False
+        self.place, before = self._before.pop()
+        if before is None:
+            del self._given[self.place]
+            self._labelling.withdraw(self.questions[self.place])
+        else:
+            self._keep(self.place, before)
+        return True
+
+    def move(self, steps: int) -> None:
+        """Shows an earlier or a later question; what is chosen stays."""
+        self.place = min(max(self.place + steps, 0), len(self.questions) - 1)
+
+    def _keep(self, place: int, choice: Choice) -> None:
+        self._given[place] = choice
+        self._labelling.choose(self.questions[place], choice)
 
 
 def _newest_round(run: Run) -> int:

@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from flows.analysis import round_tables, run_queries
+from flows.analysis.prompt_texts import prompt_texts
 from flows.publish import Style
-from flows.registry.catalog import existing_store, run_at_round
+from flows.registry.catalog import existing_store, parse_source, run_at_round
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.queries.sql import select
@@ -30,12 +31,37 @@ def show(
 ) -> list[dict[str, Any]]:
     """Rows of a round's table, joined with what one wants to read beside them; all columns, or these."""
     # A round's own candidates have one judge; the held-out ones have several, and this one's scores are the reward.
-    judge = run.rounds()[number].meta["judge"] if table.startswith("eval_") else None
+    judge = _judge_of_reward(run, number) if table.startswith("eval_") else None
     found = round_tables.query(
         store, run, number, table=table, where=where, prompt=prompt, limit=limit, judge=judge, columns=columns
     )
     rows: list[dict[str, Any]] = found.to_pylist()
     return rows
+
+
+def _judge_of_reward(run: Run, number: int) -> str:
+    if number in run.finished:
+        judge: str = run.round_entry(number).meta["judge"]
+        return judge
+    from flows.registry.resume import recipe_of  # which imports all kinds of judges
+
+    recipe = recipe_of(run)
+    return recipe.judge_names[recipe.held_out_judges[0]]
+
+
+def with_questions(sources: Sequence[str], root: str, rows: Rows, *, full: bool) -> Rows:
+    """The rows with what people read of each prompt in place of the text that the policy read; see `prompt_texts`.
+
+    Args:
+        sources: the runs that the rows are of, as RUN or RUN@ROUND.
+    """
+    ids = {row["prompt_id"] for row in rows if "prompt" in row}
+    if not ids:
+        return rows
+    store = existing_store(root)
+    runs = [store.run(name, intact_part=True) for name in dict.fromkeys(parse_source(source)[0] for source in sources)]
+    texts = prompt_texts(store, runs, ids, full=full)
+    return [{**row, "prompt": texts[row["prompt_id"]]} if row["prompt_id"] in texts else row for row in rows]
 
 
 def export(source: str, root: str, to: Path, *, style: Style, truncated: bool, say: Callable[[str], None]) -> int:

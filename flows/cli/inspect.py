@@ -24,6 +24,7 @@ Training = Annotated[
     bool,
     typer.Option("--training", help="take the completions sampled for training, in place of those to held-out prompts"),
 ]
+Full = Annotated[bool, typer.Option("--full", help="whole conversations and texts; else they are shortened to fit")]
 Limit = Annotated[int, typer.Option(min=1, help="most rows")]
 _MOST_ROWS = 200
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -53,9 +54,12 @@ def runs(root: Root = DEFAULT_ROOT, format: Output = Format.table) -> None:
 @app.command("rounds")
 def rounds_(run: RunName, root: Root = DEFAULT_ROOT, format: Output = Format.table) -> None:
     """Show a run's rounds, one row each."""
-    from flows.registry.catalog import list_rounds
+    from flows.registry.catalog import existing_store, list_rounds
+    from flows.registry.packing_check import untried_lengths
 
     print_rounds(run, list_rounds(run, root), format)
+    if format.is_for_people and (untried := untried_lengths(existing_store(root).run(run))):
+        typer.echo(f"policy: {untried}")
 
 
 @app.command()
@@ -69,23 +73,38 @@ def show(
     where: Annotated[
         str | None, typer.Option(help="an SQL condition, such as \"score > 0.5 and finish_reason = 'length'\"")
     ] = None,
+    full: Full = False,
     root: Root = DEFAULT_ROOT,
     format: Output = Format.table,
 ) -> None:
-    """Look into a round: its completions, judgments and preferences, and the held-out ones of its evaluation."""
+    """Look into a round: its completions, judgments and preferences, and the held-out ones of its evaluation.
+
+    Of a round that is at work, or was interrupted, it shows what is committed so far.
+    """
     spare_pandas()
     from flows.analysis import queries
     from flows.registry.catalog import TABLE_ALIASES, existing_store, run_at_round
+    from flows.registry.packing_check import untried_lengths
 
     store, stage = existing_store(root), TABLE_ALIASES.get(table.value, table.value)
-    run, number = run_at_round(store, source)
+    run, number = run_at_round(store, source, in_progress=True)
     columns = tables.readable_columns(stage) if format.is_for_people else None
     rows = queries.show(store, run, number, table=stage, prompt=prompt, limit=limit, where=where, columns=columns)
     if columns is not None:
+        rows = queries.with_questions([run.name], root, rows, full=full)
         rows = [tables.shortened({name: row.get(name) for name in columns}) for row in rows]
-    tables.print_rows(rows, title=f"{table.value} of {run.name}@{number}", format=format, empty="no row fits")
-    if format.is_for_people and (why := run.round_entry(number).meta.get("no_update")):
+    finished = number in run.finished
+    partly = "" if finished else ", which is not finished: what is committed so far"
+    title = f"{table.value} of {run.name}@{number}"
+    tables.print_rows(rows, title=f"{title}{partly}", format=format, empty="no row fits", full=full)
+    if partly and not format.is_for_people:
+        typer.echo(f"{title}{partly}", err=True)
+    if not format.is_for_people:
+        return
+    if finished and (why := run.round_entry(number).meta.get("no_update")):
         Console().print(f"round {number} had no update: {why}", markup=False, style="yellow")
+    if untried := untried_lengths(run):
+        typer.echo(f"policy: {untried}")
 
 
 @app.command()
@@ -115,6 +134,7 @@ def sql(
             metavar="SELECT", help='such as "select round, avg(score) from judgments group by 1 order by 1"'
         ),
     ],
+    full: Full = False,
     root: Root = DEFAULT_ROOT,
     format: Output = Format.table,
 ) -> None:
@@ -124,7 +144,7 @@ def sql(
 
     rows = queries.sql(run, root, statement)
     shown = rows[:_MOST_ROWS] if format is Format.table else rows
-    tables.print_rows(shown, title=run, format=format, empty="no row fits")
+    tables.print_rows(shown, title=run, format=format, empty="no row fits", full=full)
     if len(rows) > len(shown):
         typer.echo(f"{len(rows) - len(shown)} more rows: add LIMIT, or --format json for all of them")
 
@@ -133,6 +153,7 @@ def sql(
 def history(
     run: RunName,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="id of a prompt, or the beginning of it")],
+    full: Full = False,
     root: Root = DEFAULT_ROOT,
     format: Output = Format.table,
 ) -> None:
@@ -142,7 +163,9 @@ def history(
 
     asked, rows = queries.history(run, root, prompt)
     if format.is_for_people:
-        Console().print(visible(asked["text"]), markup=False, highlight=False, soft_wrap=True)
+        prompt_row = {"prompt_id": asked["prompt_id"], "prompt": asked["text"]}
+        (prompt_row,) = queries.with_questions([run], root, [prompt_row], full=full)
+        Console().print(visible(prompt_row["prompt"]), markup=False, highlight=False, soft_wrap=True)
     shown = [
         {
             "round": row["round"], "sampled": "held out" if row["held_out"] else "training",
@@ -153,7 +176,7 @@ def history(
     ]  # fmt: skip
     tables.print_rows(
         shown, title=f"Completions of {asked['prompt_id']} by {run}", empty="no completion yet", format=format,
-        records=rows, document={**asked, "answers": rows},
+        records=rows, document={**asked, "answers": rows}, full=full,
     )  # fmt: skip
 
 
@@ -173,14 +196,19 @@ def scores(run: RunName, training: Training = False, root: Root = DEFAULT_ROOT, 
 
 
 @app.command()
-def margins(run: RunName, limit: Limit = 5, root: Root = DEFAULT_ROOT, format: Output = Format.table) -> None:
+def margins(
+    run: RunName, limit: Limit = 5, full: Full = False, root: Root = DEFAULT_ROOT, format: Output = Format.table
+) -> None:
     """Show the preferences with the largest and with the smallest margins of all rounds."""
     spare_pandas()
     from flows.analysis import queries
 
     rows = queries.margins(run, root, limit)
-    shown = [tables.shortened(row, "kind") for row in rows]
-    tables.print_rows(shown, title=f"Margins of {run}", format=format, empty="no preference yet", records=rows)
+    shown = queries.with_questions([run], root, rows, full=full) if format.is_for_people else rows
+    shown = [tables.shortened(row, "kind") for row in shown]
+    tables.print_rows(
+        shown, title=f"Margins of {run}", format=format, empty="no preference yet", records=rows, full=full
+    )
 
 
 @app.command()
@@ -189,6 +217,7 @@ def repeats(
     training: Training = False,
     same_tokens: Annotated[bool, typer.Option("--same-tokens", help="compare token ids, in place of the text")] = False,
     limit: Limit = 10,
+    full: Full = False,
     root: Root = DEFAULT_ROOT,
     format: Output = Format.table,
 ) -> None:
@@ -199,7 +228,7 @@ def repeats(
     rows = queries.repeats(run, root, limit, training=training, same_tokens=same_tokens)
     shown = [{**row, "rounds": " ".join(map(str, row["rounds"]))} for row in rows]
     empty = "no two rounds gave the same completion"
-    tables.print_rows(shown, title=f"Repeated by {run}", format=format, empty=empty, records=rows)
+    tables.print_rows(shown, title=f"Repeated by {run}", format=format, empty=empty, records=rows, full=full)
 
 
 @app.command()
@@ -208,6 +237,7 @@ def diff(
     after: Annotated[str, typer.Argument(metavar="RUN@B", help="another round, of the same run or of another one")],
     training: Training = False,
     limit: Limit = 10,
+    full: Full = False,
     root: Root = DEFAULT_ROOT,
     format: Output = Format.table,
 ) -> None:
@@ -216,9 +246,12 @@ def diff(
     from flows.analysis import queries
 
     rows = queries.diff(before, after, root, training=training)
-    shown = [tables.shortened(row, *(() if training else ("preference",))) for row in rows[:limit]]
+    shown = rows[:limit]
+    if format.is_for_people:
+        shown = queries.with_questions([before, after], root, shown, full=full)
+    shown = [tables.shortened(row, *(() if training else ("preference",))) for row in shown]
     empty = "neither round has completions"
-    tables.print_rows(shown, title=f"{before} to {after}", format=format, empty=empty, records=rows)
+    tables.print_rows(shown, title=f"{before} to {after}", format=format, empty=empty, records=rows, full=full)
     if format.is_for_people:
         typer.echo(_summary(rows))
 

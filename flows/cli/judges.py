@@ -1,26 +1,21 @@
 """The commands about judges: train-judge, label."""
 
 import getpass
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.panel import Panel
-from rich.text import Text
 
 from flows.cli import tables
 from flows.cli.options import Commands, Format, Output, Root, RunAtRound
-from flows.host.text import visible
 from flows.registry import DEFAULT_ROOT
 
 if TYPE_CHECKING:
-    from flows.analysis.labelling import Choice
     from flows.analysis.train_judge import TrainedJudge
 
 app = Commands("Judges and labels")
-
-_CHOICES: dict[str, "Choice"] = {"a": "a", "b": "b", "tie": "tie", "t": "tie", "skip": "skip", "s": "skip"}
 
 
 @app.command("train-judge")
@@ -53,22 +48,18 @@ def train_judge_(
     format: Output = Format.table,
 ) -> None:
     """Fit a reward model to the preferences of rounds; measure it on prompts that it never saw."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from flows.analysis.train_judge import train_judge, training_settings
+    from flows.host.progress import Display
 
     config = training_settings(
         objective=objective, epochs=epochs, regression_epochs=regression_epochs, learning_rate=learning_rate,
         weight_decay=weight_decay, batch_size=batch_size, held_out=held_out, seed=seed, device=device, threads=threads,
         without_template=without_template,
     )  # fmt: skip
-    columns = (TextColumn("loss {task.fields[loss]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("fit", total=None, loss="-")
+    with Display() as display, display.doing("reading"), display.stage(None, "fit", unit="steps") as stage:
 
         def on_step(step: int, steps: int, loss: float) -> None:
-            progress.update(task, completed=step, total=steps, loss=f"{loss:.4f}")
+            stage.report({"done": step, "total": steps, "loss": loss})
 
         trained = train_judge(sources, to, base, config, root, on_step)
     _print_trained(trained, format)
@@ -102,52 +93,40 @@ def label(
     labeller: Annotated[str | None, typer.Option(help="name of who labels; the user's if empty")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="most questions to ask")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of which completion stands first")] = 0,
+    rubric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE_OR_TEXT", help="what makes a completion good; the criteria of the run's judge model if empty"
+        ),
+    ] = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
-    """Ask a person which of two completions is better. Each choice is kept at once; nothing is asked twice."""
-    from flows.analysis.labelling import Labelling
+    """Ask a person which of two completions is better. Each choice is kept at once; nothing is asked twice.
+
+    On a terminal one key is a choice, and others go back, undo, skip and quit; elsewhere a line is.
+    """
+    from flows.analysis.labelling import Answers, Labelling
+    from flows.cli.label_screen import label_by_keys, label_by_lines
 
     labelling = Labelling(source, labeller or getpass.getuser(), seed, root)
-    questions = labelling.questions[:count]
+    answers = Answers(labelling, labelling.questions[:count])
+    told = labelling.criteria if rubric is None else _read_rubric(rubric)
     console = Console()
-    place = 0
-    while place < len(questions):
-        question = questions[place]
-        first, second = labelling.shown(question)
-        console.rule(f"{place + 1} of {len(questions)}")
-        console.print(_panel("prompt", question.prompt.prompt_text))
-        console.print(_panel("A", first.text), _panel("B", second.text), sep="\n")
-        answer = _ask(console)
-        if answer is None:
-            break
-        if answer == "undo" and place == 0:
-            console.print("nothing to take back")
-        elif answer == "undo":
-            place -= 1
-            labelling.withdraw(questions[place])
-        else:
-            labelling.choose(question, _CHOICES[answer])
-            place += 1
-    left = len(labelling.questions) - place
-    console.print(f"{place} answered, {left} left of {source}", markup=False, highlight=False)
+    if sys.stdin.isatty() and console.is_terminal and not console.is_dumb_terminal:
+        label_by_keys(console, labelling, answers, told)
+    else:
+        label_by_lines(console, labelling, answers, told)
+    left = len(labelling.questions) - answers.answered
+    rate = f", {answers.per_hour:,.0f} an hour" if answers.answered else ""
+    console.print(f"{answers.answered} answered, {left} left of {source}{rate}", markup=False, highlight=False)
 
 
-def _ask(console: Console) -> str | None:
-    """What was typed, once it is one of the choices; None to quit, and at the end of the input."""
-    while True:
-        try:
-            typed = console.input("better: a, b, tie, skip, undo or quit? ", markup=False).strip().lower()
-        except (EOFError, KeyboardInterrupt):
-            console.print()
-            return None
-        if typed in ("quit", "q"):
-            return None
-        if typed in ("undo", "u"):
-            return "undo"
-        if typed in _CHOICES:
-            return typed
+def _read_rubric(rubric: str) -> str:
+    """The text of a file, or what was given if there is no such file."""
+    from pipeline.errors import ConfigError
 
-
-def _panel(title: str, text: str) -> Panel:
-    # Text, not markup, and nothing that a terminal would obey: what a model wrote must not draw, hide or answer.
-    return Panel(Text(visible(text.strip("\n"))), title=title, title_align="left")
+    path = Path(rubric)
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else rubric
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the rubric '{path}' cannot be read: {error}") from error

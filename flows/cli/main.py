@@ -1,8 +1,12 @@
 """The command line: ``rondo --help``."""
 
+import contextlib
+import errno
+import os
 import signal
 import sys
-from typing import Annotated, Any
+from io import TextIOWrapper
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -11,9 +15,12 @@ from typer.core import TyperGroup
 from flows.cli import inspect, judges, operate, plan, running, share, store, timeline
 from flows.cli.options import hide_flag_types
 from flows.errors import InterruptedRunError, WaitingForLabelsError
+from flows.host.text import visible
 from pipeline.errors import RondoError
 from storage.errors import StoreError
 
+_OUTPUT_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE, errno.EBADF)
+"""Why something cannot be printed. Such an error of a file names it."""
 WAITING = 3
 INTERRUPTED = 130  # as shells count an end by Ctrl-C
 
@@ -58,8 +65,22 @@ def rondo(
 
 def main() -> None:
     """Runs a command; what a user can mend is one sentence on standard error and exit status 1."""
+    if isinstance(sys.stdout, TextIOWrapper):  # what it cannot encode, as half of a pair of surrogates, is escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
     # A script's job in the background ignores Ctrl-C, and with it SIGTERM, which takes the same way to an orderly end.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        try:
+            _run_command()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except OSError as error:
+        _end_with(error)
+
+
+def _run_command() -> None:
+    _check_arguments()
     try:
         app(prog_name="rondo")
     except InterruptedRunError as interruption:
@@ -69,8 +90,42 @@ def main() -> None:
         Console(stderr=True).print(str(waiting), markup=False, highlight=False, soft_wrap=True)
         sys.exit(WAITING)
     except (RondoError, StoreError) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True, style="red")
+        _say_error(str(error))
         sys.exit(1)
+
+
+def _check_arguments() -> None:
+    """Refuses names that are not UTF-8: they could be written neither into a record nor into an address."""
+    for argument in sys.argv[1:]:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(argument).decode(errors="backslashreplace")
+            _say_error(f"'{visible(shown)}' is not UTF-8: give another name")
+            sys.exit(1)
+
+
+def _end_with(error: OSError) -> NoReturn:
+    """Ends the command in which the operating system refused something.
+
+    Raises:
+        OSError: it concerns neither a file nor what is printed.
+    """
+    if error.filename is not None:
+        _say_error(f"'{error.filename}': {error.strerror}")
+    elif error.errno in _OUTPUT_REFUSED:
+        # What still waits to be printed would be tried again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno != errno.EPIPE:  # who has read enough, as head, knows
+            _say_error(f"standard output cannot be written: {error.strerror}")
+    else:
+        raise error
+    sys.exit(1)
+
+
+def _say_error(text: str) -> None:
+    with contextlib.suppress(OSError):  # standard error is full as well: the exit status alone can tell
+        Console(stderr=True).print(f"error: {text}", markup=False, highlight=False, soft_wrap=True, style="red")
 
 
 if __name__ == "__main__":

@@ -35,13 +35,15 @@ def plan(
 ) -> None:
     """Say what a round takes on so many devices: time, memory, store, money, and what limits it."""
     from flows.analysis.capacity import plan_recipe
+    from flows.host.progress import doing
     from flows.registry.recipes import load_recipe
     from pipeline.planning.devices import Fact
 
-    found = plan_recipe(
-        load_recipe(recipe, set_ or []), device, gpus, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens,
-        usd_per_hour=gpu_hour_usd, calibrate=calibrate, root=root,
-    )  # fmt: skip
+    with doing("reading model and prompts"):
+        found = plan_recipe(
+            load_recipe(recipe, set_ or []), device, gpus, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens,
+            usd_per_hour=gpu_hour_usd, calibrate=calibrate, root=root,
+        )  # fmt: skip
     facts = [(name, float(fact), fact.source) for name, fact in vars(found.device).items() if isinstance(fact, Fact)]
     size = f"{found.work.policy.parameters / 1e6:,.4g} M parameters"
     title = (

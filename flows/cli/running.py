@@ -67,14 +67,14 @@ def fork_(
     rounds: Rounds = None,
     root: Root = DEFAULT_ROOT,
     set_: Changes = None,
-    start: Annotated[bool, typer.Option("--start/--no-start", help="run its rounds at once")] = True,
+    run: Annotated[bool, typer.Option("--run", help="run its rounds at once")] = False,
 ) -> None:
-    """Start a new run from a round's checkpoint. It shares its parent's files, and nothing is copied."""
+    """Make a new run that begins with a round of another one; 'rondo resume' runs its rounds. No file is copied."""
     from flows.host.progress import Display
     from flows.run.start import fork
 
     with Display() as display:
-        finished = fork(source, name, rounds, root, set_ or [], start=start, display=display)
+        finished = fork(source, name, rounds, root, set_ or [], run=run, display=display)
     print_finished(finished)
 
 

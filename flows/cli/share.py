@@ -21,9 +21,13 @@ def report(
     picture: Annotated[Path | None, typer.Option(help="write the main curves to this SVG file as well")] = None,
 ) -> None:
     """Write a run's report: one HTML file with its curves, metrics and completions."""
-    from flows.report import report as reports
+    from flows.host.progress import doing
 
-    typer.echo(reports.report(run, root, picture))
+    with doing("writing the report"):
+        from flows.report import report as reports
+
+        path = reports.report(run, root, picture)
+    typer.echo(path)
 
 
 @app.command()
@@ -40,8 +44,13 @@ def export(
 ) -> None:
     """Write a round's preferences in the prompt/chosen/rejected form that other trainers read."""
     from flows.analysis import queries
+    from flows.host.progress import doing
 
-    rows = queries.export(source, root, to, style=style, truncated=truncated, say=typer.echo)
+    notes: list[str] = []
+    with doing("writing the preferences"):
+        rows = queries.export(source, root, to, style=style, truncated=truncated, say=notes.append)
+    for note in notes:
+        typer.echo(note)
     typer.echo(f"{rows} preferences in {to}: datasets.load_dataset('{to}')")
 
 
@@ -59,6 +68,7 @@ def checkpoint(
     A copy of an adapter is the whole model, merged.
     """
     from flows.host.new_directory import new_directory
+    from flows.host.progress import doing
     from flows.registry.catalog import existing_store, run_at_round
     from flows.registry.checkpoints import checkpoint_files, is_adapter, local_policy
     from pipeline.errors import ConfigError
@@ -68,7 +78,8 @@ def checkpoint(
     run, number = run_at_round(store, source)
     files = checkpoint_files(run, number)
     if to is not None:
-        with tempfile.TemporaryDirectory(prefix="rondo-") as scratch, new_directory(to) as staged:
+        copying = doing(f"copying the checkpoint to {to}")
+        with copying, tempfile.TemporaryDirectory(prefix="rondo-") as scratch, new_directory(to) as staged:
             policy = local_policy(store, run, number, Path(scratch))
             for path in (path for path in policy.rglob("*") if path.is_file()):
                 copy = staged / path.relative_to(policy)
@@ -78,7 +89,9 @@ def checkpoint(
     elif is_adapter(files):
         raise ConfigError(f"the checkpoint of {source} is an adapter: give a directory for the whole model, as --to")
     elif store.is_local:
-        typer.echo(local_directory(store, files, Path()))
+        with doing("reading the checkpoint, to verify it"):
+            path = local_directory(store, files, Path())
+        typer.echo(path)
     else:
         raise ConfigError(f"the runs in {store.root} lie on no local disk: give a directory to copy to, as --to")
 
@@ -92,10 +105,13 @@ def publish_(
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Push a round to the Hub: the checkpoint as a model, its preferences as a dataset. The token is HF_TOKEN's."""
+    from flows.host.progress import doing
     from flows.publish.publish import publish
     from flows.registry.catalog import existing_store, run_at_round
 
     store = existing_store(root)
     run, number = run_at_round(store, source)
-    for url in publish(store, run, number, repo, what, private=private):
+    with doing(f"pushing {source} to {repo}"):
+        urls = list(publish(store, run, number, repo, what, private=private))
+    for url in urls:
         typer.echo(url)

@@ -20,18 +20,19 @@ app = Commands("Look after the store")
 @app.command()
 def verify(run: RunName, root: Root = DEFAULT_ROOT, format: Output = Format.table) -> None:
     """Read everything of a run again, and say what is damaged; exit status 1 if anything is."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
+    from flows.host.progress import Display
     from flows.registry.catalog import existing_store
     from flows.registry.verify_rules import RULES
     from storage.verify.verify import verify as verify_run
 
     store = existing_store(root)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(compact=True))
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"reading '{run}' again", total=None)
-        found = verify_run(store, run, RULES, lambda done, total: progress.update(task, completed=done, total=total))
+    with Display() as display, display.stage(None, f"reading '{run}' again", unit="MB", stays=False) as stage:
+        stage.begin()
+
+        def on_progress(done: int, total: int) -> None:
+            stage.report({"done": done / 1e6, "total": total / 1e6})
+
+        found = verify_run(store, run, RULES, on_progress)
     _print_verification(found, format)
     if found.damages:
         raise typer.Exit(1)
@@ -54,8 +55,10 @@ def prune(
 ) -> None:
     """Remove weights and optimizer states of finished rounds; tables stay, and so does all that a fork needs."""
     from flows.analysis import pruning
+    from flows.host.progress import doing
 
-    found = pruning.prune(run, root, last=keep_last, every=keep_every, best=keep_best or [], dry_run=dry_run)
+    with doing(f"looking for what '{run}' can do without"):
+        found = pruning.prune(run, root, last=keep_last, every=keep_every, best=keep_best or [], dry_run=dry_run)
     rows = [
         {"round": item.round, "stage": item.stage, "files": len(item.files), "size": decimal(item.freed)}
         for item in found.removals
@@ -71,8 +74,9 @@ def prune(
     if rows:
         typer.echo(f"{decimal(sum(item.freed for item in found.removals))} {verb}; the tables of all rounds stay")
     if found.for_forks:
-        rounds, forks = ", ".join(map(str, found.for_forks)), ", ".join(found.forks)
-        typer.echo(f"kept, because forks ({forks}) name them: the weights of rounds {rounds}")
+        several = "s" if len(found.for_forks) > 1 else ""
+        rounds, forks = f"round{several} {', '.join(map(str, found.for_forks))}", ", ".join(found.forks)
+        typer.echo(f"kept, because forks ({forks}) name them: the weights of {rounds}")
 
 
 @app.command()
@@ -84,8 +88,10 @@ def sweep(
 ) -> None:
     """Remove files that no run names: what killed workers and interrupted deletions have left behind."""
     from flows.analysis import pruning
+    from flows.host.progress import doing
 
-    strays = pruning.sweep(root, grace, dry_run=dry_run)
+    with doing("looking for files that no run names"):
+        strays = pruning.sweep(root, grace, dry_run=dry_run)
     rows = [{"file": stray.path, "size": decimal(stray.bytes), "why": stray.why} for stray in strays]
     verb = "would go" if dry_run else "removed"
     records = [asdict(stray) for stray in strays]
@@ -136,10 +142,12 @@ def lineage(
 def doctor(root: Root = DEFAULT_ROOT, format: Output = Format.table) -> None:
     """Look at this machine and say what is missing; exit status 1 if anything is."""
     from flows.cli.doctor import examine
+    from flows.host.progress import doing
 
-    found = examine(root)
+    with doing("looking at this machine"):
+        found = examine(root)
     rows = [asdict(finding) for finding in found]
-    tables.print_rows(rows, title="What rondo finds here", format=format, longest=1000)
+    tables.print_rows(rows, title="What rondo finds here", format=format, full=True)
     if any(finding.verdict == "missing" for finding in found):
         raise typer.Exit(1)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.cells import cell_len
+from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +18,10 @@ from flows.host.text import visible
 
 Rows = Sequence[Mapping[str, Any]]
 
-_LONGEST_CELL = 160
+_LINES = 6
+"""Of a text in a table, if it is not shown in full."""
+_LONGEST_WORD = 80
+"""Characters; what is longer is a text, though it has no space, as in Chinese."""
 _NARROWEST_PROSE = 12  # characters; a text in a narrower column is not read
 _SHORT_ID = 8
 _HEADINGS = {
@@ -45,7 +48,7 @@ def print_rows(
     format: Format = Format.table,
     records: Rows | None = None,
     document: object = None,
-    longest: int = _LONGEST_CELL,
+    full: bool = False,
 ) -> None:
     """Print rows; on a terminal that is too narrow for a table, each row is a list.
 
@@ -54,7 +57,7 @@ def print_rows(
         empty: what to say to them if there is no row.
         records: what machines read, a row each; the same rows if it is not given.
         document: what ``--format json`` prints; an array of the records if it is not given.
-        longest: characters of a table's cell; what is longer is cut, and ends with an ellipsis.
+        full: cut nothing; else a table shows a few lines of a text, and an ellipsis for the rest.
     """
     records = rows if records is None else records
     if format is Format.json:
@@ -70,8 +73,10 @@ def print_rows(
         _write("\n".join(_markdown(rows)))
     else:
         console = Console()
-        cells = [{name: _cell(value, longest) for name, value in row.items()} for row in rows]
+        cells = [{name: _cell(value) for name, value in row.items()} for row in rows]
         fits = _least_width(rows, cells) <= console.width
+        if not full:
+            cells = _cut(rows, cells, _text_width(rows, cells, console.width, as_table=fits))
         console.print(_table(rows, cells, title, console.width) if fits else _lists(cells, title))
 
 
@@ -116,7 +121,7 @@ def _markdown(rows: Rows) -> list[str]:
 
 
 def _markdown_cell(value: Any) -> str:
-    return _MARKDOWN_SYNTAX.sub(r"\\\1", _cell(value, sys.maxsize)).replace("\n", "<br>")
+    return _MARKDOWN_SYNTAX.sub(r"\\\1", _cell(value)).replace("\n", "<br>")
 
 
 def _write(text: str) -> None:
@@ -178,14 +183,56 @@ def _least_cell(name: str, cells: Sequence[Mapping[str, str]], *, prose: bool) -
     return min(whole, _NARROWEST_PROSE) if prose else whole
 
 
+def _text_width(rows: Rows, cells: Sequence[Mapping[str, str]], width: int, *, as_table: bool) -> int:
+    """Characters of a line that a text gets: in a table the texts share what the other columns leave."""
+    if not as_table:
+        return width - max(cell_len(_heading(name)) for name in rows[0]) - 3
+    texts = [name for name in rows[0] if _is_prose(rows, name)]
+    others = sum(_least_cell(name, cells, prose=False) + 2 for name in rows[0] if name not in texts)
+    return max(_NARROWEST_PROSE, (width - 1 - others) // max(len(texts), 1) - 2)
+
+
+def _cut(rows: Rows, cells: Sequence[Mapping[str, str]], width: int) -> list[dict[str, str]]:
+    """The cells with the first lines of each text; of a prompt also the last ones, for its end may be what it asks."""
+    texts = {name for name in rows[0] if _is_prose(rows, name)}
+    return [
+        {name: shorten(text, width, keep_end=name == "prompt") if name in texts else text for name, text in row.items()}
+        for row in cells
+    ]
+
+
+def shorten(text: str, width: int, *, keep_end: bool = False) -> str:
+    """The first lines of a text, and, to keep its end, the last ones, with an ellipsis for what is left out."""
+    if sum(len(_pieces(line, width)) for line in text.split("\n")) <= _LINES:
+        return text
+    after = _LINES // 2 if keep_end else 0
+    end = _first_lines(text[::-1], width, after)[::-1] if after else ""
+    return f"{_first_lines(text, width, _LINES - after)[:-1].rstrip()}…{end}"
+
+
+def _first_lines(text: str, width: int, count: int) -> str:
+    taken = []
+    for line in text.split("\n"):
+        pieces = _pieces(line, width)
+        taken.append("".join(pieces[:count]))
+        count -= len(pieces)
+        if count <= 0:
+            break
+    return "\n".join(taken)
+
+
+def _pieces(line: str, width: int) -> list[str]:
+    """The lines that a line takes, at the least: between words it may break earlier."""
+    return chop_cells(line, width) or [""]
+
+
 def _is_prose(rows: Rows, name: str) -> bool:
-    return any(" " in str(row[name]) for row in rows)
+    return any(" " in str(row[name]) or len(str(row[name])) > _LONGEST_WORD for row in rows)
 
 
-def _cell(value: Any, longest: int) -> str:
+def _cell(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
-    text = visible(str(value))
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+    return visible(str(value))

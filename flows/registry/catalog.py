@@ -42,8 +42,12 @@ def parse_source(source: str) -> tuple[str, int | None]:
     return name, None if text == NEWEST else int(text)
 
 
-def run_at_round(store: Store, source: str) -> tuple[Run, int]:
+def run_at_round(store: Store, source: str, *, in_progress: bool = False) -> tuple[Run, int]:
     """Find the run and the finished round that RUN@ROUND names.
+
+    Args:
+        in_progress: a round that is not finished, but has committed something, does as well; without a number it is
+            taken only if no round is finished.
 
     Raises:
         ConfigError: it has not that form, or the round is not finished.
@@ -53,6 +57,10 @@ def run_at_round(store: Store, source: str) -> tuple[Run, int]:
     run = store.run(name, intact_part=True)
     done = len(run.finished)
     number = done - 1 if asked is None else asked
+    if in_progress and (begun := {entry.round for entry in run.unfinished()}):
+        number = min(begun) if not done and asked is None else number
+        if number in begun:
+            return run, number
     if not done or number >= done:
         have = f"it has rounds 0 to {done - 1}" if done else "it has none yet"
         what = f"round {number} of run '{name}' is not finished" if asked is not None else f"run '{name}' has no round"

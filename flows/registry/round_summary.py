@@ -112,8 +112,8 @@ class RoundSummary(BaseModel):
     handover_drift: float = Field(description="sampler against trainer after the hand-over, nats per token")
     sampled_tokens: int
     seconds: dict[str, float] = Field(
-        description="time of each stage; ahead is that in which the next round was sampled while this one was updated, "
-        "which is what staleness gains"
+        description="time of each stage, in which its worker was at it; ahead is that in which the next round was "
+        "sampled while this one was updated, which is what staleness gains"
     )
     alarms: list[str] = []
     origin: RoundOrigin | None = Field(None, description="none in runs that did not record it yet")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import yaml
 
+from flows.registry.packing_check import untried_lengths
 from flows.registry.recipes import changed_fields
 from flows.registry.round_summary import RoundSummary, row_of, summaries
 from flows.report.data import Completions, held_out_completions, optimizer_steps, sampled_scores
@@ -40,6 +41,7 @@ class Report:
     recipe: Recipe
     state: str
     parent: str | None
+    untried: str | None
     last: int
     cards: list[Card]
     alarms: list[tuple[int, str]]
@@ -69,6 +71,7 @@ def gather(store: Store, run: Run) -> Report:
         recipe=recipe,
         state=_state(run, recipe, rounds[-1].round),
         parent=f"{parent['run']}@{parent['round']}" if parent else None,
+        untried=untried_lengths(run),
         last=rounds[-1].round,
         cards=list(_cards(rounds, recipe)),
         alarms=[(summary.round, alarm) for summary in rounds for alarm in summary.alarms],
@@ -178,7 +181,7 @@ def _commands(store: Store, run: Run, recipe: Recipe, done: int) -> dict[str, li
     if parent:
         changes = " ".join(f"--set {shlex.quote(change)}" for change in _changes(store, parent["run"], recipe))
         source = f"{parent['run']}@{parent['round']}"
-        again = f"rondo fork {source} --name {run.name}-again {rounds} {changes}".rstrip()
+        again = f"rondo fork {source} --name {run.name}-again --run {rounds} {changes}".rstrip()
     else:
         again = f"rondo run {recipe.name}.yaml --name {run.name}-again {rounds}"
     tables = [f"rondo show {run.name}@{done} --table preferences", f"rondo export {run.name}@{done} --to pairs"]

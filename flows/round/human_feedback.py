@@ -116,8 +116,9 @@ async def _ask(
     await context.workers.dismiss()
     control.waits_for_people = True
     async with without_gpus(context.display):
-        outcome = await wait_in_prefect(
-            control.flow_run, task, missing, deadline, has_judge=isinstance(config, HumanFeedbackConfig)
-        )
+        with context.display.resting():
+            outcome = await wait_in_prefect(
+                control.flow_run, task, missing, deadline, has_judge=isinstance(config, HumanFeedbackConfig)
+            )
     control.waits_for_people = False
     return outcome

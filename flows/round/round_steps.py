@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from flows.registry.packing_check import untried_lengths
 from flows.round.context import RoundContext
 from flows.round.shard_steps import retry_on_worker_death
 from flows.round.shards import Shard, Shards, files_of
@@ -66,9 +67,14 @@ def _say_of_prompts(context: RoundContext, told: Mapping[str, Any]) -> None:
 @step("{context.name} prepare policy")
 async def prepare_policy(context: RoundContext) -> Entry:
     """Round 0's checkpoint: the warm start or the pretrained policy."""
-    if done := context.find(0, "checkpoint"):
-        return done
-    with context.display.stage(0, "policy") as stage:
+    done = context.find(0, "checkpoint") or await _made_policy(context)
+    if (untried := untried_lengths(context.run)) is not None:
+        context.display.say(f"policy: {untried}")
+    return done
+
+
+async def _made_policy(context: RoundContext) -> Entry:
+    with context.display.stage(0, "policy", unit="steps") as stage:
         stage.begin()
         answer = await context.workers.trainer.asking(on_progress=stage.report).call(TrainerWorker.prepare_policy)
     files, report = answer.result
@@ -87,7 +93,8 @@ async def prepare_prompts(context: RoundContext) -> Entry:
             made = await saying.call(TrainerWorker.prepare_prompts, checkpoint=checkpoint)
         prompts = context.commit(0, "prompts", [made.result], made.work)
     if context.find(0, "probe") is None:
-        probed = await trainer.call(TrainerWorker.probe, checkpoint=checkpoint, prompts=prompts.files)
+        async with context.display.waiting("scoring a few sequences, to compare the sampler with"):
+            probed = await trainer.call(TrainerWorker.probe, checkpoint=checkpoint, prompts=prompts.files)
         context.commit(0, "probe", [probed.result], probed.work)
     return prompts
 
@@ -109,10 +116,11 @@ async def replay(context: RoundContext, number: int, own: Sequence[FileRef]) -> 
     inputs = content_id([hashes(own), pool, config.hashed()])
     if done := context.find(number, "replayed", inputs):
         return done
-    answer = await context.workers.judge.call(
-        JudgeWorker.replay,
-        preferences=tuple(own), earlier=earlier, candidates=candidates, round=number, seed=context.seed(number),
-    )  # fmt: skip
+    async with context.display.waiting(f"round {number}  choosing preferences to replay"):
+        answer = await context.workers.judge.call(
+            JudgeWorker.replay,
+            preferences=tuple(own), earlier=earlier, candidates=candidates, round=number, seed=context.seed(number),
+        )  # fmt: skip
     file, metrics = answer.result
     return context.commit(number, "replayed", [file], {**metrics, **answer.work}, inputs)
 
@@ -125,7 +133,8 @@ async def sleep_sampler(context: RoundContext, shards: Shards) -> None:
     """
     if context.recipe.sampler_sleeps:
         await shards.all()
-        await retry_on_worker_death(lambda _again: context.workers.sampler.call(SamplerWorker.sleep))
+        async with context.display.waiting("the sampler lends its memory to the update"):
+            await retry_on_worker_death(lambda _again: context.workers.sampler.call(SamplerWorker.sleep))
 
 
 @step("{context.name} r{number} sync weights")
@@ -202,25 +211,27 @@ async def compare(
     probe: Sequence[Entry] = (),
 ) -> dict[str, Any]:
     """The metrics of an evaluation: alone, or against the judgments of the previous round and of round 0."""
-    answer = await context.workers.judge.call(
-        JudgeWorker.compare,
-        candidates=files_of(shard.candidates for shard in own),
-        judgments=files_of(shard.judgments for shard in own),
-        previous=files_of(shard.judgments for shard in previous),
-        initial=files_of(shard.judgments for shard in initial),
-        logps=files_of(logps),
-        probe=files_of(probe),
-    )
+    async with context.display.waiting(f"round {number}  comparing it with earlier rounds"):
+        answer = await context.workers.judge.call(
+            JudgeWorker.compare,
+            candidates=files_of(shard.candidates for shard in own),
+            judgments=files_of(shard.judgments for shard in own),
+            previous=files_of(shard.judgments for shard in previous),
+            initial=files_of(shard.judgments for shard in initial),
+            logps=files_of(logps),
+            probe=files_of(probe),
+        )
     return answer.result
 
 
 @step("{context.name} r{number} describe")
 async def describe(context: RoundContext, number: int) -> dict[str, Any]:
     """What the round's table says of its completions, judgments and preferences."""
-    answer = await context.workers.judge.call(
-        JudgeWorker.describe,
-        candidates=context.files(number, "candidates"),
-        judgments=context.files(number, "judgments"),
-        preferences=context.files(number, "preferences"),
-    )
+    async with context.display.waiting(f"round {number}  gathering its metrics"):
+        answer = await context.workers.judge.call(
+            JudgeWorker.describe,
+            candidates=context.files(number, "candidates"),
+            judgments=context.files(number, "judgments"),
+            preferences=context.files(number, "preferences"),
+        )
     return answer.result

@@ -57,6 +57,7 @@ async def sample_shard(
         if isinstance(error, WeightSyncError):
             raise
         return context.commit(number, stage, [], _skip(context, number, shard, rows, batch, error), inputs, shard)
+    display.worked_on(answer.work)
     sampled = answer.result
     meta = {"policy": policy.digest, "candidates": sampled.file.rows, "tokens": sampled.tokens, **answer.work}
     return context.commit(number, stage, [sampled.file], meta, inputs, shard)
@@ -112,6 +113,7 @@ async def judge_shard(
     )  # fmt: skip
     meta = {**({"policies": compared} if any(compared) else {}), **answer.work}
     done = context.commit(number, stage, [answer.result], meta, inputs, shard)
+    display.worked_on(answer.work)
     display.report({"done": candidates.meta["candidates"]}, shard)
     return done
 

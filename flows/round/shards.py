@@ -125,8 +125,8 @@ async def _process_shards(context: RoundContext, number: int, batch: PromptBatch
     total = sum(map(len, rows)) * (1 if batch.held_out else context.recipe.sampling.candidates)
     label = "held-out " if batch.held_out else ""
     with (
-        context.display.stage(number, f"{label}judge", total, len(rows)) as judging,
-        context.display.stage(number, f"{label}sample", total, len(rows)) as sampling,
+        context.display.stage(number, f"{label}judge", total, len(rows), "completions") as judging,
+        context.display.stage(number, f"{label}sample", total, len(rows), "completions") as sampling,
     ):
         ahead = asyncio.Semaphore(AHEAD * max(workers.sampler.carrier.capacity, workers.judge.carrier.capacity))
 

@@ -40,7 +40,7 @@ async def update(
         decided: people's preferences, in place of those of the shards.
         replayed: preferences of earlier rounds beside them.
     """
-    with context.display.stage(number, "update") as display:
+    with context.display.stage(number, "update", unit="steps") as display:
         job = _Update(context, display, number, decided, replayed)
         if job.may_be_done or context.recipe.mode == "phased" or decided or replayed:
             ready = await shards.all()
@@ -48,7 +48,7 @@ async def update(
                 return done
         else:
             ready = await shards.first(job.saved_shards)
-        if len(ready) == len(shards):  # else it is shown from its first step on
+        if len(ready) == len(shards):  # else it is shown from the first thing on that it says it is doing
             if not job.has_preferences(ready):
                 return job.keep_policy(ready)
             display.begin()
@@ -197,6 +197,7 @@ class _Update:
     def _note(self, answer: Answer[Result]) -> Result:
         """What the trainer returned; when it worked is kept."""
         self._work = answer.work
+        self._display.worked_on(answer.work)
         self._busy.append(self._work["span"])
         return answer.result
 

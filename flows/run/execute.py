@@ -46,7 +46,8 @@ async def run_rounds(run: str, rounds: int) -> State[Any] | None:
 async def _missing_rounds(context: RoundContext) -> None:
     async with context.monitors.artifacts.kept_up(context.control.flow_run):
         # Before anything is paid for: judges that cannot be loaded, and prompts that cannot be used, say so here.
-        context.judge_versions = (await context.workers.judge.call(JudgeWorker.versions)).result
+        async with context.display.waiting("loading the judges"):
+            context.judge_versions = (await context.workers.judge.call(JudgeWorker.versions)).result
         await round_steps.try_judges(context, await round_steps.check_prompts(context))
         await round_steps.prepare_policy(context)
         await round_steps.prepare_prompts(context)
@@ -81,7 +82,7 @@ async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: 
         async with display.waiting("reading what the next round starts from"):
             await asyncio.to_thread(check_inputs, store, run, unread=unread_states(recipe))
         monitors.tracker = open_tracker(recipe.tracking, run)
-        async with _started(workers), contextlib.AsyncExitStack() as stack:
+        async with _started(workers, display), contextlib.AsyncExitStack() as stack:
             stack.enter_context(monitors.tracker)
             async with display.waiting("starting Prefect and the workers"):
                 await stack.enter_async_context(prefect_api(display.say))
@@ -116,13 +117,14 @@ def _end_message(context: RoundContext) -> Callable[..., Coroutine[Any, Any, Non
 
 
 @contextlib.asynccontextmanager
-async def _started(workers: WorkerSet) -> AsyncIterator[None]:
+async def _started(workers: WorkerSet, display: Display) -> AsyncIterator[None]:
     """Starts the workers without waiting for them: the first call to each does that, and reports what went wrong."""
     starts = [asyncio.create_task(carrier.start()) for carrier in workers.carriers]
     try:
         yield
     finally:
-        for start in starts:
-            start.cancel()
-        await asyncio.gather(*starts, return_exceptions=True)
-        await workers.stop()
+        async with display.waiting("ending the workers"):
+            for start in starts:
+                start.cancel()
+            await asyncio.gather(*starts, return_exceptions=True)
+            await workers.stop()

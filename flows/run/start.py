@@ -14,6 +14,7 @@ from flows.registry.recipes import check_new_run, differences, parse_recipe
 from flows.registry.resume import check_goal, create_or_open, header, recipe_of, recipe_to_resume, unread_states
 from flows.registry.resume_check import check_inputs, open_to_go_on, weights_of_next_round
 from flows.registry.round_summary import RoundSummary, summaries
+from flows.run.check_judges import check_judge_policies
 from flows.run.fork_history import import_parent_rounds
 from pipeline.errors import ConfigError, DataError, JudgeError, UnsupportedModelError
 from pipeline.recipe import Recipe
@@ -95,9 +96,12 @@ def resume(
 
 
 def fork(
-    source: str, name: str, rounds: int | None, root: str, changes: Sequence[str], *, start: bool, display: Display
+    source: str, name: str, rounds: int | None, root: str, changes: Sequence[str], *, run: bool, display: Display
 ) -> Finished:
     """A new run whose rounds up to one of the parent's are the parent's own files, by reference.
+
+    Args:
+        run: go on and run the rounds that are missing.
 
     Raises:
         ConfigError: the round is not finished, or the change is one that only a new run can make.
@@ -114,18 +118,20 @@ def fork(
         )
     _check_adapter(before, recipe)
     check_new_run(recipe)
-    if start:
+    check_judge_policies(recipe, name, number + 1)
+    if run:
         check_devices(recipe)
     unread = unread_states(recipe)
     check_inputs(store, parent, number, recipe.staleness, unread)
     needed = weights_of_next_round(parent, number, recipe.staleness, unread)
     child = create_fork(store, parent, number, name, header(recipe), needed)
-    if not start:
-        with child.writer() as writer:
-            import_parent_rounds(store, child, writer)
-        message = f"'{name}' begins at {parent.name}@{number}: rondo resume {name}"
-        return Finished(name, summaries(child.rounds()), message, None)
-    return _bring_to(store, child, recipe, recipe.rounds, display)
+    if run:
+        return _bring_to(store, child, recipe, recipe.rounds, display)
+    with child.writer() as writer:
+        import_parent_rounds(store, child, writer)
+    more = "" if recipe.rounds > number else f" --rounds {number + 1}"
+    message = f"run '{name}' begins with {parent.name}@{number}; this runs its rounds: rondo resume {name}{more}"
+    return Finished(name, summaries(child.rounds()), message, None)
 
 
 def _bring_to(
@@ -153,15 +159,17 @@ def _bring_to(
     after = f", going on after round {done}" if done >= 0 else ""
     display.say(f"run '{run.name}' in {store.root}: {counted(rounds, 'round')}{after}")
     # What takes seconds to import comes after the first line: Prefect, and the charts of the report.
-    import flows.prefect_api  # noqa: F401  before Prefect
-    from flows.report.report import report
-    from flows.run.execute import execute
+    with display.doing("loading Prefect"):
+        import flows.prefect_api  # noqa: F401  before Prefect
+        from flows.report.report import report
+        from flows.run.execute import execute
 
     with orderly_end(f"interrupted: what is committed stays, and 'rondo resume {run.name}' goes on"):
         asyncio.run(execute(store, run, recipe, rounds, display, take_over))
         run.refresh()
         message = ended_early(run, rounds) or f"run '{run.name}' has {counted(rounds, 'round')}"
-        return Finished(run.name, summaries(run.rounds()), message, report(run.name, store.root))
+        with display.doing("writing the report"):
+            return Finished(run.name, summaries(run.rounds()), message, report(run.name, store.root))
 
 
 def _goal(run: Run) -> int:

@@ -61,6 +61,7 @@ class RoundUpdate:
         slot, inputs, round = self._slot, self._inputs, self._round
         update = self._opened()
         result = update.run(self._on_step)
+        self._tell(doing="saving")
         files = slot.stage(round, "checkpoint", slot.save_policy)
         digest = checkpoints.weights_digest(files)
         slot.set_current_policy(digest)
@@ -93,6 +94,7 @@ class RoundUpdate:
         if not groups or (inputs.state and self._update is None):  # the state has theirs
             return groups
         if self._metrics is None and inputs.reference_sampled:
+            self._tell(doing="comparing with the sampler")
             model, agreed = slot.use(inputs.reference or inputs.policy), Agreement.of(slot.recipe)
             groups, self._metrics = preference_groups.with_reference(
                 model, groups, config, inputs.drift, agreed.tolerance, agreed.explain
@@ -100,6 +102,7 @@ class RoundUpdate:
             return groups
         if self._metrics is not None and self._metrics["reference_logprobs"] == "sampler":
             return groups
+        self._tell(doing="scoring under the reference")
         groups, metrics = preference_groups.with_other_reference(
             slot.use(inputs.reference or inputs.policy), groups, config
         )
@@ -116,6 +119,7 @@ class RoundUpdate:
         groups = preference_groups.replayed_groups(slot.table(inputs.prompts), slot.table(inputs.replayed))
         if slot.recipe.preferences.replay.reference == "original" or inputs.state:
             return groups
+        self._tell(doing="scoring what is replayed")
         scored, _ = preference_groups.with_other_reference(
             slot.use(inputs.reference or inputs.policy), groups, self._config
         )
@@ -130,6 +134,7 @@ class RoundUpdate:
     def _open(self) -> None:
         """Puts the weights in place that the update starts from, with the preferences that wait for them."""
         slot, inputs = self._slot, self._inputs
+        self._tell(doing="loading the weights")
         model = slot.use(inputs.policy)
         first = next((count for count, _ in self._shards if count), 0)
         self._probed = [_best_answer(group) for group in self._waiting[: min(first, PROBE_SEQUENCES)]]

@@ -82,6 +82,19 @@ def written_out(messages: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(f"[{message['role']}]\n{message_text(message)}" for message in messages)
 
 
+def question(messages: Sequence[Mapping[str, Any]]) -> str:
+    """What a conversation asks, in short: its last user's message and what follows; an ellipsis for what comes before.
+
+    Of messages none of which is a user's it is the last one. Roles are named if there are several.
+    """
+    users = [place for place, message in enumerate(messages) if message["role"] == "user"]
+    first = users[-1] if users else len(messages) - 1
+    shown = messages[first:]
+    alone = len(shown) == 1 and shown[0]["role"] == "user"
+    texts = [message_text(message) if alone else f"[{message['role']}] {message_text(message)}" for message in shown]
+    return ("… " if first else "") + "\n".join(texts)
+
+
 def message_text(message: Mapping[str, Any]) -> str:
     """The content of a message, followed by its other fields as JSON."""
     more = [f"{name}: {json.dumps(field, ensure_ascii=False)}" for name, field in other_fields(message).items()]

@@ -296,6 +296,7 @@ def open_objects(root: str | Path) -> Objects:
 
     Raises:
         UnsupportedStoreError: the URI's scheme is none that has put-if-absent, or the backend's settings are missing.
+        InvalidNameError: the directory's name is not UTF-8.
         StorageAccessError: the directory cannot be created.
     """
     scheme = urlsplit(str(root)).scheme if isinstance(root, str) and "://" in root else ""
@@ -352,8 +353,18 @@ def _open_local(path: Path) -> LocalObjects:
         if path.exists() and not path.is_dir():
             raise UnsupportedStoreError(f"{path} is no directory: give a directory for the store")
         resolved = path.expanduser().resolve()
+        _check_encodable(resolved)
         durable.make_directories(resolved)
     return LocalObjects(resolved)
+
+
+def _check_encodable(root: Path) -> None:
+    """Raises InvalidNameError if the directory's name could be written into no record and no address."""
+    try:
+        str(root).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(root).decode(errors="backslashreplace")
+        raise InvalidNameError(f"the name of the directory {shown} is not UTF-8: rename it") from None
 
 
 def _first_line(error: BaseException) -> str:

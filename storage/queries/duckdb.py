@@ -40,4 +40,4 @@ def clear_errors(known: Iterable[str]) -> Iterator[None]:
         reason = str(error).partition("\n")[0]
         if isinstance(error, _UNREADABLE) or _OF_A_TABLE in reason:
             raise DamagedFileError(f"a committed file cannot be read: {reason}") from error
-        raise QueryError("; ".join([reason, *known])) from error
+        raise QueryError("; ".join([reason.rstrip("!."), *known])) from error

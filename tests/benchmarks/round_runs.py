@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 import yaml
 
+from flows.host.work_spans import busy_seconds, spans_of
 from flows.registry.resume import recipe_of
-from flows.registry.work_spans import busy_seconds, spans_of
 from pipeline.data.prompts import round_slice
 from pipeline.recipe import Recipe
 from pipeline.records import prompt_seed

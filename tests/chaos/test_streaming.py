@@ -132,7 +132,7 @@ def test_a_stale_run_can_be_checked_forked_and_gone_on_with(rondo: Rondo, root: 
     Where its reference becomes an average that begins with the policy it starts from, that is not the one that sampled.
     """
     rondo("verify", "stale", "--root", str(root))
-    rondo("fork", "stale@2", "--name", "grown", "--rounds", "4", "--root", str(root))
+    rondo("fork", "stale@2", "--name", "grown", "--run", "--rounds", "4", "--root", str(root))
     assert_same(root, "stale", root, "grown", range(4))
     grown = Store.open(root).run("grown")
     spans = {
@@ -140,7 +140,7 @@ def test_a_stale_run_can_be_checked_forked_and_gone_on_with(rondo: Rondo, root: 
         for number in (3, 4)
     }
     assert max(end for _, end in spans[3]) <= min(start for start, _ in spans[4])
-    rondo("fork", "stale@2", "--name", "averaged", "--set", "update.reference=ema", "--root", str(root))
+    rondo("fork", "stale@2", "--name", "averaged", "--run", "--set", "update.reference=ema", "--root", str(root))
     averaged = Store.open(root).run("averaged")
     (begun,) = averaged.entries(3, "checkpoint")
     assert begun.meta["reference"] == averaged.rounds()[2].meta["policy"]

@@ -45,6 +45,11 @@ def test_a_round_says_when_its_parts_worked(read_json: Callable[..., Any], whole
     assert all(0 < lane["busy"] <= found["seconds"] for lane in lanes.values())
     # Phased: the update begins when the last candidate is judged.
     training = {part: [span for span in lane["spans"] if span["kind"] == "training"] for part, lane in lanes.items()}
+    # All that the trainer did for the update counts, with the checks before and the saving after its steps.
+    (step_seconds,) = (entry.meta["seconds"] for entry in Store.open(whole).run("whole").entries(2, "checkpoint"))
+    worked = sum(span["end"] - span["start"] for span in training["update"])
+    assert summary["seconds"]["update"] == pytest.approx(worked, abs=1e-3)
+    assert summary["seconds"]["update"] > step_seconds
     assert min(span["start"] for span in training["update"]) >= max(span["end"] for span in training["judge"])
     assert "Where the time goes" in (whole / "runs" / "whole" / "report.html").read_text()
 
@@ -91,7 +96,7 @@ def test_a_finished_run_says_so(rondo: Rondo, tiny_recipe: Path, whole: Path) ->
 
 
 def test_a_fork_without_changes_goes_the_same_way(rondo: Rondo, whole: Path) -> None:
-    rondo("fork", "whole@1", "--name", "same", "--root", str(whole))
+    rondo("fork", "whole@1", "--name", "same", "--run", "--root", str(whole))
     assert_same(whole, "whole", whole, "same", range(3))
     run = Store.open(whole).run("same")
     shared = [file.path for entry in run.entries(round=1) for file in entry.files]
@@ -102,7 +107,7 @@ def test_a_fork_without_changes_goes_the_same_way(rondo: Rondo, whole: Path) -> 
 def test_a_fork_with_another_judge_judges_the_past_anew(rondo: Rondo, whole: Path) -> None:
     """Round 0's held-out answers are the parent's; their scores under the new judge are the fork's own."""
     rondo(
-        "fork", "whole@1", "--name", "judged", "--root", str(whole),
+        "fork", "whole@1", "--name", "judged", "--run", "--root", str(whole),
         "--set", "judge.kind=grammar", "--set", "evaluation.judges=[]", "--set", "preferences.min_margin=0.0",
     )  # fmt: skip
     run = Store.open(whole).run("judged")

@@ -48,7 +48,7 @@ def test_a_run_that_is_pruned_goes_on(rondo: Rondo, whole: Path, tmp_path: Path)
     assert refused.returncode == 1
     assert "run 'whole' cannot go on" in refused.stderr
     assert "the newest good checkpoint is that of round 2: 'rondo fork whole@2 --name NEW' continues" in refused.stderr
-    here("fork", "whole@2", "--name", "on", "--no-start")
+    here("fork", "whole@2", "--name", "on")
     assert json.loads(here("verify", "on", "--json"))["ok"]
 
 

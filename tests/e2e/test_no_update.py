@@ -70,7 +70,7 @@ def test_rounds_without_preferences(rondo: Rondo, tmp_path: Path) -> None:
 
     # With a judge that tells completions apart the next round learns, from the policy that was kept.
     judge = "judge={kind: length, target: 12, unit: characters}"
-    rondo("fork", "whole@1", "--name", "learns", *root, "--set", judge)
+    rondo("fork", "whole@1", "--name", "learns", "--run", *root, "--set", judge)
     rondo("resume", "learns", *root)
     learned = store.run("learns")
     last = learned.rounds()[2].meta

@@ -45,7 +45,7 @@ def test_a_fork_hears_a_reward_model_of_the_run_and_is_watched_by_its_policy(
     # In round 2 the implicit reward is that of round 1's policy, which round 1 has trained away from the initial one.
     judge = {"kind": "reward_model", "path": str(to), "gives_std": True}
     rondo(
-        "fork", "whole@1", "--name", "learned", "--root", str(whole), "--rounds", "2",
+        "fork", "whole@1", "--name", "learned", "--run", "--root", str(whole), "--rounds", "2",
         "--set", f"judge={json.dumps(judge)}", "--set", "preferences.soft_labels=true",
         "--set", "evaluation.judges=[{kind: implicit, beta: 0.5}]",
     )  # fmt: skip
@@ -83,12 +83,13 @@ def test_a_run_waits_for_people_and_goes_on(
 
     command = [sys.executable, "-m", "flows.cli.main", "label", "asked@1", "--labeller", "ann", "--root", str(whole)]
     terminal, child = pty.openpty()
-    with subprocess.Popen(command, env=environment, stdin=child, stdout=child, stderr=child) as labelling:
+    keys = {**environment, "TERM": "xterm"}
+    with subprocess.Popen(command, env=keys, stdin=child, stdout=child, stderr=child) as labelling:
         os.close(child)
         try:
-            _read_until(terminal, "quit?")
-            os.write(terminal, b"a\n")
-            _read_until(terminal, "quit?")  # the next question: the choice has been kept
+            _read_until(terminal, "q quit")
+            os.write(terminal, b"a")
+            _read_until(terminal, "q quit")  # the next question: the choice has been kept
         finally:
             labelling.kill()
     os.close(terminal)

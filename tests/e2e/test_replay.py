@@ -42,7 +42,7 @@ def test_a_run_replays_its_past_and_asks_its_judge_again(rondo: Rondo, tmp_path:
         rondo("resume", "killed", "--root", str(tmp_path))
         asked = len(served.bodies)
         own = ["--set", "preferences.replay.reference=original"]
-        rondo("fork", "whole@1", "--name", "original", "--root", str(tmp_path), *own)
+        rondo("fork", "whole@1", "--name", "original", "--run", "--root", str(tmp_path), *own)
         # What is asked is the probe, whatever is in the cache, and of the fork's new answers those that are not there.
         assert PROBED <= len(served.bodies) - asked <= PROBED + TINY["evaluation"]["prompts"]
     assert_same(tmp_path, "whole", tmp_path, "killed", range(3))

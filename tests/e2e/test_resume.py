@@ -41,7 +41,7 @@ def test_killed_in_the_middle_of_work(rondo: Rondo, tiny_recipe: Path, whole: Pa
 
 def test_a_fork_that_is_killed_while_it_takes_over_its_past(rondo: Rondo, whole: Path) -> None:
     """Killed before it names its parent's candidates, it goes on with them, and does not sample its own."""
-    done = rondo("fork", "whole@1", "--name", "torn", "--root", str(whole), kill="candidates:1:before")
+    done = rondo("fork", "whole@1", "--name", "torn", "--run", "--root", str(whole), kill="candidates:1:before")
     assert done.returncode == -signal.SIGKILL
     rondo("resume", "torn", "--root", str(whole))
     assert_same(whole, "whole", whole, "torn", range(3))

@@ -120,7 +120,7 @@ def test_the_finished_run_goes_on(rondo: Rondo, root: str) -> None:
 
 def test_it_is_forked(rondo: Rondo, root: str) -> None:
     """From the round whose commits were made the newest again: the fork's own round is the one that its parent had."""
-    rondo("fork", "finished@1", "--name", "again", "--root", root)
+    rondo("fork", "finished@1", "--name", "again", "--run", "--root", root)
     assert_as_uninterrupted(figures(root, "again"))
     for run in ("finished", "again"):
         assert_intact(root, run, 2)

@@ -59,7 +59,7 @@ def test_an_adapter_with_all_options_is_killed_within_its_update(rondo: Rondo, t
     assert state.key.shard == 2
 
     # A branch that goes on without an adapter begins with the merged weights, and so does its moving average.
-    branch = ["fork", "whole@1", "--name", "merged", "--root", str(tmp_path), "--set", "update.lora=null"]
+    branch = ["fork", "whole@1", "--name", "merged", "--run", "--root", str(tmp_path), "--set", "update.lora=null"]
     refused = rondo(*branch, check=False)
     assert "the moments of an adapter are not those of whole weights" in refused.stderr
     rondo(*branch, "--set", "update.reference=ema", "--set", "update.optimizer_state=reset")

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
+from flows.host.progress import Display
 from flows.registry.recipes import parse_recipe
 from flows.round.context import RoundContext
 from flows.round.policies import Policies
@@ -27,7 +28,9 @@ def round_context(changes: Sequence[str] = (), prompts: int = 0, **parts: Any) -
     store = Store.open("memory://")
     run = store.create_run("r", {})
     recipe = parse_recipe(TINY, changes)
-    nothing: dict[str, Any] = dict.fromkeys(("workers", "display", "control", "monitors"), SimpleNamespace())
+    nothing: dict[str, Any] = dict.fromkeys(("workers", "control", "monitors"), SimpleNamespace()) | {
+        "display": Display()
+    }
     with run.writer() as writer:
         if prompts:
             rows = [

@@ -58,15 +58,16 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A root with a run of three rounds that say what they took.
 
     Each round sampled 1,000 tokens in 2 s, judged for 3 s, synced the weights in 0.1 s, and updated on 100 tokens in
-    5 s. Its 12 completions had 120 tokens.
+    6 s, of which the steps took 5. Its 12 completions had 120 tokens.
     """
     root = tmp_path_factory.mktemp("measured")
 
     def also(writer: Writer, number: int) -> None:
         if number:
             writer.commit(Key(number, "candidates", 0, "counted"), [], {"candidates": 12, "tokens": 120})
+            writer.commit(Key(number, "checkpoint"), [], {"seconds": 5.0})
 
-    seconds = {"sample": 2.0, "judge": 3.0, "hand over": 0.1, "update": 5.0}
+    seconds = {"sample": 2.0, "judge": 3.0, "hand over": 0.1, "update": 6.0}
     finished_run(Store.open(root), recipe=small_recipe(policy=POLICY), also=also, seconds=seconds)
     return str(root)
 

@@ -7,17 +7,26 @@ from typing import Any
 
 import duckdb
 import polars
+import pyarrow.compute as pc
 import pytest
+from click.testing import Result
 from typer.testing import CliRunner
 
 from flows.cli.main import app
 from flows.cli.options import Format
 from flows.host.text import visible
 from flows.registry.resume import header
+from flows.report.report import write_report
 from pipeline.errors import ConfigError
+from pipeline.records import PROMPTS, to_table
 from storage.errors import NotCommittedError, QueryError
+from storage.log.manifest import Key
+from storage.log.run import Writer
 from storage.log.store import Store
-from support.finished_run import finished_run, say, small_recipe
+from storage.queries.round_query import table
+from storage.tables.checkpoints import stage_directory
+from storage.tables.shards import write_table
+from support.finished_run import finished_run, prompts_table, say, score_of, small_recipe
 
 Call = Callable[..., str]
 HOSTILE = "\x1b[31mred\x1b[0m [bold]bold[/bold] \u202eevil"
@@ -116,6 +125,90 @@ def test_diff(call: Call) -> None:
     text = call("diff", "small@1", "small@3", "--training", "--limit", "1")
     assert "3 prompts in both, 0 new, 0 gone; scores: 3 rose, 0 fell" in text
     assert "preferences: 3 other answers" in text
+
+
+def test_people_read_the_question_and_machines_what_the_policy_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chat template's first words are those of every prompt; what tells prompts apart stands at their end."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("RONDO_ROOT", str(tmp_path))
+    turns = [("system", "Be brief."), ("user", "Hello."), ("assistant", "Hi."), ("user", "And why is the sky blue?")]
+    messages = [{"role": role, "content": content, "fields": None} for role, content in turns]
+    text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
+    rows = [{**row, "messages": messages, "text": text} for row in prompts_table().to_pylist()]
+    finished_run(Store.open(tmp_path), prompts=to_table(rows, PROMPTS), rounds=2)
+
+    for command in (
+        ("show", "small"), ("show", "small", "--table", "eval_judgments"), ("show", "small", "--table", "preferences"),
+        ("diff", "small@1", "small@2"), ("margins", "small"), ("history", "small", "e4"),
+    ):  # fmt: skip
+        short, full, exact = (
+            CliRunner().invoke(app, [*command, *more], catch_exceptions=False).output
+            for more in ([], ["--full"], ["--json"])
+        )
+        assert "… And why is the sky blue?" in short
+        assert "im_start" not in short + full
+        assert "Be brief." not in short
+        assert all(f"[{role}]" in full and content in full for role, content in turns)
+        assert "<|im_start|>system\\nBe brief." in exact
+
+
+def test_a_round_at_work_is_shown_and_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.open(tmp_path)
+    run = finished_run(store, rounds=1)
+    of_round = store.run("small")
+    with run.writer() as writer:
+        for shard, prompt in enumerate(("t0", "t1")):
+            found = table(store, of_round, 1, "candidates").filter(pc.field("prompt_id") == prompt)
+            writer.commit(Key(2, "candidates", shard), [write_table(store, "small", 2, "candidates", found, shard)])
+        held_out = table(store, of_round, 1, "eval_judgments")
+        writer.commit(Key(2, "eval_judgments"), [write_table(store, "small", 2, "eval_judgments", held_out)])
+        held_out = table(store, of_round, 1, "eval_candidates")
+        writer.commit(Key(2, "eval_candidates"), [write_table(store, "small", 2, "eval_candidates", held_out)])
+
+    def show(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["show", *arguments, "--root", str(tmp_path)], catch_exceptions=False)
+
+    shown = show("small@2", "--limit", "100")
+    assert "completions of small@2, which is not finished: what is committed so far" in " ".join(shown.output.split())
+    rows = show("small@2", "--limit", "100", "--json")
+    assert {row["prompt_id"] for row in json.loads(rows.stdout)} == {"t0", "t1"}
+    assert "not finished" in rows.stderr
+    # The scores beside held-out completions are those of the training judge, as in a finished round.
+    scores = [row["score"] for row in json.loads(show("small@2", "--table", "eval_completions", "--json").stdout)]
+    assert scores == pytest.approx([score_of(1, f"e{number}", 0) for number in range(5)])
+    assert "small@1" in show("small").output, "a run alone means its newest finished round"
+    with pytest.raises(NotCommittedError, match="round 2 of run 'small' has no preferences: it has candidates"):
+        show("small@2", "--table", "preferences")
+    with pytest.raises(ConfigError, match="round 3 of run 'small' is not finished: it has rounds 0 to 1"):
+        show("small@3")
+    with pytest.raises(ConfigError, match="round 2 of run 'small' is not finished"):
+        CliRunner().invoke(app, ["diff", "small@1", "small@2", "--root", str(tmp_path)], catch_exceptions=False)
+
+
+def test_lengths_that_the_check_of_packing_did_not_try_are_told(tmp_path: Path) -> None:
+    untried = {"untried_lengths": ["sliding_window 32768", "max_position_embeddings 131072"]}
+
+    def also(writer: Writer, number: int) -> None:
+        if number == 0:
+            with stage_directory(store, "told", 0, "checkpoint") as staged:
+                (staged.path / "model.safetensors").write_bytes(b"weights")
+            writer.commit(Key(0, "checkpoint"), staged.files, {"policy": "policy0", **untried})
+
+    store = Store.open(tmp_path)
+    finished_run(store, "told", rounds=0, also=also)
+    finished_run(store, "small", rounds=0)
+    said = "beyond sliding_window 32768, max_position_embeddings 131072 tokens"
+    for command in (("show", "--table", "eval_completions"), ("rounds",)):
+        for run, told in (("told", True), ("small", False)):
+            output = (
+                CliRunner()
+                .invoke(app, [command[0], run, *command[1:], "--root", str(tmp_path)], catch_exceptions=False)
+                .output
+            )
+            assert (said in output) is told
+    assert said in Path(write_report(store, store.run("told"))).read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The command line as a whole."""
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from flows.cli import main as command_line
 from flows.cli.main import app
 
 REPOSITORY = Path(__file__).parents[3]
@@ -42,7 +45,7 @@ def test_the_help_shows_no_type_of_a_flag(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("COLUMNS", "160")
     for arguments in ([], ["run"], ["fork"], ["train-judge"]):
         assert "bool" not in CliRunner().invoke(app, [*arguments, "--help"]).stdout
-    assert "--no-start" in CliRunner().invoke(app, ["fork", "--help"]).stdout
+    assert "--run" in CliRunner().invoke(app, ["fork", "--help"]).stdout
 
 
 def test_json_is_still_an_option_that_the_help_does_not_show() -> None:
@@ -51,3 +54,60 @@ def test_json_is_still_an_option_that_the_help_does_not_show() -> None:
     assert done.stdout == CliRunner().invoke(app, ["recipes", "--format", "json"]).stdout
     assert "--json" not in CliRunner().invoke(app, ["recipes", "--help"]).stdout
     assert CliRunner().invoke(app, ["down", "--json"]).exit_code == 2, "of a command that prints no rows it is none"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="of Linux")
+@pytest.mark.parametrize("buffering", [-1, 1], ids=["at the end", "at once"])
+def test_a_full_output_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], buffering: int
+) -> None:
+    with open("/dev/full", "w", buffering) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        monkeypatch.setattr(sys, "argv", ["rondo", "recipes", "--json"])
+        with pytest.raises(SystemExit) as end:
+            command_line.main()
+    assert end.value.code == 1
+    assert capsys.readouterr().err == "error: standard output cannot be written: No space left on device\n"
+
+
+def test_a_reader_that_has_enough_is_no_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as broken:
+        monkeypatch.setattr(sys, "stdout", broken)
+        monkeypatch.setattr(sys, "argv", ["rondo", "recipes"])
+        with pytest.raises(SystemExit):
+            command_line.main()
+    assert capsys.readouterr().err == ""
+
+
+def test_names_that_are_not_utf_8_are_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A file's name may be any bytes; a record and an address hold text."""
+    root = os.fsdecode(os.fsencode(tmp_path) + b"/r\xff")
+    os.mkdir(root)
+    for arguments, said in (
+        (["runs", "--root", root], "r\\xff' is not UTF-8: give another name"),
+        (["runs"], "r\\xff is not UTF-8: rename it"),
+    ):
+        monkeypatch.setenv("RONDO_ROOT", root)
+        monkeypatch.setattr(sys, "argv", ["rondo", *arguments])
+        with pytest.raises(SystemExit) as end:
+            command_line.main()
+        assert end.value.code == 1
+        assert said in capsys.readouterr().err
+
+
+def test_what_standard_output_cannot_encode_is_escaped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["rondo", "recipes", "--json"])
+    monkeypatch.setattr(
+        "flows.registry.shipped_recipes.described_recipes", lambda: [{"recipe": "\ud800", "description": ""}]
+    )
+    with open(tmp_path / "out", "w", encoding="utf-8") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit) as end:
+            command_line.main()
+    assert (end.value.code, json.loads((tmp_path / "out").read_text())[0]["recipe"]) == (0, "\ud800")

@@ -190,7 +190,10 @@ def test_what_reads_tables_reads_them_after_pruning(rondo: Rondo, store: Store) 
     assert rondo("prune", "kept", "--keep-last", "1").exit_code == 0
     assert len(json.loads(rondo("rounds", "kept", "--json").stdout)) == 5
     assert json.loads(rondo("runs", "--json").stdout)[0]["rounds"] == "4/4", "more than its recipe has"
-    assert rondo("fork", "kept@4", "--name", "new", "--no-start").exit_code == 0
+    forked = rondo("fork", "kept@4", "--name", "new")
+    assert forked.exit_code == 0
+    assert "run 'new' begins with kept@4; this runs its rounds: rondo resume new --rounds 5\n" in forked.output
+    assert store.run("new").last_round.meta["round"] == 4, "it is made, and its rounds are not run"
     assert rounds_with_weights(store.run("new")) == [0, 4]
     assert rondo("verify", "new").exit_code == 0
 

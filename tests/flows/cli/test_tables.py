@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 
 from flows.cli.options import Format
-from flows.cli.tables import print_rows
+from flows.cli.tables import print_rows, shorten
 
 SHA = "e24fe9ea" * 4
 
@@ -41,10 +42,25 @@ def test_a_text_is_never_squeezed_into_a_narrow_column(
     assert printed(capsys, [{"score": 0.25, **texts}]).count("score") == 1
 
 
-def test_a_long_cell_ends_with_an_ellipsis(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "400")
-    assert f"{'x' * 159}…" in printed(capsys, [{"text": "x" * 200}])
-    assert "x" * 200 in printed(capsys, [{"text": "x" * 200}], longest=1000)
+def test_a_long_text_gets_six_lines_of_the_terminal_and_an_ellipsis(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for width in (60, 120):
+        monkeypatch.setenv("COLUMNS", str(width))
+        # A table of one column leaves it all but the margins: one character to the left, two to the right.
+        for text in ("x" * 2000, "漢" * 1000):
+            lines = printed(capsys, [{"text": text}]).splitlines()[4:-1]
+            assert "".join(lines).replace(" ", "").endswith("…")
+            assert len(lines) == 6
+            assert sum(line.count(text[0]) for line in lines) == 6 * ((width - 3) // cell_len(text[0])) - 1
+        assert "".join(printed(capsys, [{"text": "x" * 2000}], full=True).split()).count("x" * 2000) == 1
+
+
+def test_a_prompt_keeps_its_end_because_that_may_be_the_question() -> None:
+    text = "\n".join(f"line {number}" for number in range(100))
+    assert shorten(text, 40) == "line 0\nline 1\nline 2\nline 3\nline 4\nline…"
+    assert shorten(text, 40, keep_end=True) == "line 0\nline 1\nline…line 97\nline 98\nline 99"
+    assert shorten("a few words", 4, keep_end=True) == "a few words", "three lines of four"
 
 
 ROWS: list[dict[str, Any]] = [

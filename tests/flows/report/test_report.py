@@ -286,7 +286,7 @@ def test_a_fork_says_whose_it_is_and_what_it_changed(store: Store) -> None:
     child = finished_run(store, "child", rounds=0, recipe=recipe, parent={"run": "parent", "round": 0})
     page = Page.parse(Path(write_report(store, child)).read_text())
     assert "forked from parent@0" in page.text
-    assert "rondo fork parent@0 --name child-again --rounds 1 --set update.beta=0.7 --root" in page.text
+    assert "rondo fork parent@0 --name child-again --run --rounds 1 --set update.beta=0.7 --root" in page.text
     orphan = finished_run(store, "orphan", rounds=0, parent={"run": "gone", "round": 1})
     assert "rondo fork gone@1" in Path(write_report(store, orphan)).read_text()
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from flows.registry.work_spans import busy_seconds, shared_seconds
+from flows.host.work_spans import busy_seconds, shared_seconds
 from flows.remote.calls import Client
 from flows.round import round_steps, shards
 from flows.round.context import RoundContext
@@ -102,7 +102,7 @@ def test_what_is_sampled_ahead_of_a_slower_judge_is_bounded(monkeypatch: pytest.
 
     shown: list[tuple[str, int, int]] = []
 
-    def stage(_number: int, name: str, total: int, parts: int) -> contextlib.nullcontext[None]:
+    def stage(_number: int, name: str, total: int, parts: int, _unit: str) -> contextlib.nullcontext[None]:
         shown.append((name, total, parts))
         return contextlib.nullcontext()
 

@@ -1,0 +1,17 @@
+"""What the check of packing before all work has left open, as round 0's checkpoint records it."""
+
+from storage.log.run import Run
+
+
+def untried_lengths(run: Run) -> str | None:
+    """A sentence on the lengths at which the check of packing before all work compared nothing; None if there are none.
+
+    A model may treat sequences, or packs, differently from such a length on; see ``pipeline/model/check.py``.
+    """
+    lengths = [name for entry in run.entries(0, "checkpoint")[-1:] for name in entry.meta.get("untried_lengths", ())]
+    if not lengths:
+        return None
+    return (
+        f"packed sequences were not compared with single ones beyond {', '.join(lengths)} tokens, which would have "
+        "taken too long: look at the first loss of round 1"
+    )
