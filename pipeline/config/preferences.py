@@ -1,10 +1,10 @@
 """How judgments become preferences."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Config
+from pipeline.config.base import Config, Later
 
 RANKING_RULES = ("full_ranking", "top_m")
 
@@ -55,15 +55,13 @@ class PreferencesConfig(Config):
         description="weigh each pair by the probability that its order is right; needs a judge with uncertainty",
     )
     replay: ReplayConfig = Field(ReplayConfig(), description="preferences of earlier rounds, trained on again")
-    alarm_below: float = Field(
+    alarm_below: Annotated[float, Later(0.1)] = Field(
         0.1, ge=0, le=1, description="raise an alarm if a smaller share of a round's prompts gives a preference"
     )
-    on_none: Literal["go_on", "stop"] = Field(
+    on_none: Annotated[Literal["go_on", "stop"], Later("go_on")] = Field(
         "go_on",
         description="what the run does after a round in which no prompt gave a preference, and which has no update",
     )
-
-    LATER = frozenset({"alarm_below", "on_none"})
 
     @property
     def ranks(self) -> bool:

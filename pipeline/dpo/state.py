@@ -40,10 +40,9 @@ _CONSTANTS = ("beta", "label_smoothing", "target_margin", "dpop_penalty", "diver
 def hashed_settings(config: UpdateConfig, facts: RoundFacts) -> dict[str, Any]:
     """All that decides what an update does, in the form that version 0.1.0 gave it: its saved states are still found.
 
-    A new field of the recipe's update is part of it, unless it is named in ``DECIDED_ELSEWHERE``; one that is ``LATER``
-    is left out at its default, as version 0.1.0 did not have it.
+    A new field of the recipe's update is part of it, unless it is named in ``DECIDED_ELSEWHERE``.
     """
-    fields = config.hashed(exclude=("objective", *_CONSTANTS, *DECIDED_ELSEWHERE))
+    fields = config.hashed(exclude={"objective", *_CONSTANTS, *DECIDED_ELSEWHERE})
     start, end = facts.schedule_part(config)
     return {
         **fields,
