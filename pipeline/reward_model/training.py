@@ -322,7 +322,7 @@ def _load_tokenizer(base: str | Path) -> Any:
 
 
 def _load_model(base: str | Path, tokenizer: Any, config: RewardTrainingConfig) -> Any:
-    labels = ("reward",)
+    labels: tuple[str, ...] = ("reward",)
     if config.objective in WITH_DEVIATION:
         labels = MEAN_AND_LOG_STD_LOGITS if _in_logits(config) else MEAN_AND_LOG_STD
     loud = transformers_logging.get_verbosity()
