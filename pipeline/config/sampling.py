@@ -57,11 +57,6 @@ class SamplingConfig(Config):
     )
     cache_gib: float = Field(1.0, gt=0, le=2000, description="memory of the engine's KV cache, in GiB")
 
-    @field_serializer("handover_tolerance")
-    def _as_it_was(self, value: float | None, info: SerializationInfo) -> float | None:
-        """In hashes: what was the default before it depended on the precision."""
-        return FLOAT32_TOLERANCE if value is None and for_a_hash(info) else value
-
     @property
     def held_out(self) -> "SamplingConfig":
         """How held-out prompts are answered: once each, from the whole distribution, as long as in training.
@@ -69,3 +64,8 @@ class SamplingConfig(Config):
         One candidate is less than a recipe may ask for, as nothing could be compared.
         """
         return self.model_copy(update={"candidates": 1, "temperature": 1.0, "top_p": 1.0})
+
+    @field_serializer("handover_tolerance")
+    def _hashed_by_its_first_default(self, value: float | None, info: SerializationInfo) -> float | None:
+        # In version 0.1.0 it did not depend on the precision.
+        return FLOAT32_TOLERANCE if value is None and for_a_hash(info) else value
