@@ -1,6 +1,6 @@
 """Rounds in which no prompt gives a preference: finished without an update, killed, resumed, forked and stopped."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import yaml
 
 from storage.log.store import Store
 from support.compare import assert_same
-from support.forkserver import Done, forked_environment, forkserver
+from support.forkserver import Done, ForkServer
 from support.recipes import TINY
 
 # The judge finds in no completion what it looks for, so that all of them fail.
@@ -27,17 +27,16 @@ Rondo = Callable[..., Done]
 
 
 @pytest.fixture(scope="module")
-def rondo(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rondo]:
-    """The command line in forked processes, since most of their time would go into importing torch."""
+def rondo(forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Rondo:
+    """The command line in processes of its own, that are forked."""
     directory = tmp_path_factory.mktemp("f")
-    with forkserver(directory, forked_environment(environment)) as server:
 
-        def call(*arguments: str, module: str = "flows.cli.main", code: int = 0) -> Done:
-            done = server.run(module, *arguments, directory=directory)
-            assert done.returncode == code, done.stderr + done.stdout
-            return done
+    def call(*arguments: str, module: str = "flows.cli.main", code: int = 0) -> Done:
+        done = forks.run(module, *arguments, directory=directory)
+        assert done.returncode == code, done.stderr + done.stdout
+        return done
 
-        yield call
+    return call
 
 
 def test_rounds_without_preferences(rondo: Rondo, tmp_path: Path) -> None:
