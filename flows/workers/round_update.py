@@ -147,6 +147,7 @@ class RoundUpdate:
             most_preferences=slot.recipe.most_preferences,
         )
         slot.set_current_policy(None)  # from here on the model is no committed policy, whatever happens
+        worker = slot.worker  # what the update holds must not hold the update: its moments and files go with it at once
         update = Update(
             model,
             [],
@@ -154,7 +155,7 @@ class RoundUpdate:
             seed=self._seed,
             facts=facts,
             share=0.0,
-            say=lambda notice: self._tell(notice=notice),
+            say=lambda notice: worker.progress(notice=notice),
         )
         start = 0
         for count, share in self._shards:

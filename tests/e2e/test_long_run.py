@@ -64,10 +64,12 @@ def test_a_round_costs_the_same_however_many_were_before(environment: dict[str, 
     run = Store.open(tmp_path).run("long")
     assert run.finished == list(range(ROUNDS + 1))
     early, late = slice(WINDOW, 2 * WINDOW), slice(-WINDOW, None)
-    seconds, sizes = seconds_of(run.rounds()), log_bytes(tmp_path, run.rounds())
+    seconds, entries = seconds_of(run.rounds()), entry_bytes(tmp_path, run.rounds())
+    snapshots = sizes_under(tmp_path / layout.snapshots_prefix("long"))[1:]
     report = {
         "seconds a round": (median(seconds[early]), median(seconds[late])),
-        "log bytes a round": (median(sizes[early]), median(sizes[late])),
+        "log bytes a round": (median(entries[early]), median(entries[late])),
+        "snapshot bytes a round": (median(snapshots[early]), median(snapshots[late])),
         **{f"open files, {name}": at_ends(seen, "files", name) for name in seen[-1].files},
         **{f"memory, {name}": at_ends(seen, "memory", name) for name in seen[-1].memory},
     }
@@ -75,8 +77,10 @@ def test_a_round_costs_the_same_however_many_were_before(environment: dict[str, 
         sys.stdout.write(f"{name}: {before:.4g} -> {after:.4g}\n")
     # Other work on the machine comes and goes: a half more is none of ours.
     assert report["seconds a round"][1] < 1.5 * report["seconds a round"][0] + 0.2
-    # Numbers of entries have more digits, and a round more or less a preference.
+    # Numbers of entries have more digits, and a round more or less a preference. A snapshot also lists the numbers of
+    # all files that were given up so far, of which there are two or three a round.
     assert report["log bytes a round"][1] < 1.1 * report["log bytes a round"][0]
+    assert report["snapshot bytes a round"][1] < 1.1 * report["snapshot bytes a round"][0] + 3 * 8 * ROUNDS
     for name, (before, after) in report.items():
         if name.startswith("open files"):
             assert after <= before + 3, name
@@ -128,14 +132,12 @@ def seconds_of(rounds: Sequence[Any]) -> list[float]:
     return [(after - before).total_seconds() for before, after in pairwise(times)]
 
 
-def log_bytes(root: Path, rounds: Sequence[Any]) -> list[int]:
-    """Bytes of the log's entries of each round, and of its snapshot."""
-    numbered, folded = (
-        [path.stat().st_size for path in sorted((root / prefix).iterdir())]  # names are numbers of equal width
-        for prefix in (layout.log_prefix("long"), layout.snapshots_prefix("long"))
-    )
-    ends = [entry.number for entry in rounds]
-    return [
-        sum(numbered[before + 1 : after + 1]) + folded[place + 1]
-        for place, (before, after) in enumerate(pairwise(ends))
-    ]
+def entry_bytes(root: Path, rounds: Sequence[Any]) -> list[int]:
+    """Bytes of the log's entries of each round."""
+    sizes = sizes_under(root / layout.log_prefix("long"))
+    return [sum(sizes[before + 1 : after + 1]) for before, after in pairwise(entry.number for entry in rounds)]
+
+
+def sizes_under(directory: Path) -> list[int]:
+    """Sizes of the files, whose names are numbers of equal width, in their order."""
+    return [path.stat().st_size for path in sorted(directory.iterdir())]

@@ -1,6 +1,8 @@
 """An update that is saved, interrupted and gone on with; moments that are carried on; limits that end it early."""
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -298,3 +300,16 @@ def test_a_step_of_one_pair_moves_the_weights_by_its_share():
     assert row.learning_rate == SETTINGS.learning_rate / 8
     # 1e-3: float32 weights of size 0.2, of which differences of 1e-4 are taken.
     assert moved[1].item() == pytest.approx(moved[0].item() / 8, rel=1e-3)
+
+
+def test_an_update_goes_with_its_last_name():
+    """Its file of preferences and its moments do not wait for the garbage collector: a long run would pile them up."""
+    update = Update(build(), preferences(build()), SETTINGS, seed=SEED)
+    update.run()
+    left = weakref.ref(update)
+    gc.disable()
+    try:
+        del update
+        assert left() is None
+    finally:
+        gc.enable()
