@@ -167,8 +167,14 @@ class WorkerProcess:
         if self.pid is not None and self._reader is not None and not self._reader.done():
             return
         command, environment = self._command()
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("ab") as log:
+        try:
+            self._log.parent.mkdir(exist_ok=True)  # without its parents: a root that was moved is not made again
+            log = self._log.open("ab")
+        except OSError as error:
+            raise WorkerError(
+                f"the {self.kind} cannot be started, as its log {self._log} cannot be written: {error.strerror}"
+            ) from error
+        with log:
             self._process = await asyncio.create_subprocess_exec(
                 *command, self.kind, json.dumps(self._arguments),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,

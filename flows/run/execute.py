@@ -63,7 +63,7 @@ async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: 
         writer = opened.enter_context(run.writer(take_over, made, ends_pause=True))
         control = Control(run, writer, paused, watched=has_background_server())
         opened.enter_context(control.listening())
-        scratch = opened.enter_context(scratch_directory(store.root, run.name))
+        scratch = opened.enter_context(scratch_directory(run.identity))
         logs = store.log_directory(run.name) or scratch
         notifier = await open_notifier(recipe.notifications, display)
         artifacts = Artifacts(run.name, display, _report_address(store, run.name), shown=control.watched)

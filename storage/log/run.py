@@ -34,6 +34,7 @@ class Run:
         name: the name of the run.
         header: what :meth:`storage.log.store.Store.create_run` was given.
         created: when that was, UTC, ISO 8601.
+        identity: what no other run has, also one of the same name under the same root in another place.
     """
 
     def __init__(self, objects: Objects, name: str, *, intact_part: bool = False) -> None:
@@ -45,6 +46,7 @@ class Run:
             raise RunNotFoundError(f"there is no run '{name}'") from error
         self.header: dict[str, Any] = self._log.header.meta
         self.created = self._log.header.time
+        self.identity = self._log.header.session
 
     def refresh(self) -> None:
         """Read what was committed since."""

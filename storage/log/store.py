@@ -28,16 +28,20 @@ class Store:
         self.local_root = local_root
 
     @classmethod
-    def open(cls, root: str | Path) -> "Store":
+    def open(cls, root: str | Path, *, create: bool = True) -> "Store":
         """The store in a local directory, which is created, or under s3://, gs://, az:// or memory://.
 
         Credentials and endpoints of a bucket come from the usual environment variables.
 
+        Args:
+            create: whether a directory that is not there is made.
+
         Raises:
             UnsupportedStoreError: the URI is none of these.
+            BackendError: the directory is not there, and is not to be made.
             StorageAccessError: the directory cannot be created.
         """
-        objects = open_objects(root)
+        objects = open_objects(root, create=create)
         if isinstance(objects, LocalObjects):
             return cls(str(objects.root), objects, objects.root)
         return cls(str(root), objects)

@@ -218,8 +218,14 @@ class LocalObjects(Objects):
         self._prefix = os.path.join(root, "")
         super().__init__(LocalStore(root))
 
+    def _check_root(self) -> None:
+        """BackendError where the root is not there any more: nothing may make it again at the place that it had."""
+        if not self.root.is_dir():
+            raise _gone(self.root)
+
     def local_path(self, key: str) -> Path:
-        """Where the object lies; InvalidNameError where links lead out of the root."""
+        """Where the object lies; InvalidNameError where links lead out of the root, BackendError where that is gone."""
+        self._check_root()
         with clear_errors(key):
             path = os.path.realpath(f"{self._prefix}{key}")
         if not path.startswith(self._prefix):
@@ -291,8 +297,8 @@ class LocalObjects(Objects):
                 Path(directory).rmdir()
 
 
-def open_objects(root: str | Path) -> Objects:
-    """The objects under a local directory, which is created, or under a URI.
+def open_objects(root: str | Path, *, create: bool = True) -> Objects:
+    """The objects under a local directory, which is created unless it must be there, or under a URI.
 
     Raises:
         UnsupportedStoreError: the URI's scheme is none that has put-if-absent, or the backend's settings are missing.
@@ -300,7 +306,7 @@ def open_objects(root: str | Path) -> Objects:
     """
     scheme = urlsplit(str(root)).scheme if isinstance(root, str) and "://" in root else ""
     if scheme in ("", "file"):
-        return _open_local(Path(urlsplit(str(root)).path if scheme else root))
+        return _open_local(Path(urlsplit(str(root)).path if scheme else root), create=create)
     if scheme not in _SCHEMES:
         raise UnsupportedStoreError(
             f"no store can be kept under {root}: use a local directory or one of {', '.join(_SCHEMES)}"
@@ -347,13 +353,23 @@ def _again(key: str, call: Callable[[], _Answer], *, times: int, after: str) -> 
         return call()
 
 
-def _open_local(path: Path) -> LocalObjects:
+def _open_local(path: Path, *, create: bool) -> LocalObjects:
     with durable.clear_errors(path):
         if path.exists() and not path.is_dir():
             raise UnsupportedStoreError(f"{path} is no directory: give a directory for the store")
         resolved = path.expanduser().resolve()
-        durable.make_directories(resolved)
+        if create:
+            durable.make_directories(resolved)
+        elif not resolved.is_dir():
+            raise _gone(resolved)
     return LocalObjects(resolved)
+
+
+def _gone(root: Path) -> BackendError:
+    return BackendError(
+        f"the root {root} is gone, moved or removed since it was opened: put it back, or go on where it is now, with "
+        "--root"
+    )
 
 
 def _first_line(error: BaseException) -> str:
