@@ -85,7 +85,7 @@ def sweep(
     """Remove files that no run names: what killed workers and interrupted deletions have left behind."""
     from flows.analysis import pruning
 
-    strays = pruning.sweep(root, grace, dry_run=dry_run)
+    strays = pruning.sweep(root, grace, dry_run=dry_run, say=lambda text: typer.echo(text, err=True))
     rows = [{"file": stray.path, "size": decimal(stray.bytes), "why": stray.why} for stray in strays]
     verb = "would go" if dry_run else "removed"
     records = [asdict(stray) for stray in strays]

@@ -288,7 +288,8 @@ class WorkerProcess:
             code = await _status(process)
         kill(parts)
         await asyncio.to_thread(kill_session, process.pid)
-        process._transport.close()  # type: ignore[attr-defined]  its pipes, which somebody else may still hold
+        transport: asyncio.SubprocessTransport = process._transport  # type: ignore[attr-defined]
+        transport.close()  # its pipes, which somebody else may still hold
         return code
 
 

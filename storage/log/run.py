@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from typing import Any, Literal
 
 from storage.errors import (
@@ -68,6 +69,10 @@ class Run:
     def session(self) -> Entry | None:
         """The newest "session" entry: whoever has the run open, or had it last."""
         return self._log.session
+
+    def written(self, entry: Entry) -> datetime:
+        """When an entry was written, by the store's clock; the time in it is by its writer's."""
+        return self._objects.written(layout.entry_key(self.name, entry.number))
 
     @property
     def dropped(self) -> dict[str, Entry]:

@@ -2,6 +2,7 @@
 
 import difflib
 import uuid
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,20 @@ class Store:
         finally:
             self.objects.delete([key])
             self.objects.remove_empty(key.rpartition("/")[0])
+
+    def now(self) -> datetime:
+        """The time by the clock that dates the store's files, which need not be this machine's.
+
+        Raises:
+            StorageAccessError: nothing can be written there, so that nobody can tell.
+        """
+        key = f"{layout.new_shared_directory_key('clock', uuid.uuid4().hex)}/now"
+        try:
+            put_once(self.objects, key, b"now")
+            return self.objects.written(key)
+        finally:
+            self.objects.delete([key])
+            self.objects.remove_empty(key.rsplit("/", 2)[0])
 
     def report_path(self, run: str) -> Path | None:
         """Where the report of a run lies on a local disk; None elsewhere, where :meth:`report_key` names it."""

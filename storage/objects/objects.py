@@ -44,7 +44,10 @@ _Answer = TypeVar("_Answer")
 
 @dataclass(frozen=True)
 class Listed:
-    """An object as a listing shows it: its key, its size in bytes, and when it was written, by the backend's clock."""
+    """An object as a listing shows it: its key, its size in bytes, and when it was written, by the backend's clock.
+
+    On a local disk that is when anything of the file was changed last: a copy may have the time of its original.
+    """
 
     key: str
     bytes: int
@@ -170,6 +173,11 @@ class Objects:
         except MissingObjectError:
             return None
 
+    def written(self, key: str) -> datetime:
+        """When the object's bytes were written, by the backend's clock; MissingObjectError where there is none."""
+        with clear_errors(key):
+            return obstore.head(self._store, key)["last_modified"]
+
     def keys(self, prefix: str, after: str | None = None) -> list[str]:
         """The keys below a prefix, sorted; only those greater than ``after``."""
         listed = _whole_answer(
@@ -250,6 +258,10 @@ class LocalObjects(Objects):
         path = self.local_path(key)
         return path.stat().st_size if path.is_file() else None
 
+    def written(self, key: str) -> datetime:
+        with clear_errors(key):
+            return datetime.fromtimestamp(self.local_path(key).stat().st_mtime, UTC)
+
     def keys(self, prefix: str, after: str | None = None) -> list[str]:
         self.local_path(prefix)
         return super().keys(prefix, after)
@@ -265,7 +277,7 @@ class LocalObjects(Objects):
                     with suppress(FileNotFoundError):  # it was removed meanwhile
                         state = path.stat()
                         key = f"{prefix}/{path.relative_to(base).as_posix()}"
-                        found.append(Listed(key, state.st_size, datetime.fromtimestamp(state.st_mtime, UTC)))
+                        found.append(Listed(key, state.st_size, datetime.fromtimestamp(state.st_ctime, UTC)))
         return sorted(found, key=lambda item: item.key)
 
     def children(self, prefix: str) -> list[str]:
