@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from pipeline.config.base import Config, among
-from pipeline.config.devices import ClusterConfig, DevicesConfig, ReplicasConfig
+from pipeline.config.devices import ClusterConfig, DevicesConfig, ReplicasConfig, StoreConfig
 from pipeline.config.monitors import NotificationsConfig, TrackingConfig
 from pipeline.config.objectives import OBJECTIVES, RANKING_OBJECTIVES, SOFT_LABEL_OBJECTIVES
 from pipeline.config.policy import Policy, WarmStartPolicy
@@ -81,6 +81,7 @@ class Recipe(Config):
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="what is measured after each round")
     devices: DevicesConfig = Field(DevicesConfig(), description="where each part runs")
     cluster: ClusterConfig = Field(ClusterConfig(), description="replicas of sampler and judge on Ray")
+    store: StoreConfig = Field(StoreConfig(), description="how patient a run is with its store")
     tracking: TrackingConfig = Field(TrackingConfig(), description="where metrics go besides the store")
     notifications: NotificationsConfig = Field(NotificationsConfig(), description="who is told what becomes of the run")
 

@@ -58,6 +58,10 @@ class Worker:
         self.store = Store.open(root, create=False)
         self.run = run
         self.recipe = Recipe.model_validate(recipe)
+        patience = self.store.objects.patience
+        patience.reached = True  # by the flow, which has started this worker
+        patience.seconds = self.recipe.store.patience_seconds
+        patience.say = lambda text: self.progress(says=text)
         self._scratch = Path(scratch)
         # A round's shards all read the run's prompts: the last few tables stay in memory.
         self._read = lru_cache(maxsize=4)(self._read_table)
