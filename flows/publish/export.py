@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from flows.host.new_directory import check_new, new_directory
+from flows.publish import Style
 from flows.publish.cards import dataset_card
-from flows.publish.style import Style
 from pipeline.data.conversations import messages_of, other_fields
 from pipeline.errors import DataError
 from storage.log.run import Run

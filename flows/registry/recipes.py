@@ -11,15 +11,14 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from flows.registry.shipped_recipes import find_recipe
-from pipeline.config import DatasetPrompts, FilePrompts, PretrainedPolicy
-from pipeline.config.sampling import OLD_NAMES
+from pipeline.config import DatasetPrompts, FilePrompts, PretrainedPolicy, SamplingConfig
 from pipeline.errors import ConfigError
 from pipeline.judges.reward_model import RewardModelConfig
 from pipeline.recipe import Recipe, models_in
 
 NOT_COMPARED = ("rounds", "description")
 """What may differ between a recipe and the run that was started with it."""
-RENAMED = {f"sampling.{old}": f"sampling.{new}" for old, new in OLD_NAMES.items()}
+RENAMED = {f"sampling.{old}": f"sampling.{new}" for old, new in SamplingConfig.OLD_NAMES.items()}
 """Fields by their names in version 0.1.0, which a recipe or a change may still use."""
 _OTHER_NAME = RENAMED | {new: old for old, new in RENAMED.items()}
 
@@ -88,13 +87,23 @@ def _check_model(field: str, path: str) -> None:
 
 def differences(recipe: Recipe, other: Recipe) -> list[str]:
     """The fields in which two recipes would give different runs, as ``field: a -> b``."""
-    # As they are hashed, so that an old name and a new one for the same thing are no difference.
-    flat, flat_other = _flatten(recipe.hashed()), _flatten(other.hashed())
+    return [f"{key}: {before} -> {after}" for key, before, after in changed_fields(recipe, other)]
+
+
+def changed_fields(recipe: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
+    """The fields in which two recipes would give different runs, by today's names, with both values."""
+    flat, flat_other = _comparable(recipe), _comparable(other)
     return [
-        f"{RENAMED.get(key, key)}: {flat.get(key)} -> {flat_other.get(key)}"
+        (key, flat.get(key), flat_other.get(key))
         for key in sorted(flat.keys() | flat_other.keys())
         if flat.get(key) != flat_other.get(key) and key not in NOT_COMPARED
     ]
+
+
+def _comparable(recipe: Recipe) -> dict[str, Any]:
+    """All fields by today's names; values as they are hashed, so that an old name for the same is no difference."""
+    hashed = {RENAMED.get(key, key): value for key, value in _flatten(recipe.hashed()).items()}
+    return _flatten(recipe.model_dump(mode="json")) | hashed
 
 
 def _copy(tree: Any) -> Any:
@@ -141,6 +150,8 @@ def describe_fault(fault: ErrorDetails) -> str:
         case "union_tag_not_found":
             name = fault["ctx"]["discriminator"].strip("'")
             return f"{location}.{name}: this field is missing: it says what kind of {location} is meant"
+        case "old_name":
+            return f"{location}.{fault['msg']}"
         case "value_error":
             return fault["msg"].removeprefix("Value error, ")
     message = fault["msg"][0].lower() + fault["msg"][1:]

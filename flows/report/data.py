@@ -109,7 +109,7 @@ def step_points(steps: Mapping[int, pa.Table], columns: Mapping[str, str]) -> li
 
     What is no finite number is a gap, and a column without any has no curve.
     """
-    whole = pa.concat_tables(steps.values())
+    whole = pa.concat_tables(steps.values(), promote_options="default")  # an older version wrote fewer columns
     found: list[dict[str, Any]] = []
     for curve, column in columns.items():
         values = [_finite(value) for value in whole[column].to_pylist()]

@@ -85,10 +85,6 @@ def lane_bars(row: int, lane: Lane, found: Timeline) -> Iterator[dict[str, Any]]
                 }  # fmt: skip
 
 
-def _layer(rows: list[dict[str, Any]]) -> alt.Chart:
-    return alt.Chart(alt.InlineData(values=rows))
-
-
 def _tracks(spans: Sequence[Span], near: float) -> list[list[Span]]:
     """Pieces that ran at once for more than ``near`` seconds, one below the other; of very many some overlap."""
     tracks: list[list[Span]] = []

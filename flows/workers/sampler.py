@@ -112,7 +112,8 @@ class SamplerWorker(Worker):
             self._sampler.sleep()
 
     def _load(self, policy: PolicyRef) -> None:
-        from pipeline.model.policy import load_tokenizer, sampler_copy
+        from pipeline.model.policy import load_tokenizer
+        from pipeline.model.sampler_copy import sampler_copy
 
         checkpoint = self.whole(policy)
         # The other engine reads every checkpoint as transformers saves it.

@@ -1,18 +1,17 @@
 """How candidates are sampled."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field
 
-from pipeline.config.base import Config, for_a_hash
-
-OLD_NAMES = {"most_set_aside": "max_skipped_fraction"}
-"""What fields were called in version 0.1.0; recipes may call them so, and hashes on disk do."""
+from pipeline.config.base import Config
 
 
 class SamplingConfig(Config):
     """How the candidates of a round are sampled from the current policy."""
+
+    OLD_NAMES: ClassVar[Mapping[str, str]] = {"most_set_aside": "max_skipped_fraction"}
 
     engine: Literal["vllm", "transformers"] = Field(
         "vllm", description="vllm, or the plain and slow transformers loop that tests use in its place"
@@ -59,22 +58,3 @@ class SamplingConfig(Config):
         One candidate is less than a recipe may ask for, as nothing could be compared.
         """
         return self.model_copy(update={"candidates": 1, "temperature": 1.0, "top_p": 1.0})
-
-    @model_validator(mode="before")
-    @classmethod
-    def _takes_old_names(cls, content: Any) -> Any:
-        if not isinstance(content, Mapping):
-            return content
-        for old, new in OLD_NAMES.items():
-            if old in content and new in content:
-                raise ValueError(f"sampling.{old} is the old name of sampling.{new}: give one of them")
-        return {OLD_NAMES.get(name, name): value for name, value in content.items()}
-
-    @model_serializer(mode="wrap")
-    def _hashes_old_names(self, fields: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        content: dict[str, Any] = fields(self)
-        if for_a_hash(info):
-            for old, new in OLD_NAMES.items():
-                if new in content:
-                    content[old] = content.pop(new)
-        return content

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema, field_serializer, field_validator, model_validator
 
-from pipeline.config.base import Config, among
+from pipeline.config.base import Config, Later, among
 from pipeline.config.objectives import OBJECTIVES, objectives_with
 
 
@@ -61,7 +61,7 @@ class UpdateConfig(Config):
     wpo: bool = Field(False, description="weigh each pair by its probability under the policy (WPO)")
     nll_weight: float = Field(0.0, ge=0, le=100, description="weight of the chosen answer's negative log-likelihood")
     exploration_weight: float = Field(0.0, ge=0, le=100, description="weight of the exploration term (XPO)")
-    router_loss_weight: float = Field(
+    router_loss_weight: Annotated[float, Later(0.0)] = Field(
         0.0, ge=0, le=100, description="weight of the balancing loss of a mixture of experts"
     )
     lora: LoraConfig | None = Field(None, description="train a low-rank adapter; all weights where empty")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from pipeline.model.policy import SMALL_FILES, weight_files
+from pipeline.model.checkpoint_files import SMALL_FILES, weight_files
 
 
 def blend(average: Path, policy: Path, target: Path, *, decay: float) -> None:

@@ -20,9 +20,9 @@ from transformers.pytorch_utils import Conv1D
 
 from pipeline.config import LoraConfig
 from pipeline.errors import ConfigError
+from pipeline.model.checkpoint_files import SMALL_FILES, weight_files
 from pipeline.model.distributed import full_tensor, spread_like, world_of
 from pipeline.model.lora_targets import find_targets
-from pipeline.model.policy import SMALL_FILES, weight_files
 from pipeline.model.weight_names import Files, Group, WeightNames, weightless
 
 ADAPTER_CONFIG = "adapter_config.json"

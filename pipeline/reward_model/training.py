@@ -19,8 +19,9 @@ from transformers.utils import logging as transformers_logging
 from pipeline.errors import ConfigError, DataError, NonFiniteError
 from pipeline.judges.base import JudgedCandidate, JudgeItem
 from pipeline.judges.reward_model import MEAN_AND_LOG_STD, encode
+from pipeline.model.checkpoint_files import check_source
 from pipeline.model.classifier import misfit, names_classifier, too_many_tokens
-from pipeline.model.policy import check_source, max_context
+from pipeline.model.policy import max_context
 from pipeline.reward_model import losses as losses
 from pipeline.reward_model.calibration import Calibration, calibrate
 from pipeline.reward_model.config import RewardTrainingConfig

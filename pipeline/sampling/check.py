@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pipeline.errors import UnsupportedModelError
 from pipeline.model.model_config import length_boundaries, rope_types
-from pipeline.model.policy import SAMPLED_TIED, is_tied
+from pipeline.model.sampler_copy import SAMPLED_TIED, is_tied
 from pipeline.packing.text_decoder import text_config
 
 

@@ -18,7 +18,9 @@ from transformers import AutoConfig
 
 from pipeline.config import SamplingConfig
 from pipeline.errors import ConfigError, EngineError, RondoError, UnsupportedModelError
-from pipeline.model.policy import SAMPLED_TIED, Precision, Shapes, choose_context, is_tied, read_config, weight_shapes
+from pipeline.model.checkpoint_files import Shapes, read_config, weight_shapes
+from pipeline.model.policy import Precision, choose_context
+from pipeline.model.sampler_copy import SAMPLED_TIED, is_tied
 from pipeline.packing.text_decoder import text_config
 from pipeline.sampling.base import (
     Candidate,
