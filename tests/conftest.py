@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from support.forkserver import ForkServer, forked_environment, forkserver
 from support.unreliable_s3 import UnreliableS3, unreliable_s3
 
 pytest.register_assert_rewrite("support.sampler_contract", "support.compare", "support.ranks")
@@ -35,6 +36,19 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         variables["PREFECT_API_URL"] = runner.run(server.__aenter__())
         stack.callback(lambda: runner.run(server.__aexit__(None, None, None)))
         yield variables
+
+
+@pytest.fixture(scope="session")
+def forked(environment: dict[str, str]) -> dict[str, str]:
+    """The same, for processes that are forked."""
+    return forked_environment(environment)
+
+
+@pytest.fixture(scope="session")
+def forks(forked: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """Forks a ready process for each command: most of their time would go into importing torch."""
+    with forkserver(tmp_path_factory.mktemp("f"), forked) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -58,6 +58,31 @@ def parse_recipe(content: Mapping[str, Any], changes: Sequence[str] = (), source
     return recipe
 
 
+def check_new_run(recipe: Recipe) -> None:
+    """Refuses what a new run may not do, though runs of version 0.1.0 did, and go on doing it.
+
+    Raises:
+        ConfigError: exploration is asked for, whose mean is over samples of the reference, and these are others.
+    """
+    sampling, update, replay = recipe.sampling, recipe.update, recipe.preferences.replay
+    if not update.exploration_weight:
+        return
+    others = {
+        f"sampling.temperature is {sampling.temperature:g}": (sampling.temperature != 1, "set it to 1"),
+        f"sampling.top_p is {sampling.top_p:g}": (sampling.top_p != 1, "set it to 1"),
+        f"update.reference is '{update.reference}'": (update.reference != "previous", "set it to previous"),
+        "preferences.replay.reference is 'current'": (
+            replay.share > 0 and replay.reference == "current",
+            "set it to original",
+        ),
+    }
+    if found := next((what for what, (given, _) in others.items() if given), None):
+        raise ConfigError(
+            f"update.exploration_weight {update.exploration_weight:g} is of a mean over completions that the reference "
+            f"has sampled, and {found}: {others[found][1]}, or set update.exploration_weight to 0"
+        )
+
+
 def check_files(recipe: Recipe) -> None:
     """Checks that the local files that a recipe names are there.
 

@@ -76,7 +76,7 @@ def sampled_scores(store: Store, run: Run, rounds: Sequence[RoundSummary]) -> di
 
 def optimizer_steps(store: Store, run: Run, rounds: Sequence[RoundSummary]) -> dict[int, pa.Table]:
     """Reads the ``metrics`` tables by round, of a long run those of its last rounds."""
-    trained = [summary.round for summary in rounds if summary.round > 0]
+    trained = [summary.round for summary in rounds if summary.round > 0 and summary.no_update is None]
     return {number: table(store, run, number, "metrics") for number in trained[-_STEP_ROUNDS:]}
 
 

@@ -155,7 +155,7 @@ def _work(summary: RoundSummary, stages: Sequence[str], staleness: int) -> dict[
         "round": str(summary.round),
         "preferences": _shown(summary.preferences, "d"),
         "dropped": dropped or ("-" if summary.preferences is None else "none"),
-        "steps": _shown(summary.steps, "d"),
+        "steps": _shown(summary.steps, "d") if summary.no_update is None else "no update",
         "first loss": _shown(first, ".4f"),
         "off by": _shown(None if first is None or expected is None else first - expected, "+.0e"),
         **lag,

@@ -19,6 +19,7 @@ from flows.host.progress import Display
 from flows.host.text import counted
 from flows.prefect_api.control import awaiting_labels, end_flow_run, held_back, session_tag
 from flows.prefect_api.limits import SKIPPED, STOOD_FOR, alone, skip_overdue
+from flows.registry.catalog import ended_early
 from flows.registry.resume import check_goal, create_or_open
 from flows.report.report import report
 from flows.run.execute import execute
@@ -75,7 +76,9 @@ async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: Rou
         except (RondoError, StoreError) as error:
             display.say(f"error: {error}")
             raise
-        display.say(f"run '{run}' has {counted(target, 'round')}; report: {report(run, root)}")
+        existing.refresh()
+        had = ended_early(existing, target) or f"run '{run}' has {counted(target, 'round')}"
+        display.say(f"{had}; report: {report(run, root)}")
         return None
 
 

@@ -42,8 +42,8 @@ class Later:
     """Marks a field that version 0.1.0 did not have: ``field: Annotated[float, Later(0.0)]``.
 
     Attributes:
-        without: the value that does what 0.1.0 did. A hash that is kept on disk leaves the field out at it, so that
-            what that version has finished is found.
+        without: the value that leaves what a round makes as 0.1.0 made it. A hash that is kept on disk leaves the
+            field out at it, so that what that version has finished is found.
     """
 
     without: Any

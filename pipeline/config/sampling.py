@@ -3,9 +3,14 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializationInfo, field_serializer
 
-from pipeline.config.base import Config
+from pipeline.config.base import Config, for_a_hash
+
+FLOAT32_TOLERANCE = 1e-3
+"""Two engines that compute in float32 differ by about 1e-6 nats per token on the same weights."""
+BFLOAT16_TOLERANCE = 0.2
+"""If one of them computes in bfloat16, each token is off by about 0.05 at random, and the worst answer by more."""
 
 
 class SamplingConfig(Config):
@@ -43,11 +48,12 @@ class SamplingConfig(Config):
         le=10_000_000,
         description="longest sequence of the engine, in tokens; the model's own where empty",
     )
-    handover_tolerance: float = Field(
-        1e-3,
+    handover_tolerance: float | None = Field(
+        None,
         gt=0,
         le=10,
-        description="largest difference to the trainer after a hand-over of weights, in nats per token",
+        description="largest difference to the trainer after a hand-over of weights, in nats per token; where empty "
+        f"{FLOAT32_TOLERANCE:g}, or {BFLOAT16_TOLERANCE:g} if update.precision is bfloat16",
     )
     cache_gib: float = Field(1.0, gt=0, le=2000, description="memory of the engine's KV cache, in GiB")
 
@@ -58,3 +64,8 @@ class SamplingConfig(Config):
         One candidate is less than a recipe may ask for, as nothing could be compared.
         """
         return self.model_copy(update={"candidates": 1, "temperature": 1.0, "top_p": 1.0})
+
+    @field_serializer("handover_tolerance")
+    def _hashed_by_its_first_default(self, value: float | None, info: SerializationInfo) -> float | None:
+        # In version 0.1.0 it did not depend on the precision.
+        return FLOAT32_TOLERANCE if value is None and for_a_hash(info) else value

@@ -21,7 +21,7 @@ SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 
 
 def weight_shapes(directory: Path) -> Shapes:
-    """Names and shapes of the tensors of a checkpoint, read from the headers alone.
+    """Reads names and shapes of the tensors of a checkpoint, from the headers alone.
 
     Raises:
         ConfigError: it has no readable safetensors.
@@ -34,7 +34,7 @@ def weight_shapes(directory: Path) -> Shapes:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The model configuration of a checkpoint directory.
+    """Reads the model configuration of a checkpoint directory.
 
     Raises:
         ConfigError: there is none.
@@ -56,7 +56,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def check_index(directory: Path) -> None:
-    """Refuse an index of weights that names files elsewhere: the loader would follow it."""
+    """Refuses an index of weights that names files elsewhere: the loader would follow it."""
     path = directory / INDEX
     if not path.is_file():
         return
@@ -69,7 +69,7 @@ def check_index(directory: Path) -> None:
 
 
 def weight_files(directory: Path) -> Iterator[Path]:
-    """The safetensors of a checkpoint.
+    """Yields the safetensors of a checkpoint, in the order of their names.
 
     Raises:
         ConfigError: there are none.
@@ -81,7 +81,7 @@ def weight_files(directory: Path) -> Iterator[Path]:
 
 
 def check_source(source: str, revision: str | None) -> None:
-    """Refuse at once what is no directory and not on the hub: the loaders would try again for most of a minute."""
+    """Refuses at once what is neither a directory nor on the hub: the loaders would try for most of a minute."""
     if Path(source).is_dir():
         check_index(Path(source))
         return

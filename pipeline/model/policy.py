@@ -36,7 +36,7 @@ def load_policy(
     precision: Precision = "float32",
     revision: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer of a local directory or of the hub, in evaluation mode.
+    """Loads model and tokenizer of a local directory or of the hub, in evaluation mode.
 
     Master weights are float32 unless ``precision`` says otherwise. Only safetensors are read, and no code of
     the checkpoint is run.
@@ -72,7 +72,7 @@ def load_policy(
 
 
 def load_tokenizer(directory_or_hub_id: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local directory or of the hub.
+    """Loads the tokenizer of a local directory or of the hub.
 
     Raises:
         ConfigError: it cannot be loaded, or it has no end-of-sequence token, so that no answer could end.
@@ -91,7 +91,7 @@ def load_tokenizer(directory_or_hub_id: str | Path, *, revision: str | None = No
 
 
 def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write safetensors, configurations and tokenizer files, as ``from_pretrained`` and vLLM open them.
+    """Writes safetensors, configurations and tokenizer files, as ``from_pretrained`` and vLLM open them.
 
     Of several ranks all call it; the first one holds all weights meanwhile, in its main memory, and writes.
     """
@@ -102,7 +102,7 @@ def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dire
 
 
 def _gathered(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The model's weights whole, in main memory, on the first rank; tied ones are one tensor, as in the model."""
+    """Gathers the model's weights in main memory, on the first rank; tied ones are one tensor, as in the model."""
     found: dict[int, torch.Tensor] = {}
     named: dict[str, torch.Tensor] = {}
     for name, weight in model.state_dict(keep_vars=True).items():
@@ -114,7 +114,7 @@ def _gathered(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def max_context(directory_or_hub_id: str | Path, *, revision: str | None = None) -> int:
-    """The longest sequence, in tokens, that the model can read.
+    """Returns the longest sequence, in tokens, that the model can read.
 
     Raises:
         ConfigError: the model cannot be found, or its configuration does not say.
@@ -123,7 +123,7 @@ def max_context(directory_or_hub_id: str | Path, *, revision: str | None = None)
 
 
 def choose_context(directory_or_hub_id: str | Path, wanted: int | None, *, revision: str | None = None) -> int:
-    """The tokens of the longest sequence: as many as are wanted, or as the model can read if no number is.
+    """Chooses the tokens of the longest sequence: as many as are wanted, or, if that is None, as the model can read.
 
     Raises:
         ConfigError: the model cannot be found, reads fewer than are wanted, or does not say how many it reads.
@@ -150,9 +150,9 @@ def choose_context(directory_or_hub_id: str | Path, wanted: int | None, *, revis
 
 
 def load_weights(model: PreTrainedModel, directory: Path) -> None:
-    """Put a checkpoint's weights into a model of the same shape, in place. Where they do not fit, nothing changes.
+    """Puts a checkpoint's weights into a model of the same shape, in place. If they do not fit, nothing changes.
 
-    Of a model with an adapter this loads the base. A weight is what ``from_pretrained`` makes of the files.
+    If the model has an adapter, this loads the base. A weight is what ``from_pretrained`` makes of the files.
 
     Raises:
         ConfigError: the checkpoint is unreadable, lacks a weight, or holds one of another shape.
@@ -177,13 +177,13 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
 
 
 def _by_saved_name(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """All that a checkpoint has of a model, by the names without an adapter; what is tied is there twice."""
+    """Finds all that a checkpoint has of a model, by the names without an adapter; what is tied is there twice."""
     tensors = model.state_dict(keep_vars=True)
     return {name.replace(".base_layer.", "."): tensor for name, tensor in tensors.items() if ".lora_" not in name}
 
 
 def _check_fit(source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer whose ids the model does not know, or whose end of sequence does not end its answers."""
+    """Refuses a tokenizer whose ids the model does not know, or whose end of sequence does not end its answers."""
     vocabulary = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > vocabulary:
         raise ConfigError(

@@ -19,16 +19,15 @@ SAMPLED_TIED = frozenset({"gemma2", "gemma3n", "gemma3n_text", "cohere", "cohere
 
 
 def sampler_copy(checkpoint: Path, scratch: Path) -> Path:
-    """The directory that the sampler loads: the checkpoint itself, or an untied copy of it in ``scratch``.
+    """Returns the directory that the sampler loads: the checkpoint itself, or an untied copy of it in ``scratch``.
 
-    Where input and output embeddings are one tensor, vLLM's CPU build packs the output head for its matrix
-    kernels when it starts, and a reload in place renews the embeddings but not that packed head. The sampler
-    then mixes two policies: log-probabilities were off by 0.5 nats per token after one reload, without any
-    error. With a head of its own (``lm_head.weight``, ``tie_word_embeddings`` false) a reload is exact, and
-    the model computes the same function.
+    If input and output embeddings are one tensor, vLLM's CPU build packs the output head for its matrix kernels when
+    it starts. A reload in place then renews the embeddings, but not that packed head, and the sampler mixes two
+    policies: log-probabilities were off by 0.5 nats per token after one reload, without any error. With a head of its
+    own (``lm_head.weight``, ``tie_word_embeddings`` false) a reload is exact, and the model computes the same function.
 
-    Files of weights pass through one at a time; the model is never built. A type in `SAMPLED_TIED` stays as it is:
-    there the embeddings' own module projects on the vocabulary, and a reload packs it anew.
+    Files of weights pass through one at a time; the model never has its weights. A type in `SAMPLED_TIED` stays as it
+    is: there the embeddings' own module projects on the vocabulary, and a reload packs it anew.
 
     Args:
         checkpoint: directory in the hub's format.
@@ -56,7 +55,7 @@ def sampler_copy(checkpoint: Path, scratch: Path) -> Path:
 
 
 def is_tied(config: dict[str, Any]) -> bool:
-    """Whether input and output embeddings are one tensor; its class decides where it does not say."""
+    """Says whether input and output embeddings are one tensor; the type's class decides if ``config`` does not."""
     if "tie_word_embeddings" in config:
         return bool(config["tie_word_embeddings"])
     kind = config.get("model_type")
@@ -86,7 +85,7 @@ def _copy_untied(checkpoint: Path, scratch: Path) -> None:
 
 
 def _tied_names(checkpoint: Path, shapes: Shapes) -> tuple[str, str]:
-    """Names of the input embeddings and of the head that they serve as; those of a type of its own from its model."""
+    """Names the input embeddings, and the head that they serve as; without the usual name, the model tells them."""
     if _EMBEDDINGS in shapes:
         return _EMBEDDINGS, _HEAD
     model = weightless(checkpoint)

@@ -9,7 +9,7 @@ from pipeline.packing.text_decoder import text_config
 
 
 def check_engine(engine: Literal["vllm", "transformers"], model: Any, context: int) -> None:
-    """Refuse by name what is known to be another policy in the engine than in the trainer.
+    """Refuses by name what is known to be another policy in the engine than in the trainer.
 
     Args:
         context: tokens of the longest sequence of the run.

@@ -1,13 +1,12 @@
 """A small run, its processes forked from one that has everything imported, and the store that it leaves undisturbed."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 from support import chaos
-from support.forkserver import forked_environment, forkserver
+from support.forkserver import ForkServer
 from support.small_run import SMALL, Rondo, Whole
 
 
@@ -19,15 +18,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def forked(environment: dict[str, str]) -> dict[str, str]:
-    return forked_environment(environment)
-
-
-@pytest.fixture(scope="session")
-def rondo(forked: dict[str, str], recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rondo]:
-    directory = tmp_path_factory.mktemp("z")
-    with forkserver(directory, forked) as server:
-        yield Rondo(server, recipe, directory)
+def rondo(forks: ForkServer, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Rondo:
+    return Rondo(forks, recipe, tmp_path_factory.mktemp("z"))
 
 
 @pytest.fixture(scope="session")

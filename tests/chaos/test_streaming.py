@@ -67,7 +67,9 @@ def test_streaming_ends_with_the_weights_of_phases(rondo: Rondo, streamed: Path,
     ("name", "changes", "rounds", "modes"),
     [
         ("phased", (), 2, ("streaming",)),
-        ("stale", ("staleness=1", "rounds=3"), 3, ("streaming", "streaming", "phased")),
+        pytest.param(
+            "stale", ("staleness=1", "rounds=3"), 3, ("streaming", "streaming", "phased"), marks=pytest.mark.nightly
+        ),
     ],
 )
 def test_killed_while_it_streams(
@@ -90,7 +92,7 @@ def test_killed_while_it_streams(
     assert_same(root, name, disk / "root", name, range(rounds + 1))
 
 
-@pytest.mark.parametrize("mode", ["streaming", "phased"])
+@pytest.mark.parametrize("mode", ["streaming", pytest.param("phased", marks=pytest.mark.nightly)])
 def test_what_is_done_is_not_done_again(rondo: Rondo, streamed: Path, tmp_path: Path, mode: str) -> None:
     """Killed right after the update: only the new policy's answers are missing. A stage without work is not shown."""
     settings = chaos.settings(tmp_path / "covered", "after", only=["entry commit 1/checkpoint"])
@@ -123,6 +125,7 @@ def test_staleness_samples_with_the_policy_before(root: Path) -> None:
     assert third["seconds"]["ahead"] == 0
 
 
+@pytest.mark.nightly
 def test_a_stale_run_can_be_checked_forked_and_gone_on_with(rondo: Rondo, root: Path) -> None:
     """A fork begins a round whose shards nobody has sampled ahead, and samples ahead with another policy.
 

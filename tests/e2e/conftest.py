@@ -10,22 +10,37 @@ from typing import Any
 import pytest
 import yaml
 
+from support.forkserver import Done, ForkServer
 from support.recipes import TINY
 
-Rondo = Callable[..., subprocess.CompletedProcess[str]]
+Rondo = Callable[..., Done]
 
 
 @pytest.fixture(scope="session")
-def rondo(environment: dict[str, str]) -> Rondo:
-    """Runs ``rondo`` with these arguments, or with ``kill=...`` the one of ``support.killed``."""
+def rondo(forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Rondo:
+    """Runs ``rondo`` with these arguments, or with ``kill=...`` the one of ``support.killed``; processes are forked."""
+    directory = tmp_path_factory.mktemp("commands")
 
-    def call(*arguments: str, kill: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def call(*arguments: str, kill: str | None = None, check: bool = True) -> Done:
         module = ["support.killed", kill] if kill else ["flows.cli.main"]
-        command = [sys.executable, "-m", *module, *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+        done = forks.run(*module, *arguments, directory=directory, timeout=900)
         if check and (kill is None or kill.endswith("worker")):
             assert done.returncode == 0, done.stderr + done.stdout
         return done
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def started_rondo(environment: dict[str, str]) -> Rondo:
+    """The same in a process that Python starts, as vLLM and torchrun need it."""
+
+    def call(*arguments: str, kill: str | None = None) -> Done:
+        module = ["support.killed", kill] if kill else ["flows.cli.main"]
+        command = [sys.executable, "-m", *module, *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+        assert kill or done.returncode == 0, done.stderr + done.stdout
+        return Done(done.returncode, done.stdout, done.stderr)
 
     return call
 

@@ -17,8 +17,9 @@ from datasets import load_dataset
 from storage.log.store import Store
 from storage.tables.shards import read_table
 from support.compare import assert_same
+from support.forkserver import Done
 
-Rondo = Callable[..., subprocess.CompletedProcess[str]]
+Rondo = Callable[..., Done]
 
 
 def test_every_round_starts_at_ln_2(read_json: Callable[..., Any], whole: Path) -> None:
@@ -183,6 +184,7 @@ def test_a_users_mistake_is_one_sentence(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.nightly
 def test_a_schedule_adds_rounds_to_one_run(environment: dict[str, str], tiny_recipe: Path, tmp_path: Path) -> None:
     """Every 5 s a scheduled run adds a round; Ctrl-C ends the schedule, its workers and its server."""
     alone = {key: value for key, value in environment.items() if key != "PREFECT_API_URL"}

@@ -5,7 +5,6 @@ A chat model with tied embeddings, a dataset of conversations by name, and a rew
 
 import json
 import math
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClas
 
 from storage.log.store import Store
 from storage.tables.checkpoints import local_directory
+from support.forkserver import Done
 from support.tiny import tiny_llama, tiny_tokenizer
 
-Rondo = Callable[..., subprocess.CompletedProcess[str]]
+Rondo = Callable[..., Done]
 VOCABULARY = 64
 
 
@@ -44,7 +44,7 @@ def prompts(directory: Path) -> Path:
 
 
 @pytest.mark.vllm
-def test_two_rounds_from_the_hubs_formats(rondo: Rondo, tmp_path: Path) -> None:
+def test_two_rounds_from_the_hubs_formats(started_rondo: Rondo, tmp_path: Path) -> None:
     recipe: dict[str, Any] = {
         "name": "standins",
         "rounds": 2,
@@ -60,9 +60,9 @@ def test_two_rounds_from_the_hubs_formats(rondo: Rondo, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     root = tmp_path / "root"
-    rondo("run", str(path), "--root", str(root))
+    started_rondo("run", str(path), "--root", str(root))
 
-    rounds = json.loads(rondo("rounds", "standins", "--root", str(root), "--json").stdout)
+    rounds = json.loads(started_rondo("rounds", "standins", "--root", str(root), "--json").stdout)
     assert [summary["round"] for summary in rounds] == [0, 1, 2]
     for summary in rounds[1:]:
         assert summary["first_loss"] == pytest.approx(summary["first_loss_expected"], abs=1e-4)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -12,8 +11,9 @@ from typer.testing import CliRunner
 from flows.analysis.pruning import rounds_with_weights
 from flows.cli.main import app
 from storage.log.store import Store
+from support.forkserver import Done
 
-Rondo = Callable[..., subprocess.CompletedProcess[str]]
+Rondo = Callable[..., Done]
 
 
 def test_a_run_that_is_pruned_goes_on(rondo: Rondo, whole: Path, tmp_path: Path) -> None:

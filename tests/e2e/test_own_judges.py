@@ -17,9 +17,10 @@ from transformers import AutoModelForSequenceClassification
 from storage.log.store import Store
 from storage.queries.round_query import table
 from storage.tables.shared_values import Labels
+from support.forkserver import Done
 from support.recipes import TINY
 
-Rondo = Callable[..., subprocess.CompletedProcess[str]]
+Rondo = Callable[..., Done]
 
 
 def test_a_fork_hears_a_reward_model_of_the_run_and_is_watched_by_its_policy(

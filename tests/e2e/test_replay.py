@@ -1,7 +1,6 @@
 """Whole runs with replay, and with a language model that is asked again whether it still says the same."""
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from storage.log.store import Store
 from storage.queries.round_query import table
 from support.chat_server import Response, answers_shown, chat_server, says
 from support.compare import assert_same
+from support.forkserver import Done
 from support.recipes import TINY
 
-Rondo = Callable[..., subprocess.CompletedProcess[str]]
+Rondo = Callable[..., Done]
 SHARE, PROBED = 0.4, 5
 
 

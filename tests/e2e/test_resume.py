@@ -12,8 +12,9 @@ import psutil
 from flows.cli.main import INTERRUPTED
 from storage.log.store import Store
 from support.compare import assert_same
+from support.forkserver import Done
 
-Rondo = Callable[..., subprocess.CompletedProcess[str]]
+Rondo = Callable[..., Done]
 
 # Kills at every write are in tests/chaos; here are those in the middle of work, and of a second round.
 KILLS = (

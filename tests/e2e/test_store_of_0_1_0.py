@@ -1,7 +1,7 @@
 """A store that version 0.1.0 wrote is opened, verified, resumed and forked: what was written once stays readable."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from flows.cli.main import app
 from storage.log.store import Store
 from storage.tables.shards import read_table
-from support.forkserver import Done, forked_environment, forkserver
+from support.forkserver import Done, ForkServer
 from support.old_stores import expected, unpack
 
 Rondo = Callable[..., Done]
@@ -28,17 +28,16 @@ LOSS_ELSEWHERE = 0.05
 
 
 @pytest.fixture(scope="module")
-def rondo(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rondo]:
-    """The command line in processes of its own; forked, since most of their time would go into importing torch."""
+def rondo(forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Rondo:
+    """The command line in processes of its own, that are forked."""
     directory = tmp_path_factory.mktemp("f")
-    with forkserver(directory, forked_environment(environment)) as server:
 
-        def call(*arguments: str, code: int = 0) -> Done:
-            done = server.run("flows.cli.main", *arguments, directory=directory)
-            assert done.returncode == code, done.stderr + done.stdout
-            return done
+    def call(*arguments: str, code: int = 0) -> Done:
+        done = forks.run("flows.cli.main", *arguments, directory=directory)
+        assert done.returncode == code, done.stderr + done.stdout
+        return done
 
-        yield call
+    return call
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The curves of a run that was killed in an update are those in its store, each step once."""
 
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +9,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from storage.log.store import Store
 from storage.tables.shards import read_table
+from support.forkserver import Done
 
-Rondo = Callable[..., subprocess.CompletedProcess[str]]
+Rondo = Callable[..., Done]
 
 
 def test_tracked_over_a_kill(rondo: Rondo, tiny_recipe: Path, tmp_path: Path) -> None:

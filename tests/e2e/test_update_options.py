@@ -1,7 +1,6 @@
 """Whole runs with what an update offers besides: adapters, other references, carried moments, checkpoints within."""
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from storage.log.run import Run
 from storage.log.store import Store
 from storage.tables.checkpoints import local_directory, weights_digest
 from support.compare import assert_same
+from support.forkserver import Done
 from support.recipes import TINY
 from support.tiny import tiny_tokenizer
 
-Rondo = Callable[..., subprocess.CompletedProcess[str]]
+Rondo = Callable[..., Done]
 
 
 def recipe(tmp_path: Path, **update: Any) -> str:

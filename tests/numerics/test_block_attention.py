@@ -52,6 +52,7 @@ def test_equals_the_gathered_and_the_plain_path_in_value_and_gradient(name, requ
     torch.testing.assert_close(blocks, plain, **CLOSE)
 
 
+@pytest.mark.nightly
 def test_every_variant_is_compiled_as_a_whole_and_once(blocks_on_cpu, monkeypatch):
     """As on a GPU, but for the kernels: capped scores, with a window and without, both precisions, with gradient and
     without, one block of tokens and several. What is left uncompiled has scores of [H, T, T] there.

@@ -36,6 +36,7 @@ def store(tmp_path: Path) -> Store:
     return Store.open(tmp_path / "root")
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_what_happens_to_machines(store: Store, address: str, tmp_path: Path) -> None:
     """One trainer in three groups: a rank elsewhere is killed, a whole machine is, and then there is none."""
@@ -98,7 +99,12 @@ def test_machines_leave_in_order_with_the_run(store: Store, address: str, tmp_pa
     ("arguments", "ranks", "words"),
     [
         (["--root", "not there"], 1, "there is no root 'not there'"),
-        ([], 2, "with --nproc-per-node=2, and devices.trainer_ranks is 1: start torchrun there with as many"),
+        pytest.param(
+            [],
+            2,
+            "with --nproc-per-node=2, and devices.trainer_ranks is 1: start torchrun there with as many",
+            marks=pytest.mark.nightly,
+        ),
     ],
 )
 def test_an_error_of_another_machine_is_the_runs(

@@ -40,7 +40,7 @@ def test_number_of_writes() -> None:
     assert store.objects.writes == OTHER_WRITES
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", [pytest.param("before", marks=pytest.mark.nightly), "after"])
 def test_killed_at_every_write(disk: Path, tmp_path: Path, processes, undisturbed: list[object], when: str) -> None:
     """SIGKILL; the next process goes on to the same end."""
     for at in range(LOCAL_WRITES):
