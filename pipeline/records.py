@@ -64,7 +64,8 @@ JUDGMENTS = _schema("judgments", [
     _column("rationale", pa.string(), "the judge's reason, where it gives one", nullable=True),
     _column("judge", pa.string(), "name of the judge"),
     _column("judge_version", pa.string(), "hash of the judge's settings, libraries and weights, or a library version"),
-    _column("status", pa.string(), "ok, unparsable, timed_out, non_finite, too_long, failed, alone or unlabelled"),
+    _column("status", pa.string(),
+            "ok; or unparsable, timed_out, non_finite, too_long, refused, failed, alone or unlabelled"),
     _column("latency", pa.float64(), "time spent on this judgment", unit="seconds"),
     _column("raw", pa.string(), "the verdict as the judge wrote it; version 1 has no such column", nullable=True),
 ], version=2)  # fmt: skip

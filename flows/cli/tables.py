@@ -31,7 +31,7 @@ _MARKDOWN_SYNTAX = re.compile(r"([\\`*_\[\]<>|~&])")
 # What a person wants to see of a row; the rest is there with --format json.
 _READABLE = {
     "candidates": ("prompt_id", "candidate", "score", "finish_reason", "prompt", "text"),
-    "judgments": ("prompt_id", "candidate", "judge", "score", "status", "prompt", "text"),
+    "judgments": ("prompt_id", "candidate", "judge", "score", "status", "rationale", "prompt", "text"),
     "preferences": ("prompt_id", "kind", "margin", "prompt", "chosen", "rejected", "drop_reason"),
     "replayed": ("prompt_id", "origin_round", "kind", "candidates", "scores", "margin"),
 }

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from flows.registry.round_summary import RoundSummary
 from pipeline.data.conversations import message_text, messages_of
@@ -38,9 +39,8 @@ def held_out_completions(store: Store, run: Run, last: RoundSummary) -> Completi
     """Reads completions before and after; none if there is no later round, or it was judged by another judge."""
     if last.round == 0:
         return Completions([], [])
-    after = table(store, run, last.round, "eval_judgments")
-    scores_after = judged_by(after, last.judge)
-    scores_before = judged_by(table(store, run, 0, "eval_judgments"), last.judge)
+    judgments = [table(store, run, number, "eval_judgments") for number in (0, last.round)]
+    scores_before, scores_after = (judged_by(said, last.judge) for said in judgments)
     texts_before, texts_after = (_texts(table(store, run, number, "eval_candidates")) for number in (0, last.round))
     prompts = _prompts(table(store, run, 0, "prompts"))
     changed = most_changed(prompts, texts_before, texts_after, scores_before, scores_after, _CHANGED)
@@ -59,7 +59,8 @@ def held_out_completions(store: Store, run: Run, last: RoundSummary) -> Completi
         and (score := scores_after[prompt_id]) is not None
         and prompt_id not in shown
     ]
-    return Completions(changed, unchosen[:_UNCHOSEN])
+    reasons = [_rationales(said, last.judge) for said in judgments]
+    return Completions(*(_with_rationales(answers, *reasons) for answers in (changed, unchosen[:_UNCHOSEN])))
 
 
 def sampled_scores(store: Store, run: Run, rounds: Sequence[RoundSummary]) -> dict[int, list[float]]:
@@ -120,6 +121,20 @@ def step_points(steps: Mapping[int, pa.Table], columns: Mapping[str, str]) -> li
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
+
+
+def _rationales(judgments: pa.Table, judge: str) -> dict[str, str | None]:
+    given = judgments.filter(pc.field("judge") == judge)
+    return dict(zip(given["prompt_id"].to_pylist(), given["rationale"].to_pylist(), strict=True))
+
+
+def _with_rationales(
+    answers: Sequence[ChangedAnswer], before: Mapping[str, str | None], after: Mapping[str, str | None]
+) -> list[ChangedAnswer]:
+    return [
+        replace(answer, rationale_before=before.get(answer.prompt_id), rationale_after=after.get(answer.prompt_id))
+        for answer in answers
+    ]
 
 
 def _texts(candidates: pa.Table) -> dict[str, str]:

@@ -16,6 +16,8 @@ from pipeline.evaluation.held_out import alarms
 async def finish_round(context: RoundContext, number: int, evaluation: dict[str, Any]) -> RoundSummary:
     """Makes the round visible as a whole: after this it counts, before it never was."""
     metrics, recipe = {**evaluation, **_costs(context, number)}, context.recipe
+    if not number:
+        metrics["alarms"] = [f"judge: {sentence}" for sentence in evaluation.get("unscored", ())]
     if number:
         trained = {key: value for key, value in _checkpoint(context, number).items() if key != "seconds"}
         replayed = [entry.meta for entry in context.run.entries(round=number, stage="replayed")]

@@ -13,7 +13,7 @@ from flows.round.shard_steps import retry_on_worker_death
 from flows.round.shards import Shard, Shards, files_of
 from flows.round.step import step
 from flows.workers.judge import JudgeWorker
-from flows.workers.references import hashes
+from flows.workers.references import TrialPrompt, hashes
 from flows.workers.sampler import SamplerWorker
 from flows.workers.trainer import TrainerWorker
 from pipeline.records import content_id
@@ -25,12 +25,37 @@ _ADOPTED = ("policy", "candidates", "policies")
 
 
 @step("{context.name} check prompts")
-async def check_prompts(context: RoundContext) -> None:
-    """Checks the prompts before anything is made, as far as they can be without a policy."""
-    if context.find(0, "prompts") is None:
-        saying = context.workers.trainer.asking(on_progress=lambda told: _say_of_prompts(context, told))
-        async with context.display.waiting("checking the prompts"):
-            await saying.call(TrainerWorker.check_prompts)
+async def check_prompts(context: RoundContext) -> TrialPrompt | None:
+    """Checks the prompts before anything is made, as far as they can be without a policy.
+
+    Returns:
+        One of them to try the judges on; None if they are in the store already.
+    """
+    if context.find(0, "prompts") is not None:
+        return None
+    saying = context.workers.trainer.asking(on_progress=lambda told: _say_of_prompts(context, told))
+    async with context.display.waiting("checking the prompts"):
+        return (await saying.call(TrainerWorker.check_prompts)).result
+
+
+async def try_judges(context: RoundContext, trial: TrialPrompt | None) -> None:
+    """Tries the judges on two answers to a prompt, but for those that have judged the run's newest round.
+
+    Raises:
+        JudgeError: a judge fails on whatever it is given.
+    """
+    rounds = context.run.rounds()
+    origin = (rounds[-1].meta.get("origin") if rounds else None) or {"judges": []}
+    known = {judge["version"] for judge in origin["judges"]}
+    places = [place for place, version in enumerate(context.judge_versions) if version not in known]
+    if places:
+        prompts = () if trial else context.files(0, "prompts")
+        async with context.display.waiting("trying the judges on two completions"):
+            tried = await context.workers.judge.call(
+                JudgeWorker.try_judges, trial=trial, prompts=prompts, judges=places
+            )
+        for notice in tried.result:
+            context.display.say(notice)
 
 
 def _say_of_prompts(context: RoundContext, told: Mapping[str, Any]) -> None:

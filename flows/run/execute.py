@@ -49,7 +49,7 @@ async def _missing_rounds(context: RoundContext) -> None:
     async with context.monitors.artifacts.kept_up(context.control.flow_run):
         # Before anything is paid for: judges that cannot be loaded, and prompts that cannot be used, say so here.
         context.judge_versions = (await context.workers.judge.call(JudgeWorker.versions)).result
-        await round_steps.check_prompts(context)
+        await round_steps.try_judges(context, await round_steps.check_prompts(context))
         await round_steps.prepare_policy(context)
         await round_steps.prepare_prompts(context)
         for number in range(len(context.run.rounds()), context.goal + 1):

@@ -9,9 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flows.workers.base import Worker
-from flows.workers.references import JudgePolicies, PolicyRef
+from flows.workers.judge_trial import trial_item, trial_notice
+from flows.workers.references import JudgePolicies, PolicyRef, TrialPrompt
 from pipeline.config import GeneratedPrompts
-from pipeline.evaluation.held_out import describe_evaluation
+from pipeline.data.conversations import messages_of
+from pipeline.evaluation.held_out import describe_evaluation, unscored_answers
 from pipeline.evaluation.round_metrics import RoundMetrics
 from pipeline.judges import Judge, JudgeItem, Judgment, make_judge
 from pipeline.judges.human import HumanJudge
@@ -53,6 +55,34 @@ class JudgeWorker(Worker):
     def versions(self) -> list[str]:
         """Version of each judge: equal versions give equal scores."""
         return [judge.version for judge in self._judges]
+
+    def try_judges(self, trial: TrialPrompt | None, prompts: tuple[FileRef, ...], judges: list[int]) -> list[str]:
+        """Has some of the judges, by their places, judge two answers to a prompt of the run.
+
+        So it shows what fails before engines are paid for.
+
+        Left out are judges that need what there is not yet: a policy of the run, or people.
+
+        Args:
+            trial: the prompt; the first of ``prompts`` if there is none.
+
+        Returns:
+            Sentences on judges that scored neither, and may score others.
+
+        Raises:
+            JudgeError: a judge failed as a whole, or its code failed, or its replies could not be read, both times.
+        """
+        item = trial_item(trial or self._first_prompt(prompts))
+        said = []
+        for place in judges:
+            if all(part.comes_early for part in self.recipe.judges[place].parts()):
+                judgments = self._judges[place].judge([item])
+                said.append(trial_notice(self.recipe.judge_names[place], item, judgments))
+        return [notice for notice in said if notice]
+
+    def _first_prompt(self, prompts: tuple[FileRef, ...]) -> TrialPrompt:
+        row = self.table(prompts).slice(0, 1).to_pylist()[0]
+        return TrialPrompt(row["prompt_id"], row["text"], messages_of(row["messages"]), row["reference_answer"])
 
     def judge(
         self,
@@ -145,11 +175,12 @@ class JudgeWorker(Worker):
         for sampled, judged in zip(candidates, judgments, strict=True):
             found.add_judged(
                 self._columns(sampled, "prompt_id", "candidate", "token_ids"),
-                self._columns(judged, "prompt_id", "candidate", "score", "status", "components"),
+                self._columns(judged, "prompt_id", "candidate", "score", "status", "rationale", "components"),
             )
         for file in preferences:
             found.add_preferences(self._columns(file, "prompt_id", "kind", "margin", "token_counts", "drop_reason"))
-        return found.metrics() | found.outcome(verdicts=self.recipe.judge.GIVES_VERDICTS)
+        outcome = found.outcome(verdicts=self.recipe.judge.GIVES_VERDICTS)
+        return {**found.metrics(), **outcome, "sampled_unscored": found.unscored(self.recipe.judge_names[0])}
 
     def _columns(self, file: FileRef, *columns: str) -> pa.Table:
         return shards.read_table(self.store, (file,), columns=columns)
@@ -199,12 +230,17 @@ class JudgeWorker(Worker):
         probe: tuple[FileRef, ...],
     ) -> dict[str, Any]:
         """The metrics of an evaluation: against earlier rounds' judgments if these are given."""
-        return describe_evaluation(
+        judged, judges = (
+            self.table(judgments),
+            [self.recipe.judge_names[place] for place in self.recipe.held_out_judges],
+        )
+        metrics = describe_evaluation(
             candidates=self.table(candidates),
-            judgments=self.table(judgments),
+            judgments=judged,
             previous=self.table(previous) if previous else None,
             initial=self.table(initial) if initial else None,
             logps=self.table(logps) if logps else None,
-            judges=[self.recipe.judge_names[place] for place in self.recipe.held_out_judges],
+            judges=judges,
             probe=self.table(probe) if probe else None,
         )
+        return {**metrics, "unscored": unscored_answers(judged, judges)}

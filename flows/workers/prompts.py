@@ -6,20 +6,22 @@ from typing import Any
 
 import pyarrow as pa
 
+from flows.workers.references import TrialPrompt
 from pipeline.config import GeneratedPrompts, PretrainedPolicy
+from pipeline.data.conversations import written_out
 from pipeline.data.prompts import check_chat_template, check_lengths, load_prompts, round_slice
-from pipeline.data.sources import Prompt, check_count, check_reference_answers, read_prompts
+from pipeline.data.sources import Prompt, check_count, check_reference_answers, generate_prompts, read_prompts
 from pipeline.judges.reward_model import RewardModelConfig
 from pipeline.recipe import Recipe
 
 Say = Callable[[str], None]
 
 
-def check_source(recipe: Recipe, say: Say) -> pa.Table | None:
+def check_source(recipe: Recipe, say: Say) -> tuple[pa.Table | None, TrialPrompt]:
     """Checks prompts as far as they can be before there is a policy: with a pretrained one that is all.
 
     Returns:
-        The prompts' table, if there is a tokenizer to make it with.
+        The prompts' table, if there is a tokenizer to make it with; and one of them to try the judges on.
 
     Raises:
         ConfigError: they cannot be read or are too few, or the policy has no chat template for them.
@@ -27,7 +29,7 @@ def check_source(recipe: Recipe, say: Say) -> pa.Table | None:
             reference answer for a judge that needs one.
     """
     if isinstance(recipe.prompts, GeneratedPrompts):
-        return None
+        return None, _trial(generate_prompts(recipe.prompts, "train", 1, recipe.seed)[0])
     prompts = read_prompts(recipe.prompts)
     check_count(len(prompts), recipe.evaluation.prompts, recipe.sampling.prompts_per_round)
     parts = [part for judge in recipe.judges for part in judge.parts()]
@@ -37,10 +39,16 @@ def check_source(recipe: Recipe, say: Say) -> pa.Table | None:
         if isinstance(part, RewardModelConfig) and not part.without_template:
             _check_reward_model(prompts, part.path, part.revision)
     if isinstance(recipe.policy, PretrainedPolicy):
-        return run_prompts(recipe, recipe.policy.path, recipe.policy.revision, say)
+        return run_prompts(recipe, recipe.policy.path, recipe.policy.revision, say), _trial(prompts[0])
     if any(not isinstance(prompt.content, str) for prompt in prompts):
         check_chat_template(None)
-    return None
+    return None, _trial(prompts[0])
+
+
+def _trial(prompt: Prompt) -> TrialPrompt:
+    messages = None if isinstance(prompt.content, str) else [dict(message) for message in prompt.content]
+    text = prompt.content if isinstance(prompt.content, str) else written_out(prompt.content)
+    return TrialPrompt(prompt.prompt_id, text, messages, prompt.reference_answer)
 
 
 def run_prompts(recipe: Recipe, policy: str | Path, revision: str | None, say: Say) -> pa.Table:

@@ -30,6 +30,16 @@ class PolicyRef:
 
 
 @dataclass(frozen=True)
+class TrialPrompt:
+    """A prompt of the run, on which its judges are tried before there is a policy to answer it."""
+
+    prompt_id: str
+    text: str
+    messages: list[dict[str, Any]] | None
+    reference_answer: str | None
+
+
+@dataclass(frozen=True)
 class JudgePolicies:
     """The two policies whose log-ratio is an implicit reward."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from flows.workers.base import Worker, collective
-from flows.workers.references import PolicyRef, PreferenceShard, Trained, UpdateInputs
+from flows.workers.references import PolicyRef, PreferenceShard, Trained, TrialPrompt, UpdateInputs
 from pipeline.config import PretrainedPolicy, WarmStartPolicy
 from pipeline.errors import LostUpdateError
 from pipeline.records import EVALUATION_LOGPS, to_table
@@ -72,11 +72,12 @@ class TrainerWorker(Worker):
             )
         return list(staged.files), {"source": f"warm start {digest}", "cached": False, **asdict(report)}
 
-    def check_prompts(self) -> None:
+    def check_prompts(self) -> TrialPrompt:
         """Checks the prompts as far as they can be before there is a policy, see `flows.workers.prompts`."""
         from flows.workers.prompts import check_source
 
-        self._prompts = check_source(self.recipe, self._notice)
+        self._prompts, trial = check_source(self.recipe, self._notice)
+        return trial
 
     def prepare_prompts(self, checkpoint: tuple[FileRef, ...]) -> FileRef:
         """The prompts of the whole run, tokenised once and checked against the policy's context."""

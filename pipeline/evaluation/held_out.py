@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import PreferencesConfig
+from pipeline.errors import DataError
 from pipeline.evaluation.judge_drift import agreement, change, drifted, over_optimised, overoptimization_gap
 from pipeline.evaluation.metrics import Scores, answer_statistics, kl_estimate, mean_score, scores_by_prompt, win_rate
+from pipeline.evaluation.unscored import Unscored
 from pipeline.recipe import EvaluationConfig
 
 UNPARSABLE_SHARE = 0.1
@@ -46,6 +48,12 @@ def describe_evaluation(
         probe: what judges that may drift say now of some answers of round 0.
     """
     scores = judged_by(judgments, judges[0])
+    if not _scored(scores):
+        missing = Unscored.of(judgments.filter(pc.field("judge") == judges[0])).commonest()
+        raise DataError(
+            f"the judge {judges[0]} gave none of {len(scores)} held-out prompts a score, so that the round has no "
+            f"reward; the commonest status: {missing}; mend the judge, then resume"
+        )
     reward, answers = mean_score(scores), answer_statistics(candidates)
     metrics: dict[str, Any] = {
         "judge": judges[0],
@@ -66,6 +74,12 @@ def describe_evaluation(
             metrics |= {f"kl_{name}": kl.mean, f"kl_{name}_se": _finite(kl.standard_error)}
         metrics["initial_logp_per_token"] = sum(logps["initial"].to_pylist()) / sum(logps["tokens"].to_pylist())
     return metrics | _judge_drift(judgments, previous, initial, judges, probe)
+
+
+def unscored_answers(judgments: pa.Table, judges: Sequence[str]) -> list[str]:
+    """A sentence for each judge that gave too few held-out answers a score."""
+    found = {name: Unscored.of(judgments.filter(pc.field("judge") == name)) for name in judges}
+    return [said for name, unscored in found.items() if (said := unscored.alarm(name, "held-out"))]
 
 
 def _judge_drift(
@@ -127,6 +141,7 @@ def alarms(
     unparsable = metrics.get("unparsable")
     if unparsable is not None and unparsable > UNPARSABLE_SHARE:
         found.append(f"judge: {unparsable:.0%} of its replies could not be read")
+    found += [f"judge: {sentence}" for sentence in (*metrics.get("sampled_unscored", ()), *metrics.get("unscored", ()))]
     found += [f"over-optimisation: {sentence}" for sentence in metrics.get("over_optimised", ())]
     found += [f"judge drift: {sentence}" for sentence in metrics.get("drifted", ())]
     return found

@@ -42,7 +42,7 @@ class AnswerStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class ChangedAnswer:
-    """A held-out prompt with its answer before and after."""
+    """A held-out prompt with its answer before and after, and what the judge said of them, if it gives reasons."""
 
     prompt_id: str
     prompt: str
@@ -50,6 +50,8 @@ class ChangedAnswer:
     answer_after: str
     score_before: float
     score_after: float
+    rationale_before: str | None = None
+    rationale_after: str | None = None
 
 
 def scores_by_prompt(judgments: pa.Table) -> dict[str, float | None]:

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.evaluation.unscored import Unscored
 from pipeline.judges.ensemble import relative_ranks
 from pipeline.preferences import drop_counts
 from pipeline.preferences.candidates import EQUAL
@@ -61,7 +62,7 @@ class RoundMetrics:
     _margin: _Mean = field(default_factory=_Mean)
     _length_margin: _Mean = field(default_factory=_Mean)
     _tied: _Mean = field(default_factory=_Mean)
-    _statuses: Counter[str] = field(default_factory=Counter)
+    _unscored: Unscored = field(default_factory=Unscored)
     _dropped: Counter[str] = field(default_factory=Counter)
     _compared: dict[str, float] = field(default_factory=lambda: {"flips": 0.0, "comparisons": 0.0})
     _products: dict[str, float] = field(default_factory=lambda: {"score": 0.0, "length": 0.0, "both": 0.0})
@@ -71,7 +72,7 @@ class RoundMetrics:
         lengths = pc.list_value_length(candidates["token_ids"]).to_pylist()
         self._length.add(*lengths)
         self._reward.add(*judgments["score"].drop_null().to_pylist())
-        self._statuses.update(judgments["status"].to_pylist())
+        self._unscored.add(judgments)
         self._add_comparisons(judgments)
         keys = zip(candidates["prompt_id"].to_pylist(), candidates["candidate"].to_pylist(), strict=True)
         length = dict(zip(keys, lengths, strict=True))
@@ -93,7 +94,7 @@ class RoundMetrics:
 
     def metrics(self) -> dict[str, Any]:
         """The metrics of all that was added."""
-        statuses, compared, products = self._statuses, self._compared, self._products
+        statuses, compared, products = self._unscored.statuses, self._compared, self._products
         norm = math.sqrt(products["score"] * products["length"])
         return {
             "sampled_reward": self._reward.value,
@@ -108,6 +109,10 @@ class RoundMetrics:
             "flipped": compared["flips"] / compared["comparisons"] if compared["comparisons"] else None,
             "length_correlation": products["both"] / norm if norm else None,
         }
+
+    def unscored(self, judge: str) -> list[str]:
+        """A sentence, if the judge gave too few candidates a score."""
+        return [said] if (said := self._unscored.alarm(judge, "sampled")) else []
 
     def outcome(self, *, verdicts: bool) -> dict[str, Any]:
         """Whether there is something to learn from.
@@ -125,8 +130,9 @@ class RoundMetrics:
         dropped = ", ".join(f"{count} {reason}" for reason, count in self._dropped.most_common())
         of = f"of {self._prompts} prompts {dropped}"
         if self._scores[0] > self._scores[1]:
-            statuses = ", ".join(f"{count} {status}" for status, count in self._statuses.most_common())
-            return f"not judged: no completion has a score ({statuses or 'none was sampled'})"
+            statuses = ", ".join(f"{count} {status}" for status, count in self._unscored.statuses.most_common())
+            reason = f"; the commonest, {found}" if (found := self._unscored.reason()) else ""
+            return f"not judged: no completion has a score ({statuses or 'none was sampled'}{reason})"
         if verdicts and self._scores == (1.0, 1.0):
             return f"solved: every completion that was judged is right ({of})"
         if verdicts and self._scores == (0.0, 0.0):

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from pydantic import Field
@@ -79,10 +80,11 @@ class JudgeConfig(Config):
         return self.hashed(exclude=self.OPERATIONAL)
 
 
-Status = Literal["ok", "unparsable", "timed_out", "non_finite", "too_long", "failed", "alone", "unlabelled"]
+Status = Literal["ok", "unparsable", "timed_out", "non_finite", "too_long", "refused", "failed", "alone", "unlabelled"]
 """Why a candidate has no score, if it is not ok: the judge's reply had not the form asked for; it took too long; it
-was no number; the candidate was longer than the judge reads; the judge's own code failed on it; or the judge compares
-candidates, and the prompt had but one; or nobody has been asked about it, or decided."""
+was no number; the candidate was longer than the judge reads; the judge, or a filter before it, would not answer; the
+judge's own code failed on it; or the judge compares candidates, and the prompt had but one; or nobody has been asked
+about it, or decided."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,18 +251,39 @@ def judgment_of(
     )
 
 
-BEATS = "beats."
-"""A judge that states pairwise probabilities gives each candidate components of this name and another's index: the
-probability that it beats that one."""
+BEATS, SPREAD, LEVEL, TURNED = "beats.", "spread.", "level.", "error_rate"
+"""Components by which a judge states more than a standard deviation for each score by itself.
+
+- ``beats.B``: the probability that the candidate beats candidate B of its prompt.
+- ``spread.B``: the standard deviation of the difference of their two scores.
+- ``level.N``: the probability of the whole score N, if the scores have a distribution that is known.
+- ``error_rate``: the probability that all scores of the prompt are mirrored, so that every order is turned round.
+"""
 
 
-def pair_components(candidate: int, beats: Mapping[tuple[int, int], float]) -> dict[str, float]:
+def pair_components(
+    candidate: int, beats: Mapping[tuple[int, int], float], spread: Mapping[tuple[int, int], float] | None = None
+) -> dict[str, float]:
     """A candidate's components that say with what probability it beats each other one of its prompt.
 
     Args:
         beats: ``beats[a, b]`` is the probability that candidate a is better than candidate b, by their indices.
+        spread: ``spread[a, b]`` is the standard deviation of the difference of their scores, if the judge states it.
     """
-    return {f"{BEATS}{b}": probability for (a, b), probability in beats.items() if a == candidate}
+    stated = ((BEATS, beats), (SPREAD, spread or {}))
+    return {f"{name}{b}": value for name, pairs in stated for (a, b), value in pairs.items() if a == candidate}
+
+
+def order_probability(difference: float, spread: float) -> float:
+    """Probability that a normal difference of this mean and standard deviation is above 0; certain if it has none."""
+    if spread == 0:
+        return 0.5 if difference == 0 else float(difference > 0)
+    return NormalDist().cdf(difference / spread)
+
+
+def without_stated(components: Mapping[str, float]) -> dict[str, float]:
+    """The components without those that say how sure a judge is, for a judge that says so in its own way."""
+    return {name: value for name, value in components.items() if not name.startswith((BEATS, SPREAD, LEVEL, TURNED))}
 
 
 def judge_version(config: JudgeConfig, *parts: object) -> str:

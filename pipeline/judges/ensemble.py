@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import permutations
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -9,6 +11,7 @@ from pydantic import Field, model_validator
 from pipeline.config.base import Config
 from pipeline.judges.base import (
     ON_CPU,
+    SPREAD,
     JudgeConfig,
     JudgeItem,
     Judgment,
@@ -16,8 +19,15 @@ from pipeline.judges.base import (
     Verdict,
     judge_version,
     judgment_of,
+    order_probability,
+    pair_components,
 )
 from pipeline.judges.registry import MemberJudge, judge, make
+
+Scaled = tuple[float, float]
+"""A score on the ensemble's scale, and its standard deviation."""
+STATEMENTS = 2
+"""Counts what it states of how sure it is: earlier, standard deviations alone."""
 
 
 class Member(Config):
@@ -84,6 +94,10 @@ class EnsembleJudge:
     ``sum w_m (s_m**2 + (x_m - mu)**2)``: their disagreement, and what each of them does not know. The score is ``mu``,
     ``min x_m`` or ``mu - confidence * std``; ``score_std`` is the same for all three.
 
+    How probable an order is, follows from the members' differences: with ``d_m = x_m,a - x_m,b``, its mean ``d`` and
+    its variance ``sum w_m (s_m,ab**2 + (d_m - d)**2)`` it is ``Phi(d / sqrt(variance))``. So members that agree in
+    every difference are sure, whatever their levels are, and a score that is a bound of something is no mean of it.
+
     A candidate that one member gives no score has none here: its status is that member's.
     """
 
@@ -95,7 +109,7 @@ class EnsembleJudge:
         total = math.fsum(member.weight for member in config.members)
         self._weights = [member.weight / total for member in config.members]
         self._names = [member.judge.label for member in config.members]
-        self.version = judge_version(config, [member.version for member in self._members])
+        self.version = judge_version(config, STATEMENTS, [member.version for member in self._members])
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
         """Components: each member's raw score under its name, its standard deviation and components below that.
@@ -109,13 +123,60 @@ class EnsembleJudge:
             start = len(judgments)
             here = [found[start : start + len(item.candidates)] for found in by_member]
             scaled = [self._scaled(number, found) for number, found in enumerate(here)]
+            verdicts = [
+                self._verdict([found[k] for found in here], [found[k] for found in scaled])
+                for k in range(len(item.candidates))
+            ]
+            beats, spread = self._orders(item, here, scaled, [verdict.status == "ok" for verdict in verdicts])
             for k, candidate in enumerate(item.candidates):
-                said = [found[k] for found in here]
-                verdict = self._verdict(said, [found[k] for found in scaled])
-                judgments.append(judgment_of(self, item, candidate, verdict, sum(one.latency for one in said)))
+                components = {**verdicts[k].components, **pair_components(candidate.index, beats, spread)}
+                latency = sum(found[k].latency for found in here)
+                judgments.append(
+                    judgment_of(self, item, candidate, replace(verdicts[k], components=components), latency)
+                )
         return judgments
 
-    def _scaled(self, number: int, found: Sequence[Judgment]) -> list[tuple[float, float] | None]:
+    def _orders(
+        self,
+        item: JudgeItem,
+        said: Sequence[Sequence[Judgment]],
+        scaled: Sequence[Sequence[Scaled | None]],
+        scored: Sequence[bool],
+    ) -> tuple[dict[tuple[int, int], float], dict[tuple[int, int], float]]:
+        """Of each two candidates that have a score: the probability that one beats the other, and the spread."""
+        beats, spread = {}, {}
+        places = [k for k, has_score in enumerate(scored) if has_score]
+        for a, b in permutations(places, 2):
+            first, second = item.candidates[a].index, item.candidates[b].index
+            mean, std = self._difference(said, scaled, a, b, f"{SPREAD}{second}")
+            beats[first, second], spread[first, second] = order_probability(mean, std), std
+        return beats, spread
+
+    def _difference(
+        self, said: Sequence[Sequence[Judgment]], scaled: Sequence[Sequence[Scaled | None]], a: int, b: int, name: str
+    ) -> tuple[float, float]:
+        """Mean of the members' differences of two candidates, by their places, and its standard deviation.
+
+        Args:
+            name: the component by which a member states the standard deviation of its own difference.
+        """
+        differences, variances = [], []
+        for number, found in enumerate(scaled):
+            first, second = found[a], found[b]
+            assert first is not None
+            assert second is not None
+            own = None if self._config.normalise == "ranks" else said[number][a].components.get(name)
+            std = math.hypot(first[1], second[1]) if own is None else own / self._config.members[number].scale
+            differences.append(first[0] - second[0])
+            variances.append(std**2)
+        mean = math.fsum(weight * d for weight, d in zip(self._weights, differences, strict=True))
+        variance = math.fsum(
+            weight * (own + (d - mean) ** 2)
+            for weight, own, d in zip(self._weights, variances, differences, strict=True)
+        )
+        return mean, math.sqrt(variance)
+
+    def _scaled(self, number: int, found: Sequence[Judgment]) -> list[Scaled | None]:
         """A member's scores of one prompt's candidates, with standard deviations, on the ensemble's scale."""
         if self._config.normalise == "ranks":
             ranks = relative_ranks([judgment.score for judgment in found])
@@ -128,7 +189,7 @@ class EnsembleJudge:
             for judgment in found
         ]
 
-    def _verdict(self, said: Sequence[Judgment], scaled: Sequence[tuple[float, float] | None]) -> Verdict:
+    def _verdict(self, said: Sequence[Judgment], scaled: Sequence[Scaled | None]) -> Verdict:
         components = self._components(said)
         for name, judgment, value in zip(self._names, said, scaled, strict=True):
             if judgment.status != "ok" or value is None:

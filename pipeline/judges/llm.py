@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializationInfo, field_serializer, field_validator, model_validator
 
-from pipeline.config.base import Config
+from pipeline.config.base import Config, for_a_hash
 from pipeline.errors import JudgeError
 from pipeline.judges.base import ON_CPU, JudgeConfig, JudgeItem, Judgment, Resources, judge_version, require_references
 from pipeline.judges.registry import judge
 
+STATEMENTS = 2
+"""Counts what it states of how sure it is: earlier, standard deviations alone, and of lists that of one shuffle."""
 DIGITS = 9
 """A score of one digit is one token for every tokenizer, so that its distribution can be read off."""
 
@@ -84,12 +86,16 @@ class LlmConfig(JudgeConfig):
     )
     show_reference: bool = Field(False, description="show the model the prompt's reference answer")
     rationale: bool = Field(False, description="ask for a reason before the verdict, and keep it")
-    structured: bool = Field(False, description="the endpoint takes a JSON schema as response_format")
+    structured: bool | None = Field(
+        None, description="ask for JSON by a schema as response_format; where empty, if the endpoint takes one"
+    )
     max_tokens: int = Field(256, ge=1, le=100_000, description="longest reply, in tokens")
     temperature: float = Field(0.0, ge=0, le=2, description="of the reply")
-    extra_body: Mapping[str, Any] = Field(default_factory=dict, description="further fields of each request")
+    extra_body: Mapping[str, Any] = Field(
+        default_factory=dict, description="further fields of each request; null leaves one of ours out"
+    )
     concurrency: int = Field(8, ge=1, le=1024, description="most requests at a time")
-    timeout_seconds: float = Field(60.0, gt=0, le=3600, description="most seconds to wait for one reply")
+    timeout_seconds: float = Field(60.0, gt=0, le=3600, description="most seconds to wait for the whole of one reply")
     retries: int = Field(
         6, ge=0, le=100, description="tries after a failed one; 429 and its Retry-After are obeyed, others wait 0.5-8 s"
     )
@@ -101,6 +107,11 @@ class LlmConfig(JudgeConfig):
     OPERATIONAL = JudgeConfig.OPERATIONAL | {
         "api_key_env", "concurrency", "timeout_seconds", "retries", "budget_requests", "budget_tokens",
     }  # fmt: skip
+
+    @field_serializer("structured")
+    def _asks_the_same(self, structured: bool | None, info: SerializationInfo) -> bool | None:
+        """A form that the endpoint may take or leave is no other question: it is hashed as none, its old default."""
+        return bool(structured) if for_a_hash(info) else structured
 
     @field_validator("mode", mode="before")
     @classmethod
@@ -160,7 +171,10 @@ class LlmJudge:
 
     - ``rubric``: the score itself, from 1 to the scale; as an expected value it has a standard deviation.
     - ``pairwise``: strengths (Bradley-Terry, with standard deviations) from comparisons in both orders.
-    - ``listwise``: the mean place over several shuffles, from 0 to 1, and the standard deviation over them.
+    - ``listwise``: the mean place over several shuffles, from 0 to 1, and the standard error of that mean.
+
+    Of each two candidates of a prompt it says how probable their order is: a rubric by the distributions of the scores,
+    pairwise by the posterior of the strengths, listwise by the differences of the places.
 
     A reply that cannot be read is asked for once more; then the status is ``unparsable``.
     """
@@ -172,7 +186,7 @@ class LlmJudge:
         from pipeline.judges.support.llm_questions import WORDING
 
         self._config = config
-        self.version = judge_version(config, WORDING)
+        self.version = judge_version(config, WORDING, STATEMENTS)
         self._interview = Interview(self, config, resources.cache)
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
@@ -180,7 +194,7 @@ class LlmJudge:
 
         Components: of a rubric the written score and the probability that the named scores had together; of
         comparisons their number, wins, losses, ties, flips (another verdict in the other order) and those without a
-        verdict; of orders the numbers of those with a verdict and without.
+        verdict; of orders the numbers of those with a verdict and without; and how sure it is of each order.
 
         Raises:
             BudgetError: the recipe allows no further request. What was judged is in the cache.

@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.judges.base import ON_CPU, JudgeConfig, JudgeItem, Judgment, Resources, judge_version, pair_components
+from pipeline.judges.base import (
+    ON_CPU,
+    TURNED,
+    JudgeConfig,
+    JudgeItem,
+    Judgment,
+    Resources,
+    judge_version,
+    pair_components,
+    without_stated,
+)
 from pipeline.judges.ensemble import EnsembleConfig
 from pipeline.judges.registry import OneOf, judge, make
 
@@ -92,8 +102,8 @@ class NoisyJudge:
                 score=scores.get(judgment.candidate),
                 score_std=None,
                 components={
-                    **judgment.components,
-                    "error_rate": rate,
+                    **without_stated(judgment.components),
+                    TURNED: rate,
                     **({} if judgment.score is None else {"true_score": judgment.score}),
                     **pair_components(judgment.candidate, beats),
                 },

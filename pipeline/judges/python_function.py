@@ -15,6 +15,7 @@ from pipeline.judges.base import ON_CPU, JudgeConfig, JudgedCandidate, JudgeItem
 from pipeline.judges.registry import judge
 
 _REASON_LENGTH = 300
+_GIVEN = ("prompt", "messages", "reference_answer", "answer", "finish_reason")
 
 
 class PythonConfig(JudgeConfig):
@@ -51,6 +52,7 @@ class PythonJudge(RuleJudge[PythonConfig]):
 
     def __init__(self, config: PythonConfig, resources: Resources = ON_CPU) -> None:
         self._function = _find(config.function)
+        _check_call(self._function, config)
         super().__init__(config, resources)
 
     def depends_on(self) -> Sequence[object]:
@@ -92,6 +94,25 @@ def _find(path: str) -> Callable[..., Any]:
     if not callable(function):
         raise JudgeError(f"judge.function '{path}' is a {type(function).__name__}, and cannot be called")
     return function  # type: ignore[no-any-return]
+
+
+def _check_call(function: Callable[..., Any], config: PythonConfig) -> None:
+    """Raises a JudgeError if the function cannot be called with what it is given; one that tells nothing passes."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of a builtin
+        return
+    given = dict.fromkeys(_GIVEN)
+    try:
+        if twice := given.keys() & config.options.keys():
+            raise TypeError(f"the option '{min(twice)}' is already among them")
+        signature.bind(**given, **config.options)
+    except TypeError as error:
+        raise JudgeError(
+            f"judge.function '{config.function}' cannot be called with the keywords "
+            f"{', '.join([*_GIVEN, *config.options])}: {error}; let it take them by name, and those that it does not "
+            "use by **_"
+        ) from None
 
 
 def _source(function: Callable[..., Any]) -> str | None:

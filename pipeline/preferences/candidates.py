@@ -4,14 +4,14 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.config import PreferencesConfig
 from pipeline.errors import DataError
-from pipeline.judges.base import BEATS
+from pipeline.judges.base import BEATS, LEVEL, SPREAD, TURNED
 from pipeline.records import components_of
 
 REASONS = ("unjudged", "truncated", "empty", "duplicate", "single", "agree", "tie", "unsure")
@@ -25,10 +25,26 @@ _LARGEST = sys.float_info.max / 8
 
 
 @dataclass(frozen=True)
+class Stated:
+    """How sure the judge says it is, beside a standard deviation; see ``pipeline.judges.base``.
+
+    Attributes:
+        beats, spread: by the index of another candidate.
+        levels: the probability of each whole score.
+        turned: the probability that every order of the prompt is turned round.
+    """
+
+    beats: Mapping[int, float] = field(default_factory=dict)
+    spread: Mapping[int, float] = field(default_factory=dict)
+    levels: Mapping[int, float] = field(default_factory=dict)
+    turned: float | None = None
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A candidate and its judgment; the score is NaN where there is none.
 
-    ``value`` is what candidates are ordered by: the score, less what the recipe takes off for each token.
+    ``penalty`` is what the recipe takes off for its tokens, in units of the score.
     """
 
     index: int
@@ -38,8 +54,13 @@ class Candidate:
     logp: float
     score: float
     score_std: float | None
-    beats: Mapping[int, float]
-    value: float
+    stated: Stated
+    penalty: float
+
+    @property
+    def value(self) -> float:
+        """What candidates are ordered by: the score, less the penalty of length."""
+        return self.score - self.penalty
 
 
 @dataclass(frozen=True)
@@ -55,7 +76,7 @@ class Judged:
 class _Verdict:
     score: float = math.nan
     score_std: float | None = None
-    beats: Mapping[int, float] | None = None
+    stated: Stated = field(default_factory=Stated)
 
 
 def judged_prompts(candidates: pa.Table, judgments: pa.Table, config: PreferencesConfig) -> Iterator[Judged]:
@@ -120,11 +141,21 @@ def _verdicts(judgments: pa.Table) -> dict[tuple[str, int], _Verdict]:
         if key in verdicts:
             raise DataError(f"candidate {key[1]} of prompt {key[0]} has two judgments: give those of one judge")
         judged = row["status"] == "ok" and row["score"] is not None
-        parts = components_of(row["components"])
-        rivals = {name: name.removeprefix(BEATS) for name in parts if name.startswith(BEATS)}
-        beats = {int(rival): parts[name] for name, rival in rivals.items() if rival.isdecimal()}
-        verdicts[key] = _Verdict(row["score"], row["score_std"], beats) if judged else _Verdict()
+        stated = _stated(components_of(row["components"]))
+        verdicts[key] = _Verdict(row["score"], row["score_std"], stated) if judged else _Verdict()
     return verdicts
+
+
+def _stated(parts: Mapping[str, float]) -> Stated:
+    beats, spread, levels = (
+        {int(rest): value for name, value in parts.items() if (rest := _after(name, start)).isdecimal()}
+        for start in (BEATS, SPREAD, LEVEL)
+    )
+    return Stated(beats, spread, levels, parts.get(TURNED))
+
+
+def _after(name: str, start: str) -> str:
+    return name.removeprefix(start) if name.startswith(start) else ""
 
 
 def _candidate(row: Mapping[str, Any], verdict: _Verdict, length_penalty: float) -> Candidate:
@@ -143,6 +174,6 @@ def _candidate(row: Mapping[str, Any], verdict: _Verdict, length_penalty: float)
         logp=logp,
         score=verdict.score,
         score_std=verdict.score_std,
-        beats=verdict.beats or {},
-        value=verdict.score - length_penalty * len(tokens),
+        stated=verdict.stated,
+        penalty=length_penalty * len(tokens),
     )

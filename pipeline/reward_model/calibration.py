@@ -29,7 +29,7 @@ class Calibration:
 
     Attributes:
         pairs: how many there were.
-        accuracy: share of pairs in the right order; a probability of exactly 1/2 counts one half.
+        accuracy: mean of how right the orders are; a probability of exactly 1/2 counts one half.
         accuracy_se: its standard error, as if all pairs were independent.
         expected_calibration_error: mean over pairs of the distance between confidence and accuracy of their bin.
         mean_confidence: mean of ``max(p, 1 - p)``; above the accuracy where a judge is too sure of itself.
@@ -49,12 +49,16 @@ class Calibration:
         return self.accuracy - 2 * self.accuracy_se > 0.5
 
 
-def calibrate(probabilities: Sequence[float]) -> Calibration:
-    """The calibration of the probabilities of orders that are known to be right.
+def calibrate(probabilities: Sequence[float], labels: Sequence[float] | None = None) -> Calibration:
+    """The calibration of the probabilities of orders.
 
-    A pair's confidence is ``max(p, 1 - p)``, and it is right where p > 1/2: which answer stands first does not matter.
+    A pair's confidence is ``max(p, 1 - p)``. How right it is, is the label if p > 1/2, else one minus the label: which
+    answer stands first does not matter, and a model that gives the labels themselves has no error.
     Confidences fall into `BINS` bins of equal width from 1/2 to 1, each with its lower edge, the last with both. The
     expected calibration error is ``sum_b n_b / n * |accuracy_b - confidence_b|`` (arXiv:1706.04599).
+
+    Args:
+        labels: the probability that each order is right; without them all are certain.
 
     Raises:
         DataError: there are none, or one is no probability.
@@ -63,7 +67,8 @@ def calibrate(probabilities: Sequence[float]) -> Calibration:
         raise DataError("there are no pairs to measure a calibration on: hold out more prompts")
     if wrong := [p for p in probabilities if not 0 <= p <= 1]:
         raise DataError(f"{wrong[0]} is no probability: the judge that gave it is broken")
-    judged = [(max(p, 1 - p), 0.5 if p == 0.5 else float(p > 0.5)) for p in probabilities]
+    known = [1.0] * len(probabilities) if labels is None else labels
+    judged = [(max(p, 1 - p), _rightness(p, label)) for p, label in zip(probabilities, known, strict=True)]
     places = [bisect_right(_EDGES, confidence) for confidence, _ in judged]
     bins = tuple(
         _bin(number, [pair for pair, place in zip(judged, places, strict=True) if place == number])
@@ -79,6 +84,12 @@ def calibrate(probabilities: Sequence[float]) -> Calibration:
         mean_confidence=sum(confidence for confidence, _ in judged) / count,
         bins=bins,
     )
+
+
+def _rightness(p: float, label: float) -> float:
+    if p == 0.5:
+        return 0.5
+    return label if p > 0.5 else 1 - label
 
 
 def _bin(number: int, judged: Sequence[tuple[float, float]]) -> Bin:

@@ -118,7 +118,7 @@ def fit_reward_model(
         model = _load_model(base, tokenizer, config).to(config.device)
         fit = _Fit(model, tokenizer.pad_token_id, config, on_step)
         trained = fit.run(fitted, rated)
-        calibration = calibrate(fit.probabilities(judged))
+        calibration = calibrate(fit.probabilities(judged), [pair.label for pair in judged])
     model.to("cpu").save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return RewardReport(

@@ -17,13 +17,17 @@ Script = Callable[[dict[str, Any], int], "Response"]
 
 @dataclass(frozen=True)
 class Response:
-    """What the server sends after a while; ``close`` cuts the connection in place of an answer."""
+    """What the server sends after a while; ``close`` cuts the connection in place of an answer.
+
+    With ``drip`` it sends a space so often, in seconds, before the body, for as long as anybody reads.
+    """
 
     body: bytes = b""
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     wait: float = 0.0
     close: bool = False
+    drip: float = 0.0
 
 
 @dataclass
@@ -71,8 +75,11 @@ def chat_server(script: Script, port: int = 0) -> Iterator[Served]:
                 self.send_response(response.status)
                 for name, value in {"Content-Type": "application/json", **response.headers}.items():
                     self.send_header(name, value)
-                self.send_header("Content-Length", str(len(response.body)))
+                self.send_header("Content-Length", str(len(response.body) + (1_000_000 if response.drip else 0)))
                 self.end_headers()
+                while response.drip:
+                    self.wfile.write(b" ")
+                    time.sleep(response.drip)
                 self.wfile.write(response.body)
             except (BrokenPipeError, ConnectionResetError):  # the client no longer waits
                 self.close_connection = True
@@ -115,8 +122,13 @@ def says(content: str | None, rivals: Mapping[str, float] | None = None, *, fini
 
 def refuses(status: int, message: str, **headers: str) -> Response:
     """An error as such endpoints send it."""
+    return fails(status, {"error": {"message": message}}, **headers)
+
+
+def fails(status: int, body: Any, **headers: str) -> Response:
+    """An error with a body of its own."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Response(json.dumps({"error": {"message": message}}).encode(), status, named)
+    return Response(json.dumps(body).encode(), status, named)
 
 
 def answers_shown(body: Mapping[str, Any]) -> list[str]:

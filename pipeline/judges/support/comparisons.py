@@ -1,12 +1,18 @@
 """Who is compared with whom, and what the comparisons say of each: the mathematics of pairwise and listwise judges."""
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from statistics import fmean
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.judges.base import order_probability
+from pipeline.judges.support.posterior import Floats, Posterior
+
+MOST_EXACT = 8
+"""Candidates of a prompt up to which the probabilities of their orders are integrated, which takes 0.2 s."""
 PRIOR_STD = 2.0
 """Standard deviation of the prior of a candidate's strength, in nats of log-odds: 95% of the pairs of two strangers
 have odds below 260 to 1. It keeps the strength of a candidate that wins, or loses, all its comparisons finite."""
@@ -29,9 +35,7 @@ def schedule(count: int, opponents: int | None, rng: random.Random) -> list[tupl
     return sorted((a, b) for a, b in pairs)
 
 
-def strengths(
-    count: int, wins: Mapping[tuple[int, int], float]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def strengths(count: int, wins: Mapping[tuple[int, int], float]) -> tuple[Floats, Floats]:
     """Bradley-Terry strengths (1952) under a normal prior, in nats of log-odds, with their standard deviations.
 
     ``P(a beats b) = sigmoid(s_a - s_b)``; the strengths are the posterior's mode, their deviations those of the
@@ -41,23 +45,29 @@ def strengths(
     Args:
         wins: ``wins[a, b]`` is how often a beat b; a tie is half a win for each.
     """
-    won_K_K = np.zeros((count, count))
-    for (a, b), number in wins.items():
-        won_K_K[a, b] += number
-    played_K_K = won_K_K + won_K_K.T
-    strengths_K = np.zeros(count)
-    precision = np.eye(count) / PRIOR_STD**2
-    # The log-posterior is concave, and with so wide a prior a few Newton steps reach its mode; small ones are safe.
-    for _ in range(100):
-        expected_K_K = 1 / (1 + np.exp(strengths_K[None, :] - strengths_K[:, None]))
-        gradient_K = won_K_K.sum(1) - (played_K_K * expected_K_K).sum(1) - strengths_K / PRIOR_STD**2
-        weight_K_K = played_K_K * expected_K_K * (1 - expected_K_K)
-        hessian_K_K = np.diag(weight_K_K.sum(1)) - weight_K_K + precision
-        step_K = np.linalg.solve(hessian_K_K, gradient_K)
-        strengths_K += step_K / max(1.0, float(np.abs(step_K).max()))
-        if np.abs(step_K).max() < 1e-12:
-            break
-    return strengths_K, np.sqrt(np.diag(np.linalg.inv(hessian_K_K)))
+    strengths_K, covariance_K_K = Posterior(count, wins, PRIOR_STD).mode()
+    return strengths_K, np.sqrt(np.diag(covariance_K_K))
+
+
+def strength_orders(count: int, wins: Mapping[tuple[int, int], float]) -> tuple[Floats, Floats]:
+    """Probability that a is stronger than b, and the standard deviation of their difference, both at ``[a, b]``.
+
+    The comparisons determine differences alone: the deviations of single strengths hold a common level beside them,
+    which is not independent. So the deviation of a difference is ``sqrt(V_aa + V_bb - 2 V_ab)``. The probability is
+    that of the posterior, see `Posterior.order_probability`; of more than `MOST_EXACT` candidates that of its normal
+    approximation.
+    """
+    posterior = Posterior(count, wins, PRIOR_STD)
+    mean_K, covariance_K_K = posterior.mode()
+    variance_K = np.diag(covariance_K_K)
+    spread_K_K = np.sqrt(np.maximum(variance_K[:, None] + variance_K[None, :] - 2 * covariance_K_K, 0.0))
+    beats_K_K = np.full((count, count), 0.5)
+    for a, b in combinations(range(count), 2):
+        mean, spread = float(mean_K[a] - mean_K[b]), float(spread_K_K[a, b])
+        exact = count <= MOST_EXACT
+        beats = posterior.order_probability(a, b, mean, spread) if exact else order_probability(mean, spread)
+        beats_K_K[a, b], beats_K_K[b, a] = beats, 1 - beats
+    return beats_K_K, spread_K_K
 
 
 def shuffles(count: int, number: int, rng: random.Random) -> list[list[int]]:
@@ -74,3 +84,27 @@ def places(ranking: Sequence[int], count: int) -> list[float]:
     for place, candidate in enumerate(ranking):
         scores[candidate] = 1 - place / (count - 1)
     return scores
+
+
+def mean_place(found: Sequence[float], count: int) -> tuple[float, float]:
+    """Mean of a candidate's places over shuffles, and the standard error of that mean."""
+    variance = (count + 1) / (12 * (count - 1))  # of a place in an order that is drawn
+    return fmean(found), _standard_error(found, variance)
+
+
+def place_difference(first: Sequence[float], second: Sequence[float], count: int) -> tuple[float, float]:
+    """Mean difference of two candidates' places over the same shuffles, and the standard error of that mean."""
+    variance = count * (count + 1) / (6 * (count - 1) ** 2)  # of a difference of two places in an order that is drawn
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    return fmean(differences), _standard_error(differences, variance)
+
+
+def _standard_error(values: Sequence[float], drawn: float) -> float:
+    """Standard error of the mean of few values, ``sqrt(s2 / n)``, never 0.
+
+    The variance ``s2 = (drawn + sum (x - mean)**2) / n`` counts one degree of freedom of orders that say nothing beside
+    the ``n - 1`` that were seen (the mean of a scaled inverse chi-square's conjugate prior): two shuffles that agree by
+    chance would else be certain for ever.
+    """
+    mean = fmean(values)
+    return math.sqrt((drawn + math.fsum((value - mean) ** 2 for value in values)) / len(values) / len(values))

@@ -4,48 +4,27 @@ import asyncio
 import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from pipeline.errors import BudgetError, JudgeError
 from pipeline.judges.base import ResponseCache
 from pipeline.judges.llm import LlmConfig
+from pipeline.judges.support.llm_reply import Reply, kept_reply, reply_of
 
 try:
     import openai
 except ImportError as missing:
     raise JudgeError("the judge llm needs the package openai: pip install 'rondo[judges]'") from missing
 
+from pipeline.judges.support.llm_client import WITHIN_200, BoundedClient
+from pipeline.judges.support.llm_errors import EndpointError, stated_error
+
 _FORM = 1  # of what is kept of a reply: with another one nothing older is found
 _REASON_LENGTH = 300
 _FEW = 3
-_TOO_LONG = re.compile(r"context[ _](length|size|window)", re.IGNORECASE)
-
-TokenLogprobs = tuple[str, Mapping[str, float]]
-"""A token that was written, and log-probabilities of it and of the likeliest ones in its place, in nats."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """What the model wrote, and what it cost.
-
-    Args:
-        content: None if it wrote nothing, as after a refusal.
-        finish_reason: ``stop``, ``length`` where it was cut, or the endpoint's own word.
-        tokens: each token that holds a digit, with its likeliest rivals, for only scores are weighed; None if none
-            were asked for, or none given.
-        spent: tokens read and written.
-        latency: seconds until it came; a reply from the cache has that of the first time.
-    """
-
-    content: str | None
-    finish_reason: str
-    tokens: list[TokenLogprobs] | None
-    spent: int | None
-    latency: float
 
 
 class TimedOutError(Exception):
@@ -56,58 +35,80 @@ class TooLongError(Exception):
     """One request that is longer than the model reads."""
 
 
+class RefusedError(Exception):
+    """One request that the endpoint does not answer, though it answers others."""
+
+
+class _UnknownError(Exception):
+    """An error of one request, or of all: that has to be found out."""
+
+
 class Endpoint:
     """Replies to requests, from the cache where they were asked before.
 
     Where a request fails as a whole, those on the way are waited for and kept, and no other is sent: what was paid for
     is in the cache, and to ask again pays for the rest alone.
+
+    Args:
+        harmless: fields of a request that every endpoint answers, unless it answers none.
     """
 
-    def __init__(self, config: LlmConfig, cache: ResponseCache | None) -> None:
+    def __init__(self, config: LlmConfig, cache: ResponseCache | None, harmless: Mapping[str, Any]) -> None:
         self._config = config
+        self._harmless = harmless
         self._cache = cache
         self._key = _api_key(config)
         self.requests = 0
         self.tokens = 0
         self._timed_out = 0  # one after the other
+        self._refused = 0
+        self._accepts = False  # whether a request was answered, if only once and from the cache
+        self._accepts_now = False  # whether one was answered by the endpoint itself
+        self._takes_forms: bool | None = None
 
     async def __aenter__(self) -> "Endpoint":
         config = self._config
         self._client = openai.AsyncOpenAI(
             api_key=self._key or "none", base_url=config.base_url, timeout=config.timeout_seconds,
-            max_retries=config.retries,
+            max_retries=config.retries, http_client=BoundedClient(config.timeout_seconds),
         )  # fmt: skip
         self._slots = asyncio.Semaphore(config.concurrency)
         self._asked: dict[str, asyncio.Task[Reply]] = {}
         self._stopped: JudgeError | None = None
+        self._probe: asyncio.Task[bool] | None = None
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
-    async def ask(self, body: Mapping[str, Any]) -> Reply:
+    async def ask(self, body: Mapping[str, Any], form: Mapping[str, Any] | None = None) -> Reply:
         """The reply to a request, the fields of which are those of a chat completion.
 
+        Args:
+            form: a ``response_format`` to ask for if the endpoint takes it; it does not change what is asked.
+
         Raises:
-            TimedOutError, TooLongError: this request has no reply, others may have.
+            TimedOutError, TooLongError, RefusedError: this request has no reply, others may have.
             BudgetError: the recipe allows no further request.
             JudgeError: the endpoint is gone, refuses, or does not speak the protocol.
         """
-        request = {"model": self._config.model, **body, **self._config.extra_body}
+        fields = {"model": self._config.model, **body, **self._config.extra_body}
+        request = {name: value for name, value in fields.items() if value is not None}
         asked = {"form": _FORM, "url": self._config.base_url, "revision": self._config.revision, "body": request}
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         if key not in self._asked:
-            self._asked[key] = asyncio.create_task(self._answer(key, request))
+            self._asked[key] = asyncio.create_task(self._answer(key, request, form))
         return await self._asked[key]
 
-    async def _answer(self, key: str, request: Mapping[str, Any]) -> Reply:
+    async def _answer(self, key: str, request: Mapping[str, Any], form: Mapping[str, Any] | None) -> Reply:
         async with self._slots:
             if self._cache is not None and (kept := await asyncio.to_thread(self._cache.get, key)) is not None:
-                return Reply(**{**kept, "tokens": _pairs(kept["tokens"])})
+                self._accepts = True
+                return kept_reply(kept)
             if self._stopped is not None:
                 raise self._stopped
             try:
-                reply = await self._send(request)
+                reply = await self._send_in_form(request, form)
             except JudgeError as error:
                 self._stopped = self._stopped or error
                 raise
@@ -115,7 +116,44 @@ class Endpoint:
                 await asyncio.to_thread(self._cache.put, key, asdict(reply))
             return reply
 
-    async def _send(self, request: Mapping[str, Any]) -> Reply:
+    async def _send_in_form(self, request: Mapping[str, Any], form: Mapping[str, Any] | None) -> Reply:
+        """The reply in a form, or without one from an endpoint that takes none."""
+        try:
+            if form is None or self._takes_forms is False:
+                return await self._send(request)
+            in_doubt = self._takes_forms is None
+            try:
+                reply = await self._send({**request, "response_format": form}, form_in_doubt=in_doubt)
+            except _UnknownError:
+                if not in_doubt:
+                    raise
+                reply = await self._send(request)
+                self._takes_forms = self._takes_forms or False
+            else:
+                self._takes_forms = True
+            return reply
+        except (_UnknownError, RefusedError) as error:
+            certain = isinstance(error, RefusedError) and (self._accepts or self._refused < _FEW)
+            if certain or await self._answers_others(request):
+                raise RefusedError(str(error)) from None
+            raise JudgeError(f"{self._where} refuses every request: {error}; correct the recipe's judge") from None
+
+    async def _answers_others(self, request: Mapping[str, Any]) -> bool:
+        """Whether the endpoint answers requests with these settings at all: if none was yet, a harmless one tells."""
+        if self._accepts_now:
+            return True
+        if self._probe is None:
+            self._probe = asyncio.create_task(self._is_answered({**request, **self._harmless}))
+        return await self._probe
+
+    async def _is_answered(self, request: Mapping[str, Any]) -> bool:
+        try:
+            await self._send(request)
+        except (_UnknownError, RefusedError, TooLongError):
+            return False
+        return True
+
+    async def _send(self, request: Mapping[str, Any], *, form_in_doubt: bool = False) -> Reply:
         for last in (False, True):
             self._check_budget()
             self.requests += 1  # counted when sent, so that requests side by side cannot pass the limit together
@@ -123,9 +161,9 @@ class Endpoint:
             try:
                 raw = await self._create(request)
                 self.requests += raw.retries_taken
-                reply = _reply(json.loads(raw.text), time.perf_counter() - start)
+                reply = reply_of(json.loads(raw.text), time.perf_counter() - start)
             except openai.OpenAIError as error:
-                raise self._failure(error) from None  # its own text may repeat the key
+                raise self._failure(error, form_in_doubt) from None  # its own text may repeat the key
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 if last:
                     raise JudgeError(
@@ -133,7 +171,8 @@ class Endpoint:
                         f"({self._without_key(repr(error))}): check judge.base_url, or see the endpoint's log"
                     ) from None
                 continue
-            self._timed_out = 0
+            self._timed_out = self._refused = 0
+            self._accepts = self._accepts_now = True
             self._count(reply)
             return reply
         raise AssertionError("the second try returns or raises")
@@ -164,45 +203,60 @@ class Endpoint:
             )
         self.tokens += reply.spent or 0
 
-    def _failure(self, error: openai.OpenAIError) -> Exception:
+    def _failure(self, error: openai.OpenAIError, form_in_doubt: bool) -> Exception:
         """What a failed request means: for itself alone, or for the judge as a whole."""
         config, tries = self._config, self._config.retries + 1
-        where = f"{config.base_url} (model '{config.model}')"
         if isinstance(error, openai.APITimeoutError):
             self.requests += config.retries
             self._timed_out += 1
             if self._timed_out >= max(config.concurrency, _FEW):
                 return JudgeError(
-                    f"{where} answers no more: {self._timed_out} requests in a row were given "
+                    f"{self._where} answers no more: {self._timed_out} requests in a row were given "
                     f"{config.timeout_seconds:g} s {tries} times; see whether it runs, or raise judge.timeout_seconds"
                 )
             return TimedOutError(f"no reply in {config.timeout_seconds:g} s, {tries} times")
         if isinstance(error, openai.APIConnectionError):
             self.requests += config.retries
             reason = self._without_key(str(error.__cause__ or error))
-            return JudgeError(f"{where} cannot be reached, tried {tries} times: {reason}; start it, then resume")
+            return JudgeError(f"{self._where} cannot be reached, tried {tries} times: {reason}; start it, then resume")
         if isinstance(error, openai.APIStatusError):
-            return self._refusal(error, where)
-        return JudgeError(f"{where} cannot be asked: {self._without_key(str(error))}")
+            stated = stated_error(error.status_code, error.response.content)
+            if form_in_doubt and stated.may_be_the_form:
+                return _UnknownError(self._without_key(stated.message))
+            return self._stated_failure(stated, error.response)
+        return JudgeError(f"{self._where} cannot be asked: {self._without_key(str(error))}")
 
-    def _refusal(self, error: openai.APIStatusError, where: str) -> Exception:
-        """What an answer with a status of its own means."""
-        config, tries = self._config, self._config.retries + 1
-        status, reason = error.status_code, self._without_key(str(error.message))
-        if status in (401, 403):  # the endpoint's own words may repeat the key
+    def _stated_failure(self, stated: EndpointError, response: Any) -> Exception:
+        """What an error means that the endpoint states."""
+        config, reason = self._config, self._without_key(stated.message)
+        status = "200 and an error within" if WITHIN_200 in response.extensions else f"{stated.status}"
+        match stated.meaning:
+            case "too_long":
+                return TooLongError(reason)
+            case "refused":
+                self._refused += 1
+                return RefusedError(reason)
+            case "unknown":
+                return _UnknownError(f"status {status}: {reason}")
+            case "later":
+                self.requests += config.retries
+                wait = response.headers.get("retry-after")
+                asks = f" (it asks to wait {wait} s)" if wait else ""
+                later = (
+                    "see its log, then resume" if stated.status >= 500 else "lower judge.concurrency, or resume later"
+                )
+                tried = f"tried up to {config.retries + 1} times{asks}"
+                return JudgeError(f"{self._where} answers with status {status}, {tried}: {reason}; {later}")
+        if stated.status in (401, 403):  # the endpoint's own words may repeat the key
             given = f"judge.api_key_env is '{config.api_key_env}'" if config.api_key_env else "no api_key_env is given"
-            return JudgeError(f"{where} denies access (status {status}), and {given}: check the key in it")
-        if status == 429 or status >= 500:
-            self.requests += config.retries
-            wait = error.response.headers.get("retry-after")
-            asks = f" (it asks to wait {wait} s)" if wait else ""
-            remedy = "lower judge.concurrency, or resume later" if status == 429 else "see its log, then resume"
-            return JudgeError(
-                f"{where} answers with status {status}, tried up to {tries} times{asks}: {reason}; {remedy}"
-            )
-        if status in (400, 413, 422) and _TOO_LONG.search(reason):
-            return TooLongError(reason)
-        return JudgeError(f"{where} refuses the request with status {status}: {reason}; correct the recipe's judge")
+            return JudgeError(f"{self._where} denies access (status {status}), and {given}: check the key in it")
+        return JudgeError(
+            f"{self._where} refuses the request with status {status}: {reason}; correct the recipe's judge"
+        )
+
+    @property
+    def _where(self) -> str:
+        return f"{self._config.base_url} (model '{self._config.model}')"
 
     def _without_key(self, text: str) -> str:
         clean = text.replace(self._key, "[key]") if self._key else text
@@ -219,29 +273,3 @@ def _api_key(config: LlmConfig) -> str | None:
             f"for {config.base_url} into it"
         )
     return key
-
-
-def _reply(completion: Mapping[str, Any], latency: float) -> Reply:
-    choice = completion["choices"][0]
-    logprobs = (choice.get("logprobs") or {}).get("content")
-    tokens: list[TokenLogprobs] | None = None
-    if logprobs:
-        tokens = [
-            (entry["token"], {one["token"]: float(one["logprob"]) for one in (entry, *entry["top_logprobs"])})
-            for entry in logprobs
-            if any(character.isdigit() for character in entry["token"])
-        ]
-    content = choice["message"].get("content")
-    if content is not None and not isinstance(content, str):
-        raise TypeError(f"the message's content is {content!r}")
-    return Reply(
-        content=content,
-        finish_reason=str(choice.get("finish_reason")),
-        tokens=tokens,
-        spent=(completion.get("usage") or {}).get("total_tokens"),
-        latency=latency,
-    )
-
-
-def _pairs(tokens: Any) -> list[TokenLogprobs] | None:
-    return None if tokens is None else [(token, rivals) for token, rivals in tokens]

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.data.conversations import written_out
-from pipeline.judges.base import JudgedCandidate, JudgeItem, last_block
+from pipeline.judges.base import JudgedCandidate, JudgeItem
 from pipeline.judges.llm import LlmConfig
-from pipeline.judges.support.llm_endpoint import Reply, TokenLogprobs
+from pipeline.judges.support.llm_objects import last_object, whole_number
+from pipeline.judges.support.llm_reply import Reply, TokenLogprobs
 
 SYSTEM = """\
 You judge answers that language models gave to a prompt. {criteria}
@@ -36,6 +37,21 @@ _TOP_LOGPROBS = 20
 _AROUND = " \t\r\n\"':,{}"
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a reply says.
+
+    Args:
+        verdict: the verdict, whose type is the question's.
+        reason: the reason that was given with it.
+        after: the text from the verdict on, which tells where in the reply it stands.
+    """
+
+    verdict: Any
+    reason: str | None = None
+    after: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """A request, and what makes sense of the reply.
@@ -43,6 +59,7 @@ class Question:
     Args:
         system, user: the two messages.
         schema: JSON schema of the reply.
+        key: the field of the reply's object that holds the verdict.
         read: the verdict in the reply's object, None if it is none.
         distribution: whether log-probabilities are asked for.
     """
@@ -50,6 +67,7 @@ class Question:
     system: str
     user: str
     schema: Mapping[str, Any]
+    key: str
     read: Callable[[Mapping[str, Any]], Any]
     distribution: bool = False
 
@@ -64,22 +82,26 @@ class Question:
         if self.distribution:
             body |= {"logprobs": True, "top_logprobs": _TOP_LOGPROBS}
         if config.structured:
-            form = {"name": "verdict", "strict": True, "schema": self.schema}
-            body["response_format"] = {"type": "json_schema", "json_schema": form}
+            body["response_format"] = self._form()
         return body
 
-    def verdict(self, reply: Reply) -> tuple[Any, str | None]:
-        """What the reply says, None if that cannot be read; and the reason given."""
-        content = reply.content or ""
-        block = last_block(content, ("", "json"))
-        try:
-            said = json.loads(content if block is None else block)
-        except (ValueError, RecursionError):
-            return None, None
-        if not isinstance(said, dict):
-            return None, None
-        reason = said.get("rationale")
-        return self.read(said), reason if isinstance(reason, str) else None
+    def form(self, config: LlmConfig) -> dict[str, Any] | None:
+        """What to ask the endpoint for if it takes a form; None if the recipe says whether it does."""
+        return self._form() if config.structured is None else None
+
+    def _form(self) -> dict[str, Any]:
+        return {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": self.schema}}
+
+    def said(self, reply: Reply) -> Said | None:
+        """What the reply says, None if that cannot be read."""
+        found = last_object(reply.content or "")
+        if found is None:
+            return None
+        verdict = self.read(found.value)
+        if verdict is None:
+            return None
+        reason = found.value.get("rationale")
+        return Said(verdict, reason if isinstance(reason, str) else None, found.after(self.key))
 
 
 def rubric_question(
@@ -88,8 +110,8 @@ def rubric_question(
     """Asks for a score from 1 to ``scale``; the verdict is that number."""
 
     def read(said: Mapping[str, Any]) -> int | None:
-        score = said.get("score")
-        return score if type(score) is int and 1 <= score <= scale else None
+        score = whole_number(said.get("score"))
+        return score if score is not None and 1 <= score <= scale else None
 
     task, form = RUBRIC.format(scale=scale), '"score": <whole number>'
     fields = {"score": {"type": "integer", "enum": list(range(1, scale + 1))}}
@@ -101,7 +123,8 @@ def pairwise_question(config: LlmConfig, item: JudgeItem, first: JudgedCandidate
 
     def read(said: Mapping[str, Any]) -> str | None:
         winner = said.get("winner")
-        return winner if winner in ("A", "B", "tie") else None
+        known = {"a": "A", "b": "B", "tie": "tie"}
+        return known.get(winner.strip().lower()) if isinstance(winner, str) else None
 
     fields = {"winner": {"type": "string", "enum": ["A", "B", "tie"]}}
     answers = {"ANSWER A": first.text, "ANSWER B": second.text}
@@ -114,10 +137,9 @@ def listwise_question(config: LlmConfig, item: JudgeItem, shown: Sequence[Judged
 
     def read(said: Mapping[str, Any]) -> list[int] | None:
         ranking = said.get("ranking")
-        if not isinstance(ranking, list) or not all(type(number) is int for number in ranking):
-            return None
-        whole = sorted(ranking) == list(range(1, count + 1))
-        return [number - 1 for number in ranking] if whole else None
+        numbers = [whole_number(number) for number in ranking] if isinstance(ranking, list) else []
+        places = [number - 1 for number in numbers if number is not None]
+        return places if len(numbers) == count and sorted(places) == list(range(count)) else None
 
     numbers = {"type": "integer", "enum": list(range(1, count + 1))}
     fields = {"ranking": {"type": "array", "items": numbers, "minItems": count, "maxItems": count}}
@@ -126,25 +148,44 @@ def listwise_question(config: LlmConfig, item: JudgeItem, shown: Sequence[Judged
     return _question(config, item, answers, task, form, fields, read)
 
 
-def expected_score(tokens: Sequence[TokenLogprobs], score: int, scale: int) -> tuple[float, float, float] | None:
-    """Mean and standard deviation of the score under the probabilities of its token, and what they sum to.
+@dataclass(frozen=True)
+class ScoreDistribution:
+    """The probability of each score, and what the probabilities of their tokens summed to before."""
 
-    The token is the last one that writes the score that was read. Scores whose tokens are not among the likeliest that
-    the endpoint names count as impossible; the sum, below 1, says how much was left out. None if no token is the
-    score's (G-Eval, arXiv:2303.16634, weighs scores in this way).
+    shares: Mapping[int, float]
+    mass: float
+
+    @property
+    def mean(self) -> float:
+        return math.fsum(value * share for value, share in self.shares.items())
+
+    @property
+    def std(self) -> float:
+        mean = self.mean
+        return math.sqrt(math.fsum((value - mean) ** 2 * share for value, share in self.shares.items()))
+
+
+def score_distribution(tokens: Sequence[TokenLogprobs], said: Said, scale: int) -> ScoreDistribution | None:
+    """The score's distribution by the probabilities of its token (G-Eval, arXiv:2303.16634, weighs scores so).
+
+    Its token is found by the digits that follow it, since a reason before or after may hold the same digit. Scores
+    whose tokens are not among the likeliest that the endpoint names count as impossible; the mass, below 1, says how
+    much was left out. None if the score is no token of its own.
     """
-    place = next((rivals for token, rivals in reversed(tokens) if token.strip(_AROUND) == str(score)), None)
+    following = sum(map(str.isdigit, said.after)) - 1
+    rivals: Mapping[str, float] = {}
+    for token, found in reversed(tokens):
+        if following <= 0:
+            rivals = found if token.strip(_AROUND) == str(said.verdict) else {}
+            break
+        following -= sum(map(str.isdigit, token))
     mass = dict.fromkeys(range(1, scale + 1), 0.0)
-    for token, logprob in (place or {}).items():
+    for token, logprob in rivals.items():
         written = token.strip(_AROUND)
         if written.isascii() and written.isdigit() and int(written) in mass:
             mass[int(written)] += math.exp(logprob)
     total = math.fsum(mass.values())
-    if total <= 0:
-        return None
-    mean = math.fsum(value * share for value, share in mass.items()) / total
-    variance = math.fsum((value - mean) ** 2 * share for value, share in mass.items()) / total
-    return mean, math.sqrt(variance), total
+    return ScoreDistribution({score: share / total for score, share in mass.items()}, total) if total > 0 else None
 
 
 def _question(
@@ -163,6 +204,7 @@ def _question(
     texts |= answers
     mark = _mark(list(texts.values()))
     quoted = [f"<<<{title} {mark}\n{text}\n<<<END OF {title} {mark}" for title, text in texts.items()]
+    (key,) = fields
     if config.rationale:
         task, form = f"{task} {REASON}", f'"rationale": "<your reason>", {form}'
         fields = {"rationale": {"type": "string"}, **fields}
@@ -171,6 +213,7 @@ def _question(
         system=SYSTEM.format(criteria=config.criteria, mark=mark),
         user="\n\n".join([*quoted, f"{task}\n{FORM.format(form='{' + form + '}')}"]),
         schema=schema,
+        key=key,
         read=read,
         distribution=distribution,
     )

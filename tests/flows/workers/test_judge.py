@@ -9,12 +9,13 @@ import pytest
 
 from flows.registry.recipes import parse_recipe
 from flows.workers.judge import JudgeWorker
+from flows.workers.references import TrialPrompt
 from pipeline.errors import BudgetError, JudgeError
 from pipeline.records import CANDIDATES, PROMPTS, components_of, to_table
 from storage.log.manifest import FileRef
 from storage.log.store import Store
 from storage.tables.shards import read_table, write_table
-from support.chat_server import Response, answers_shown, chat_server, says
+from support.chat_server import Response, answers_shown, chat_server, fails, says
 from support.recipes import TINY
 
 PROMPT_COUNT, CANDIDATE_COUNT = 3, 4
@@ -98,3 +99,49 @@ def test_an_ensemble_shares_the_cache_with_its_members(tmp_path: Path) -> None:
     assert (components["llm"], components["llm.std"]) == (4.0, 0.0)
     # 4 is (4 - 1) / 4 on the ensemble's scale.
     assert table["score"].to_pylist()[3] == pytest.approx((0.75 + components["vader"]) / 2)
+
+
+FUNCTIONS = """
+def named(text):
+    return 1.0
+
+def broken(*, answer, **_):
+    return answer.lenght
+
+def picky(*, answer, **_):
+    return {"4": 1.0}[answer]
+"""
+
+
+def tried(root: Path, judge: dict[str, Any], trial: TrialPrompt | None = None) -> list[str]:
+    """What a worker says of its training judge, tried on a prompt of its table, or on another one."""
+    recipe = parse_recipe(TINY, [f"judge={json.dumps(judge)}"]).model_dump(mode="json")
+    worker = JudgeWorker(root=str(root), run="run", recipe=recipe, scratch=str(root / "scratch"))
+    return worker.try_judges(trial, (shard(Store.open(root))[0],), [0])
+
+
+def test_a_judge_is_tried_on_two_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tried_functions.py").write_text(FUNCTIONS)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(JudgeError, match=r"'tried_functions:named' cannot be called with the keywords prompt, .*\*\*_"):
+        tried(tmp_path, {"kind": "python", "function": "tried_functions:named"})
+    with pytest.raises(JudgeError, match=r"python gave neither of two trial answers .*failed: AttributeError: 'str'"):
+        tried(tmp_path, {"kind": "python", "function": "tried_functions:broken"})
+    # It scores what is right, and raises of all else: that is its way.
+    picky = {"kind": "python", "function": "tried_functions:picky"}
+    assert tried(tmp_path, picky, TrialPrompt("p", "2 + 2", None, "4")) == []
+    assert tried(tmp_path, {"kind": "vader"}) == []
+    assert tried(tmp_path, {"kind": "human"}) == []
+
+
+def test_a_judge_model_is_tried_and_its_replies_are_kept(tmp_path: Path) -> None:
+    with chat_server(honest) as served:
+        for _ in range(2):
+            assert tried(tmp_path, llm(served.url)) == []
+        assert len(served.bodies) == 2
+    with chat_server(lambda *_: says("I think")) as served, pytest.raises(JudgeError, match="unparsable: two replies"):
+        tried(tmp_path, llm(served.url))
+    long = {"error": {"code": "context_length_exceeded", "message": "it is long"}}
+    with chat_server(lambda *_: fails(400, long)) as served:
+        (notice,) = tried(tmp_path, llm(served.url))
+    assert "(too_long: it is long); the run goes on" in notice

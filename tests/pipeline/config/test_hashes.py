@@ -9,6 +9,7 @@ from pipeline.dpo.state import DECIDED_ELSEWHERE, hashed_settings
 from pipeline.dpo.types import RoundFacts
 from pipeline.judges.base import judge_version
 from pipeline.judges.human import HumanConfig
+from pipeline.judges.llm import LlmConfig
 from pipeline.recipe import Recipe
 from pipeline.records import content_id
 from support.recipes import TINY
@@ -48,6 +49,13 @@ def test_a_human_judge_is_hashed_by_its_old_kind(kind: Any) -> None:
     assert content_id(config.hashed()) == "de00e56f38dd79be"
     assert judge_version(config) == "a88bee10bad9e888"
     assert config.model_dump(mode="json")["kind"] == kind
+
+
+def test_a_form_that_an_endpoint_may_take_is_hashed_as_none() -> None:
+    settings = {"kind": "llm", "model": "m", "base_url": "http://127.0.0.1:1/v1", "mode": "rubric"}
+    auto, never, always = (LlmConfig.model_validate({**settings, "structured": value}) for value in (None, False, True))
+    assert auto.hashed() == never.hashed() == {**always.hashed(), "structured": False}
+    assert auto.model_dump(mode="json")["structured"] is None
 
 
 @pytest.mark.parametrize("name", ["max_skipped_fraction", "most_set_aside"])

@@ -3,7 +3,9 @@
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -90,7 +92,8 @@ def test_real_members_keep_their_raw_scores() -> None:
     # "good": 1 and (0 + 1) / 0.5 = 2, weights 3/4 and 1/4: mean 1.25, variance 3/4 * 1/16 + 1/4 * 9/16 = 3/16.
     assert both.score == pytest.approx(1.25)
     assert both.score_std == pytest.approx(math.sqrt(3 / 16))
-    assert both.components == {"regex": 1.0, "length": 0.0, "length.length": 4.0}
+    own = {name: value for name, value in both.components.items() if not name.startswith(("beats.", "spread."))}
+    assert own == {"regex": 1.0, "length": 0.0, "length.length": 4.0}
     assert one.components["length"] == -0.25  # as the member said it, before its scale
 
 
@@ -105,6 +108,58 @@ def test_ways_to_combine(combine: str, score: float) -> None:
     assert judgment.score_std == pytest.approx(math.sqrt(3))
     assert judgment.components == {"m0": 1.0, "m0.part": 1.0, "m1": 3.0, "m1.std": 2.0, "m1.part": 1.0}
     assert judgment.latency == 1.0
+
+
+def order(first: Judgment, second: Judgment) -> float:
+    """The probability that the first beats the second, as it is stated."""
+    return first.components[f"beats.{second.candidate}"]
+
+
+@pytest.mark.parametrize("combine", ["mean", "minimum", "lower_bound"])
+def test_an_order_follows_from_the_members_differences(combine: str) -> None:
+    """Members say 0 and 2 of a, and 0.5 both of b: differences of -0.5 and 1.5, of mean 0.5 and deviation 1.
+
+    By the lower bound b is ahead of a; that a is better is Phi(0.5) = 0.691 all the same.
+    """
+    a, b = ensemble(said(0.0, 0.5), said(2.0, 0.5), combine=combine).judge([item("a", "b")])
+    assert order(b, a) == pytest.approx(NormalDist().cdf(-0.5))
+    assert order(a, b) == pytest.approx(0.6915, abs=1e-4)
+    assert a.components["spread.1"] == pytest.approx(1.0)
+    if combine == "lower_bound":
+        assert (a.score, b.score) == (0.0, 0.5)
+
+
+def test_levels_of_members_are_no_disagreement() -> None:
+    a, b = ensemble(said(0.3, 0.2), said(1.0, 0.9), said(0.6, 0.5)).judge([item("a", "b")])
+    assert (order(a, b), order(b, a)) == (1.0, 0.0)
+
+
+def test_what_members_do_not_know_of_a_difference() -> None:
+    """Differences 1 and 3 on one scale, variances 4 + 0 and 1: mean 2, variance (4 + 1) / 2 + 1."""
+    weighed = ensemble(said((1.0, 2.0), 0.0), said((30.0, 6.0), (0.0, 8.0)), scales=[{}, {"scale": 10}])
+    a, b = weighed.judge([item("a", "b")])
+    assert order(a, b) == pytest.approx(NormalDist().cdf(2 / math.sqrt((4 + 1) / 2 + 1)))
+
+
+def test_members_that_state_the_spread_of_differences_are_taken_at_their_word() -> None:
+    """A comparing judge's two strengths share what they do not know: 1 apart with a spread of 0.5, not of 2.8."""
+    answers = item("a", "b")
+    comparing = SpreadJudge()
+    judge = ensemble(said(1.0, 0.0), said(1.0, 0.0))
+    judge._members[1] = comparing  # type: ignore[attr-defined]
+    a, b = judge.judge([answers])
+    assert order(a, b) == pytest.approx(NormalDist().cdf(1 / math.sqrt(0.25 / 2)))
+
+
+class SpreadJudge(SaidJudge):
+    """States, beside wide deviations of single scores, the narrow one of their difference."""
+
+    def __init__(self) -> None:
+        super().__init__(SaidConfig(kind="said", scores=((1.0, 2.0), (0.0, 2.0))), Resources())
+
+    def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
+        a, b = super().judge(items)
+        return [replace(a, components={"spread.1": 0.5}), replace(b, components={"spread.0": 0.5})]
 
 
 def test_members_that_agree_are_sure() -> None:

@@ -51,3 +51,22 @@ def test_a_coin_is_told_from_a_judge() -> None:
     right, wrong = 0.8, 0.2  # probabilities of the order that is known to be right
     assert calibrate([right] * 70 + [wrong] * 30).above_chance
     assert not calibrate([right] * 55 + [wrong] * 45).above_chance
+
+
+def test_a_model_that_gives_the_labels_themselves_has_no_error() -> None:
+    """As certain as the labels are, and no more: held against orders that are certain, its error was a quarter."""
+    rng = random.Random(0)
+    labels = [rng.random() for _ in range(2000)]
+    found = calibrate(labels, labels)
+    assert found.expected_calibration_error == pytest.approx(0, abs=1e-12)
+    assert found.accuracy == pytest.approx(found.mean_confidence)
+    upper = [max(label, 1 - label) for label in labels]  # rules put the likelier answer first
+    assert calibrate(upper, upper).expected_calibration_error == pytest.approx(0, abs=1e-12)
+    assert calibrate(upper).expected_calibration_error > 0.2
+
+
+def test_how_right_an_order_is_by_its_label() -> None:
+    """0.9 for a label of 0.8 is 0.8 right, 0.3 for 0.8 is 0.2 right, and 0.5 is half right whatever the label is."""
+    found = calibrate([0.9, 0.3, 0.5], [0.8, 0.8, 0.9])
+    assert found.accuracy == pytest.approx(1.5 / 3)
+    assert found.expected_calibration_error == pytest.approx((abs(0.8 - 0.9) + abs(0.2 - 0.7) + 0) / 3)
