@@ -1,6 +1,9 @@
 """Where pipeline and storage meet: flows, worker processes, the command line and the report."""
 
+from flows.host.loopback import spare_loopback
 from storage.errors import REMEDIES, STAGE_TITLES
+
+spare_loopback()  # before anything reads the environment: this process's server, its workers and theirs
 
 # The store has no commands and no checkpoints: these complete its sentences, in every process that imports flows.
 REMEDIES.update(

@@ -6,12 +6,12 @@ Each field has a type, a range and a sentence with its unit. ``flows/registry/re
 import typing
 from collections.abc import Iterator
 from math import comb
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from pipeline.config.base import Config, among
-from pipeline.config.devices import ClusterConfig, DevicesConfig, ReplicasConfig
+from pipeline.config.base import Config, Later, among
+from pipeline.config.devices import ClusterConfig, DevicesConfig, ReplicasConfig, StoreConfig
 from pipeline.config.monitors import NotificationsConfig, TrackingConfig
 from pipeline.config.objectives import OBJECTIVES, RANKING_OBJECTIVES, SOFT_LABEL_OBJECTIVES
 from pipeline.config.policy import Policy, WarmStartPolicy
@@ -82,6 +82,9 @@ class Recipe(Config):
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="what is measured after each round")
     devices: DevicesConfig = Field(DevicesConfig(), description="where each part runs")
     cluster: ClusterConfig = Field(ClusterConfig(), description="replicas of sampler and judge on Ray")
+    store: Annotated[StoreConfig, Later(StoreConfig())] = Field(
+        StoreConfig(), description="how patient a run is with its store"
+    )
     tracking: TrackingConfig = Field(TrackingConfig(), description="where metrics go besides the store")
     notifications: NotificationsConfig = Field(NotificationsConfig(), description="who is told what becomes of the run")
 

@@ -1,7 +1,7 @@
 """Which rounds keep their weights, how long a stray file is left alone: what the store's own commands need to know."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 
 from flows.registry.catalog import existing_store
@@ -20,6 +20,7 @@ from storage.retention.prune import Pruning
 from storage.retention.sweep import Stray
 
 _GRACE = re.compile(r"(\d+)([smhd])")
+_CLOCK_TOLERANCE = timedelta(minutes=1)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -73,15 +74,26 @@ def rounds_to_keep(
     return kept | {_best(rounds, metric) for metric in best if rounds}
 
 
-def sweep(root: str, grace: str, *, dry_run: bool) -> list[Stray]:
+def sweep(root: str, grace: str, *, dry_run: bool, say: Callable[[str], None]) -> list[Stray]:
     """Removes the files that nobody names, or says which would go.
+
+    Args:
+        say: hears it if this machine's clock is not the store's, by which all ages are counted.
 
     Raises:
         ConfigError: the grace is no duration.
         CorruptEntryError: a log is damaged, so that nobody knows what it names.
     """
     store = existing_store(root)
-    strays = sweeping.find_strays(store, datetime.now(UTC), parse_grace(grace))
+    patience = parse_grace(grace)
+    here, now = datetime.now(UTC), store.now()
+    if abs(here - now) > _CLOCK_TOLERANCE:
+        apart = timedelta(seconds=round(abs(here - now).total_seconds()))
+        say(
+            f"this machine's clock is {apart} {'ahead of' if here > now else 'behind'} that of {store.root}: ages are "
+            "counted by the store's"
+        )
+    strays = sweeping.find_strays(store, now, patience)
     if not dry_run:
         sweeping.sweep(store, strays)
     return strays

@@ -91,7 +91,7 @@ def sweep(
     from flows.host.progress import doing
 
     with doing("looking for files that no run names"):
-        strays = pruning.sweep(root, grace, dry_run=dry_run)
+        strays = pruning.sweep(root, grace, dry_run=dry_run, say=lambda text: typer.echo(text, err=True))
     rows = [{"file": stray.path, "size": decimal(stray.bytes), "why": stray.why} for stray in strays]
     verb = "would go" if dry_run else "removed"
     records = [asdict(stray) for stray in strays]

@@ -1,6 +1,8 @@
 """Whether a process runs, and ending it with all its descendants."""
 
 import contextlib
+import os
+import signal
 import time
 from collections.abc import Iterable
 
@@ -38,11 +40,52 @@ def processor_seconds(pid: int) -> float:
     return total
 
 
+class Stillness:
+    """For how long a process and its own children have computed nothing.
+
+    Args:
+        pid: the process.
+        least: seconds of processor time that count as nothing between two looks.
+        look_every: seconds between two looks; to look costs more than to ask.
+    """
+
+    def __init__(self, pid: int, least: float, look_every: float) -> None:
+        self._pid, self._least, self._look_every = pid, least, look_every
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins anew."""
+        self._spent, self._since, self._looked = -1.0, time.monotonic(), float("-inf")
+
+    def seconds(self) -> float:
+        """So far, as it was seen last."""
+        now = time.monotonic()
+        if now - self._looked >= self._look_every:
+            spent = processor_seconds(self._pid)
+            if spent > self._spent + self._least or self._spent < 0:
+                self._spent, self._since = spent, now
+            self._looked = now
+        return self._looked - self._since
+
+
 def kill(processes: Iterable[psutil.Process]) -> None:
     """Kills those of the processes that still run."""
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.kill()
+
+
+def kill_session(leader: int) -> None:
+    """Kills what is left of the session that a process led, which by now may be nobody's child.
+
+    Its own process group goes at once, and then the groups that others of the session have made.
+    """
+    with contextlib.suppress(OSError):  # nobody is left
+        os.killpg(leader, signal.SIGKILL)
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError):  # gone, or another user's
+            if os.getsid(pid) == leader:
+                os.kill(pid, signal.SIGKILL)
 
 
 def end_trees(processes: Iterable[psutil.Process], grace: float) -> None:

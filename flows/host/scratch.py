@@ -4,7 +4,6 @@ import fcntl
 import hashlib
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,47 +13,59 @@ from storage.errors import StorageAccessError
 
 
 @contextmanager
-def scratch_directory(root: str, run: str) -> Iterator[Path]:
-    """An empty local directory, removed at the end; if the run fails, the logs in it stay, for people to read.
+def scratch_directory(identity: str) -> Iterator[Path]:
+    """A new local directory, removed at the end; if the run fails, the logs in it stay, for people to read.
 
-    A run has the same one each time, so that what a killed process left is removed by the next one.
+    What a killed process of the same run left, or one that failed, is removed first; what a living one holds is not.
+
+    Args:
+        identity: of the run, which no other one has, under whatever root it is.
 
     Raises:
-        StorageAccessError: the name is taken by someone else.
+        StorageAccessError: the directory was removed meanwhile, and something failed.
     """
-    digest = hashlib.sha256(f"{root}\0{run}".encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f"rondo-{os.getuid()}-{digest}"
-    if not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    with suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
-        raise StorageAccessError(f"{path} is not this user's alone: remove it, or set TMPDIR to another directory")
+    path, held = _take(f"rondo-{hashlib.sha256(identity.encode()).hexdigest()[:16]}")
     try:
         yield path
-    except BaseException:
-        for left in path.iterdir():
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-        with suppress(OSError):  # logs are in it
-            path.rmdir()
+    except BaseException as error:
+        if isinstance(error, Exception) and not path.is_dir():
+            raise StorageAccessError(
+                f"{path}, where this run kept its temporary files, was removed while it was at work: set TMPDIR to a "
+                "directory that nobody cleans up, and resume the run"
+            ) from error
+        _leave_logs(path)
         raise
-    shutil.rmtree(path, ignore_errors=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+    finally:
+        os.close(held)
 
 
 @contextmanager
 def held_directory(name: str) -> Iterator[Path]:
     """A new local directory, removed at the end; those of this name that killed processes left are removed first."""
-    place = Path(tempfile.gettempdir())
-    for left in place.glob(f"{name}-{os.getuid()}-*"):
-        _remove_unheld(left)
-    path, held = _new_held(place, f"{name}-{os.getuid()}-")
+    path, held = _take(name)
     try:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
         os.close(held)
+
+
+def _take(name: str) -> tuple[Path, int]:
+    """A new directory of this user's alone, and the lock on it, once those that nobody holds are gone."""
+    place, prefix = Path(tempfile.gettempdir()), f"{name}-{os.getuid()}-"
+    for left in place.glob(f"{prefix}*"):
+        _remove_unheld(left)
+    return _new_held(place, prefix)
+
+
+def _leave_logs(path: Path) -> None:
+    for left in path.iterdir() if path.is_dir() else ():
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+    with suppress(OSError):  # logs are in it
+        path.rmdir()
 
 
 def _new_held(place: Path, prefix: str) -> tuple[Path, int]:

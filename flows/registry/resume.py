@@ -12,7 +12,7 @@ from storage.log.run import Run
 from storage.log.store import Store
 
 HEADER_FORMAT = 1
-FREE = ("devices", "cluster", "mode", "tracking", "notifications")
+FREE = ("devices", "cluster", "store", "mode", "tracking", "notifications")
 """The sections of a recipe that may differ from those that a run was started with, each time that it goes on."""
 
 

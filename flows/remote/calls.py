@@ -78,11 +78,13 @@ class Client(Generic[W]):
         carrier: how requests get there.
         on_progress: hears what is told while the worker works.
         alone: whether a call waits until nothing else is in progress, and lets nothing else begin meanwhile.
+        say: takes the sentences that a worker has for people: ``{"says": ...}`` among its progress.
     """
 
     carrier: Carrier
     on_progress: Progress | None = None
     alone: bool = False
+    say: Callable[[str], None] = lambda text: None
 
     def asking(self, *, on_progress: Progress | None = None, alone: bool = False) -> "Client[W]":
         """The same worker, asked in another way."""
@@ -110,6 +112,8 @@ class Client(Generic[W]):
         def hear(told: Mapping[str, Any]) -> None:
             if "span" in told:
                 work.update(told)
+            elif "says" in told:
+                self.say(told["says"])
             elif self.on_progress is not None:
                 self.on_progress(told)
 

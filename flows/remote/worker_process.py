@@ -10,6 +10,9 @@ A worker that hangs is taken for dead: one that was asked and that for ``HUNG_SE
 its own children have computed nothing. That finds deadlocks, stopped processes and reads that never return, and spares
 slow work of any length; it does not find an endless loop. Sending a sign of life from a thread of the child would find
 less: a deadlock leaves such a thread alive.
+
+That a worker has ended is seen by the process itself, not by the end of its pipe: what it has started may hold that for
+as long as it likes. With the worker ends all that is left of its session.
 """
 
 import asyncio
@@ -17,7 +20,6 @@ import contextlib
 import json
 import os
 import sys
-import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,7 @@ import flows.errors
 import pipeline.errors
 import storage.errors
 from flows.errors import WorkerDiedError, WorkerError
-from flows.host.processes import descendants, kill, processor_seconds
+from flows.host.processes import Stillness, descendants, kill, kill_session
 from flows.remote.calls import Progress
 from flows.remote.torchrun import Torchrun
 from pipeline.errors import EngineError
@@ -37,6 +39,7 @@ GRACE_SECONDS = 5.0
 HUNG_SECONDS = 900.0  # longer than any one wait for a network that itself gives up in time
 IDLE_CPU_SECONDS = 0.1  # what a process that hangs may still use in that time
 _LOOK_SECONDS = 5.0
+_WATCH_SECONDS = 0.25
 
 # CPU libraries of two workers side by side must not spin while they wait: each would hold a core from the other.
 _QUIET_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "TOKENIZERS_PARALLELISM": "false"}
@@ -164,8 +167,14 @@ class WorkerProcess:
         if self.pid is not None and self._reader is not None and not self._reader.done():
             return
         command, environment = self._command()
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("ab") as log:
+        try:
+            self._log.parent.mkdir(exist_ok=True)  # without its parents: a root that was moved is not made again
+            log = self._log.open("ab")
+        except OSError as error:
+            raise WorkerError(
+                f"the {self.kind} cannot be started, as its log {self._log} cannot be written: {error.strerror}"
+            ) from error
+        with log:
             self._process = await asyncio.create_subprocess_exec(
                 *command, self.kind, json.dumps(self._arguments),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
@@ -220,26 +229,24 @@ class WorkerProcess:
                     waiting.answer.set_exception(error)
         except Exception as error:
             end = error
-            await self._kill(process)
-        code = await process.wait()
+        code = await self._kill(process)
         for waiting in self._waiting.values():  # a child that was started since may have some of its own
             if waiting.process is process and not waiting.answer.done():
                 waiting.answer.set_exception(end or self._died(code))
 
     async def _line(self, process: asyncio.subprocess.Process) -> bytes:
-        """The child's next line, empty if it has ended; WorkerDiedError, and the child is killed, where it hangs."""
+        """The child's next line, empty if it has ended; WorkerDiedError where it hangs."""
         assert process.stdout is not None
         reading = asyncio.ensure_future(process.stdout.readline())
-        spent, since = -1.0, time.monotonic()
+        still, ended = Stillness(process.pid, IDLE_CPU_SECONDS, _LOOK_SECONDS), False
         try:
-            while not (await asyncio.wait({reading}, timeout=_LOOK_SECONDS))[0]:
+            while not (await asyncio.wait({reading}, timeout=_WATCH_SECONDS))[0]:
+                if ended:  # for so long that what it had said itself has been read
+                    return b""
+                ended = process.returncode is not None
                 if not self._waiting:  # nobody asked it anything
-                    spent = -1.0
-                    continue
-                now = await asyncio.to_thread(processor_seconds, process.pid)
-                if now > spent + IDLE_CPU_SECONDS or spent < 0:
-                    spent, since = now, time.monotonic()
-                elif time.monotonic() - since > HUNG_SECONDS:
+                    still.reset()
+                elif await asyncio.to_thread(still.seconds) > HUNG_SECONDS:
                     raise WorkerDiedError(
                         f"the {self.kind} process hung, with no word and no work for {HUNG_SECONDS:.0f} s, and was "
                         f"killed; its log is {self._log}"
@@ -267,20 +274,30 @@ class WorkerProcess:
             await asyncio.gather(reader, return_exceptions=True)
 
     @staticmethod
-    async def _kill(process: asyncio.subprocess.Process) -> None:
-        if process.returncode is not None:
-            return
+    async def _kill(process: asyncio.subprocess.Process) -> int:
+        """Ends the child with all that it has started; returns its status."""
         assert process.stdin is not None
         parts = descendants(process.pid)  # of an engine on several GPUs; afterwards nobody could tell whose they were
         process.stdin.close()
         try:
             async with asyncio.timeout(GRACE_SECONDS):
-                await process.wait()
+                code = await _status(process)
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
+            code = await _status(process)
         kill(parts)
+        await asyncio.to_thread(kill_session, process.pid)
+        transport: asyncio.SubprocessTransport = process._transport  # type: ignore[attr-defined]
+        transport.close()  # its pipes, which somebody else may still hold
+        return code
+
+
+async def _status(process: asyncio.subprocess.Process) -> int:
+    """The status with which a process ends; asyncio's own ``wait`` also waits for whoever else holds its pipes."""
+    while process.returncode is None:
+        await asyncio.sleep(0.01)
+    return process.returncode
 
 
 def known_error(kind: str, message: str) -> Exception | None:

@@ -2,7 +2,6 @@
 
 import os
 import uuid
-from datetime import datetime
 from pathlib import Path
 
 from flows.registry.catalog import existing_store
@@ -65,5 +64,5 @@ def newest_report(store: Store, run: Run) -> str:
     where, last = store.report_path(run.name), run.last_round
     if where is None or last is None or not where.exists():
         return report(run.name, store.root)
-    newest = where.stat().st_mtime >= datetime.fromisoformat(last.time).timestamp()
+    newest = store.objects.written(store.report_key(run.name)) >= run.written(last)
     return str(where) if newest else report(run.name, store.root)

@@ -72,8 +72,12 @@ def create_workers(
         given = {**environment, **variables(config.environment)}
         return RayPool(kind, common, run.created, logs / f"{kind}.log", given, replicas, capacity, cluster, say)
 
+    def told(kind: str) -> Callable[[str], None]:
+        return lambda text: say(f"{kind}: {text}")
+
+    sampler = replicated("sampler", config.sampler, recipe.sampling.shards_in_flight)
     return WorkerSet(
-        sampler=Client(replicated("sampler", config.sampler, recipe.sampling.shards_in_flight)),
-        judge=Client(replicated("judge", config.judge, 1)),
-        trainer=Client(process("trainer")),
+        sampler=Client(sampler, say=told("sampler")),
+        judge=Client(replicated("judge", config.judge, 1), say=told("judge")),
+        trainer=Client(process("trainer"), say=told("trainer")),
     )

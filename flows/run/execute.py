@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -11,13 +12,14 @@ from prefect.flows import Flow
 
 from flows.host.progress import Display
 from flows.host.scratch import scratch_directory
+from flows.host.signals import EndedBySignals
 from flows.host.text import counted
 from flows.host.versions import software
 from flows.monitors.monitors import Monitors
 from flows.monitors.notifications import open_notifier
 from flows.monitors.prefect_artifacts import Artifacts
 from flows.monitors.tracking import open_tracker
-from flows.prefect_api.control import Control
+from flows.prefect_api.control import PAUSE_SIGNAL, Control
 from flows.prefect_api.server import has_background_server, prefect_api
 from flows.registry.catalog import ended_early
 from flows.registry.resume import report_changes, unread_states
@@ -66,9 +68,10 @@ async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: 
     made = {**software(), "rounds": rounds, **({"changes": changed} if changed else {})}
     with contextlib.ExitStack() as opened:
         writer = opened.enter_context(run.writer(take_over, made, ends_pause=True))
+        _be_patient(store, recipe, display, opened)
         control = Control(run, writer, paused, watched=has_background_server())
         opened.enter_context(control.listening())
-        scratch = opened.enter_context(scratch_directory(store.root, run.name))
+        scratch = opened.enter_context(scratch_directory(run.identity))
         logs = store.log_directory(run.name) or scratch
         notifier = await open_notifier(recipe.notifications, display)
         artifacts = Artifacts(run.name, display, _report_address(store, run.name), shown=control.watched)
@@ -89,6 +92,21 @@ async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: 
             tell = _end_message(context)
             told = run_rounds.with_options(on_completion=[tell], on_failure=[tell], on_crashed=[tell])
             await told(run.name, rounds)
+
+
+def _be_patient(store: Store, recipe: Recipe, display: Display, opened: contextlib.ExitStack) -> None:
+    """Has the store wait for its backend as the recipe says, until the run is asked to end, or has failed."""
+    asked = (signal.SIGINT, signal.SIGTERM, PAUSE_SIGNAL)
+    waiting = EndedBySignals(asked, "interrupted while it waited for the store: what is committed stays")
+    patience = store.objects.patience
+    patience.seconds, patience.say, patience.waiting = recipe.store.patience_seconds, display.say, waiting
+
+    def end(failed: type[BaseException] | None, *_: object) -> None:
+        if failed is not None:  # the session's end is still to be written, if that is possible at once
+            waiting.end()
+            patience.seconds = 0
+
+    opened.push(end)
 
 
 def _report_address(store: Store, name: str) -> str:

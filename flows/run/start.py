@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flows.host.devices import check_devices
+from flows.host.loopback import check_proxies
 from flows.host.progress import Display
 from flows.host.signals import orderly_end
 from flows.host.text import counted
@@ -154,6 +155,7 @@ def _bring_to(
         message = f"run '{run.name}' is finished: it has {counted(done, 'round')}; {more}"
         return Finished(run.name, summaries(run.rounds()), message, newest_report(store, run))
     check_goal(run, recipe, rounds)
+    check_proxies()
     check_tracking(recipe.tracking)
     check_devices(recipe)
     after = f", going on after round {done}" if done >= 0 else ""

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from flows.workers.references import PolicyRef
 from pipeline.recipe import Recipe
+from storage.errors import StorageAccessError
 from storage.log.manifest import FileRef
 from storage.log.store import Store
 from storage.tables import checkpoints, shards
@@ -54,13 +55,32 @@ class Worker:
     """Tells whoever asked for what is being done; the dispatcher sets it for each request."""
 
     def __init__(self, root: str, run: str, recipe: Mapping[str, Any], scratch: str) -> None:
-        self.store = Store.open(root)
+        self.store = Store.open(root, create=False)
         self.run = run
         self.recipe = Recipe.model_validate(recipe)
-        self.scratch = Path(scratch)
-        self.merged = self.scratch / f"merged by {type(self).__name__}"  # each process has its own
+        patience = self.store.objects.patience
+        patience.reached = True  # by the flow, which has started this worker
+        patience.seconds = self.recipe.store.patience_seconds
+        patience.say = lambda text: self.progress(says=text)
+        self._scratch = Path(scratch)
         # A round's shards all read the run's prompts: the last few tables stay in memory.
         self._read = lru_cache(maxsize=4)(self._read_table)
+
+    @property
+    def scratch(self) -> Path:
+        """The local directory for copies.
+
+        Raises:
+            StorageAccessError: it was removed meanwhile: what is written there would come to nothing.
+        """
+        if not self._scratch.is_dir():
+            raise StorageAccessError(f"{self._scratch}, where this run keeps its temporary files, was removed")
+        return self._scratch
+
+    @property
+    def merged(self) -> Path:
+        """Where adapters are merged with their bases; each process has its own."""
+        return self.scratch / f"merged by {type(self).__name__}"
 
     def table(self, files: Sequence[FileRef]) -> pa.Table:
         """Committed shards as one table, in the order given."""

@@ -45,8 +45,6 @@ class TrainerModel:
         if self.recipe.update.compile:
             compilation.check_compiler(devices.trainer)
         self._world = World.join(devices.trainer) if devices.trainer_world > 1 else ALONE
-        rank = "" if self._world.is_main else f" by rank {self._world.rank}"
-        self._merged = worker.merged.with_name(f"{worker.merged.name}{rank}")
         self._model: Any = None
         self._tokenizer: Any = None
         self._adapter: Any = None
@@ -73,7 +71,9 @@ class TrainerModel:
 
     def whole(self, policy: PolicyRef) -> Path:
         """A policy as a local directory with all its weights."""
-        return whole_directory(policy, self.directory, self._merged / "policy")
+        rank = "" if self._world.is_main else f" by rank {self._world.rank}"
+        merged = self.worker.merged
+        return whole_directory(policy, self.directory, merged.with_name(f"{merged.name}{rank}") / "policy")
 
     def use(self, policy: PolicyRef) -> Any:
         """Puts a policy's weights into the one model, which it returns."""

@@ -3,7 +3,7 @@
 Nothing is needed to import them but pydantic.
 """
 
-from pipeline.config.devices import ClusterConfig, DevicesConfig, ReplicasConfig
+from pipeline.config.devices import ClusterConfig, DevicesConfig, ReplicasConfig, StoreConfig
 from pipeline.config.monitors import NotificationsConfig, TrackingConfig
 from pipeline.config.objectives import OBJECTIVES
 from pipeline.config.policy import PretrainedPolicy, WarmStartPolicy
@@ -26,6 +26,7 @@ __all__ = [
     "Prompts",
     "ReplicasConfig",
     "SamplingConfig",
+    "StoreConfig",
     "TrackingConfig",
     "UpdateConfig",
     "WarmStartPolicy",

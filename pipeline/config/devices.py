@@ -1,4 +1,4 @@
-"""Where each part of a run works: devices of this machine, ranks over several, replicas on a Ray cluster.
+"""Where each part of a run works: devices of this machine, ranks over several, replicas on a Ray cluster; the store.
 
 Ray is a section of its own, and no value of ``sampling.engine``: the engine inside of a replica is still vLLM or
 transformers, and the judge goes to the same cluster.
@@ -54,6 +54,17 @@ class DevicesConfig(Config):
                 "give this machine's name or address in the cluster's network, and a free port, as node1:29400"
             )
         return self
+
+
+class StoreConfig(Config):
+    """How a run gets on with the store that it is kept in."""
+
+    patience_seconds: float = Field(
+        300,
+        ge=0,
+        le=86_400,
+        description="longest wait for a bucket that refuses, as with status 503, or does not answer, in seconds",
+    )
 
 
 class ReplicasConfig(Config):

@@ -12,7 +12,8 @@ from storage.log.manifest import Entry
 
 Holder = Literal["alive", "dead", "unknown"]
 
-# The start time that psutil gives is computed from the wall clock, so that it moves when the clock is set.
+# The start time that psutil gives is computed from the wall clock, so that it moves when the clock is set: it tells
+# processes apart only where no ticks since the system's start do.
 _CLOCK_TOLERANCE_S = 5.0
 
 # Sessions of this process that are over, though their closing entry may have failed.
@@ -22,7 +23,8 @@ _over: set[str] = set()
 def describe_process() -> dict[str, Any]:
     """This process, as the meta of a "session" entry."""
     process = psutil.Process()
-    return {"host": socket.gethostname(), "pid": process.pid, "started": process.create_time(), **_numbering()}
+    ticks = {"ticks": found} if (found := _ticks(process.pid)) is not None else {}
+    return {"host": socket.gethostname(), "pid": process.pid, "started": process.create_time(), **ticks, **_numbering()}
 
 
 def end(session_id: str) -> None:
@@ -44,6 +46,8 @@ def holder(session: Entry) -> Holder:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return "dead"
+        if "ticks" in meta and meta.get("boot") == _numbering().get("boot"):
+            return "alive" if _ticks(pid) == meta["ticks"] else "dead"
         return "alive" if abs(process.create_time() - started) < _CLOCK_TOLERANCE_S else "dead"
     except psutil.NoSuchProcess:
         return "dead"
@@ -63,6 +67,14 @@ def describe_place(session: Entry) -> str:
 def describe_holder(session: Entry) -> str:
     """The session's process in words, and since when it writes."""
     return f"{describe_place(session)}, since {session.time}"
+
+
+def _ticks(pid: int) -> int | None:
+    """When a process began, in the kernel's ticks since its own start; None where that cannot be read."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _numbering() -> dict[str, str]:

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from typing import Any, Literal
 
 from storage.errors import (
@@ -34,6 +35,7 @@ class Run:
         name: the name of the run.
         header: what :meth:`storage.log.store.Store.create_run` was given.
         created: when that was, UTC, ISO 8601.
+        identity: what no other run has, also one of the same name under the same root in another place.
     """
 
     def __init__(self, objects: Objects, name: str, *, intact_part: bool = False) -> None:
@@ -45,6 +47,7 @@ class Run:
             raise RunNotFoundError(f"there is no run '{name}'") from error
         self.header: dict[str, Any] = self._log.header.meta
         self.created = self._log.header.time
+        self.identity = self._log.header.session
 
     def refresh(self) -> None:
         """Read what was committed since."""
@@ -66,6 +69,10 @@ class Run:
     def session(self) -> Entry | None:
         """The newest "session" entry: whoever has the run open, or had it last."""
         return self._log.session
+
+    def written(self, entry: Entry) -> datetime:
+        """When an entry was written, by the store's clock; the time in it is by its writer's."""
+        return self._objects.written(layout.entry_key(self.name, entry.number))
 
     @property
     def dropped(self) -> dict[str, Entry]:

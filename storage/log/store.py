@@ -2,6 +2,7 @@
 
 import difflib
 import uuid
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,20 @@ class Store:
         self.local_root = local_root
 
     @classmethod
-    def open(cls, root: str | Path) -> "Store":
+    def open(cls, root: str | Path, *, create: bool = True) -> "Store":
         """The store in a local directory, which is created, or under s3://, gs://, az:// or memory://.
 
         Credentials and endpoints of a bucket come from the usual environment variables.
 
+        Args:
+            create: whether a directory that is not there is made.
+
         Raises:
             UnsupportedStoreError: the URI is none of these.
+            BackendError: the directory is not there, and is not to be made.
             StorageAccessError: the directory cannot be created.
         """
-        objects = open_objects(root)
+        objects = open_objects(root, create=create)
         if isinstance(objects, LocalObjects):
             return cls(str(objects.root), objects, objects.root)
         return cls(str(root), objects)
@@ -103,6 +108,20 @@ class Store:
         finally:
             self.objects.delete([key])
             self.objects.remove_empty(key.rpartition("/")[0])
+
+    def now(self) -> datetime:
+        """The time by the clock that dates the store's files, which need not be this machine's.
+
+        Raises:
+            StorageAccessError: nothing can be written there, so that nobody can tell.
+        """
+        key = f"{layout.new_shared_directory_key('clock', uuid.uuid4().hex)}/now"
+        try:
+            put_once(self.objects, key, b"now")
+            return self.objects.written(key)
+        finally:
+            self.objects.delete([key])
+            self.objects.remove_empty(key.rsplit("/", 2)[0])
 
     def report_path(self, run: str) -> Path | None:
         """Where the report of a run lies on a local disk; None elsewhere, where :meth:`report_key` names it."""

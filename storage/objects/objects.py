@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache, partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 from urllib.parse import urlsplit
@@ -20,7 +21,6 @@ import obstore
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
-    GenericError,
     PermissionDeniedError,
     UnauthenticatedError,
 )
@@ -35,6 +35,8 @@ from storage.errors import (
     UnsupportedStoreError,
 )
 from storage.objects import durable
+from storage.objects.patience import Patience, client_retries
+from storage.objects.upload import Upload
 
 _SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "memory")
 _PARALLEL_READS = 16
@@ -44,7 +46,10 @@ _Answer = TypeVar("_Answer")
 
 @dataclass(frozen=True)
 class Listed:
-    """An object as a listing shows it: its key, its size in bytes, and when it was written, by the backend's clock."""
+    """An object as a listing shows it: its key, its size in bytes, and when it was written, by the backend's clock.
+
+    On a local disk that is when anything of the file was changed last: a copy may have the time of its original.
+    """
 
     key: str
     bytes: int
@@ -54,7 +59,7 @@ class Listed:
 class Sink:
     """A file open for writing that counts and hashes what passes."""
 
-    def __init__(self, raw: BinaryIO, key: str) -> None:
+    def __init__(self, raw: BinaryIO | Upload, key: str) -> None:
         self._raw, self._key = raw, key
         self._hash = hashlib.sha256()
         self.bytes = 0
@@ -84,10 +89,10 @@ class Sink:
 class RangeReader(io.RawIOBase):
     """A seekable file over ranged reads of one object."""
 
-    def __init__(self, store: obstore.store.ObjectStore, key: str) -> None:
-        self._store, self._key, self._position = store, key, 0
+    def __init__(self, store: obstore.store.ObjectStore, key: str, patience: Patience) -> None:
+        self._store, self._key, self._patience, self._position = store, key, patience, 0
         with clear_errors(key):
-            self._size = obstore.head(store, key)["size"]
+            self._size = patience.ask(lambda: obstore.head(store, key)["size"])
 
     def readable(self) -> bool:
         return True
@@ -112,18 +117,29 @@ class RangeReader(io.RawIOBase):
         if not length:
             return b""
         start = self._position
-        data = _whole_answer(
-            self._key, lambda: bytes(obstore.get_range(self._store, self._key, start=start, length=length))
-        )
+        with clear_errors(self._key):
+            data = self._patience.ask(
+                lambda: bytes(obstore.get_range(self._store, self._key, start=start, length=length))
+            )
         self._position += len(data)
         return data
 
 
 class Objects:
-    """Objects under keys. Every failure is a StoreError."""
+    """Objects under keys. Every failure is a StoreError.
 
-    def __init__(self, store: obstore.store.ObjectStore) -> None:
-        self._store = store
+    Args:
+        root: how people call it.
+        open_store: the client, which tries again by itself for as many seconds as it is given, or else a few times.
+
+    Attributes:
+        patience: how long a backend is waited for that does not answer, and who is told.
+    """
+
+    def __init__(self, root: str, open_store: Callable[[float | None], obstore.store.ObjectStore]) -> None:
+        self._open_store = open_store
+        self._store = open_store(None)
+        self.patience = Patience(root)
 
     def create(self, key: str, data: bytes) -> bool:
         """Put-if-absent: True if the object was written, False if one is there. Durable when it returns.
@@ -135,17 +151,20 @@ class Objects:
         def put() -> bool:
             try:
                 obstore.put(self._store, key, data, mode="create")
-            except AlreadyExistsError:
+            except AlreadyExistsError as error:
+                # A conflict is no answer; Azure says so too of what is there.
+                if "status code: 409" in str(error) and self.size(key) is None:
+                    raise
                 return False
             return True
 
-        # The client makes no conditional write again that was not answered in time. Where the first one took place
-        # after all, the second finds its bytes there, which callers recognise as their own.
-        return _again(key, put, times=2, after="error sending request")
+        # Where a write took place whose answer was lost, the next one finds its bytes there, which callers recognise as
+        # their own.
+        return self._ask(key, put)
 
     def read(self, key: str) -> bytes:
         """The object's bytes; MissingObjectError where there is none."""
-        return _whole_answer(key, lambda: bytes(obstore.get(self._store, key).bytes()))
+        return self._ask(key, lambda: bytes(obstore.get(self._store, key).bytes()))
 
     def read_many(self, keys: Sequence[str]) -> list[bytes]:
         """The bytes of several objects, read at the same time where that saves round trips."""
@@ -156,7 +175,7 @@ class Objects:
 
     def open(self, key: str) -> BinaryIO:
         """The object as a seekable file that reads only what is asked for."""
-        return RangeReader(self._store, key)  # type: ignore[return-value]
+        return RangeReader(self._store, key, self.patience)  # type: ignore[return-value]
 
     def local_path(self, key: str) -> Path | None:
         """Where the object lies on a local disk; None on other backends."""
@@ -165,46 +184,47 @@ class Objects:
     def size(self, key: str) -> int | None:
         """The object's size in bytes, None if there is none."""
         try:
-            with clear_errors(key):
-                return obstore.head(self._store, key)["size"]
+            return self._ask(key, lambda: obstore.head(self._store, key)["size"])
         except MissingObjectError:
             return None
 
+    def written(self, key: str) -> datetime:
+        """When the object's bytes were written, by the backend's clock; MissingObjectError where there is none."""
+        return self._ask(key, lambda: obstore.head(self._store, key)["last_modified"])
+
     def keys(self, prefix: str, after: str | None = None) -> list[str]:
         """The keys below a prefix, sorted; only those greater than ``after``."""
-        listed = _whole_answer(
-            prefix, lambda: obstore.list(self._store, prefix, offset=after, chunk_size=1000).collect()
-        )
+        listed = self._ask(prefix, lambda: obstore.list(self._store, prefix, offset=after, chunk_size=1000).collect())
         return sorted(item["path"] for item in listed)
 
     def listing(self, prefix: str) -> list[Listed]:
         """The objects below a prefix, sorted by key."""
-        listed = _whole_answer(prefix, lambda: obstore.list(self._store, prefix, chunk_size=1000).collect())
+        listed = self._ask(prefix, lambda: obstore.list(self._store, prefix, chunk_size=1000).collect())
         found = [Listed(item["path"], item["size"], item["last_modified"]) for item in listed]
         return sorted(found, key=lambda item: item.key)
 
     def children(self, prefix: str) -> list[str]:
         """The names of the directories right below a prefix, sorted."""
-        listed = _whole_answer(prefix, lambda: obstore.list_with_delimiter(self._store, prefix))
+        listed = self._ask(prefix, lambda: obstore.list_with_delimiter(self._store, prefix))
         return sorted(path.rpartition("/")[2] for path in listed["common_prefixes"])
 
     @contextmanager
     def sink(self, key: str) -> Iterator[Sink]:
         """A new object to write to, piece by piece; durable at the end of the block, gone if it fails."""
+        upload = Upload(self._open_store, key, self.patience, lambda: self.size(key))
+        yield Sink(upload, key)
         with clear_errors(key):
-            raw = obstore.open_writer(self._store, key)
-        yield Sink(raw, key)  # type: ignore[arg-type]
-        with clear_errors(key):
-            raw.close()
+            upload.close(self._store)
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; one that is not there is no error."""
         for key in keys:
-            with clear_errors(key):
-                try:
-                    obstore.delete(self._store, key)
-                except FileNotFoundError:
-                    continue
+            with suppress(MissingObjectError):
+                self._ask(key, partial(obstore.delete, self._store, key))
+
+    def _ask(self, key: str, call: Callable[[], _Answer]) -> _Answer:
+        with clear_errors(key):
+            return self.patience.ask(call)
 
     def remove_empty(self, prefix: str) -> None:
         """Remove the directory below which no object is left; only local disks have such directories."""
@@ -216,10 +236,16 @@ class LocalObjects(Objects):
     def __init__(self, root: Path) -> None:
         self.root = root
         self._prefix = os.path.join(root, "")
-        super().__init__(LocalStore(root))
+        super().__init__(str(root), lambda seconds: LocalStore(root))
+
+    def _check_root(self) -> None:
+        """BackendError where the root is not there any more: nothing may make it again at the place that it had."""
+        if not self.root.is_dir():
+            raise _gone(self.root)
 
     def local_path(self, key: str) -> Path:
-        """Where the object lies; InvalidNameError where links lead out of the root."""
+        """Where the object lies; InvalidNameError where links lead out of the root, BackendError where that is gone."""
+        self._check_root()
         with clear_errors(key):
             path = os.path.realpath(f"{self._prefix}{key}")
         if not path.startswith(self._prefix):
@@ -244,6 +270,10 @@ class LocalObjects(Objects):
         path = self.local_path(key)
         return path.stat().st_size if path.is_file() else None
 
+    def written(self, key: str) -> datetime:
+        with clear_errors(key):
+            return datetime.fromtimestamp(self.local_path(key).stat().st_mtime, UTC)
+
     def keys(self, prefix: str, after: str | None = None) -> list[str]:
         self.local_path(prefix)
         return super().keys(prefix, after)
@@ -259,7 +289,7 @@ class LocalObjects(Objects):
                     with suppress(FileNotFoundError):  # it was removed meanwhile
                         state = path.stat()
                         key = f"{prefix}/{path.relative_to(base).as_posix()}"
-                        found.append(Listed(key, state.st_size, datetime.fromtimestamp(state.st_mtime, UTC)))
+                        found.append(Listed(key, state.st_size, datetime.fromtimestamp(state.st_ctime, UTC)))
         return sorted(found, key=lambda item: item.key)
 
     def children(self, prefix: str) -> list[str]:
@@ -291,8 +321,8 @@ class LocalObjects(Objects):
                 Path(directory).rmdir()
 
 
-def open_objects(root: str | Path) -> Objects:
-    """The objects under a local directory, which is created, or under a URI.
+def open_objects(root: str | Path, *, create: bool = True) -> Objects:
+    """The objects under a local directory, which is created unless it must be there, or under a URI.
 
     Raises:
         UnsupportedStoreError: the URI's scheme is none that has put-if-absent, or the backend's settings are missing.
@@ -301,15 +331,21 @@ def open_objects(root: str | Path) -> Objects:
     """
     scheme = urlsplit(str(root)).scheme if isinstance(root, str) and "://" in root else ""
     if scheme in ("", "file"):
-        return _open_local(Path(urlsplit(str(root)).path if scheme else root))
+        return _open_local(Path(urlsplit(str(root)).path if scheme else root), create=create)
     if scheme not in _SCHEMES:
         raise UnsupportedStoreError(
             f"no store can be kept under {root}: use a local directory or one of {', '.join(_SCHEMES)}"
         )
     if scheme == "memory":
-        return Objects(MemoryStore())
+        kept = MemoryStore()
+        return Objects(str(root), lambda seconds: kept)
+
+    @cache  # each has its connections, and its credentials
+    def open_client(seconds: float | None) -> obstore.store.ObjectStore:
+        return from_url(str(root), retry_config=client_retries(seconds))
+
     try:
-        return Objects(from_url(str(root)))
+        return Objects(str(root), open_client)
     except (BaseError, ValueError) as error:
         raise UnsupportedStoreError(f"cannot open {root}: {_first_line(error)}") from error
 
@@ -328,33 +364,16 @@ def clear_errors(key: str) -> Iterator[None]:
         raise BackendError(f"the storage backend failed at {key}: {_first_line(error)}") from error
 
 
-def _whole_answer(key: str, read: Callable[[], _Answer]) -> _Answer:
-    """What a read gives, although the connection may break in the middle of its answer.
-
-    The client makes requests again that failed or were refused, but not those whose answer had begun.
-    """
-    return _again(key, read, times=4, after="response body")
-
-
-def _again(key: str, call: Callable[[], _Answer], *, times: int, after: str) -> _Answer:
-    """What a call gives; made so many times at most, where its error has these words in it."""
-    with clear_errors(key):
-        for _ in range(times - 1):
-            try:
-                return call()
-            except GenericError as error:
-                if after not in str(error):
-                    raise
-        return call()
-
-
-def _open_local(path: Path) -> LocalObjects:
+def _open_local(path: Path, *, create: bool) -> LocalObjects:
     with durable.clear_errors(path):
         if path.exists() and not path.is_dir():
             raise UnsupportedStoreError(f"{path} is no directory: give a directory for the store")
         resolved = path.expanduser().resolve()
         _check_encodable(resolved)
-        durable.make_directories(resolved)
+        if create:
+            durable.make_directories(resolved)
+        elif not resolved.is_dir():
+            raise _gone(resolved)
     return LocalObjects(resolved)
 
 
@@ -365,6 +384,13 @@ def _check_encodable(root: Path) -> None:
     except UnicodeEncodeError:
         shown = os.fsencode(root).decode(errors="backslashreplace")
         raise InvalidNameError(f"the name of the directory {shown} is not UTF-8: rename it") from None
+
+
+def _gone(root: Path) -> BackendError:
+    return BackendError(
+        f"the root {root} is gone, moved or removed since it was opened: put it back, or go on where it is now, with "
+        "--root"
+    )
 
 
 def _first_line(error: BaseException) -> str:

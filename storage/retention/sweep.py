@@ -15,10 +15,8 @@ from storage.objects.objects import Listed
 from storage.tables.checkpoints import shared_files
 
 DEFAULT_GRACE = timedelta(hours=24)
-LIVE_GRACE = timedelta(hours=1)
-"""However short a grace is asked for, a run that is being written keeps what it wrote in the last hour, and what it may
-have written for all runs to share.
-"""
+CLOCKS_DIFFER = timedelta(minutes=5)
+"""By how much the clocks may differ of several servers that are one store."""
 
 Why = Literal["unnamed", "dropped", "of a deleted run"]
 
@@ -38,30 +36,32 @@ class Stray:
 def find_strays(store: Store, now: datetime, grace: timedelta = DEFAULT_GRACE) -> list[Stray]:
     """The files that no log entry of any run names and that are older than the grace, and those of tombstones.
 
-    Reports, logs, and what a shared manifest names are none.
+    Reports, logs, and what a shared manifest names are none. Nor is what a run that is being written has written, or
+    may have written for all runs to share, since its writer began: however long ago that is, it may yet be named.
 
     Args:
-        now: with the time zone; compared with the times that the backend gives.
+        now: by the store's own clock, see :meth:`storage.log.store.Store.now`; all other times are by that too.
 
     Raises:
         CorruptEntryError: a log or manifest is damaged, so that nobody knows what it names.
     """
     # The files are listed before the logs are read: what is named in between counts as named.
     listed = [item for top in (layout.RUNS, layout.SHARED) for item in store.objects.listing(top)]
+    # And who writes is asked before that: one that ends in between has named its files by then.
+    live = _live(store)
     logs = {name: Log(store.objects, name) for name in store.run_names()}
     needed, given_up = _needed(logs), {path for log in logs.values() for path in log.dropped}
-    live = {name for name in logs if store.run(name).state == "running"}
     shared = shared_files(store, (item.key for item in listed))
     strays = []
     for item in listed:
         run = layout.run_of(item.key)
-        age = now - item.modified
+        writing_since = live.get(run) if run is not None else min(live.values(), default=None)
         why = _why(item, run, known=run is None or run in logs, shared=shared)
         if why is None or item.key in needed:
             continue
         if why == "unnamed" and item.key in given_up:
             strays.append(Stray(item.key, item.bytes, "dropped"))
-        elif age > max(grace, LIVE_GRACE if run in live or (run is None and live) else grace):
+        elif now - item.modified > grace and not (writing_since and item.modified >= writing_since - CLOCKS_DIFFER):
             strays.append(Stray(item.key, item.bytes, why))
     return strays
 
@@ -74,6 +74,15 @@ def sweep(store: Store, strays: Iterable[Stray]) -> None:
         {run for stray in strays if stray.why == "of a deleted run" and (run := layout.run_of(stray.path))}
     ):
         store.objects.remove_empty(layout.run_prefix(run))
+
+
+def _live(store: Store) -> dict[str, datetime]:
+    """The runs that somebody writes to, and since when, by the store's clock."""
+    found = {}
+    for run in map(store.run, store.run_names()):
+        if run.state == "running" and run.session is not None:
+            found[run.name] = run.written(run.session)
+    return found
 
 
 def _needed(logs: dict[str, Log]) -> set[str]:

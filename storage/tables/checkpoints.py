@@ -165,8 +165,9 @@ def _stage(store: Store, key: str) -> Iterator[StagedDirectory]:
         durable.make_directories(local)
     staged = StagedDirectory(local)
     try:
-        with durable.clear_write_errors(local):
+        with _made_once(local), durable.clear_write_errors(local):
             yield staged
+        store.objects.local_path(key)  # raises where the root was moved
         names = _names(local)
         staged.files = tuple(_seal_file(key, local, name) for name in names)
         with durable.clear_errors(local):
@@ -175,6 +176,23 @@ def _stage(store: Store, key: str) -> Iterator[StagedDirectory]:
     except BaseException:
         shutil.rmtree(local, ignore_errors=True)
         raise
+
+
+@contextmanager
+def _made_once(directory: Path) -> Iterator[None]:
+    """Sees to it that nothing is left at this place if the root is moved meanwhile: libraries make it again."""
+    mark = directory / ".staged"
+    with durable.clear_errors(mark):
+        mark.touch()
+    try:
+        yield
+    finally:
+        if mark.exists():
+            mark.unlink()
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+            with suppress(OSError):  # up to the first that has something in it
+                os.removedirs(directory.parent)
 
 
 def _names(directory: Path) -> list[str]:

@@ -44,7 +44,7 @@ class OurSampler:
         """In a fork of this name of a run, at its last round."""
         store, recipe, last = source.store, source.recipe, len(source.run.rounds()) - 1
         run = create_fork(store, source.run, last, name, header(recipe), source.run.files(last, "checkpoint"))
-        with run.writer() as writer, scratch_directory(store.root, name) as scratch:
+        with run.writer() as writer, scratch_directory(run.identity) as scratch:
             import_parent_rounds(store, run, writer)
             display, control = Display(Console(file=StringIO())), Control(run, writer, None, watched=False)
             monitors = Monitors(Artifacts(name, display, "", shown=False), Notifier({}, (), display))

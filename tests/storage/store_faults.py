@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -101,6 +102,9 @@ class FaultyObjects(Objects):
     def keys(self, prefix: str, after: str | None = None) -> list[str]:
         self._alive()
         return self.real.keys(prefix, after)
+
+    def written(self, key: str) -> datetime:
+        return self.real.written(key)
 
     def children(self, prefix: str) -> list[str]:
         return self.real.children(prefix)

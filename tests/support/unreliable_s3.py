@@ -3,6 +3,7 @@
 error        the answer is status 500; nothing took place
 slow down    the answer is status 503, as S3 gives it to those who ask too often; nothing took place
 too many     the same with status 429
+conflict     the answer is status 409, as S3 gives it to a conditional write that met another; nothing took place
 lost reply   it took place, and the answer is status 500
 reset        it took place, and the connection ends without an answer
 cut          the connection ends in the middle of the answer's body
@@ -24,7 +25,7 @@ BUCKET = "rondo"
 HANG_SECONDS = 1.5
 _STATUS = {
     "error": "500 Internal Server Error", "lost reply": "500 Internal Server Error", "slow down": "503 Slow Down",
-    "too many": "429 Too Many Requests",
+    "too many": "429 Too Many Requests", "conflict": "409 Conflict",
 }  # fmt: skip
 Choose = Callable[[int, str, str], str]
 """From the number of a request, its method and its path to the name of a fault, empty for none."""
@@ -66,7 +67,7 @@ class UnreliableS3:
         fault = self.choose(self._number, environ["REQUEST_METHOD"], environ["PATH_INFO"])
         if fault:
             self.faults[fault] = self.faults.get(fault, 0) + 1
-        if fault in ("error", "slow down", "too many"):
+        if fault in ("error", "slow down", "too many", "conflict"):
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             return _refuse(start_response, fault)
         if fault == "hang":

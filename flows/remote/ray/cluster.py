@@ -19,7 +19,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.errors import ClusterError
+from flows.errors import ClusterError, WorkerDiedError
+from flows.host.processes import kill_session
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError
 
@@ -27,6 +28,7 @@ OBJECT_STORE_BYTES = 80 * 2**20  # about the least that Ray takes: only small JS
 CONNECT_SECONDS = 10.0
 HEAD_SECONDS = 30.0  # without its head for so long; Ray itself would kill this process after 60
 LOOK_SECONDS = 3.0
+NOTICE_SECONDS = 1.0  # within which a head whose node has died has ended
 START_SECONDS = 180.0  # a busy two-core machine needs half a minute
 
 _LOCAL = {
@@ -42,7 +44,6 @@ class RayCluster:
 
     Attributes:
         patience: longest time without any replica, in seconds.
-        lost: what to end with, where the cluster's head has not answered for too long.
     """
 
     def __init__(self, config: ClusterConfig) -> None:
@@ -52,13 +53,29 @@ class RayCluster:
             )
         self._config = config
         self.patience = config.patience_seconds
-        self.lost: ClusterError | None = None
+        self._lost: ClusterError | None = None
         self._watching: asyncio.Task[None] | None = None
         self._members = 0
         self._connected = False
         self._lock = asyncio.Lock()
         self._head: asyncio.subprocess.Process | None = None
         self._directory: Path | None = None
+
+    @property
+    def lost(self) -> ClusterError | None:
+        """What to end with, if the cluster's head has not answered for too long, or the node of one's own is gone."""
+        if self._lost is None and self._head is not None and self._head.returncode is not None:
+            self._lost = ClusterError(
+                "the Ray cluster on this machine (cluster.address 'local') has died, or its only node has: resume the "
+                "run, which starts another; what is committed stays"
+            )
+        return self._lost
+
+    async def explain(self, error: Exception) -> Exception:
+        """The loss of the whole cluster, if that is why a replica has died; else the error as it is."""
+        if isinstance(error, WorkerDiedError) and self._head is not None:
+            await asyncio.sleep(NOTICE_SECONDS)
+        return self.lost or error
 
     async def join(self) -> None:
         """Connects, where that has not been done.
@@ -147,7 +164,7 @@ class RayCluster:
         """Looks for the head: replicas work on without it, and Ray says nothing until it kills this process."""
         clock = asyncio.get_running_loop().time
         answered = clock()
-        while self.lost is None:
+        while self._lost is None:
             await asyncio.sleep(LOOK_SECONDS)
             try:
                 await asyncio.to_thread(_check_reachable, reached)
@@ -156,7 +173,7 @@ class RayCluster:
                 if clock() - answered > HEAD_SECONDS:
                     own = self._config.address == "local"
                     remedy = "resume the run, which starts another" if own else "start it again, and resume the run"
-                    self.lost = ClusterError(
+                    self._lost = ClusterError(
                         f"the head of the Ray cluster at {reached} (cluster.address '{self._config.address}') has not "
                         f"answered for {HEAD_SECONDS:.0f} s ({error}): {remedy}; what is committed stays"
                     )
@@ -173,7 +190,9 @@ class RayCluster:
         if head is not None:
             assert head.stdin is not None
             head.stdin.close()
-            await head.wait()
+            while head.returncode is None:  # its own end, not that of whoever holds its pipes
+                await asyncio.sleep(0.05)
+            await asyncio.to_thread(kill_session, head.pid)
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
 

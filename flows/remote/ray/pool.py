@@ -202,7 +202,7 @@ class RayPool:
                 await self._serve(replica)
                 self._say(f"{self.kind}: the replica on {replica.node} has gone; {self.replicas} are left")
         except Exception as error:
-            self._give_up(place, error)
+            self._give_up(place, await self._cluster.explain(error))
         finally:
             await replica.end()
 
@@ -234,7 +234,8 @@ class RayPool:
                 error = WorkerDiedError(f"the replica of the {self.kind} on {replica.node} was given up in its work")
                 raise
             except Exception as raised:
-                error = raised
+                error = raised  # also where the place is given up meanwhile
+                error = await self._cluster.explain(raised)
             finally:
                 if not call.answer.done():
                     call.answer.set_result(result) if error is None else call.answer.set_exception(error)

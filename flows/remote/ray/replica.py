@@ -126,7 +126,7 @@ class RemoteReplica:
         if "error" not in answer:
             return answer["result"]
         if answer["log"]:
-            self._log.parent.mkdir(parents=True, exist_ok=True)
+            self._log.parent.mkdir(exist_ok=True)
             with self._log.open("a", encoding="utf-8") as log:
                 log.write(f"--- the end of the log of the replica on {self.node}\n{answer['log']}\n")
         kind, message = answer["error"]["kind"], answer["error"]["message"]

@@ -70,34 +70,6 @@ def test_a_users_error_keeps_its_class_and_its_sentence(make: Callable[[], Worke
         use(worker, call)
 
 
-def test_a_judge_may_fork(tmp_path: Path) -> None:
-    """While its worker waits for requests: a forked child closes ``sys.stdin``, and must not find it taken."""
-    store = Store.open(tmp_path / "root")
-    store.create_run("r", {})
-    prompt = {
-        "prompt_id": "p", "text": "t", "messages": None, "token_ids": [1], "source": "test", "reference_answer": None,
-        "split": "train",
-    }  # fmt: skip
-    row = {
-        "prompt_id": "p", "candidate": 0, "token_ids": [1], "text": "four", "logprobs": [-1.0],
-        "finish_reason": "stop", "seed": 1, "policy": "p",
-    }  # fmt: skip
-    prompts = write_table(store, "r", 0, "prompts", to_table([prompt], PROMPTS))
-    candidates = write_table(store, "r", 1, "candidates", to_table([row], CANDIDATES), 0)
-    recipe = {**TINY, "judge": {"kind": "python", "function": "support.forking_judge:length"}}
-    arguments = {"root": str(tmp_path / "root"), "run": "r", "recipe": recipe, "scratch": str(tmp_path)}
-    worker = WorkerProcess("judge", arguments, tmp_path / "judge.log", ENVIRONMENT)
-
-    async def work() -> Any:
-        async with asyncio.timeout(120):
-            return await worker.call(
-                "judge", prompts=[prompts.to_json()], candidates=candidates.to_json(), round=1, stage="judgments",
-                shard=0, judges=[0],
-            )  # fmt: skip
-
-    assert use(worker, work)["rows"] == 1
-
-
 def test_a_fault_of_ours_names_the_log(make: Callable[[], WorkerProcess]) -> None:
     worker = make()
     with pytest.raises(WorkerError, match=r"has no method '_serve'.*judge\.log"):

@@ -244,9 +244,13 @@ def test_wrong_values_are_refused(wrong: Any) -> None:
 def test_holder_of_a_session() -> None:
     mine = replace(SESSION, meta=lease.describe_process())
     assert lease.holder(mine) == "alive"
-    assert (
-        lease.holder(replace(mine, meta=mine.meta | {"started": mine.meta["started"] - 60})) == "dead"
-    )  # the pid was reused
+    reused = {"started": mine.meta["started"] - 60, "ticks": mine.meta["ticks"] - 6000}
+    assert lease.holder(replace(mine, meta=mine.meta | reused)) == "dead"
+    by_version_0_1_0 = {name: value for name, value in mine.meta.items() if name != "ticks"}
+    assert lease.holder(replace(mine, meta=by_version_0_1_0)) == "alive"
+    assert lease.holder(replace(mine, meta=by_version_0_1_0 | {"started": mine.meta["started"] - 60})) == "dead"
+    clock_was_set = {"started": mine.meta["started"] - 7200}
+    assert lease.holder(replace(mine, meta=mine.meta | clock_was_set)) == "alive", "it still runs, and may write"
     assert lease.holder(replace(mine, meta=mine.meta | {"host": "elsewhere"})) == "unknown"
     assert "(this very process)" in lease.describe_holder(mine)
     for meta in (

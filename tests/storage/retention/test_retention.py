@@ -1,10 +1,13 @@
 """What is removed on purpose, and that nothing else ever is: pruning, sweeping, deleting, at every point of a crash."""
 
 import multiprocessing
+import os
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +17,7 @@ from store_faults import Crash, faulty, hold, killed_prune
 from flows.analysis.pruning import plan as plan_pruning
 from flows.analysis.pruning import prune_to as prune
 from flows.analysis.pruning import rounds_with_weights
+from flows.analysis.pruning import sweep as sweep_command
 from flows.registry.resume_check import WEIGHT_STAGES, check_inputs, weights_of_next_round
 from flows.run.fork_history import import_parent_rounds
 from storage.errors import (
@@ -409,7 +413,8 @@ def test_sweeping_takes_what_nobody_names(store: Store) -> None:
     assert verify(store, "kept").damages == ()
 
 
-def test_a_run_that_is_being_written_keeps_its_last_hour(memory: Store) -> None:
+def test_a_run_that_is_being_written_keeps_what_it_writes(memory: Store) -> None:
+    """However long that takes: a checkpoint of many bytes to a slow bucket may be a day old before it has a name."""
     run = kept_run(memory, "kept", 1)
     idle = kept_run(memory, "idle", 1)
     with run.writer() as writer:
@@ -419,20 +424,62 @@ def test_a_run_that_is_being_written_keeps_its_last_hour(memory: Store) -> None:
         found = strays(memory, after=timedelta(minutes=59), grace=timedelta(0))
         assert {stray.path for stray in found} == left, "nobody writes to the other run"
         sweep(memory, found)
-        assert len(strays(memory, after=timedelta(minutes=61), grace=timedelta(0))) == 3
+        assert strays(memory, grace=timedelta(0)) == []
         writer.commit(Key(2, "checkpoint"), in_flight)
         assert strays(memory, grace=timedelta(0)) == []
     assert len(strays(memory, grace=timedelta(0))) == 0
 
 
-def test_a_warm_start_that_a_run_is_writing_keeps_its_last_hour(memory: Store) -> None:
+def test_a_run_that_is_being_written_gives_up_what_was_left_before(memory: Store, monkeypatch) -> None:
+    """Its writer, on another machine, began an hour after these files were written: none of them is its own."""
+    run = kept_run(memory, "kept", 1)
+    left = {file.path for file in weights(memory, run, 2, "checkpoint")}
+    written = memory.objects.written
+    monkeypatch.setattr(memory.objects, "written", lambda key: written(key) + timedelta(hours=1))
+    with run.writer():
+        assert {stray.path for stray in strays(memory, after=timedelta(hours=25))} == left
+
+
+def test_a_clock_that_is_wrong_counts_no_age(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sweeper's is two days ahead: what a run left a moment ago stays, and the difference is said."""
+    run = kept_run(store, "kept", 1)
+    left = weights(store, run, 2, "checkpoint")
+    before = {item.key for item in store.objects.listing("shared")}
+    monkeypatch.setattr("flows.analysis.pruning.existing_store", lambda root: store)
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.now(tz) + timedelta(days=2)
+
+    said: list[str] = []
+    assert sweep_command(store.root, "24h", dry_run=False, say=said.append) == []
+    assert said == []
+    monkeypatch.setattr("flows.analysis.pruning.datetime", Ahead)
+    assert sweep_command(store.root, "24h", dry_run=False, say=said.append) == []
+    (line,) = said
+    assert re.fullmatch(r"this machine's clock is (2 days, 0:00:0\d|1 day, 23:59:5\d) ahead of that of .*", line)
+    assert all(store.objects.size(file.path) for file in left)
+    assert {item.key for item in store.objects.listing("shared")} == before, "what the clock was read from is gone"
+
+
+def test_a_file_with_the_time_of_its_original_is_as_old_as_it_is_here(local: Store) -> None:
+    """As a tokenizer that was copied with its times into a checkpoint in the making."""
+    run = kept_run(local, "kept", 1)
+    (old, *_) = weights(local, run, 2, "checkpoint")
+    os.utime(local.objects.local_path(old.path), (0, 0))
+    assert strays(local, after=timedelta(hours=23)) == []
+    assert old.path in {stray.path for stray in strays(local, after=timedelta(hours=25))}
+
+
+def test_a_warm_start_that_a_run_is_writing_is_kept(memory: Store) -> None:
     """Its files have no manifest yet. Swept away, they would be named by one that stops every run with that start."""
     run = kept_run(memory, "kept", 1)
     in_flight = f"shared/{WARM_START[0]}/{'f' * 16}/{'0' * 32}/model.safetensors"
     memory.objects.create(in_flight, b"x")
     with run.writer():
         assert strays(memory, after=timedelta(minutes=59), grace=timedelta(0)) == []
-        assert len(strays(memory, after=timedelta(minutes=61), grace=timedelta(0))) == 1
+        assert strays(memory, grace=timedelta(0)) == []
     assert [stray.path for stray in strays(memory, grace=timedelta(0))] == [in_flight], "its writer is gone"
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -411,6 +412,22 @@ def test_a_head_that_dies_ends_the_run_with_its_address(bench: Bench, tmp_path: 
         r"\(.*refused\): resume the run, which starts another; what is committed stays\n",
         said,
     )
+    assert psutil.wait_procs(family, timeout=60)[1] == []
+
+
+def test_the_only_node_of_a_local_cluster_that_dies_ends_the_run_at_once(bench: Bench, tmp_path: Path) -> None:
+    """Its replicas would come back nowhere, and ``cluster.patience_seconds`` is for clusters that others mend."""
+    bench.hold()
+    with subprocess.Popen(owner(bench, "local"), cwd=tmp_path, stdout=subprocess.PIPE, text=True) as flow:
+        asyncio.run(until(lambda: bench.given))
+        family = psutil.Process(flow.pid).children(recursive=True)
+        (node,) = (process for process in family if process.name() == "raylet")
+        node.kill()
+        began = time.monotonic()
+        said, _ = flow.communicate()
+    assert "cluster.address 'local') has died, or its only node has: resume the run, which starts another" in said
+    # Seven seconds, of which Ray takes five to disconnect; on a busy machine more, and without this 600.
+    assert time.monotonic() - began < 60
     assert psutil.wait_procs(family, timeout=60)[1] == []
 
 
