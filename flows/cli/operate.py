@@ -20,9 +20,12 @@ class PoolType(StrEnum):
 
 
 Name = Annotated[str | None, typer.Option(help="name of the run; the recipe's if empty")]
-Cron = Annotated[str | None, typer.Option(help="when, as a cron expression in UTC, such as '0 3 * * *'")]
+Cron = Annotated[str | None, typer.Option(help="when, as a cron expression, such as '0 3 * * *'")]
 Interval = Annotated[int | None, typer.Option(min=1, metavar="SECONDS", help="or how often, in seconds")]
-RRule = Annotated[str | None, typer.Option(help="or a recurrence rule in UTC, such as 'FREQ=WEEKLY;BYDAY=SA;BYHOUR=3'")]
+RRule = Annotated[str | None, typer.Option(help="or a recurrence rule, such as 'FREQ=WEEKLY;BYDAY=SA;BYHOUR=3'")]
+Timezone = Annotated[
+    str | None, typer.Option(metavar="ZONE", help="of the times of --cron and --rrule, such as Europe/Berlin; UTC if empty")
+]
 RoundsPerRun = Annotated[int, typer.Option(min=1, max=100_000, help="rounds that each scheduled run adds")]
 
 
@@ -55,7 +58,11 @@ def serve(
     cron: Cron = None,
     interval: Interval = None,
     rrule: RRule = None,
-    rounds_per_run: RoundsPerRun = 1,
+    timezone: Timezone = None,
+    rounds_per_run: Timezone = Annotated[
+    str | None, typer.Option(metavar="ZONE", help="of the times of --cron and --rrule, such as Europe/Berlin; UTC if empty")
+]
+RoundsPerRun = 1,
     root: Root = DEFAULT_ROOT,
     set_: Changes = None,
 ) -> None:
@@ -63,7 +70,7 @@ def serve(
     from flows.host.progress import Display
     from flows.schedule import commands
 
-    when = commands.When(cron, interval, rrule)
+    when = commands.When(cron, interval, rrule, timezone)
     commands.serve(recipe, name, when, rounds_per_run, root, set_ or [], Display().say)
 
 
@@ -79,7 +86,11 @@ def deploy(
     cron: Cron = None,
     interval: Interval = None,
     rrule: RRule = None,
-    rounds_per_run: RoundsPerRun = 1,
+    timezone: Timezone = None,
+    rounds_per_run: Timezone = Annotated[
+    str | None, typer.Option(metavar="ZONE", help="of the times of --cron and --rrule, such as Europe/Berlin; UTC if empty")
+]
+RoundsPerRun = 1,
     root: Root = DEFAULT_ROOT,
     set_: Changes = None,
 ) -> None:
@@ -88,6 +99,6 @@ def deploy(
     from flows.prefect_api.server_record import DEFAULT_POOL
     from flows.schedule import commands
 
-    when = commands.When(cron, interval, rrule)
+    when = commands.When(cron, interval, rrule, timezone)
     target = commands.Target(pool or DEFAULT_POOL, type_.value if type_ else None, image)
     commands.deploy(recipe, name, when, target, rounds_per_run, root, set_ or [], Display().say)

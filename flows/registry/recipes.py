@@ -89,7 +89,7 @@ def _check_model(field: str, path: str) -> None:
 def differences(recipe: Recipe, other: Recipe) -> list[str]:
     """The fields in which two recipes would give different runs, as ``field: a -> b``."""
     # As they are hashed, so that an old name and a new one for the same thing are no difference.
-    flat, flat_other = _flatten(recipe.hashed()), _flatten(other.hashed())
+    flat, flat_other = flatten(recipe.hashed()), flatten(other.hashed())
     return [
         f"{RENAMED.get(key, key)}: {flat.get(key)} -> {flat_other.get(key)}"
         for key in sorted(flat.keys() | flat_other.keys())
@@ -175,11 +175,10 @@ def _tags(model: type[BaseModel]) -> Iterator[Any]:
             yield from typing.get_args(field.annotation)
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of nested fields by their dotted names."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     return {
-        key: value
-        for name, part in tree.items()
-        for key, value in _flatten(part, f"{prefix}.{name}".strip(".")).items()
+        key: value for name, part in tree.items() for key, value in flatten(part, f"{prefix}.{name}".strip(".")).items()
     }

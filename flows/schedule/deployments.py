@@ -1,8 +1,8 @@
 """``rondo deploy``: a Prefect deployment of scheduled rounds for the workers of a pool.
 
-The deployment's parameters are the recipe's own model, so that the form of Prefect's UI shows each field with its
-meaning, unit and limits, and refuses what is outside of them. Workers find the code by its module's name, and no copy
-of it travels: it is what is installed where they run, in an environment or an image.
+The recipe is not among the deployment's parameters: it is in the run's own log, and the form of Prefect's page has what
+can change, see ``flows/schedule/form.py``. Workers find the code by its module's name, and no copy of it travels: it is
+what is installed where they run, in an environment or an image.
 """
 
 import contextlib
@@ -16,10 +16,12 @@ import prefect
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
+from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 from prefect.schedules import Schedule
 from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
+from prefect.utilities.callables import ParameterSchema
 from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
 from flows.errors import ServerError
@@ -27,6 +29,9 @@ from flows.prefect_api import HEARTBEAT_VARIABLE, heartbeat_seconds, server_reco
 from flows.prefect_api.limits import ensure_gpu_limit, ensure_run_limits, needs_gpu
 from flows.registry import DEFAULT_ROOT
 from flows.registry.recipes import load_recipe
+from flows.registry.resume import free_changes
+from flows.registry.shipped_recipes import find_recipe, shipped_recipes
+from flows.schedule.form import form
 from flows.schedule.scheduled_rounds import add_rounds
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
@@ -103,6 +108,7 @@ async def deploy_rounds(
             job_variables=variables,
         )
         deployment.entrypoint = ENTRYPOINT
+        set_form(deployment, recipe.name, run, exists=True)
         try:
             made = await deployment.aapply()
         except (PrefectHTTPStatusError, RuntimeError) as error:
@@ -118,7 +124,8 @@ async def recipe_step(recipe: str, root: str = DEFAULT_ROOT) -> dict[str, Any]:
         root: directory or URI of the store; ``RONDO_ROOT`` comes before it.
 
     Returns:
-        For placeholders: ``recipe``, ``name``, ``root`` (absolute), and ``directory``, where it was called.
+        For placeholders: ``recipe`` (the name of one that rondo brings along, else its absolute path), ``name``,
+        ``root`` (absolute), and ``directory``, where it was called.
 
     Raises:
         ConfigError: the recipe is wrong.
@@ -126,8 +133,9 @@ async def recipe_step(recipe: str, root: str = DEFAULT_ROOT) -> dict[str, Any]:
     read, store = load_recipe(Path(recipe)), Store.open(os.environ.get("RONDO_ROOT") or root)
     await check_name(read.name, store.root)
     await ensure_limits(read, read.name, store.root)
+    shipped = shipped_recipes().get(read.name) == find_recipe(Path(recipe)).absolute()
     return {
-        "recipe": read.model_dump(mode="json"),
+        "recipe": read.name if shipped else str(Path(recipe).absolute()),
         "name": read.name,
         "root": store.root,
         "directory": os.getcwd(),
@@ -135,8 +143,19 @@ async def recipe_step(recipe: str, root: str = DEFAULT_ROOT) -> dict[str, Any]:
 
 
 def parameters(recipe: Recipe, run: str, root: str, rounds: int) -> dict[str, Any]:
-    """The parameters of ``add_rounds`` as plain data."""
-    return {"recipe": recipe.model_dump(mode="json"), "run": run, "root": root, "rounds": rounds}
+    """The parameters of ``add_rounds``; its overrides are in what the recipe differs from that of the run, if there is
+    one.
+    """
+    store = Store.open(root)
+    overrides = free_changes(store.run(run), recipe) if run in store.run_names() else {}
+    return {"run": run, "rounds": rounds, "recipe": recipe.name, "overrides": overrides, "root": root}
+
+
+def set_form(deployment: RunnerDeployment, recipe: str, run: str, *, exists: bool) -> None:
+    """Gives a deployment the form of its run; Prefect has it from the flow's signature, which is for any run."""
+    deployment._parameter_openapi_schema = ParameterSchema(
+        properties=form(recipe, run, exists=exists), required=["run"]
+    )
 
 
 async def ensure_limits(recipe: Recipe, run: str, root: str) -> None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+
 import flows.prefect_api  # noqa: F401  before Prefect
 from flows.run.execute import telling_end
 from pipeline.errors import JudgeError
