@@ -24,7 +24,8 @@ Cron = Annotated[str | None, typer.Option(help="when, as a cron expression, such
 Interval = Annotated[int | None, typer.Option(min=1, metavar="SECONDS", help="or how often, in seconds")]
 RRule = Annotated[str | None, typer.Option(help="or a recurrence rule, such as 'FREQ=WEEKLY;BYDAY=SA;BYHOUR=3'")]
 Timezone = Annotated[
-    str | None, typer.Option(metavar="ZONE", help="of the times of --cron and --rrule, such as Europe/Berlin; UTC if empty")
+    str | None,
+    typer.Option(metavar="ZONE", help="of the times of --cron and --rrule, such as Europe/Berlin; UTC if empty"),
 ]
 RoundsPerRun = Annotated[int, typer.Option(min=1, max=100_000, help="rounds that each scheduled run adds")]
 
@@ -34,12 +35,13 @@ def up(
     port: Annotated[
         int | None, typer.Option(min=1, max=65_535, help="port of the server, on this machine alone; 4200 if empty")
     ] = None,
+    root: Root = DEFAULT_ROOT,
 ) -> None:
-    """Start a Prefect server with its UI and a worker on this machine, in the background, and say where."""
+    """Start a Prefect server with its page and the shipped recipes, and a worker, in the background of this machine."""
     from flows.host.progress import Display
     from flows.schedule import commands
 
-    commands.up(port, Display().say)
+    commands.up(port, root, Display().say)
 
 
 @app.command()
@@ -59,10 +61,7 @@ def serve(
     interval: Interval = None,
     rrule: RRule = None,
     timezone: Timezone = None,
-    rounds_per_run: Timezone = Annotated[
-    str | None, typer.Option(metavar="ZONE", help="of the times of --cron and --rrule, such as Europe/Berlin; UTC if empty")
-]
-RoundsPerRun = 1,
+    rounds_per_run: RoundsPerRun = 1,
     root: Root = DEFAULT_ROOT,
     set_: Changes = None,
 ) -> None:
@@ -87,10 +86,7 @@ def deploy(
     interval: Interval = None,
     rrule: RRule = None,
     timezone: Timezone = None,
-    rounds_per_run: Timezone = Annotated[
-    str | None, typer.Option(metavar="ZONE", help="of the times of --cron and --rrule, such as Europe/Berlin; UTC if empty")
-]
-RoundsPerRun = 1,
+    rounds_per_run: RoundsPerRun = 1,
     root: Root = DEFAULT_ROOT,
     set_: Changes = None,
 ) -> None:

@@ -40,11 +40,11 @@ class Target:
     image: str | None
 
 
-def up(port: int | None, say: Say) -> None:
+def up(port: int | None, root: str, say: Say) -> None:
     """Starts the background server and its worker, and says where they are; says so too if they ran already."""
     from flows.schedule import background_server
 
-    record, started = background_server.up(port or DEFAULT_PORT, say)
+    record, started = background_server.up(port or DEFAULT_PORT, Store.open(root).root, say)
     if not started:
         say("it is up already" if port in (None, record.port) else "it is up at another port: 'rondo down' ends it")
     say(_where(record))
@@ -133,7 +133,7 @@ def _prepare(path: Path, name: str | None, root: str, changes: Sequence[str], sa
 
 def _where(record: Record) -> str:
     return "\n".join((
-        f"UI:      {record.ui}",
+        f"UI:      {record.ui}/deployments has the recipes that ship, paused: Quick run starts one",
         f"worker:  work pool '{record.pool}', processes of this machine",
         "rondo's own commands find the server; for those of Prefect:",
         f"         export PREFECT_API_URL={record.api}",

@@ -31,7 +31,7 @@ from flows.registry import DEFAULT_ROOT
 from flows.registry.recipes import load_recipe
 from flows.registry.resume import free_changes
 from flows.registry.shipped_recipes import find_recipe, shipped_recipes
-from flows.schedule.form import form
+from flows.schedule.form import parameter_schema
 from flows.schedule.scheduled_rounds import add_rounds
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
@@ -40,6 +40,7 @@ from storage.log.store import Store
 PoolType = Literal["process", "docker", "kubernetes"]
 ENTRYPOINT = "flows.schedule.add_rounds"
 """What stored deployments name their flow: it stays, wherever the flow's file goes."""
+SHIPPED_TAG = "ships-with-rondo"
 _SETTINGS = "container_create_kwargs"  # what docker pools hand on to the engine
 
 
@@ -96,23 +97,13 @@ async def deploy_rounds(
     if "volumes" in variables:
         variables[_SETTINGS] = await _as_this_user(pool)
     await ensure_limits(recipe, run, root)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a process pool could be served instead
-        deployment = await add_rounds.ato_deployment(
-            name=run,
-            schedule=schedule,
-            parameters=parameters(recipe, run, root, rounds),
-            enforce_parameter_schema=True,
-            entrypoint_type=EntrypointType.MODULE_PATH,
-            work_pool_name=pool,
-            job_variables=variables,
-        )
-        deployment.entrypoint = ENTRYPOINT
-        set_form(deployment, recipe.name, run, exists=True)
-        try:
-            made = await deployment.aapply()
-        except (PrefectHTTPStatusError, RuntimeError) as error:
-            raise ServerError(f"Prefect refuses the deployment of run '{run}': {error}") from error
+    deployment = await deployment_of(
+        run, recipe.name, parameters(recipe, run, root, rounds), schedule, pool, variables, exists=True
+    )
+    try:
+        made = await deployment.aapply()
+    except (PrefectHTTPStatusError, RuntimeError) as error:
+        raise ServerError(f"Prefect refuses the deployment of run '{run}': {error}") from error
     return Deployed(str(made), f"{add_rounds.name}/{run}", pool, kind, await _online(pool))
 
 
@@ -151,11 +142,45 @@ def parameters(recipe: Recipe, run: str, root: str, rounds: int) -> dict[str, An
     return {"run": run, "rounds": rounds, "recipe": recipe.name, "overrides": overrides, "root": root}
 
 
+async def deployment_of(
+    run: str,
+    recipe: str,
+    given: dict[str, Any],
+    schedule: Schedule | None,
+    pool: str,
+    variables: dict[str, Any],
+    *,
+    exists: bool,
+) -> RunnerDeployment:
+    """A deployment that is not on a server yet.
+
+    Args:
+        run: name of the one run that it is for, and its own.
+        recipe: name of that run's recipe.
+        given: the parameters of ``add_rounds``.
+        variables: how the pool's jobs are to be started.
+        exists: whether the run is there, or will be when anybody sees the form.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a process pool could be served instead
+        deployment = await add_rounds.ato_deployment(
+            name=run,
+            schedule=schedule,
+            paused=False,  # one that was is not left so
+            parameters=given,
+            enforce_parameter_schema=True,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            work_pool_name=pool,
+            job_variables=variables,
+        )
+    deployment.entrypoint = ENTRYPOINT
+    set_form(deployment, recipe, run, exists=exists)
+    return deployment
+
+
 def set_form(deployment: RunnerDeployment, recipe: str, run: str, *, exists: bool) -> None:
     """Gives a deployment the form of its run; Prefect has it from the flow's signature, which is for any run."""
-    deployment._parameter_openapi_schema = ParameterSchema(
-        properties=form(recipe, run, exists=exists), required=["run"]
-    )
+    deployment._parameter_openapi_schema = ParameterSchema(**parameter_schema(recipe, run, exists=exists))
 
 
 async def ensure_limits(recipe: Recipe, run: str, root: str) -> None:
@@ -198,7 +223,7 @@ def install(kind: str) -> str:
 
 
 async def check_name(run: str, root: str) -> None:
-    """Refuses to replace the deployment of a run of this name under another root.
+    """Refuses to replace the deployment of a run of this name under another root, unless ``rondo up`` made it.
 
     Raises:
         ConfigError: there is one.
@@ -209,7 +234,7 @@ async def check_name(run: str, root: str) -> None:
         except ObjectNotFound:
             return
     other = existing.parameters.get("root")
-    if other != root:
+    if other != root and SHIPPED_TAG not in existing.tags:
         raise ConfigError(
             f"this server has a deployment of a run '{run}' under {other}, which this one would replace: give another "
             f"--name, or delete that one: prefect deployment delete {add_rounds.name}/{run}"

@@ -33,9 +33,9 @@ def form(recipe: str | None, run: str | None, *, exists: bool) -> Schema:
         run: the one run that the deployment is for; any if None.
         exists: whether that run is there, so that only what is in ``FREE`` can change.
     """
-    names = {"enum": [run]} if run else {"pattern": f"^{RUN_NAME.pattern}$"}
-    recipes = {"enum": [recipe]} if recipe else {"minLength": 1, "examples": [*shipped_recipes()]}
-    properties = {
+    names: Schema = {"enum": [run]} if run else {"pattern": f"^{RUN_NAME.pattern}$"}
+    recipes: Schema = {"enum": [recipe]} if recipe else {"minLength": 1, "examples": [*shipped_recipes()]}
+    properties: dict[str, Schema] = {
         "run": {"type": "string", "description": "name of the run; the first flow run creates it", **names},
         "rounds": {
             "type": "integer", "minimum": 1, "maximum": MOST_ROUNDS, "default": 1,
@@ -51,6 +51,12 @@ def form(recipe: str | None, run: str | None, *, exists: bool) -> Schema:
         name: {"title": name.capitalize(), "position": position, **schema}
         for position, (name, schema) in enumerate(properties.items())
     }
+
+
+def parameter_schema(recipe: str | None, run: str | None, *, exists: bool) -> Schema:
+    """A deployment's schema of its parameters; see ``form``."""
+    properties = form(recipe, run, exists=exists)
+    return {"title": "Parameters", "type": "object", "properties": properties, "required": ["run"], "definitions": {}}
 
 
 def overrides(*, exists: bool) -> Schema:

@@ -32,7 +32,7 @@ from flows.registry.resume_check import open_to_go_on
 from flows.registry.shipped_recipes import shipped_recipes
 from flows.report.report import report
 from flows.run.execute import execute
-from flows.schedule.form import as_changes, form
+from flows.schedule.form import as_changes, form, parameter_schema
 from pipeline.errors import ConfigError, RondoError
 from pipeline.recipe import Recipe
 from storage.errors import StoreError
@@ -133,12 +133,14 @@ async def narrow_form(run: str) -> None:
     async with get_client() as client:
         with contextlib.suppress(*API_ERRORS):  # the flow run refuses it as well
             deployment = await client.read_deployment(of)
-            schema, given = deployment.parameter_openapi_schema or {}, deployment.parameters
-            narrow = form(given.get("recipe"), run, exists=True)
-            if given.get("run") == run and schema.get("properties") != narrow:
+            given, narrow = (
+                deployment.parameters,
+                parameter_schema(deployment.parameters.get("recipe"), run, exists=True),
+            )
+            if given.get("run") == run and deployment.parameter_openapi_schema != narrow:
                 kept = {key: value for key, value in given["overrides"].items() if is_free(key)}
-                changed = {"parameter_openapi_schema": {**schema, "properties": narrow}}
-                await client.update_deployment(of, DeploymentUpdate(**changed, parameters={**given, "overrides": kept}))
+                changed = DeploymentUpdate(parameter_openapi_schema=narrow, parameters={**given, "overrides": kept})
+                await client.update_deployment(of, changed)
 
 
 async def writer_of(run: Run) -> Holder:

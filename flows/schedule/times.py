@@ -149,8 +149,8 @@ def _limited(rrule: str) -> Iterator[None]:
 
     def end(*_: object) -> None:
         raise ConfigError(
-            f"the recurrence rule '{rrule}' takes more than {COMPUTE_SECONDS:.0f} s to compute: it never comes, or comes "
-            "too often since it began; give days that its months have, or a later DTSTART"
+            f"the recurrence rule '{rrule}' takes more than {COMPUTE_SECONDS:.0f} s to compute: it never comes, or "
+            "comes too often since it began; give days that its months have, or a later DTSTART"
         )
 
     before = signal.signal(signal.SIGVTALRM, end)

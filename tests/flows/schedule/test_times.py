@@ -128,4 +128,5 @@ def test_the_hour_that_is_not_there_and_the_one_that_is_twice() -> None:
         assert schedule is not None
         midnight = datetime.datetime(day.year, day.month, day.day, tzinfo=BERLIN)
         found = next_dates(schedule, 3, midnight - datetime.timedelta(hours=12))
-        assert [date.astimezone(BERLIN).day for date in found][0] == day.day
+        days = [date.astimezone(BERLIN).date() for date in found]
+        assert days == [day + datetime.timedelta(after) for after in range(3)]
