@@ -36,6 +36,7 @@ from prefect.logging import get_logger
 from prefect.states import Cancelled, Completed, Suspended
 
 from flows.errors import InterruptedRunError, PausedRunError, WaitingForLabelsError
+from flows.prefect_api.server import give_up_soon
 from pipeline.errors import RondoError
 from storage.log.lease import utc_now
 from storage.log.run import Run, Writer
@@ -83,6 +84,8 @@ class Control:
     Attributes:
         flow_run: the flow run that people see as the run, once there is one.
         waits_for_people: that it is Paused, or has stopped, for people's labels, and not because somebody wants that.
+        ending: within which a command's flow ends, see ``give_up_soon``; None in the flow of a schedule.
+        ended: whether the work within the flow has ended, by itself, in order, or with ``failure``.
     """
 
     def __init__(self, run: Run, writer: Writer, before: dict[str, Any] | None, *, watched: bool) -> None:
@@ -91,6 +94,9 @@ class Control:
         self._stop: Stop | None = None
         self.flow_run: UUID | None = None
         self.waits_for_people = False
+        self.ending: contextlib.ExitStack | None = None
+        self.ended = False
+        self.failure: Exception | None = None
 
     def ask(self, stop: Stop) -> None:
         """Begins the end; what is asked after that changes nothing."""
@@ -158,11 +164,17 @@ class Control:
                 raise
             if isinstance(end, asyncio.CancelledError) and self._task is not None:
                 self._task.uncancel()
+        except Exception as failure:
+            self.failure = failure
+            raise
         else:
             return None
         finally:
             if watch is not None:
                 watch.cancel()
+            self.ended = True
+            if self.ending is not None:
+                await give_up_soon(self.ending)
         if stop.paused:
             self._writer.pause({"by": stop.by, "since": utc_now(), "flow_run": str(own)})
             raise Pause(state=await suspend(own, stop.message))

@@ -81,8 +81,30 @@ async def prefect_api(say: Say | None = None, *, scheduling: bool = False) -> As
         with process:  # which closes the pipe that it lives by, and waits for its end
             await asyncio.to_thread(wait_until, lambda: healthy(url), "temporary Prefect server", process, log)
             # Nobody can read the logs of a server that is about to vanish.
-            with temporary_settings({PREFECT_API_URL: url, PREFECT_LOGGING_TO_API_ENABLED: False}):
-                yield url
+            watch = asyncio.create_task(_tell_if_it_ends(process, say or Display().say))
+            try:
+                with temporary_settings({PREFECT_API_URL: url, PREFECT_LOGGING_TO_API_ENABLED: False}):
+                    yield url
+            finally:
+                watch.cancel()
+
+
+async def _tell_if_it_ends(process: subprocess.Popen[bytes], say: Say) -> None:
+    """Says so if a temporary server ends by itself. Its run goes on: what is done, the store alone decides."""
+    while process.poll() is None:
+        await asyncio.sleep(_LOOK_SECONDS)
+    say(f"the temporary Prefect server has ended (exit status {process.returncode}); the run goes on without it")
+
+
+async def give_up_soon(ending: contextlib.ExitStack) -> None:
+    """If the current server does not answer, has this task's calls try it twice until ``ending``, and not for minutes.
+
+    It is for the end of a flow, whose work is done: there is nothing left but to tell Prefect of it.
+    """
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    if not await asyncio.to_thread(healthy, PREFECT_API_URL.value()):
+        ending.enter_context(temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}))
 
 
 async def background_api(say: Say | None = None) -> str | None:

@@ -5,10 +5,12 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 
+from flows.errors import ServerError
 from flows.host.progress import Display
 from flows.host.scratch import scratch_directory
 from flows.host.text import counted
@@ -90,7 +92,28 @@ async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: 
                 return
             async with display.waiting("starting Prefect and the workers"):
                 await stack.enter_async_context(prefect_api(display.say))
-            await run_rounds(run.name, rounds)
+            await _in_a_flow_of_its_own(context)
+
+
+async def _in_a_flow_of_its_own(context: RoundContext) -> None:
+    """Runs the missing rounds of a command. A server that has gone meanwhile takes nothing: the store has the rounds.
+
+    Raises:
+        ServerError: it had gone before the flow began.
+    """
+    control, name = context.control, context.name
+    with contextlib.ExitStack() as control.ending:
+        try:
+            await run_rounds(name, context.goal)
+        except httpx.HTTPError as error:
+            if control.failure is not None:
+                raise control.failure from None
+            why = str(error) or type(error).__name__
+            if not control.ended:
+                raise ServerError(
+                    f"the Prefect server does not answer ({why}): 'rondo resume {name}' goes on"
+                ) from error
+            context.display.say(f"the Prefect server was not told of the end of run '{name}' ({why})")
 
 
 def _report_address(store: Store, name: str) -> str:

@@ -97,9 +97,8 @@ async def deploy_rounds(
     if "volumes" in variables:
         variables[_SETTINGS] = await _as_this_user(pool)
     await ensure_limits(recipe, run, root)
-    deployment = await deployment_of(
-        run, recipe.name, parameters(recipe, run, root, rounds), schedule, pool, variables, exists=True
-    )
+    given = parameters(recipe, run, root, rounds)
+    deployment = await deployment_of(given, schedule, pool, variables, exists=True)
     try:
         made = await deployment.aapply()
     except (PrefectHTTPStatusError, RuntimeError) as error:
@@ -143,20 +142,11 @@ def parameters(recipe: Recipe, run: str, root: str, rounds: int) -> dict[str, An
 
 
 async def deployment_of(
-    run: str,
-    recipe: str,
-    given: dict[str, Any],
-    schedule: Schedule | None,
-    pool: str,
-    variables: dict[str, Any],
-    *,
-    exists: bool,
+    given: dict[str, Any], schedule: Schedule | None, pool: str, variables: dict[str, Any], *, exists: bool
 ) -> RunnerDeployment:
-    """A deployment that is not on a server yet.
+    """A deployment that is not on a server yet, and that has the name of the one run that it is for.
 
     Args:
-        run: name of the one run that it is for, and its own.
-        recipe: name of that run's recipe.
         given: the parameters of ``add_rounds``.
         variables: how the pool's jobs are to be started.
         exists: whether the run is there, or will be when anybody sees the form.
@@ -164,7 +154,7 @@ async def deployment_of(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a process pool could be served instead
         deployment = await add_rounds.ato_deployment(
-            name=run,
+            name=given["run"],
             schedule=schedule,
             paused=False,  # one that was is not left so
             parameters=given,
@@ -174,13 +164,13 @@ async def deployment_of(
             job_variables=variables,
         )
     deployment.entrypoint = ENTRYPOINT
-    set_form(deployment, recipe, run, exists=exists)
+    set_form(deployment, exists=exists)
     return deployment
 
 
-def set_form(deployment: RunnerDeployment, recipe: str, run: str, *, exists: bool) -> None:
+def set_form(deployment: RunnerDeployment, *, exists: bool) -> None:
     """Gives a deployment the form of its run; Prefect has it from the flow's signature, which is for any run."""
-    deployment._parameter_openapi_schema = ParameterSchema(**parameter_schema(recipe, run, exists=exists))
+    deployment._parameter_openapi_schema = ParameterSchema(**parameter_schema(deployment.parameters, exists=exists))
 
 
 async def ensure_limits(recipe: Recipe, run: str, root: str) -> None:

@@ -25,16 +25,18 @@ MOST_ROUNDS = 100_000
 Schema = dict[str, Any]
 
 
-def form(recipe: str | None, run: str | None, *, exists: bool) -> Schema:
+def form(recipe: str | None = None, run: str | None = None, root: str | None = None, *, exists: bool = False) -> Schema:
     """The properties of a deployment's parameters.
 
     Args:
         recipe: name of the one recipe that the deployment is for; any if None.
         run: the one run that the deployment is for; any if None.
+        root: where its runs are kept; anywhere if None.
         exists: whether that run is there, so that only what is in ``FREE`` can change.
     """
     names: Schema = {"enum": [run]} if run else {"pattern": f"^{RUN_NAME.pattern}$"}
     recipes: Schema = {"enum": [recipe]} if recipe else {"minLength": 1, "examples": [*shipped_recipes()]}
+    roots: Schema = {"enum": [root]} if root else {"minLength": 1}
     properties: dict[str, Schema] = {
         "run": {"type": "string", "description": "name of the run; the first flow run creates it", **names},
         "rounds": {
@@ -43,9 +45,7 @@ def form(recipe: str | None, run: str | None, *, exists: bool) -> Schema:
         },
         "recipe": {"type": "string", "description": "what the run does: a recipe by its name", **recipes},
         "overrides": overrides(exists=exists),
-        "root": {
-            "type": "string", "minLength": 1, "description": "where runs are kept: a directory, or s3://, gs://, az://"
-        },
+        "root": {"type": "string", "description": "where runs are kept: a directory, or s3://, gs://, az://", **roots},
     }  # fmt: skip
     return {
         name: {"title": name.capitalize(), "position": position, **schema}
@@ -53,10 +53,16 @@ def form(recipe: str | None, run: str | None, *, exists: bool) -> Schema:
     }
 
 
-def parameter_schema(recipe: str | None, run: str | None, *, exists: bool) -> Schema:
-    """A deployment's schema of its parameters; see ``form``."""
-    properties = form(recipe, run, exists=exists)
-    return {"title": "Parameters", "type": "object", "properties": properties, "required": ["run"], "definitions": {}}
+def parameter_schema(given: Mapping[str, Any], *, exists: bool) -> Schema:
+    """The schema of the parameters of a deployment that is for one run.
+
+    None is required, as the deployment has them all: a form that asks for one would open in place of a quick run.
+
+    Args:
+        given: its own parameters.
+    """
+    properties = form(given["recipe"], given["run"], given["root"], exists=exists)
+    return {"title": "Parameters", "type": "object", "properties": properties, "required": [], "definitions": {}}
 
 
 def overrides(*, exists: bool) -> Schema:

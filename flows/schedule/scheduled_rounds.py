@@ -40,7 +40,7 @@ from storage.log.lease import Holder, describe_holder, holder
 from storage.log.run import Run
 from storage.log.store import Store
 
-_FORM = form(None, None, exists=False)
+_FORM = form()
 _RunField = Annotated[str, WithJsonSchema(_FORM["run"])]
 _RoundsField = Annotated[int, WithJsonSchema(_FORM["rounds"])]
 # Deployments of version 0.1.0 give the whole recipe.
@@ -133,11 +133,9 @@ async def narrow_form(run: str) -> None:
     async with get_client() as client:
         with contextlib.suppress(*API_ERRORS):  # the flow run refuses it as well
             deployment = await client.read_deployment(of)
-            given, narrow = (
-                deployment.parameters,
-                parameter_schema(deployment.parameters.get("recipe"), run, exists=True),
-            )
-            if given.get("run") == run and deployment.parameter_openapi_schema != narrow:
+            given = deployment.parameters
+            narrow = parameter_schema(given, exists=True)
+            if given["run"] == run and deployment.parameter_openapi_schema != narrow:
                 kept = {key: value for key, value in given["overrides"].items() if is_free(key)}
                 changed = DeploymentUpdate(parameter_openapi_schema=narrow, parameters={**given, "overrides": kept})
                 await client.update_deployment(of, changed)

@@ -32,7 +32,7 @@ async def _serve(recipe: Recipe, run: str, root: str, rounds: int, schedule: Sch
             parameters=parameters(recipe, run, root, rounds),
             enforce_parameter_schema=True,
         )
-        set_form(deployment, recipe.name, run, exists=True)
+        set_form(deployment, exists=True)
         # Said, they take the place of the pool of an earlier 'rondo deploy', whose worker would start the runs.
         deployment.work_pool_name = deployment.work_queue_name = None
         await runner.aadd_deployment(deployment)

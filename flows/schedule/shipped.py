@@ -38,7 +38,7 @@ async def ensure_shipped(pool: str, root: str) -> int:
             continue
         recipe = load_recipe(path)
         deployment = await deployment_of(
-            name, recipe.name, parameters(recipe, name, store.root, 1), Cron(_WHEN), pool,
+            parameters(recipe, name, store.root, 1), Cron(_WHEN), pool,
             {"env": {HEARTBEAT_VARIABLE: str(heartbeat_seconds())}, "working_dir": os.getcwd()}, exists=name in names,
         )  # fmt: skip
         deployment.paused, deployment.tags = True, [SHIPPED_TAG]
@@ -59,7 +59,7 @@ async def _renew_form(found: DeploymentResponse, root: str, *, exists: bool) -> 
     """Has the form offer what the run can take, which may have been begun or deleted since by a command."""
     if SHIPPED_TAG not in found.tags or found.parameters.get("root") != root:
         return
-    schema = parameter_schema(found.name, found.name, exists=exists)
+    schema = parameter_schema(found.parameters, exists=exists)
     if found.parameter_openapi_schema != schema:
         async with get_client() as client:
             await client.update_deployment(found.id, DeploymentUpdate(parameter_openapi_schema=schema))
