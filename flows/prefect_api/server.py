@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -68,6 +69,8 @@ async def prefect_api(say: Say | None = None, *, scheduling: bool = False) -> As
     Raises:
         ServerError: a background server does not answer, or the temporary one does not start.
     """
+    from prefect.events.clients import NullEventsClient
+    from prefect.events.worker import EventsWorker
     from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
     background = await background_api(say)
@@ -82,11 +85,14 @@ async def prefect_api(say: Say | None = None, *, scheduling: bool = False) -> As
             await asyncio.to_thread(wait_until, lambda: healthy(url), "temporary Prefect server", process, log)
             # Nobody can read the logs of a server that is about to vanish.
             watch = asyncio.create_task(_tell_if_it_ends(process, say or Display().say))
+            # Nor its events, which would be sent again and again, and waited for at exit, if it ends before.
+            EventsWorker.set_client_override(NullEventsClient)
             try:
                 with temporary_settings({PREFECT_API_URL: url, PREFECT_LOGGING_TO_API_ENABLED: False}):
                     yield url
             finally:
                 watch.cancel()
+                EventsWorker.set_client_override(None)
 
 
 async def _tell_if_it_ends(process: subprocess.Popen[bytes], say: Say) -> None:
@@ -101,10 +107,15 @@ async def give_up_soon(ending: contextlib.ExitStack) -> None:
 
     It is for the end of a flow, whose work is done: there is nothing left but to tell Prefect of it.
     """
+    from prefect.events.worker import EventsWorker
     from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     if not await asyncio.to_thread(healthy, PREFECT_API_URL.value()):
         ending.enter_context(temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}))
+        workers: Any = EventsWorker
+        for worker in [*workers._instances.values()]:  # no setting reaches them: 8 s for each event that waits
+            if (client := getattr(worker, "_client", None)) is not None:
+                client._reconnection_attempts = 0
 
 
 async def background_api(say: Say | None = None) -> str | None:
