@@ -89,7 +89,6 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_any_other(
     assert "paused by Prefect" in message
     states = [state for state in _states(server, "stopped") if state != "Skipped"]
     assert states[:2] == ["Suspended", "Cancelled"], "the flow run that another goes on for is over"
-    )
 
     cancel = {"type": "CANCELLING", "name": "Cancelling"}
     message = _stopped(
