@@ -19,7 +19,7 @@ from prefect.logging import get_logger
 
 from flows.host.progress import Display
 
-LOOK_SECONDS = 3.0
+LOOK_SECONDS = 5.0  # each look of each run writes into the server's database
 LAST_SECONDS = 10.0  # what the end of a run may wait for the UI
 
 

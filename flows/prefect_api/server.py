@@ -41,7 +41,10 @@ def serve(port: int) -> None:
     """The child: Prefect's API on loopback until standard input closes."""
     import uvicorn
 
+    from flows.prefect_api.sqlite_server import begin_immediately
+
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    begin_immediately()
     uvicorn.run("prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=port, log_level="error")
 
 
@@ -103,7 +106,7 @@ async def _tell_if_it_ends(process: subprocess.Popen[bytes], say: Say) -> None:
 
 
 async def give_up_soon(ending: contextlib.ExitStack) -> None:
-    """If the current server does not answer, has this task's calls try it twice until ``ending``, and not for minutes.
+    """If the current server does not answer, has this task try it once a call until ``ending``, and not for minutes.
 
     It is for the end of a flow, whose work is done: there is nothing left but to tell Prefect of it.
     """
@@ -111,7 +114,7 @@ async def give_up_soon(ending: contextlib.ExitStack) -> None:
     from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     if not await asyncio.to_thread(healthy, PREFECT_API_URL.value()):
-        ending.enter_context(temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}))
+        ending.enter_context(temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}))
         workers: Any = EventsWorker
         for worker in [*workers._instances.values()]:  # no setting reaches them: 8 s for each event that waits
             if (client := getattr(worker, "_client", None)) is not None:

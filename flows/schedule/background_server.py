@@ -111,7 +111,8 @@ def _alone() -> Iterator[None]:
 
 def _start_server(port: int, pool: str) -> Record:
     _check_port(port)
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "flows.prefect_api.sqlite_server", "server", "start"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
     process = _spawn("server", command, _server_environment(port))
     record = Record(port, pool, Started.of(process.pid))
     server_record.write(record)
