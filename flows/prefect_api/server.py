@@ -28,6 +28,7 @@ from flows.prefect_api import server_record
 Say = Callable[[str], None]
 START_SECONDS = 180.0  # a busy two-core machine needs up to a minute
 ANSWER_SECONDS = 60.0  # one whose database is busy has been seen to take more than ten
+_LAST_SECONDS = 5.0  # for a call at the end, to a server that does not answer
 _LOOK_SECONDS = 0.2
 
 # Services that only a background server needs. With them, SQLite keeps each further subflow waiting for about 2 s.
@@ -110,11 +111,15 @@ async def give_up_soon(ending: contextlib.ExitStack) -> None:
 
     It is for the end of a flow, whose work is done: there is nothing left but to tell Prefect of it.
     """
+    from prefect.context import FlowRunContext
     from prefect.events.worker import EventsWorker
     from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     if not await asyncio.to_thread(healthy, PREFECT_API_URL.value()):
         ending.enter_context(temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}))
+        context = FlowRunContext.get()
+        if context is not None:
+            context.client._client.timeout = _LAST_SECONDS
         workers: Any = EventsWorker
         for worker in [*workers._instances.values()]:  # no setting reaches them: 8 s for each event that waits
             if (client := getattr(worker, "_client", None)) is not None:

@@ -10,7 +10,6 @@ clients that write without a pause, on a busy machine with two cores, 348 such e
 A database that is no SQLite is not touched.
 """
 
-import sys
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -19,18 +18,18 @@ def begin_immediately() -> None:
     """Has each transaction of this process's server, on SQLite, wait for those that write before it reads."""
     from prefect.server.database.configurations import AioSqliteConfiguration
 
-    begin = AioSqliteConfiguration.begin_transaction
+    configuration: Any = AioSqliteConfiguration  # Prefect has no setting for it
+    begin = configuration.begin_transaction
 
-    def begin_immediate(
-        self: AioSqliteConfiguration, session: Any, with_for_update: bool = False
-    ) -> AbstractAsyncContextManager[Any]:
-        return begin(self, session, with_for_update=True)
+    def begin_immediate(self: Any, session: Any, with_for_update: bool = False) -> AbstractAsyncContextManager[Any]:
+        transaction: AbstractAsyncContextManager[Any] = begin(self, session, with_for_update=True)
+        return transaction
 
-    AioSqliteConfiguration.begin_transaction = begin_immediate  # type: ignore[method-assign]
+    configuration.begin_transaction = begin_immediate
 
 
 if __name__ == "__main__":
     from prefect.cli import app
 
     begin_immediately()
-    sys.exit(app())
+    app()
