@@ -1,5 +1,6 @@
 # make demo   environment, then the default recipe from start to report
 # make test   environment, then linters, types, contracts and tests
+# make nightly  the tests that take minutes to hours, such as a run of 300 rounds
 # make check  linters, types and contracts alone
 # make reference  writes docs/recipes.md and docs/command-line.md from the code
 # make bench  the update against trl's, what the store costs, and what a round costs; about an hour
@@ -15,7 +16,7 @@ WORKERS ?= 2
 # Where a CPU build of torch comes from when no other index that pip knows holds one. Unreachable is fine: pip goes on.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: help demo test check reference bench clean
+.PHONY: help demo test nightly check reference bench clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -41,8 +42,12 @@ check: $(VENV)/.ready
 
 # vLLM changes its process for good (threads, environment), so its tests have one of their own.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not vllm" -n $(WORKERS) --dist loadfile
-	$(BIN)/python -m pytest -m vllm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not vllm and not nightly" -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "vllm and not nightly"
+
+# What takes minutes to hours, one after another, with what it measured. RONDO_LONG_ROUNDS=60 makes the long run shorter.
+nightly: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly -rP
 
 reference: $(VENV)/.ready
 	$(BIN)/python -m flows.cli.reference

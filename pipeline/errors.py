@@ -8,10 +8,11 @@ RondoError
 ├── JudgeError (RuntimeError)           a judge that cannot be loaded or asked
 │   └── BudgetError                     a judge that has spent what the recipe allows
 ├── EngineError (RuntimeError)          a sampling engine that failed
-│   └── WeightSyncError                   sampler and trainer disagree on the same weights
+│   └── WeightSyncError                 sampler and trainer disagree on the same weights
 ├── FirstLossError (RuntimeError)       the first loss of an update is not the value that theory gives
 ├── LostUpdateError (RuntimeError)      a process that is asked to go on with an update which it has not begun
 ├── OutOfMemoryError (MemoryError)      a device that does not hold a single preference
+├── NoRoomError (OSError)               a directory for temporary files that is full
 └── NonFiniteError (FloatingPointError) a loss or a gradient that is not a number
 """
 

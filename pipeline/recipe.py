@@ -5,6 +5,7 @@ Each field has a type, a range and a sentence with its unit. ``flows/registry/re
 
 import typing
 from collections.abc import Iterator
+from math import comb
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -16,7 +17,7 @@ from pipeline.config.objectives import OBJECTIVES, RANKING_OBJECTIVES, SOFT_LABE
 from pipeline.config.policy import Policy, WarmStartPolicy
 from pipeline.config.preferences import RANKING_RULES, PreferencesConfig
 from pipeline.config.prompts import GeneratedPrompts, Prompts
-from pipeline.config.sampling import SamplingConfig
+from pipeline.config.sampling import BFLOAT16_TOLERANCE, FLOAT32_TOLERANCE, SamplingConfig
 from pipeline.config.update import UpdateConfig
 from pipeline.judges import AnyJudge, JudgeConfig
 from pipeline.judges.human import HumanConfig, HumanFeedbackConfig
@@ -140,6 +141,27 @@ class Recipe(Config):
             return False
         shared = self.cluster.sampler.replicas > 0 or devices.one_card  # nobody knows which cards Ray gives
         return shared and self.mode == "phased" and not self.staleness
+
+    @property
+    def sampler_precision(self) -> str:
+        """What the sampler computes in: vLLM on a GPU in that of the update, and all else in float32."""
+        on_gpu = self.sampling.engine == "vllm" and self.devices.sampler != "cpu"
+        return self.update.precision if on_gpu else "float32"
+
+    @property
+    def handover_tolerance(self) -> float:
+        """By how much sampler and trainer may differ on the same weights, in nats per token."""
+        by_precision = BFLOAT16_TOLERANCE if self.update.precision == "bfloat16" else FLOAT32_TOLERANCE
+        return self.sampling.handover_tolerance or by_precision
+
+    @property
+    def most_preferences(self) -> int:
+        """How many preferences a round has, replayed ones included, if each of its prompts gives all that it can."""
+        count, rules = self.sampling.candidates, self.preferences
+        pairs = {"best_vs_each": count - 1, "all_pairs": comb(count, 2), "correct_vs_incorrect": count**2 // 4}
+        most = pairs.get(rules.rule, 1)
+        own = self.sampling.prompts_per_round * min(most, rules.max_pairs or most)
+        return max(1, round(own / (1 - rules.replay.share)))
 
     @property
     def judge_names(self) -> list[str]:

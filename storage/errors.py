@@ -9,7 +9,7 @@
     ├── RunExistsError (FileExistsError)     the run is already there
     ├── RunNotFoundError (LookupError)       no such run
     ├── NotCommittedError (LookupError)      no commit of that stage in that round
-    ├── DroppedFileError (LookupError)      a file that was removed on purpose
+    ├── DroppedFileError (LookupError)       a file that was removed on purpose
     ├── RunBusyError (RuntimeError)          another process writes to the run
     ├── RunHasForksError (RuntimeError)      other runs name its files
     ├── CorruptEntryError (ValueError)       a log entry, snapshot or manifest is damaged
@@ -21,7 +21,8 @@
         ├── StorageAccessError               no permission, or read-only
         └── MissingObjectError               no object under that name
 
-Some sentences are completed by whoever has commands and stages, in the two tables below: the store has none.
+The store has no commands, and does not know what a stage means. Its callers complete some sentences with these, in the
+two tables below.
 """
 
 REMEDIES = {
@@ -29,14 +30,14 @@ REMEDIES = {
     "take over": "take the run over",
     "verify": "verify that run",
 }
-"""How to get out of it, by what is to be done; ``{run}`` stands for the name of the run."""
+"""How a remedy is said, by its action; ``{run}`` stands for the name of the run."""
 
 STAGE_TITLES: dict[str, str] = {}
 """What people call the files of a stage, if that is not the stage's own name."""
 
 
 def remedy(action: str, run: str) -> str:
-    """The end of a sentence that says how to do this with the run."""
+    """Ends a sentence: says how to do this with the run."""
     return REMEDIES[action].format(run=run)
 
 
@@ -69,7 +70,7 @@ class NotCommittedError(StoreError, LookupError):
 
 
 class DroppedFileError(StoreError, LookupError):
-    """A file that was committed, and that its run has given up since: its bytes were removed on purpose."""
+    """A file that was committed, and that its run has dropped since: its bytes were removed on purpose."""
 
 
 class RunBusyError(StoreError, RuntimeError):
@@ -97,7 +98,7 @@ class UnsupportedStoreError(StoreError, ValueError):
 
 
 class BackendError(StoreError, OSError):
-    """The backend failed. Where it failed in a write, the write may or may not have taken place."""
+    """The backend failed. If it failed in a write, the write may or may not have taken place."""
 
 
 class StorageFullError(BackendError):

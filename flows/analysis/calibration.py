@@ -16,7 +16,7 @@ from storage.queries.round_query import table
 def calibrated(work: Workload, device: Device, source: str, root: str) -> tuple[Workload, dict[str, float]]:
     """Gives a workload what RUN@ROUND counted, and says by how much that round's stages were slower than on paper.
 
-    ConfigError if it is round 0, or the run is of another policy or on another kind of device.
+    ConfigError if it is round 0 or had no update, or the run is of another policy or on another kind of device.
     """
     store = existing_store(root)
     run, number = run_at_round(store, source)
@@ -24,6 +24,8 @@ def calibrated(work: Workload, device: Device, source: str, root: str) -> tuple[
     if number == 0 or recorded.policy != recipe.policy or (recorded.devices.trainer == "cpu") != (device.name == "cpu"):
         raise ConfigError(f"--calibrate {source}: name a round from 1 on of a run of this policy on '{device.name}'")
     summary = RoundSummary.model_validate(run.round_entry(number).meta)
+    if summary.no_update is not None:
+        raise ConfigError(f"--calibrate {source}: round {number} had no update to measure: name one that had")
     lengths = [len(ids) for ids in table(store, run, 0, "prompts", ["token_ids"])["token_ids"].to_pylist()]
     sampled = [entry.meta for entry in run.work(number, "candidates") if "tokens" in entry.meta]
     tokens = sum(meta["tokens"] for meta in sampled) / sum(meta["candidates"] for meta in sampled)

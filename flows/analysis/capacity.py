@@ -22,8 +22,14 @@ def plan_recipe(
 ) -> Plan:  # fmt: skip
     """Plans a round of a recipe on devices of ``DEVICES``; what is not given follows from the recipe or is assumed.
 
-    Lengths are means, ``usd_per_hour`` is the price of a device; ``calibrate`` is a RUN@ROUND under ``root``, whose
-    lengths and speeds are taken. ConfigError if a device or a size is not known, or the round does not fit.
+    Args:
+        prompt_tokens: mean length of a prompt.
+        answer_tokens: mean length of a completion.
+        usd_per_hour: price of a device.
+        calibrate: a RUN@ROUND under ``root``, whose lengths and speeds are taken.
+
+    Raises:
+        ConfigError: a device or a size is not known, the round does not fit, or ``calibrate`` is given with a length.
     """
     name = device or ("cpu" if recipe.devices.trainer == "cpu" else "h100")
     if name not in DEVICES:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from flows.analysis import round_tables, run_queries
-from flows.publish.style import Style
+from flows.publish import Style
 from flows.registry.catalog import existing_store, run_at_round
 from storage.log.run import Run
 from storage.log.store import Store

@@ -79,19 +79,19 @@ def query(
     judge: str | None = None,
     columns: Sequence[str] | None = None,
 ) -> pa.Table:
-    """The rows of one table of a round, in the order of the prompts and candidates.
+    """Returns the rows of one table of a round, in the order of the prompts and candidates.
 
     Args:
-        table: candidates, judgments or preferences, or one of these with ``eval_`` before it (joined, see above);
-            or the name of any other stage that is a table.
+        table: candidates, judgments or preferences, or one of these with ``eval_`` before it, joined as ``_VIEWS``
+            says; or the name of any other stage that is a table.
         where: an SQL expression over the columns.
         prompt: the first characters of a prompt's id.
         limit: the largest number of rows.
-        judge: whose scores stand beside the candidates; the first by name if none is given.
-        columns: the columns to answer with, those that there are; all if none are given.
+        judge: whose scores stand beside the candidates; by default the first by name.
+        columns: the columns to return, of those that there are; all of them by default.
 
     Raises:
-        NotCommittedError, QueryError, DamagedFileError: as of :func:`storage.queries.round_query.query`.
+        NotCommittedError, QueryError, DamagedFileError: as for :func:`storage.queries.round_query.query`.
     """
     prefix = None if prompt is None else ("prompt_id", prompt)
     view = _view(table, judge)
@@ -99,7 +99,7 @@ def query(
 
 
 def _view(table: str, judge: str | None) -> View:
-    """How the table is shown; one of held-out prompts is joined with others of held-out prompts."""
+    """Says how the table is shown; a table of held-out prompts is joined with others of held-out prompts."""
     view = _VIEWS.get(table.removeprefix(_HELD_OUT), View(_ORDER))
     if table.startswith(_HELD_OUT):
         joined = {

@@ -1,8 +1,8 @@
-"""Questions over several rounds, and over two runs: what became of a prompt, of the scores, of the answers.
+"""Questions over several rounds, and over two runs: what became of a prompt, of the scores, of the completions.
 
-Answers to held-out prompts lie in tables whose names begin with ``eval_``, those sampled for training in the others.
-Held-out answers can have several judges: ``judges`` names the one whose scores count in each round, the first by name
-where it names none.
+Completions of held-out prompts lie in tables whose names begin with ``eval_``, those sampled for training in the
+others. Held-out completions can have several judges. ``judges`` names the one whose scores count in each round; if it
+names none, the first by name counts.
 What is read is checked page by page; see ``storage/tables/shards.py``.
 """
 
@@ -21,7 +21,7 @@ Judges = Mapping[int, str]
 BINS = 16
 """Bins of the histograms that :func:`scores` gives."""
 
-# One judgment a candidate: by the judge that counts in its round.
+# One judgment for each candidate: by the judge that counts in its round.
 _SCORED = """scored AS (
     SELECT j.round, prompt_id, candidate, score, status FROM {prefix}judgments AS j
     JOIN (
@@ -121,7 +121,7 @@ _DIFF = """
     LEFT JOIN _p AS p ON p.prompt_id = coalesce(a.prompt_id, b.prompt_id)
     ORDER BY abs(b.score - a.score) DESC NULLS LAST, 1"""
 
-# What a round without preferences, as round 0 or an evaluation, has of them.
+# The columns of preferences in a round that has none, such as round 0, or among the tables of the evaluation.
 _NO_PREFERENCES = pa.schema({
     "round": pa.int32(), "prompt_id": pa.string(), "kind": pa.string(), "candidates": pa.list_(pa.int32()),
     "margin": pa.float64(),
@@ -132,7 +132,7 @@ _PROMPTS = Source("prompts")
 
 
 def history(store: Store, run: Run, prompt: str, judges: Judges) -> pa.Table:
-    """Every answer to a prompt, round after round, with its score and how often it was preferred or rejected.
+    """Lists every completion of a prompt by round, with its score and how often it was preferred or rejected.
 
     Args:
         prompt: its id, or the beginning of it.
@@ -154,7 +154,7 @@ def history(store: Store, run: Run, prompt: str, judges: Judges) -> pa.Table:
 
 
 def find_prompt(store: Store, run: Run, prompt: str) -> dict[str, Any]:
-    """The one prompt whose id begins so: its id, text and split. QueryError where none does, or several do."""
+    """Finds the one prompt whose id begins so: its id, text and split. QueryError if none does, or several do."""
     sql = "SELECT prompt_id, text, split FROM prompts WHERE starts_with(prompt_id, $prompt) ORDER BY 1 LIMIT 5"
     found: list[dict[str, Any]] = ask(store, run, sql, [_PROMPTS], {"prompt": prompt}).to_pylist()
     exact = [row for row in found if row["prompt_id"] == prompt]
@@ -165,7 +165,7 @@ def find_prompt(store: Store, run: Run, prompt: str) -> dict[str, Any]:
 
 
 def scores(store: Store, run: Run, judges: Judges, *, held_out: bool) -> pa.Table:
-    """How the scores of each round are distributed: moments, quantiles, and a histogram.
+    """Says how the scores of each round are distributed: moments, quantiles, and a histogram.
 
     The histograms of all rounds have the same :data:`BINS` bins of equal width, from ``low`` to ``high``.
     """
@@ -175,7 +175,7 @@ def scores(store: Store, run: Run, judges: Judges, *, held_out: bool) -> pa.Tabl
 
 
 def margins(store: Store, run: Run, limit: int) -> pa.Table:
-    """The preferences with the largest margins, largest first, and those with the smallest, smallest first.
+    """Lists the preferences with the largest margins, largest first, and with the smallest, smallest first.
 
     Raises:
         NotCommittedError: the run has no preferences yet.
@@ -188,7 +188,7 @@ def margins(store: Store, run: Run, limit: int) -> pa.Table:
 
 
 def repeats(store: Store, run: Run, limit: int, *, held_out: bool, same: str = "text") -> pa.Table:
-    """Answers that several rounds gave, those of most rounds first: a policy that repeats itself shows here.
+    """Lists completions that several rounds gave, those of most rounds first: they show a policy that repeats itself.
 
     Args:
         same: "text" or "token_ids": what must be the same.
@@ -201,11 +201,11 @@ def repeats(store: Store, run: Run, limit: int, *, held_out: bool, same: str = "
 def diff(
     store: Store, before: tuple[Run, int], after: tuple[Run, int], judges: tuple[Judges, Judges], *, held_out: bool
 ) -> pa.Table:
-    """What changed from one round to another, of one run or of two, a row for each prompt, the largest change first.
+    """Compares two rounds, of one run or of two: a row for each prompt, the largest change first.
 
-    ``score_a`` and ``score_b`` are means over the candidates, ``answer_a`` and ``answer_b`` the best ones, ``there``
-    is "both", "new" or "gone", and ``preference`` says what became of the preference with the widest margin: "same",
-    "reversed", "other answers", "dropped to pair" and so on.
+    ``score_a`` and ``score_b`` are means over the candidates, ``answer_a`` and ``answer_b`` the best ones, and
+    ``there`` is "both", "new" or "gone". ``preference`` says what became of the preference with the widest margin:
+    "same", "reversed", "other answers", "dropped to pair" and so on.
 
     Raises:
         NotCommittedError: one of the rounds has no such candidates.

@@ -51,7 +51,7 @@ class TrainedJudge:
 
 
 def training_settings(**values: Any) -> RewardTrainingConfig:
-    """Settings from a command line; ConfigError if one is out of its range."""
+    """Makes settings from the options of a command; ConfigError if one is out of its range."""
     try:
         return RewardTrainingConfig.model_validate(values)
     except ValidationError as error:
@@ -71,14 +71,13 @@ def train_judge(
     """Fits a reward model to the preferences of rounds, and writes it to a new directory, as a whole or not at all.
 
     Args:
-        sources: each a run, all of whose rounds are taken, or RUN@ROUNDS, such as demo@3, demo@1-4 or demo@1,3-5.
-        base: a checkpoint's directory or an id on the hub; the initial policy of the first run if none is given. A
-            later one has learned from the very preferences that the fit is measured on.
+        sources: runs, all of whose rounds are taken, or RUN@ROUNDS, such as demo@3, demo@1-4 or demo@1,3-5.
+        base: a checkpoint's directory or an id on the hub; by default the initial policy of the first run. A later
+            policy has learned from the very preferences that the fit is measured on.
 
     Raises:
-        ConfigError: a round that does not exist or that no preferences were made in, a base that cannot serve, or a
-            directory that is there.
-        DataError: too few preferences.
+        ConfigError: a round does not exist or has no preferences, the base cannot serve, or ``to`` is there already.
+        DataError: there are too few preferences.
         Others as for ``pipeline.reward_model.training.fit_reward_model``.
     """
     check_new(to)
@@ -87,7 +86,7 @@ def train_judge(
     found = [parse_source(store, source) for source in sources]
     pairs, ratings, lineage = _gather(store, found)
     held_out_prompts(pairs, config.held_out, config.seed)
-    # torch takes seconds: what is wrong without it is said before.
+    # Importing torch takes seconds: faults that can be found without it are raised before.
     from pipeline.reward_model.training import fit_reward_model
 
     with tempfile.TemporaryDirectory(prefix="rondo-") as scratch, new_directory(to) as staged:
@@ -109,7 +108,7 @@ def train_judge(
 
 
 def parse_source(store: Store, source: str) -> Source:
-    """The run and the rounds that RUN or RUN@ROUNDS names.
+    """Finds the run and the rounds that RUN or RUN@ROUNDS names.
 
     Raises:
         ConfigError: it is neither, or a round is not finished, or has no preferences.
@@ -145,7 +144,7 @@ def parse_source(store: Store, source: str) -> Source:
 def _gather(
     store: Store, sources: Sequence[Source]
 ) -> tuple[list[RewardPair], list[RatedAnswer], list[dict[str, Any]]]:
-    """The pairs and ratings of all rounds, each file once, and where they come from."""
+    """Collects the pairs and ratings of all rounds, each file once, and where they come from."""
     pairs: list[RewardPair] = []
     ratings: list[RatedAnswer] = []
     lineage = []

@@ -16,7 +16,7 @@ class JudgeFunction:
     """A function that scores a completion. It is called as before, with those keywords that it names.
 
     Args:
-        function: returns a number, higher is better; or that number and its standard deviation, see :meth:`config`.
+        function: returns a number, higher is better; or a number and its standard deviation, see :meth:`config`.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -27,7 +27,7 @@ class JudgeFunction:
         self._unused = {name for name in KEYWORDS if name not in inspect.signature(function).parameters}
 
     def __call__(self, **keywords: Any) -> Any:
-        """Calls the function, without the keywords of a judge that it has no use for."""
+        """Calls the function without those keywords of a judge that it does not take."""
         if not self._takes_all:
             keywords = {name: value for name, value in keywords.items() if name not in self._unused}
         return self._function(**keywords)

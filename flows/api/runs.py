@@ -32,18 +32,20 @@ class Table:
 
     @property
     def files(self) -> list[str]:
-        """The committed files, as paths or URIs, for DuckDB, polars or datasets.
+        """Lists the committed files, as paths or URIs, for DuckDB, polars or datasets.
 
         Raises:
             NotCommittedError: the round has no such table.
+            DroppedFileError: the files were removed on purpose.
         """
         return [location(self._store, file) for file in committed_files(self._run, self._number, self.name)]
 
     def arrow(self) -> "pyarrow.Table":
-        """The rows as an Arrow table; every byte is compared with what was committed.
+        """Reads the rows as an Arrow table; every byte is compared with what was committed.
 
         Raises:
             NotCommittedError: the round has no such table.
+            DroppedFileError: the files were removed on purpose.
             DamagedFileError: a file is missing, or is not the one that was committed.
         """
         from storage.tables.shards import read_table
@@ -51,11 +53,11 @@ class Table:
         return read_table(self._store, committed_files(self._run, self._number, self.name))
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """The rows as a data frame of pandas."""
+        """Reads the rows as a data frame of pandas."""
         return self.arrow().to_pandas()
 
     def to_polars(self) -> "polars.DataFrame":
-        """The rows as a data frame of polars."""
+        """Reads the rows as a data frame of polars."""
         import polars
 
         return polars.DataFrame(self.arrow())
@@ -76,46 +78,46 @@ class Round:
 
     @property
     def summary(self) -> RoundSummary:
-        """The round's reward, win rates, divergences and other metrics."""
+        """Returns the round's reward, win rates, divergences and other metrics."""
         return RoundSummary.model_validate(self._run.round_entry(self.number).meta)
 
     @property
     def completions(self) -> Table:
-        """What the policy answered to the round's prompts."""
+        """Gives the completions that were sampled for the round's prompts."""
         return self.table("candidates")
 
     @property
     def judgments(self) -> Table:
-        """What the judge said of each completion."""
+        """Gives what the judge said of each completion."""
         return self.table("judgments")
 
     @property
     def preferences(self) -> Table:
-        """The pairs or rankings that the update learned from, and the prompts that gave none."""
+        """Gives the pairs or rankings that the update learned from, and the prompts that gave none."""
         return self.table("preferences")
 
     @property
     def prompts(self) -> Table:
-        """All prompts of the run, those for training and the held-out ones."""
+        """Gives all prompts of the run, those for training and the held-out ones."""
         return self.table("prompts")
 
     @property
     def metrics(self) -> Table:
-        """The update, a row for each optimizer step."""
+        """Gives the metrics of the update, a row for each optimizer step."""
         return self.table("metrics")
 
     @property
     def eval_completions(self) -> Table:
-        """What the policy answered to the held-out prompts, after the update."""
+        """Gives the completions of the held-out prompts, sampled after the update."""
         return self.table("eval_candidates")
 
     @property
     def eval_judgments(self) -> Table:
-        """What all judges said of these."""
+        """Gives what all judges said of the completions of held-out prompts."""
         return self.table("eval_judgments")
 
     def table(self, name: str) -> Table:
-        """Any other table of the round, such as ``replayed`` or ``eval_logps``."""
+        """Gives any table of the round by its name in the store, such as ``replayed`` or ``eval_logps``."""
         return Table(self._store, self._run, self.number, name)
 
     def __repr__(self) -> str:
@@ -138,7 +140,7 @@ class Run:
 
     @property
     def rounds(self) -> list[RoundSummary]:
-        """The finished rounds with their metrics; read anew, for a run may be at work."""
+        """Reads the finished rounds with their metrics; anew each time, since the run may be at work."""
         return list_rounds(self.name, self.root)
 
     def __len__(self) -> int:
@@ -146,7 +148,7 @@ class Run:
         return len(self._run.finished)
 
     def __getitem__(self, number: int) -> Round:
-        """Raises IndexError if there is no such finished round."""
+        """Returns a finished round; IndexError if there is none of this number."""
         done = len(self)
         if not -done <= number < done:
             have = f"it has rounds 0 to {done - 1}" if done else "it has none yet"
@@ -186,9 +188,9 @@ def run(
 
     Args:
         recipe: a recipe, its fields, the path of a YAML file, or the name of one that rondo brings along.
-        name: of the run; the recipe's by default.
+        name: of the run; by default the recipe's.
         root: where runs are kept; by default that of the command line.
-        resume: go on if the run exists already.
+        resume: if the run exists already, resume it.
 
     Raises:
         ConfigError: the recipe cannot be run; the message names each fault with its remedy.

@@ -1,4 +1,4 @@
-"""What a machine has of what rondo needs, each with what to do where it is missing."""
+"""What a machine has of what rondo needs, each with what to do if it is missing."""
 
 import os
 import platform
@@ -30,7 +30,7 @@ _CUDA_ONLY = ("torchvision", "torchaudio", "torchcodec")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: what was found, and where it is not ``ok``, what follows or what to do."""
+    """One thing that was looked at: what was found, and if that is not ``ok``, what follows or what to do."""
 
     what: str
     verdict: Verdict
@@ -39,7 +39,7 @@ class Finding:
 
 
 def examine(root: str) -> list[Finding]:
-    """Look at the machine, the packages, the root and the scheduler. Nothing is started, and nothing is left behind."""
+    """Looks at the machine, the packages, the root and the scheduler. It starts nothing, and leaves nothing behind."""
     checks: tuple[Callable[[], Finding], ...] = (
         _python, _memory, _torch, _vllm, _ray, _strangers, _sqlalchemy, lambda: _root(root), lambda: _disk(root),
         _prefect, _compiler,
@@ -71,7 +71,7 @@ def _torch() -> Finding:
 
 
 def _gpus(found: Sequence[tuple[str, int, int]]) -> Finding:
-    """The GPUs, each with its name and its free and whole memory in bytes."""
+    """Judges the GPUs, each given with its name and its free and total memory in bytes."""
     devices = ", ".join(f"{name}, {free / GIB:.0f} of {total / GIB:.0f} GiB free" for name, free, total in found)
     text = f"{len(found)} x {devices}" if len(found) == 1 else devices
     taken = [str(place) for place, (_, free, total) in enumerate(found) if free < LEAST_GPU_SHARE * total]
@@ -87,7 +87,7 @@ def _vllm() -> Finding:
             continue
         have = _version("torch")
         wanted = _torch_of(package)
-        # What stands behind a plus is the build, of which several go with one vLLM.
+        # What stands after a plus is the build: several builds of one version go with one vLLM.
         if have is None or wanted is None or wanted.contains(Version(have).public, prereleases=True):
             return Finding("vLLM", "ok", f"{package} {found} with torch {have}")
         remedy = f"pip install 'torch{wanted}', or make .venv/.ready in a new environment"
@@ -96,7 +96,7 @@ def _vllm() -> Finding:
 
 
 def _torch_of(package: str) -> SpecifierSet | None:
-    """The versions of torch that a package was built for, as it says itself; None if it says nothing."""
+    """Returns the versions of torch that a package says it was built for; None if it says nothing."""
     for text in _requires(package):
         wanted = Requirement(text)
         if wanted.name == "torch" and (wanted.marker is None or wanted.marker.evaluate()):
@@ -111,7 +111,7 @@ def _ray() -> Finding:
 
 
 def _strangers() -> Finding:
-    """CUDA builds beside a CPU torch, with which transformers cannot be imported."""
+    """Finds CUDA builds beside a CPU torch, with which transformers cannot be imported."""
     there = [name for name in _CUDA_ONLY if _version(name) is not None]
     if there and "+cpu" in (_version("torch") or ""):
         return Finding("companions of torch", "missing", ", ".join(there), f"pip uninstall {' '.join(there)}")
@@ -127,7 +127,7 @@ def _sqlalchemy() -> Finding:
 
 
 def _root(root: str) -> Finding:
-    """A local root that is not there yet is looked for in its parent, so that looking does not create it."""
+    """Checks the root; for a local one that does not exist yet, the nearest parent, so that it is not created."""
     where = _nearest(root)
     try:
         Store.open(where).check_root()
@@ -187,7 +187,7 @@ def _compiler() -> Finding:
 
 
 def _nearest(root: str) -> str:
-    """The root, or of a directory that is not there yet the nearest one above it that is."""
+    """Returns the root; if it is a directory that does not exist yet, the nearest one above it that does."""
     if "://" in root:
         return root
     path = Path(root).absolute()

@@ -84,6 +84,8 @@ def show(
     if columns is not None:
         rows = [tables.shortened({name: row.get(name) for name in columns}) for row in rows]
     tables.print_rows(rows, title=f"{table.value} of {run.name}@{number}", format=format, empty="no row fits")
+    if format.is_for_people and (why := run.round_entry(number).meta.get("no_update")):
+        Console().print(f"round {number} had no update: {why}", markup=False, style="yellow")
 
 
 @app.command()

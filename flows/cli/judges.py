@@ -77,6 +77,7 @@ def train_judge_(
 def _print_trained(trained: "TrainedJudge", format: Format) -> None:
     from flows.analysis.train_judge import REPORT
     from flows.report.judge_report import bin_rows, facts
+    from pipeline.reward_model.config import WITH_DEVIATION
 
     rows = [{"metric": name, "value": value} for name, value in facts(trained.record).items()]
     title = f"Reward model {trained.directory.name}"
@@ -91,7 +92,7 @@ def _print_trained(trained: "TrainedJudge", format: Format) -> None:
             style="yellow", soft_wrap=True,
         )  # fmt: skip
     typer.echo(f"written: {trained.directory}, with {REPORT}")
-    std = ", gives_std: true" if trained.record["objective"] == "uncertainty" else ""
+    std = ", gives_std: true" if trained.record["objective"] in WITH_DEVIATION else ""
     typer.echo(f"in a recipe: judge: {{kind: reward_model, path: {trained.directory}{std}}}")
 
 

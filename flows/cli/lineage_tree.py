@@ -13,7 +13,7 @@ _SHORT = 8
 
 
 def lineage_tree(runs: Sequence[Mapping[str, Any]], root: str) -> Tree:
-    """Runs with their rounds; a fork hangs at the round that it starts from."""
+    """Draws runs with their rounds; a fork hangs at the round that it starts from."""
     tree = Tree(Text(f"runs in {root}"))
     by_name = {run["run"]: run for run in runs}
     for run in runs:
@@ -23,7 +23,7 @@ def lineage_tree(runs: Sequence[Mapping[str, Any]], root: str) -> Tree:
 
 
 def lineage_rows(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The same as rows, one for each round of each run."""
+    """Gives the same as rows, one for each round of each run."""
     return [
         {
             "run": run["run"],
@@ -78,5 +78,5 @@ def _of_round(round: Mapping[str, Any]) -> Text:
 
 
 def _extent(finished: int) -> str:
-    """Round 0 is the initial policy alone."""
+    """Says which rounds are finished; round 0 is the initial policy alone."""
     return "no round yet" if not finished else "round 0" if finished == 1 else f"rounds 0 to {finished - 1}"

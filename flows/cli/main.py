@@ -2,7 +2,6 @@
 
 import signal
 import sys
-from importlib import metadata
 from typing import Annotated, Any
 
 import typer
@@ -42,6 +41,8 @@ for commands in (running, inspect, timeline, share, judges, store, plan, operate
 
 def _say_version(wanted: bool) -> None:
     if wanted:
+        from importlib import metadata  # as costly as the rest of this module
+
         typer.echo(f"rondo {metadata.version('rondo')}")
         raise typer.Exit
 

@@ -1,7 +1,7 @@
 """Arguments and options that several commands have, and the kind of command that all of them are.
 
-Every module of commands is imported at each start: it imports typer and this module, and each command imports what it
-needs when it is called.
+Every module of commands is imported at each start. So it imports only typer and this module; each command imports what
+else it needs when it is called.
 """
 
 import os
@@ -29,7 +29,7 @@ class Format(StrEnum):
 
     @property
     def is_for_people(self) -> bool:
-        """Whether it shows the columns that people read, and not everything that there is."""
+        """Says whether it shows only the columns that people read, rather than all."""
         return self in (Format.table, Format.markdown)
 
 
@@ -41,14 +41,14 @@ class Command(TyperCommand):
         hide_flag_types(self.params)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parses the arguments, of which those before ``--`` may have the old flag."""
+        """Parses the arguments; the old flag ``--json`` is accepted before ``--``."""
         if any(parameter.name == "format" for parameter in self.params):
             end = args.index("--") if "--" in args else len(args)
             args = ["--format=json" if text == "--json" else text for text in args[:end]] + args[end:]
         return super().parse_args(ctx, args)
 
     def get_help_option(self, ctx: Any) -> Any:
-        """Gives the option ``--help``, without a type as all flags."""
+        """Gives the option ``--help``, without a type like all flags."""
         option = super().get_help_option(ctx)
         hide_flag_types([option])
         return option
@@ -76,7 +76,7 @@ def hide_flag_types(parameters: list[Any]) -> None:
 
 
 def _run_names(incomplete: str) -> list[str]:
-    """The runs under the root of the environment, or the usual one, for the shell's completion."""
+    """Lists the runs under the root of the environment, or the usual one, for the shell's completion."""
     from flows.registry.catalog import existing_store
     from pipeline.errors import RondoError
     from storage.errors import StoreError
@@ -89,7 +89,7 @@ def _run_names(incomplete: str) -> list[str]:
 
 
 def _recipe_names(incomplete: str) -> list[str]:
-    """The recipes that rondo brings along, for the shell's completion; paths are completed by the shell itself."""
+    """Lists the recipes that rondo brings along, for the shell's completion; the shell itself completes paths."""
     from flows.registry.shipped_recipes import shipped_recipes
 
     return [name for name in shipped_recipes() if name.startswith(incomplete)]

@@ -50,7 +50,7 @@ Sections = dict[type[BaseModel], str]
 
 
 def recipes_page() -> str:
-    """Write the page of all fields of a recipe, a section for each part of it."""
+    """Writes the page of all fields of a recipe, a section for each part of it."""
     sections: Sections = {Recipe: "The recipe itself"}
     _collect(Recipe, "", sections)
     parts = [_section(model, title, sections) for model, title in sections.items()]
@@ -58,7 +58,7 @@ def recipes_page() -> str:
 
 
 def commands_page() -> str:
-    """Write the page of all commands, in the order and under the titles of ``rondo --help``."""
+    """Writes the page of all commands, in the order and under the titles of ``rondo --help``."""
     group = get_command(app)
     assert isinstance(group, TyperGroup)
     panels: dict[str, list[TyperCommand]] = {}
@@ -71,12 +71,12 @@ def commands_page() -> str:
 
 
 def pages() -> dict[Path, str]:
-    """The pages, each with the file that it belongs to."""
+    """Returns the pages, each with the file that it belongs to."""
     return {DOCS / "recipes.md": recipes_page(), DOCS / "command-line.md": commands_page()}
 
 
 def _collect(model: type[BaseModel], path: str, sections: Sections) -> None:
-    """Name the models below a model by the fields that lead to them; each once, where it is met first."""
+    """Names the models below a model by the fields that lead to them; each once, where it is met first."""
     for name, field in model.model_fields.items():
         inner = [part for part in models_in(field.annotation) if part not in sections]
         for part in inner:
@@ -98,7 +98,7 @@ def _section(model: type[BaseModel], title: str, sections: Sections) -> str:
 
 
 def _type(annotation: Any, sections: Sections) -> str:
-    """Say a type in words; a part of the recipe is a link to its section."""
+    """Says a type in words; a part of the recipe is a link to its section."""
     if annotation in _TYPES:
         return _TYPES[annotation]
     if annotation is JudgeConfig:
@@ -137,7 +137,7 @@ def _range(schema: dict[str, Any]) -> str:
 
 
 def _tag(model: type[BaseModel]) -> str | None:
-    """The word by which a recipe chooses this model among several, if there are several."""
+    """Returns the word by which a recipe chooses this model among several; None if there is no choice."""
     for name in _TAGS:
         field = model.model_fields.get(name)
         if field is not None and field.is_required() and typing.get_origin(field.annotation) is typing.Literal:
@@ -166,7 +166,7 @@ def _parameter(parameter: TyperArgument | TyperOption) -> list[str]:
 
 
 def _value(option: TyperOption) -> str:
-    """Say what an option takes; a flag takes nothing."""
+    """Says what an option takes; a flag takes nothing."""
     if option.is_flag:
         return ""
     if option.metavar:
@@ -187,7 +187,7 @@ def _shown_default(parameter: TyperArgument | TyperOption) -> str:
 
 
 def _table(names: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown, without the columns in which no row has anything."""
+    """Writes a table in Markdown, without the columns that are empty in every row."""
     kept = [place for place in range(len(names)) if any(row[place] for row in rows)]
     lines = [names, ["---"] * len(names), *rows]
     return "".join(f"| {' | '.join(_escape(line[place]) for place in kept)} |\n" for line in lines)
@@ -198,7 +198,7 @@ def _escape(text: str) -> str:
 
 
 def _anchor(title: str) -> str:
-    """The anchor that GitHub gives a heading: lower case, with hyphens, and without other marks."""
+    """Returns the anchor that GitHub gives a heading: lower case, with hyphens, without other marks."""
     kept = (letter for letter in title.lower() if letter.isalnum() or letter in " -_")
     return "".join(kept).replace(" ", "-")
 

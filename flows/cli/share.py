@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.options import Commands, Root, RunAtRound, RunName
-from flows.publish import What
-from flows.publish.style import Style
+from flows.publish import Style, What
 from flows.registry import DEFAULT_ROOT
 
 app = Commands("Share")

@@ -51,7 +51,7 @@ def timeline_(source: RunAtRound, root: Root = DEFAULT_ROOT, format: Output = Fo
 
 
 def _bar(lane: "Lane", seconds: float) -> str:
-    """The lane as a line of characters, each the kind that takes most of its stretch."""
+    """Draws a lane as a line of characters, each the kind that takes most of its stretch, or idle."""
     from flows.report.timeline import KINDS
 
     step = seconds / _WIDTH or 1.0

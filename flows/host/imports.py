@@ -14,7 +14,7 @@ class _WithoutPandas(MetaPathFinder):
 
 
 def spare_pandas() -> None:
-    """Let pyarrow find that there is no pandas, if nothing has imported it yet; for processes that make no data frame.
+    """Lets pyarrow find that there is no pandas, if nothing has imported it yet; for processes without data frames.
 
     pyarrow looks for it once, as soon as it makes an array of Python's values, and that takes longer than most
     questions to a run. If it is asked for a data frame later, it looks again.

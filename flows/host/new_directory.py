@@ -1,4 +1,4 @@
-"""A directory that a command writes for its user: there as a whole, or not at all."""
+"""A directory that a command writes for its user: there as a whole, or absent."""
 
 import os
 import shutil
@@ -12,10 +12,10 @@ from storage.objects.durable import clear_errors
 
 
 def check_new(to: Path) -> Path:
-    """The absolute path of a directory that can be made.
+    """Returns the absolute path of a directory that can be made; an empty one may be there already.
 
     Raises:
-        ConfigError: there is something at ``to`` already.
+        ConfigError: there is a file at ``to``, or a directory that is not empty.
     """
     to = to.expanduser().resolve()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
@@ -25,10 +25,10 @@ def check_new(to: Path) -> Path:
 
 @contextmanager
 def new_directory(to: Path) -> Iterator[Path]:
-    """A directory beside ``to`` to write into, which takes its name at the end of the block; gone if that fails.
+    """Yields a directory to write into, which is renamed to ``to`` at the end of the block; it is removed on failure.
 
     Raises:
-        ConfigError: there is something at ``to`` already.
+        ConfigError: there is a file at ``to``, or a directory that is not empty.
         StorageFullError, StorageAccessError: it could not be written.
     """
     to = check_new(to)

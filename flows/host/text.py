@@ -1,4 +1,4 @@
-"""Text for people: counts, and what a model or a user wrote, of which what a terminal would obey is shown instead."""
+"""Text for people: counts, and texts of a model or a user with control characters shown instead of obeyed."""
 
 import unicodedata
 
@@ -8,12 +8,12 @@ _DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u
 
 
 def counted(number: int, noun: str) -> str:
-    """How many of something there are, such as ``1 round`` and ``2 rounds``."""
+    """Says how many of something there are, such as ``1 round`` and ``2 rounds``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def visible(text: str) -> str:
-    """The text with escapes in place of control characters, such as ``\\x1b``; ends of lines stay."""
+    """Returns the text with escapes such as ``\\x1b`` in place of control characters; ends of lines stay."""
     if text.isprintable():
         return text
     return "".join(_escape(character) if _is_hidden(character) else character for character in text)

@@ -16,7 +16,7 @@ _GIT_SECONDS = 10.0
 
 
 def packages() -> dict[str, str]:
-    """The installed versions of the packages that a run's results may depend on."""
+    """Returns the installed versions of the packages that a run's results may depend on."""
     found = {}
     for package in _RECORDED:
         with contextlib.suppress(PackageNotFoundError):
@@ -26,7 +26,7 @@ def packages() -> dict[str, str]:
 
 @cache
 def commit() -> str | None:
-    """The git commit of this code, with ``-dirty`` if files differ from it; None if it is no checkout."""
+    """Returns the git commit of this code, with ``-dirty`` if files differ; None if git gives none."""
     if not (_CHECKOUT / ".git").exists():
         return None
     command = ["git", "-C", str(_CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -38,5 +38,5 @@ def commit() -> str | None:
 
 
 def software() -> dict[str, Any]:
-    """What a "session" entry says of the software."""
+    """Returns what a "session" entry says of the software."""
     return {"packages": packages(), "commit": commit()}

@@ -1,5 +1,6 @@
-"""Messages to people through Prefect's blocks: the rounds are done, the run has failed, a round has raised an alarm,
-or waits for labels.
+"""Messages to people through Prefect's blocks.
+
+They tell that the rounds are done, that the run has failed, or that a round has raised an alarm or waits for labels.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ SEND_SECONDS = 30.0
 
 
 class Notifier:
-    """Sends what a recipe asks for. A message that cannot be sent is said in the terminal, and costs the run nothing.
+    """Sends what a recipe asks for. If a message cannot be sent, the terminal says so, and the run goes on.
 
     Args:
         blocks: the blocks that send, by the names that the recipe gives.
@@ -55,10 +56,10 @@ class Notifier:
 
 
 async def open_notifier(config: NotificationsConfig, display: Display) -> Notifier:
-    """The blocks that a recipe names, loaded from the server.
+    """Loads the blocks that a recipe names from the server.
 
     Raises:
-        ConfigError: there is no such block, or it cannot notify, or there is no server to keep it.
+        ConfigError: there is no such block, or it cannot notify, or there is no background server that keeps blocks.
         ServerError: the server does not answer.
     """
     if not config.blocks:

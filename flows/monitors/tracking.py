@@ -1,9 +1,9 @@
 """A run's metrics for TensorBoard and Weights & Biases, while it goes on.
 
 Optimizer steps are numbered over the whole run, from 0, so that curves continue from round to round. What a killed
-process tracked is tracked again when the run is resumed: a number that was there before replaces what it had in
-TensorBoard and is dropped by Weights & Biases, so no curve doubles back. Steps are those of the flow's process, which
-hears them from the trainer; no worker knows of this module.
+process tracked is tracked again when the run is resumed. TensorBoard then replaces what it had under the same numbers,
+and Weights & Biases drops what comes again, so no curve doubles back. The flow's process tracks the steps, which the
+trainer tells it; no worker knows of this module.
 """
 
 import time
@@ -21,17 +21,17 @@ Series = Literal["step", "round"]
 
 _LIBRARIES = {"tensorboard": "tensorboard", "wandb_project": "wandb"}
 _PLACES = {"step", "epoch", "round"}
-"""Metrics that say where a row stands; they are axes and no curves."""
+"""Metrics that say where a row stands: they are axes rather than curves."""
 
 
 class Sink(Protocol):
     """Takes rows of metrics."""
 
     def write(self, series: Series, number: int, row: int, metrics: Mapping[str, float]) -> None:
-        """Figures of an optimizer step or a round of this number; ``row`` counts both kinds together."""
+        """Takes the metrics of the optimizer step or round of this number; ``row`` counts both kinds together."""
 
     def close(self) -> None:
-        """Nothing comes after."""
+        """Ends the writing: no row comes after."""
 
 
 class Tracker:
@@ -41,13 +41,13 @@ class Tracker:
         self._sinks = sinks
 
     def step(self, round: int, steps_before: int, metrics: Mapping[str, Any]) -> None:
-        """One optimizer step of a round; ``steps_before`` are those of all earlier rounds."""
+        """Hands on one optimizer step of a round; ``steps_before`` counts those of all earlier rounds."""
         number = steps_before + int(metrics["step"])
         # Before this row are the steps before it and the metrics of the rounds before this one, 0 among them.
         self._write("step", number, number + round, {**metrics, "round": round})
 
     def round(self, round: int, steps: int, metrics: Mapping[str, Any]) -> None:
-        """The metrics of a round, after so many steps of the run."""
+        """Hands on the metrics of a round, after so many steps of the run."""
         self._write("round", round, steps + round, metrics)
 
     def close(self) -> None:
@@ -148,7 +148,7 @@ def check_tracking(config: TrackingConfig) -> None:
 
 
 def open_tracker(config: TrackingConfig, run: Run) -> Tracker:
-    """The sinks that a recipe names; without any, tracking does nothing.
+    """Opens the sinks that a recipe names; without any, tracking does nothing.
 
     Raises:
         ConfigError: a library is missing, or a sink cannot be opened.
@@ -163,12 +163,12 @@ def open_tracker(config: TrackingConfig, run: Run) -> Tracker:
 
 
 def _identity(run: Run) -> str:
-    """The same for each session of a run, and another one for another run of that name."""
+    """Returns an id that all sessions of a run share, and that another run of that name does not have."""
     return content_id([run.name, run.created])
 
 
 def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers among the metrics; those of a group are named ``group/name``."""
+    """Returns the numbers among the metrics; those of a group are named ``group/name``."""
     found: dict[str, float] = {}
     for name, value in metrics.items():
         if isinstance(value, Mapping):

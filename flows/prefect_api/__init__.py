@@ -1,7 +1,7 @@
 """Everything that talks to Prefect's server: settings, limits, control.
 
 Prefect reads its settings once, when it is imported. Those that rondo decides are set here as environment variables, so
-that whoever imports a module of this room first has them; each is a default: what the user has set stays.
+that they are there before any module of this room imports Prefect. Each is a default: what the user has set stays.
 """
 
 import os
@@ -25,5 +25,5 @@ for _name, _value in _DEFAULTS.items():
 
 
 def heartbeat_seconds() -> int:
-    """How often a flow run gives a sign of life."""
+    """Says how many seconds lie between two signs of life of a flow run."""
     return int(os.environ[HEARTBEAT_VARIABLE])

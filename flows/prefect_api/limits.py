@@ -1,14 +1,16 @@
 """Prefect's concurrency limits: scheduled runs that would meet wait for each other.
 
-The writer's lease of the store decides who may write a run; a limit only makes the second wait where the lease would
-refuse it. Slots are leased from the server, and are free again at the end of the lease where their holder was killed.
-A server that is away for longer takes the slot, and not the work: the run goes on. So the lease of a run's name is as
-short as Prefect allows, for who comes too early then finds the run at work and leaves it alone; that of GPUs is longer,
-as nothing else keeps two runs from meeting on them. (A deployment's own limit would end a run that loses its slot, and
-sends those that wait to the server again and again, which keeps SQLite busy.)
+The writer's lease of the store decides who may write a run; a limit only makes the second run wait when the lease
+would refuse it. Slots are leased from the server. If their holder is killed, they are free again at the end of the
+lease. If the server is away for longer than that, the run loses its slot and goes on with its work.
 
-One scheduled run that waits stands for all that come due meanwhile: where rounds take longer than the schedule's
-interval, they would add up without end.
+So the lease of a run's name is as short as Prefect allows: another run that gets the slot too early finds the run at
+work and leaves it alone. The lease of GPUs is longer, as nothing else keeps two runs from meeting on them. (A
+deployment's own limit would end a run that loses its slot. It also sends those that wait to the server again and again,
+which keeps SQLite busy.)
+
+One scheduled run that waits stands for all that come due meanwhile: if rounds take longer than the schedule's interval,
+they would add up without end.
 """
 
 import asyncio
@@ -48,22 +50,22 @@ ASK_SECONDS = 3.0
 
 
 def run_limit(run: str, root: str) -> str:
-    """Name of the limit that lets one run of this name under this root go on at a time."""
+    """Names the limit that lets one run of this name under this root go on at a time."""
     return f"rondo-run-{run}-{content_id(root)[:8]}"
 
 
 def waiting_limit(run: str, root: str) -> str:
-    """Name of the limit that lets one scheduled run wait until another of this name is done."""
+    """Names the limit that lets one scheduled run wait until another of this name is done."""
     return f"rondo-waiting-{run}-{content_id(root)[:8]}"
 
 
 def needs_gpu(recipe: Recipe) -> bool:
-    """Whether any part of a run of this recipe is on a GPU."""
+    """Says whether any part of a run of this recipe is on a GPU."""
     return '"cuda' in recipe.devices.model_dump_json()
 
 
 async def ensure_gpu_limit() -> None:
-    """Creates the limit of runs that use GPUs, at one; where it is there, it stays as people have set it."""
+    """Creates the limit of runs that use GPUs, at one; if it is there, it stays as people have set it."""
     await _ensure(GPU_LIMIT)
 
 
@@ -75,13 +77,13 @@ async def ensure_run_limits(run: str, root: str) -> None:
 
 @contextlib.asynccontextmanager
 async def alone(run: str, root: str, recipe: Recipe, display: Display) -> AsyncIterator[bool]:
-    """Waits until no other run of this name goes on, and where the recipe uses GPUs, until these are free.
+    """Waits until no other run of this name goes on, and if the recipe uses GPUs, until these are free.
 
     Yields:
-        True, or at once False to a scheduled run where another one waits already.
+        True; or at once False, if this is a scheduled run and another one waits already.
 
     Raises:
-        ServerError: the limit of GPUs is not there.
+        ServerError: the recipe uses GPUs, and the server has no limit of them.
     """
     await ensure_run_limits(run, root)
     async with contextlib.AsyncExitStack() as stack:
@@ -104,7 +106,7 @@ async def alone(run: str, root: str, recipe: Recipe, display: Display) -> AsyncI
 
 @contextlib.asynccontextmanager
 async def without_gpus(display: Display) -> AsyncIterator[None]:
-    """Gives the GPUs to others during the block, where this run holds them, and waits for them after it."""
+    """Gives the GPUs to others during the block, if this run holds them, and waits for them after it."""
     held = _HELD.get()
     if held is None:
         yield
@@ -115,7 +117,7 @@ async def without_gpus(display: Display) -> AsyncIterator[None]:
 
 
 async def skip_overdue() -> None:
-    """Cancels, as skipped, the other runs of this deployment that its schedule made due and that nobody has started."""
+    """Cancels, as skipped, the other runs of this deployment that its schedule made due and that have not started."""
     this = _scheduled()
     if this is None:
         return
@@ -133,7 +135,7 @@ async def skip_overdue() -> None:
 
 
 def _scheduled() -> FlowRun | None:
-    """The flow run that is going on, where a deployment's schedule has started it."""
+    """Returns the flow run that is going on, if a deployment's schedule has started it."""
     context = FlowRunContext.get()
     this = context.flow_run if context else None
     return this if this is not None and this.deployment_id is not None and this.auto_scheduled else None
@@ -146,13 +148,13 @@ def _tell(display: Display, text: str) -> None:
 
 
 async def _taken(stack: contextlib.AsyncExitStack, name: str) -> bool:
-    """Takes a slot where one is free.
+    """Takes a slot if one is free, and says whether one was.
 
-    To wait is to ask again. Prefect waits in a thread, which a process that is cancelled does not get rid of: it would
-    wait for the slot before it ends, and keep it from the others.
+    Whoever waits asks again. Prefect itself would wait in a thread, which outlives the cancellation of its process: the
+    process would wait for the slot before it ends, and keep it from the others.
     """
     lease = GPU_LEASE_SECONDS if name == GPU_LIMIT else LEASE_SECONDS
-    # Each limit by itself: asked for several at once, Prefect is content where one of them exists.
+    # Each limit by itself: asked for several at once, Prefect is content if one of them exists.
     slot = concurrency(name, strict=True, lease_duration=lease, max_retries=0, raise_on_lease_renewal_failure=False)
     try:
         await stack.enter_async_context(slot)
@@ -167,8 +169,8 @@ async def _taken(stack: contextlib.AsyncExitStack, name: str) -> bool:
 class _Held:
     """A slot that a task of its own holds.
 
-    Prefect's slots must be given back in reverse order by the task that took them, and this one goes before what is
-    taken after it.
+    Prefect wants a task to give back its slots in reverse order. This one may go before those that are taken after it,
+    so it has a task of its own.
     """
 
     def __init__(self, name: str) -> None:
@@ -177,7 +179,7 @@ class _Held:
         self._holding: asyncio.Task[None] | None = None
 
     async def take(self) -> bool:
-        """Takes a slot where one is free, and says whether one was."""
+        """Takes the slot if it is free, and says whether it was."""
         taken: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._leave.clear()
         self._holding = asyncio.create_task(self._hold(taken))
@@ -187,7 +189,7 @@ class _Held:
         return taken.result()
 
     async def empty_cache(self) -> None:
-        """Gives the slot back, if there is one. A server that is away then does not hold up what is done."""
+        """Gives the slot back, if it is held. If the server is away then, the run goes on all the same."""
         self._leave.set()
         if self._holding is not None:
             await asyncio.gather(self._holding, return_exceptions=True)
@@ -205,7 +207,7 @@ _HELD: ContextVar[_Held | None] = ContextVar("gpus", default=None)
 
 @contextlib.asynccontextmanager
 async def _beside(name: str) -> AsyncIterator[bool]:
-    """Holds a slot where one is free, and says whether one was."""
+    """Holds a slot during the block if one is free, and yields whether one was."""
     held = _Held(name)
     try:
         yield await held.take()

@@ -1,7 +1,7 @@
 """What ``rondo up`` has started, as it is written down: the address of a Prefect server, and two processes.
 
-A process is known by its id and the time of its start, so that another that was given the same id is never taken for
-it. The record is read by each command that needs Prefect, and costs them no import of it.
+A process is known by its id and the time of its start, so that another process with the same id is never taken for it.
+Each command that needs Prefect reads the record, without an import of Prefect.
 """
 
 import json
@@ -34,12 +34,12 @@ class Started:
 
     @classmethod
     def of(cls, pid: int) -> "Started":
-        """What to write down of a process that runs."""
+        """Describes a process that runs."""
         return cls(pid, _after_boot(psutil.Process(pid)))
 
     @property
     def process(self) -> psutil.Process | None:
-        """The process, if it still runs."""
+        """Returns the process; None if it no longer runs."""
         try:
             process = psutil.Process(self.pid)
             same = abs(_after_boot(process) - self.after_boot) < _SAME_START
@@ -66,22 +66,22 @@ class Record:
 
     @property
     def ui(self) -> str:
-        """Address of the UI."""
+        """Returns the address of the UI."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def api(self) -> str:
-        """Address of the API: what ``PREFECT_API_URL`` says."""
+        """Returns the address of the API, for ``PREFECT_API_URL``."""
         return f"{self.ui}/api"
 
 
 def home() -> Path:
-    """Where the background server keeps its database, its logs and this record; ``~/.rondo`` if nothing is said."""
+    """Says where the background server keeps its database, logs and this record; by default below ``~/.rondo``."""
     return Path(os.environ.get(HOME_VARIABLE) or "~/.rondo").expanduser().absolute() / "prefect"
 
 
 def read() -> Record | None:
-    """The record, whether or not its processes still run; None if nothing was started, or all of it was ended.
+    """Reads the record, whether or not its processes still run; None if nothing was started, or all of it was ended.
 
     Raises:
         ServerError: it cannot be read.

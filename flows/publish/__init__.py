@@ -9,3 +9,10 @@ class What(StrEnum):
     model = "model"
     dataset = "dataset"
     both = "both"
+
+
+class Style(StrEnum):
+    """How an export writes prompts and answers: as lists of messages, or as texts."""
+
+    messages = "messages"
+    text = "text"

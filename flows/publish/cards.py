@@ -1,7 +1,7 @@
 """The cards of what is published: a front matter for machines, and what it is for people.
 
-Templates hold the text, and the Hub's own classes put both together. These escape nothing: what a user or a model wrote
-is escaped here, so that it can open no link, tag or table of its own.
+Templates hold the text, and the Hub's own classes put both together. These escape nothing. So what a user or a model
+wrote is escaped here, and can open no link, tag or table of its own.
 """
 
 import html
@@ -23,13 +23,13 @@ _MARKS = re.compile(r"[\\`*_\[\]#!|~:@$]")
 
 
 def escaped(text: object) -> str:
-    """Text in a line or a cell of Markdown, every mark of Markdown and HTML as an entity."""
+    """Escapes text for a line or a cell of Markdown: every mark of Markdown and HTML becomes an entity."""
     plain = html.escape(" ".join(visible(str(text)).split()))
     return _MARKS.sub(lambda mark: f"&#{ord(mark[0])};", plain)
 
 
 def model_card(run: Run, round: int, repo: str, dataset: str | None) -> str:
-    """The card of a round's checkpoint.
+    """Writes the card of a round's checkpoint.
 
     Args:
         repo: where the model is published.
@@ -79,14 +79,14 @@ def dataset_card(
     left_out: int = 0,
     conversational: bool = True,
 ) -> str:
-    """The card of a round's preferences.
+    """Writes the card of a round's preferences.
 
     Args:
         kind: "pair" or "ranking".
         columns: what each column is.
         judge: its name and version.
-        left_out: preferences without a row, because they rest on answers cut at the limit.
-        conversational: whether prompts and answers are lists of messages, rather than texts.
+        left_out: number of preferences without a row, because they rest on completions cut at the limit.
+        conversational: whether prompts and completions are lists of messages, rather than texts.
     """
     from huggingface_hub import DatasetCard, DatasetCardData
 
@@ -127,7 +127,7 @@ def _escaped_values(facts: Mapping[str, object]) -> dict[str, str]:
 
 
 def _base_model(recipe: Mapping[str, Any]) -> str | None:
-    """The hub id that the run started from, if it is one."""
+    """Returns the hub id that the run started from; None if it started from anything else."""
     path = recipe["policy"].get("path") or ""
     return path if recipe["policy"]["source"] == "pretrained" and _HUB_ID.fullmatch(path) else None
 
@@ -140,7 +140,7 @@ def _objective(recipe: Mapping[str, Any]) -> str:
 
 
 def _without_places(value: Any) -> Any:
-    """The recipe without the directories of the machine that it ran on: of an absolute path, its last part."""
+    """Removes the directories of the machine from a recipe: of an absolute path, its last part stays."""
     if isinstance(value, dict):
         return {name: _without_places(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -149,7 +149,7 @@ def _without_places(value: Any) -> Any:
 
 
 def _fenced(text: str) -> str:
-    """A block of code that its text cannot end."""
+    """Writes a block of code that its text cannot end."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}yaml\n{visible(text)}{fence}"

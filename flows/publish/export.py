@@ -1,8 +1,8 @@
 """Preferences of a round as a dataset in the forms that other preference trainers read.
 
-Pairs have a ``prompt``, and a ``chosen`` and a ``rejected`` answer; rankings have a ``prompt`` and its ``completions``,
-best first. In the style of messages each is a list of messages, {role, content}; in that of text, for models without a
-chat template, a text, and prompt and answer joined are what the policy wrote.
+Pairs have a ``prompt``, and a ``chosen`` and a ``rejected`` completion; rankings have a ``prompt`` and its
+``completions``, best first. In the style of messages each is a list of messages, {role, content}. In that of text, for
+models without a chat template, each is a text: the prompt as the policy read it, and what the policy wrote after it.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from flows.host.new_directory import check_new, new_directory
+from flows.publish import Style
 from flows.publish.cards import dataset_card
-from flows.publish.style import Style
 from pipeline.data.conversations import messages_of, other_fields
 from pipeline.errors import DataError
 from storage.log.run import Run
@@ -63,14 +63,14 @@ class _Answer:
 
 @dataclass(frozen=True)
 class _Ranked:
-    """A preference: answers best first, with their places and scores."""
+    """A preference: completions best first, with their places and scores."""
 
     answers: Sequence[_Answer]
     ranks: Sequence[int]
     scores: Sequence[float]
 
     def of_those_that_ended(self) -> "_Ranked | None":
-        """The same without answers that were cut at the limit; None if what is left is no preference."""
+        """Leaves out the completions that were cut at the limit; None if what is left is no preference."""
         kept = [place for place, answer in enumerate(self.answers) if answer.finish_reason != "length"]
         if len(kept) == len(self.answers):
             return self
@@ -94,18 +94,18 @@ def export_preferences(
     truncated: bool = False,
     say: Callable[[str], None] = lambda _sentence: None,
 ) -> int:
-    """Writes the preferences of a round to a new directory, with a dataset card; returns how many there are.
+    """Writes the preferences of a round to a new directory, with a dataset card; returns how many it wrote.
 
     ``datasets.load_dataset(str(to), split="train")`` reads it. The directory appears as a whole, or not at all.
 
     Args:
-        truncated: keep answers that were cut at the limit, too. Another trainer would take them for ended ones and
-            teach the policy to stop there.
+        truncated: keep completions that were cut at the limit, too. Another trainer would take them for complete
+            ones and teach the policy to stop there.
         say: takes a sentence for people: what was left out.
 
     Raises:
         ConfigError: there is something at ``to`` already.
-        NotCommittedError: the round has no preferences, as round 0.
+        NotCommittedError: the round has no preferences; round 0 never has any.
         StorageFullError, StorageAccessError: it could not be written; nothing is left behind.
         DataError: every prompt of the round was dropped, or every preference left out; pairs and rankings are mixed; or
             messages hold what this form has no place for.
@@ -127,7 +127,7 @@ def export_preferences(
 
 
 def _rows(store: Store, run: Run, round: int, style: Style, truncated: bool) -> tuple[str, list[dict[str, Any]], int]:
-    """The kind of the preferences, a row for each that is exported, and how many are not."""
+    """Returns the kind of the preferences, a row for each that is exported, and how many are left out."""
     kept = [row for row in table(store, run, round, "preferences").to_pylist() if row["kind"] != "dropped"]
     kinds = {row["kind"] for row in kept}
     if len(kinds) != 1:

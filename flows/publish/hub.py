@@ -23,14 +23,14 @@ _Result = TypeVar("_Result")
 
 
 class Hub:
-    """A Hub, for who has this token.
+    """A Hub, for the owner of this token.
 
     Args:
         token: what may write there; it is sent to this Hub alone.
         private: whether a new repository is seen by its owner only.
 
     Raises:
-        ConfigError: from all methods: the repository's name is none.
+        ConfigError: from all methods: the Hub takes no repository of this name.
         PublishError: from all methods: the Hub refuses or fails; what it has already stays.
     """
 
@@ -41,7 +41,7 @@ class Hub:
         disable_progress_bars()
 
     def create(self, repo: str, kind: str) -> str:
-        """The full name of a repository of this kind, "model" or "dataset"; it is created if it is not there."""
+        """Creates a repository of this kind, "model" or "dataset", if it is not there; returns its full name."""
 
         def create() -> str:
             made = self._api.create_repo(repo, repo_type=kind, private=self._private, exist_ok=True)
@@ -50,7 +50,7 @@ class Hub:
         return self._request(create, repo, kind)
 
     def push(self, repo: str, kind: str, files: Mapping[str, Path | bytes], message: str) -> str:
-        """One commit with these files, by their names there; returns the repository's address."""
+        """Makes one commit with these files, by their names there; returns the repository's address."""
 
         def commit() -> None:
             # The client looks up what is there already, so that a commit whose reply was lost is not made twice.

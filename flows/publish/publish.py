@@ -1,6 +1,6 @@
 """Rounds on the Hub: a checkpoint as a model, its preferences as a dataset, each with its card.
 
-A model is whole: an adapter is merged with its base, whose place on the Hub nobody knows.
+A model is published whole: an adapter is merged with its base, which need not be on the Hub.
 The token comes from the environment (``HF_TOKEN``) and is sent to the Hub alone. ``HF_ENDPOINT`` names another Hub.
 """
 
@@ -20,13 +20,13 @@ Files = dict[str, Path | bytes]
 
 
 def publish(store: Store, run: Run, round: int, repo: str, what: What, *, private: bool) -> list[str]:
-    """Pushes a round to the Hub, and returns the addresses. To publish again uploads only what has changed.
+    """Pushes a round to the Hub, and returns the addresses. Another call uploads only what has changed.
 
     Args:
         repo: NAMESPACE/NAME, or NAME in the namespace of the token's owner. Model and dataset have the same name.
 
     Raises:
-        ConfigError: there is no token, or the name is none that the Hub takes.
+        ConfigError: there is no token, or the Hub takes no repository of this name.
         PublishError: the Hub refuses or fails; what it has already stays.
         NotCommittedError, DataError: the round has no checkpoint, or no preferences.
         DamagedFileError, DroppedFileError: the files are not what was committed, or were pruned.

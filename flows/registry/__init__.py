@@ -1,4 +1,4 @@
 """Runs at rest: the catalog, recipes, how a run goes on, what a round leaves."""
 
 DEFAULT_ROOT = "runs"
-"""Where runs are kept if nobody says otherwise. It stands here so that the command line starts without the store."""
+"""Where runs are kept by default. It stands here so that the command line starts without the store."""

@@ -122,6 +122,17 @@ def state_of(state: str, *, paused: bool, finished: bool) -> str:
     return "finished" if finished else "stopped"
 
 
+def ended_early(run: Run, goal: int) -> str | None:
+    """Why a run that has ended in order has fewer rounds than it was brought to; None if it has them all."""
+    last = run.last_round
+    if last is None or last.meta["round"] >= goal:
+        return None
+    return (
+        f"run '{run.name}' stopped after round {last.meta['round']} of {goal}, as preferences.on_none says: "
+        f"{last.meta.get('no_update')}; 'rondo resume {run.name}' goes on with the next round"
+    )
+
+
 def list_rounds(name: str, root: str) -> list["RoundSummary"]:
     """The finished rounds of a run."""
     from flows.registry.round_summary import summaries

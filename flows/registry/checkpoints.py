@@ -13,7 +13,7 @@ _ADAPTER = "adapter_config.json"
 
 
 def checkpoint_files(run: Run, round: int) -> tuple[FileRef, ...]:
-    """The files of a round's checkpoint; NotCommittedError where it has none."""
+    """Returns the files of a round's checkpoint; NotCommittedError if it has none."""
     commits = run.entries(round=round, stage="checkpoint")
     if not commits:
         raise NotCommittedError(f"round {round} of run '{run.name}' has no checkpoint")
@@ -21,18 +21,18 @@ def checkpoint_files(run: Run, round: int) -> tuple[FileRef, ...]:
 
 
 def is_adapter(files: Sequence[FileRef]) -> bool:
-    """Whether a checkpoint is an adapter, which needs the whole checkpoint that it changes."""
+    """Says whether a checkpoint is an adapter, which needs the whole checkpoint that it changes."""
     return any(file.name == _ADAPTER for file in files)
 
 
 def base_of(run: Run, number: int) -> list[FileRef]:
-    """The whole checkpoint that a round's adapter changes: that of the last round before it which has one."""
+    """Finds the whole checkpoint that a round's adapter changes: that of the last round before it which has one."""
     earlier = (run.files(round, "checkpoint") for round in range(number - 1, -1, -1))
     return next((files for files in earlier if files and not is_adapter(files)), [])
 
 
 def local_policy(store: Store, run: Run, round: int, scratch: Path) -> Path:
-    """The whole checkpoint of a finished round; an adapter is merged with its base, in ``scratch``.
+    """Returns the directory of a finished round's whole checkpoint; an adapter is merged with its base in ``scratch``.
 
     Raises:
         NotCommittedError: the round has no checkpoint.

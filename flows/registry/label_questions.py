@@ -1,4 +1,4 @@
-"""The pairs of answers that people are asked about in a round."""
+"""The pairs of completions that people are asked about in a round."""
 
 from collections.abc import Sequence
 
@@ -16,10 +16,10 @@ from storage.tables.shards import read_table
 def questions_of(
     store: Store, run: Run, number: int, recipe: Recipe, preferences: Sequence[FileRef] | None = None
 ) -> list[Question]:
-    """What people are asked in a round: of their own judging its candidates, else the pairs of its preferences.
+    """Lists what people are asked in a round: pairs of its candidates if people are the judge, else its preferences.
 
     Raises:
-        NotCommittedError: the round has not come so far.
+        NotCommittedError: the round has no candidates yet, or no preferences.
     """
     stage = "candidates" if isinstance(recipe.judge, HumanConfig) else "preferences"
     found = preferences or run.files(number, stage)

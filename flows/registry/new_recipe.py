@@ -114,7 +114,7 @@ prompts:
 
 
 def new_recipe(name: str, model: str, prompts: str, judge: str, device: str) -> str:
-    """Write a recipe with comments, as YAML.
+    """Writes a recipe with comments, as YAML.
 
     Args:
         name: of the recipe and of its runs.
@@ -137,10 +137,10 @@ def new_recipe(name: str, model: str, prompts: str, judge: str, device: str) -> 
 
 
 def write_new_recipe(path: Path, name: str, model: str, prompts: str, judge: str, device: str) -> None:
-    """Write a recipe with comments to a new file; see :func:`new_recipe`.
+    """Writes a recipe with comments to a new file; see :func:`new_recipe`.
 
     Raises:
-        ConfigError: the file is there, or what is written would not be a recipe, such as of a name with a space.
+        ConfigError: the file is there, or the text would not be a valid recipe, as with a space in the name.
     """
     text = new_recipe(name, model, prompts, judge, device)
     try:
@@ -182,5 +182,5 @@ def _judge(judge: str) -> str:
 
 
 def _text(value: str) -> str:
-    """Write a value as YAML does, in quotes, so that nothing in it is taken for syntax."""
+    """Writes a value as YAML does, in quotes, so that nothing in it is taken for syntax."""
     return json.dumps(value, ensure_ascii=False)

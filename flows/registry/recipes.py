@@ -11,15 +11,14 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from flows.registry.shipped_recipes import find_recipe
-from pipeline.config import DatasetPrompts, FilePrompts, PretrainedPolicy
-from pipeline.config.sampling import OLD_NAMES
+from pipeline.config import DatasetPrompts, FilePrompts, PretrainedPolicy, SamplingConfig
 from pipeline.errors import ConfigError
 from pipeline.judges.reward_model import RewardModelConfig
 from pipeline.recipe import Recipe, models_in
 
 NOT_COMPARED = ("rounds", "description")
 """What may differ between a recipe and the run that was started with it."""
-RENAMED = {f"sampling.{old}": f"sampling.{new}" for old, new in OLD_NAMES.items()}
+RENAMED = {f"sampling.{old}": f"sampling.{new}" for old, new in SamplingConfig.OLD_NAMES.items()}
 """Fields by their names in version 0.1.0, which a recipe or a change may still use."""
 _OTHER_NAME = RENAMED | {new: old for old, new in RENAMED.items()}
 
@@ -59,6 +58,31 @@ def parse_recipe(content: Mapping[str, Any], changes: Sequence[str] = (), source
     return recipe
 
 
+def check_new_run(recipe: Recipe) -> None:
+    """Refuses what a new run may not do, though runs of version 0.1.0 did, and go on doing it.
+
+    Raises:
+        ConfigError: exploration is asked for, whose mean is over samples of the reference, and these are others.
+    """
+    sampling, update, replay = recipe.sampling, recipe.update, recipe.preferences.replay
+    if not update.exploration_weight:
+        return
+    others = {
+        f"sampling.temperature is {sampling.temperature:g}": (sampling.temperature != 1, "set it to 1"),
+        f"sampling.top_p is {sampling.top_p:g}": (sampling.top_p != 1, "set it to 1"),
+        f"update.reference is '{update.reference}'": (update.reference != "previous", "set it to previous"),
+        "preferences.replay.reference is 'current'": (
+            replay.share > 0 and replay.reference == "current",
+            "set it to original",
+        ),
+    }
+    if found := next((what for what, (given, _) in others.items() if given), None):
+        raise ConfigError(
+            f"update.exploration_weight {update.exploration_weight:g} is of a mean over completions that the reference "
+            f"has sampled, and {found}: {others[found][1]}, or set update.exploration_weight to 0"
+        )
+
+
 def check_files(recipe: Recipe) -> None:
     """Checks that the local files that a recipe names are there.
 
@@ -88,13 +112,23 @@ def _check_model(field: str, path: str) -> None:
 
 def differences(recipe: Recipe, other: Recipe) -> list[str]:
     """The fields in which two recipes would give different runs, as ``field: a -> b``."""
-    # As they are hashed, so that an old name and a new one for the same thing are no difference.
-    flat, flat_other = flatten(recipe.hashed()), flatten(other.hashed())
+    return [f"{key}: {before} -> {after}" for key, before, after in changed_fields(recipe, other)]
+
+
+def changed_fields(recipe: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
+    """The fields in which two recipes would give different runs, by today's names, with both values."""
+    flat, flat_other = _comparable(recipe), _comparable(other)
     return [
-        f"{RENAMED.get(key, key)}: {flat.get(key)} -> {flat_other.get(key)}"
+        (key, flat.get(key), flat_other.get(key))
         for key in sorted(flat.keys() | flat_other.keys())
         if flat.get(key) != flat_other.get(key) and key not in NOT_COMPARED
     ]
+
+
+def _comparable(recipe: Recipe) -> dict[str, Any]:
+    """All fields by today's names; values as they are hashed, so that an old name for the same is no difference."""
+    hashed = {RENAMED.get(key, key): value for key, value in flatten(recipe.hashed()).items()}
+    return flatten(recipe.model_dump(mode="json")) | hashed
 
 
 def _copy(tree: Any) -> Any:
@@ -141,6 +175,8 @@ def describe_fault(fault: ErrorDetails) -> str:
         case "union_tag_not_found":
             name = fault["ctx"]["discriminator"].strip("'")
             return f"{location}.{name}: this field is missing: it says what kind of {location} is meant"
+        case "old_name":
+            return f"{location}.{fault['msg']}"
         case "value_error":
             return fault["msg"].removeprefix("Value error, ")
     message = fault["msg"][0].lower() + fault["msg"][1:]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flows.host.versions import packages
-from flows.registry.recipes import differences, flatten
+from flows.registry.recipes import check_new_run, differences, flatten
 from flows.registry.resume_check import STATES, open_to_go_on
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
@@ -14,6 +14,10 @@ from storage.log.store import Store
 HEADER_FORMAT = 1
 FREE = ("devices", "cluster", "mode", "tracking", "notifications")
 """The sections of a recipe that may differ from those that a run was started with, each time that it goes on."""
+
+
+_OLD_DEFAULTS = {("update", "learning_rate"): 1e-4}
+"""What version 0.1.0 took where a recipe says nothing, if this one takes something else."""
 
 
 def header(recipe: Recipe) -> dict[str, Any]:
@@ -31,9 +35,10 @@ def create_or_open(store: Store, name: str, recipe: Recipe) -> tuple[Run, Recipe
     """The run of this name, which is created if there is none, and the recipe that it goes on with.
 
     Raises:
-        ConfigError: it was started with a recipe that gives other results.
+        ConfigError: it was started with a recipe that gives other results, or no run can be started with this one.
     """
     if name not in store.run_names():
+        check_new_run(recipe)
         return store.create_run(name, header(recipe)), recipe
     run = open_to_go_on(store, name)
     return run, recipe_to_resume(run, recipe)
@@ -46,6 +51,7 @@ def recipe_to_resume(run: Run, given: Recipe) -> Recipe:
         ConfigError: the two differ in something else.
     """
     own = recipe_of(run)
+    given = _as_begun(own, given)
     if other := [change for change in differences(own, given) if not is_free(change)]:
         raise ConfigError(
             f"run '{run.name}' was started with another recipe ({'; '.join(other)}), and of a run that goes on only "
@@ -54,6 +60,15 @@ def recipe_to_resume(run: Run, given: Recipe) -> Recipe:
         )
     # Both are valid, so this is: what is left of the run's own is the number of rounds and the description.
     return own.model_copy(update={section: getattr(given, section) for section in FREE})
+
+
+def _as_begun(own: Recipe, given: Recipe) -> Recipe:
+    """The given recipe as the version read it that the run was begun with: its defaults may have been others."""
+    for (section, field), value in _OLD_DEFAULTS.items():
+        part = getattr(given, section)
+        if field not in part.model_fields_set and getattr(getattr(own, section), field) == value:
+            given = given.model_copy(update={section: part.model_copy(update={field: value})})
+    return given
 
 
 def report_changes(run: Run, recipe: Recipe, say: Callable[[str], None]) -> list[str]:

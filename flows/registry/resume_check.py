@@ -1,4 +1,4 @@
-"""What the next round of a run reads, and whether it is all there: asked before any work starts."""
+"""What the next round of a run reads, and whether it is all there: this is checked before any work starts."""
 
 from collections.abc import Collection
 
@@ -14,14 +14,14 @@ CARRIED_STAGES = ("checkpoint", "probe", "optimizer", "ema", "eval_candidates", 
 """The stages of a finished round that the next round reads; of round 0 they are the baseline of every round."""
 
 STATES = ("optimizer", "ema")
-"""Those that only the round after it reads, and only where its recipe says so."""
+"""Those that only the round after it reads, and only if its recipe says so."""
 
 WEIGHT_STAGES = frozenset({"checkpoint", "optimizer", "ema", "update_state"})
 """The stages that are directories of weights and of the optimizer's state, which pruning takes; all others stay."""
 
 
 def inputs_of_next_round(run: Run, number: int, staleness: int) -> list[FileRef]:
-    """The files that a round after round ``number`` reads of that round, of round 0, and of the one that samples."""
+    """Lists what the round after ``number`` reads of that round, of round 0, and of the round that samples."""
     files = [*run.files(0, "prompts")]
     for round in sorted({0, number}):
         for stage in CARRIED_STAGES:
@@ -33,12 +33,12 @@ def inputs_of_next_round(run: Run, number: int, staleness: int) -> list[FileRef]
 
 
 def needed_after(run: Run, number: int) -> list[FileRef]:
-    """The files that the next round of this very run reads after round ``number``; none if no round can follow it."""
+    """Lists what the next round of this very run reads after round ``number``; empty if no round can follow it."""
     return inputs_of_next_round(run, number, staleness_of(run)) if run.files(number, "checkpoint") else []
 
 
 def weights_of_next_round(run: Run, number: int, staleness: int, unread: Collection[str] = ()) -> list[FileRef]:
-    """What a round after round ``number`` reads of those files that pruning takes.
+    """Lists what the round after ``number`` reads of those files that pruning takes.
 
     Args:
         unread: which of ``STATES`` it does not read.
@@ -52,20 +52,21 @@ def weights_of_next_round(run: Run, number: int, staleness: int, unread: Collect
 
 
 def sampling_rounds(number: int, staleness: int) -> list[int]:
-    """The rounds whose policies the round after ``number`` needs: the newest, and the one that samples."""
+    """Lists the rounds whose policies the round after ``number`` needs: the newest, and the one that samples."""
     return sorted({number, max(number - staleness, 0)})
 
 
 def staleness_of(run: Run) -> int:
-    """By how many rounds the policy that samples is behind the newest, as the recipe in the header has it."""
+    """Says by how many rounds the policy that samples is behind the newest, as the recipe in the header has it."""
     recipe = run.header.get("recipe")
     return int(recipe.get("staleness", 0)) if isinstance(recipe, dict) else 0
 
 
 def open_to_go_on(store: Store, name: str) -> Run:
-    """The run of that name.
+    """Opens the run of that name.
 
     Raises:
+        RunNotFoundError: there is no such run.
         CorruptEntryError: its log is damaged; the message names the newest good checkpoint, and the way on from it.
     """
     try:
@@ -81,7 +82,7 @@ def open_to_go_on(store: Store, name: str) -> Run:
 def check_inputs(
     store: Store, run: Run, number: int | None = None, staleness: int | None = None, unread: Collection[str] = ()
 ) -> None:
-    """Whether a run can go on after round ``number``, or where it is; every byte that it would read is read.
+    """Checks that a run can go on after round ``number``, or from where it stands: reads all that it would read.
 
     Args:
         staleness: that of the rounds that are to follow, if it is not the run's own.
@@ -108,7 +109,7 @@ def check_inputs(
 
 
 def way_on(store: Store, run: Run, checked: dict[str, Checked] | None = None) -> str:
-    """The newest good checkpoint of a damaged run, and the command that goes on from it."""
+    """Names the newest good checkpoint of a damaged run, and the command that goes on from it."""
     newest = newest_good_round(store, run, needed_after, {} if checked is None else checked)
     if newest is None:
         return "no round of it has all that a next one needs"

@@ -76,6 +76,10 @@ class RoundSummary(BaseModel):
     )
     drifted: list[str] = []
     preferences: int | None = None
+    preference_share: float | None = Field(None, description="share of the prompts that gave a preference")
+    no_update: str | None = Field(
+        None, description="why the round had no update, and ended with the policy of the round before; empty if it had"
+    )
     labels_missing: int | None = Field(None, description="people's labels that the round went on without")
     margin: float | None = None
     length_margin: float | None = Field(None, description="by how much the best answer is longer than the worst")

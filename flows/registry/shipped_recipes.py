@@ -10,13 +10,13 @@ _FOLDERS = (_ROOT / "rondo" / "recipes", _ROOT / "deploy" / "recipes")
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Find the files of the recipes, by name."""
+    """Finds the files of the recipes, by name."""
     folder = next((folder for folder in _FOLDERS if folder.is_dir()), None)
     return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def find_recipe(source: Path) -> Path:
-    """Find the file of a recipe: a path, or the name of one that rondo brings along.
+    """Finds the file of a recipe: a path, or the name of one that rondo brings along.
 
     Raises:
         ConfigError: there is neither.
@@ -32,7 +32,7 @@ def find_recipe(source: Path) -> Path:
 
 
 def described_recipes() -> list[dict[str, str]]:
-    """Say of each recipe its name, what it does in a sentence, and where it lies."""
+    """Describes each recipe: its name, what it does in a sentence, and where it lies."""
     import yaml
 
     contents = {path: yaml.safe_load(path.read_text(encoding="utf-8")) for path in shipped_recipes().values()}

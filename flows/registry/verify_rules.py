@@ -13,7 +13,7 @@ Policies = Mapping[int, str]
 
 
 def loss_of(entry: Entry) -> str:
-    """What it means for the run that a file of this commit is damaged."""
+    """Says what it means for the run that a file of this commit is damaged."""
     stage = entry.key.stage if entry.key else ""
     if stage == "prompts":
         return "the prompts of the run: no round of it can go on"
@@ -25,12 +25,15 @@ def loss_of(entry: Entry) -> str:
 
 
 def contradictions(run: Run, commits: Sequence[Entry]) -> Iterator[tuple[Entry, str]]:
-    """The entries of rounds that contradict others, as far as they say who made what, each with what is wrong.
+    """Finds the entries of rounds that contradict others, as far as they say who made what, each with what is wrong.
 
-    What samples is the policy of the round before, or in a run of staleness 1 of the round before that, whichever the
-    round says; what is evaluated is that of the round; a checkpoint's hash is that of its weights, and the round's; a
-    reference is an earlier policy, or an average of them. What was sampled on other inputs, and then replaced, counts
-    for nothing.
+    - The policy that samples is that of the round before, or with staleness 1 that of the round before that; if the
+      round says which, it must be that one.
+    - The policy that is evaluated is that of the round.
+    - A checkpoint's hash is that of its weights, and the round's.
+    - A reference is an earlier policy, or an average of them.
+
+    Completions that were sampled on other inputs, and then replaced, count for nothing.
     """
     newest = {entry.key.piece: entry for entry in sorted(commits, key=lambda entry: entry.number) if entry.key}
     policies = {entry.round: entry.meta["policy"] for entry in _of(commits, "checkpoint") if "policy" in entry.meta}

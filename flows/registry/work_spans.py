@@ -7,18 +7,18 @@ Span = tuple[float, float]
 
 
 def spans_of(metas: Iterable[Mapping[str, Any]]) -> Iterator[Span]:
-    """The spans that entries have; those of earlier versions have none."""
+    """Yields the spans that entries have; those of earlier versions have none."""
     for meta in metas:
         yield from meta.get("busy") or ([meta["span"]] if "span" in meta else ())
 
 
 def busy_seconds(spans: Iterable[Span]) -> float:
-    """Time in which at least one of them was worked on."""
+    """Returns the seconds that at least one span covers."""
     return sum(end - start for start, end in _union(spans))
 
 
 def shared_seconds(some: Iterable[Span], others: Iterable[Span]) -> float:
-    """Time in which at least one of each was worked on."""
+    """Returns the seconds that at least one span of each group covers."""
     total, ours, theirs = 0.0, _union(some), _union(others)
     while ours and theirs:
         (start, end), (other_start, other_end) = ours[-1], theirs[-1]  # the latest, from the end to the beginning
@@ -28,7 +28,7 @@ def shared_seconds(some: Iterable[Span], others: Iterable[Span]) -> float:
 
 
 def _union(spans: Iterable[Span]) -> list[Span]:
-    """The times that they cover, ascending."""
+    """Returns the times that the spans cover, ascending."""
     found: list[Span] = []
     for start, end in sorted(spans):
         if found and start <= found[-1][1]:

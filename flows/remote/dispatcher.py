@@ -1,10 +1,10 @@
-"""Requests to one worker, several of them in progress at once where its methods take turns.
+"""Requests to one worker, several of them in progress at once if its methods take turns.
 
-A request is ``{"id", "method", "arguments"}``; the messages that go out are any number of ``{"id", "progress"}`` and
-then one of ``{"id", "result"}`` and ``{"id", "error": {"kind", "message"}}``. A method that is a generator function
-takes a turn with each ``next`` and returns its result at the end; all others are done at once. The last progress before
-a result says when and where the work was done: ``span``, in seconds since the epoch, and the worker's ``device``. An
-error whose id is null ends all that is in progress, and the worker with it.
+A request is ``{"id", "method", "arguments"}``. The messages that go out are any number of ``{"id", "progress"}``, then
+``{"id", "result"}`` or ``{"id", "error": {"kind", "message"}}``. A method that is a generator function takes a turn
+with each ``next`` and returns its result at the end; all others are done at once. The last progress before a result
+says when and where the work was done: ``span``, in seconds since the epoch, and the worker's ``device``. An error whose
+id is null ends all that is in progress, and the worker with it.
 """
 
 import time
@@ -29,7 +29,7 @@ Together = Callable[[dict[str, Any]], AbstractContextManager[None]]
 
 
 def alone(_request: Mapping[str, Any]) -> AbstractContextManager[None]:
-    """Of a worker that has no other ranks."""
+    """Does nothing around a request: the worker has no other ranks."""
     return nullcontext()
 
 
@@ -37,11 +37,11 @@ class Service(Protocol):
     """What a dispatcher serves: any object whose methods take and return what is JSON."""
 
     progress: Callable[..., None]
-    """Tells whoever asked what is being done; set anew for each request and each turn."""
+    """Tells the sender of the request what is being done; set anew for each request and each turn."""
 
     @property
     def device(self) -> str:
-        """Where it works."""
+        """Says on which device it works."""
         ...
 
 
@@ -52,7 +52,7 @@ class _InProgress:
 
 
 class Dispatcher:
-    """Serves a worker's methods to whoever hands in requests.
+    """Serves a worker's methods to whoever submits requests.
 
     Args:
         send: takes the messages that go out.
@@ -65,7 +65,7 @@ class Dispatcher:
 
     @property
     def busy(self) -> bool:
-        """Whether a request is in progress."""
+        """Says whether a request is in progress."""
         return bool(self._open)
 
     def submit(self, request: dict[str, Any]) -> None:
@@ -86,7 +86,7 @@ class Dispatcher:
             self._answer(number, result, began)
 
     def step(self) -> None:
-        """One turn of each request in progress."""
+        """Takes one turn of each request in progress."""
         for number, work in list(self._open.items()):
             self._worker.progress = partial(self._tell, number)
             try:
@@ -111,7 +111,7 @@ class Dispatcher:
 
 
 def public_method(worker: object, name: str) -> Callable[..., Any]:
-    """A worker's method by its name, which checks its arguments and builds them from JSON."""
+    """Finds a worker's method by its name; it checks its arguments and builds them from JSON."""
     method = None if name.startswith("_") else getattr(type(worker), name, None)
     if not callable(method):
         raise AttributeError(f"{type(worker).__name__} has no method '{name}'")
@@ -120,7 +120,7 @@ def public_method(worker: object, name: str) -> Callable[..., Any]:
 
 
 def describe(error: Exception) -> dict[str, str]:
-    """A user's error as its sentence alone; any other with its traceback in the log. Its text can be encoded."""
+    """Describes an error: a known one by its sentence alone, any other also by a traceback in the log."""
     known = isinstance(error, RondoError | StoreError)
     if not known:
         traceback.print_exc()

@@ -1,16 +1,16 @@
-"""A rank of a worker, of which torchrun starts several: the parent talks to one, and the others do as it does.
+"""A rank of a worker. torchrun starts several: the parent talks to rank zero, and the others do as it does.
 
     torchrun ... -m flows.remote.rank_main trainer '{"root": ...}'          # started by `WorkerProcess`
     torchrun ... -m flows.remote.rank_main [--root ROOT]                    # on each other machine, started by people
 
 The first rank of the parent's machine is rank zero, whichever number torchrun has given to that machine. It serves the
-parent as any worker does, and passes requests that concern all ranks on, as JSON in the store in which ranks meet. The
-others wait there, and not in a collective operation, which would end by its timeout. An error of whichever rank is told
-there too: the parent hears of it at once, and ends all ranks, as some may be waiting for the one that failed.
+parent as any worker does. It passes requests that concern all ranks on, as JSON in the rendezvous store. The others
+wait there, and not in a collective operation, which would end by its timeout. If a rank fails, it writes its error
+there too. The parent hears of it at once, and ends all ranks, as some may be waiting for the one that failed.
 
     work            what other machines need to know: kind, arguments, and the number of the parent's machine
     request N       the Nth request that was passed on, until all have done it; null at the end
-    done            how often a rank has done one; the first is to construct its worker
+    done            how many requests ranks have done, all together; the first of each is to construct its worker
     error           why a rank has failed
     scratch P       the directory for local files of the machine P
     beat P          counts up as long as the machine P is there
@@ -46,7 +46,7 @@ POLL_SECONDS = 0.01
 HEAR_SECONDS = 0.1
 BEAT_SECONDS = 0.5
 SILENT_SECONDS = 60.0
-"""A machine that has not counted on for so long is lost."""
+"""A machine whose beat has not changed for so long is lost."""
 
 TORCHRUN_SECONDS = 3.0
 """More than torchrun takes to see that a rank died, and to end the others."""
@@ -57,7 +57,7 @@ WAIT = timedelta(hours=1)
 
 
 def main() -> None:
-    """Takes part until the parent closes the pipe, or the machine where it is has gone."""
+    """Takes part until the parent closes the pipe, or torchrun ends."""
     parser = argparse.ArgumentParser(prog="rank_main", description="A rank of a run's update; see docs/machines.md.")
     parser.add_argument("kind", nargs="?", help="what the worker is; given by the run itself")
     parser.add_argument("arguments", nargs="?", help="its arguments as JSON; given by the run itself")
@@ -82,7 +82,7 @@ class Ranks:
         self._passed_on = 0
 
     def lead(self, kind: str, arguments: dict[str, Any]) -> None:
-        """A rank of the parent's machine."""
+        """Works as a rank of the parent's machine."""
         pipe = Pipe()
         os.environ["RANK"] = str(self._place)
         heard = [pipe.descriptor] if self._place > 0 else []  # rank zero reads from it, and hears the end there
@@ -94,7 +94,7 @@ class Ranks:
             self._follow(kind, arguments)
 
     def _serve(self, pipe: Pipe, kind: str, arguments: dict[str, Any]) -> None:
-        """Rank zero."""
+        """Works as rank zero: serves the parent."""
         self._store.set("work", json.dumps({"kind": kind, "arguments": arguments, "node": self._node}))
         threading.Thread(target=self._hear, args=(pipe, self._store.clone()), daemon=True).start()
         last = self._store.clone()
@@ -110,13 +110,13 @@ class Ranks:
                 if self._all_done(last):
                     last.set(f"request {self._passed_on + 1}", "null")
                     return
-            os._exit(FAILED)  # torchrun would else wait for ranks that wait for this one
+            os._exit(FAILED)  # otherwise torchrun would wait for ranks that wait for this one
 
         serve(pipe, construct, self._together, at_end)
         threading.Event().wait()  # for the parent, which ends all ranks
 
     def join(self, root: str | None) -> None:
-        """A rank of another machine."""
+        """Works as a rank of another machine."""
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         held = ExitStack()
         if self._place == 0:
@@ -150,7 +150,7 @@ class Ranks:
         return bool(store.add("done", 0) >= due)
 
     def _follow(self, kind: str, arguments: dict[str, Any], *, joined: bool = False) -> None:
-        """Does what rank zero passes on, without a word, unless it fails."""
+        """Runs the follower loop: does what rank zero passes on, and speaks only if it fails."""
         try:
             with self._explained():
                 if joined:
@@ -171,11 +171,16 @@ class Ranks:
 
     def _await(self, key: str) -> None:
         while not self._store.check([key]):
-            with suppress(RuntimeError):  # that it took too long; that there is no store any more is raised above
+            with suppress(RuntimeError):  # it took too long; if the store is gone, the check above raises
                 self._store.wait([key], WAIT)
 
     def _check_joined(self, arguments: dict[str, Any]) -> None:
-        """Raises what is wrong with this machine, so that rank zero tells people."""
+        """Raises what is wrong with this machine, so that rank zero tells people.
+
+        Raises:
+            NodeError: it has another version of rondo, or another number of ranks.
+            ConfigError, RunNotFoundError: it does not see the run's store.
+        """
         try:
             devices = Recipe.model_validate(arguments["recipe"]).devices
         except ValidationError as error:
@@ -192,7 +197,7 @@ class Ranks:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Says in a sentence that another machine was lost; a rank that died is no error of this one."""
+        """Raises WorkerDiedError if another machine was lost; a rank that died here is left to torchrun."""
         try:
             yield
         except (RondoError, StoreError):
@@ -230,7 +235,7 @@ class Ranks:
         return None
 
     def _end_with_parent(self, descriptors: list[int]) -> None:
-        """Ends this process when no one can write to the parent's pipe any more, or when torchrun is gone."""
+        """Ends this process when no process can write to the parent's pipe any more, or torchrun is gone."""
         hang_up = select.poll()
         for descriptor in descriptors:
             hang_up.register(descriptor, 0)
@@ -239,7 +244,7 @@ class Ranks:
         os._exit(ENDED_BY_PARENT)
 
     def _leave_with_torchrun(self, held: ExitStack, store: dist.Store) -> None:
-        """Counts on until torchrun asks to end, or is gone; works also while the main thread waits for other ranks."""
+        """Gives signs of life until torchrun asks to end, or is gone; also while the main thread waits for ranks."""
         while signal.sigtimedwait({signal.SIGTERM}, BEAT_SECONDS) is None and os.getppid() == self._torchrun:
             if self._place == 0:
                 with suppress(dist.DistError):

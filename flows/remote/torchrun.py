@@ -1,8 +1,8 @@
 """How a worker's ranks are started: by plain torchrun, on this machine or together with those of others.
 
-On one machine torchrun and the ranks meet in a directory of the user's, and all else goes over loopback: torchrun's
-own stores listen on every network and unpickle what they are sent. Over several machines they are used all the same, so
-that ``devices.trainer_address`` belongs inside the cluster's own network; see ``docs/machines.md``.
+torchrun's own stores listen on every network and unpickle what they are sent. So on one machine torchrun and the ranks
+meet in a directory of the user's, and all else goes over loopback. Over several machines these stores are used all the
+same: ``devices.trainer_address`` belongs inside the cluster's own network; see ``docs/machines.md``.
 """
 
 import json
@@ -47,13 +47,14 @@ class Torchrun:
     _missing: NodeError | None = None
 
     def prepare(self, temporary: str | None) -> tuple[list[str], dict[str, str]]:
-        """The command without the worker's kind and arguments, and its environment.
+        """Makes the command without the worker's kind and arguments, and its environment.
 
         Args:
             temporary: a directory for files that go with the worker.
 
         Raises:
-            NodeError: the address is not this machine's, or machines were missing when this was tried before.
+            NodeError: the address cannot be used here, or machines were missing when this was tried before.
+            ConfigError: the address is not HOST:PORT.
         """
         directory = tempfile.mkdtemp(prefix="ranks-", dir=temporary)
         self._errors = Path(directory, "errors.json")
@@ -75,7 +76,7 @@ class Torchrun:
         return [*command, f"--nproc-per-node={self.ranks}", "-m", RANKS], given
 
     def failure(self) -> NodeError | None:
-        """Why torchrun ended, if that is because machines were missing; they are not waited for again."""
+        """Says why torchrun ended, if machines were missing; else None. They are not waited for again."""
         if self._errors is not None and self._errors.exists():
             error = json.loads(self._errors.read_text())["message"]
             if isinstance(error, dict) and error["message"].startswith("RendezvousTimeoutError"):
@@ -93,7 +94,7 @@ class Torchrun:
 
 
 def torchrun_of(devices: DevicesConfig, say: Callable[[str], None]) -> Torchrun | None:
-    """How a recipe's trainer is started; None if it is one process."""
+    """Says how a recipe's trainer is started; None if it is one process."""
     if devices.trainer_world == 1:
         return None
     address = devices.trainer_address or ""
@@ -101,13 +102,13 @@ def torchrun_of(devices: DevicesConfig, say: Callable[[str], None]) -> Torchrun 
 
 
 def interfaces(own: str) -> dict[str, str]:
-    """Variables by which ranks use the network in which this machine has the address ``own``; a user's own stay."""
+    """Makes variables for ranks to use the network in which this machine is ``own``; those of the user stay."""
     found = [name for name, ways in psutil.net_if_addrs().items() if own in (way.address for way in ways)]
     return {variable: os.environ.get(variable, name) for variable in INTERFACES for name in found[:1]}
 
 
 def address_towards(host: str, port: int) -> str:
-    """The address that this machine has in the network in which it reaches another one.
+    """Finds the address that this machine has in the network in which it reaches another one.
 
     Raises:
         OSError: there is no way there.
@@ -120,10 +121,10 @@ def address_towards(host: str, port: int) -> str:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Host and port of HOST:PORT, as node1:29400 or [fd00::5]:29400.
+    """Splits HOST:PORT, such as node1:29400 or [fd00::5]:29400, into host and port.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the text has another form.
     """
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
@@ -133,10 +134,12 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def _own_address(address: str) -> str:
-    """This machine's own address in numbers.
+    """Returns this machine's own address in numbers.
 
     Raises:
-        NodeError: it is not this machine's, or its alone, or its port is taken; torchrun would say so in pages.
+        NodeError: it is not this machine's, no other machine reaches it, or its port is taken. torchrun itself would
+            say so in pages.
+        ConfigError: the text is not HOST:PORT.
     """
     host, port = split_address(address)
     try:

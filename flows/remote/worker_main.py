@@ -3,8 +3,8 @@
     python -m flows.remote.worker_main trainer '{"root": "runs", "run": "demo", ...}'
 
 Requests and answers are those of `flows.remote.dispatcher`. Only references and small metrics travel: data go through
-the store. `serve` is the loop of every worker: of one in a process of its own, here or beside a Ray actor, and of ranks
-(`flows.remote.rank_main`).
+the store. `serve` is the loop of every worker: of one in a process of its own, here or beside a Ray actor, and of rank
+zero of several (`flows.remote.rank_main`).
 """
 
 import json
@@ -35,8 +35,8 @@ def main() -> None:
 class Pipe:
     """The parent's requests and this process's answers, on private copies of standard input and output.
 
-    What libraries print goes to standard error, which the parent keeps in a log file, and they find nothing to read: a
-    forked child closes ``sys.stdin`` first, and would wait for ever for a thread that reads from it.
+    What libraries print goes to standard error, which the parent keeps in a log file. Standard input is empty: a forked
+    child closes ``sys.stdin`` first, and would wait for ever if a thread read from it.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Pipe:
         os.register_at_fork(after_in_child=let_go)
 
     def send(self, message: dict[str, Any]) -> None:
-        """Answers, or tells of progress; from any thread."""
+        """Sends an answer or progress; from any thread."""
         with self._lock:
             self._answers.write(json.dumps(message) + "\n")
             self._answers.flush()
@@ -64,12 +64,13 @@ class Pipe:
         os.dup2(self._nothing, self._answers.fileno())
 
     def listen(self, at_end: Callable[[], None]) -> queue.SimpleQueue[str]:
-        """Requests as they come; when the parent is gone, also by SIGKILL, this process ends whatever it is doing.
+        """Gives requests as they come; when the parent is gone, even by SIGKILL, this process ends at once.
 
-        So do the parts of an engine on several GPUs: they notice by themselves, but not while they load or compile.
+        The parts of an engine on several GPUs are ended too: they notice by themselves, but not while they load or
+        compile.
 
         Args:
-            at_end: called first then.
+            at_end: called before that end.
         """
         requests: queue.SimpleQueue[str] = queue.SimpleQueue()
 

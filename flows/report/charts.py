@@ -1,4 +1,4 @@
-"""The charts, each a function of plain rows: one definition for the drawing in a report and for an interactive one.
+"""The charts, each a function of plain rows: one definition for a report and for an interactive page.
 
 No chart names a colour: the theme that draws it does, see ``rendering.py``.
 """
@@ -20,7 +20,7 @@ MOST_CURVES = 3
 _WIDTH, _HEIGHT = 480, 270
 _MOST_MARKERS = 40
 _MOST_LETTERS = 55
-"""Of the curves' names on one line."""
+"""The letters of the curves' names that fit on one line."""
 _BINS = 36
 _LEAST_SPAN = 0.1
 _EDGE = 0.005
@@ -52,9 +52,9 @@ def curves(title: str, rows: Sequence[Row], axes: Axes = Axes()) -> alt.LayerCha
     """Draws curves over rounds or steps, in the order in which they first come.
 
     Args:
-        title: begins the description, which goes on with where each curve begins and ends.
-        rows: ``curve``, its name, empty if there is one only; ``x``; ``y``, None for a gap; and of an estimate
-            ``error``, its standard error, None if unknown. In ascending x.
+        title: begins the description, which then says where each curve begins and ends.
+        rows: in ascending x. Each has ``curve``, its name, empty if there is one only; ``x``; ``y``, None for a gap;
+            and for an estimate ``error``, its standard error, None if unknown.
     """
     names = list(dict.fromkeys(row["curve"] for row in rows))
     points = [{**row, **_interval(row)} for row in rows]
@@ -106,14 +106,14 @@ def _rules(axes: Axes) -> Iterable[alt.Chart]:
 
 
 def _x_domain(xs: Sequence[float]) -> list[float]:
-    """The range of the positions with some room; a single one, which has no range of its own, gets one."""
+    """Returns the range of the positions with some room; a single position gets a range, too."""
     low, high = min(xs), max(xs)
     room = max(0.04 * (high - low), (1 - (high - low)) / 2)
     return [low - room, high + room]
 
 
 def _y_domain(ys: Sequence[float], percent: bool) -> list[float]:
-    """The range of the values with some room, so wide that a change of next to nothing does not fill the height."""
+    """Returns the range of the values with some room, so wide that a tiny change does not fill the height."""
     low, high = min(ys), max(ys)
     least = _LEAST_SPAN * (1 if percent else max(abs(low), abs(high)) or 1)
     room = max(0.12 * (high - low), (least - (high - low)) / 2)
@@ -170,7 +170,7 @@ def histograms(title: str, scores_by_round: Mapping[int, Sequence[float]], unit:
 def reliability(title: str, rows: Sequence[Row]) -> alt.LayerChart:
     """Draws how often a judge is right against how sure it is, from 1/2 to 1.
 
-    On the dashed diagonal it is as often right as it says.
+    On the dashed diagonal it is right as often as it says.
 
     Args:
         rows: of each bin ``confidence`` and ``accuracy``, both shares, and ``pairs``, which the dot grows with.

@@ -76,7 +76,7 @@ def sampled_scores(store: Store, run: Run, rounds: Sequence[RoundSummary]) -> di
 
 def optimizer_steps(store: Store, run: Run, rounds: Sequence[RoundSummary]) -> dict[int, pa.Table]:
     """Reads the ``metrics`` tables by round, of a long run those of its last rounds."""
-    trained = [summary.round for summary in rounds if summary.round > 0]
+    trained = [summary.round for summary in rounds if summary.round > 0 and summary.no_update is None]
     return {number: table(store, run, number, "metrics") for number in trained[-_STEP_ROUNDS:]}
 
 
@@ -109,7 +109,7 @@ def step_points(steps: Mapping[int, pa.Table], columns: Mapping[str, str]) -> li
 
     What is no finite number is a gap, and a column without any has no curve.
     """
-    whole = pa.concat_tables(steps.values())
+    whole = pa.concat_tables(steps.values(), promote_options="default")  # an older version wrote fewer columns
     found: list[dict[str, Any]] = []
     for curve, column in columns.items():
         values = [_finite(value) for value in whole[column].to_pylist()]

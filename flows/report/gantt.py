@@ -8,19 +8,19 @@ import altair as alt
 from flows.report.timeline import KINDS, Kind, Lane, Span, Timeline, duration
 
 _LANE = 0.72
-"""Height of a lane's bars, of the 1 that it has."""
+"""Height of a lane's bars, as a share of the lane."""
 _WIDTH, _LANE_HEIGHT = 860, 42
 """Pixels."""
 _MOST_TRACKS = 4
 _MOST_BARS = 300
-"""Of a lane; of more, those that would touch are drawn as one, so that the page stays light."""
+"""In a track of a lane; if there are more, those that would touch are drawn as one, so that the page stays light."""
 
 
 def gantt(title: str, found: Timeline) -> alt.LayerChart:
     """Draws what ran when: a row for each lane, a bar for each piece, coloured by what it worked for.
 
-    Pieces of another round than the one in which they ran are pale. What was cut out is a dashed line that says how
-    long it was.
+    A piece that belongs to another round than the one in which it ran is pale. A stretch that was cut out is a dashed
+    line that says how long it was.
     """
     lanes = len(found.lanes)
     height = lanes + (0.5 if found.cuts else 0.0)  # with a line for what was cut out
@@ -72,7 +72,7 @@ def _bars(found: Timeline, start: alt.X, top: alt.Y) -> alt.Chart:
 
 
 def lane_bars(row: int, lane: Lane, found: Timeline) -> Iterator[dict[str, Any]]:
-    """The bars of a lane: ``start`` and ``end`` in seconds, ``top`` and ``bottom`` in lanes from above."""
+    """Yields the bars of a lane: ``start`` and ``end`` in seconds, ``top`` and ``bottom`` in lanes from above."""
     tracks = _tracks(lane.spans, found.seconds / 500)
     height = _LANE / len(tracks)
     for track, spans in enumerate(tracks):
@@ -85,12 +85,8 @@ def lane_bars(row: int, lane: Lane, found: Timeline) -> Iterator[dict[str, Any]]
                 }  # fmt: skip
 
 
-def _layer(rows: list[dict[str, Any]]) -> alt.Chart:
-    return alt.Chart(alt.InlineData(values=rows))
-
-
 def _tracks(spans: Sequence[Span], near: float) -> list[list[Span]]:
-    """Pieces that ran at once for more than ``near`` seconds, one below the other; of very many some overlap."""
+    """Puts pieces that overlap by more than ``near`` seconds below each other; with too many, some overlap."""
     tracks: list[list[Span]] = []
     for span in sorted(spans, key=lambda span: span.start):
         free = next((track for track in tracks if track[-1].end <= span.start + near), None)
@@ -104,9 +100,9 @@ def _tracks(spans: Sequence[Span], near: float) -> list[list[Span]]:
 
 
 def _merged(spans: Sequence[Span], found: Timeline) -> dict[tuple[Kind, bool], list[tuple[float, float]]]:
-    """Start and end of the bars of a track, by kind and by whether they are of the round in which they ran.
+    """Returns start and end of a track's bars, by kind and by whether they belong to the round in which they ran.
 
-    Of a track with very many pieces, those that would touch in the chart are one.
+    If a track has very many pieces, those that would touch in the chart become one.
     """
     bars: dict[tuple[Kind, bool], list[tuple[float, float]]] = {}
     near = found.seconds / _MOST_BARS if len(spans) > _MOST_BARS else -1.0

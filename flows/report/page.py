@@ -4,10 +4,10 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import yaml
 
+from flows.registry.recipes import changed_fields
 from flows.registry.round_summary import RoundSummary, row_of, summaries
 from flows.report.data import Completions, held_out_completions, optimizer_steps, sampled_scores
 from flows.report.rendering import to_page
@@ -155,7 +155,7 @@ def _work(summary: RoundSummary, stages: Sequence[str], staleness: int) -> dict[
         "round": str(summary.round),
         "preferences": _shown(summary.preferences, "d"),
         "dropped": dropped or ("-" if summary.preferences is None else "none"),
-        "steps": _shown(summary.steps, "d"),
+        "steps": _shown(summary.steps, "d") if summary.no_update is None else "no update",
         "first loss": _shown(first, ".4f"),
         "off by": _shown(None if first is None or expected is None else first - expected, "+.0e"),
         **lag,
@@ -197,16 +197,4 @@ def _changes(store: Store, parent: str, recipe: Recipe) -> list[str]:
         recorded = Recipe.model_validate(store.run(parent).header["recipe"])
     except RunNotFoundError:
         return []
-    before = dict(_leaves(recorded.model_dump(mode="json")))
-    after = dict(_leaves(recipe.model_dump(mode="json")))
-    return [
-        f"{name}={json.dumps(value)}" for name, value in after.items() if name != "rounds" and before.get(name) != value
-    ]
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return [f"{name}={json.dumps(after)}" for name, _, after in changed_fields(recorded, recipe)]

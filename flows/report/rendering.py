@@ -17,13 +17,13 @@ from markupsafe import Markup
 Theme = Mapping[str, Any]
 
 _COLOURS = ("ink", "muted", "line", "card", "s1", "s2", "s3")
-"""Text, quieter text, grid, what a chart lies on, and three curves."""
+"""Text, quieter text, grid, the ground that a chart lies on, and three curves."""
 LIGHT = dict(zip(_COLOURS, ("#1c1d22", "#63656e", "#e3e1db", "#ffffff", "#1f5fbf", "#b8480f", "#217a52"), strict=True))
 DARK = dict(zip(_COLOURS, ("#e8e8eb", "#a0a3ad", "#33363d", "#1b1d21", "#7fb1ff", "#ff9f66", "#6fd1a3"), strict=True))
 
 
 def _theme(colour: Mapping[str, str], background: str, padding: int) -> Theme:
-    """A Vega-Lite configuration: https://vega.github.io/vega-lite/docs/config.html."""
+    """Makes a Vega-Lite configuration: https://vega.github.io/vega-lite/docs/config.html."""
     return {
         "aria": False,  # the description says it in one sentence; without it, every point would be read aloud
         "autosize": {"type": "fit", "contains": "padding"},

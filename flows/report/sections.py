@@ -42,7 +42,7 @@ def sections(
     steps: Mapping[int, pa.Table],
     times: Timeline | None = None,
 ) -> list[Section]:
-    """Gathers the charts of a run; what has no data yet is left out.
+    """Gathers the charts of a run; charts without data yet are left out.
 
     Args:
         scores_by_round: scores of the completions that were sampled for training, for the rounds to be shown.
@@ -279,7 +279,7 @@ def _curves(title: str, caption: str, points: Sequence[Row], axes: Axes = _BY_RO
 
 
 def _by_judge(title: str, caption: str, points: Sequence[Row], axes: Axes) -> Iterator[Figure]:
-    """One curve for each judge; of many judges as several charts."""
+    """Draws one curve for each judge; many judges are divided among several charts."""
     judges = list(dict.fromkeys(point["curve"] for point in points))
     for first in range(0, len(judges), MOST_CURVES):
         part = judges[first : first + MOST_CURVES]

@@ -1,7 +1,7 @@
 """What ran when in a round, and on which device: from the spans that commits carry.
 
-A commit's meta has ``span``, begin and end of its work in seconds since the epoch (UTC), and ``device``; where the work
-was done in pieces, ``busy`` has the span of each. Runs of before have none, and no timeline.
+A commit's meta has ``span``, begin and end of its work in seconds since the epoch (UTC), and ``device``. If the work
+was done in pieces, ``busy`` has the span of each. Runs of earlier versions have no spans, and so no timeline.
 
 A lane is a part of the system on one of its devices; what it works for has a kind.
 """
@@ -17,7 +17,7 @@ from storage.log.run import Run
 Kind = Literal["training", "evaluation", "hand over"]
 KINDS: tuple[Kind, ...] = ("training", "evaluation", "hand over")
 
-# Stage: the part that does it, and what for. Round 0 trains nothing: what it does is to prepare.
+# Stage: the part that does it, and what for. Round 0 only prepares: it trains nothing.
 _STAGES: dict[str, tuple[str, Kind]] = {
     "candidates": ("sample", "training"),
     "eval_candidates": ("sample", "evaluation"),
@@ -55,7 +55,7 @@ class Span:
 
     @property
     def lane(self) -> tuple[str, str]:
-        """The part and its device."""
+        """Returns the part and its device."""
         return self.part, self.device
 
 
@@ -72,7 +72,7 @@ class Lane:
     """A part on one of its devices, over the timeline's seconds without its cuts.
 
     Attributes:
-        busy: seconds in which it worked, counted once where its pieces overlap.
+        busy: seconds in which it worked, counted once when its pieces overlap.
         by_kind: the same by what it worked for.
         tokens_per_second: of the pieces that have tokens, while they ran.
     """
@@ -88,7 +88,7 @@ class Lane:
 
     @property
     def name(self) -> str:
-        """The part, and its device where that is known."""
+        """Returns the part, and its device if that is known."""
         return f"{self.part} on {self.device}" if self.device else self.part
 
 
@@ -111,20 +111,20 @@ class Timeline:
     ends: dict[int, float]
 
     def is_ahead(self, span: Span) -> bool:
-        """Whether a piece of work belongs to another round than the one in whose time it ran."""
+        """Says whether a piece of work belongs to another round than the one in whose time it ran."""
         middle = (span.start + span.end) / 2
         return span.round != next((number for number, end in self.ends.items() if middle <= end), self.rounds[-1])
 
 
 def timeline(run: Run, rounds: Sequence[int]) -> Timeline | None:
-    """The timeline of rounds that follow each other, ascending; None if their commits have no spans.
+    """Makes the timeline of rounds that follow each other, ascending; None if their commits have no spans.
 
-    Pieces of other rounds that ran meanwhile are there too: with ``staleness: 1`` the next round is being sampled.
+    Pieces of other rounds that ran meanwhile are in it too: with ``staleness: 1`` the next round is being sampled.
     """
     by_round = {number: list(spans_of(run.work(number))) for number in range(max(rounds[0] - 1, 0), rounds[-1] + 2)}
     own = [span for number in rounds for span in by_round[number]]
     before = max((span.end for span in by_round.get(rounds[0] - 1, ())), default=float("-inf"))
-    # What was sampled ahead, in the round before, belongs to that round's time.
+    # What was prefetched in the round before belongs to that round's time.
     begins = [max(span.start, before) for span in own if span.end > before]
     if not begins:
         return None
@@ -153,9 +153,9 @@ def timeline(run: Run, rounds: Sequence[int]) -> Timeline | None:
 
 
 def spans_of(entries: Iterable[Entry]) -> Iterator[Span]:
-    """The pieces of work that these commits tell of; what tells of none, or of none that makes sense, is left out.
+    """Yields the pieces of work that these commits tell of; a commit without a sensible span is left out.
 
-    Tokens of a work in pieces are shared out by time.
+    If the work was done in pieces, its tokens are shared out by time.
     """
     for entry in entries:
         if entry.key is None or entry.key.stage not in _STAGES:
@@ -185,14 +185,14 @@ def _is_span(piece: Any) -> bool:
 
 
 def _cuts(spans: Sequence[Span]) -> list[Cut]:
-    """The stretches in which nothing works that are longer than a quarter of all the time in which something does."""
+    """Finds stretches without work that are longer than ``LEAST_CUT`` and than a quarter of all time with work."""
     busy = union(spans)
     least = max(LEAST_CUT, _CUT_SHARE * sum(end - start for start, end in busy))
     return [Cut(end, start - end) for (_, end), (start, _) in pairwise(busy) if start - end > least]
 
 
 def union(spans: Iterable[Span]) -> list[tuple[float, float]]:
-    """The times in which one of them works at least, ascending."""
+    """Returns the times in which at least one of the spans works, ascending."""
     found: list[tuple[float, float]] = []
     for span in sorted(spans, key=lambda span: span.start):
         if found and span.start <= found[-1][1]:
@@ -223,7 +223,7 @@ def _seconds(spans: Iterable[Span]) -> float:
 
 
 def lane_rows(found: Timeline) -> list[dict[str, Any]]:
-    """A row for each lane, as people read it."""
+    """Makes a row for each lane, as people read it."""
     return [
         {
             "part": lane.part,
@@ -239,7 +239,7 @@ def lane_rows(found: Timeline) -> list[dict[str, Any]]:
 
 
 def duration(seconds: float) -> str:
-    """As people say it, in two units at most."""
+    """Says a duration as people do, in two units at most."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, hours = round(seconds / 60), round(seconds / 3600)

@@ -15,12 +15,12 @@ from pipeline.evaluation.held_out import alarms
 
 async def finish_round(context: RoundContext, number: int, evaluation: dict[str, Any]) -> RoundSummary:
     """Makes the round visible as a whole: after this it counts, before it never was."""
-    metrics = {**evaluation, **_costs(context, number)}
+    metrics, recipe = {**evaluation, **_costs(context, number)}, context.recipe
     if number:
         trained = {key: value for key, value in _checkpoint(context, number).items() if key != "seconds"}
         replayed = [entry.meta for entry in context.run.entries(round=number, stage="replayed")]
         metrics |= {**await describe(context, number), **(replayed[-1] if replayed else {}), **trained}
-        metrics["alarms"] = alarms(metrics, context.run.rounds()[0].meta, context.recipe.evaluation)
+        metrics["alarms"] = alarms(metrics, context.run.rounds()[0].meta, recipe.evaluation, recipe.preferences)
         for entry in context.run.entries(round=number, stage="unlabelled"):
             metrics["labels_missing"] = entry.meta["missing"]
             metrics["alarms"] = [*metrics["alarms"], entry.meta["why"]]

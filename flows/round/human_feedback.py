@@ -18,7 +18,6 @@ from flows.round.step import step
 from flows.round.wait_for_labels import wait_in_prefect
 from flows.workers.judge import JudgeWorker
 from flows.workers.references import hashes
-from pipeline.errors import DataError
 from pipeline.judges.human import HumanConfig, HumanFeedbackConfig
 from pipeline.judges.support.human_labels import unanswered
 from pipeline.records import content_id
@@ -45,9 +44,6 @@ async def override(context: RoundContext, number: int, done: Sequence[Shard]) ->
 
     Args:
         done: all shards of the round.
-
-    Raises:
-        DataError: people hold the answers of every pair equal.
     """
     config = context.recipe.people
     if config is None:
@@ -68,10 +64,6 @@ async def override(context: RoundContext, number: int, done: Sequence[Shard]) ->
         preferences=preferences, round=number, choices=asked,
     )  # fmt: skip
     built = answer.result
-    if not built.count:
-        raise DataError(
-            f"people hold the answers of every pair of round {number} of run '{context.name}' equal: nothing is left"
-        )
     return context.commit(number, "preferences", [built.file], {"preferences": built.count}, inputs)
 
 

@@ -66,8 +66,14 @@ class Policies:
         return self._latest(round, "handover")
 
     def _base(self, round: int) -> tuple[FileRef, ...]:
-        """The whole checkpoint that a round's adapter changes; nothing if the round's own is whole."""
-        return tuple(base_of(self._run, round)) if is_adapter(self._latest(round, "checkpoint").files) else ()
+        """The whole checkpoint that a round's adapter changes; nothing if the round's own is whole.
+
+        It lies further back with every round, and is known of the round before as a rule.
+        """
+        if not is_adapter(self._latest(round, "checkpoint").files):
+            return ()
+        before = self._finished.get(round - 1)
+        return tuple(base_of(self._run, round)) if before is None else before.base or before.files
 
     def _latest(self, round: int, stage: str) -> Entry:
         return self._run.entries(round=round, stage=stage)[-1]

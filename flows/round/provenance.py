@@ -1,4 +1,4 @@
-"""What a round was made from, as hashes: equal hashes, equal inputs."""
+"""What a round was made from, as hashes: equal hashes mean equal inputs."""
 
 from flows.registry.recipes import NOT_COMPARED
 from flows.registry.resume import FREE
@@ -14,7 +14,7 @@ NO_RESULT = frozenset({*NOT_COMPARED, *FREE} - {"devices"})
 
 
 def round_origin(context: RoundContext, number: int) -> RoundOrigin:
-    """What a round of the running context was made from."""
+    """Describes what a round of the running context was made from."""
     recipe = context.recipe
     judges = zip(recipe.judge_names, context.judge_versions, recipe.judges, strict=True)
     return RoundOrigin(
@@ -30,7 +30,7 @@ def round_origin(context: RoundContext, number: int) -> RoundOrigin:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """The hash of what makes one recipe give other rounds than another."""
+    """Hashes the fields of a recipe that its rounds depend on."""
     return content_id(recipe.hashed(exclude=NO_RESULT))
 
 

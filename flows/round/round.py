@@ -85,7 +85,12 @@ async def judged(context: RoundContext, number: int, batch: PromptBatch) -> list
 
 
 async def evaluate(context: RoundContext, number: int) -> dict[str, Any]:
-    """Held-out reward, win rates against the previous round and round 0, and KL to both of their policies."""
+    """Held-out reward, win rates against the previous round and round 0, and KL to both of their policies.
+
+    A round without an update has the completions and judgments of the round before.
+    """
+    if number and context.policies.digest(number) == context.policies.digest(number - 1):
+        round_steps.adopt_evaluation(context, number)
     own = await judged(context, number, PromptBatch.evaluation(number))
     if number == 0:
         return await round_steps.compare(context, number, own)

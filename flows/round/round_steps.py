@@ -20,6 +20,9 @@ from pipeline.records import content_id
 from storage.log.manifest import Entry, FileRef
 from storage.tables.checkpoints import weights_digest
 
+_ADOPTED = ("policy", "candidates", "policies")
+"""Of an entry of the round before: all but when it was worked on, and how much."""
+
 
 @step("{context.name} check prompts")
 async def check_prompts(context: RoundContext) -> None:
@@ -111,6 +114,18 @@ async def sync_weights(context: RoundContext, number: int) -> Entry:
             answer = await context.workers.sampler.call(SamplerWorker.use, policy=policy)
         done = context.commit(number, "handover", [], {**asdict(answer.result), **answer.work}, policy.digest)
     return done
+
+
+def adopt_evaluation(context: RoundContext, number: int) -> None:
+    """Names the held-out completions and judgments of the round before as this one's, which has the same policy.
+
+    They are found by those who would make them, unless a judge has changed since; what they cost was that round's.
+    """
+    for stage in ("eval_candidates", "eval_judgments"):
+        for entry in context.run.entries(number - 1, stage):
+            key, meta = entry.key, {name: entry.meta[name] for name in _ADOPTED if name in entry.meta}
+            if key is not None:
+                context.commit(number, stage, entry.files, {**meta, "of_round": number - 1}, key.inputs, key.shard)
 
 
 @step("{context.name} r{number} score")

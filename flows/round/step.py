@@ -1,4 +1,4 @@
-"""A step of a round as a Prefect task. Prefect shows and retries it; whether it is done, the log alone says."""
+"""A step of a round as a Prefect task. Prefect shows and retries it; the log alone says whether it is done."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
@@ -17,12 +17,12 @@ Step = Callable[P, Coroutine[Any, Any, Result]]
 
 
 def _worker_died(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """A worker or an engine that died, for lack of memory perhaps, is worth another try; a wrong input is not."""
+    """Says whether a worker, an engine or an update was lost: that is worth another try, a wrong input is not."""
     return isinstance(state.data, WorkerDiedError | EngineError | LostUpdateError)
 
 
 def step(name: str, *, retries: int = 2) -> Callable[[Step[P, Result]], Step[P, Result]]:
-    """Makes a Prefect task of this run name: never cached, for the log decides; tried again if a worker died."""
+    """Makes a Prefect task of this run name: never cached, as the log decides; tried again if a worker died."""
     made: Callable[[Step[P, Result]], Step[P, Result]] = task(
         task_run_name=name,
         cache_policy=NO_CACHE,

@@ -1,4 +1,4 @@
-"""The saved states of an update in progress: an update that was interrupted goes on from the newest one."""
+"""The saved states of an update in progress: an interrupted update goes on from the newest one."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,11 +8,11 @@ from storage.log.manifest import Entry, FileRef, Key
 from storage.log.run import Run, Writer
 
 STATE_FORMAT = 2
-"""Of a saved state. One of another format stays where it is, and its steps are taken again."""
+"""The format of a saved state. A state of another format stays in the store, and its steps are taken again."""
 
 
 def interrupted_update(run: Run, round: int, inputs: str) -> Entry | None:
-    """The newest state that an update of these inputs left when it was interrupted."""
+    """Finds the newest state that an interrupted update of these inputs left; None if there is none."""
     dropped = run.dropped
     states = run.entries(round=round, stage="update_state")
     mine = (entry for entry in states if (entry.meta.get("of"), entry.meta.get("format")) == (inputs, STATE_FORMAT))
@@ -23,10 +23,10 @@ def interrupted_update(run: Run, round: int, inputs: str) -> Entry | None:
 def commit_state(
     run: Run, writer: Writer, round: int, inputs: str, step: int, files: Sequence[FileRef], given: dict[str, Any]
 ) -> None:
-    """Publishes the state after a step, and what the update had been ``given``; the state before is dropped.
+    """Commits the state after a step, with what the update had been ``given``; the state before is dropped.
 
-    What it had been given is part of its key: with other preferences, as when people change their minds, the state
-    after so many steps is another one.
+    What it had been given is part of its key: with other preferences, such as when people change their minds, the state
+    after the same number of steps is another one.
     """
     before = interrupted_update(run, round, inputs)
     key = content_id([inputs, STATE_FORMAT, given])

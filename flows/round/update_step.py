@@ -1,9 +1,15 @@
-"""The update of a round: the trainer is given the round's preferences as they come, and what it makes is committed."""
+"""The update of a round: the trainer is given the round's preferences as they come, and what it makes is committed.
+
+A round in which no prompt gave a preference has nothing to learn from. It keeps the policy of the round before, whose
+files it names as its own, and is a round like any other: it is evaluated, finished, and others follow it.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from flows.host.progress import Stage
+from flows.registry.resume import unread_states
+from flows.registry.resume_check import STATES
 from flows.remote.calls import Answer, Client
 from flows.round.context import RoundContext
 from flows.round.shards import Shard, Shards, files_of, preference_shards
@@ -11,7 +17,6 @@ from flows.round.step import step
 from flows.round.update_state import commit_state, interrupted_update
 from flows.workers.references import PolicyRef, PreferenceShard, UpdateInputs, hashes
 from flows.workers.trainer import TrainerWorker
-from pipeline.errors import DataError
 from pipeline.records import content_id
 from storage.log.manifest import Entry, FileRef
 from storage.tables.checkpoints import weights_digest
@@ -20,21 +25,20 @@ Result = TypeVar("Result")
 
 WITH_CHECKPOINT = ("metrics", "probe", "optimizer", "ema")
 """What an update leaves beside the checkpoint, by the stages of its entries."""
+WITH_POLICY = ("probe", "optimizer", "ema")
+"""What of it goes on with the policy if a round has no update."""
 
 
 @step("{context.name} r{number} update")
 async def update(
     context: RoundContext, number: int, shards: Shards, decided: Entry | None = None, replayed: Entry | None = None
 ) -> Entry:
-    """The DPO update: from the policy of the round before to the round's checkpoint.
+    """The DPO update: from the policy of the round before to the round's checkpoint, which is that one without any.
 
     Args:
         shards: those of the round; in mode streaming some may still be on their way.
         decided: people's preferences, in place of those of the shards.
         replayed: preferences of earlier rounds beside them.
-
-    Raises:
-        DataError: no prompt of the round gave a preference, so that there is nothing to learn from.
     """
     with context.display.stage(number, "update") as display:
         job = _Update(context, display, number, decided, replayed)
@@ -45,6 +49,8 @@ async def update(
         else:
             ready = await shards.first(job.saved_shards)
         if len(ready) == len(shards):  # else it is shown from its first step on
+            if not job.has_preferences(ready):
+                return job.keep_policy(ready)
             display.begin()
         await job.begin(ready, len(shards))
         async for shard in shards.after(job.fed):
@@ -145,7 +151,8 @@ class _Update:
         done again after a crash never meets what the first try left.
         """
         context, number = self._context, self._number
-        self._check_any(done)
+        if not self.has_preferences(done):
+            return self.keep_policy(done)
         trained = self._note(await self._trainer.call(TrainerWorker.finish_update))
         after = trained.policy
         for name, files in trained.others.items():
@@ -161,14 +168,27 @@ class _Update:
         }
         return context.commit(number, "checkpoint", after.files, meta, self._key(done))
 
-    def _check_any(self, done: Sequence[Shard]) -> None:
+    def has_preferences(self, done: Sequence[Shard]) -> bool:
+        """Whether there is something to learn from."""
         found = [self._decided] if self._decided else [shard.preferences for shard in done]
-        if not any(entry is not None and entry.meta["preferences"] for entry in found):
-            raise DataError(
-                f"round {self._number} of run '{self._context.run.name}' gave no preference: all its prompts were "
-                "dropped; sample more candidates, raise the temperature or lower preferences.min_margin or "
-                "min_probability"
-            )
+        return any(entry is not None and entry.meta["preferences"] for entry in found)
+
+    def keep_policy(self, done: Sequence[Shard]) -> Entry:
+        """Ends the round's update without one: its checkpoint, and what goes with it, are those of the round before.
+
+        They are named and not copied, so that the files stay as long as one of the rounds needs them.
+        """
+        context, number, policy = self._context, self._number, self._policy
+        context.display.say(f"round {number}: no prompt gave a preference, so there is no update")
+        read = {"probe", *STATES} - unread_states(context.recipe)
+        for stage in WITH_POLICY:
+            for entry in context.run.entries(number - 1, stage)[-1:] if stage in read else ():
+                context.commit(number, stage, entry.files, entry.meta, policy.digest)
+        meta = {
+            "policy": policy.digest, "reference": (self._reference or policy).digest, "of_round": number - 1,
+            "steps": 0, "seconds": 0.0,
+        }  # fmt: skip
+        return context.commit(number, "checkpoint", policy.files, meta, self._key(done))
 
     @property
     def _trainer(self) -> Client[TrainerWorker]:

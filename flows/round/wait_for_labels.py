@@ -1,8 +1,8 @@
 """Waiting for people with Prefect's UI: the flow run is Paused, with a form, and goes on when somebody has labelled.
 
-The process stays, without its workers, so that the device is free; it looks every few seconds for labels, for the form,
-and for the time. A flow run that Prefect suspends would end the process and need a deployment that starts it again,
-which a run by hand has not. If the process is gone nothing is lost: to resume the run is to wait again.
+The process stays, but without its workers, so that the device is free. Every few seconds it looks for labels, for the
+form, and for the time. If Prefect suspended the flow run, the process would end, and a deployment would have to start
+it again, which a run by hand lacks. If the process is gone, nothing is lost: a resumed run waits again.
 """
 
 import asyncio
@@ -81,7 +81,7 @@ async def _pause(client: PrefectClient, flow_run: UUID, form: type[RunInput], ta
 async def _outcome(
     client: PrefectClient, flow_run: UUID, missing: Callable[[], int], deadline: datetime
 ) -> Outcome | None:
-    """How the wait has ended; None if somebody has sent the form."""
+    """Waits, and says how the wait has ended; None if somebody has sent the form."""
     while True:
         if await asyncio.to_thread(missing) <= 0:
             return "labelled"

@@ -6,13 +6,13 @@ from pipeline.recipe import Recipe
 
 
 def check_judge_policies(recipe: Recipe, run: str, first: int) -> None:
-    """Checks, before anything is paid for, the policies that judges name.
+    """Checks the policies that judges name, before any work is done.
 
     Args:
         first: the first round that is still to be run.
 
     Raises:
-        ConfigError: one is that of a round that is not finished; or all rewards that training would hear are 0.
+        ConfigError: a judge names a round that is not finished, or the training judge would give only rewards of 0.
     """
     for place, judge in enumerate(recipe.judges):
         if not isinstance(judge, ImplicitConfig):

@@ -21,6 +21,7 @@ from flows.monitors.prefect_artifacts import Artifacts
 from flows.monitors.tracking import open_tracker
 from flows.prefect_api.control import Control
 from flows.prefect_api.server import has_background_server, prefect_api
+from flows.registry.catalog import ended_early
 from flows.registry.resume import report_changes, unread_states
 from flows.registry.resume_check import check_inputs
 from flows.round import round_steps
@@ -56,8 +57,11 @@ async def _missing_rounds(context: RoundContext) -> None:
         await round_steps.prepare_prompts(context)
         for number in range(len(context.run.rounds()), context.goal + 1):
             context.display.rounds(number, context.goal + 1)
-            await run_round(context, number)
-        context.display.rounds(context.goal + 1, context.goal + 1)
+            summary = await run_round(context, number)
+            if summary.no_update is not None and context.recipe.preferences.on_none == "stop":
+                break
+        else:
+            context.display.rounds(context.goal + 1, context.goal + 1)
 
 
 async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: Display, take_over: bool) -> None:
@@ -133,7 +137,10 @@ async def telling_end(context: RoundContext) -> AsyncIterator[None]:
     else:
         rounds = run.rounds()
         text = f"Run '{run.name}' has {counted(len(rounds) - 1, 'round')}; its held-out reward is "
-        notifier.tell("finished", f"{run.name}: finished", f"{text}{rounds[-1].meta['reward']:.4f}.")
+        text += f"{rounds[-1].meta['reward']:.4f}."
+        if early := ended_early(run, context.goal):
+            text = f"{text} {early}"
+        notifier.tell("finished", f"{run.name}: finished", text)
     finally:
         await notifier.sent()
 

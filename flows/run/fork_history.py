@@ -10,8 +10,8 @@ from storage.log.store import Store
 def import_parent_rounds(store: Store, run: Run, writer: Writer) -> None:
     """Names the parent's files in the fork's own log, up to the round that it starts from; nothing is copied.
 
-    What the parent has given up, the fork gives up too. A fork that was killed in the middle of it goes on where it
-    stopped, like any other step.
+    What the parent has dropped, the fork drops too. A fork that was killed meanwhile goes on where it stopped, like any
+    other step.
     """
     parent = run.header.get("parent")
     if parent is None or len(run.finished) > parent["round"]:
@@ -28,7 +28,7 @@ def import_parent_rounds(store: Store, run: Run, writer: Writer) -> None:
 
 
 def _given_up(files: Sequence[FileRef], dropped: Mapping[str, Entry]) -> dict[str, list[FileRef]]:
-    """The files that the parent has given up, by the reason."""
+    """Finds the files that the parent has dropped, by the reason."""
     found: dict[str, list[FileRef]] = {}
     for file in files:
         if file.path in dropped:

@@ -9,8 +9,8 @@ from flows.host.progress import Display
 from flows.host.signals import orderly_end
 from flows.host.text import counted
 from flows.monitors.tracking import check_tracking
-from flows.registry.catalog import existing_store, run_at_round
-from flows.registry.recipes import differences, parse_recipe
+from flows.registry.catalog import ended_early, existing_store, run_at_round
+from flows.registry.recipes import check_new_run, differences, parse_recipe
 from flows.registry.resume import check_goal, create_or_open, header, recipe_of, recipe_to_resume, unread_states
 from flows.registry.resume_check import check_inputs, open_to_go_on, weights_of_next_round
 from flows.registry.round_summary import RoundSummary, summaries
@@ -57,6 +57,7 @@ def start(
     if resume:
         run, recipe = create_or_open(store, name, recipe)
         return _bring_to(store, run, recipe, goal, display)
+    check_new_run(recipe)
     run = store.create_run(name, header(recipe))
     try:
         return _bring_to(store, run, recipe, goal, display)
@@ -112,6 +113,7 @@ def fork(
             "run instead, with policy.source=pretrained and the checkpoint's directory as policy.path"
         )
     _check_adapter(before, recipe)
+    check_new_run(recipe)
     if start:
         check_devices(recipe)
     unread = unread_states(recipe)
@@ -158,7 +160,7 @@ def _bring_to(
     with orderly_end(f"interrupted: what is committed stays, and 'rondo resume {run.name}' goes on"):
         asyncio.run(execute(store, run, recipe, rounds, display, take_over))
         run.refresh()
-        message = f"run '{run.name}' has {counted(rounds, 'round')}"
+        message = ended_early(run, rounds) or f"run '{run.name}' has {counted(rounds, 'round')}"
         return Finished(run.name, summaries(run.rounds()), message, report(run.name, store.root))
 
 

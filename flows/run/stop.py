@@ -1,7 +1,7 @@
 """``rondo cancel`` and ``rondo pause``: find the process that executes a run, have it end in order, and wait for that.
 
-On this host a signal reaches it. On another, or in a container, it is asked through Prefect, whose flow run carries the
-id of the store's session as a tag. The end itself is in ``flows/prefect_api/control.py``.
+A process on this host gets a signal. One on another host, or in a container, is asked through Prefect, whose flow run
+has the id of the store's session as a tag. How the process ends is in ``flows/prefect_api/control.py``.
 """
 
 import asyncio
@@ -21,19 +21,19 @@ from storage.log.manifest import Entry
 from storage.log.run import Run
 
 _ASK_SECONDS = 0.2
-# Within which a run that has just begun shows up in Prefect with its session's tag.
+# A run that has just begun shows up in Prefect with its session's tag within this time.
 _SHOWN_SECONDS = 20.0
 
 
 def cancel(name: str, root: str, patience: float) -> str:
-    """Ends a run that is executed; says what was done.
+    """Ends a run if it is executed; returns a sentence on what was done.
 
     Args:
         patience: how long to wait for the end, in seconds.
 
     Raises:
         ConfigError: the run is written by a command that executes no rounds, or cannot be reached.
-        RunHangsError: it was asked, and does not end.
+        RunHangsError: it was asked to end, and still runs.
     """
     run = existing_store(root).run(name)
     session = _executed(run)
@@ -43,7 +43,7 @@ def cancel(name: str, root: str, patience: float) -> str:
 
 
 def pause(name: str, root: str, patience: float) -> str:
-    """Ends a run that is executed, as :func:`cancel` does, and holds schedules back until it is resumed."""
+    """Ends a run if it is executed, as :func:`cancel` does, and holds schedules back until it is resumed."""
     run = existing_store(root).run(name)
     session, goes_on = _executed(run), f"schedules leave it alone until 'rondo resume {name}'"
     if session is not None:
@@ -56,7 +56,11 @@ def pause(name: str, root: str, patience: float) -> str:
 
 
 def _executed(run: Run) -> Entry | None:
-    """The session in which the run is executed at this time."""
+    """Returns the session in which the run is executed now; None if no process executes it.
+
+    Raises:
+        ConfigError: a command that executes no rounds writes it.
+    """
     session = run.session
     if run.state == "stopped" or session is None:
         return None
@@ -126,7 +130,7 @@ def _ask_prefect(session: Entry, where: str, *, pause: bool) -> None:
 
 
 async def _set_state(session: Entry, *, pause: bool) -> bool:
-    """As the UI's buttons do; whether there was a flow run to do it to."""
+    """Sets the state of the flow run as the UI's buttons do; returns whether there was one."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
     from prefect.client.schemas.objects import State

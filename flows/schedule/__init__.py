@@ -1,7 +1,7 @@
 """Deployments and scheduled rounds.
 
-Deployments that users have stored name their flow ``flows.schedule.add_rounds``: that name is kept, and loaded when it
-is asked for, so that the command line does not import Prefect.
+Deployments that users have stored name their flow ``flows.schedule.add_rounds``. That name is kept; it is loaded when
+it is asked for, so that the command line does not import Prefect.
 """
 
 from typing import Any

@@ -1,8 +1,8 @@
-"""A Prefect worker whose runs end first, and in order, when it is told to end, as a container's engine tells it.
+"""A Prefect worker whose runs end first, and in order, when it is told to end, such as by a container's engine.
 
     python -m flows.schedule.pool_worker --pool rondo --type process
 
-What is given goes to ``prefect worker start``, which alone would kill its runs: the store's log would stay open, and
+The arguments go to ``prefect worker start``. By itself it would kill its runs: the store's log would stay open, and
 Prefect would show them Running for ever. Nothing here imports Prefect.
 """
 
@@ -37,7 +37,7 @@ def work(command: Sequence[str]) -> int:
 
 
 def end_worker(worker: psutil.Process) -> None:
-    """Ends a worker. Its runs come first: they close their logs, and tell the server of it."""
+    """Ends a worker. Its runs end first: they close their logs, and tell the server of it."""
     with contextlib.suppress(psutil.Error):
         end_trees(worker.children(), RUN_GRACE_SECONDS)
     end_trees([worker], GRACE_SECONDS)

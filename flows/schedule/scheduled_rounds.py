@@ -26,6 +26,7 @@ from flows.host.text import counted
 from flows.prefect_api.control import API_ERRORS, awaiting_labels, end_flow_run, held_back, session_tag
 from flows.prefect_api.limits import SKIPPED, STOOD_FOR, alone, skip_overdue
 from flows.registry import DEFAULT_ROOT
+from flows.registry.catalog import ended_early
 from flows.registry.recipes import load_recipe, parse_recipe
 from flows.registry.resume import check_goal, create_or_open, is_free, recipe_of
 from flows.registry.resume_check import open_to_go_on
@@ -100,7 +101,9 @@ async def add_rounds(
         except (RondoError, StoreError) as error:
             display.say(f"error: {error}")
             raise
-        display.say(f"run '{run}' has {counted(target, 'round')}; report: {report(run, root)}")
+        existing.refresh()
+        had = ended_early(existing, target) or f"run '{run}' has {counted(target, 'round')}"
+        display.say(f"{had}; report: {report(run, root)}")
         return None
 
 

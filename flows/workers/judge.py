@@ -148,8 +148,8 @@ class JudgeWorker(Worker):
                 self._columns(judged, "prompt_id", "candidate", "score", "status", "components"),
             )
         for file in preferences:
-            found.add_preferences(self._columns(file, "kind", "margin", "token_counts", "drop_reason"))
-        return found.metrics()
+            found.add_preferences(self._columns(file, "prompt_id", "kind", "margin", "token_counts", "drop_reason"))
+        return found.metrics() | found.outcome(verdicts=self.recipe.judge.GIVES_VERDICTS)
 
     def _columns(self, file: FileRef, *columns: str) -> pa.Table:
         return shards.read_table(self.store, (file,), columns=columns)

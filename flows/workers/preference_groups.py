@@ -1,6 +1,6 @@
 """From the tables and the recipe of a round to the arguments of its update, and back to its metrics."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -57,7 +57,12 @@ def replayed_groups(prompts: pa.Table, replayed: pa.Table | None) -> list[Prefer
 
 
 def with_reference(
-    model: Any, groups: Sequence[PreferenceGroup], config: UpdateConfig, drift: float, tolerance: float
+    model: Any,
+    groups: Sequence[PreferenceGroup],
+    config: UpdateConfig,
+    drift: float,
+    tolerance: float,
+    explain: Callable[[float], str] = lambda _per_token: "",
 ) -> tuple[list[PreferenceGroup], dict[str, Any]]:
     """The groups with the reference's log-probabilities by the engine that the recipe asks for.
 
@@ -66,6 +71,7 @@ def with_reference(
 
     Args:
         tolerance: how far the two may be apart on average, in nats per token, if they hold the same policy.
+        explain: what more to say of a difference, in nats per token, that is too large.
 
     Returns:
         The groups, and for the record which engine it is and how far the two were apart, in nats per sequence.
@@ -87,7 +93,7 @@ def with_reference(
         raise WeightSyncError(
             "the policy that the update starts from gives the sampled answers log-probabilities that differ from the "
             f"sampler's by {per_token:.3g} nats per token, more than sampling.handover_tolerance {tolerance:g}: "
-            "it is not the policy that sampled"
+            f"it is not the policy that sampled{explain(per_token)}"
         )
     drift = max(drift, *gaps)
     if config.reference_logprobs == "auto" and drift <= config.reference_tolerance:

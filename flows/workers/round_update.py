@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.workers import preference_groups
+from flows.workers.precision import Agreement
 from flows.workers.references import PolicyRef, PreferenceShard, Trained, UpdateInputs
 from flows.workers.trainer_model import TrainerModel
 from pipeline.dpo.preference_pool import PreferencePool
@@ -92,11 +93,10 @@ class RoundUpdate:
         if not groups or (inputs.state and self._update is None):  # the state has theirs
             return groups
         if self._metrics is None and inputs.reference_sampled:
-            model, tolerance = (
-                slot.use(inputs.reference or inputs.policy),
-                slot.recipe.sampling.handover_tolerance,
+            model, agreed = slot.use(inputs.reference or inputs.policy), Agreement.of(slot.recipe)
+            groups, self._metrics = preference_groups.with_reference(
+                model, groups, config, inputs.drift, agreed.tolerance, agreed.explain
             )
-            groups, self._metrics = preference_groups.with_reference(model, groups, config, inputs.drift, tolerance)
             return groups
         if self._metrics is not None and self._metrics["reference_logprobs"] == "sampler":
             return groups
@@ -139,6 +139,7 @@ class RoundUpdate:
             round=self._round,
             rounds=slot.recipe.rounds,
             reference_is_start=inputs.reference is None and not mixed,
+            most_preferences=slot.recipe.most_preferences,
         )
         slot.set_current_policy(None)  # from here on the model is no committed policy, whatever happens
         update = Update(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.workers.base import Worker, everywhere
+from flows.workers.precision import Agreement
 from flows.workers.references import Drift, PolicyRef
 from pipeline.errors import WeightSyncError
 from pipeline.records import prompt_seed
@@ -112,7 +113,8 @@ class SamplerWorker(Worker):
             self._sampler.sleep()
 
     def _load(self, policy: PolicyRef) -> None:
-        from pipeline.model.policy import load_tokenizer, sampler_copy
+        from pipeline.model.policy import load_tokenizer
+        from pipeline.model.sampler_copy import sampler_copy
 
         checkpoint = self.whole(policy)
         # The other engine reads every checkpoint as transformers saves it.
@@ -145,18 +147,19 @@ class SamplerWorker(Worker):
             per_sequence=max(gaps),
             seconds=time.perf_counter() - started,
         )
-        tolerance = self.recipe.sampling.handover_tolerance
-        if not drift.per_token <= tolerance:
-            why = "the engine holds other weights or computes in a lower precision"
+        agreed = Agreement.of(self.recipe)
+        if not drift.per_token <= agreed.tolerance:
+            lower = "" if agreed.exact else ", or computes in a lower precision"
+            why = f"the engine holds other weights{lower}"
             if self._started_with == policy.digest:
                 why = (
-                    "the engine has just started with these weights, so it computes this type of model in another way "
-                    "or in a lower precision: set sampling.engine to transformers, or take another model"
+                    "the engine has just started with these weights, so it computes this type of model in another way"
+                    f"{lower}: set sampling.engine to transformers, or take another model"
                 )
             raise WeightSyncError(
                 f"after the hand-over of policy {policy.digest[:12]} the sampler's log-probabilities differ from the "
                 f"trainer's by {drift.per_token:.3g} nats per token, more than sampling.handover_tolerance "
-                f"{tolerance:g}: {why}"
+                f"{agreed.tolerance:g}: {why}{agreed.explain(drift.per_token)}"
             )
         if _nearer_to_previous(sums, probe):
             raise WeightSyncError(

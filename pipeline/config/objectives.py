@@ -51,5 +51,5 @@ SOFT_LABEL_OBJECTIVES = tuple(name for name, objective in OBJECTIVES.items() if 
 
 
 def objectives_with(constant: str) -> tuple[str, ...]:
-    """The objectives that have a constant of their own, such as ``target_margin``; none has one that all share."""
+    """Names the objectives that have this constant of their own, such as ``target_margin``; none if all share it."""
     return tuple(name for name, objective in OBJECTIVES.items() if constant in objective.constants)

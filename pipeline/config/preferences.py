@@ -1,10 +1,10 @@
 """How judgments become preferences."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Config
+from pipeline.config.base import Config, Later
 
 RANKING_RULES = ("full_ranking", "top_m")
 
@@ -13,15 +13,19 @@ class ReplayConfig(Config):
     """Preferences of earlier rounds, trained on again.
 
     The reference of a round's update is one policy for all its preferences: ``current`` scores replayed answers under
-    the policy that this round's update starts from, so that all of them are held back by the same policy, and the first
-    loss is the one that theory gives. With ``original`` each keeps the policy that sampled it: what an earlier update
-    has already learned of a pair then counts, and its pull is towards that earlier policy.
+    it, so that all of them are held back by the same policy. That is the policy that the update starts from if
+    ``update.reference`` is ``previous`` and ``staleness`` is 0, and the first loss then is the one that theory gives.
+    With staleness 1 it is the policy before, which sampled the round's own answers; else round 0's, or the average.
+    With ``original`` each keeps the policy that sampled it: what an earlier update has already learned of a pair then
+    counts, and its pull is towards that earlier policy.
     """
 
     share: float = Field(0.0, ge=0, le=0.9, description="most of a round's preferences that come from earlier rounds")
     max_age: int = Field(3, ge=1, le=1000, description="how many rounds back they may come from")
     reference: Literal["current", "original"] = Field(
-        "current", description="their reference: that of this round's update, or the policy that sampled them"
+        "current",
+        description="their reference: that of this round's update, as update.reference and staleness have it, or "
+        "the policy that sampled them",
     )
 
 
@@ -51,6 +55,13 @@ class PreferencesConfig(Config):
         description="weigh each pair by the probability that its order is right; needs a judge with uncertainty",
     )
     replay: ReplayConfig = Field(ReplayConfig(), description="preferences of earlier rounds, trained on again")
+    alarm_below: Annotated[float, Later(0.1)] = Field(
+        0.1, ge=0, le=1, description="raise an alarm if a smaller share of a round's prompts gives a preference"
+    )
+    on_none: Annotated[Literal["go_on", "stop"], Later("go_on")] = Field(
+        "go_on",
+        description="what the run does after a round in which no prompt gave a preference, and which has no update",
+    )
 
     @property
     def ranks(self) -> bool:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema, field_serializer, field_validator, model_validator
 
-from pipeline.config.base import Config, among
+from pipeline.config.base import Config, Later, among
 from pipeline.config.objectives import OBJECTIVES, objectives_with
 
 
@@ -29,6 +29,16 @@ _OBJECTIVE_FORM = {
         {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0, "maximum": 1000}},
     ]
 }
+
+
+LEARNING_RATE = 1e-6
+ADAPTER_LEARNING_RATE = 1e-5
+"""An adapter starts at nothing and has few weights: it takes about ten times the rate of whole weights."""
+
+
+def _learning_rate(fields: Mapping[str, Any]) -> float:
+    """What fits a pretrained model; ``fields`` are those that stand before this one."""
+    return LEARNING_RATE if fields.get("lora") is None else ADAPTER_LEARNING_RATE
 
 
 class UpdateConfig(Config):
@@ -61,11 +71,17 @@ class UpdateConfig(Config):
     wpo: bool = Field(False, description="weigh each pair by its probability under the policy (WPO)")
     nll_weight: float = Field(0.0, ge=0, le=100, description="weight of the chosen answer's negative log-likelihood")
     exploration_weight: float = Field(0.0, ge=0, le=100, description="weight of the exploration term (XPO)")
-    router_loss_weight: float = Field(
+    router_loss_weight: Annotated[float, Later(0.0)] = Field(
         0.0, ge=0, le=100, description="weight of the balancing loss of a mixture of experts"
     )
     lora: LoraConfig | None = Field(None, description="train a low-rank adapter; all weights where empty")
-    learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate of AdamW")
+    learning_rate: float = Field(
+        default_factory=_learning_rate,
+        gt=0,
+        le=1,
+        description="peak learning rate of AdamW; the default fits pretrained models, and is "
+        f"{ADAPTER_LEARNING_RATE:g} for an adapter",
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate over the steps")
     schedule_over: Literal["round", "run"] = Field(
         "round", description="whether the schedule and its warm-up begin anew in each round, or span all of them"
@@ -85,7 +101,12 @@ class UpdateConfig(Config):
     weight_decay: float = Field(0.0, ge=0, le=1, description="decoupled weight decay of AdamW")
     max_grad_norm: float = Field(1.0, gt=0, le=1e6, description="gradients are clipped to this norm")
     epochs: int = Field(1, ge=1, le=100, description="passes over the round's preferences")
-    batch_size: int = Field(16, ge=1, le=1_000_000, description="preferences per optimizer step")
+    batch_size: int = Field(
+        16,
+        ge=1,
+        le=1_000_000,
+        description="preferences per optimizer step; one of fewer moves the weights by its share of a whole one",
+    )
     batch_order: Literal["shuffled", "shards"] = Field(
         "shuffled",
         description="of the first epoch: a permutation of all preferences, or shard after shard, each permuted; the "

@@ -17,7 +17,7 @@ def encode_conversation(
     add_generation_prompt: bool,
     read_special_tokens: bool = False,
 ) -> tuple[str, list[int]]:
-    """The text of a conversation in a tokenizer's chat template, and its token ids.
+    """Encodes a conversation in a tokenizer's chat template: returns its text and its token ids.
 
     Args:
         of: whose template it is, in words.
@@ -67,10 +67,10 @@ def encode_joined(
     *,
     read_special_tokens: bool = False,
 ) -> list[int]:
-    """Token ids of a prompt, as the policy reads it, and an answer that goes on from it, without a template.
+    """Encodes a prompt, as the policy reads it, and an answer that goes on from it, without a template.
 
-    Special tokens that the answer spells are ordinary text, and so are those that the prompt spells: of a conversation
-    those within its contents, for the rest is the policy's template.
+    Special tokens that the answer spells are ordinary text, and so are those that the prompt spells. Of a conversation
+    this holds for what its messages hold: the rest is the policy's template.
 
     Args:
         messages: the conversation that the prompt's text was made from, if it was.
@@ -131,7 +131,7 @@ def _render(tokenizer: Tokenizer, messages: list[Message], of: str, add_generati
 
 
 def _first_refused(tokenizer: Tokenizer, messages: list[Message], add_generation_prompt: bool, words: str) -> int:
-    """The number of messages, from 1, with which a template first says these words; all of them say it."""
+    """Finds the least number of messages with which a template says these words; all of them together say them."""
     for count in range(1, len(messages)):
         try:
             _write(tokenizer, messages[:count], add_generation_prompt)

@@ -29,10 +29,10 @@ def load_prompts(
     tokenizer: Tokenizer,
     say: _Say = lambda _sentence: None,
 ) -> pa.Table:
-    """All prompts of a run, in the ``PROMPTS`` schema: the train split, then the evaluation split.
+    """Loads all prompts of a run, in the ``PROMPTS`` schema: the train split, then the evaluation split.
 
-    The splits never share a prompt. Generated prompts come from splits of the corpus; of a file or dataset,
-    repeated prompts and those beyond ``max_tokens`` are left out (of repeated ones the first stays) and those with the
+    The splits never share a prompt. Generated prompts come from splits of the corpus. Of a file or dataset, repeated
+    prompts and those beyond ``max_tokens`` are left out; of repeated ones the first stays. Those with the
     ``evaluation_count`` smallest ids are held out, whatever the seed, so that a run forked with another seed trains on
     none of them.
 
@@ -94,7 +94,7 @@ def check_lengths(prompts: pa.Table, max_tokens: int, context: int) -> None:
 
 
 def round_slice(prompts: pa.Table, round_number: int, prompts_per_round: int, seed: int) -> list[int]:
-    """The rows of a round's prompts: a function of its arguments alone. Rounds count from 1.
+    """Returns the rows of a round's prompts: a function of its arguments alone. Rounds count from 1.
 
     The train split is passed over again and again, shuffled anew for each pass, and each round takes up where
     the last one stopped. No prompt comes twice in a pass, nor in a round: what is left at the end of a pass
@@ -137,7 +137,7 @@ def _row(prompt: Prompt, tokenizer: Tokenizer, *, read_special_tokens: bool = Fa
 
 
 def _encode(prompt: Prompt, tokenizer: Tokenizer, read_special_tokens: bool) -> tuple[str, list[int]]:
-    """The prompt as the policy reads it: at most one beginning of sequence, and no end of sequence."""
+    """Encodes the prompt as the policy reads it: at most one beginning of sequence, and no end of sequence."""
     content = prompt.content
     if isinstance(content, str):
         return content, _encode_text(content, tokenizer, read_special_tokens)

@@ -10,7 +10,7 @@ from pipeline.errors import DataError
 
 
 def reference_answer(value: object, place: str, column: str) -> str | None:
-    """The answer as text. Numbers are written in full, whole ones without a point; null and NaN are no answer.
+    """Gives the answer as text. Numbers are written in full, whole ones without a point; null and NaN are no answer.
 
     Args:
         place: where the value stands, for messages.
@@ -38,7 +38,7 @@ def reference_answer(value: object, place: str, column: str) -> str | None:
 
 
 def _decimal(value: float | Decimal) -> str:
-    """All digits of a number, without an exponent, the zeros after the point left out."""
+    """Writes all digits of a number, without an exponent, and without zeros at the end of its fraction."""
     if not value:
         return "0"  # also of -0.0
     if isinstance(value, Decimal):

@@ -38,7 +38,7 @@ class Rows:
     padded: bool
 
     def place(self, row: Row, column: str | None) -> str:
-        """Where a value stands, in words."""
+        """Says where a value stands, in words."""
         return f"row {row.number} of {self.source}, column '{column}'"
 
 
@@ -158,7 +158,7 @@ def _python_values(column: pa.ChunkedArray, place: Callable[[int], str]) -> list
 
 
 def _head(name: str, present: Sequence[str], place: str) -> str:
-    """The column that a name, which may go on with fields of it, begins with."""
+    """Finds the column that a name begins with; the name may go on with fields of it."""
     parts = name.split(".")
     for count in range(len(parts), 0, -1):
         if (head := ".".join(parts[:count])) in present:

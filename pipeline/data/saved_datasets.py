@@ -42,6 +42,6 @@ def open_saved(directory: str, subset: str | None, split: str) -> Dataset:
 
 
 def _split_name(dataset: Dataset) -> str:
-    """The split that a dataset was saved from; of a slice of one, such as ``test[:9]``, that one."""
+    """Names the split that a dataset, or a slice such as ``test[:9]``, was saved from; ``train`` if none is known."""
     name = str(dataset.split or "").partition("[")[0]
     return name if name.isidentifier() else "train"

@@ -27,7 +27,7 @@ class Prompt:
 
     @property
     def prompt_id(self) -> str:
-        """Hash of the content, all fields of its messages included."""
+        """Hashes the content, all fields of its messages included."""
         return content_id(self.content)
 
 
@@ -36,7 +36,7 @@ def read_prompts(config: FilePrompts | DatasetPrompts) -> list[Prompt]:
 
     Raises:
         ConfigError: there is no such file, dataset, split or column, it cannot be read, or it has no rows.
-        DataError: a row whose prompt or reference answer is none, with its place.
+        DataError: a row whose prompt or reference answer cannot be used; names its place.
     """
     found = read_rows(config)
     by_id: dict[str, Prompt] = {}

@@ -52,11 +52,11 @@ class Marked:
 
     @property
     def apart(self) -> bool:
-        """Whether spelled tokens are encoded as text; of texts without any this is false."""
+        """Says whether spelled tokens are encoded as text; false if the texts spell none."""
         return bool(self._marks) and keeps_apart(self._tokenizer)
 
     def mark(self, value: Any) -> Any:
-        """A value with a mark in place of each special token that is spelled in it, at any depth."""
+        """Puts a mark in place of each special token that is spelled in a value, at any depth."""
         if isinstance(value, str):
             return _replace(value, self._marks)
         if isinstance(value, Mapping):
@@ -64,11 +64,11 @@ class Marked:
         return [self.mark(item) for item in value] if isinstance(value, list) else value
 
     def unmark(self, text: str) -> str:
-        """The text as it is without marks."""
+        """Puts the special tokens back in place of their marks."""
         return _replace(text, {mark: token for token, mark in self._marks.items()})
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of a marked text: what was marked as ordinary text, all other special tokens as themselves."""
+        """Encodes a marked text: what was marked becomes ordinary text, all other special tokens stay themselves."""
         twin = _twin(self._tokenizer) if self._marks else None
         if twin is None:  # in nearly all texts nothing is spelled
             return list(self._tokenizer(self.unmark(text), add_special_tokens=add_special_tokens).input_ids)
@@ -77,7 +77,7 @@ class Marked:
 
 
 def special_tokens(tokenizer: Tokenizer) -> list[str]:
-    """The spellings of a tokenizer's special tokens; those that it adds without such a flag are ordinary text."""
+    """Lists the spellings of a tokenizer's special tokens; added tokens that are not special are ordinary text."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     named = getattr(tokenizer, "all_special_tokens", [])
     found = {*named, *(token.content for token in added if token.special)}
@@ -85,12 +85,12 @@ def special_tokens(tokenizer: Tokenizer) -> list[str]:
 
 
 def keeps_apart(tokenizer: Tokenizer) -> bool:
-    """Whether special tokens that are spelled in content can be encoded as ordinary text."""
+    """Says whether special tokens that are spelled in content can be encoded as ordinary text."""
     return _twin(tokenizer) is not None
 
 
 def strings(value: Any) -> list[str]:
-    """All texts of a value, at any depth, names of fields among them."""
+    """Lists all texts of a value, at any depth, names of fields among them."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, Mapping):
@@ -100,7 +100,7 @@ def strings(value: Any) -> list[str]:
 
 @lru_cache(maxsize=4)
 def _twin(tokenizer: Tokenizer) -> Twin | None:
-    """The twin; None of a tokenizer that is not of the tokenizers library, or that cannot do without its names."""
+    """Makes the twin; None if the tokenizer is not of the tokenizers library, or cannot do without its names."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None

@@ -3,10 +3,13 @@
 In the order ``shuffled`` an epoch is a permutation of all preferences, which is known once the last of them is there.
 In the order ``shards`` the first epoch takes shard after shard, each permuted by itself, so that its steps are known
 while later shards are still being sampled; what comes first does not depend on what comes later.
+
+The last step of an epoch has what is left. It moves the weights by its share of a whole step: of one preference, where
+others are of sixteen, Adam would make a step as long as theirs.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -15,11 +18,15 @@ from pipeline.config import UpdateConfig
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """A step: its pass over the preferences, from 0, which of them it takes, and the share of the update before it."""
+    """A step: its pass over the preferences, from 0, which of them it takes, and the share of the update before it.
+
+    ``weight`` is the share of a whole step that it is, by which its learning rate is multiplied.
+    """
 
     epoch: int
     members: list[int]
     done: float
+    weight: float = 1.0
 
 
 class StepPlan:
@@ -27,10 +34,12 @@ class StepPlan:
 
     Args:
         warmup_steps: those of this update, which the schedule's shares leave out.
+        most: how many preferences the round could have given; a whole step has a batch of them, or as many as that. As
+            many as there are where None.
     """
 
-    def __init__(self, config: UpdateConfig, *, seed: int, warmup_steps: int = 0) -> None:
-        self._config, self._seed, self._warmup_steps = config, seed, warmup_steps
+    def __init__(self, config: UpdateConfig, *, seed: int, warmup_steps: int = 0, most: int | None = None) -> None:
+        self._config, self._seed, self._warmup_steps, self._most = config, seed, warmup_steps, most
         self._count = self._shards = 0
         self._share = 0.0
         self._order: list[int] = []
@@ -51,11 +60,19 @@ class StepPlan:
         return self._steps is not None
 
     def add(self, preferences: int, share: float) -> None:
-        """So many more preferences, with which this share of the round's prompts is through."""
+        """So many more preferences, with which this share of the round's prompts is through.
+
+        Those that come when all prompts are through already, as replayed ones, make the update longer: the shares of
+        those before shrink in proportion. They have to be there before the first step is asked for.
+        """
         generator = torch.Generator().manual_seed(self._seed + 1 + self._shards)
         permuted = torch.randperm(preferences, generator=generator).tolist()
         self._order += [self._count + place for place in permuted]
-        self._shares += [self._share + (share - self._share) * place / preferences for place in range(preferences)]
+        start = self._share
+        if start >= share and preferences and self._count:
+            start = share * self._count / (self._count + preferences)
+            self._shares = [before * start / share for before in self._shares]
+        self._shares += [start + (share - start) * place / preferences for place in range(preferences)]
         self._count, self._shards, self._share = self._count + preferences, self._shards + 1, share
 
     def close(self) -> None:
@@ -66,12 +83,25 @@ class StepPlan:
 
     def step(self, number: int) -> PlannedStep | None:
         """The step of this number, from 0; None if it is not known yet, or there is none."""
-        if self._steps is not None:
-            return self._steps[number] if number < len(self._steps) else None
         size = self._config.batch_size
-        if self._config.batch_order == "shuffled" or (number + 1) * size > self._count:
+        if self._steps is not None:
+            found = self._steps[number] if number < len(self._steps) else None
+        elif self._config.batch_order == "shuffled" or (number + 1) * size > self._count:
+            found = None
+        else:
+            found = self._first_epoch(number)
+        if found is None:
             return None
-        return self._first_epoch(number)
+        whole = min(size, self._most or self._count)
+        return replace(found, done=self._scheduled(number, found.done), weight=min(1.0, len(found.members) / whole))
+
+    def _scheduled(self, number: int, done: float) -> float:
+        """The share of the schedule before a step: it begins with the first step after the warm-up."""
+        first = self._warmup_steps
+        if self._config.batch_order == "shuffled" or number < first:
+            return done
+        before = (self._steps[first] if self._steps is not None else self._first_epoch(first)).done
+        return (done - before) / (1 - before)
 
     def _first_epoch(self, number: int) -> PlannedStep:
         start, size = number * self._config.batch_size, self._config.batch_size

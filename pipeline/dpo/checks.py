@@ -27,7 +27,7 @@ NAMED = 8
 
 
 def check_inputs(groups: Sequence[PreferenceGroup], config: UpdateConfig) -> list[tuple[Loss, float]]:
-    """The losses of the objectives with their weights, once configuration and preferences are known to go together.
+    """Checks that configuration and preferences go together, and returns the objectives' losses with their weights.
 
     Raises:
         ConfigError, DataError, PromptTooLongError: they do not.
@@ -41,7 +41,7 @@ def check_inputs(groups: Sequence[PreferenceGroup], config: UpdateConfig) -> lis
 
 
 def check_any(groups: Sequence[PreferenceGroup]) -> None:
-    """Raise DataError where there is nothing to learn from."""
+    """Raises DataError if there is nothing to learn from."""
     if not groups:
         raise DataError("an update needs at least one preference and got none: every prompt of the round was dropped")
 
@@ -63,7 +63,7 @@ def _check_fit(name: str, groups: Sequence[PreferenceGroup]) -> None:
 
 
 def check_weights(model: Any) -> None:
-    """Refuse weights that are not finite, and trained ones in half precision, where small steps round to nothing."""
+    """Refuses weights that are not finite, and trained ones in half precision: small steps would round to nothing."""
     for name, weight in model.named_parameters():
         if not torch.isfinite(local(weight)).all():
             raise NonFiniteError(f"weight {name} is not finite before the first step: take an earlier checkpoint")
@@ -75,7 +75,7 @@ def check_weights(model: Any) -> None:
 
 
 def check_losses(loss_P: Tensor, preferences: PreferenceBatch, members: Sequence[PreferenceGroup], step: int) -> None:
-    """Raise NonFiniteError, naming the prompts, where a loss is not finite."""
+    """Raises NonFiniteError, naming the prompts, if a loss is not finite."""
     finite = torch.isfinite(loss_P)
     if finite.all():
         return
@@ -90,7 +90,7 @@ def check_losses(loss_P: Tensor, preferences: PreferenceBatch, members: Sequence
 
 
 def check_gradient(norm: Tensor, model: Any, batch: Sequence[PreferenceGroup], step: int) -> None:
-    """Raise NonFiniteError, naming weights and prompts, where the gradient's norm is not finite."""
+    """Raises NonFiniteError, naming weights and prompts, if the gradient's norm is not finite."""
     if torch.isfinite(norm):
         return
     largest = _largest_entries(model)
@@ -104,7 +104,7 @@ def check_gradient(norm: Tensor, model: Any, batch: Sequence[PreferenceGroup], s
 
 
 def _largest_entries(model: Any) -> dict[str, float]:
-    """The largest absolute gradient of each weight, over all ranks; what is not a number counts as largest."""
+    """Finds the largest absolute gradient of each weight, over all ranks; what is not a number counts as largest."""
     gradients = {name: local(weight.grad) for name, weight in model.named_parameters() if weight.grad is not None}
     world = world_of(model)
     # One row a rank, as not every sum or maximum over ranks keeps what is not a number.
@@ -116,7 +116,7 @@ def _largest_entries(model: Any) -> dict[str, float]:
 
 
 def check_alone(ranks: int, token_budget: int, reason: str) -> None:
-    """Raise OutOfMemoryError where there are other ranks, which wait for this one in the middle of the pass.
+    """Raises OutOfMemoryError if there are other ranks, which wait for this one in the middle of the pass.
 
     A single rank takes the step again with smaller packs.
     """
@@ -128,7 +128,7 @@ def check_alone(ranks: int, token_budget: int, reason: str) -> None:
 
 
 def halved_budget(groups: Sequence[PreferenceGroup], token_budget: int, reason: str) -> int:
-    """Half the token budget, or that of the largest preference alone.
+    """Halves the token budget, but not below what the largest preference takes alone.
 
     Raises:
         OutOfMemoryError: it was no more than that already.
@@ -144,9 +144,9 @@ def halved_budget(groups: Sequence[PreferenceGroup], token_budget: int, reason: 
 
 
 def first_loss_tolerance(config: UpdateConfig) -> float:
-    """How far the first loss may be from the expected one, relative.
+    """Says how far the first loss may be from the expected one, relative to it.
 
-    Float32 engines agree to 1e-6 nats a token, which moves the loss by less than 1e-5; bfloat16 ones differ by about
+    Float32 engines agree to 1e-6 nats a token, which moves the loss by less than 1e-5. Bfloat16 ones differ by about
     0.05, at random, which moves a step's mean by 1e-2. A swapped sign, other token ids or a stale reference move it by
     more.
     """
@@ -156,7 +156,7 @@ def first_loss_tolerance(config: UpdateConfig) -> float:
 def expected_first_loss(
     batch: Sequence[PreferenceGroup], terms: Sequence[tuple[Loss, float]], config: UpdateConfig, facts: RoundFacts
 ) -> float | None:
-    """The mean objective of a step where policy and reference are one, where theory gives it."""
+    """Returns a step's mean objective if policy and reference are one; None if they are not, or theory gives none."""
     total = 0.0
     for loss, weight in terms:
         if not facts.reference_is_start or loss.first_loss is None:
@@ -167,7 +167,7 @@ def expected_first_loss(
 
 
 def check_first_loss(loss: float, expected: float | None, *, drift: float, tolerance: float) -> None:
-    """Raise FirstLossError where the first loss is not the expected one, within a relative tolerance.
+    """Raises FirstLossError if the first loss is not the expected one, within a relative tolerance.
 
     ``drift`` is the largest difference between reference and policy, in nats a sequence, for the message.
     """

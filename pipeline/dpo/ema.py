@@ -5,11 +5,11 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from pipeline.model.policy import SMALL_FILES, weight_files
+from pipeline.model.checkpoint_files import SMALL_FILES, weight_files
 
 
 def blend(average: Path, policy: Path, target: Path, *, decay: float) -> None:
-    """Write ``decay * average + (1 - decay) * policy``, computed in float32, with the policy's small files.
+    """Writes ``decay * average + (1 - decay) * policy``, computed in float32, with the policy's small files.
 
     Args:
         average, policy: checkpoints of models of the same shape, saved in the same way.

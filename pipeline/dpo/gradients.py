@@ -28,10 +28,10 @@ from pipeline.packing.packing import Pack
 class StepOutcome:
     """Detached values of a step's preferences, each of shape ``[P]``.
 
-    ``drift`` is the largest difference to the reference over a preference's candidates, in nats; ``kl`` half the mean
-    of its square, a second-order estimate of the divergence from the reference (http://joschu.net/blog/kl-approx.html,
-    k2), which unlike an exponential of the difference has no heavy tail. ``router`` is the balancing loss of a mixture
-    of experts, 0 if none is asked for.
+    ``drift`` is the largest difference to the reference over a preference's candidates, in nats. ``kl`` is half the
+    mean of its square: a second-order estimate of the divergence from the reference (k2 of
+    http://joschu.net/blog/kl-approx.html). Unlike an exponential of the difference it has no heavy tail. ``router`` is
+    the balancing loss of a mixture of experts, 0 if none is asked for.
     """
 
     objective: Tensor
@@ -58,7 +58,7 @@ def accumulate_gradient(
     config: UpdateConfig,
     step: int,
 ) -> tuple[StepOutcome, int]:
-    """Add the gradient of the step's mean loss, pack by pack, and count the tokens.
+    """Adds the gradient of the step's mean loss, pack by pack, and counts the tokens.
 
     The denominator is the number of preferences of the step, however they are spread over packs and ranks. Outcome and
     tokens are those of the whole step on every rank.
@@ -91,7 +91,7 @@ def _losses(
     terms: Sequence[tuple[Loss, float]],
     config: UpdateConfig,
 ) -> tuple[Tensor, Tensor, Tensor, PreferenceBatch]:
-    """Objective, loss and balancing loss of each preference of a pack, and what they were computed from."""
+    """Computes objective, loss and balancing loss of each preference of a pack; returns them with that batch."""
     with keep_router_logits(model, wanted=config.router_loss_weight > 0) as router_logits:
         logps_N, squares_N = pack_logps(model, pack, squares=config.wpo, precision=config.precision)
     preferences = _preference_batch(pack, members, sum_by_sequence(logps_N, pack))
@@ -112,7 +112,7 @@ def _losses(
 def _of_all_ranks(
     found: dict[str, Tensor], packs: Sequence[Sequence[int]], preferences: int, world: World
 ) -> dict[str, Tensor]:
-    """The columns of all ranks, in the order of the step; a pack of no group has a row, which is left out."""
+    """Collects the columns of all ranks, in the order of the step; a pack of no group has a row, which is left out."""
     own = torch.tensor([bool(groups) for groups in packs for _ in groups or [0]], device=world.device)
     rows = torch.tensor([index for groups in packs for index in groups], dtype=torch.int64, device=world.device)
     values = torch.zeros(len(found), preferences, dtype=torch.float64, device=world.device)
@@ -121,7 +121,7 @@ def _of_all_ranks(
 
 
 def _extra_terms(preferences: PreferenceBatch, config: UpdateConfig) -> Tensor | float:
-    """What is added to the objective; not part of the first loss that theory gives."""
+    """Computes what is added to the objective; it is no part of the first loss that theory gives."""
     extra: Tensor | float = 0.0
     if config.nll_weight:
         chosen_nll_P = nll(preferences.logps_P_K[:, 0], preferences.lengths_P_K[:, 0])
@@ -133,8 +133,9 @@ def _extra_terms(preferences: PreferenceBatch, config: UpdateConfig) -> Tensor |
 
 
 def _preference_batch(pack: Pack, members: Sequence[PreferenceGroup], logps_S: Tensor) -> PreferenceBatch:
-    """Arrange a pack's candidates as [P, K]; places that a preference lacks have rank -1 and repeat its first
-    candidate.
+    """Arranges a pack's candidates as [P, K].
+
+    Places that a preference lacks have rank -1 and repeat its first candidate.
     """
     widest = max(pack.candidates)
     index, reference, lengths, ranks = [], [], [], []

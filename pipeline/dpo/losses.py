@@ -16,6 +16,9 @@ from torch.nn import functional as F
 
 from pipeline.config import UpdateConfig
 
+BFLOAT16_NOISE = 0.05
+"""Standard deviation between two engines on the same weights, in nats per token, as measured on GPUs."""
+
 
 def _logistic(margins_P: Tensor, order_right_P: Tensor | float) -> Tensor:
     """Cross-entropy in nats between the probability that the order is right and sigmoid(margin)."""
@@ -115,12 +118,16 @@ def sppo(chosen_P: Tensor, rejected_P: Tensor, *, beta: float, soft_labels_P: Te
     return (chosen_P - (wins_P - 0.5) / beta).square() + (rejected_P - (0.5 - wins_P) / beta).square()
 
 
-def dpop(chosen_P: Tensor, rejected_P: Tensor, *, beta: float, penalty: float) -> Tensor:
-    """DPO-Positive, arXiv:2402.13228: ``-log sigmoid(beta (chosen - rejected - penalty max(0, -chosen)))``.
+def dpop(
+    chosen_P: Tensor, rejected_P: Tensor, *, beta: float, penalty: float, margin_P: Tensor | float = 0.0
+) -> Tensor:
+    """DPO-Positive, arXiv:2402.13228: ``-log sigmoid(beta (chosen - rejected - penalty max(0, -chosen - margin)))``.
 
-    The penalty acts where the chosen answer has become less likely than under the reference.
+    The penalty acts where the chosen answer has become less likely than under the reference, by more than the margin in
+    nats; the paper has none. An update starts at log-ratios of 0 plus noise, where the penalty's slope jumps: without a
+    margin the signs of that noise decide the first step.
     """
-    return -F.logsigmoid(beta * (chosen_P - rejected_P - penalty * torch.relu(-chosen_P)))
+    return -F.logsigmoid(beta * (chosen_P - rejected_P - penalty * torch.relu(-chosen_P - margin_P)))
 
 
 def apo_zero(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
@@ -207,9 +214,11 @@ def exploration(logps_P_K: Tensor, ranks_P_K: Tensor) -> Tensor:
 
 def wpo_weights(mean_alignments_P_K: Tensor) -> Tensor:
     """Weights of pairs by their probability under the policy, arXiv:2406.11827 (2), without gradient:
-    ``exp(chosen + rejected)``, where each is the mean over tokens of ``log p(token) - log sum_v p(v)^2``.
+    ``exp(chosen + rejected)``, where each is the mean over tokens of ``log p(token) - log sum_v p(v)^2``. At most 1, as
+    in the authors' code: tokens likelier than the distribution's own mean, as in answers of one token, would else make
+    a pair count for several.
     """
-    return mean_alignments_P_K.detach().sum(-1).exp()
+    return mean_alignments_P_K.detach().sum(-1).exp().clamp(max=1.0)
 
 
 def divergence_scores(logratios: Tensor, divergence: str, alpha: float) -> Tensor:
@@ -226,6 +235,16 @@ def divergence_scores(logratios: Tensor, divergence: str, alpha: float) -> Tenso
     if divergence == "alpha":
         return -torch.expm1(-alpha * logratios) / alpha
     return logratios
+
+
+def noise(config: UpdateConfig, lengths: Tensor) -> Tensor:
+    """What two computations of an answer's log-probability may differ by under the same weights, in nats.
+
+    In float32 what the recipe takes for equal. In bfloat16 at least two standard deviations of a sum over so many
+    tokens, of which each differs at random.
+    """
+    told = torch.full_like(lengths, config.reference_tolerance)
+    return told if config.precision == "float32" else told.maximum(2 * BFLOAT16_NOISE * lengths.sqrt())
 
 
 @dataclass(frozen=True)
@@ -287,7 +306,8 @@ def _simpo(batch: PreferenceBatch, config: UpdateConfig) -> Tensor:
 
 
 def _dpop(batch: PreferenceBatch, config: UpdateConfig) -> Tensor:
-    return dpop(*batch.logratios_P_K.unbind(1), beta=config.beta, penalty=config.dpop_penalty)
+    margin_P = noise(config, batch.lengths_P_K[:, 0])
+    return dpop(*batch.logratios_P_K.unbind(1), beta=config.beta, penalty=config.dpop_penalty, margin_P=margin_P)
 
 
 def _ranking(function: Callable[..., Tensor]) -> Function:

@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 
 
 def build_optimizer(model: nn.Module, config: UpdateConfig) -> torch.optim.Optimizer:
-    """AdamW (arXiv:1711.05101), fused, or with moments of 8 bits (arXiv:2110.02861), paged or not, by bitsandbytes.
+    """Builds AdamW (arXiv:1711.05101), fused, or bitsandbytes' with moments of 8 bits (arXiv:2110.02861), paged or not.
 
     Weights decay, vectors (biases, gains of norms) do not.
 
@@ -53,10 +53,10 @@ def _eight_bit(name: str, device: torch.device) -> Callable[..., torch.optim.Opt
 
 
 def learning_rate_factor(config: UpdateConfig, facts: RoundFacts, *, step: int, done: float) -> float:
-    """Share of the peak learning rate at a step, counted from 0, before which this share of the update is done.
+    """Gives the share of the peak learning rate at a step, from 0; ``done`` is the share of the update before it.
 
-    It rises linearly over ``warmup_steps`` (the first step is not zero), then stays, or falls to zero just after the
-    last step along a line or half a cosine. An update that covers a part of the run's schedule falls along that part;
+    It rises linearly over ``warmup_steps`` (the first step is not zero). Then it stays, or falls along a line or half a
+    cosine, to zero just after the last step. An update that covers a part of the run's schedule falls along that part;
     only the first one warms up.
     """
     warmup = facts.warmup_steps(config)

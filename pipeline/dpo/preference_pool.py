@@ -26,14 +26,14 @@ class PreferencePool(Sequence[PreferenceGroup]):
 
     @property
     def digest(self) -> str:
-        """Hash of all that is in the preferences, but for the reference's log-probabilities."""
+        """Hashes the preferences: the prompts' ids, the candidates' token ids, their places and the soft labels."""
         return self._hash.hexdigest()
 
     def extend(self, groups: Iterable[PreferenceGroup]) -> None:
-        """Add preferences after those that are there.
+        """Adds preferences after those that are there.
 
         Raises:
-            NoRoomError: the disk is full; the pool is of no use any more.
+            NoRoomError: the disk is full; the pool cannot be used after that.
         """
         try:
             self._file.seek(self._starts[-1])
@@ -49,12 +49,12 @@ class PreferencePool(Sequence[PreferenceGroup]):
             ) from error
 
     def save_reference(self, path: Path) -> None:
-        """Write the reference's log-probabilities, a line for each preference."""
+        """Writes the reference's log-probabilities, a line for each preference."""
         with path.open("w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(list(group.reference_logps)) + "\n" for group in self)
 
     def with_reference(self, path: Path) -> "PreferencePool":
-        """The same preferences with the reference's log-probabilities as another pool has saved them.
+        """Returns the same preferences with the reference's log-probabilities as another pool has saved them.
 
         Raises:
             DataError: there is not one line for each preference, or it cannot be read.

@@ -35,17 +35,14 @@ DECIDED_ELSEWHERE = frozenset({
 })  # fmt: skip
 """Fields of the recipe's update that decide what an update is given, and not what it does with it."""
 _CONSTANTS = ("beta", "label_smoothing", "target_margin", "dpop_penalty", "divergence", "divergence_alpha")
-_LATER = ("router_loss_weight",)
 
 
 def hashed_settings(config: UpdateConfig, facts: RoundFacts) -> dict[str, Any]:
     """All that decides what an update does, in the form that version 0.1.0 gave it: its saved states are still found.
 
-    A new field of the recipe's update is part of it, unless it is named in ``DECIDED_ELSEWHERE``; one of ``_LATER`` at
-    its default is left out, as version 0.1.0 did not have it.
+    A new field of the recipe's update is part of it, unless it is named in ``DECIDED_ELSEWHERE``.
     """
-    later = {name for name in _LATER if getattr(config, name) == UpdateConfig.model_fields[name].default}
-    fields = config.model_dump(mode="json", exclude={"objective", *_CONSTANTS, *DECIDED_ELSEWHERE, *later})
+    fields = config.hashed(exclude={"objective", *_CONSTANTS, *DECIDED_ELSEWHERE})
     start, end = facts.schedule_part(config)
     return {
         **fields,

@@ -109,7 +109,7 @@ class Update:
         self._model, self._config, self._facts, self._seed, self._say = model, config, facts, seed, say
         self._groups = PreferencePool()
         self._optimizer = build_optimizer(model, config)
-        self._plan = StepPlan(config, seed=seed, warmup_steps=facts.warmup_steps(config))
+        self._plan = StepPlan(config, seed=seed, warmup_steps=facts.warmup_steps(config), most=facts.most_preferences)
         self._done = _Progress([], config.token_budget)
         self.add(groups, share)
 
@@ -231,7 +231,7 @@ class Update:
             done.first_loss, done.drift = outcome.objective.mean().item(), outcome.drift.max().item()
             check_first_loss(done.first_loss, done.expected, drift=done.drift, tolerance=tolerance)
         factor = learning_rate_factor(config, self._facts, step=step, done=planned.done)
-        learning_rate = config.learning_rate * factor
+        learning_rate = config.learning_rate * factor * planned.weight
         grad_norm = _take_step(self._model, self._optimizer, learning_rate, config.max_grad_norm, batch, step)
         return StepMetrics(
             step=step,

@@ -3,13 +3,14 @@
 Lengths are in tokens with the end-of-sequence token, divergences in nats per sequence, shares from 0 to 1.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.config import PreferencesConfig
 from pipeline.evaluation.judge_drift import agreement, change, drifted, over_optimised, overoptimization_gap
 from pipeline.evaluation.metrics import Scores, answer_statistics, kl_estimate, mean_score, scores_by_prompt, win_rate
 from pipeline.recipe import EvaluationConfig
@@ -98,11 +99,16 @@ def _known(found: Mapping[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def alarms(metrics: Mapping[str, Any], initial: Mapping[str, Any], config: EvaluationConfig) -> list[str]:
+def alarms(
+    metrics: Mapping[str, Any],
+    initial: Mapping[str, Any],
+    config: EvaluationConfig,
+    preferences: PreferencesConfig | None = None,
+) -> list[str]:
     """What a person should look at before trusting this round, one sentence each."""
-    found = []
-    fell, change = metrics["chosen_fell"], metrics["chosen_change"]
-    if fell > DISPLACEMENT_SHARE and change < 0:
+    found = list(_little_to_learn(metrics, preferences or PreferencesConfig()))
+    fell, change = metrics.get("chosen_fell"), metrics.get("chosen_change")
+    if fell is not None and change is not None and fell > DISPLACEMENT_SHARE and change < 0:
         found.append(
             f"likelihood displacement: {fell:.0%} of the chosen answers became less likely "
             f"({change:+.2f} nats on average)"
@@ -124,6 +130,18 @@ def alarms(metrics: Mapping[str, Any], initial: Mapping[str, Any], config: Evalu
     found += [f"over-optimisation: {sentence}" for sentence in metrics.get("over_optimised", ())]
     found += [f"judge drift: {sentence}" for sentence in metrics.get("drifted", ())]
     return found
+
+
+def _little_to_learn(metrics: Mapping[str, Any], config: PreferencesConfig) -> Iterator[str]:
+    share = metrics.get("preference_share")
+    if metrics.get("no_update"):
+        yield f"no update, and the policy stays what it was: {metrics['no_update']}"
+    elif share is not None and share < config.alarm_below:
+        dropped = ", ".join(f"{count} {reason}" for reason, count in metrics.get("dropped", {}).items())
+        yield (
+            f"few preferences: {share:.1%} of the prompts gave one, less than preferences.alarm_below "
+            f"{config.alarm_below:.0%} ({dropped})"
+        )
 
 
 def _scored(*rounds: Scores) -> bool:

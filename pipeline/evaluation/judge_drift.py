@@ -15,9 +15,9 @@ SIGNIFICANT = 3.0
 
 
 def agreement(scores: Scores, others: Scores) -> float | None:
-    """Share of the pairs of prompts, of those that neither judge sees as equal, which both put in the same order.
+    """Returns the share of pairs of prompts that both judges order alike, of those that neither sees as equal.
 
-    1/2 is chance. Of the first ``MOST_COMPARED`` prompts that both judges gave a score; None if no pair is left.
+    1/2 is chance. Only the first ``MOST_COMPARED`` prompts count to which both gave a score; None if no pair is left.
     """
     both = [
         (a, b) for prompt_id, a in scores.items() if a is not None and (b := others.get(prompt_id)) is not None
@@ -32,7 +32,7 @@ def agreement(scores: Scores, others: Scores) -> float | None:
 
 
 def change(before: Scores, after: Scores) -> Estimate | None:
-    """Mean change of a judge's scores over the prompts that have one on both sides; None if no prompt has."""
+    """Estimates a judge's mean change of score over the prompts that have one on both sides; None if no prompt has."""
     changes = [
         score - earlier
         for prompt_id, score in after.items()
@@ -65,7 +65,7 @@ def overoptimization_gap(
 def over_optimised(
     training: str, others: Sequence[str], now: Mapping[str, Scores], before: Mapping[str, Scores], since: str
 ) -> list[str]:
-    """A sentence for each held-out judge that fell significantly while the training judge's score rose.
+    """Writes a sentence for each held-out judge that fell significantly while the training judge's score rose.
 
     Both changes are paired by prompt, and significant at ``SIGNIFICANT`` standard errors; see arXiv:2210.10760 for what
     it means that a judge is optimised beyond what it knows.
@@ -85,7 +85,7 @@ def over_optimised(
 
 
 def drifted(name: str, moved: Estimate) -> str | None:
-    """A sentence where a judge no longer says of the same answers what it said; None if it does."""
+    """Writes a sentence if a judge scores the same answers differently now; None if it does not."""
     if abs(moved.mean) > SIGNIFICANT * moved.standard_error:
         error = f"{moved.mean:+.3g} ± {moved.standard_error:.2g}"
         return f"{name} scores the same {moved.count} answers of round 0 differently now, by {error} on average"

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline.judges.ensemble import relative_ranks
 from pipeline.preferences import drop_counts
+from pipeline.preferences.candidates import EQUAL
 from pipeline.records import components_of
 
 
@@ -48,10 +49,13 @@ class RoundMetrics:
     - ``unparsable``: share of the judgments whose reply could not be read.
     - ``flipped``: share of the comparisons whose verdict turned with the order in which the two were shown.
     - ``length_correlation``: Spearman's correlation of score and length in tokens within prompts: Pearson's of the
-      ranks that candidates have among those of their prompt.
+      ranks that candidates have among those of their prompt, over prompts in which neither all tie.
     """
 
     min_margin: float = 0.0
+    _scores: tuple[float, float] = (math.inf, -math.inf)
+    _prompts: int = 0
+    _preferring: int = 0
     _reward: _Mean = field(default_factory=_Mean)
     _length: _Mean = field(default_factory=_Mean)
     _margin: _Mean = field(default_factory=_Mean)
@@ -72,13 +76,18 @@ class RoundMetrics:
         keys = zip(candidates["prompt_id"].to_pylist(), candidates["candidate"].to_pylist(), strict=True)
         length = dict(zip(keys, lengths, strict=True))
         for prompt_id, scores in _scores(judgments).items():
+            lowest, highest = self._scores
+            self._scores = min(lowest, *scores.values()), max(highest, *scores.values())
             self._tied.add(*(abs(a - b) <= self.min_margin for a, b in combinations(scores.values(), 2)))
             self._add_ranks([*scores.values()], [length[prompt_id, index] for index in scores])
 
     def add_preferences(self, preferences: pa.Table) -> None:
         """``PREFERENCES`` of some of the round's prompts."""
         self._dropped.update(drop_counts(preferences))
-        kept = preferences.select(["kind", "margin", "token_counts"]).filter(pc.field("kind") != "dropped").to_pylist()
+        columns = ["prompt_id", "kind", "margin", "token_counts"]
+        kept = preferences.select(columns).filter(pc.field("kind") != "dropped").to_pylist()
+        self._prompts += len(pc.unique(preferences["prompt_id"]))
+        self._preferring += len({row["prompt_id"] for row in kept})
         self._margin.add(*(row["margin"] for row in kept))
         self._length_margin.add(*(row["token_counts"][0] - row["token_counts"][-1] for row in kept))
 
@@ -100,6 +109,32 @@ class RoundMetrics:
             "length_correlation": products["both"] / norm if norm else None,
         }
 
+    def outcome(self, *, verdicts: bool) -> dict[str, Any]:
+        """Whether there is something to learn from.
+
+        Args:
+            verdicts: whether the judge's scores of 1 and 0 mean right and wrong.
+
+        Returns:
+            The share of the prompts that gave a preference (``preference_share``), and if none did why (``no_update``).
+        """
+        share = self._preferring / self._prompts if self._prompts else None
+        return {"preference_share": share, "no_update": None if self._margin.count else self._why_none(verdicts)}
+
+    def _why_none(self, verdicts: bool) -> str:
+        dropped = ", ".join(f"{count} {reason}" for reason, count in self._dropped.most_common())
+        of = f"of {self._prompts} prompts {dropped}"
+        if self._scores[0] > self._scores[1]:
+            statuses = ", ".join(f"{count} {status}" for status, count in self._statuses.most_common())
+            return f"not judged: no completion has a score ({statuses or 'none was sampled'})"
+        if verdicts and self._scores == (1.0, 1.0):
+            return f"solved: every completion that was judged is right ({of})"
+        if verdicts and self._scores == (0.0, 0.0):
+            return f"all failed: every completion that was judged is wrong ({of})"
+        if self._dropped.most_common(1)[0][0] in EQUAL:
+            return f"all equal: no completion of a prompt is better than another ({of})"
+        return f"all left out: no prompt has two completions to compare ({of})"
+
     def _add_comparisons(self, judgments: pa.Table) -> None:
         """From the components of judges that compare in both orders, and of ensembles that have such a member."""
         for components in judgments["components"].to_pylist():
@@ -108,6 +143,9 @@ class RoundMetrics:
                     self._compared[last] += value
 
     def _add_ranks(self, scores: list[float], lengths: list[int]) -> None:
+        """Adds a prompt's candidates to the correlation; if all scores or all lengths tie, it says nothing of that."""
+        if len(set(scores)) < 2 or len(set(lengths)) < 2:
+            return
         for rank, length_rank in zip(relative_ranks(scores), relative_ranks(lengths), strict=True):
             if rank is not None and length_rank is not None:
                 a, b = rank - 0.5, length_rank - 0.5

@@ -22,6 +22,8 @@ class JudgeConfig(Config):
 
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"name"})
     """Fields on which no score depends."""
+    GIVES_VERDICTS: ClassVar[bool] = False
+    """Whether a score of 1 means right, and one of 0 wrong."""
     MEMBER: ClassVar[bool] = True
     """Whether an ensemble can have it as a member: it is made of no other judges, and needs nothing but the answers."""
 

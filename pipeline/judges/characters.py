@@ -46,7 +46,7 @@ class CharactersJudge(RuleJudge[CharactersConfig]):
         return [version("regex")]
 
     def verdict(self, _item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
-        """Components: the numbers of letters, and of those of other scripts."""
+        """Scores an answer. Components: the numbers of letters, and of those of other scripts."""
         letters = len(_LETTER.findall(candidate.text))
         other = len(self._other.findall(candidate.text))
         score = 1.0 - other / letters if letters else 1.0

@@ -48,6 +48,8 @@ class CodeConfig(JudgeConfig):
     )
     memory_mib: int = Field(256, ge=64, le=1_048_576, description="most memory of one answer's process, in MiB")
 
+    GIVES_VERDICTS = True
+
     @model_validator(mode="after")
     def _allowed(self) -> "CodeConfig":
         if not self.allow_execution:

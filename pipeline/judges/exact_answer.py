@@ -16,6 +16,8 @@ class ExactAnswerConfig(JudgeConfig):
         None, min_length=1, description="the answer is what follows the last of these marks; the whole text where empty"
     )
 
+    GIVES_VERDICTS = True
+
     @property
     def needs_reference(self) -> bool:
         return True

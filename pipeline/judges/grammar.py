@@ -30,6 +30,6 @@ class GrammarJudge(RuleJudge[GrammarConfig]):
         self._parse = film_reviews.parse
 
     def verdict(self, _item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
-        """Components: the numbers of clauses that parse, and of all clauses."""
+        """Scores an answer. Components: the numbers of clauses that parse, and of all clauses."""
         parsed, total = self._parse(candidate.text)
         return Verdict(score=parsed / total, components={"parsed": float(parsed), "clauses": float(total)})

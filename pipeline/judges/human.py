@@ -46,12 +46,12 @@ class HumanConfig(JudgeConfig):
 
     @field_serializer("kind")
     def _hashes_old_kind(self, kind: str, info: SerializationInfo) -> str:
-        """``people`` is what ``human`` was called in version 0.1.0."""
+        """Writes ``people`` for a hash: that is what ``human`` was called in version 0.1.0."""
         return "people" if for_a_hash(info) else kind
 
     @property
     def states_uncertainty(self) -> bool:
-        """Of the pairs that people were shown; of several, a rule may choose two answers that they were not."""
+        """Says whether people see one pair a prompt; of several, a rule may choose two answers that were no pair."""
         return self.pairs == 1
 
     @property
@@ -60,7 +60,7 @@ class HumanConfig(JudgeConfig):
 
     @property
     def comes_early(self) -> bool:
-        """Not: people are asked when the round has begun."""
+        """Says no: people are asked when the round has begun."""
         return False
 
 
@@ -108,7 +108,10 @@ class HumanJudge:
         self._choices, self._seed = choices, seed
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
-        """Components: of each pair who beats whom, as a share of the labellers; the raw verdict names these."""
+        """Scores each answer by the choices.
+
+        Components: of each pair who beats whom, as a share of the labellers; the raw verdict names these.
+        """
         return [judgment for item in items for judgment in self._judge(item)]
 
     def _judge(self, item: JudgeItem) -> list[Judgment]:

@@ -62,11 +62,11 @@ class ImplicitConfig(JudgeConfig):
 
     @property
     def comes_early(self) -> bool:
-        """Not: the policy that it asks is the one that the round begins with."""
+        """Says no: the policy that it asks is the one that the round begins with."""
         return False
 
     def rounds(self, number: int) -> tuple[int, int]:
-        """The rounds that policy and reference come from, where the answers of a round are judged.
+        """Returns the rounds that policy and reference come from when the answers of this round are judged.
 
         ``latest`` is the policy that the round begins with; of round 0, its own.
         """
@@ -78,8 +78,8 @@ class ImplicitJudge:
     """``beta * (log policy(y|x) - log reference(y|x)) - length_penalty * |y|``, over the tokens as they were sampled.
 
     The reward that a DPO-trained policy stands for, up to a term of the prompt alone (arXiv:2305.18290, eq. 5); with
-    the penalty of arXiv:2406.09760. Answers to one prompt compare, means over prompts do so between rounds that the
-    same two policies judge.
+    the penalty of arXiv:2406.09760. Rewards of answers to one prompt can be compared, and so can means over prompts of
+    rounds that the same two policies judge.
 
     One model is in memory, which takes the weights of both in turn.
     """
@@ -99,11 +99,11 @@ class ImplicitJudge:
         self.version = self._version(policy[0], reference[0])
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
-        """Components: both log-probabilities, in nats, and the tokens of the answer.
+        """Scores each answer. Components: both log-probabilities, in nats, and the tokens of the answer.
 
         Raises:
             JudgeError: no policies were named, or items come without token ids.
-            ConfigError, UnsupportedModelError, PromptTooLongError: a policy cannot be loaded, or does not read so much.
+            ConfigError, UnsupportedModelError, PromptTooLongError: a policy cannot be loaded, or reads fewer tokens.
         """
         if not self._policies:
             raise JudgeError("the implicit judge was asked before its two policies were named")
@@ -127,7 +127,7 @@ class ImplicitJudge:
         return Verdict(score=score, components={**named, "tokens": float(tokens)})
 
     def _logps(self, groups: "Sequence[TokenGroup]") -> dict[str, list[list[float]]]:
-        """Log-probability of each answer under both policies; that whose weights are in place comes first."""
+        """Computes each answer's log-probability under both policies, beginning with the one that is loaded."""
         import torch
 
         from pipeline.model.logprobs import sequence_logps

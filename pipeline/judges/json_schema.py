@@ -32,6 +32,8 @@ class JsonSchemaConfig(JudgeConfig):
     fenced: bool = Field(False, description="judge the last block between ``` marks in place of the whole answer")
     timeout_seconds: float = Field(1.0, gt=0, le=60, description="most seconds for one of the schema's patterns")
 
+    GIVES_VERDICTS = True
+
 
 @judge(JsonSchemaConfig)
 class JsonSchemaJudge(RuleJudge[JsonSchemaConfig]):

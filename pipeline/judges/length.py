@@ -31,7 +31,7 @@ class LengthJudge(RuleJudge[LengthConfig]):
     """``-max(0, n - limit) / limit``, or ``-|n - target| / target``, for an answer of length n: 0 is best."""
 
     def verdict(self, item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
-        """Component ``length``, in the unit of the recipe.
+        """Scores an answer. Component: ``length``, in the unit of the recipe.
 
         Raises:
             JudgeError: the unit is tokens, and an answer was given without its number of tokens.

@@ -32,6 +32,8 @@ class MathConfig(JudgeConfig):
     kind: Literal["math"]
     timeout_seconds: int = Field(5, ge=1, le=600, description="most seconds to read, and to compare, one answer")
 
+    GIVES_VERDICTS = True
+
     @property
     def needs_reference(self) -> bool:
         return True

@@ -21,6 +21,8 @@ class RegexConfig(JudgeConfig):
     whole: bool = Field(False, description="the pattern has to match the whole answer, white space around it left out")
     timeout_seconds: float = Field(1.0, gt=0, le=60, description="most seconds for one answer; then it is timed_out")
 
+    GIVES_VERDICTS = True
+
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, pattern: str) -> str:

@@ -34,6 +34,8 @@ class PythonConfig(JudgeConfig):
     options: Mapping[str, Any] = Field(default_factory=dict, description="further keywords of the call")
     gives_std: bool = Field(False, description="it returns a standard deviation with each number")
 
+    GIVES_VERDICTS = True  # as far as it says nothing but 1 and 0
+
     @property
     def states_uncertainty(self) -> bool:
         return self.gives_std

@@ -37,19 +37,19 @@ def judge(config: type[JudgeConfig]) -> Callable[[Made], Made]:
 
 
 def judges() -> Mapping[type[JudgeConfig], Callable[[Any, Resources], Judge]]:
-    """All judges by their configurations."""
+    """Returns all judges by their configurations."""
     return _JUDGES
 
 
 def kinds(config: type[JudgeConfig]) -> tuple[str, ...]:
-    """What ``kind`` may be in a recipe for this configuration."""
+    """Lists what ``kind`` may be in a recipe for this configuration."""
     return get_args(config.model_fields["kind"].annotation)
 
 
 def make_judge(
     config: JudgeConfig, *, device: str = "cpu", threads: int = 1, cache: ResponseCache | None = None
 ) -> Judge:
-    """The judge of this part of a recipe, loaded.
+    """Loads the judge of this part of a recipe.
 
     Args:
         device, threads, cache: see `Resources`.
@@ -61,7 +61,7 @@ def make_judge(
 
 
 def make(config: JudgeConfig, resources: Resources) -> Judge:
-    """See `make_judge`; for judges that are made of others."""
+    """Loads a judge as `make_judge` does; for judges that are made of others."""
     try:
         return _JUDGES[type(config)](config, resources)
     except ImportError as error:
@@ -79,7 +79,7 @@ class OneOf:
         self._takes = takes
 
     def configs(self) -> tuple[type[JudgeConfig], ...]:
-        """The configurations that the field takes."""
+        """Lists the configurations that the field takes."""
         return tuple(config for config in _JUDGES if self._takes(config))
 
     def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:

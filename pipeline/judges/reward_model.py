@@ -27,6 +27,11 @@ from pipeline.judges.registry import judge
 
 MEAN_AND_LOG_STD = ("mean", "log_std")
 """Labels of a classifier that is sure of its scores or not: each has a mean, and a logarithm of its deviation."""
+MEAN_AND_LOG_STD_LOGITS = ("mean_logit", "log_std_logit")
+"""The same of one whose differences are in logits: of two exact scores the better one wins with ``sigmoid(d)``."""
+_WITH_STD = (MEAN_AND_LOG_STD, MEAN_AND_LOG_STD_LOGITS)
+_LOGISTIC_STD = 1.702
+"""``sigmoid(x)`` is ``Phi(x / 1.702)`` to within 0.0095 (Haley 1952): the deviation of a logistic choice."""
 _LARGEST_EXPONENT = 700.0
 
 
@@ -49,7 +54,9 @@ class RewardModelConfig(JudgeConfig):
         False, description="join prompt and answer as they are, in place of the classifier's chat template"
     )
     gives_std: bool = Field(
-        False, description="it was trained to state standard deviations (train-judge --objective uncertainty)"
+        False,
+        description="it was trained to state standard deviations (train-judge --objective thurstone, or "
+        "expected_logistic)",
     )
     batch_size: int = Field(16, ge=1, le=4096, description="sequences per forward pass")
 
@@ -81,7 +88,8 @@ class RewardModelJudge:
     """The classifier's raw output, of no fixed range; with several, the weighted sum of those that the recipe names.
 
     A classifier with the labels `MEAN_AND_LOG_STD`, as ``rondo train-judge`` makes them, gives the mean and states the
-    standard deviation, unless the recipe names outputs.
+    standard deviation, unless the recipe names outputs. With `MEAN_AND_LOG_STD_LOGITS` it adds to each deviation half
+    of the variance of a logistic choice, so that ``Phi`` of two scores is the probability that was fitted.
 
     Where the classifier has a chat template, the conversation goes through it with the answer as the assistant's
     message (a text prompt is the user's message). Without one, or where the recipe says so, prompt and answer are
@@ -97,7 +105,8 @@ class RewardModelJudge:
         self._of = f"the reward model '{config.path}'"
         self._model, self._tokenizer = _load(config, resources.device)
         self._outputs = _outputs(self._model, config)
-        self._states_std = not config.heads and _labels(self._model) == MEAN_AND_LOG_STD
+        self._states_std = not config.heads and _labels(self._model) in _WITH_STD
+        self._in_logits = _labels(self._model) == MEAN_AND_LOG_STD_LOGITS
         self._pads_freely = self._model.config.pad_token_id is None
         self._context = _context(self._model, self._tokenizer)
         self.version = judge_version(config, version("transformers"), _weights_digest(self._model))
@@ -138,6 +147,8 @@ class RewardModelJudge:
         score = sum(output.weight * values[output.column] for output in self._outputs)
         named = {output.name: values[output.column] for output in self._outputs} if self._config.heads else {}
         std = math.exp(min(values[1], _LARGEST_EXPONENT)) if self._states_std else None
+        if std is not None and self._in_logits:
+            std = math.hypot(std, _LOGISTIC_STD / math.sqrt(2))
         return Verdict(score=score, score_std=std, components=named)
 
     def _forward(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -245,11 +256,12 @@ def _outputs(model: Any, config: RewardModelConfig) -> list[_Output]:
     """
     count = model.config.num_labels
     labels = {str(label): int(column) for column, label in model.config.id2label.items()}
-    states_std = _labels(model) == MEAN_AND_LOG_STD and not config.heads
+    states_std = _labels(model) in _WITH_STD and not config.heads
     if config.gives_std and not states_std:
         raise JudgeError(
             f"judge.gives_std is set, and the outputs of the classifier '{config.path}' that count are not "
-            f"{' and '.join(MEAN_AND_LOG_STD)}: leave it out, or train one with --objective uncertainty"
+            f"{' and '.join(MEAN_AND_LOG_STD)}: leave it out, or train one with --objective thurstone, or "
+            "expected_logistic"
         )
     if not config.heads:
         if count != 1 and not states_std:

@@ -28,7 +28,7 @@ class VaderJudge(RuleJudge[VaderConfig]):
         self._analyzer = SentimentIntensityAnalyzer()
 
     def verdict(self, _item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
-        """Components: the shares of negative, neutral and positive words."""
+        """Scores an answer. Components: the shares of negative, neutral and positive words."""
         scores: dict[str, float] = self._analyzer.polarity_scores(candidate.text)
         return Verdict(
             score=scores["compound"],

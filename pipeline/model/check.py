@@ -32,10 +32,10 @@ _PROMPT = 32  # tokens of a prompt in a pack of many
 
 
 def check_model(model: Any) -> None:
-    """Compare a packed forward pass with the model's own on three short sequences.
+    """Compares a packed forward pass with the model's own on three short sequences.
 
-    This finds models whose attention cannot be replaced, or whose layers mix tokens in another way, and
-    models that change the logits after the projection in a way that is not handled here.
+    This finds models whose attention cannot be replaced, and models whose layers mix tokens in another way. It also
+    finds models that change the logits after the projection in a way that is not handled here.
 
     Raises:
         UnsupportedModelError: the two differ.
@@ -44,10 +44,10 @@ def check_model(model: Any) -> None:
 
 
 def check_before_work(model: Any, context: int, token_budget: int) -> list[str]:
-    """Compare packed sequences with the same ones alone, under plain attention, at each length that the type names.
+    """Compares packed sequences with the same ones alone, under plain attention, at each length that the type names.
 
-    A pack of short sequences is made longer than the length, as a type may look at the pass rather than at a sequence;
-    and sequences on both sides of it share a pack.
+    A pack of short sequences is made longer than the length, as a type may look at the pass rather than at a sequence.
+    And sequences on both sides of it share a pack.
 
     Args:
         context: tokens of the longest sequence of the run; one that is shorter than a length is never changed by it.
@@ -88,7 +88,10 @@ def _advising(remedy: str) -> Iterator[None]:
 
 
 def _compare(model: Any, groups: Sequence[TokenGroup], *, plainly: bool = False) -> None:
-    """Compare a pack of these groups with each sequence alone; ``plainly``, with eager attention and with its own."""
+    """Compares a pack of these groups with each sequence alone.
+
+    If ``plainly``, eager attention computes the sequences alone, and the model's own attention has to agree with it.
+    """
     model.eval()
     weight = output_head(model).weight
     budget = sum(group.packed_tokens for group in groups)
@@ -126,7 +129,7 @@ def _check_close(model: Any, one_S: torch.Tensor, other_S: torch.Tensor, between
 
 @contextmanager
 def _refusing(model: Any) -> Iterator[None]:
-    """What a type raises when it is given a pack says that it cannot take one."""
+    """Raises UnsupportedModelError for what a type raises when it is given a pack: it cannot take one."""
     try:
         yield
     except (RondoError, torch.OutOfMemoryError):
@@ -146,14 +149,14 @@ def _short_probe(model: Any) -> list[TokenGroup]:
 
 
 def _probes_beyond(model: Any, length: int, longest_sequence: int) -> list[TokenGroup]:
-    """Short prompts with an answer of two tokens, in all of more tokens than the length."""
+    """Makes short prompts, each with an answer of two tokens, that together have more tokens than the length."""
     size = max(1, min(_PROMPT, length - 2, longest_sequence - 2))
     ids, count = _plain_ids(model), length // (size + 1) + 1  # the last token of an answer is no input
     return [TokenGroup(f"probe {row}", _any_of(ids, size, row), [_any_of(ids, 2, row)]) for row in range(count)]
 
 
 def _probes_around(model: Any, length: int) -> list[TokenGroup]:
-    """A prompt with answers that end at the length, one and four tokens beyond it, and a short prompt beside it.
+    """Makes a prompt with answers that end at the length, one and four tokens beyond it, and a short prompt beside it.
 
     Four, as the token that leaves a sliding window is first missed two tokens later.
     """
@@ -166,7 +169,7 @@ def _probes_around(model: Any, length: int) -> list[TokenGroup]:
 
 
 def _plain_ids(model: Any) -> list[int]:
-    """Tokens that stand for text, in types that say which do not."""
+    """Lists the tokens that stand for text: all but the special ones that the configuration names."""
     special = special_token_ids(model.config)
     return [token for token in range(output_head(model).weight.shape[0]) if token not in special]
 
@@ -177,7 +180,7 @@ def _any_of(ids: Sequence[int], count: int, seed: int) -> list[int]:
 
 
 def _plain_sums(model: Any, groups: Sequence[TokenGroup]) -> torch.Tensor:
-    """Log-probability of each candidate, in nats, one sequence at a time."""
+    """Computes the log-probability of each candidate, in nats, one sequence at a time."""
     sums = []
     for group in groups:
         for candidate in group.candidate_token_ids:

@@ -17,7 +17,7 @@ from pipeline.errors import UnsupportedModelError
 
 
 def recompute_layers(model: Any) -> None:
-    """Compute each layer again in the backward pass, until `evaluate_plainly` is called.
+    """Lets each layer be computed again in the backward pass, until `evaluate_plainly` is called.
 
     Raises:
         UnsupportedModelError: the model does not say which of its modules are layers.
@@ -34,7 +34,7 @@ def recompute_layers(model: Any) -> None:
 
 
 def evaluate_plainly(model: Any) -> None:
-    """Evaluation mode of the whole model, with nothing computed again."""
+    """Puts the whole model into evaluation mode, with nothing computed again."""
     model.eval()
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
@@ -42,7 +42,7 @@ def evaluate_plainly(model: Any) -> None:
 
 
 def _recomputed(layer: torch.nn.Module, function: Callable[..., Any], *inputs: Any) -> Any:
-    """What ``function``, the layer's own forward pass, gives, now and when the backward pass asks for it again."""
+    """Runs ``function``, the layer's own forward pass, now and when the backward pass asks for it again."""
     return checkpoint(partial(_in_evaluation, layer, function), *inputs, use_reentrant=False)
 
 

@@ -8,12 +8,12 @@ NAMED = 3
 
 
 def names_classifier(architectures: Sequence[str] | None) -> bool:
-    """Whether a configuration says that the checkpoint is one of a classifier, and not of a language model."""
+    """Says whether a configuration names a classifier as the checkpoint's class, and not a language model."""
     return any(name.endswith("ForSequenceClassification") for name in architectures or ())
 
 
 def misfit(kind: str, loading: Mapping[str, Iterable[Any]], architectures: Sequence[str] | None) -> str | None:
-    """What is wrong with the weights, in words and with the remedy; None if each was found, and each was used.
+    """Says what is wrong with the weights, in words and with the remedy; None if each was found, and each was used.
 
     Args:
         kind: the class that was to be loaded.
@@ -34,7 +34,7 @@ def misfit(kind: str, loading: Mapping[str, Iterable[Any]], architectures: Seque
 
 
 def too_many_tokens(model: Any, tokenizer: Any) -> str | None:
-    """What is wrong where the tokenizer has ids that the model has no embedding for; None if it has all."""
+    """Says what is wrong if the tokenizer has ids that the model has no embedding for; None if it has all."""
     known = model.get_input_embeddings().num_embeddings
     largest = max([*tokenizer.get_vocab().values(), getattr(model.config, "pad_token_id", None) or 0])
     if largest < known:

@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError, UnsupportedModelError
 
 
 def compile_layers(model: Any) -> None:
-    """Let each decoder layer be compiled when it first runs; the weights keep their names and places.
+    """Lets each decoder layer be compiled when it first runs; the weights keep their names and places.
 
     Packs differ in length, so the number of tokens stays a variable: the first two packs compile, the others do not.
     All layers share the result. Attention itself is left out, see `pipeline.packing.attention`.
@@ -27,7 +27,7 @@ def compile_layers(model: Any) -> None:
 
 
 def check_compiler(device: str) -> None:
-    """Compile and run a line: where that fails, the layers would fail too, in the first step.
+    """Compiles and runs a line: if that fails, the layers would fail too, in the first step.
 
     Raises:
         ConfigError: it failed.

@@ -4,8 +4,8 @@ Weights, gradients and the optimizer's moments are cut along their first axis, a
 while it computes. The packs of a step are spread over the ranks, and gradients are summed, so that the loss is that of
 the whole step. All that a rank decides by (losses, norms, errors) is the same on every rank.
 
-A model knows the world that it is sharded over. Of one that is not sharded, the world is of size one, in which nothing
-here does anything.
+A model knows the world that it is sharded over. If it is not sharded, that world has one rank, and nothing here does
+anything.
 """
 
 import heapq
@@ -56,7 +56,7 @@ class World:
 
     @classmethod
     def join(cls, device: str) -> "World":
-        """The world that torchrun started this process for; ``device`` is cpu or cuda.
+        """Joins the world that torchrun started this process for; ``device`` is cpu or cuda.
 
         Ranks find each other in the directory that the variable RONDO_RANKS names, and else through torchrun's store,
         which listens on every network of the machine.
@@ -71,28 +71,28 @@ class World:
         meeting = f"file://{directory}/ranks" if directory else "env://"
         dist.init_process_group(
             backend, init_method=meeting, rank=rank, world_size=size, timeout=PATIENCE,
-            device_id=own if device == "cuda" else None,  # where ranks that only wait for each other do so
+            device_id=own if device == "cuda" else None,  # on which ranks that only wait for each other do so
         )  # fmt: skip
         return cls(rank, size, own, place=place)
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank is the one that writes and answers."""
+        """Says whether this rank is the one that writes and answers."""
         return self.rank == 0
 
     @property
     def is_local_main(self) -> bool:
-        """Whether this rank is the one of its machine that fetches what all of them there read."""
+        """Says whether this rank is the one of its machine that fetches what all of them there read."""
         return self.place == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The tensor summed over the ranks, in place."""
+        """Sums the tensor over the ranks, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def share(self, text: str, source: int = 0) -> str:
-        """The text that one of the ranks has, on all of them."""
+        """Gives the text that one of the ranks has to all of them."""
         if self.size == 1:
             return text
         data = text.encode()
@@ -104,13 +104,13 @@ class World:
         return bytes(buffer.tolist()).decode()
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Waits until all ranks are here."""
         if self.size > 1:
             dist.barrier()
 
     @contextmanager
     def raise_on_all(self) -> Iterator[None]:
-        """What one rank raises in this block, all raise at its end; nothing in it may wait for another rank.
+        """Raises on all ranks, at the end of the block, what one raises in it; nothing in it may wait for another rank.
 
         Raises:
             RondoError: that of the first rank that has one, with its class and its sentence.
@@ -136,9 +136,9 @@ ALONE = World()
 
 
 def rendezvous_store(part: str) -> dist.Store:
-    """What ranks write to each other about one matter: in torchrun's own store, or in the directory of RONDO_RANKS.
+    """Opens what ranks write to each other about one matter: torchrun's own store, or a file in RONDO_RANKS' directory.
 
-    Each call opens one of its own.
+    Each call opens a store of its own.
     """
     if directory := os.environ.get(DIRECTORY):
         return dist.FileStore(f"{directory}/{part}")
@@ -147,13 +147,13 @@ def rendezvous_store(part: str) -> dist.Store:
 
 
 def world_of(model: Any) -> World:
-    """The world that a model is sharded over."""
+    """Returns the world that a model is sharded over."""
     found: World = getattr(model, _WORLD, ALONE)
     return found
 
 
 def shard(model: Any, world: World, *, precision: Literal["float32", "bfloat16"] = "float32") -> None:
-    """Cut the weights of a model, in place, layer by layer, onto the ranks' devices; each rank has the same weights.
+    """Cuts the weights of a model, in place, layer by layer, onto the ranks' devices; each rank has the same weights.
 
     With ``precision`` bfloat16 layers are gathered in bfloat16, and their float32 gradients summed in float32.
     Embeddings, head and what else is outside of layers are gathered in float32, as autocast leaves the embeddings.
@@ -181,9 +181,9 @@ def shard(model: Any, world: World, *, precision: Literal["float32", "bfloat16"]
 
 
 def run_whole(model: Any, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What ``function(model, ...)`` returns, with the weights outside of layers whole in it and in its backward pass.
+    """Runs ``function(model, ...)``, with the weights outside of layers gathered in it and in its backward pass.
 
-    Without gradient these weights stay whole until `reshard`.
+    Without gradient these weights stay gathered until `reshard`.
     """
     run = getattr(model, _RUN, None)
     return function(model, *arguments) if run is None else run(function, *arguments)
@@ -194,23 +194,23 @@ def _call(model: Any, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def reshard(model: Any) -> None:
-    """Each rank keeps its piece of the weights alone: due after passes without gradient."""
+    """Leaves each rank its own piece of the weights alone: due after passes without gradient."""
     if world_of(model).size > 1:
         model.reshard()
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The piece of a tensor that this rank holds; it may be empty."""
+    """Returns the piece of a tensor that this rank holds; it may be empty."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor, on every rank."""
+    """Gathers all of a tensor, on every rank."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def spread_like(tensor: Tensor, weight: Tensor) -> Tensor:
-    """A whole tensor that every rank has, cut as the weight is, without a word between the ranks; on its device."""
+    """Cuts a tensor that every rank has whole as the weight is cut, without communication; onto the weight's device."""
     if not isinstance(weight, DTensor):
         return tensor.to(weight.device)
     mesh = weight.device_mesh
@@ -229,7 +229,7 @@ def spread_like(tensor: Tensor, weight: Tensor) -> Tensor:
 def own_packs(
     groups: Sequence[TokenGroup], token_budget: int, world: World, boundaries: Sequence[int] = ()
 ) -> list[Pack]:
-    """The packs that this rank computes; every rank has as many, some of them perhaps the pack of no group.
+    """Lists the packs that this rank computes; every rank has as many, some of them perhaps the pack of no group.
 
     Raises:
         PromptTooLongError: a group is longer than the budget.
@@ -257,7 +257,7 @@ _IDLE = TokenGroup("(none)", [0], [[0], [0]])
 
 
 def spread(sizes: Sequence[int], budget: int, ranks: int) -> list[list[int]]:
-    """Members of packs of at most ``budget`` tokens, as many packs for each rank: falling in size, and near in size.
+    """Spreads members over packs of at most ``budget`` tokens, as many packs for each rank, in falling order of size.
 
     The ranks wait for each other in every pass, so a pass takes packs of about the same size: those that follow each
     other. Each size goes to the pack with the fewest tokens so far, the largest first.

@@ -10,9 +10,9 @@ _ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def valid_generation_config(source: str, *, revision: str | None = None) -> GenerationConfig | None:
-    """The checkpoint's own, or what it says of special tokens alone if its sampling defaults contradict each other.
+    """Reads the checkpoint's own, or its special tokens alone if its sampling defaults contradict each other.
 
-    transformers does not save such a file, and loads some of them neither. Nobody here samples by these defaults.
+    transformers refuses to save such a file, and to load some of them. Nobody here samples by these defaults.
 
     Returns:
         None if the checkpoint has none.

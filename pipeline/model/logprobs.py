@@ -1,7 +1,7 @@
 """Log-probabilities of candidates under a `transformers` causal language model.
 
-The vocabulary is projected only where a candidate token is predicted, and in chunks: no ``[N, V]`` tensor
-outlives a chunk, in the forward pass or in the backward pass, which computes the chunk's logits again.
+Hidden states are projected on the vocabulary only where a candidate token is predicted, and in chunks. No ``[N, V]``
+tensor outlives a chunk in the forward pass, nor in the backward pass, which computes the chunk's logits again.
 
 Liger's fused linear cross-entropy (0.8.5, ``reduction="none"``) takes a gradient for each token and computes the logits
 again in the backward pass, as here. It has no squares of probabilities for WPO, and what it saves are passes over a
@@ -108,7 +108,7 @@ def _chunks(length: int, chunk: int) -> list[slice]:
 def _logits(
     hidden_N_D: torch.Tensor, weight_V_D: torch.Tensor, bias_V: torch.Tensor | None, softcap: float | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Logits in at least float32, and their slope with respect to the uncapped logits where there is a cap."""
+    """Computes logits in at least float32, and their slope with respect to the uncapped logits if there is a cap."""
     with torch.autocast(hidden_N_D.device.type, enabled=False):
         logits = hidden_N_D @ weight_V_D.T
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -130,12 +130,12 @@ def chunked_logps(
     squares: bool = False,
     chunk_rows: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Log-probability of each target under ``softmax(hidden @ weight.T + bias)``, in nats, shape ``[N]``,
-    float32 or wider.
+    """Computes the log-probability of each target under ``softmax(hidden @ weight.T + bias)``, in nats.
 
-    ``softcap`` c replaces each logit z by ``c * tanh(z / c)``. With ``squares`` also ``log sum_v p(v)^2`` of
-    each distribution, shape ``[N]``, without gradient; else None. The logits of ``chunk_rows`` targets
-    exist at a time, by default about `CHUNK_ELEMENTS` in all. Values and gradient equal those of the plain formula.
+    It has shape ``[N]``, and is float32 or wider. ``softcap`` c replaces each logit z by ``c * tanh(z / c)``. With
+    ``squares`` also ``log sum_v p(v)^2`` of each distribution, shape ``[N]``, without gradient; else None. The logits
+    of ``chunk_rows`` targets exist at a time, by default about `CHUNK_ELEMENTS` in all. Values and gradient equal those
+    of the plain formula.
     """
     device = hidden_N_D.device.type
     if torch.is_autocast_enabled(device):
@@ -151,7 +151,7 @@ def chunked_logps(
 def pack_logps(
     model: Any, pack: Pack, *, squares: bool = False, precision: Precision = "float32"
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """`chunked_logps` of each predicted token of a pack, differentiable in the model's weights."""
+    """Computes `chunked_logps` of each predicted token of a pack, differentiable in the model's weights."""
     if pack.parts:
         found = [pack_logps(model, part.pack, squares=squares, precision=precision) for part in pack.parts]
         back_N = torch.cat([part.places_N for part in pack.parts]).argsort().to(found[0][0].device)
@@ -184,7 +184,7 @@ def _pack_logps(model: Any, pack: Pack, squares: bool) -> tuple[torch.Tensor, to
 
 
 def output_head(model: Any) -> Any:
-    """The projection of hidden states on the vocabulary.
+    """Returns the projection of hidden states on the vocabulary.
 
     Raises:
         UnsupportedModelError: there is none.
@@ -196,12 +196,12 @@ def output_head(model: Any) -> Any:
 
 
 def pack_sums(model: Any, pack: Pack, *, precision: Precision = "float32") -> torch.Tensor:
-    """Log-probability of each candidate of a pack, summed over its tokens, in nats, shape ``[S]``."""
+    """Computes the log-probability of each candidate of a pack, summed over its tokens, in nats, shape ``[S]``."""
     return sum_by_sequence(pack_logps(model, pack, precision=precision)[0], pack)
 
 
 def sum_by_sequence(logps_N: torch.Tensor, pack: Pack) -> torch.Tensor:
-    """Sum over the tokens of each candidate, shape ``[S]``."""
+    """Sums over the tokens of each candidate, shape ``[S]``."""
     sums_S = torch.zeros(sum(pack.candidates), dtype=logps_N.dtype, device=logps_N.device)
     return sums_S.index_add(0, pack.sequence_N.to(logps_N.device), logps_N)
 
@@ -209,7 +209,7 @@ def sum_by_sequence(logps_N: torch.Tensor, pack: Pack) -> torch.Tensor:
 def sequence_logps(
     model: Any, groups: Sequence[TokenGroup], token_budget: int, *, precision: Precision = "float32"
 ) -> list[list[float]]:
-    """Log-probability of each candidate given its prompt, in nats, summed over its tokens, for each group.
+    """Computes the log-probability of each candidate given its prompt, in nats, summed over its tokens, for each group.
 
     The model is put into evaluation mode. No gradient is kept. Over several ranks each has all of the result.
 
@@ -230,14 +230,14 @@ def sequence_logps(
 
 
 def _of_all_ranks(found: list[list[float]], world: World) -> list[list[float]]:
-    """The numbers of all ranks, where each has zeros in place of those that others computed."""
+    """Adds up the numbers of all ranks; each has zeros in place of those that others computed."""
     flat = torch.tensor([number for row in found for number in row], dtype=torch.float64, device=world.device)
     numbers = iter(world.sum(flat).tolist())
     return [[next(numbers) for _ in row] for row in found]
 
 
 def check_context(model: Any, groups: Sequence[TokenGroup]) -> None:
-    """Raise PromptTooLongError where a prompt with its longest candidate exceeds the model's context."""
+    """Raises PromptTooLongError if a prompt with its longest candidate exceeds the model's context."""
     known = context_limits(model.config)
     if not known or not groups:
         return

@@ -20,9 +20,9 @@ from transformers.pytorch_utils import Conv1D
 
 from pipeline.config import LoraConfig
 from pipeline.errors import ConfigError
+from pipeline.model.checkpoint_files import SMALL_FILES, weight_files
 from pipeline.model.distributed import full_tensor, spread_like, world_of
 from pipeline.model.lora_targets import find_targets
-from pipeline.model.policy import SMALL_FILES, weight_files
 from pipeline.model.weight_names import Files, Group, WeightNames, weightless
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -64,17 +64,17 @@ class Adapter:
                 "which are stacked in one tensor a layer, and no adapter goes there: name layers of attention"
             )
         self._model = model
-        # Without the weights of the base's embeddings, which peft adds where they are adapted.
+        # Without the weights of the base's embeddings, which peft adds if they are adapted.
         first = get_peft_model_state_dict(self._peft, save_embedding_layers=False)
         self._first = {name: tensor.clone() for name, tensor in first.items()}
         self._scale = _scale(vars(settings))
 
     def reset(self) -> None:
-        """Back to the adapter that changes nothing."""
+        """Goes back to the adapter that changes nothing."""
         self._put(self._first)
 
     def load(self, directory: Path) -> None:
-        """Put a saved adapter in place.
+        """Puts a saved adapter in place.
 
         Raises:
             ConfigError: it has another rank, another scale or other modules, and would be another policy here.
@@ -89,7 +89,7 @@ class Adapter:
         self._put(found)
 
     def save(self, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-        """Write the adapter and the tokenizer as peft and vLLM open them; the same bytes for the same weights."""
+        """Writes the adapter and the tokenizer as peft and vLLM open them; the same bytes for the same weights."""
         world = world_of(self._model)
         weights = None
         if world.size > 1:
@@ -113,17 +113,17 @@ class Adapter:
                 weight.copy_(spread_like(tensors[re.sub(r"\.default(?=\.|$)", "", name)], weight))
 
     def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The adapter's weights, or this rank's part of them, by peft's names."""
+        """Lists the adapter's weights, or this rank's part of them, by peft's names."""
         return ((_PREFIX + name, weight) for name, weight in self._model.named_parameters() if ".lora_" in name)
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether a checkpoint is an adapter, and not a whole model."""
+    """Says whether a checkpoint is an adapter, and not a whole model."""
     return (directory / ADAPTER_CONFIG).is_file()
 
 
 def merge(base: Path, adapter: Path, target: Path) -> Path:
-    """A whole checkpoint of base and adapter in ``target``, which it replaces; the model never has all its weights.
+    """Merges base and adapter into a checkpoint in ``target``, which it replaces; the model never has all its weights.
 
     Raises:
         ConfigError: the adapter changes a weight that the base does not have.
@@ -170,7 +170,7 @@ class _Merging:
         self._done: dict[str, torch.Tensor] = {}
 
     def changed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor of this name in the files with the adapter's change; the tensor itself where there is none."""
+        """Gives the tensor of this name in the files with the adapter's change; the tensor itself if there is none."""
         group = self._groups.get(name)
         if group is None:
             return tensor
@@ -198,14 +198,14 @@ def _settings(adapter: Path) -> dict[str, Any]:
 
 
 def _scale(settings: Mapping[str, Any]) -> float:
-    """The factor of an adapter's change of the weights, from its configuration in peft's format."""
+    """Computes the factor of an adapter's change of the weights, from its configuration in peft's format."""
     rank: int = settings["r"]
     alpha: float = settings["lora_alpha"]
     return alpha / (rank**0.5 if settings["use_rslora"] else rank)
 
 
 def _changes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """The two matrices of each weight that the adapter changes: A, ``[rank, inputs]``, and B, ``[outputs, rank]``.
+    """Finds both matrices of each weight that the adapter changes: A, ``[rank, inputs]``, and B, ``[outputs, rank]``.
 
     Those of embeddings are named ``MODULE.lora_embedding_A``, and all others ``MODULE.lora_A.weight``.
     """

@@ -13,7 +13,7 @@ _ADAPTED = (*_LINEAR, nn.Embedding)
 
 
 def find_targets(model: Any, names: Sequence[str]) -> list[str]:
-    """Names for peft, which adapts each module whose name is one of them, or ends with a dot and one of them.
+    """Lists names for peft, which adapts each module whose name is one of them, or ends with a dot and one of them.
 
     Without names: all linear layers but the output head. Of a mixture of experts those of attention alone, as every
     token trains them; routers stay as they are, and so do the experts, which are stacked in one tensor a layer.
@@ -32,7 +32,7 @@ def find_targets(model: Any, names: Sequence[str]) -> list[str]:
 
 
 def is_mixture(model: Any) -> bool:
-    """Whether layers have experts that are stacked in one tensor."""
+    """Says whether layers have experts that are stacked in one tensor."""
     return any(weight.ndim == 3 and "expert" in name for name, weight in model.named_parameters())
 
 

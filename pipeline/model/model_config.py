@@ -19,7 +19,7 @@ _SHORTEST = 4
 
 
 def context_limits(config: Any) -> dict[str, int]:
-    """Names and tokens of what bounds a sequence; empty if nothing does.
+    """Finds names and tokens of what bounds a sequence; empty if nothing does.
 
     Attention in fixed chunks is exact up to the length of one chunk, in which it hides nothing.
     """
@@ -32,7 +32,7 @@ def context_limits(config: Any) -> dict[str, int]:
 
 
 def named_lengths(config: Any) -> dict[int, str]:
-    """Each length in tokens at which the type may begin to treat sequences in another way, and its name."""
+    """Finds each length in tokens at which the type may begin to treat sequences in another way, and its name."""
     return {
         value: name
         for name, value in sorted(_numbers(text_config(config).to_dict()))
@@ -41,7 +41,7 @@ def named_lengths(config: Any) -> dict[int, str]:
 
 
 def length_boundaries(config: Any) -> tuple[int, ...]:
-    """Lengths in tokens up to which all of a sequence is rotated in one way, and beyond which in another.
+    """Lists the lengths in tokens up to which a whole sequence is rotated in one way, and beyond which in another.
 
     LongRoPE (arXiv:2402.13753) has a set of factors for either side. transformers chooses one for a whole forward pass.
     """
@@ -55,12 +55,12 @@ def length_boundaries(config: Any) -> tuple[int, ...]:
 
 
 def rope_types(config: Any) -> set[str]:
-    """The kinds of rotary positions that layers of the model have, by transformers' names."""
+    """Lists the kinds of rotary positions that layers of the model have, by transformers' names."""
     return {str(rope["rope_type"]) for rope in _ropes(text_config(config)) if "rope_type" in rope}
 
 
 def logit_scale(config: Any) -> float:
-    """The factor between the product of hidden state and head, and the logits; 1 for most types."""
+    """Returns the factor that turns the product of hidden state and head into logits; 1 for most types."""
     text = text_config(config)
     scale = 1.0
     for name in ("logit_scale", "lm_head_multiplier", "output_multiplier"):
@@ -73,24 +73,24 @@ def logit_scale(config: Any) -> float:
 
 
 def caps_attention(config: Any) -> bool:
-    """Whether scores are bent by a cap before the softmax: of the plain kernels, eager alone knows that."""
+    """Says whether a cap bends the scores before the softmax: of the plain kernels, eager alone applies one."""
     return bool(getattr(text_config(config), "attn_logit_softcapping", None))
 
 
 def logit_softcap(config: Any) -> float | None:
-    """The cap on the logits; None if there is none."""
+    """Returns the cap on the logits; None if there is none."""
     found: float | None = getattr(text_config(config), "final_logit_softcapping", None)
     return found
 
 
 def special_token_ids(config: Any) -> set[int]:
-    """Ids that stand for a picture, an end and the like."""
+    """Lists the ids that stand for a picture, an end and the like."""
     parts = (config.to_dict(), text_config(config).to_dict())
     return {value for part in parts for name, value in _numbers(part) if name.endswith(("token_id", "token_index"))}
 
 
 def _ropes(text: Any) -> Iterator[Mapping[str, Any]]:
-    """Settings of the rotary positions: one, or one for each type of layer."""
+    """Yields the settings of the rotary positions, and those in them for each type of layer, if there are any."""
     found = getattr(text, "rope_parameters", None) or {}
     yield found
     yield from (part for part in found.values() if isinstance(part, Mapping))

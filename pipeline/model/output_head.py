@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def head_weight(head: Any) -> Tensor:
-    """The weight that an output head multiplies by, ``[V, D]``, differentiable in that of an adapter on it.
+    """Returns the weight that an output head multiplies by, ``[V, D]``, differentiable in that of an adapter on it.
 
     With an adapter this is a tensor as large as the head's weight, made anew in each pass.
     """

@@ -1,8 +1,8 @@
-"""The balancing loss of a mixture of experts: small where all experts of a layer get as many tokens.
+"""The balancing loss of a mixture of experts: small if all experts of a layer get equally many tokens.
 
 It is the loss of the Switch Transformer (arXiv:2101.03961, equations 4 to 6), in the form that `transformers` has for
-the model's type, over the tokens of one preference, its prompt counted once. Each preference has its own, so that
-nothing depends on what else is in a pack or on a rank.
+the model's type. It is taken over the tokens of one preference, its prompt counted once. Each preference has its own,
+so that nothing depends on what else is in a pack or on a rank.
 """
 
 import sys
@@ -21,7 +21,7 @@ _LOSS = "load_balancing_loss_func"
 
 
 def check_router(model: Any) -> None:
-    """Raise ConfigError unless `transformers` knows a balancing loss for the model."""
+    """Raises ConfigError unless `transformers` knows a balancing loss for the model."""
     sizes = [getattr(model, name, None) for name in ("num_experts", "num_experts_per_tok")]
     if _loss_of(model) is None or not all(isinstance(size, int) for size in sizes):
         raise ConfigError(
@@ -32,7 +32,7 @@ def check_router(model: Any) -> None:
 
 @contextmanager
 def keep_router_logits(model: Any, *, wanted: bool = True) -> Iterator[list[Tensor]]:
-    """Let a forward pass of this block leave its routers' logits, ``[T, E]`` for each layer that has a router.
+    """Lets a forward pass of this block leave its routers' logits, ``[T, E]`` for each layer that has a router.
 
     The list stays empty if they are not wanted.
     """
@@ -57,7 +57,7 @@ def keep_router_logits(model: Any, *, wanted: bool = True) -> Iterator[list[Tens
 
 
 def router_losses(model: Any, logits: list[Tensor], pack: Pack) -> Tensor:
-    """The balancing loss of each group of a pack, shape ``[P]``, differentiable in the logits."""
+    """Computes the balancing loss of each group of a pack, shape ``[P]``, differentiable in the logits."""
     loss = _loss_of(model)
     assert loss is not None
     _, sizes = torch.unique_consecutive(pack.prompt_T, return_counts=True)
@@ -66,6 +66,6 @@ def router_losses(model: Any, logits: list[Tensor], pack: Pack) -> Tensor:
 
 
 def _loss_of(model: Any) -> Callable[..., Tensor] | None:
-    """The function in the file of the model's class, or of a class that it was made from."""
+    """Finds the loss function in the file of the model's class, or of a class that it is derived from."""
     modules = (sys.modules.get(kind.__module__) for kind in type(model).__mro__)
     return next((found for module in modules if (found := getattr(module, _LOSS, None))), None)

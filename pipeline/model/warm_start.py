@@ -48,7 +48,7 @@ class WarmStartReport:
 
 
 def warm_start_digest(config: WarmStartPolicy, *, threads: int = 1, device: str = "cpu") -> str:
-    """The name of a warm start's result: what has the same digest has the same weights.
+    """Names a warm start's result: what has the same digest has the same weights.
 
     It covers the recipe, the corpus (a sample of its texts), the libraries that compute, threads and device.
     """
@@ -72,7 +72,7 @@ def train_warm_start(
 
     Raises:
         ConfigError: the vocabulary cannot hold all bytes, or a text is longer than the context.
-        NonFiniteError: the loss left the numbers.
+        NonFiniteError: the loss is no longer finite.
     """
     texts = get_corpus(config.corpus).texts(config.examples, config.seed)
     tokenizer = _train_tokenizer(texts, config)
@@ -128,7 +128,7 @@ def _train_tokenizer(texts: Sequence[tuple[str, str]], config: WarmStartPolicy) 
 def _tokenize(
     texts: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerFast, config: WarmStartPolicy
 ) -> list[list[int]]:
-    """Token ids of prompt, answer and end, tokenised apart as the sampler will see them."""
+    """Encodes prompt, answer and end, tokenised apart as the sampler will see them."""
     prompts = tokenizer([prompt for prompt, _ in texts]).input_ids
     answers = tokenizer([answer for _, answer in texts]).input_ids
     end = tokenizer.eos_token_id
@@ -192,7 +192,7 @@ def _fit(
 
 
 def _batches(sequences: Sequence[Sequence[int]], config: WarmStartPolicy) -> Iterator[list[Sequence[int]]]:
-    """Batches without end: shuffled passes; batches of like lengths, so that little is padded."""
+    """Yields batches without end: shuffled passes; batches of like lengths, so that little is padded."""
     generator = torch.Generator().manual_seed(config.seed)
     pending: list[int] = []
     size = min(config.batch_size, len(sequences))
@@ -206,7 +206,7 @@ def _batches(sequences: Sequence[Sequence[int]], config: WarmStartPolicy) -> Ite
 
 
 def _loss(model: LlamaForCausalLM, rows: Sequence[Sequence[int]], padding: int) -> Tensor:
-    """Mean negative log-likelihood in nats per token.
+    """Computes the mean negative log-likelihood in nats per token.
 
     Padding stands at the right: under causal attention no earlier token sees it, so that no mask is needed.
     """
@@ -218,6 +218,6 @@ def _loss(model: LlamaForCausalLM, rows: Sequence[Sequence[int]], padding: int) 
 
 
 def _learning_rate_factor(step: int, steps: int) -> float:
-    """Linear warm-up over the first twentieth, then linear decay to zero."""
+    """Rises linearly over the first twentieth of the steps, then falls linearly, to zero just after the last one."""
     warmup = max(1, round(_WARMUP_SHARE * steps))
     return min(step / warmup, (steps - step + 1) / max(1, steps - warmup))

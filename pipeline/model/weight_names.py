@@ -41,7 +41,7 @@ class Group:
 
     @property
     def names(self) -> list[str]:
-        """Names in the files."""
+        """Lists the names in the files."""
         return [name for name, _ in self.sources]
 
 
@@ -71,7 +71,7 @@ class WeightNames:
         model._weight_conversions = [rule for rule in rules if rule.was_used()]
 
     def in_memory(self, group: Group, tensors: Tensors) -> Tensors:
-        """The group's tensors as the model holds them, by their names there.
+        """Gives the group's tensors as the model holds them, by their names there.
 
         Raises:
             ConfigError: they do not go together, such as experts of several shapes.
@@ -92,7 +92,7 @@ class WeightNames:
         return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in converted.items()}
 
     def in_files(self, group: Group, weights: Tensors) -> Tensors:
-        """The way back, for all weights of the group.
+        """Gives all weights of the group as the files hold them: the way back from `in_memory`.
 
         Raises:
             UnsupportedModelError: the rules lead to other names than those that the files have.
@@ -109,7 +109,7 @@ class WeightNames:
         return tensors
 
     def shapes(self, *groups: Group) -> dict[str, tuple[int, ...]]:
-        """Names and shapes in memory, of all groups unless some are named; no tensor is read."""
+        """Gives names and shapes in memory, of all groups unless some are named; no tensor is read."""
         found: dict[str, tuple[int, ...]] = {}
         for group in groups or self.groups:
             empty = {name: torch.empty(self._files[name], device="meta") for name in group.names}
@@ -118,7 +118,7 @@ class WeightNames:
 
 
 def weightless(directory: Path) -> Any:
-    """The model of a checkpoint without its weights.
+    """Builds the model of a checkpoint without its weights.
 
     Raises:
         ConfigError: its configuration cannot be read.
@@ -132,7 +132,7 @@ def weightless(directory: Path) -> Any:
 
 
 def weightless_like(model: Any) -> Any:
-    """A model of the same class and configuration without weights, adapter and ranks."""
+    """Builds a model of the same class and configuration without weights, adapter and ranks."""
     kind = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
     with torch.device("meta"):
         return kind(deepcopy(model.config))
@@ -153,16 +153,16 @@ class Files:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """From the headers alone."""
+        """Reads names and shapes from the headers alone."""
         return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._files.items()}
 
     def read(self, names: list[str]) -> Tensors:
-        """These tensors, on the CPU."""
+        """Reads these tensors, onto the CPU."""
         return {name: self._files[name].get_tensor(name) for name in names}
 
 
 def open_tensors(path: Path) -> Any:
-    """A file of safetensors, whose header alone is read so far.
+    """Opens a file of safetensors, of which the header alone is read so far.
 
     Raises:
         ConfigError: it is none, or is damaged.

@@ -38,7 +38,7 @@ class Layout(Protocol):
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None, window: int | None
     ) -> Tensor:
-        """[1, H, T, D] in, [1, T, H, D] out; ``window`` is None or a sliding window in tokens."""
+        """Attends: [1, H, T, D] in, [1, T, H, D] out; ``window`` is None or a sliding window in tokens."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Bucket:
     before_S: Tensor | None
 
     def visible(self, window: int | None, device: torch.device) -> Tensor:
-        """Which keys a query sees, shape [S or 1, 1, Q, L], within a sliding window in tokens where there is one."""
+        """Says which keys a query sees, shape [S or 1, 1, Q, L], within a sliding window in tokens if there is one."""
         place_Q, key_L = torch.arange(self.queries, device=device), torch.arange(self.keys, device=device)
         if self.before_S is not None:
             place_Q = self.before_S[:, None, None, None] + place_Q[:, None]
@@ -81,8 +81,8 @@ class Bucket:
 class SequenceLayout:
     """Where each row of a pack finds its tokens.
 
-    ``queries`` and ``keys`` hold for each position of all buckets, in order, its token in the pack (padding repeats a
-    token and is never read back or seen); ``scatter_T`` holds for each token of the pack its position among the
+    ``queries`` and ``keys`` hold for each position of all buckets, in order, its token in the pack; padding repeats a
+    token and is never read back or seen. ``scatter_T`` holds for each token of the pack its position among the
     queries. ``longest`` is the most keys of a row.
     """
 
@@ -122,7 +122,7 @@ class SequenceLayout:
         return mixed_T.view(1, query.shape[2], query.shape[1], value.shape[3])
 
     def _visible(self, number: int, window: int | None) -> Tensor:
-        """The mask of a bucket, the same in all layers."""
+        """Returns the mask of a bucket, the same in all layers."""
         if (number, window) not in self._masks:
             self._masks[number, window] = self.buckets[number].visible(window, self.keys.device)
         return self._masks[number, window]
@@ -134,7 +134,7 @@ def _gather(states: Tensor, places: Tensor, sizes: list[int]) -> tuple[Tensor, .
 
 
 def lay_out(rows: Sequence[Row], tokens: int, *, bucket_overhead: int = BUCKET_OVERHEAD) -> SequenceLayout:
-    """Sort rows into buckets of similar length; those that begin with their first key apart from the others.
+    """Sorts rows into buckets of similar length; those that begin with their first key apart from the others.
 
     Each token of the pack is a query of exactly one row. Rows without queries are left out.
     """
@@ -164,13 +164,13 @@ def _padded(places: Sequence[int], length: int) -> list[int]:
 
 
 def _split_rows(widths: Sequence[int], bucket_overhead: int) -> list[tuple[int, int]]:
-    """Split rows of falling width into buckets so that padded positions and the buckets' overhead are fewest."""
+    """Splits rows of falling width into buckets so that padded positions and the buckets' overhead are fewest."""
     if not widths:
         return []
     count = len(widths)
     changes = [row for row in range(1, count) if widths[row] != widths[row - 1]]
     cost: dict[int, int] = {count: 0}  # of the rows from here on
-    cut: dict[int, int] = {}  # where the first bucket of those rows ends: only where the width changes
+    cut: dict[int, int] = {}  # where the first bucket of those rows ends, which is only where the width changes
     for start in [*changes[::-1], 0]:
         cost[start], cut[start] = min(
             ((end - start) * widths[start] + bucket_overhead + rest, end) for end, rest in cost.items()
@@ -184,14 +184,14 @@ def _split_rows(widths: Sequence[int], bucket_overhead: int) -> list[tuple[int, 
 
 @contextmanager
 def shared_prefix_attention(model: Any) -> Iterator[None]:
-    """Let the model compute attention by the layout that its forward pass is given; restore its own on exit."""
+    """Lets the model compute attention by the layout that its forward pass is given; restores its own on exit."""
     with attention_of(model, NAME):
         yield
 
 
 @contextmanager
 def attention_of(model: Any, name: str) -> Iterator[None]:
-    """Let the layers that read text compute attention in the way of this name; restore their own on exit."""
+    """Lets the layers that read text compute attention in the way of this name; restores their own on exit."""
     layers = text_decoder(model)
     own = layers.config._attn_implementation
     if own == name:
@@ -217,7 +217,7 @@ def _attention(
     sequence_layout: Layout | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of a flat pack, in the form that `transformers` calls: [1, H, T, D] in, [1, T, H, D] out.
+    """Computes attention of a flat pack, in the form that `transformers` calls: [1, H, T, D] in, [1, T, H, D] out.
 
     A compiled layer leaves it out: each pack has shapes of its own here, and each would be compiled.
     """
@@ -231,7 +231,7 @@ def _attention(
 
 
 def _window(module: Any, given: dict[str, Any], *, longest: int) -> int | None:
-    """The sliding window of a layer. A model that has one and keeps it in its mask alone is refused."""
+    """Returns the sliding window of a layer; refuses a model that has one and keeps it in its mask alone."""
     if "sliding_window" in given:
         window: int | None = given["sliding_window"]
         return window
@@ -247,7 +247,7 @@ def _window(module: Any, given: dict[str, Any], *, longest: int) -> int | None:
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None, visible: Tensor | None
 ) -> Tensor:
-    """Attention of [S, H, Q, D] to [S, H, L, D], causal without a mask, with a cap on scores where there is one."""
+    """Attends from [S, H, Q, D] to [S, H, L, D], causal without a mask, with a cap on scores if there is one."""
     groups = query.shape[1] // key.shape[1]
     if softcap is None:
         return F.scaled_dot_product_attention(

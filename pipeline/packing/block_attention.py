@@ -1,8 +1,8 @@
 """Attention over packs with one kernel and a mask of blocks, for GPUs: FlexAttention, arXiv:2412.05496.
 
-A pack stays one flat row; the mask lets each token see its own prompt and its own candidate, no other one, and blocks
+A pack stays one flat row. The mask lets each token see its own prompt and its own candidate, and no other one. Blocks
 of tokens that see nothing of each other are skipped. Nothing is gathered and nothing is padded. On CUDA kernel and mask
-are compiled. Elsewhere the same function runs uncompiled, with scores of shape ``[H, T, T]``: that is for tests, which
+are compiled. Elsewhere the same function runs uncompiled, with scores of shape ``[H, T, T]``. That is for tests, which
 compare mask, values and gradients with the gathered path of `pipeline.packing.attention` and with plain forward
 passes. The compiled backward pass needs a GPU, and none has run it so far.
 
@@ -39,7 +39,7 @@ class BlockLayout:
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, softcap: float | None, window: int | None
     ) -> Tensor:
-        """Attention of a flat pack: [1, H, T, D] in, [1, T, H, D] out. Key and value may have fewer heads."""
+        """Computes attention of a flat pack: [1, H, T, D] in, [1, T, H, D] out. Key and value may have fewer heads."""
         attend, _ = _kernels(query.device.type)
         states = (query, key, value)
         if torch.is_autocast_enabled(query.device.type):  # norms of queries and keys leave them in float32
@@ -55,7 +55,7 @@ class BlockLayout:
         return mixed.transpose(1, 2)
 
     def mask(self, window: int | None) -> BlockMask:
-        """The mask of all layers with this sliding window, in tokens; None is a layer that sees all before it."""
+        """Gives the mask of all layers with this sliding window, in tokens; None is a layer that sees all before it."""
         if window not in self._masks:
             _, create = _kernels(self._segment_T.device.type)
             tokens = len(self._segment_T)
@@ -80,7 +80,7 @@ class BlockLayout:
 
 
 def _number(value: float, device: torch.device) -> Tensor:
-    """A number as kernels take it: a plain one that they close over breaks the compiled backward pass."""
+    """Makes a number as kernels take it: a plain one that they close over breaks the compiled backward pass."""
     return torch.full((), value, device=device)
 
 
@@ -93,10 +93,10 @@ def _capped(cap: Tensor) -> Callable[..., Tensor]:
 
 @cache
 def _kernels(device: str, backend: str = "inductor") -> tuple[Any, Any]:
-    """The attention and the maker of masks. Packs differ in length: one compilation serves all of them.
+    """Returns the attention and the maker of masks. Packs differ in length: one compilation serves all of them.
 
     There is one for each precision, with gradient and without, with a window and without, for one block of tokens and
-    for more: twelve of them for a model like Gemma 3. Beyond its limit, torch would go on uncompiled.
+    for more. A model like Gemma 3 has twelve of them. Beyond its limit, torch would go on uncompiled.
     """
     if device not in BLOCK_DEVICES:
         return flex_attention, create_block_mask

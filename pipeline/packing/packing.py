@@ -2,11 +2,11 @@
 
 A pack is one flat row ``prompt | candidate 0 | candidate 1 | ... | prompt | ...`` without padding. Positions
 restart after each prompt, and attention lets every candidate see its prompt and itself (see
-``pipeline/packing/attention.py``), so that every token sees exactly what it would see in a plain sequence of prompt
-and candidate. The last token of a candidate predicts nothing and is left out of the input.
+``pipeline/packing/attention.py``). So every token sees exactly what it would see in a plain sequence of prompt and
+candidate. The last token of a candidate predicts nothing and is left out of the input.
 
-Some types treat a whole forward pass by the longest sequence in it (`text_config.length_boundaries`). Of such a model a
-pack has a part for each class of length, which is computed by itself; there the last token stays in the input, so that
+Some types treat a whole forward pass by the longest sequence in it (`model_config.length_boundaries`). A pack of such a
+model has a part for each class of length, which is computed by itself. There the last token stays in the input, so that
 a pass is as long as the plain one. A prompt with candidates of two classes is in both.
 
 Axes: ``T`` input tokens of a pack, ``N`` predicted candidate tokens, ordered by group, then by candidate.
@@ -45,12 +45,12 @@ class TokenGroup:
 
     @property
     def packed_tokens(self) -> int:
-        """Input tokens that the group takes in a pack."""
+        """Counts the input tokens that the group takes in a pack."""
         return len(self.prompt_token_ids) + sum(len(candidate) - 1 for candidate in self.candidate_token_ids)
 
     @property
     def longest_sequence(self) -> int:
-        """Tokens of the prompt with its longest candidate."""
+        """Counts the tokens of the prompt with its longest candidate."""
         return len(self.prompt_token_ids) + max(map(len, self.candidate_token_ids))
 
 
@@ -77,7 +77,7 @@ class Pack:
     parts: tuple["PackPart", ...] = ()
 
     def layout_on(self, device: torch.device) -> Layout:
-        """How attention finds its tokens on this device: by a mask of blocks, or by gathering."""
+        """Chooses how attention finds its tokens on this device: by a mask of blocks, or by gathering."""
         if device.type not in BLOCK_DEVICES:
             return self.layout.to(device)
         segment_T, prompt_T, position_T = (
@@ -95,12 +95,12 @@ class PackPart:
 
 
 def length_class(tokens: int, boundaries: Sequence[int]) -> int:
-    """How many of the boundaries, which rise, a sequence of so many tokens exceeds."""
+    """Counts the boundaries, in rising order, that a sequence of so many tokens exceeds."""
     return bisect_left(boundaries, tokens)
 
 
 def pack_groups(groups: Sequence[TokenGroup], token_budget: int, boundaries: Sequence[int] = ()) -> list[Pack]:
-    """Lay groups out in as few packs of at most ``token_budget`` tokens as first fit by falling length finds.
+    """Lays groups out in as few packs of at most ``token_budget`` tokens as first fit by falling length finds.
 
     Args:
         boundaries: lengths in tokens on both sides of which no two sequences may share a forward pass. What a pack's
@@ -126,7 +126,7 @@ def pack_groups(groups: Sequence[TokenGroup], token_budget: int, boundaries: Seq
 
 
 def check_budget(groups: Sequence[TokenGroup], token_budget: int) -> None:
-    """Raise PromptTooLongError, naming the prompt, where a group is longer than the budget."""
+    """Raises PromptTooLongError, naming the prompt, if a group is longer than the budget."""
     for group in groups:
         if group.packed_tokens > token_budget:
             raise PromptTooLongError(

@@ -6,12 +6,12 @@ from pipeline.errors import UnsupportedModelError
 
 
 def text_config(config: Any) -> Any:
-    """The configuration of the text model, which may be all of it."""
+    """Returns the configuration of the text model, which may be all of it."""
     return config.get_text_config(decoder=True)
 
 
 def text_decoder(model: Any) -> Any:
-    """The layers that read text, without the head, and without what a wrapper has beside them.
+    """Finds the layers that read text, without the head, and without what a wrapper has beside them.
 
     Raises:
         UnsupportedModelError: the model does not say which part of it that is.

@@ -9,7 +9,7 @@ _CORE = "one core of an AMD EPYC (family 26, virtual), one thread, 2026-11-25"
 
 
 class Fact(float):
-    """A figure and its source, which begins with "data sheet", "measured" or "assumed"."""
+    """A number and its source, which begins with "data sheet", "measured" or "assumed"."""
 
     source: str
 
@@ -44,7 +44,7 @@ class Device:
     store_bandwidth: Fact = Fact(1e9, "assumed: a local disk; a bucket is often slower")
 
     def speed(self, precision: str) -> float:
-        """Operations a second in ``bfloat16`` or ``float32``."""
+        """Gives the operations a second in ``bfloat16`` or ``float32``."""
         return self.bfloat16_flops if precision == "bfloat16" else self.float32_flops
 
     def with_threads(self, threads: int) -> "Device":

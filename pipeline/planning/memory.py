@@ -26,7 +26,7 @@ def device_memory(work: Workload, device: Device, ranks: int, *, apart: bool) ->
 
 
 def sampler_memory(work: Workload, device: Device) -> Parts:
-    """Counts one device of a sampling engine; a tied output head is copied."""
+    """Counts the bytes of one device of a sampling engine; a tied output head is copied."""
     policy, gpus = work.policy, work.recipe.cluster.sampler.gpus_per_engine
     return {
         "weights": (policy.multiplied + policy.embedding) * work.element_bytes(device) / gpus,
@@ -37,9 +37,10 @@ def sampler_memory(work: Workload, device: Device) -> Parts:
 
 
 def update_memory(work: Workload, device: Device, ranks: int) -> Parts:
-    """Counts one rank of an update: float32 weights, gradients and moments are spread; activations are of one pack.
+    """Counts the bytes of one rank of an update.
 
-    Several ranks gather two layers, and what is outside of the layers; one in bfloat16 keeps a bfloat16 copy of all.
+    Float32 weights, gradients and moments are spread over the ranks; activations are those of one pack. Several ranks
+    gather two layers, and what is outside of the layers. A single one in bfloat16 keeps a bfloat16 copy of all weights.
     """
     config, policy, trained = work.recipe.update, work.policy, work.trained_weights
     half, full = config.precision == "bfloat16", config.lora is None

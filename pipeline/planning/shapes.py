@@ -28,30 +28,30 @@ class ModelShape:
 
     @property
     def layer(self) -> int:
-        """Weights of a layer: queries, keys, values, output, and the three matrices of the MLP."""
+        """Counts the weights of a layer: queries, keys, values, output, and the three matrices of the MLP."""
         return self.hidden * (2 * self.query + 2 * self.key_value + 3 * self.intermediate)
 
     @property
     def embedding(self) -> int:
-        """Weights of the embeddings, and as many of the head."""
+        """Counts the weights of the embeddings; the head has as many."""
         return self.vocabulary * self.hidden
 
     @property
     def multiplied(self) -> int:
-        """Weights that a token is multiplied with: layers and head, not the embeddings, which are looked up."""
+        """Counts the weights that a token is multiplied with: layers and head, as embeddings are looked up."""
         return self.layers * self.layer + self.embedding
 
     @property
     def parameters(self) -> int:
-        """All weights."""
+        """Counts all weights."""
         return self.multiplied + (0 if self.tied else self.embedding)
 
     def kv_bytes(self, element_bytes: int) -> int:
-        """Bytes of a token in the KV cache: a key and a value in each layer."""
+        """Counts the bytes of a token in the KV cache: a key and a value in each layer."""
         return 2 * self.layers * self.key_value * element_bytes
 
     def adapter(self, rank: int) -> int:
-        """Weights of an adapter on all linear layers, which is an upper bound if it names modules."""
+        """Counts the weights of an adapter on all linear layers, which is an upper bound if it names modules."""
         return self.layers * rank * (7 * self.hidden + 2 * self.query + 2 * self.key_value + 3 * self.intermediate)
 
 

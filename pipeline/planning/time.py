@@ -23,7 +23,7 @@ def decode_batch(work: Workload, device: Device, sequences: int) -> int:
 
 
 def decode_step(work: Workload, device: Device, batch: int) -> Parts:
-    """Decodes a token of each sequence: reads all weights once, and keys and values of sequences that are half done."""
+    """Estimates a decoding step: it reads all weights once, and keys and values of sequences that are half done."""
     policy, element, gpus = work.policy, work.element_bytes(device), work.recipe.cluster.sampler.gpus_per_engine
     cached = batch * (work.prompt_tokens + work.answer_tokens / 2) * policy.kv_bytes(element)
     read = (policy.multiplied * element + cached) / (gpus * device.bandwidth * device.traffic_share)
@@ -33,7 +33,7 @@ def decode_step(work: Workload, device: Device, batch: int) -> Parts:
 
 
 def sampling(work: Workload, device: Device, devices: int, *, held_out: bool = False) -> Parts:
-    """Samples all completions of a round, or one to each held-out prompt, on as many engines as there are devices."""
+    """Estimates the sampling of a round's completions, or of one to each held-out prompt, by all engines together."""
     recipe, gpus = work.recipe, work.recipe.cluster.sampler.gpus_per_engine
     candidates = 1 if held_out else recipe.sampling.candidates
     prompts = recipe.evaluation.prompts if held_out else recipe.sampling.prompts_per_round
@@ -47,7 +47,7 @@ def sampling(work: Workload, device: Device, devices: int, *, held_out: bool = F
 
 
 def judging(work: Workload, device: Device, devices: int, judges: Sequence[JudgeConfig], answers: int) -> Parts:
-    """Judges so many completions; a model passes over prompt and completion, and judges work one after another."""
+    """Estimates the judging of so many completions: models pass over prompt and completion, judges take turns."""
     weights, rules, requests = 0, 0, 0.0
     for part in (part for judge in judges for part in judge.parts()):
         if isinstance(part, LlmConfig):
@@ -70,7 +70,7 @@ def judging(work: Workload, device: Device, devices: int, judges: Sequence[Judge
 
 
 def update(work: Workload, device: Device, ranks: int) -> Parts:
-    """Trains: 6 operations a weight and token, 8 if layers are computed again; with an adapter 4 and 6.
+    """Estimates the training: 6 operations a weight and token, 8 if layers are computed again; with an adapter 4 and 6.
 
     FSDP gathers the weights twice in each pass and sums the gradients once, while it computes: the longer counts.
     """
@@ -93,13 +93,13 @@ def update(work: Workload, device: Device, ranks: int) -> Parts:
 
 
 def weight_sync(work: Workload, device: Device) -> Parts:
-    """Reads the new weights; a sampler's copy, untied or with the adapter merged, is first written and read again."""
+    """Estimates a weight sync, which reads new weights; a copy, untied or merged, is first written and read again."""
     copied = work.policy.tied or work.recipe.update.lora is not None
     return {"store": FLOAT * work.policy.parameters * (3 if copied else 1) / device.store_bandwidth}
 
 
 def scoring(work: Workload, device: Device, ranks: int) -> Parts:
-    """Scores the held-out completions under three policies, of which two are read from the store."""
+    """Estimates the scoring of held-out completions under three policies, of which two are read from the store."""
     tokens = work.recipe.evaluation.prompts * (work.prompt_tokens + work.answer_tokens)
     return {
         "compute": 3 * _passes(work.policy.multiplied * tokens, work, device, ranks),
@@ -108,5 +108,5 @@ def scoring(work: Workload, device: Device, ranks: int) -> Parts:
 
 
 def _passes(products: float, work: Workload, device: Device, devices: int) -> float:
-    """Seconds of passes without gradient: two operations for each weight and token."""
+    """Estimates the seconds of passes without gradient: two operations for each weight and token."""
     return 2 * products / (devices * device.speed(work.recipe.update.precision) * device.pass_share)

@@ -1,7 +1,7 @@
 """What a round has to do, in prompts, completions and tokens, from its recipe."""
 
 from dataclasses import dataclass
-from math import ceil, comb
+from math import ceil
 
 from pipeline.config import GeneratedPrompts
 from pipeline.planning.devices import Device
@@ -63,12 +63,8 @@ def workload_of(
     If nobody gives mean lengths, a completion is as long as the recipe allows, and a prompt has 256 tokens (a question
     with a chat template), or 12 in the generated corpora (which have 8 to 16).
     """
-    count, rules = recipe.sampling.candidates, recipe.preferences
+    count = recipe.sampling.candidates
     prompt_tokens = prompt_tokens or (12 if isinstance(recipe.prompts, GeneratedPrompts) else 256)
     answer_tokens = answer_tokens or recipe.sampling.max_tokens
-    pairs = {"best_vs_each": count - 1, "all_pairs": comb(count, 2), "correct_vs_incorrect": count**2 // 4}
-    most = pairs.get(rules.rule, 1)
-    own = recipe.sampling.prompts_per_round * min(most, rules.max_pairs or most)
-    preferences = max(1, round(own / (1 - rules.replay.share)))
-    tokens = prompt_tokens + (count if rules.ranks else 2) * max(0.0, answer_tokens - 1)
-    return Workload(recipe, policy, judge, prompt_tokens, answer_tokens, preferences, tokens)
+    tokens = prompt_tokens + (count if recipe.preferences.ranks else 2) * max(0.0, answer_tokens - 1)
+    return Workload(recipe, policy, judge, prompt_tokens, answer_tokens, recipe.most_preferences, tokens)

@@ -15,15 +15,15 @@ from pipeline.records import PREFERENCES, to_table
 
 
 def build_preferences(candidates: pa.Table, judgments: pa.Table, config: PreferencesConfig, *, seed: int) -> pa.Table:
-    """The ``PREFERENCES`` of a round, in the order in which the prompts first come among the candidates.
+    """Builds the ``PREFERENCES`` of a round, in the order in which the prompts first come among the candidates.
 
-    Of a prompt's candidates these are left out first: *unjudged* (no score, or one that is no finite number),
+    Of a prompt's candidates these are left out first: *unjudged* (no score, or none that is a finite number),
     *truncated* (if the recipe says so), *empty* (no text), and *duplicate* (the same token ids as an earlier
-    candidate: the policy cannot be moved from a sequence to itself). Where fewer than two are left, the commonest of
-    these reasons is the prompt's (*single* where there was one candidate from the start).
+    candidate). The policy cannot be moved from a sequence to itself. If fewer than two are left, the commonest of
+    these reasons is the prompt's (*single* if there was one candidate from the start).
 
     Candidates are ordered by their *value*, ``score - length_penalty * tokens``: with a penalty, the margin of a pair
-    is ``(score_a - score_b) - length_penalty * (tokens_a - tokens_b)``. One beats another where that is above
+    is ``(score_a - score_b) - length_penalty * (tokens_a - tokens_b)``. One beats another if that is above
     ``min_margin``, and the probability of the order at least ``min_probability``. The rules, over those that are left:
 
     - ``best_vs_worst``: the highest value against the lowest.
@@ -31,11 +31,11 @@ def build_preferences(candidates: pa.Table, judgments: pa.Table, config: Prefere
     - ``best_vs_each``: the highest against every one that it beats.
     - ``all_pairs``: every two of which one beats the other.
     - ``correct_vs_incorrect``: every correct answer (score 1) against every incorrect one (score 0).
-    - ``full_ranking``: from the best down; what ties with the last one taken is left out, or where ties are kept
-      shares its place.
+    - ``full_ranking``: from the best down; what ties with the last one taken is left out, or shares its place if ties
+      are kept.
     - ``top_m``: likewise the first ``top`` places, and all others tied for the one behind them.
 
-    Where no candidate beats another the reason is *agree* (all scores are equal), *tie* (none is above the margin) or
+    If no candidate beats another the reason is *agree* (all scores are equal), *tie* (none is above the margin) or
     *unsure* (none is probable enough).
 
     Raises:
@@ -58,12 +58,12 @@ def build_preferences(candidates: pa.Table, judgments: pa.Table, config: Prefere
 
 
 def preference_count(preferences: pa.Table) -> int:
-    """How many preferences a ``PREFERENCES`` table has, without the prompts that gave none."""
+    """Counts the preferences of a ``PREFERENCES`` table, without the prompts that gave none."""
     return sum(kind != "dropped" for kind in preferences["kind"].to_pylist())
 
 
 def drop_counts(preferences: pa.Table) -> dict[str, int]:
-    """Prompts without a preference, by reason."""
+    """Counts the prompts without a preference, by reason."""
     reasons = preferences["drop_reason"].drop_null().to_pylist()
     return dict(sorted(Counter(reasons).items()))
 

@@ -17,6 +17,9 @@ from pipeline.records import components_of
 REASONS = ("unjudged", "truncated", "empty", "duplicate", "single", "agree", "tie", "unsure")
 """Why a prompt gives no preference; the first four in the order in which candidates are left out."""
 
+EQUAL = ("agree", "tie", "unsure")
+"""Those of prompts whose candidates could be compared."""
+
 _LARGEST = sys.float_info.max / 8
 """No difference of scores up to here, nor of their penalties, leaves the range of numbers."""
 

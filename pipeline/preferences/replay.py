@@ -1,7 +1,7 @@
 """Replay: preferences of earlier rounds that an update is given again, beside those of its own round.
 
-They are a table of their own. A row of ``PREFERENCES`` names candidates of its round, and those of another round under
-the same prompt and index are other answers: so a replayed row says which round it is of, and holds its token ids.
+They are a table of their own. A row of ``PREFERENCES`` names candidates of its round; under the same prompt and index
+another round has other answers. So a replayed row says which round it is of, and holds its token ids.
 """
 
 import random
@@ -22,9 +22,9 @@ Row = dict[str, Any]
 def choose_replayed(
     own: pa.Table, earlier: Mapping[int, pa.Table], config: PreferencesConfig, *, seed: int
 ) -> dict[int, list[Row]]:
-    """Rows of earlier rounds to train on again, by round, drawn by the seed without replacement, all equally likely.
+    """Draws rows of earlier rounds to train on again, by the seed, without replacement, all equally likely; by round.
 
-    At most ``share`` of all that is trained on is replayed: of ``n`` preferences of the round itself there are
+    At most ``share`` of all that is trained on is replayed. Beside ``n`` preferences of the round itself there are
     ``floor(n * share / (1 - share))`` replayed ones, or all that there are. Rows of another kind than the recipe now
     makes (pairs or rankings, with soft labels or without) are passed over: a fork may have changed that.
 
@@ -51,13 +51,13 @@ def choose_replayed(
 
 
 def replayed_table(chosen: Mapping[int, Sequence[Row]], candidates: Mapping[int, pa.Table]) -> pa.Table:
-    """The ``REPLAYED`` of a round: the chosen rows with the token ids of their candidates.
+    """Builds the ``REPLAYED`` of a round: the chosen rows with the token ids of their candidates.
 
     Args:
         candidates: the ``CANDIDATES`` of the rounds that were chosen from.
 
     Raises:
-        DataError: a row names a candidate that its round has not.
+        DataError: a row names a candidate that its round does not have.
     """
     rows: list[Row] = []
     for number, found in chosen.items():
@@ -77,7 +77,7 @@ def replayed_table(chosen: Mapping[int, Sequence[Row]], candidates: Mapping[int,
 
 
 def describe_replayed(replayed: pa.Table, own: pa.Table, round: int) -> dict[str, Any]:
-    """How many preferences of a round's update are replayed, what share that is, and their mean age in rounds."""
+    """Says how many preferences of a round's update are replayed, what share that is, and their mean age in rounds."""
     ages = [round - origin for origin in replayed["origin_round"].to_pylist()]
     return {
         "replayed": len(ages),

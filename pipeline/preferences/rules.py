@@ -26,7 +26,7 @@ Rule = Callable[[Sequence[Candidate], Comparison, random.Random], list[Order]]
 
 
 def orders_of(kept: Sequence[Candidate], compare: Comparison, rng: random.Random) -> list[Order]:
-    """The preferences of a prompt by the recipe's rule, at most as many as it allows; those drawn stay in order."""
+    """Gives a prompt's preferences by the recipe's rule, at most as many as it allows; those drawn stay in order."""
     orders = RULES[compare.config.rule](kept, compare, rng)
     cap = compare.config.max_pairs
     if cap is None or len(orders) <= cap:
@@ -73,9 +73,9 @@ def _top_m(kept: Sequence[Candidate], compare: Comparison, _rng: random.Random) 
 
 
 def _ranking(ordered: Sequence[Candidate], compare: Comparison, known: int) -> list[Order]:
-    """A ranking of which the first ``known`` places are known; what comes after them shares the next one.
+    """Makes a ranking of which the first ``known`` places are known; what comes after them shares the next one.
 
-    A candidate that ties with the last one that was taken is left out, or where ties are kept shares its place. Kept
+    A candidate that ties with the last one that was taken is left out, or shares its place if ties are kept. Kept
     ties are chains, so that any two in different places differ by more than the margin.
     """
     keep = compare.config.ties == "keep"

@@ -1,12 +1,18 @@
 """How a reward model is fitted."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.config.base import Config, Device
 
-RewardObjective = Literal["bradley_terry", "scaled_bradley_terry", "regression_then_bradley_terry", "uncertainty"]
+RewardObjective = Literal[
+    "bradley_terry", "scaled_bradley_terry", "regression_then_bradley_terry", "thurstone", "expected_logistic"
+]
+WITH_DEVIATION: tuple[RewardObjective, ...] = ("thurstone", "expected_logistic")
+"""Objectives of two outputs, a mean and the logarithm of a standard deviation."""
+OLD_NAMES = {"uncertainty": "thurstone"}
+"""What objectives were called in version 0.1.0."""
 
 
 class RewardTrainingConfig(Config):
@@ -27,3 +33,8 @@ class RewardTrainingConfig(Config):
     without_template: bool = Field(
         False, description="join prompt and answer as they are, in place of the base's chat template"
     )
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _takes_old_names(cls, value: Any) -> Any:
+        return OLD_NAMES.get(value, value) if isinstance(value, str) else value

@@ -14,7 +14,7 @@ from pipeline.judges.base import JudgedCandidate, JudgeItem
 from pipeline.judges.support.tables import judge_items
 
 LEAST_PROMPTS = 10
-"""Prompts with a pair without which nothing is fitted: of fewer, those held out say nothing."""
+"""Fewest prompts with a pair that a fit needs: of fewer, those held out say nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ Example = TypeVar("Example", RewardPair, RatedAnswer)
 def reward_pairs(
     prompts: pa.Table, candidates: pa.Table, preferences: pa.Table, *, read_special_tokens: bool = False
 ) -> list[RewardPair]:
-    """The pairs of a round's preferences, with soft labels where they have them; of a ranking all that are no tie.
+    """Lists the pairs of a round's preferences, with soft labels if they have them; of a ranking all that are no tie.
 
     Args:
         read_special_tokens: as the recipe's prompts say.
@@ -77,7 +77,7 @@ def reward_pairs(
 def rated_answers(
     prompts: pa.Table, candidates: pa.Table, judgments: pa.Table, *, read_special_tokens: bool = False
 ) -> list[RatedAnswer]:
-    """The answers of a round that its judge gave a score."""
+    """Lists the answers of a round that its judge gave a score."""
     items = {item.prompt_id: item for item in judge_items(prompts, candidates, read_special_tokens=read_special_tokens)}
     rows = judgments.select(["prompt_id", "candidate", "score", "status"]).to_pylist()
     scores = {
@@ -94,7 +94,7 @@ def rated_answers(
 
 
 def held_out_prompts(pairs: Sequence[RewardPair], share: float, seed: int) -> set[str]:
-    """The prompts to hold out: that share of them, at least one, drawn by the seed and their ids alone.
+    """Draws the prompts to hold out: that share of them, at least one, by the seed and their ids alone.
 
     By prompt, not by pair: two answers to one prompt on both sides would make the fit look better than it is.
 
@@ -112,6 +112,6 @@ def held_out_prompts(pairs: Sequence[RewardPair], share: float, seed: int) -> se
 
 
 def split(examples: Sequence[Example], held_out: set[str]) -> tuple[list[Example], list[Example]]:
-    """The examples to fit, and those held out."""
+    """Splits examples into those to fit and those held out."""
     fitted = [example for example in examples if example.prompt.prompt_id not in held_out]
     return fitted, [example for example in examples if example.prompt.prompt_id in held_out]

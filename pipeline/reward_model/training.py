@@ -18,12 +18,13 @@ from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import ConfigError, DataError, NonFiniteError
 from pipeline.judges.base import JudgedCandidate, JudgeItem
-from pipeline.judges.reward_model import MEAN_AND_LOG_STD, encode
+from pipeline.judges.reward_model import MEAN_AND_LOG_STD, MEAN_AND_LOG_STD_LOGITS, encode
+from pipeline.model.checkpoint_files import check_source
 from pipeline.model.classifier import misfit, names_classifier, too_many_tokens
-from pipeline.model.policy import check_source, max_context
+from pipeline.model.policy import max_context
 from pipeline.reward_model import losses as losses
 from pipeline.reward_model.calibration import Calibration, calibrate
-from pipeline.reward_model.config import RewardTrainingConfig
+from pipeline.reward_model.config import WITH_DEVIATION, RewardTrainingConfig
 from pipeline.reward_model.data import RatedAnswer, RewardPair, held_out_prompts, split
 
 MAX_GRAD_NORM = 1.0
@@ -200,7 +201,8 @@ class _Fit:
         for start in range(0, len(pairs), self._config.batch_size):
             with torch.inference_mode():
                 outputs = self._outputs(pairs[start : start + self._config.batch_size])
-                found += losses.order_probability(*(half.double() for half in outputs)).tolist()
+                halves = (half.double() for half in outputs)
+                found += losses.order_probability(*halves, logits=_in_logits(self._config)).tolist()
         return found
 
     def _fit(self, rows: Sequence[_Row], epochs: int, loss_of: Callable[[list[_Row]], Tensor]) -> list[float]:
@@ -216,7 +218,9 @@ class _Fit:
         found = []
         for number, batch in enumerate(batches):
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * (1 - number / len(batches))
+                # A last batch of fewer rows moves the weights by its share, as in the update of a round.
+                share = len(batch) / min(config.batch_size, len(rows))
+                group["lr"] = config.learning_rate * (1 - number / len(batches)) * share
             found.append(self._step(optimizer, weights, batch, loss_of(batch)))
         return found
 
@@ -251,8 +255,10 @@ class _Fit:
             torch.tensor(values, device=chosen_P_H.device)
             for values in ([pair.label for pair in batch], [pair.weight for pair in batch])
         )
-        if self._config.objective == "uncertainty":
-            return losses.uncertainty_ranking(chosen_P_H, rejected_P_H, label_P)
+        if self._config.objective == "thurstone":
+            return losses.thurstone(chosen_P_H, rejected_P_H, label_P)
+        if self._config.objective == "expected_logistic":
+            return losses.expected_logistic(chosen_P_H, rejected_P_H, label_P)
         chosen_P, rejected_P = chosen_P_H[:, 0], rejected_P_H[:, 0]
         if self._config.objective == "scaled_bradley_terry":
             return losses.scaled_bradley_terry(chosen_P, rejected_P, weight_P, label_P)
@@ -273,6 +279,11 @@ class _Fit:
         mask_B_T = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
         logits_B_H: Tensor = self._model(input_ids=ids_B_T, attention_mask=mask_B_T).logits
         return logits_B_H.float()
+
+
+def _in_logits(config: RewardTrainingConfig) -> bool:
+    """Whether the objective fixes the scale of rewards, so that their differences are in logits."""
+    return config.objective == "expected_logistic"
 
 
 def _regresses(config: RewardTrainingConfig) -> bool:
@@ -311,7 +322,9 @@ def _load_tokenizer(base: str | Path) -> Any:
 
 
 def _load_model(base: str | Path, tokenizer: Any, config: RewardTrainingConfig) -> Any:
-    labels = MEAN_AND_LOG_STD if config.objective == "uncertainty" else ("reward",)
+    labels: tuple[str, ...] = ("reward",)
+    if config.objective in WITH_DEVIATION:
+        labels = MEAN_AND_LOG_STD_LOGITS if _in_logits(config) else MEAN_AND_LOG_STD
     loud = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # that the head is new is no news; the rest is looked at below
     try:

@@ -37,7 +37,7 @@ __all__ = [
 
 
 def import_engine(config: SamplingConfig) -> None:
-    """Import all that the recipe's engine needs, which takes seconds, while its weights are still being made."""
+    """Imports all that the recipe's engine needs, which takes seconds, while its weights are still being made."""
     modules = ["pipeline.sampling.transformers_engine"]
     if config.engine == "vllm":
         modules = ["pipeline.sampling.vllm_engine", "vllm.v1.engine.llm_engine", "vllm.v1.worker.gpu_worker"]
@@ -57,13 +57,13 @@ def make_sampler(
     precision: Literal["float32", "bfloat16"] = "bfloat16",
     sleeps: bool = False,
 ) -> Sampler:
-    """The engine that the recipe names, with the weights of a checkpoint directory.
+    """Makes the engine that the recipe names, with the weights of a checkpoint directory.
 
     Before vLLM, ``configure_environment`` must have been called in this process, and before torch was imported.
 
     Args:
         config: the recipe's sampling section.
-        directory: what ``policy.sampler_copy`` returned for the checkpoint.
+        directory: what ``sampler_copy`` returned for the checkpoint.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         threads: CPU threads of this process; another number changes results in the last bits.
         seed: seed of the engine itself. Candidates have seeds of their own.

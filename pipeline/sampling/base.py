@@ -44,7 +44,7 @@ class SamplingRequest:
 class Candidate:
     """One answer, token for token as it was sampled.
 
-    ``token_ids`` ends with the end-of-sequence token where ``finish_reason`` is ``stop``. ``logprobs`` holds
+    ``token_ids`` ends with the end-of-sequence token if ``finish_reason`` is ``stop``. ``logprobs`` holds
     one value in nats for each of them, under the untempered policy: the same for every temperature and top-p.
     """
 
@@ -71,7 +71,7 @@ class Sampler(Protocol):
     """
 
     def sample(self, requests: Sequence[SamplingRequest], config: SamplingConfig) -> Sampling:
-        """Sample K candidates for each request; they come in the order of the requests, then by index.
+        """Samples K candidates for each request; they come in the order of the requests, then by index.
 
         Raises, at the first turn or a later one:
             PromptTooLongError: a prompt and ``max_tokens`` do not fit the context; nothing was sampled.
@@ -80,7 +80,7 @@ class Sampler(Protocol):
         ...
 
     def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
-        """Log-probability, in nats, of each token of each answer, given pairs (prompt, answer) of token ids.
+        """Scores pairs (prompt, answer) of token ids: the log-probability, in nats, of each token of each answer.
 
         Raises:
             PromptTooLongError: a sequence does not fit the context.
@@ -89,7 +89,7 @@ class Sampler(Protocol):
         ...
 
     def load_weights(self, directory: Path) -> None:
-        """Replace the weights in place by those of a checkpoint of the same shape; nothing of the old stays.
+        """Replaces the weights in place by those of a checkpoint of the same shape; nothing of the old stays.
 
         Raises:
             EngineError: sampling is in progress, or the checkpoint is unreadable or does not fit, and nothing changed;
@@ -103,12 +103,12 @@ class Sleepable(Protocol):
     """An engine that can lend the memory of its device."""
 
     def sleep(self) -> None:
-        """Lend it, until the next call."""
+        """Lends that memory, until the next call."""
         ...
 
 
 def reported(sampling: Sampling, on_progress: Progress | None = None) -> Sampling:
-    """The same sampling, whose metrics are also passed on, about twice a second and at its end."""
+    """Runs the same sampling, and passes its counts on about twice a second and at its end."""
     last, counts = time.monotonic(), (0, 0)
     with closing(sampling):
         while True:
@@ -126,7 +126,7 @@ def reported(sampling: Sampling, on_progress: Progress | None = None) -> Samplin
 
 
 def finish(turns: Generator[object, None, Result]) -> Result:
-    """Take all turns that are left; what they return."""
+    """Takes all turns that are left, and gives what they return."""
     with closing(turns):
         while True:
             try:
@@ -139,7 +139,7 @@ def finish(turns: Generator[object, None, Result]) -> Result:
 def candidates_table(
     candidates: Sequence[Candidate], prompts: Mapping[str, Sequence[int]], tokenizer: Tokenizer, policy: str
 ) -> pa.Table:
-    """Candidates as a table of the ``CANDIDATES`` schema.
+    """Turns candidates into a table of the ``CANDIDATES`` schema.
 
     Args:
         prompts: token ids of each prompt by its id.
@@ -170,7 +170,7 @@ def candidates_table(
 
 
 def check_lengths(requests: Sequence[SamplingRequest], max_tokens: int, context: int) -> None:
-    """Refuse a prompt that is empty, or that leaves no room for an answer of ``max_tokens`` tokens.
+    """Refuses a prompt that is empty, or that leaves no room for an answer of ``max_tokens`` tokens.
 
     Raises:
         PromptTooLongError: names the prompt and the lengths.
@@ -188,7 +188,7 @@ def check_lengths(requests: Sequence[SamplingRequest], max_tokens: int, context:
 
 
 def check_sequences(sequences: Sequence[tuple[Sequence[int], Sequence[int]]], context: int) -> None:
-    """Refuse a sequence to score that has an empty part or does not fit the context.
+    """Refuses a sequence to score that has an empty part or does not fit the context.
 
     Raises:
         PromptTooLongError: names the sequence and its length.
@@ -207,7 +207,7 @@ def check_sequences(sequences: Sequence[tuple[Sequence[int], Sequence[int]]], co
 
 
 def read_json(directory: Path, name: str) -> Mapping[str, Any]:
-    """A JSON file of a checkpoint directory; empty if the file does not exist."""
+    """Reads a JSON file of a checkpoint directory; empty if the file does not exist."""
     path = directory / name
     if not path.is_file():
         return {}
@@ -216,7 +216,7 @@ def read_json(directory: Path, name: str) -> Mapping[str, Any]:
 
 
 def stop_tokens(directory: Path) -> frozenset[int]:
-    """The tokens that end an answer, from the checkpoint's generation configuration or else its model's."""
+    """Reads the tokens that end an answer, from the checkpoint's generation configuration or else its model's."""
     config = read_json(directory, "config.json")
     for part in (read_json(directory, "generation_config.json"), config, config.get("text_config", {})):
         found = part.get("eos_token_id")

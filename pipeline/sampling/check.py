@@ -4,12 +4,12 @@ from typing import Any, Literal
 
 from pipeline.errors import UnsupportedModelError
 from pipeline.model.model_config import length_boundaries, rope_types
-from pipeline.model.policy import SAMPLED_TIED, is_tied
+from pipeline.model.sampler_copy import SAMPLED_TIED, is_tied
 from pipeline.packing.text_decoder import text_config
 
 
 def check_engine(engine: Literal["vllm", "transformers"], model: Any, context: int) -> None:
-    """Refuse by name what is known to be another policy in the engine than in the trainer.
+    """Refuses by name what is known to be another policy in the engine than in the trainer.
 
     Args:
         context: tokens of the longest sequence of the run.

@@ -8,14 +8,14 @@ class Tokenizer(Protocol):
     """The one thing that is asked of a tokenizer here."""
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = ..., **kwargs: Any) -> Any:
-        """The text of token ids."""
+        """Decodes token ids to text."""
         ...
 
 
 def completion_texts(
     tokenizer: Tokenizer, prompt_ids: Sequence[int], completions: Sequence[Sequence[int]]
 ) -> list[str]:
-    """What each completion adds to its prompt's text: the two, decoded as a whole, less the prompt decoded.
+    """Finds what each completion adds to its prompt's text: the two, decoded together, less the prompt decoded.
 
     Decoded alone, a completion would lose the space that it begins with if the tokenizer is of SentencePiece's kind,
     and a character whose bytes begin in the prompt. Special tokens are left out.
@@ -26,7 +26,7 @@ def completion_texts(
 
 
 def _common(before: str, whole: str) -> int:
-    """How many characters the two begin with alike: all of the prompt's, but for one that it breaks off within."""
+    """Counts the characters that both begin with: all of the prompt's, but for one that it breaks off within."""
     if whole.startswith(before):
         return len(before)
     return next((place for place, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(whole))

@@ -13,7 +13,7 @@ from pipeline.errors import EngineError
 
 
 def configure_environment(device: str, threads: int) -> None:
-    """Set what vLLM and the thread pools read once, when they are imported. A worker's first act.
+    """Sets what vLLM and the thread pools read once, when they are imported. A worker's first act.
 
     Raises:
         EngineError: vLLM is imported already, so that most of it would have no effect.
@@ -49,7 +49,7 @@ def configure_environment(device: str, threads: int) -> None:
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Switch the cyclic collector off, and leave what was made here out of its later passes.
+    """Switches the cyclic collector off, and leaves what was made here out of its later passes.
 
     Importing torch, transformers and vLLM makes millions of objects, none of them garbage, which the collector walks
     again and again: a start takes 5.8 s instead of 8.2.

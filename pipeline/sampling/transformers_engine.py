@@ -33,7 +33,7 @@ class TransformersSampler:
         directory: checkpoint of the policy.
         config: the recipe's sampling.
         device: where the model runs, in float32.
-        threads: CPU threads of this process, where given; another number changes results in the last bits.
+        threads: CPU threads of this process, if given; another number changes results in the last bits.
     """
 
     def __init__(
@@ -55,7 +55,10 @@ class TransformersSampler:
         self._in_progress = 0
 
     def sample(self, requests: Sequence[SamplingRequest], config: SamplingConfig) -> Sampling:
-        """See ``Sampler``. Random numbers depend on a candidate's seed alone, not on its batch; calls share none."""
+        """Samples as ``Sampler`` says.
+
+        Random numbers depend on a candidate's seed alone, not on its batch; calls share none.
+        """
         check_lengths(requests, config.max_tokens, self._context)
         rows_by_length: dict[int, list[Row]] = defaultdict(list)
         for index, request in enumerate(requests):
@@ -83,13 +86,13 @@ class TransformersSampler:
         return [found[index, k] for index in range(len(requests)) for k in range(config.candidates)]
 
     def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
-        """See ``Sampler``. One forward pass a sequence, so that a score does not depend on its neighbours."""
+        """Scores as ``Sampler`` says, one forward pass a sequence, so that no score depends on its neighbours."""
         check_sequences(sequences, self._context)
         with torch.inference_mode():
             return [self._score_one(prompt, answer) for prompt, answer in sequences]
 
     def load_weights(self, directory: Path) -> None:
-        """See ``Sampler``."""
+        """Replaces the weights as ``Sampler`` says."""
         if self._in_progress:
             raise EngineError("the sampler cannot take new weights while it samples: take the turns that are left")
         try:
@@ -113,7 +116,7 @@ class TransformersSampler:
     def _sample_batch(
         self, rows: Sequence[tuple[SamplingRequest, int]], config: SamplingConfig
     ) -> Generator[int, None, list[Candidate]]:
-        """Each turn samples a token of each row that is not at its end, and yields their number."""
+        """Samples a token of each row that is not at its end in each turn, and yields their number."""
         # All random numbers of a candidate are drawn up front from its own seed.
         seeds = [request.seed + k for request, k in rows]
         uniforms_B_T = torch.from_numpy(
@@ -149,7 +152,7 @@ class TransformersSampler:
     def _candidate(
         self, request: SamplingRequest, k: int, seed: int, tokens: list[int], logps: list[float]
     ) -> Candidate:
-        """The row up to and with its first end of sequence: the batch went on until its last row ended.
+        """Cuts a row off after its first end of sequence: the batch went on until its last row ended.
 
         An answer that grew beyond a boundary of lengths is scored as the sequence that it became: its first tokens had
         been drawn as parts of a shorter one.
@@ -168,7 +171,7 @@ class TransformersSampler:
 
 
 def _draw(logits_B_V: torch.Tensor, uniforms_B: torch.Tensor, config: SamplingConfig) -> torch.Tensor:
-    """One token a row, by inverting the cumulative distribution at a uniform number in [0, 1).
+    """Draws one token a row, by inverting the cumulative distribution at a uniform number in [0, 1).
 
     The nucleus is the smallest set of most probable tokens whose mass reaches top-p (arXiv:1904.09751).
     """

@@ -1,7 +1,7 @@
 """The vLLM sampler: one engine inside the calling process, kept for a run, its weights replaced in place.
 
 Several calls of ``sample`` may be in progress: their requests run side by side, so that the engine never drains between
-two shards. A call that starts with an empty engine resets the prefix cache and adds its requests in order, so that the
+two shards. A call that starts with an empty engine resets the prefix cache and adds its requests in order. So the
 schedule, and with it every sum of floating-point numbers, follows from the call alone. What else is in progress moves
 the schedule; with one thread on a CPU the kernels compute each sequence by itself, and the bits stay the same.
 """
@@ -18,7 +18,9 @@ from transformers import AutoConfig
 
 from pipeline.config import SamplingConfig
 from pipeline.errors import ConfigError, EngineError, RondoError, UnsupportedModelError
-from pipeline.model.policy import SAMPLED_TIED, Precision, Shapes, choose_context, is_tied, read_config, weight_shapes
+from pipeline.model.checkpoint_files import Shapes, read_config, weight_shapes
+from pipeline.model.policy import Precision, choose_context
+from pipeline.model.sampler_copy import SAMPLED_TIED, is_tied
 from pipeline.packing.text_decoder import text_config
 from pipeline.sampling.base import (
     Candidate,
@@ -40,7 +42,7 @@ class VllmSampler:
     """Samples with vLLM. ``environment.configure_environment`` must have been called in this process before.
 
     Args:
-        directory: checkpoint with untied embeddings, as ``policy.sampler_copy`` gives it.
+        directory: checkpoint with untied embeddings, as ``sampler_copy`` gives it.
         config: the recipe's sampling; its cache is that of all its GPUs together.
         device: ``cpu`` (float32), ``cuda`` or ``cuda:N``.
         threads: CPU threads; another number changes results in the last bits.
@@ -114,7 +116,7 @@ class VllmSampler:
             ) from error
 
     def sample(self, requests: Sequence[SamplingRequest], config: SamplingConfig) -> Sampling:
-        """See ``Sampler``."""
+        """Samples as ``Sampler`` says."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -151,7 +153,7 @@ class VllmSampler:
         ]
 
     def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
-        """See ``Sampler``.
+        """Scores as ``Sampler`` says.
 
         All tokens but the last are scored as a prompt, and the last as the only token that may be sampled:
         its raw log-probability is taken before that restriction. So a sequence may fill the whole context.
@@ -182,7 +184,10 @@ class VllmSampler:
         return scores
 
     def load_weights(self, directory: Path) -> None:
-        """See ``Sampler``. What can be checked is checked first: a reload that fails leaves a dead engine."""
+        """Replaces the weights as ``Sampler`` says.
+
+        What can be checked is checked first: a reload that fails leaves a dead engine.
+        """
         if self._calls:
             raise EngineError("the sampler cannot take new weights while it samples: take the turns that are left")
         try:
@@ -206,10 +211,10 @@ class VllmSampler:
         self._reset_cache()
 
     def sleep(self) -> None:
-        """Lend the GPU's memory to others, until the next call: weights move to the host, the cache is given up.
+        """Lends the GPU's memory to others, until the next call: weights move to the host, the cache is given up.
 
-        vLLM does nothing of it on a CPU. That the old weights come back is no danger: new ones are checked after every
-        hand-over.
+        On a CPU vLLM does nothing of it. That the old weights come back is no danger: new ones are checked after every
+        weight sync.
         """
         if self._calls:
             raise EngineError("the sampler cannot sleep while it samples: take the turns that are left")
@@ -224,7 +229,7 @@ class VllmSampler:
             self._sleeping = False
 
     def _run(self, work: Sequence["_Work"]) -> "_Turns":
-        """Run requests through the engine, beside those of other calls; the answers come in their order."""
+        """Runs requests through the engine, beside those of other calls; the answers come in their order."""
         self._wake()
         if not self._calls:
             self._reset_cache()
@@ -299,7 +304,10 @@ class _Call:
 
 @contextmanager
 def _failing(what: str) -> Iterator[None]:
-    """An engine that fails here is of no use any more: whoever holds it ends it, and with it what it has of the GPU."""
+    """Raises EngineError if the engine fails here: it cannot be used after that.
+
+    Whoever holds it ends it, and with it what it has of the GPU.
+    """
     try:
         yield
     except Exception as error:
@@ -307,9 +315,9 @@ def _failing(what: str) -> Iterator[None]:
 
 
 def _memory_share(shapes: Shapes, precision: Precision, device: str, cache_gib: float, gpus: int) -> float:
-    """The share of the GPU that vLLM wants to find free when it starts: weights, cache and a tenth for activations.
+    """Computes the share of the GPU that vLLM wants free when it starts: weights, cache and a tenth for activations.
 
-    The cache's size is given, so that this decides nothing else; left at its 0.92, the engine would not start beside
+    The cache's size is given, so that this decides nothing else. With vLLM's own 0.92 the engine would not start beside
     an update on the same GPU.
     """
     weights: int = getattr(torch, precision).itemsize * sum(map(prod, shapes.values()))
@@ -318,7 +326,7 @@ def _memory_share(shapes: Shapes, precision: Precision, device: str, cache_gib: 
 
 
 def _start(arguments: dict[str, Any], threads: int) -> Any:
-    # OMP_NUM_THREADS counts only where it is set before torch is imported, and vLLM forbids a later change.
+    # OMP_NUM_THREADS counts only if it is set before torch is imported, and vLLM forbids a later change.
     torch.set_num_threads(threads)
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -327,7 +335,7 @@ def _start(arguments: dict[str, Any], threads: int) -> Any:
 
 
 def _untied_shapes(directory: Path) -> Shapes:
-    """Names and shapes of the weights; tied embeddings are refused: a reload would silently mix two policies."""
+    """Reads names and shapes of the weights; refuses tied embeddings: a reload would silently mix two policies."""
     config = read_config(directory)
     if is_tied(config) and str(config.get("model_type")) not in SAMPLED_TIED:
         raise EngineError(
@@ -338,7 +346,7 @@ def _untied_shapes(directory: Path) -> Shapes:
 
 
 def _check_head_width(directory: Path) -> None:
-    """vLLM's CPU attention starts with any width of the heads, and fails on the first prompt."""
+    """Refuses heads of a width that vLLM's CPU attention lacks: it would start, and fail on the first prompt."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     config = text_config(AutoConfig.from_pretrained(directory))

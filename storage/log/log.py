@@ -1,8 +1,8 @@
 """The log of one run, as far as it was read: entries applied in order, finished rounds folded into snapshots.
 
-A snapshot is derived from the log and can be built again from it; one that is damaged, or of an older format, is. The
-one of round r holds that round's entries and those of rounds that were not finished then, so that the newest snapshot
-and the entries after it are the whole state, and an older round costs the reading of one more object.
+A snapshot is derived from the log: one that is damaged, or of an older format, is built again. The snapshot of round r
+holds that round's entries and those of rounds that were not finished then. So the newest snapshot and the entries after
+it are the whole state, and an older round costs the reading of one more object.
 """
 
 import threading
@@ -41,7 +41,7 @@ class _State:
         return state
 
     def apply(self, entry: Entry, digest: str) -> Snapshot | None:
-        """Move on by one entry; the snapshot of the round that it finishes, if it does."""
+        """Moves on by one entry; returns the snapshot of the round that it finishes, if it does."""
         if entry.parent != self.digest:
             raise CorruptEntryError(
                 f"log entry {entry.number} does not follow from entry {self.head.number}: one of the two is damaged"
@@ -77,7 +77,7 @@ class _State:
 
 
 def replay(entries: Iterable[tuple[Entry, str]]) -> Iterator[Snapshot]:
-    """The snapshots that the entries of a whole log, each with the digest of its bytes, add up to.
+    """Yields the snapshots that the entries of a whole log, each with the digest of its bytes, add up to.
 
     Raises:
         CorruptEntryError: an entry does not follow from the one before.
@@ -122,59 +122,59 @@ class Log:
 
     @property
     def head(self) -> Entry:
-        """The newest entry."""
+        """Returns the newest entry."""
         return self._state.head
 
     @property
     def head_digest(self) -> str:
-        """SHA-256 of the newest entry's bytes."""
+        """Returns the SHA-256 of the newest entry's bytes."""
         return self._state.digest
 
     @property
     def session(self) -> Entry | None:
-        """The newest "session" entry."""
+        """Returns the newest "session" entry."""
         return self._state.session
 
     @property
     def session_closed(self) -> bool:
-        """Whether the newest session has its closing entry."""
+        """Says whether the newest session has its closing entry."""
         return self._state.close is not None
 
     @property
     def pause(self) -> dict[str, Any] | None:
-        """What the newest session says of a pause of the run: in its closing entry, or else where it began."""
+        """Returns what the newest session says of a pause: in its closing entry, or else in its first."""
         last = self._state.close or self._state.session
         found: dict[str, Any] | None = last.meta.get("paused") if last is not None else None
         return found
 
     @property
     def finished(self) -> list[int]:
-        """The rounds that are finished, ascending."""
+        """Lists the rounds that are finished, ascending."""
         with self.lock:
             return sorted(self._listed.keys() | self._snapshots.keys())
 
     @property
     def pending(self) -> dict[Key, Entry]:
-        """The commits of rounds that are not finished, in log order."""
+        """Returns the commits of rounds that are not finished, in log order."""
         with self.lock:
             return dict(self._state.pending)
 
     def pending_commit(self, key: Key) -> Entry | None:
-        """The commit with exactly this key, of a round that is not finished; found at once, however many there are."""
+        """Finds the commit with exactly this key, of a round that is not finished, without a search."""
         with self.lock:
             return self._state.pending.get(key)
 
     def newest_commit(self, key: Key) -> Entry | None:
-        """The newest commit of this piece of work, whatever its inputs, in a round that is not finished.
+        """Finds the newest commit of this piece of work, whatever its inputs, in a round that is not finished.
 
-        Where the piece is a whole stage, that may be a shard of it.
+        If the piece is a whole stage, that may be a shard of it.
         """
         with self.lock:
             return self._state.newest.get(key.piece)
 
     @property
     def dropped(self) -> dict[str, Entry]:
-        """The tombstone of each file that the run has given up, by path; read when it is first asked for."""
+        """Returns the tombstone of each file that the run has dropped, by path; read when first asked for."""
         with self.lock:
             missing = [number for number in self._state.tombstones if number not in self._tombstones]
             for some in [[number] for number in missing] if self._intact_part else [missing]:
@@ -189,7 +189,7 @@ class Log:
             return {file.path: entry for _, entry in sorted(self._tombstones.items()) for file in entry.files}
 
     def refresh(self) -> None:
-        """Read what was appended since."""
+        """Reads what was appended since."""
         with self.lock:
             numbers = self._newer()
             if numbers:
@@ -197,7 +197,7 @@ class Log:
                 self._advance(self._state, max(numbers))
 
     def append(self, entry: Entry, data: bytes) -> None:
-        """Apply the entry after the head, whose bytes are ``data``."""
+        """Applies the entry after the head, whose bytes are ``data``."""
         with self.lock:
             snapshot = self._state.apply(entry, digest_of(data))
             if snapshot is not None:
@@ -215,7 +215,7 @@ class Log:
                 self._advance(self._state, self.head.number + 1)
 
     def snapshot(self, round_number: int) -> Snapshot:
-        """The snapshot of a finished round, read where it was not yet."""
+        """Returns the snapshot of a finished round, read if it was not yet; built from the log if it cannot be."""
         with self.lock:
             if round_number not in self._snapshots:
                 try:
@@ -226,7 +226,7 @@ class Log:
             return self._snapshots[round_number]
 
     def snapshots(self) -> list[Snapshot]:
-        """The snapshots of all finished rounds, ascending; those not read yet are read together."""
+        """Returns the snapshots of all finished rounds, ascending; those not read yet are read together."""
         with self.lock:
             missing = [number for number in self.finished if number not in self._snapshots]
             keys = [layout.snapshot_key(self.run, number, self._listed[number]) for number in missing]
@@ -237,7 +237,7 @@ class Log:
             return [self.snapshot(number) for number in self.finished]
 
     def write_snapshots(self) -> None:
-        """Write the snapshots that are not there, or damaged; only a writer does."""
+        """Writes the snapshots that are missing or damaged; only a writer does."""
         with self.lock:
             for number in [number for number in self.finished if number not in self._listed or number in self._damaged]:
                 snapshot = self._snapshots[number]
@@ -249,7 +249,7 @@ class Log:
                 self._damaged.discard(number)
 
     def _newest_state(self) -> _State:
-        """The state at the newest snapshot that can be read; the newer ones are forgotten, to come from the log."""
+        """Returns the state at the newest readable snapshot; newer ones are forgotten, to be built from the log."""
         for number in reversed(self.finished):
             try:
                 self._snapshots[number] = self._read_snapshot(number)
@@ -266,7 +266,7 @@ class Log:
         return _State(self._start.head, self._start.digest)
 
     def _advance(self, state: _State, last: int) -> None:
-        """Apply the entries up to number ``last``, keeping the snapshots of the rounds that they finish."""
+        """Applies the entries up to number ``last``, and keeps the snapshots of the rounds that they finish."""
         numbers = range(state.head.number + 1, last + 1)
         try:
             found = self._objects.read_many([layout.entry_key(self.run, number) for number in numbers])

@@ -1,7 +1,7 @@
 """The records of the log: file references, commit keys, entries; and their bytes.
 
-Every object is canonical JSON that carries the SHA-256 of the rest of itself, so that a flipped bit is found in the
-newest entry too, which no later entry vouches for.
+Every object is canonical JSON that carries the SHA-256 of the rest of itself. So a flipped bit is found even in the
+newest entry, which no later entry vouches for.
 """
 
 import hashlib
@@ -62,7 +62,7 @@ class FileRef:
 
     @staticmethod
     def from_json(value: object) -> "FileRef":
-        """The reference that :meth:`to_json` wrote; CorruptEntryError where it is none."""
+        """Reads the reference that :meth:`to_json` wrote; CorruptEntryError if it is none."""
         return _build(FileRef, value, required={"path", "bytes", "sha256"}, optional={"rows", "name"})
 
 
@@ -97,11 +97,11 @@ class Key:
 
     @property
     def piece(self) -> "Key":
-        """The piece of work, whatever its inputs; the newest commit of it is what counts."""
+        """Returns the piece of work, whatever its inputs; the newest commit of it counts."""
         return replace(self, inputs="", renewal=0)
 
     def renewed(self, after: int) -> "Key":
-        """The key under which this very work is committed again, after log entry number ``after``."""
+        """Makes the key under which this very work is committed again, after log entry number ``after``."""
         return replace(self, renewal=after)
 
     def __str__(self) -> str:
@@ -113,7 +113,7 @@ class Key:
 
     @staticmethod
     def from_json(value: object) -> "Key":
-        """The key that :meth:`to_json` wrote, now or in version 0.1.0; CorruptEntryError if it is none."""
+        """Reads the key that :meth:`to_json` wrote, now or in version 0.1.0; CorruptEntryError if it is none."""
         inputs = value.get("inputs") if isinstance(value, dict) and "renewal" not in value else None
         if isinstance(inputs, str) and "+" in inputs and (old := _RENEWED_INPUTS.fullmatch(inputs)):
             value = {**value, "inputs": old[1], "renewal": int(old[2])}  # type: ignore[dict-item]
@@ -147,20 +147,20 @@ class Entry:
 
     @property
     def round(self) -> int:
-        """The round that a commit or "round" entry belongs to."""
+        """Returns the round that a commit or "round" entry belongs to; InvalidEntryError for the other kinds."""
         if self.key is None:
             raise InvalidEntryError(f"log entry {self.number} of kind '{self.kind}' belongs to no round")
         return self.key.round
 
 
 def encode_entry(entry: Entry) -> bytes:
-    """The bytes of an entry; InvalidEntryError where its meta is not JSON."""
+    """Writes an entry as bytes; InvalidEntryError if its meta is not JSON."""
     what = f"the meta of the {entry.kind} entry" + (f" {entry.key}" if entry.key else "")
     return seal({"format": FORMAT, **entry_to_json(entry)}, what)
 
 
 def decode_entry(data: bytes) -> Entry:
-    """The entry that :func:`encode_entry` wrote; CorruptEntryError where it is none."""
+    """Reads the entry that :func:`encode_entry` wrote; CorruptEntryError if it is none."""
     value = unseal(data)
     if value.pop("format", None) != FORMAT:
         raise CorruptEntryError(f"the entry has another format than {FORMAT}, the one that this version reads")
@@ -168,7 +168,7 @@ def decode_entry(data: bytes) -> Entry:
 
 
 def entry_to_json(entry: Entry) -> dict[str, Any]:
-    """The entry as JSON, for objects that hold several."""
+    """Writes an entry as JSON, for objects that hold several."""
     return {
         "number": entry.number,
         "kind": entry.kind,
@@ -182,7 +182,7 @@ def entry_to_json(entry: Entry) -> dict[str, Any]:
 
 
 def entry_from_json(value: object) -> Entry:
-    """The entry that :func:`entry_to_json` made; CorruptEntryError where it is none."""
+    """Reads the entry that :func:`entry_to_json` made; CorruptEntryError if it is none."""
     fields = {"number", "kind", "session", "key", "files", "meta", "parent", "time"}
     if not isinstance(value, dict) or set(value) != fields:
         raise CorruptEntryError(f"a log entry has the fields {sorted(fields)}, and no other")
@@ -211,7 +211,7 @@ def digest_of(data: bytes | memoryview) -> str:
 
 
 def seal(value: Mapping[str, Any], what: str) -> bytes:
-    """Canonical JSON of the mapping with a ``digest`` of itself; InvalidEntryError where it is not JSON."""
+    """Writes canonical JSON of the mapping with a ``digest`` of itself; InvalidEntryError if it is not JSON."""
     try:
         body = canonical(dict(value))
     except (TypeError, ValueError, RecursionError) as error:
@@ -222,7 +222,7 @@ def seal(value: Mapping[str, Any], what: str) -> bytes:
 
 
 def unseal(data: bytes) -> dict[str, Any]:
-    """The mapping that :func:`seal` wrote, without its digest; CorruptEntryError where a bit is off."""
+    """Reads the mapping that :func:`seal` wrote, without its digest; CorruptEntryError if a bit has changed."""
     try:
         value = json.loads(data)
         if not isinstance(value, dict):
@@ -238,7 +238,7 @@ def unseal(data: bytes) -> dict[str, Any]:
 
 
 def canonical(value: Any) -> bytes:
-    """JSON in one spelling: sorted keys, no spaces, no NaN; ValueError or TypeError where it is none."""
+    """Writes JSON in one spelling: sorted keys, no spaces, no NaN; ValueError or TypeError if it is not JSON."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -254,7 +254,7 @@ def _build(cls: type[_Record], value: object, required: set[str], optional: set[
 
 
 def is_count(value: object) -> bool:
-    """Whether it is an integer from 0, and no truth value."""
+    """Says whether the value is an integer from 0; a truth value is none."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 

@@ -24,10 +24,10 @@ FORMAT = 2
 class PackedEntries(Sequence[Entry]):
     """Entries as they lie in a snapshot: checked against their digest when read, decoded when first asked for.
 
-    Whoever lists the rounds of a long run needs none of them, and there are many more of them than rounds.
+    A list of the rounds of a long run needs none of them, and there are many more of them than rounds.
 
     Raises:
-        CorruptEntryError: when first asked for, where they match their digest and are no commits all the same.
+        CorruptEntryError: when first asked for, if they match their digest but are no commits.
     """
 
     def __init__(self, data: memoryview) -> None:
@@ -69,7 +69,7 @@ class Snapshot:
 
     Attributes:
         entry: its "round" entry, the last entry that the snapshot covers.
-        rank: how many rounds were finished before; a snapshot that is gone shows by it.
+        rank: how many rounds were finished before; it shows if an earlier snapshot is gone.
         head: SHA-256 of the bytes of that entry.
         session: the "session" entry of the writer that finished it.
         commits: the commits of the round, in log order.
@@ -87,7 +87,7 @@ class Snapshot:
 
 
 def encode_snapshot(snapshot: Snapshot) -> bytes:
-    """The bytes of a snapshot: a line for the round, that vouches for one line of commits and one of pending ones."""
+    """Writes a snapshot as bytes: a line for the round, which vouches for a line of commits and one of pending ones."""
     lines = [_pack(snapshot.commits), _pack(snapshot.pending)]
     head = seal(
         {
@@ -105,7 +105,7 @@ def encode_snapshot(snapshot: Snapshot) -> bytes:
 
 
 def decode_snapshot(data: bytes) -> Snapshot:
-    """The snapshot that :func:`encode_snapshot` wrote; CorruptEntryError where it is none, or is of an older format.
+    """Reads the snapshot that :func:`encode_snapshot` wrote; CorruptEntryError if it is none, or of another format.
 
     Every byte is checked here. The commits are decoded when they are asked for.
     """
@@ -125,7 +125,7 @@ def decode_snapshot(data: bytes) -> Snapshot:
 
 
 def _lines(view: memoryview, data: bytes) -> Iterator[memoryview]:
-    """The lines of the data, without a copy: the snapshots of a long run are many megabytes."""
+    """Yields the lines of the data, without a copy: the snapshots of a long run are many megabytes."""
     start = 0
     while (end := data.find(b"\n", start)) >= 0:
         yield view[start:end]

@@ -1,4 +1,4 @@
-"""Files that a run has given up: which bytes may go, and what a reader is told who comes too late.
+"""Files that a run has dropped: which bytes may go, and what a reader is told who comes too late.
 
 A tombstone is published first and the bytes are removed afterwards. A fork names its parent's files, so the bytes of a
 run's file stay as long as a fork of it, or a fork of that, names them.
@@ -17,7 +17,7 @@ Parent = tuple[str, int]
 
 
 def parents(objects: Objects, but: str | None = None) -> dict[str, Parent | None]:
-    """Every run under the root, with what it was forked from; one may be left out.
+    """Returns every run under the root with what it was forked from; the run ``but`` is left out.
 
     Raises:
         CorruptEntryError: the first log entry of a run is damaged.
@@ -29,7 +29,7 @@ def parents(objects: Objects, but: str | None = None) -> dict[str, Parent | None
 
 
 def parent_of(header: Mapping[str, object]) -> Parent | None:
-    """The run and round that a header says the run was forked from; CorruptEntryError where it says it wrongly."""
+    """Reads from a header the run and round that its run was forked from; CorruptEntryError if they are no such."""
     parent = header.get("parent")
     if parent is None:
         return None
@@ -43,7 +43,7 @@ def parent_of(header: Mapping[str, object]) -> Parent | None:
 
 
 def forks(known: Mapping[str, Parent | None], run: str) -> list[str]:
-    """The forks of a run, then their forks, and so on."""
+    """Lists the forks of a run, then their forks, and so on."""
     found: list[str] = []
     generation = {run}
     while generation:
@@ -53,7 +53,7 @@ def forks(known: Mapping[str, Parent | None], run: str) -> list[str]:
 
 
 def needed_by_forks(objects: Objects, run: str) -> set[str]:
-    """The paths that forks of the run name and have not given up.
+    """Returns the paths that forks of the run name and have not dropped.
 
     A fork that has not begun needs all that its parent's rounds name up to the one that it starts from.
     """
@@ -69,19 +69,19 @@ def needed_by_forks(objects: Objects, run: str) -> set[str]:
 
 
 def has_begun(fork: Log, round: int) -> bool:
-    """Whether a fork of that round has taken over what it starts from: from then on it names all that it needs."""
+    """Says whether a fork of that round has imported its parent's rounds: from then on it names all that it needs."""
     return bool(fork.finished) and fork.finished[-1] >= round
 
 
 def named(log: Log, last: int | None = None) -> set[str]:
-    """The paths that a run's log names in rounds up to ``last``, or in all, without those that it has given up."""
+    """Returns the paths that a run's log names in rounds up to ``last``, or in all, without those it has dropped."""
     commits = [entry for snapshot in log.snapshots() for entry in snapshot.commits] + list(log.pending.values())
     paths = {file.path for entry in commits if last is None or entry.round <= last for file in entry.files}
     return paths - log.dropped.keys()
 
 
 def remove(objects: Objects, paths: Iterable[str]) -> None:
-    """Remove files, and the directories of their own that this leaves empty; what is not there is no error."""
+    """Removes files, and the directories of their own that this leaves empty; a missing file is no error."""
     keys = sorted(paths)
     objects.delete(keys)
     for directory in sorted({directory for key in keys if (directory := layout.unique_directory_of(key))}):
@@ -89,12 +89,12 @@ def remove(objects: Objects, paths: Iterable[str]) -> None:
 
 
 def why_missing(objects: Objects, files: Sequence[FileRef]) -> DroppedFileError | None:
-    """What to tell a reader who does not find one of these files, if it was removed on purpose."""
+    """Makes the error for a reader who misses one of these files, if it was removed on purpose; else None."""
     for run in sorted({name for file in files if (name := layout.run_of(file.path)) is not None}):
         try:
             log = Log(objects, run)
             dropped = log.dropped
-        except StoreError:  # then it is this damage that made nobody sure
+        except StoreError:  # the log is damaged: whether the file was dropped is unknown
             continue
         for file in files:
             if file.path in dropped:
@@ -103,7 +103,7 @@ def why_missing(objects: Objects, files: Sequence[FileRef]) -> DroppedFileError 
 
 
 def dropped_error(log: Log, path: str, dropped: Mapping[str, Entry]) -> DroppedFileError:
-    """The error that says what the file was, why it is gone, and which rounds still have theirs."""
+    """Makes the error that says what the file was, why it is gone, and which rounds still have theirs."""
     reason = dropped[path].meta.get("reason", "removed")
     commits = [entry for snapshot in log.snapshots() for entry in snapshot.commits] + list(log.pending.values())
     found = next((entry for entry in commits if any(file.path == path for file in entry.files)), None)

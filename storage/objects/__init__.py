@@ -1,1 +1,1 @@
-"""Bytes under names: put-if-absent on any backend, what reaches the disk for good, and where each thing lies."""
+"""Bytes under names: put-if-absent on any backend, durable writes to a disk, and where each thing lies."""

@@ -26,7 +26,7 @@ _NUMBER = re.compile(r"(?:os error |code: )(\d+)")
 
 @contextmanager
 def clear_errors(path: Path | str) -> Iterator[None]:
-    """Turn the errors of the operating system into those of the store, each one clear sentence."""
+    """Turns the errors of the operating system into those of the store, each one clear sentence."""
     try:
         yield
     except StoreError:
@@ -42,9 +42,10 @@ def clear_errors(path: Path | str) -> Iterator[None]:
 
 @contextmanager
 def clear_write_errors(path: Path) -> Iterator[None]:
-    """Do so for a full disk and for missing permission alone, whatever class a library that writes there gives them.
+    """Turns errors of a full disk or of missing permission into those of the store, of whatever class they are.
 
-    Those that are written in Rust say the number of the error in their message only.
+    Libraries that are written in Rust say the number of the error only in its message. All other errors stay as they
+    are.
     """
     try:
         yield
@@ -65,7 +66,7 @@ def _refuse(number: int | None, path: Path | str, error: Exception) -> None:
 
 
 def make_directories(path: Path) -> None:
-    """Create the directory and its missing ancestors, durably."""
+    """Creates the directory and its missing ancestors, durably."""
     if path.is_dir():
         return
     make_directories(path.parent)
@@ -75,7 +76,7 @@ def make_directories(path: Path) -> None:
 
 
 def create(path: Path, data: bytes) -> bool:
-    """Put-if-absent: True if the file was written, False if one was there. Durable when it returns.
+    """Writes a file if there is none: True if it was written, False if one was there. Durable when it returns.
 
     The bytes are on disk before the name is: a power cut leaves the whole file or none, never an empty or torn one.
     """
@@ -99,7 +100,7 @@ def create(path: Path, data: bytes) -> bool:
 
 
 def sync_all(paths: Sequence[Path]) -> None:
-    """fsync files and directories at the same time: the disk takes them together, so that one wait does for all."""
+    """Syncs files and directories at the same time: the disk takes them together, so that one wait does for all."""
     *others, last = paths
     with ThreadPoolExecutor(max(1, min(len(others), _MOST_AT_ONCE))) as pool:
         waiting = [pool.submit(sync, path) for path in others]
@@ -109,7 +110,7 @@ def sync_all(paths: Sequence[Path]) -> None:
 
 
 def sync(path: Path) -> None:
-    """fsync a file or a directory."""
+    """Calls fsync on a file or a directory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

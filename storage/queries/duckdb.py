@@ -10,12 +10,12 @@ from storage.errors import DamagedFileError, QueryError
 
 _UNREADABLE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException)
 _OF_A_TABLE = "Invalid Input Error: reading the stream registered as "
-"""What DuckDB says where Arrow, which reads the files for it, failed."""
+"""What DuckDB says if Arrow, which reads the files for it, failed."""
 
 
 @contextmanager
 def locked_connection(tables: Mapping[str, Any]) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection that sees these Arrow tables and datasets, and nothing else; its settings are locked."""
+    """Opens a connection that sees these Arrow tables and datasets, and nothing else; its settings are locked."""
     connection = duckdb.connect(":memory:")
     try:
         for name, table in tables.items():
@@ -29,10 +29,10 @@ def locked_connection(tables: Mapping[str, Any]) -> Iterator[duckdb.DuckDBPyConn
 
 @contextmanager
 def clear_errors(known: Iterable[str]) -> Iterator[None]:
-    """Turn DuckDB's errors into those of the store.
+    """Turns DuckDB's errors into those of the store.
 
     Args:
-        known: what could have been asked for, one phrase for each table, for who got a name wrong.
+        known: phrases that say which tables or columns there are; they help whoever got a name wrong.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Where runs come from: forks and what they were forked from, rounds and what they were made of."""
+"""Where runs come from: forks and what they were forked from, rounds and what they were made from."""
 
 from typing import Any
 
@@ -8,10 +8,11 @@ from storage.log.tombstones import Parent, forks, parents
 
 
 def lineage(store: Store, name: str | None = None, *, weights: str) -> list[dict[str, Any]]:
-    """All runs, or the family of one: what it was forked from, up to the first, and all forks of that.
+    """Describes all runs, or the family of one: what it was forked from, up to the first, and all forks of that.
 
-    Each run has its ``header``, its ``parent``, its ``rounds`` with what they recorded, the ``session`` of the process
-    that finished them and whether their weights are there, and its ``releases``. A run stands before its forks.
+    Each run has its ``header``, its ``parent``, its ``rounds`` and its ``releases``, the tombstones. Each round has
+    what it recorded, the ``session`` that finished it, and whether its weights are there. Runs come before their
+    forks.
 
     Args:
         weights: the stage whose files are the weights of a round.

@@ -1,7 +1,7 @@
 """Questions about the data of one round, as people ask them.
 
-A table can come joined with others of its round: a :class:`View` says how. DuckDB finds the rows that are asked for
-from the columns that the question names; the other columns are read of those rows alone. A question only reads: see
+A table can come joined with others of its round: a :class:`View` says how. DuckDB finds the rows of the answer from the
+columns that the question names; the other columns are read for those rows alone. A question only reads: see
 ``storage/queries/duckdb.py``.
 """
 
@@ -22,7 +22,7 @@ from storage.tables.shards import read_table
 
 @dataclass(frozen=True)
 class Joined:
-    """A table that stands beside the one that is shown.
+    """A table that is joined to the one that is shown.
 
     Attributes:
         stage: whose table it is.
@@ -42,13 +42,13 @@ class View:
     """How a table is shown.
 
     Attributes:
-        order: columns by which the rows are sorted, those that there are.
+        order: columns by which the rows are sorted; those that the table lacks are passed over.
         sql: the table and its joins: ``_t AS t`` is the table itself, ``_x`` the one joined as ``x``.
         keys: the columns of the table itself that the joins need.
         joined: the tables beside it, by what ``sql`` calls them.
         beside: what stands beside the table's own columns, as name: (table, column).
         first: the joined table whose own order comes before ``order``, if any.
-        given: small tables that ``sql`` reads besides, by name.
+        given: small further tables that ``sql`` reads, by name.
     """
 
     order: Sequence[str] = ()
@@ -65,7 +65,7 @@ ALONE = View()
 
 
 def table(store: Store, run: Run, round: int, stage: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The whole table of a stage, verified: every byte of its files is compared with what was committed.
+    """Reads the whole table of a stage, verified: every byte of its files is compared with what was committed.
 
     Raises:
         NotCommittedError: the round has no such table.
@@ -86,7 +86,7 @@ def query(
     limit: int | None = None,
     columns: Sequence[str] | None = None,
 ) -> pa.Table:
-    """The rows of the table of a stage, in the order of the view.
+    """Returns the rows of the table of a stage, in the order of the view.
 
     What is read is checked page by page; see ``storage/tables/shards.py``.
 
@@ -94,7 +94,7 @@ def query(
         where: an SQL expression over the columns.
         prefix: a column, and the characters that its values begin with.
         limit: the largest number of rows.
-        columns: the columns to answer with, those that there are; all if none are given.
+        columns: the columns to return, of those that there are; all of them by default.
 
     Raises:
         NotCommittedError: the round has no such table.
@@ -120,7 +120,7 @@ def query(
 
 
 def files_of(run: Run, round: int, stage: str) -> list[FileRef]:
-    """The files of a stage that is a table; NotCommittedError if it is none, naming the stages that there are."""
+    """Returns the files of a stage that is a table; NotCommittedError if there are none, or it is no table."""
     files = run.files(round, stage)
     if not files:
         stages = sorted({entry.key.stage for entry in run.entries(round) if entry.key is not None})
@@ -139,7 +139,7 @@ def _find(
     prefix: tuple[str, str] | None,
     limit: int | None,
 ) -> pa.Table:
-    """The number of the row of each source that stands in each row of the answer."""
+    """Finds, for each row of the answer, the number of the row of each source that stands in it."""
     order = [name for name in view.order if shown.get(name, ("", ""))[0] == "t"]
     asked = {prefix[0]} if prefix is not None and prefix[0] in shown else set()
     named = {name for name in shown if _mentions(where, name)} | set(order) | asked
@@ -173,6 +173,6 @@ def _narrow(
 
 
 def _mentions(where: str | None, name: str) -> bool:
-    """Whether the expression may mean this column: too many are read rather than one too few."""
+    """Says whether the expression may mean this column; if in doubt it may, so that no column is missing."""
     text = (where or "").lower()
     return name.lower() in text or "*" in text or "columns" in text

@@ -24,14 +24,14 @@ ROUNDS = "rounds"
 
 
 def select(store: Store, run: Run, sql: str) -> pa.Table:
-    """The answer to one SELECT over the tables of all rounds, each with a column ``round``.
+    """Answers one SELECT over the tables of all rounds, each with a column ``round``.
 
     The tables are those of all stages, under the names of these, and ``rounds``, with a row of metrics for each
     finished round.
 
     Raises:
-        QueryError: the statement is wrong, is none that reads, or is more than one; the message has DuckDB's reason
-            and the tables and columns that there are.
+        QueryError: the statement is wrong, does not only read, or is more than one; if it is wrong, the message has
+            DuckDB's reason and the tables and columns that there are.
         DamagedFileError: a file is missing, or what is read of it is damaged.
     """
     files = table_files(run)
@@ -51,7 +51,7 @@ class Source:
     Attributes:
         stage: its name, which is that of the table.
         rounds: only these rounds; None for all.
-        empty: the columns to show if it was not committed in these rounds; without, that is an error.
+        empty: the columns to show if it was not committed in these rounds; None makes that an error.
     """
 
     stage: str
@@ -67,7 +67,7 @@ def ask(
     parameters: Mapping[str, Any] | None = None,
     beside: Mapping[str, pa.Table] | None = None,
 ) -> pa.Table:
-    """The answer to a statement of a program, over the tables of these stages, each with a column ``round``.
+    """Answers a statement of a program, over the tables of these stages, each with a column ``round``.
 
     Args:
         parameters: the values of ``$name`` in the statement.
@@ -83,7 +83,7 @@ def ask(
 
 
 def table_files(run: Run, stages: Iterable[str] | None = None) -> dict[str, dict[int, list[FileRef]]]:
-    """The files of every stage that is a table, or of these, by round, ascending."""
+    """Returns the files of every stage that is a table, or of these stages only, by stage and ascending round."""
     places = {(entry.round, entry.key.stage) for entry in run.entries() if entry.key is not None}
     found: dict[str, dict[int, list[FileRef]]] = {}
     for number, stage in sorted(places):
@@ -94,13 +94,13 @@ def table_files(run: Run, stages: Iterable[str] | None = None) -> dict[str, dict
 
 
 def open_rounds(store: Store, rounds: Mapping[int, Sequence[FileRef]]) -> ds.Dataset:
-    """The files of a stage, by round, as one lazy dataset with a column ``round``."""
+    """Opens the files of a stage, given by round, as one lazy dataset with a column ``round``."""
     of_round = {file.path: number for number, files in rounds.items() for file in files}
     return open_dataset(store, [file for files in rounds.values() for file in files], rounds=of_round)
 
 
 def rounds_table(run: Run) -> pa.Table:
-    """The metrics of the finished rounds, a row each. Nested ones are structs and lists; JSON where they do not fit."""
+    """Tabulates the metrics of the finished rounds, a row each; nested ones as structs and lists, or else as JSON."""
     rows = [{"round": entry.round, "finished": entry.time} | entry.meta for entry in run.rounds()]
     names = list(dict.fromkeys(["round", "finished", *(name for row in rows for name in row)]))  # also of no round
     return pa.table({name: _metrics([row.get(name) for row in rows]) for name in names})
@@ -129,7 +129,7 @@ def _metrics(values: list[Any]) -> pa.Array:
 
 
 def _asked_for(sql: str, names: Iterable[str]) -> list[str]:
-    """The tables that the statement may mean: each that is opened costs a look at all of its files."""
+    """Lists the tables that the statement may mean: each that is opened costs a look at all of its files."""
     text = sql.lower()
     return [name for name in names if name in text]
 
@@ -139,7 +139,7 @@ def _open(store: Store, run: Run, files: Mapping[str, Mapping[int, Sequence[File
 
 
 class _Description(Iterable[str]):
-    """The tables and their columns, a line each; made only where an error needs it, since it opens a file of each."""
+    """The tables and their columns, a line each; made only if an error needs it, since it opens a file of each."""
 
     def __init__(self, store: Store, run: Run, files: Mapping[str, Mapping[int, Sequence[FileRef]]]) -> None:
         self._store, self._run, self._files = store, run, files

@@ -1,1 +1,1 @@
-"""What may go: weights that are pruned, and files that nobody names."""
+"""What may go: weights that are pruned, and files that no run names."""

@@ -1,7 +1,7 @@
 """What may be removed of a run: files that none of its rounds needs any more, or the run as a whole.
 
-Which commits a run can do without is for those to say who know what its rounds read. Whatever they say, a file stays
-that another commit of the run names, or a fork.
+The caller, who knows what rounds read, says which commits a run can do without. Whatever it says, a file stays if
+another commit of the run names it, or a fork.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,8 +25,8 @@ class Removal:
     """What pruning takes of a stage of a round.
 
     Attributes:
-        files: what the run gives up.
-        freed: bytes that go; those of files that lie in another run stay, and are counted as 0.
+        files: what the run drops.
+        freed: bytes that go; files that lie in another run stay, and count as 0.
     """
 
     round: int
@@ -51,7 +51,7 @@ class Pruning:
 
 
 def rounds_with(run: Run, stage: str) -> list[int]:
-    """The finished rounds whose files of that stage are there."""
+    """Lists the finished rounds whose files of that stage are there."""
     dropped = run.dropped
     return [
         number
@@ -61,7 +61,7 @@ def rounds_with(run: Run, stage: str) -> list[int]:
 
 
 def plan_pruning(store: Store, run: Run, unneeded: Iterable[Entry]) -> Pruning:
-    """What would go if the run could do without the files of these commits.
+    """Says what would go if the run could do without the files of these commits.
 
     Raises:
         CorruptEntryError: the log of a fork is damaged, so that nobody knows what it names.
@@ -86,10 +86,10 @@ def plan_pruning(store: Store, run: Run, unneeded: Iterable[Entry]) -> Pruning:
 
 
 def prune(store: Store, run: Run, unneeded: Callable[[Run], Iterable[Entry]]) -> Pruning:
-    """Remove what :func:`plan_pruning` says.
+    """Drops and removes what :func:`plan_pruning` says; returns it.
 
     Args:
-        unneeded: the commits that the run can do without; asked once nobody else can write to it.
+        unneeded: lists the commits that the run can do without; called once no other process can write to it.
 
     Raises:
         RunBusyError: another process writes to the run.
@@ -101,7 +101,7 @@ def prune(store: Store, run: Run, unneeded: Callable[[Run], Iterable[Entry]]) ->
 
 
 def check_deletable(store: Store, name: str) -> None:
-    """Refuse at once what :func:`delete_run` would refuse, but for another process that writes.
+    """Raises at once what :func:`delete_run` would raise, except for another process that writes.
 
     Raises:
         RunHasForksError: other runs name its files.
@@ -115,7 +115,7 @@ def check_deletable(store: Store, name: str) -> None:
 
 
 def delete_run(store: Store, name: str, *, take_over: bool = False) -> None:
-    """Remove a run with all that is its own; what is left of one whose deletion was cut off is removed too.
+    """Removes a run with all that is its own, or what an interrupted deletion has left of one.
 
     The first log entry goes first: from then on there is no such run.
 
@@ -143,7 +143,7 @@ def delete_run(store: Store, name: str, *, take_over: bool = False) -> None:
 def create_fork(
     store: Store, parent: Run, round: int, name: str, header: dict[str, Any], needed: Sequence[FileRef] = ()
 ) -> Run:
-    """A new run whose header says that it starts from a round of the parent.
+    """Creates a run whose header says that it starts from a round of the parent.
 
     Args:
         needed: what it reads of the parent's files.

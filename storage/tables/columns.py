@@ -1,4 +1,4 @@
-"""A committed table whose columns and rows are read as they are needed: what a question looks at, and no more."""
+"""A committed table of which only the columns and rows that a question needs are read."""
 
 from collections.abc import Sequence
 
@@ -43,7 +43,7 @@ class Columns:
         return int(self._starts[-1])
 
     def narrow(self, columns: Sequence[str]) -> pa.Table:
-        """These columns of all rows, those that there are, with the number of each row."""
+        """Reads these columns of all rows, with the number of each row; columns that the table lacks are left out."""
         wanted = self._schema([name for name in self.schema.names if name in columns])
         parts = [self._read(number, None, wanted) for number in range(len(self._open))]
         table = pa.concat_tables(parts) if parts else wanted.empty_table()
@@ -51,7 +51,7 @@ class Columns:
         return pa.table([*table.columns, pa.array(np.arange(self.num_rows))], names=[*wanted.names, ROW])
 
     def take(self, rows: pa.ChunkedArray, columns: Sequence[str]) -> pa.Table:
-        """These columns of some rows, in the order of the numbers; all null where a number is.
+        """Reads these columns of some rows, in the order of the numbers; a null number gives a row of nulls.
 
         Only the row groups that hold these rows are read.
         """
@@ -70,7 +70,7 @@ class Columns:
         return pa.concat_tables(parts).take(pa.array(places, mask=missing))
 
     def _schema(self, columns: Sequence[str]) -> pa.Schema:
-        # Nullable all: a row that is not there has no values.
+        # All are nullable: a row that is not there has no values.
         return pa.schema([pa.field(name, self.schema.field(name).type) for name in columns])
 
     def _read(self, number: int, group: int | None, wanted: pa.Schema) -> pa.Table:

@@ -4,9 +4,9 @@ How sure a reader can be that it has what was committed depends on how much of a
 
 - the whole file (:func:`read_table`): every byte is compared, through size and SHA-256;
 - some columns (:func:`open_table`, :func:`open_dataset`, :func:`read_table` with ``verify=False``): the size is
-  compared, and the CRC-32 of each page that is read. Pages that are not read are not looked at, and the footer has no
-  checksum of its own: damage there shows where it makes the file unreadable or changes its number of rows. Only the
-  whole file's SHA-256 is proof against a deliberate change.
+  compared, and the CRC-32 of each page that is read. Other pages are not checked. The footer has no checksum of its
+  own: damage there shows only if it makes the file unreadable or changes its number of rows. Only the whole file's
+  SHA-256 is proof against a deliberate change.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, OverflowErro
 def write_table(
     store: Store, run: str, round: int, stage: str, table: pa.Table | pa.RecordBatchReader, shard: int | None = None
 ) -> FileRef:
-    """Write a table, or batches as they come, to a new file; invisible to readers until it is committed.
+    """Writes a table, or batches as they come, to a new file; invisible to readers until it is committed.
 
     Holds no more than :data:`ROW_GROUP` rows and one batch at a time.
 
@@ -66,13 +66,14 @@ def write_table(
 def read_table(
     store: Store, files: Sequence[FileRef], columns: Sequence[str] | None = None, *, verify: bool = True
 ) -> pa.Table:
-    """The rows of the files, in their order, with the metadata of schema and fields.
+    """Reads the rows of the files, in their order, with the metadata of schema and fields.
 
     Args:
         verify: compare size and SHA-256 with what was committed, which reads every byte.
 
     Raises:
         DamagedFileError: a file is missing, or is not the one that was committed.
+        DroppedFileError: a file was removed on purpose.
         NotCommittedError: there are no files.
         QueryError: a file has no such column.
     """
@@ -83,10 +84,11 @@ def read_table(
 
 
 def open_table(store: Store, file: FileRef) -> pq.ParquetFile:
-    """A file that reads only the columns and row groups it is asked for, checking the pages that it reads.
+    """Opens a file that reads only the columns and row groups it is asked for, and checks the pages that it reads.
 
     Raises:
         DamagedFileError: it is missing, has another size or number of rows than was committed, or is no Parquet.
+        DroppedFileError: it was removed on purpose.
     """
     check_size(store, file)
     path = store.objects.local_path(file.path)
@@ -100,13 +102,14 @@ def open_table(store: Store, file: FileRef) -> pq.ParquetFile:
 
 
 def open_dataset(store: Store, files: Sequence[FileRef], *, rounds: Mapping[str, int] | None = None) -> ds.Dataset:
-    """The files as one lazy dataset, that reads only the columns and row groups it is asked for.
+    """Opens the files as one lazy dataset, which reads only the columns and row groups it is asked for.
 
     Args:
         rounds: round of each file by its path; gives the dataset a column ``round``.
 
     Raises:
         DamagedFileError: a file is missing or of another size than was committed.
+        DroppedFileError: a file was removed on purpose.
         NotCommittedError: there are no files.
         QueryError: the files are of versions whose columns do not go together.
     """
@@ -132,7 +135,12 @@ def open_dataset(store: Store, files: Sequence[FileRef], *, rounds: Mapping[str,
 
 
 def check_size(store: Store, file: FileRef) -> None:
-    """DamagedFileError where the file is missing or has another size than was committed."""
+    """Checks that the file is there, with the size that was committed.
+
+    Raises:
+        DamagedFileError: it is missing, or has another size.
+        DroppedFileError: it was removed on purpose.
+    """
     size = store.objects.size(file.path)
     if size is None:
         raise _missing(store, file)
@@ -157,7 +165,7 @@ def _read_file(store: Store, file: FileRef, columns: Sequence[str] | None, verif
 
 
 def _check_promise(file: FileRef, metadata: pq.FileMetaData) -> None:
-    """Refuse, before anything is read, a file of other rows than were committed, or one that would fill the memory."""
+    """Refuses, before a row is read, a file with another number of rows than committed, or one that fills memory."""
     _check_rows(file, metadata.num_rows)
     groups = map(metadata.row_group, range(metadata.num_row_groups))
     values = sum(group.column(column).num_values for group in groups for column in range(group.num_columns))
@@ -173,7 +181,7 @@ def _check_rows(file: FileRef, rows: int) -> None:
 
 
 def encodings(schema: pa.Schema) -> dict[str, Any]:
-    """How a writer of this schema encodes its columns: floats within lists byte by byte, all else by dictionary.
+    """Says how a writer of this schema encodes its columns: floats within lists byte by byte, all else by dictionary.
 
     The floats of a list, such as the log-probabilities of tokens, hardly repeat; single ones, such as scores, often do.
     """
@@ -185,7 +193,7 @@ def encodings(schema: pa.Schema) -> dict[str, Any]:
 
 
 def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
-    """The Parquet columns below a column, under the names that Parquet gives them."""
+    """Yields the Parquet columns below a column, under the names that Parquet gives them."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         yield from _leaves(f"{path}.list.element", kind.value_type)
     elif pa.types.is_map(kind):
@@ -203,7 +211,7 @@ def _is_float_of_list(path: str, kind: pa.DataType) -> bool:
 
 
 def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The batches, joined until they fill a row group."""
+    """Yields the batches, joined until they fill a row group."""
     waiting: list[pa.RecordBatch] = []
     for batch in batches:
         waiting.append(batch)

@@ -1,7 +1,7 @@
-"""Small JSON values that belong to no run, each durable at once, and swept never: a cache, and what people chose.
+"""Small JSON values that belong to no run, each durable at once, and never swept: a cache, and what people chose.
 
-They lie beside the runs, under the digest of what they answer, so that every run has them. A run that is being written,
-or that is finished, need not be touched for a new one.
+They lie beside the runs, under the digest of what they answer, so that every run has them. A new one changes no run,
+even one that is being written or is finished.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ class SharedCache:
         self._kind = layout.check_stage(kind)
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The value under a SHA-256; None if there is none, or one that is damaged, which is removed."""
+        """Reads the value under a SHA-256; None if there is none. A damaged one is removed, and gives None too."""
         path = layout.shared_value_key(self._kind, key)
         try:
             return unseal(self._objects.read(path))
@@ -41,7 +41,7 @@ class SharedCache:
             return None
 
     def put(self, key: str, value: dict[str, Any]) -> None:
-        """Keeps a value, durably; where there is one already, that one stays.
+        """Keeps a value, durably; if there is one already, that one stays.
 
         Raises:
             InvalidEntryError: it is not JSON.
@@ -53,7 +53,7 @@ class SharedCache:
 class Labels:
     """What people chose, when they were asked a question; several can add theirs at the same time.
 
-    A choice lies under the digest of its question, its labeller and its number. A labeller who changes his mind adds a
+    A choice lies under the digest of its question, its labeller and its number. Labellers who change their minds add a
     choice: the newest one counts.
     """
 
@@ -77,7 +77,7 @@ class Labels:
             number += 1
 
     def newest(self) -> list[dict[str, Any]]:
-        """The newest choice of each labeller to each question, by question and labeller.
+        """Returns the newest choice of each labeller to each question, by question and labeller.
 
         Raises:
             CorruptEntryError: one is damaged; the message names its file.

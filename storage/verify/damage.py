@@ -1,4 +1,4 @@
-"""How damage is told, and the files of a run read again to find it."""
+"""How damage is described, and the files of a run read again to find it."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,11 +22,11 @@ class Damage:
     """Something in the store that is not as it was written.
 
     Attributes:
-        path: the object, or the run where it is none in particular.
+        path: the object, or the run if it is no object in particular.
         round: the round that it belongs to; None if it belongs to none that is finished.
         problem: what is wrong.
         meaning: what that means for the run.
-        spoils: whether the round is not good any more; it is where all that was damaged is told elsewhere as well.
+        spoils: whether the round can no longer be used; False if another object, such as a snapshot, makes up for it.
     """
 
     path: str
@@ -53,13 +53,13 @@ class Checked:
 
 
 def check_files(store: Store, files: list[FileRef]) -> Iterator[Checked]:
-    """Read files again, several at a time: size, SHA-256, and of a table its rows; in the order given."""
+    """Reads files again, several at a time: size, SHA-256, and of a table its rows; in the order given."""
     with ThreadPoolExecutor(_PARALLEL) as pool:
         yield from pool.map(lambda file: check_file(store, file), files)
 
 
 def check_file(store: Store, file: FileRef) -> Checked:
-    """Read one file again."""
+    """Reads one file again, and says what is wrong with it."""
     try:
         size = store.objects.size(file.path)
         if size is None:
@@ -75,7 +75,7 @@ def check_file(store: Store, file: FileRef) -> Checked:
 
 
 def problems_in(store: Store, files: Sequence[FileRef], checked: dict[str, Checked]) -> Iterator[str]:
-    """What is wrong with files; those that are ``checked`` already are not read again, the others are added to it."""
+    """Yields what is wrong with files; those in ``checked`` are not read again, the others are added to it."""
     new = list({file.path: file for file in files if file.path not in checked}.values())
     checked |= {found.file.path: found for found in check_files(store, new)}
     for path in dict.fromkeys(file.path for file in files):

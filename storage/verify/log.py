@@ -16,8 +16,8 @@ _DERIVED = "nothing is lost: a snapshot is made from the log, and the next write
 
 
 def check_log(objects: Objects, run: str) -> list[Damage]:
-    """What is damaged in the log of a run and in its snapshots."""
-    # A run that is being written grows between the listings: what is asked of the newest is asked of the first one.
+    """Finds what is damaged in the log of a run and in its snapshots."""
+    # A run that is being written grows between the listings: this first one bounds which snapshots must be there.
     before = len(objects.keys(layout.log_prefix(run)))
     snapshots, damaged_snapshots = _read_snapshots(objects, run)
     found, problems = _read_entries(objects, run)
@@ -38,7 +38,7 @@ def check_log(objects: Objects, run: str) -> list[Damage]:
 
 
 def _read_entries(objects: Objects, run: str) -> tuple[dict[int, tuple[Entry, str] | None], dict[int, str]]:
-    """Every entry with the digest of its bytes, None if it cannot be read, and what is wrong with those."""
+    """Reads every entry with the digest of its bytes, None if it cannot be read, and what is wrong with those."""
     found: dict[int, tuple[Entry, str] | None] = {}
     problems = {}
     numbers = [
@@ -58,7 +58,10 @@ def _read_entries(objects: Objects, run: str) -> tuple[dict[int, tuple[Entry, st
 
 
 def _broken_links(intact: Mapping[int, tuple[Entry, str] | None]) -> dict[int, str]:
-    """Intact entries that are not of this log: the links to both neighbours are broken, as far as these are intact."""
+    """Finds intact entries that do not belong to this log, or do not follow from the entry before.
+
+    An entry does not belong to the log if its links to both neighbours are broken, as far as these are intact.
+    """
     links = {}
     for number, pair in intact.items():
         before = intact.get(number - 1)
@@ -78,7 +81,7 @@ def _broken_links(intact: Mapping[int, tuple[Entry, str] | None]) -> dict[int, s
 def _read_snapshots(
     objects: Objects, run: str
 ) -> tuple[dict[tuple[int, int], Snapshot | None], dict[str, tuple[int, str]]]:
-    """Every snapshot by its round and entry, None if it cannot be read, and what is wrong with those."""
+    """Reads every snapshot by its round and entry, None if it cannot be read, and what is wrong with those."""
     found: dict[tuple[int, int], Snapshot | None] = {}
     problems = {}
     for key in objects.keys(layout.snapshots_prefix(run)):
@@ -100,7 +103,7 @@ def _read_snapshots(
 
 
 def _is_older(data: bytes) -> bool:
-    """Whether it is an intact snapshot of the first format, which is passed over and made again."""
+    """Says whether it is an intact snapshot of the first format, which is passed over and made again."""
     with suppress(CorruptEntryError):
         return unseal(data).get("format") == FORMAT
     return False
@@ -109,7 +112,7 @@ def _is_older(data: bytes) -> bool:
 def _against_log(
     run: str, log: list[tuple[Entry, str] | None], snapshots: Mapping[tuple[int, int], Snapshot | None], before: int
 ) -> dict[str, tuple[int, str]]:
-    """Summaries that are not what the log adds up to, and those that are missing though the run went on."""
+    """Finds snapshots that are not what the log adds up to, and those that are missing though the run went on."""
     problems = {}
     pairs = [pair for pair in log if pair is not None]
     for expected in replay(pairs):
@@ -124,13 +127,13 @@ def _against_log(
 
 
 def _round_at(number: int, snapshots: Mapping[tuple[int, int], Snapshot | None]) -> int | None:
-    """The round that was being made when the entry was written; None after the last finished one."""
+    """Returns the round that was being made when the entry was written; None after the last finished one."""
     later = [(entry, round) for round, entry in snapshots if entry >= number]
     return min(later)[1] if later else None
 
 
 def _meaning(run: str, number: int, newest: Snapshot | None) -> tuple[str, bool]:
-    """What the loss of an entry means, and whether it spoils its round."""
+    """Says what the loss of an entry means, and whether it spoils its round."""
     if number == 0:
         return _HEADER_LOST, True
     if newest is None or number > newest.entry.number:

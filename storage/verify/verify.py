@@ -77,11 +77,12 @@ def verify(store: Store, name: str, rules: Rules, progress: Progress | None = No
         return Verification(name, (), (), None, tuple(damages), 0, 0, 0)
     commits, unreadable = _commits(run)
     refs = {file.path: (file, entry) for entry in commits for file in entry.files if file.path not in dropped}
+    named = _named(commits)
     checked = _read(store, [file for file, _ in refs.values()], progress)
     for path, found in checked.items():
         if found.problem is not None:
-            damages.append(_file_damage(refs[path][1], path, found.problem, rules))
-    damages += [*_columns(checked, commits, rules), *_additions(store, refs, rules), *_manifests(store, refs)]
+            damages += [_file_damage(entry, path, found.problem, rules) for entry in named[path]]
+    damages += [*_columns(checked, commits, rules), *_additions(store, refs, named, rules), *_manifests(store, refs)]
     damages += [_contradiction(run, entry, problem) for entry, problem in rules.contradictions(run, commits)]
     damages += _not_of_parent(store, run, commits)
     rounds = tuple(run.finished)
@@ -122,6 +123,15 @@ def _commits(run: Run) -> tuple[list[Entry], set[int]]:
         except CorruptEntryError:
             unreadable.add(number)
     return commits + run.unfinished(), unreadable
+
+
+def _named(commits: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """The commits that name each file, the newest of each round: a round may share files with the one before."""
+    found: dict[str, dict[int, Entry]] = {}
+    for entry in commits:
+        for file in entry.files:
+            found.setdefault(file.path, {})[entry.round] = entry
+    return {path: list(entries.values()) for path, entries in found.items()}
 
 
 def _read(store: Store, files: Sequence[FileRef], progress: Progress | None) -> dict[str, Checked]:
@@ -173,15 +183,18 @@ def _columns(checked: dict[str, Checked], commits: Sequence[Entry], rules: Rules
                 yield _file_damage(entry, file.path, problem, rules)
 
 
-def _additions(store: Store, refs: dict[str, tuple[FileRef, Entry]], rules: Rules) -> Iterator[Damage]:
+def _additions(
+    store: Store, refs: dict[str, tuple[FileRef, Entry]], named: dict[str, list[Entry]], rules: Rules
+) -> Iterator[Damage]:
     """Files that lie in a committed directory, and were not committed."""
-    directories = {path.removesuffix(f"/{file.name}"): entry for path, (file, entry) in refs.items() if file.name}
+    directories = {path.removesuffix(f"/{file.name}"): named[path] for path, (file, _) in refs.items() if file.name}
     # Elsewhere a directory is downloaded file by file, and what lies beside them is not.
-    for directory, entry in directories.items() if store.is_local else ():
+    for directory, entries in directories.items() if store.is_local else ():
         for item in store.objects.listing(directory):
             if item.key not in refs:
                 problem = f"{item.key} was not committed, but would be loaded with the rest"
-                yield _file_damage(entry, item.key, problem, rules)
+                for entry in entries:
+                    yield _file_damage(entry, item.key, problem, rules)
 
 
 def _manifests(store: Store, refs: dict[str, tuple[FileRef, Entry]]) -> Iterator[Damage]:

@@ -44,7 +44,7 @@ from benchmarks.round_sampler import OurSampler
 from benchmarks.round_tables import Row
 from rich.console import Console
 
-from pipeline.model.policy import sampler_copy
+from pipeline.model.sampler_copy import sampler_copy
 
 FEW = {"evaluation": {"prompts": 2, "judges": []}}
 PHASED: Mapping[str, Any] = {"mode": "phased"}

@@ -150,7 +150,7 @@ def script_loop(
 
 def sample(directory: str, recipe: Mapping[str, Any], scratch: str) -> None:
     """The loop's first program: samples all answers and writes them as JSON."""
-    from pipeline.model.policy import sampler_copy
+    from pipeline.model.sampler_copy import sampler_copy
     from pipeline.recipe import Recipe
     from pipeline.sampling import configure_environment
 

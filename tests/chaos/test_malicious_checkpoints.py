@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import RondoError
-from pipeline.model.policy import load_policy, load_tokenizer, load_weights, max_context, sampler_copy, weight_shapes
+from pipeline.model.checkpoint_files import weight_shapes
+from pipeline.model.policy import load_policy, load_tokenizer, load_weights, max_context
+from pipeline.model.sampler_copy import sampler_copy
 from support.tiny import tiny_llama
 
 FUZZ = settings(

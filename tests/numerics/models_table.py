@@ -20,7 +20,8 @@ from pipeline.model.check import check_model
 from pipeline.model.logprobs import sequence_logps
 from pipeline.model.lora import Adapter, merge
 from pipeline.model.lora_targets import is_mixture
-from pipeline.model.policy import load_policy, load_weights, sampler_copy, save_policy
+from pipeline.model.policy import load_policy, load_weights, save_policy
+from pipeline.model.sampler_copy import sampler_copy
 from pipeline.model.weight_names import Files, WeightNames, weightless
 from pipeline.sampling.transformers_engine import TransformersSampler
 from support.tiny import tiny_tokenizer

@@ -100,6 +100,37 @@ def test_dpop():
     assert losses.dpop(CHOSEN, REJECTED, beta=BETA, penalty=5.0).item() == pytest.approx(0.3132617, **CLOSE)
     fallen = torch.tensor([-0.1]).double()
     assert losses.dpop(fallen, REJECTED, beta=BETA, penalty=5.0).item() == pytest.approx(0.4932489, **CLOSE)
+    # Of the fall of 0.1, a margin of 0.04 is free: 0.5 (-0.1 + 1.5 - 5 * 0.06) = 0.55, ln 1.5769498 = 0.4554925.
+    spared = losses.dpop(fallen, REJECTED, beta=BETA, penalty=5.0, margin_P=0.04)
+    assert spared.item() == pytest.approx(0.4554925, **CLOSE)
+
+
+@pytest.mark.parametrize(("precision", "noise"), [("float32", 1e-6), ("float32", 5e-3), ("bfloat16", 0.1)])
+def test_noise_does_not_decide_the_first_step_of_dpop(precision, noise):
+    """At log-ratios of 0 the gradient is that of DPO, -beta / 2, on whichever side of 0 noise puts the chosen answer;
+    with a fall that is none, of 1 nat, it is -beta (1 + penalty) sigmoid(beta (1 + penalty)).
+
+    In bfloat16 a sum over 9 tokens has a standard deviation of 0.05 * 3 nats.
+    """
+    config = UpdateConfig(objective="dpop", precision=precision)
+
+    def gradient(ratio):
+        logps = torch.tensor([[-5.0 + ratio, -7.0]], dtype=torch.float64, requires_grad=True)
+        batch = losses.PreferenceBatch(
+            logps, torch.tensor([[-5.0, -7.0]]).double(), torch.tensor([[9.0, 4.0]]).double(), torch.tensor([[0, 1]])
+        )
+        (loss,) = losses.LOSSES["dpop"].function(batch, config)
+        (found,) = torch.autograd.grad(loss, logps)
+        return loss.item(), found[0, 0].item()
+
+    for side in (-noise, noise):
+        loss, slope = gradient(side)
+        # The loss moves by beta / 2 times the noise, and its slope by beta^2 / 4 times that.
+        assert loss == pytest.approx(math.log(2), abs=0.05 * noise * 1.01)
+        assert slope == pytest.approx(-0.05, abs=0.0025 * noise * 1.01)
+    margin = 1e-2 if precision == "float32" else 0.3
+    pull = 0.1 * (1 + 50 * (1 - margin))
+    assert gradient(-1.0)[1] == pytest.approx(-0.1 * 51 / (1 + math.exp(-pull)))
 
 
 def test_apo():
@@ -181,6 +212,15 @@ def test_wpo_weights():
     weight = losses.wpo_weights(torch.tensor([[-0.5, -0.2]], requires_grad=True))
     assert weight.item() == pytest.approx(0.4965853, **CLOSE)
     assert not weight.requires_grad
+
+
+def test_wpo_weighs_no_pair_above_1():
+    """Answers of one token each, of probability 0.9 beside one of 0.1: log 0.9 - log 0.82 = 0.0930904 each, and
+    exp(0.1861809) = 1.2046; a policy near uniform over 61 tokens, with one of 0.05, gives more.
+    """
+    aligned = torch.tensor([[0.0930904, 0.0930904], [-0.5, 0.5], [1.5, -0.04]])
+    assert losses.wpo_weights(aligned).tolist() == [1.0, 1.0, 1.0]
+    assert losses.wpo_weights(torch.tensor([[0.5, -0.6]])).item() == pytest.approx(math.exp(-0.1))
 
 
 @pytest.mark.parametrize(

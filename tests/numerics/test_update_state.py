@@ -281,3 +281,20 @@ def test_learning_rate_over_a_whole_run():
     first, second = RoundFacts(round=1, rounds=2), RoundFacts(round=2, rounds=2)
     assert rates(settings, steps=4, facts=first) == pytest.approx([1 / 2, 1, 5 / 6, 4 / 6])
     assert rates(settings, steps=4, facts=second) == pytest.approx([1 / 2, 3 / 8, 2 / 8, 1 / 8])
+
+
+def test_a_step_of_one_pair_moves_the_weights_by_its_share():
+    """Adam's first step is as long for one pair as for many (about the learning rate for each weight): of a batch of 8
+    it is an eighth.
+    """
+    moved = []
+    for facts in (RoundFacts(), RoundFacts(most_preferences=8)):
+        model = build()
+        before = weights(model)
+        (row,) = run_update(
+            model, preferences(model)[:1], changed(SETTINGS, batch_size=8), seed=SEED, facts=facts
+        ).steps
+        moved.append(sum((weights(model)[name] - old).abs().sum() for name, old in before.items()))
+    assert row.learning_rate == SETTINGS.learning_rate / 8
+    # 1e-3: float32 weights of size 0.2, of which differences of 1e-4 are taken.
+    assert moved[1].item() == pytest.approx(moved[0].item() / 8, rel=1e-3)

@@ -61,7 +61,7 @@ def checkpoint(kind: str, directory: Path, seed: int) -> Path:
     import transformers as hf
     from safetensors.torch import load_file, save_file
 
-    from pipeline.model.policy import sampler_copy
+    from pipeline.model.sampler_copy import sampler_copy
     from support.tiny import tiny_tokenizer
 
     torch.manual_seed(seed)

@@ -77,10 +77,15 @@ def arm(stage: str, number: int, when: str) -> None:
         WorkerProcess.call = killing_call  # type: ignore[method-assign]
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Kills as the first argument says, and runs the command line with the others."""
     stage, number, when = sys.argv[1].split(":")
     arm(stage, int(number), when)
     sys.argv = ["rondo", *sys.argv[2:]]
-    from flows.cli.main import main
+    from flows.cli.main import main as run
 
+    run()
+
+
+if __name__ == "__main__":
     main()

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.config import SamplingConfig
 from pipeline.errors import EngineError, PromptTooLongError
-from pipeline.model.policy import sampler_copy
+from pipeline.model.sampler_copy import sampler_copy
 from pipeline.sampling import Candidate, Sampler, SamplingRequest, base, finish, reported
 from support.tiny import tiny_llama
 

@@ -18,6 +18,7 @@ This package only hands on what ``flows.api`` has. An installation also brings t
 """
 
 import importlib.util
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,24 +32,21 @@ __all__ = [
     "run",
 ]  # fmt: skip
 
-_PARTS = {"flows": "flows.cli.main", "pipeline": "pipeline.records", "storage": "storage.objects.layout"}
-"""A module of each top-level package, by which it is told from another one of that name."""
+_PARTS = {"flows": "cli/main.py", "pipeline": "records.py", "storage": "objects/layout.py"}
+"""A file of each top-level package, by which it is told from another one of that name."""
 
 
 def check_packages() -> None:
-    """Checks that the packages that are imported under rondo's names are rondo's.
+    """Checks, without importing any, that the packages under rondo's names are rondo's.
 
     Raises:
         ImportError: one is not, such as a directory ``storage`` beside the script that was started.
     """
-    for name, module in _PARTS.items():
-        try:
-            found = importlib.util.find_spec(module)
-        except ModuleNotFoundError:
-            found = None
-        if found is None:
-            package = importlib.util.find_spec(name)
-            where = package.origin or list(package.submodule_search_locations or ()) if package else "nowhere"
+    for name, file in _PARTS.items():
+        package = importlib.util.find_spec(name)
+        directories = list(package.submodule_search_locations or ()) if package else []
+        if not any((Path(directory) / file).is_file() for directory in directories):
+            where = ((package.origin or ", ".join(directories)) if package else "") or "nowhere"
             raise ImportError(
                 f"rondo needs its own package '{name}', and what Python finds under that name is {where}: rename or "
                 "remove that, start Python elsewhere, or install rondo into an environment of its own"

@@ -1,12 +1,12 @@
 """A replica of a worker: an actor that keeps a worker process on its node, and passes requests on to it.
 
-The worker has a process of its own beside the actor's, as it has without Ray: its environment is set before anything
-is imported, one that dies or hangs is noticed and started again in the same way, and vLLM meets no Ray in its process,
-over which it would otherwise spread itself.
+The worker has a process of its own beside the actor's, as it has without Ray. So its environment is set before anything
+is imported, and a worker that dies or hangs is noticed and started again in the same way. vLLM also meets no Ray in its
+process; otherwise it would spread itself over Ray.
 
-Ray pickles what it sends between the processes of its cluster. Nothing but strings of JSON is sent here, and nothing
-that a file says is unpickled. Variables of the environment, keys of buckets among them, come as an argument: Ray's own
-way for them, ``runtime_env``, writes them to log files of every node.
+Ray pickles what it sends between the processes of its cluster. Only strings of JSON are sent here, and the contents of
+files are never unpickled. Variables of the environment, keys of buckets among them, come as an argument: Ray's own way
+for them, ``runtime_env``, writes them to log files of every node.
 """
 
 import json
@@ -29,11 +29,11 @@ _CODE = Path(__file__).parents[3]
 
 
 class Replica:
-    """What the actor holds.
+    """The class of the actor.
 
     Args:
         settings: JSON of ``kind``, ``arguments`` (without ``scratch``), ``environment``, ``capacity`` and ``created``,
-            the time by which a run is told from another one of the same name.
+            the time that tells a run from another one of the same name.
     """
 
     def __init__(self, settings: str) -> None:
@@ -45,7 +45,7 @@ class Replica:
         temporary.mkdir()
         self._log = scratch / f"{given['kind']}.log"
         self._read = 0
-        # The worker is that of the code which runs here, wherever a checkout is on the path.
+        # The worker runs the same code as this actor, even if another checkout is on the path.
         path = os.pathsep.join([str(_CODE), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {"PYTHONPATH": path, **given["environment"], "TMPDIR": str(temporary)}
         arguments = {**self._arguments, "scratch": str(scratch)}
@@ -63,7 +63,7 @@ class Replica:
         return json.dumps({"result": {"node": socket.gethostname(), "pid": os.getpid(), "software": software}})
 
     async def ask(self, request: str) -> str:
-        """The answer of one method of the worker, with the last of its progress."""
+        """Calls one method of the worker; returns its answer with the progress that :meth:`news` has not yet told."""
         given = json.loads(request)
         number = given["id"]
         self._news[number] = []
@@ -77,7 +77,7 @@ class Replica:
         return json.dumps({**json.loads(answer), "progress": self._news.pop(number)})
 
     async def news(self) -> str:
-        """The progress of the requests since the last time; to be able to answer is a sign of life as well."""
+        """Returns the progress of the requests since the last time; an answer is a sign of life as well."""
         found = {number: list(messages) for number, messages in self._news.items() if messages}
         for messages in self._news.values():
             messages.clear()
@@ -94,7 +94,7 @@ class Replica:
         return json.dumps({"error": described, "log": self._log_end(), "log_path": str(self._log)})
 
     def _log_end(self) -> str:
-        """What the worker has printed since this was last asked for; its end, if that is much."""
+        """Returns what the worker has printed since the last call; if that is long, only its end."""
         if not self._log.exists():
             return ""
         with self._log.open("rb") as log:
@@ -104,7 +104,7 @@ class Replica:
             return log.read().decode("utf-8", "replace")
 
     def _check_root(self) -> None:
-        """ConfigError where the root is a directory that this node has not, or another one under the same path."""
+        """Raises ConfigError if the root is a directory, and this node has none or another one under that path."""
         root, run = self._arguments["root"], self._arguments["run"]
         if "://" in root:
             return

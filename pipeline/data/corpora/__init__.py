@@ -13,7 +13,7 @@ __all__ = ["CORPORA", "Corpus", "CorpusPrompt", "Split", "get_corpus", "split_of
 
 
 def get_corpus(name: str) -> Corpus:
-    """The generated corpus of this name.
+    """Returns the generated corpus of this name.
 
     Raises:
         ConfigError: there is none.

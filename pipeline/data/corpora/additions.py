@@ -18,18 +18,18 @@ class Additions:
     """Problems such as ``27+58=``, answered as ``7+8=15, 2+5+1=8, 85``; the reference answer is the sum alone."""
 
     def prompts(self, split: Split, count: int, seed: int) -> list[CorpusPrompt]:
-        """Distinct problems of one split, with their sums: see ``Corpus.prompts``."""
+        """Draws distinct problems of one split, with their sums: see ``Corpus.prompts``."""
         return [CorpusPrompt(text, str(_sum(text))) for text in draw(_problems(split), split, count, seed)]
 
     def texts(self, count: int, seed: int) -> list[tuple[str, str]]:
-        """Problems with the pupil's answers, many of them wrong: see ``pupil``."""
+        """Draws problems with the pupil's answers, many of them wrong: see ``pupil``."""
         rng = generator("additions", seed)
         problems = [rng.choice(_problems("warm_start")) for _ in range(count)]
         return [(problem, pupil(*_terms(problem), rng)) for problem in problems]
 
 
 def pupil(left: int, right: int, rng: random.Random) -> str:
-    """The pupil's working and answer to ``left + right``.
+    """Writes the pupil's working and answer to ``left + right``.
 
     Six times in ten the pupil forgets to carry from the units to the tens (27+58: 2+5+0=7, 75); one time in four, the
     sum of the tens comes out one too large or one too small.
@@ -50,7 +50,7 @@ def _problems(split: Split) -> tuple[str, ...]:
 
 
 def _unordered(problem: str) -> str:
-    """The same for ``27+58=`` and ``58+27=``: who has seen one has seen the other."""
+    """Gives the same for ``27+58=`` and ``58+27=``: who has seen one has seen the other."""
     smaller, larger = sorted(_terms(problem))
     return f"{smaller}+{larger}="
 

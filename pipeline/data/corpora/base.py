@@ -16,7 +16,7 @@ _BOUNDS: tuple[tuple[int, Split], ...] = ((45, "warm_start"), (90, "train"), (10
 
 @dataclass(frozen=True)
 class CorpusPrompt:
-    """A generated prompt, with the right answer where the corpus knows one."""
+    """A generated prompt, with the right answer if the corpus knows one."""
 
     text: str
     reference_answer: str | None = None
@@ -26,7 +26,7 @@ class Corpus(Protocol):
     """A generator of prompts and of texts to learn from."""
 
     def prompts(self, split: Split, count: int, seed: int) -> list[CorpusPrompt]:
-        """``count`` distinct prompts of one split, drawn and ordered by the seed.
+        """Draws ``count`` distinct prompts of one split; the seed decides which, and their order.
 
         Raises:
             ConfigError: the split has fewer.
@@ -34,24 +34,24 @@ class Corpus(Protocol):
         ...
 
     def texts(self, count: int, seed: int) -> list[tuple[str, str]]:
-        """``count`` pairs of prompt and answer to learn from; prompts of the warm start's split may repeat."""
+        """Draws ``count`` pairs of prompt and answer to learn from; prompts of the warm start's split may repeat."""
         ...
 
 
 def split_of(prompt: str) -> Split:
-    """The split of a prompt: a function of its text alone, so that no two splits can share one."""
+    """Returns the split of a prompt: a function of its text alone, so that no two splits can share one."""
     digest = hashlib.sha256(prompt.encode()).digest()
     hundredth = int.from_bytes(digest[:8], "big") % 100
     return next(split for bound, split in _BOUNDS if hundredth < bound)
 
 
 def generator(*names: object) -> random.Random:
-    """A generator of random numbers of its own for these names, the same on every machine."""
+    """Makes a generator of random numbers for these names alone, the same on every machine."""
     return random.Random("/".join(map(str, names)))  # noqa: S311  nothing here is secret
 
 
 def draw(members: Sequence[str], split: Split, count: int, seed: int) -> list[str]:
-    """``count`` of the split's members, without repetition.
+    """Draws ``count`` of the split's members, without repetition.
 
     Raises:
         ConfigError: the split has fewer.

@@ -5,9 +5,9 @@ A review is an opening, which is the prompt, and an answer of three clauses: a q
     Last Friday I saw a French drama with my sister.| The plot felt clever, but I disliked the music. Everyone slept.
 
 Each clause praises, blames or merely tells; openings are neutral. The generator and the parser read the same
-``CLAUSES``, so that what one writes the other accepts. All answers have as many clauses, and each place has a kind of
-its own: a judge of sentiment gives more to a longer text of equal sentiment, and where a grammar allowed one to three
-clauses a policy first learned to write three, and then never to stop.
+``CLAUSES``, so that what one writes the other accepts. All answers have equally many clauses, and each place has a kind
+of its own. For a judge of sentiment gives more to a longer text of equal sentiment. When the grammar allowed one to
+three clauses, a policy first learned to write three, and then never to stop.
 """
 
 import random
@@ -99,18 +99,18 @@ class FilmReviews:
     """Openings as prompts, three clauses as answers."""
 
     def prompts(self, split: Split, count: int, seed: int) -> list[CorpusPrompt]:
-        """Distinct openings of one split: see ``Corpus.prompts``."""
+        """Draws distinct openings of one split: see ``Corpus.prompts``."""
         return [CorpusPrompt(text) for text in draw(_openings(split), split, count, seed)]
 
     def texts(self, count: int, seed: int) -> list[tuple[str, str]]:
-        """Whole reviews: an opening, and an answer that begins with a blank."""
+        """Writes whole reviews: an opening, and an answer that begins with a blank."""
         rng = generator("film_reviews", seed)
         openings = _openings("warm_start")
         return [(rng.choice(openings), review(rng)) for _ in range(count)]
 
 
 def review(rng: random.Random) -> str:
-    """An answer: sentences of clauses of mixed sentiment, each after a blank and ending in a full stop."""
+    """Writes an answer: sentences of clauses of mixed sentiment, each after a blank and ending in a full stop."""
     answer = ""
     for kinds in PLACES:
         first, *others = [_draw_clause(kind, rng) for kind in kinds]
@@ -119,9 +119,9 @@ def review(rng: random.Random) -> str:
 
 
 def parse(answer: str) -> tuple[int, int]:
-    """How many clauses of an answer the grammar can produce in their place, and of how many.
+    """Counts the clauses of an answer that the grammar can produce in their place, and all its clauses.
 
-    A clause parses where one of the kind that belongs to its place matches it as a whole. A sentence begins with a
+    A clause parses if one of the kind that belongs to its place matches it as a whole. A sentence begins with a
     capital and ends with a full stop; words after the last one are a clause that does not parse. A missing clause
     counts as one that does not parse, so that the second number is at least three.
     """
@@ -136,7 +136,7 @@ def parse(answer: str) -> tuple[int, int]:
 
 
 def _split_sentence(sentence: str) -> list[str]:
-    """The clauses of a sentence; the first is empty, which nothing matches, if it does not begin with a capital."""
+    """Splits a sentence into clauses; if it begins without a capital, the first is empty, which nothing matches."""
     first, *others = re.split("|".join(JOINTS), sentence)
     if first != _capital(first):
         return ["", *others]

@@ -25,7 +25,7 @@ class Ran:
 
     @property
     def not_isolated(self) -> bool:
-        """Whether it was not run at all, because it could not be isolated."""
+        """Says whether it was not run at all, because it could not be isolated."""
         return self.status == sandbox.NOT_ISOLATED and self.errors.startswith("sandbox: ")
 
 
@@ -46,7 +46,7 @@ class CodeRunner:
     memory_mib: int
 
     def run(self, program: str) -> Ran:
-        """Runs a program to its end, or to that of its time."""
+        """Runs a program until it ends, or until its time is over."""
         with tempfile.TemporaryDirectory(prefix="rondo-code-") as place:
             empty, output, errors = Path(place, "root"), Path(place, "output"), Path(place, "errors")
             empty.mkdir()

@@ -35,12 +35,12 @@ class Question:
 
 
 def digest(text: str) -> str:
-    """A short name of a text."""
+    """Gives a text a short name, from its hash."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def questions_of_candidates(items: Sequence[JudgeItem], pairs: int, seed: int) -> list[Question]:
-    """Pairs of each prompt's answers, drawn by the seed and the prompt: no empty text, and no text twice."""
+    """Draws pairs of each prompt's answers by the seed and the prompt: no empty text, and no text twice."""
     found = []
     for item in items:
         texts: dict[str, JudgedCandidate] = {}
@@ -54,7 +54,7 @@ def questions_of_candidates(items: Sequence[JudgeItem], pairs: int, seed: int) -
 
 
 def questions_of_preferences(items: Sequence[JudgeItem], preferences: pa.Table) -> list[Question]:
-    """The pairs of a round's preferences, in their order; those of one text twice are no question."""
+    """Lists the pairs of a round's preferences, in their order; a pair of one text twice is no question."""
     by_id = {item.prompt_id: item for item in items}
     found = []
     for row in preferences.select(["prompt_id", "kind", "candidates"]).to_pylist():
@@ -68,13 +68,13 @@ def questions_of_preferences(items: Sequence[JudgeItem], preferences: pa.Table) 
 
 
 def unanswered(questions: Iterable[Question], choices: Iterable[Choice]) -> int:
-    """How many questions nobody has answered; a skip is an answer."""
+    """Counts the questions that nobody has answered; a skip is an answer."""
     answered = {choice["question"] for choice in choices if choice["choice"] in ANSWERED}
     return sum(question.key not in answered for question in questions)
 
 
 def share_for_first(question: Question, choices: Iterable[Choice]) -> float | None:
-    """Share of the labellers who decided that prefer the first answer, ties half; None if nobody decided."""
+    """Returns the share of those who decided that prefer the first answer, ties half; None if nobody decided."""
     first = digest(question.answers[0].text)
     votes = [
         0.5 if choice["choice"] == "tie" else float(choice["better"] == first)
@@ -85,11 +85,11 @@ def share_for_first(question: Question, choices: Iterable[Choice]) -> float | No
 
 
 def override_pairs(preferences: pa.Table, items: Sequence[JudgeItem], choices: Sequence[Choice]) -> pa.Table:
-    """The preferences with people's choices in place of the judge's, pair by pair.
+    """Puts people's choices in place of the judge's, pair by pair.
 
-    By majority of those who decided: the order is theirs, the soft label (if the pair has one) is the share of them
-    that hold it, the rule ends in ``, people``. Equal shares are a tie, and dropped as such. Scores and margin stay
-    the judge's, in the new order: a negative margin tells that it disagrees.
+    The majority of those who decided counts: the order is theirs, and the soft label (if the pair has one) is their
+    share. The rule ends in ``, people``. Equal shares are a tie, and dropped as such. Scores and margin stay the
+    judge's, in the new order: a negative margin tells that it disagrees.
     """
     questions = {_row_key(question): question for question in questions_of_preferences(items, preferences)}
     by_question: dict[str, list[Choice]] = {}

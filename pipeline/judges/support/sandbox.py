@@ -2,16 +2,16 @@
 
     python -I -S sandbox.py '{"isolation": "namespaces", "seconds": 5, "memory_mib": 256, "root": "/tmp/empty"}'
 
-``limits`` bounds processor time and memory of each process, the size of files and the number of open ones, and, unless
-the caller is root, the number of processes; and it empties the environment. The program still may read and write what
+``limits`` bounds processor time and memory of each process, the size of files and the number of open ones. Unless the
+caller is root, it bounds the number of processes. It empties the environment. The program still may read and write what
 its user may, use the network, and start processes that outlive it.
 
-``namespaces`` adds namespaces of user, mount, network, process and interprocess ids (Linux, ``unshare(2)``): the
-program sees the system's libraries and Python's, read-only, and a small directory of its own in memory; no network
-device is up, not even the loopback; no other process can be seen or signalled, and all that it starts ends with it. It
-has no capability, also where the caller is root. The kernel itself is shared: a fault of the kernel is a way out.
+``namespaces`` adds namespaces of user, mount, network, process and interprocess ids (Linux, ``unshare(2)``). The
+program sees the system's libraries and Python's, read-only, and a small directory of its own in memory. No network
+device is up, not even the loopback. No other process can be seen or signalled, and all that it starts ends with it. It
+has no capability, even if the caller is root. The kernel itself is shared: a fault of the kernel is a way out.
 
-Exit status: the program's; 128 plus the signal that ended it; 120 where the isolation could not be set up.
+Exit status: the program's; 128 plus the signal that ended it; 120 if the isolation could not be set up.
 """
 
 import contextlib

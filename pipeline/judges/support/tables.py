@@ -51,7 +51,7 @@ def judge_items(prompts: pa.Table, candidates: pa.Table, *, read_special_tokens:
 
 
 def judgments_table(judgments: Sequence[Judgment]) -> pa.Table:
-    """Judgments as a table of the ``JUDGMENTS`` schema."""
+    """Turns judgments into a table of the ``JUDGMENTS`` schema."""
     rows = [
         {
             **asdict(judgment),

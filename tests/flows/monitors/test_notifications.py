@@ -39,7 +39,7 @@ class Told:
 def test_how_a_run_has_ended(tmp_path: Path, fault: BaseException | None, texts: list[str]) -> None:
     """Nothing if it was stopped, by a person or to wait for labels: whoever did that knows."""
     told, run = Told(), finished_run(Store.open(tmp_path), rounds=1)
-    context = cast(Any, SimpleNamespace(run=run, monitors=SimpleNamespace(notifier=told)))
+    context = cast(Any, SimpleNamespace(run=run, goal=1, monitors=SimpleNamespace(notifier=told)))
 
     async def end() -> None:
         async with telling_end(context):

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from datasets import Dataset, load_dataset
 
+from flows.publish import Style
 from flows.publish.export import export_preferences
-from flows.publish.style import Style
 from pipeline.errors import ConfigError, DataError
 from pipeline.records import PROMPTS, to_table
 from storage.errors import BackendError, DamagedFileError, NotCommittedError

@@ -6,7 +6,7 @@ import pytest
 
 from flows.host.progress import Display
 from flows.registry.recipes import parse_recipe
-from flows.registry.resume import check_goal, create_or_open, report_changes
+from flows.registry.resume import check_goal, create_or_open, header, report_changes
 from flows.round.provenance import recipe_hash
 from flows.run.start import resume
 from pipeline.errors import ConfigError
@@ -45,6 +45,45 @@ def test_a_run_goes_on_elsewhere_and_says_in_what_it_differs(store: Store) -> No
     assert len(found) == len(ELSEWHERE)
     assert report_changes(run, own, said.append) == []
     assert len(said) == 1
+
+
+def test_a_recipe_of_0_1_0_that_left_the_learning_rate_out_means_what_it_meant(tmp_path: Path) -> None:
+    """Its default was 1e-4, which the run has recorded; that of today is another one."""
+    silent = {**TINY, "update": {"batch_size": 2, "token_budget": 512}}
+    store, today = Store.open(tmp_path), parse_recipe(silent)
+    assert today.update.learning_rate == 1e-6
+    create_or_open(
+        store, "old", parse_recipe(silent, ["update.learning_rate=1e-4", "sampling.handover_tolerance=1e-3"])
+    )
+    _, recipe = create_or_open(store, "old", today)
+    assert (recipe.update.learning_rate, recipe.sampling.handover_tolerance) == (1e-4, 1e-3)
+    with pytest.raises(ConfigError, match=r"update\.learning_rate: 0\.0001 -> 1e-06"):
+        create_or_open(store, "old", parse_recipe(silent, ["update.learning_rate=1e-6"]))
+    create_or_open(store, "other", parse_recipe(silent, ["update.learning_rate=2e-4"]))
+    with pytest.raises(ConfigError, match=r"update\.learning_rate: 0\.0002 -> 1e-06"):
+        create_or_open(store, "other", today)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("sampling.temperature=0.7", r"sampling\.temperature is 0\.7: set it to 1, or set update\.exploration_weight"),
+        ("sampling.top_p=0.9", r"sampling\.top_p is 0\.9"),
+        ("update.reference=initial", r"update\.reference is 'initial'"),
+        ("update.reference=ema", r"update\.reference is 'ema'"),
+        ("preferences.replay.share=0.2", r"preferences\.replay\.reference is 'current': set it to original"),
+    ],
+)
+def test_exploration_is_over_samples_of_the_reference(tmp_path: Path, change: str, words: str) -> None:
+    """A new run is refused; one that an earlier version began goes on with what it does."""
+    store, explores = Store.open(tmp_path), parse_recipe(TINY, ["update.exploration_weight=0.1", change])
+    with pytest.raises(ConfigError, match=words):
+        create_or_open(store, "new", explores)
+    assert store.run_names() == []
+    store.create_run("old", header(explores))
+    assert create_or_open(store, "old", explores)[1] == explores
+    create_or_open(store, "plain", parse_recipe(TINY, ["update.exploration_weight=0.1", "staleness=1"]))
+    create_or_open(store, "none", parse_recipe(TINY, [change]))
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """After a hand-over the sampler computes with the new weights; the reference is the engine that the recipe trusts."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flows.workers.precision import Agreement
 from flows.workers.preference_groups import with_reference
 from flows.workers.references import PolicyRef
 from flows.workers.sampler import SamplerWorker, _nearer_to_previous
@@ -149,3 +152,45 @@ def test_an_update_that_would_start_from_another_policy_is_refused(tmp_path: Pat
     with_reference(model, [group], config, drift=0.0, tolerance=1e-3)
     with pytest.raises(WeightSyncError, match="it is not the policy that sampled"):
         with_reference(other, [group], config, drift=0.0, tolerance=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("given", "tolerance", "sampler", "trainer"),
+    [
+        ({}, 1e-3, "float32", "float32"),
+        ({"update": {"precision": "bfloat16"}}, 0.2, "float32", "bfloat16"),
+        ({"update": {"precision": "bfloat16"}, "devices": {"sampler": "cuda"}}, 0.2, "bfloat16", "bfloat16"),
+        ({"update": {"precision": "bfloat16"}, "sampling": {"handover_tolerance": 0.01}}, 0.01, "float32", "bfloat16"),
+    ],
+)
+def test_the_tolerance_follows_from_the_precision(
+    given: dict[str, Any], tolerance: float, sampler: str, trainer: str
+) -> None:
+    """On a CPU vLLM computes in float32, whatever the trainer does."""
+    content = {**TINY, "sampling": {"prompts_per_round": 12, "max_tokens": 20}}
+    recipe = Recipe.model_validate({**content, **{name: {**content[name], **part} for name, part in given.items()}})
+    agreed = Agreement.of(recipe)
+    assert (recipe.handover_tolerance, agreed.tolerance) == (tolerance, tolerance)
+    said = agreed.explain(0.3)
+    assert f"in {sampler}, the trainer" in said
+    assert f"in {trainer}" in said
+    assert ("sampling.handover_tolerance above 0.3" in said) == (trainer == "bfloat16")
+
+
+def test_a_trainer_in_bfloat16_takes_the_default_tolerance(store: Store, sampler: SamplerWorker) -> None:
+    """Sampler in float32, and a probe of the same weights in bfloat16: refused in float32's tolerance, with both
+    sides named; and the default of bfloat16 takes it.
+    """
+    held = policy(store, 2)
+    model, _ = load_policy(Path(store.root) / "probed-2-None", device="cpu")
+    ((logp,),) = sequence_logps(model, [TokenGroup("p", PROMPT, [ANSWER])], 64, precision="bfloat16")
+    rows = [{"prompt_token_ids": PROMPT, "token_ids": ANSWER, "logp": logp, "previous_logp": None}]
+    halved = replace(held, probe=write_table(store, "r", 0, "probe", to_table(rows, PROBE)))
+    own = sampler.recipe
+    update = own.update.model_copy(update={"precision": "bfloat16"})
+    tight = own.sampling.model_copy(update={"handover_tolerance": 1e-3})
+    sampler.recipe = own.model_copy(update={"update": update, "sampling": tight})
+    with pytest.raises(WeightSyncError, match=r"cpu in float32, the trainer on cpu in bfloat16.*update\.precision to"):
+        sampler.use(halved)
+    sampler.recipe = own.model_copy(update={"update": update})
+    assert 1e-3 < sampler.use(halved).per_token < 0.2

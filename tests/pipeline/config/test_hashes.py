@@ -4,26 +4,28 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import SamplingConfig, UpdateConfig
+from pipeline.config import PreferencesConfig, SamplingConfig, UpdateConfig
 from pipeline.dpo.state import DECIDED_ELSEWHERE, hashed_settings
 from pipeline.dpo.types import RoundFacts
 from pipeline.judges.base import judge_version
 from pipeline.judges.human import HumanConfig
+from pipeline.recipe import Recipe
 from pipeline.records import content_id
+from support.recipes import TINY
 
 OTHER: dict[str, Any] = {
     "objective": {"sigmoid": 0.5, "simpo": 2, "dpop": 1}, "beta": 0.3, "label_smoothing": 0.1, "target_margin": 2,
     "dpop_penalty": 5, "schedule_over": "run", "schedule": "linear", "nll_weight": 0.1, "exploration_weight": 0.01,
     "warmup_steps": 3, "optimizer": "paged_adamw_8bit", "precision": "bfloat16", "stop_at_kl": 2, "lora": {"rank": 4},
     "optimizer_state": "carried", "reference": "initial", "checkpoint_steps": 3, "batch_order": "shards",
-    "token_budget": 99,
+    "token_budget": 99, "learning_rate": 1e-4,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("config", "facts", "expected"),
     [
-        (UpdateConfig(), RoundFacts(round=1, rounds=5), "1b4cc89e4ff643d2"),
+        (UpdateConfig(learning_rate=1e-4), RoundFacts(round=1, rounds=5), "1b4cc89e4ff643d2"),
         (UpdateConfig(**OTHER), RoundFacts(round=2, rounds=4, reference_is_start=False), "d3181bb40c2f6eee"),
     ],
 )
@@ -59,3 +61,13 @@ def test_sampling_is_hashed_by_its_old_names(name: str) -> None:
     shown = config.model_dump(mode="json")
     assert shown["max_skipped_fraction"] == 0.2
     assert "most_set_aside" not in shown
+
+
+def test_later_fields_leave_hashes_as_they_are_at_their_defaults() -> None:
+    """Those of 0.1.0's finished preferences and updates; in a recipe as a whole, and where one is set it counts."""
+    assert "router_loss_weight" not in UpdateConfig().hashed()
+    assert not {"alarm_below", "on_none"} & PreferencesConfig().hashed().keys()
+    assert PreferencesConfig(on_none="stop").hashed()["on_none"] == "stop"
+    whole = Recipe.model_validate(TINY)
+    assert whole.hashed()["preferences"] == PreferencesConfig().hashed()
+    assert {"alarm_below", "on_none"} <= whole.model_dump()["preferences"].keys()

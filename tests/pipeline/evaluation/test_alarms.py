@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from pipeline.config import PreferencesConfig
 from pipeline.evaluation.held_out import alarms
 from pipeline.recipe import EvaluationConfig
 
@@ -39,3 +40,23 @@ def test_each_alarm_alone(changed: dict[str, float], expected: str) -> None:
 )
 def test_the_limits_themselves_are_quiet(changed: dict[str, float]) -> None:
     assert alarms({**GOOD, **changed}, INITIAL, EvaluationConfig()) == []
+
+
+def test_few_preferences() -> None:
+    """One of 24 prompts gave a preference: below the recipe's share, which is a tenth where it says nothing."""
+    metrics = {**GOOD, "preference_share": 1 / 24, "dropped": {"agree": 20, "tie": 3}}
+    (found,) = alarms(metrics, INITIAL, EvaluationConfig())
+    assert found == (
+        "few preferences: 4.2% of the prompts gave one, less than preferences.alarm_below 10% (20 agree, 3 tie)"
+    )
+    assert alarms(metrics, INITIAL, EvaluationConfig(), PreferencesConfig(alarm_below=1 / 24)) == []
+    assert alarms({**metrics, "preference_share": 0.5}, INITIAL, EvaluationConfig(), PreferencesConfig(alarm_below=0.6))
+
+
+def test_a_round_without_an_update_is_told_of_and_has_no_chosen_answers() -> None:
+    """Whatever share the recipe names."""
+    metrics = {**GOOD, "preference_share": 0.0, "no_update": "solved: all right"}
+    del metrics["chosen_fell"], metrics["chosen_change"]
+    for config in (PreferencesConfig(), PreferencesConfig(alarm_below=0)):
+        (found,) = alarms(metrics, INITIAL, EvaluationConfig(), config)
+        assert found == "no update, and the policy stays what it was: solved: all right"

@@ -33,6 +33,13 @@ def test_what_a_judge_leaves_open() -> None:
     assert found["length_correlation"] == pytest.approx(expected)
 
 
+def test_prompts_in_which_all_tie_say_nothing_of_length() -> None:
+    """In p the longer of two is better; in q all scores tie, in r all lengths: the correlation is that of p, 1."""
+    sampled = candidates({"p": [3, 8], "q": [2, 5, 9], "r": [4, 4]})
+    found = described(sampled, judgments({"p": [0.0, 1.0], "q": [0.5, 0.5, 0.5], "r": [0.0, 1.0]}))
+    assert found["length_correlation"] == pytest.approx(1.0)
+
+
 def test_a_margin_that_is_just_met_is_a_tie() -> None:
     # All exact in binary: a pair of p differs by the margin, its others by less, as that of s; of q and r by more.
     said = judgments({"p": [0.0, 0.25, 0.5], "q": [0.0, 0.75], "r": [0.5, 1.25], "s": [1.0, 1.0]})
@@ -100,3 +107,48 @@ def test_shards_add_up() -> None:
     assert apart.metrics() == {
         name: value if isinstance(value, dict) else pytest.approx(value, rel=1e-12) for name, value in expected.items()
     }
+
+
+Scores = dict[str, list[float | None]]
+
+
+def outcome(scores: Scores, *, verdicts: bool = True, **config: Any) -> dict[str, Any]:
+    sampled, said, found = (
+        candidates({p: [3] * len(row) for p, row in scores.items()}),
+        judgments(scores),
+        RoundMetrics(),
+    )
+    found.add_judged(sampled, said)
+    found.add_preferences(build_preferences(sampled, said, PreferencesConfig(**config), seed=0))
+    return found.outcome(verdicts=verdicts)
+
+
+@pytest.mark.parametrize(
+    ("scores", "verdicts", "reason"),
+    [
+        ({"p": [1.0, 1.0], "q": [1.0, None]}, True, "solved: .* is right (of 2 prompts 1 agree, 1 unjudged)"),
+        ({"p": [0.0, 0.0], "q": [0.0, 0.0]}, True, "all failed: .* is wrong (of 2 prompts 2 agree)"),
+        ({"p": [1.0, 1.0], "q": [0.0, 0.0]}, True, "all equal: .* (of 2 prompts 2 agree)"),
+        ({"p": [1.0, 1.0], "q": [1.0, 1.0]}, False, "all equal: .* (of 2 prompts 2 agree)"),
+        ({"p": [0.5, 0.6], "q": [0.1, 0.2]}, False, "all equal: .* (of 2 prompts 2 tie)"),
+        ({"p": [0.5, None], "q": [0.1, None]}, False, "all left out: .* (of 2 prompts 2 unjudged)"),
+        ({"p": [None, None], "q": [None, None]}, True, "not judged: no completion has a score (4 unparsable)"),
+    ],
+)
+def test_why_a_round_has_nothing_to_learn_from(scores: Scores, verdicts: bool, reason: str) -> None:
+    """Solved or failed is said of judges whose scores are verdicts alone: a sentiment of 0 is no failure."""
+    found = outcome(scores, verdicts=verdicts, min_margin=0.2)
+    assert found["preference_share"] == 0
+    begin, _, end = reason.partition(".* ")
+    assert found["no_update"].startswith(begin)
+    assert found["no_update"].endswith(end)
+
+
+def test_the_share_of_prompts_counts_prompts_and_not_pairs() -> None:
+    """Of three prompts two give preferences; by all pairs they are four."""
+    scores: Scores = {"p": [0.0, 1.0, 2.0], "q": [0.0, 1.0], "r": [1.0, 1.0]}
+    assert outcome(scores, rule="all_pairs") == {"preference_share": pytest.approx(2 / 3), "no_update": None}
+
+
+def test_a_round_of_which_nothing_was_sampled() -> None:
+    assert "none was sampled" in RoundMetrics().outcome(verdicts=True)["no_update"]

@@ -1,4 +1,4 @@
-"""Policies on disk: what is saved is what is loaded, the sampler's copy computes the same, and damage is named."""
+"""Policies on disk: what is saved is what is loaded, and damage is named."""
 
 import json
 import shutil
@@ -8,18 +8,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
-from pipeline.errors import ConfigError, UnsupportedModelError
-from pipeline.model.policy import (
-    load_policy,
-    load_tokenizer,
-    load_weights,
-    max_context,
-    sampler_copy,
-    save_policy,
-    weight_shapes,
-)
+from pipeline.errors import ConfigError
+from pipeline.model.checkpoint_files import weight_shapes
+from pipeline.model.policy import load_policy, load_tokenizer, load_weights, max_context, save_policy
 from support.tiny import tiny_llama, tiny_tokenizer
 
 IDS_B_T = torch.tensor([[1, 5, 6, 7, 2], [1, 9, 8, 30, 31]])
@@ -54,49 +47,6 @@ def test_master_weights_are_float32_whatever_the_checkpoint_holds(tmp_path: Path
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
 
 
-def test_an_untied_checkpoint_is_sampled_as_it_is(tmp_path: Path) -> None:
-    directory = tiny_llama(tmp_path / "untied")
-    assert sampler_copy(directory, tmp_path / "scratch") == directory
-    assert not (tmp_path / "scratch").exists()
-
-
-@pytest.mark.parametrize("shard_size", ["1GB", "40KB"])
-def test_the_copy_of_a_tied_checkpoint_has_a_head_of_its_own(tmp_path: Path, shard_size: str) -> None:
-    tied = tiny_llama(tmp_path / "tied", tied=True, seed=4)
-    if shard_size != "1GB":
-        model = AutoModelForCausalLM.from_pretrained(tied)
-        (tied / "model.safetensors").unlink()
-        model.save_pretrained(tied, max_shard_size=shard_size)
-        assert len(list(tied.glob("*.safetensors"))) > 1
-    copy = sampler_copy(tied, tmp_path / "scratch")
-    assert copy == tmp_path / "scratch"
-    assert json.loads((copy / "config.json").read_text())["tie_word_embeddings"] is False
-    shapes = weight_shapes(copy)
-    assert shapes == weight_shapes(tied) | {"lm_head.weight": (64, 64)}
-    # The same products of the same numbers: equal to the bit.
-    assert torch.equal(logits(copy), logits(tied))
-    load_policy(copy, device="cpu")
-
-
-@pytest.mark.parametrize("shard_size", ["1GB", "20KB"])
-def test_the_copy_keeps_a_head_that_the_file_has_beside_the_flag(tmp_path: Path, shard_size: str) -> None:
-    """transformers takes a head of its own for what it is, whatever the flag says, and so must the sampler."""
-    directory = tiny_llama(tmp_path / "source", seed=5)
-    if shard_size != "1GB":
-        model = AutoModelForCausalLM.from_pretrained(directory)
-        (directory / "model.safetensors").unlink()
-        model.save_pretrained(directory, max_shard_size=shard_size)
-    right = logits(directory)
-    config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
-    copy = sampler_copy(directory, tmp_path / "scratch")
-    assert json.loads((copy / "config.json").read_text())["tie_word_embeddings"] is False
-    assert torch.equal(logits(copy), right)
-    model, tokenizer = load_policy(directory, device="cpu")
-    save_policy(model, tokenizer, tmp_path / "saved")
-    assert torch.equal(logits(sampler_copy(tmp_path / "saved", tmp_path / "scratch")), right)
-
-
 @pytest.mark.parametrize(
     "defaults", [{"temperature": 0.9, "top_p": 0.6}, {"num_return_sequences": 3}, {"do_sample": True, "top_k": 7}]
 )
@@ -125,20 +75,6 @@ def test_a_cap_on_attention_scores_is_kept_by_plain_attention_alone(tmp_path: Pa
     eager = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
     with torch.inference_mode():
         assert torch.equal(model(input_ids=IDS_B_T).logits, eager(input_ids=IDS_B_T).logits)
-
-
-def test_a_second_copy_replaces_the_first(tmp_path: Path) -> None:
-    first, second = tiny_llama(tmp_path / "1", tied=True, seed=1), tiny_llama(tmp_path / "2", tied=True, seed=2)
-    sampler_copy(first, tmp_path / "scratch")
-    (tmp_path / "scratch" / "stale.safetensors").write_bytes(b"left over")
-    assert torch.equal(logits(sampler_copy(second, tmp_path / "scratch")), logits(second))
-    assert not (tmp_path / "scratch" / "stale.safetensors").exists()
-
-
-def test_a_tied_model_of_another_make_is_refused(tmp_path: Path) -> None:
-    GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(UnsupportedModelError, match=r"model\.embed_tokens\.weight"):
-        sampler_copy(tmp_path / "gpt2", tmp_path / "scratch")
 
 
 def test_weights_are_replaced_in_place_or_not_at_all(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A reward model is fitted, saved, read by its judge, and refused where it must be."""
 
+import math
 import random
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.errors import ConfigError, DataError, JudgeError, NonFiniteError
@@ -62,7 +64,9 @@ def settings(**changes: Any) -> RewardTrainingConfig:
     )
 
 
-OBJECTIVES = ("bradley_terry", "scaled_bradley_terry", "regression_then_bradley_terry", "uncertainty")
+OBJECTIVES = (
+    "bradley_terry", "scaled_bradley_terry", "regression_then_bradley_terry", "thurstone", "expected_logistic"
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -78,7 +82,7 @@ def test_it_learns_what_it_was_not_shown_and_its_judge_agrees(base: Path, tmp_pa
     assert report.ratings == (84 if regresses else 0)
     assert report.steps == 4 * 6 + (2 * 11 if regresses else 0)  # ceil(42 / 8) and ceil(84 / 8) a pass
 
-    states_std = objective == "uncertainty"
+    states_std, in_logits = objective in ("thurstone", "expected_logistic"), objective == "expected_logistic"
     judge = make_judge(RewardModelConfig(kind="reward_model", path=str(tmp_path), gives_std=states_std))
     held = split(pairs, held_out_prompts(pairs, 0.3, 0))[1]
     probabilities = []
@@ -86,13 +90,22 @@ def test_it_learns_what_it_was_not_shown_and_its_judge_agrees(base: Path, tmp_pa
         item = JudgeItem(prompt_id="p", prompt_text=pair.prompt.prompt_text, candidates=(pair.chosen, pair.rejected))
         chosen, rejected = judge.judge([item])
         assert (chosen.score_std is not None) == states_std
-        said = [[j.score, *([torch.tensor(j.score_std).log()] if states_std else [])] for j in (chosen, rejected)]
-        probabilities.append(losses.order_probability(*(torch.tensor([one], dtype=torch.float64) for one in said)))
+        # Of logits, the judge's deviation has that of a logistic choice in it.
+        stds = [math.sqrt(j.score_std**2 - 1.702**2 / 2) if in_logits else j.score_std for j in (chosen, rejected)]
+        said = [
+            [j.score, *([math.log(std)] if states_std else [])] for j, std in zip((chosen, rejected), stds, strict=True)
+        ]
+        outputs = (torch.tensor([one], dtype=torch.float64) for one in said)
+        probabilities.append(losses.order_probability(*outputs, logits=in_logits))
     right = sum(float(p > 0.5) for p in probabilities) / len(held)
     assert right == report.calibration.accuracy
     confidence = sum(float(max(p, 1 - p)) for p in probabilities) / len(held)
     # float32 in batches of other lengths.
     assert confidence == pytest.approx(report.calibration.mean_confidence, abs=1e-5)
+
+
+def test_uncertainty_is_the_old_name_of_thurstone() -> None:
+    assert settings(objective="uncertainty") == settings(objective="thurstone")
 
 
 def test_the_same_fit_twice_is_the_same_to_the_bit(base: Path, tmp_path: Path) -> None:
@@ -232,3 +245,18 @@ def judgment_row(candidate: int, score: float | None, status: str = "ok") -> dic
 
 def test_tables_have_no_columns_that_are_unknown_here() -> None:
     assert isinstance(to_table([preference_row("dropped", [], [])], PREFERENCES), pa.Table)
+
+
+def test_the_last_batch_of_a_pass_moves_the_weights_by_its_share(base: Path, tmp_path: Path) -> None:
+    """Ten pairs in batches of eight: the second step has two of eight, after half of the schedule."""
+    pairs, _ = learnable(count=14)
+    rates: list[float] = []
+    hook = register_optimizer_step_post_hook(
+        lambda optimizer, _args, _kwargs: rates.append(optimizer.param_groups[0]["lr"])
+    )
+    try:
+        report = fit_reward_model(base, pairs, [], settings(epochs=1, learning_rate=1e-3), tmp_path)
+    finally:
+        hook.remove()
+    assert report.pairs == 10
+    assert rates == pytest.approx([1e-3, 1e-3 * 0.5 * 2 / 8])

@@ -9,7 +9,8 @@ import transformers as hf
 
 from pipeline.config import SamplingConfig
 from pipeline.errors import ConfigError, UnsupportedModelError
-from pipeline.model.policy import SAMPLED_TIED, choose_context, max_context
+from pipeline.model.policy import choose_context, max_context
+from pipeline.model.sampler_copy import SAMPLED_TIED
 from pipeline.sampling import SamplingRequest, finish
 from pipeline.sampling.base import stop_tokens
 from pipeline.sampling.check import check_engine

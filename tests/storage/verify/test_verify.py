@@ -295,3 +295,51 @@ def test_an_older_run_without_tombstones(tmp_path: Path) -> None:
         import_parent_rounds(store, child, writer)
         add_rounds(store, child, writer, 2)
     assert verify(store, "fork").damages == ()
+
+
+def kept_policy(store: Store) -> None:
+    """A run of rounds 0 to 3, of which round 3 had no update: it names the weights of round 2 as its own."""
+    run = kept_run(store, "kept", 2)
+    run.refresh()
+    (before,) = run.entries(2, "checkpoint")
+    with run.writer() as writer:
+        for stage in ("checkpoint", "probe", "optimizer", "ema"):
+            for entry in run.entries(2, stage):
+                meta = {**entry.meta, "reference": before.meta["policy"]} if stage == "checkpoint" else entry.meta
+                writer.commit(Key(3, stage), entry.files, meta)
+        for stage in ("eval_candidates", "eval_judgments"):
+            add_table(store, run, writer, 3, stage, {"policy": before.meta["policy"]})
+        writer.finish_round(3, {"policy": before.meta["policy"], "round": 3})
+
+
+@pytest.mark.parametrize("how", ["flip", "truncate", "delete"])
+def test_a_file_that_two_rounds_name_spoils_both(tmp_path: Path, how: str) -> None:
+    store = Store.open(tmp_path)
+    kept_policy(store)
+    assert verify(store, "kept").damages == ()
+    path = paths(store, "checkpoint", 2)["model.safetensors"]
+    with damaged(store, path, how):
+        found = verify(store, "kept")
+    assert {(damage.path, damage.round) for damage in found.damages} == {(path, 2), (path, 3)}
+    assert (found.good, found.newest_good) == ((0, 1), 1)
+    added = path.replace("model.safetensors", "added.json")
+    write(store, {}, {added: b"{}"})
+    assert {damage.round for damage in verify(store, "kept").damages} == {2, 3}
+
+
+def test_weights_that_a_later_round_names_are_neither_pruned_nor_lost_to_a_fork(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    kept_policy(store)
+    run = store.run("kept")
+    prune(store, run, ())
+    run.refresh()
+    assert {entry.round for entry in run.entries() for file in entry.files if file.path in run.dropped} == {1}
+    assert (verify(store, "kept").damages, verify(store, "kept").newest_good) == ((), 3)
+    kept_fork(store, run, 3, "fork", 4)
+    assert verify(store, "fork").good == (0, 1, 2, 3, 4)
+    # Once a later round is the newest, both go together, and neither is called damage.
+    with run.writer() as writer:
+        add_rounds(store, run, writer, 4)
+    planned = prune(store, run, ())
+    assert planned.for_forks, "the fork names them still"
+    assert verify(store, "kept").damages == ()

@@ -1,0 +1,99 @@
+"""The directory that the sampler loads: the checkpoint itself, or a copy whose output head is a tensor of its own."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from transformers import AutoConfig
+
+from pipeline.errors import ConfigError, UnsupportedModelError
+from pipeline.model.checkpoint_files import INDEX, SMALL_FILES, Shapes, read_config, weight_files, weight_shapes
+from pipeline.model.weight_names import open_tensors, weightless
+
+_EMBEDDINGS = "model.embed_tokens.weight"
+_HEAD = "lm_head.weight"
+SAMPLED_TIED = frozenset({"gemma2", "gemma3n", "gemma3n_text", "cohere", "cohere2", "cohere2_moe"})
+"""Types of which vLLM has no place for an output head of its own: their embeddings are always their head."""
+
+
+def sampler_copy(checkpoint: Path, scratch: Path) -> Path:
+    """Returns the directory that the sampler loads: the checkpoint itself, or an untied copy of it in ``scratch``.
+
+    If input and output embeddings are one tensor, vLLM's CPU build packs the output head for its matrix kernels when
+    it starts. A reload in place then renews the embeddings, but not that packed head, and the sampler mixes two
+    policies: log-probabilities were off by 0.5 nats per token after one reload, without any error. With a head of its
+    own (``lm_head.weight``, ``tie_word_embeddings`` false) a reload is exact, and the model computes the same function.
+
+    Files of weights pass through one at a time; the model never has its weights. A type in `SAMPLED_TIED` stays as it
+    is: there the embeddings' own module projects on the vocabulary, and a reload packs it anew.
+
+    Args:
+        checkpoint: directory in the hub's format.
+        scratch: directory that the copy may fill; what an earlier copy left in it is replaced.
+
+    Raises:
+        ConfigError: the checkpoint has no configuration or no safetensors.
+        UnsupportedModelError: its embeddings are tied and not where they are expected.
+    """
+    config = read_config(checkpoint)
+    if not is_tied(config) or str(config.get("model_type")) in SAMPLED_TIED:
+        return checkpoint
+    if scratch.exists():
+        shutil.rmtree(scratch)
+    scratch.mkdir(parents=True)
+    for pattern in SMALL_FILES:
+        for path in checkpoint.glob(pattern):
+            if path.name not in (INDEX, "config.json"):
+                shutil.copyfile(path, scratch / path.name)
+    (scratch / "config.json").write_text(
+        json.dumps({**config, "tie_word_embeddings": False}, indent=2), encoding="utf-8"
+    )
+    _copy_untied(checkpoint, scratch)
+    return scratch
+
+
+def is_tied(config: dict[str, Any]) -> bool:
+    """Says whether input and output embeddings are one tensor; the type's class decides if ``config`` does not."""
+    if "tie_word_embeddings" in config:
+        return bool(config["tie_word_embeddings"])
+    kind = config.get("model_type")
+    try:
+        default: bool = AutoConfig.for_model(kind).tie_word_embeddings
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ConfigError(f"the model_type {kind!r} of the checkpoint is none that transformers knows") from error
+    return default
+
+
+def _copy_untied(checkpoint: Path, scratch: Path) -> None:
+    weight_map: dict[str, str] = {}
+    shapes = weight_shapes(checkpoint)
+    embeddings, head = _tied_names(checkpoint, shapes)
+    for path in weight_files(checkpoint):
+        with open_tensors(path) as source:
+            tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
+        # A file that has a head of its own beside the flag keeps it, as transformers does.
+        if embeddings in tensors and head not in shapes:
+            # safetensors refuses tensors that share memory.
+            tensors[head] = tensors[embeddings].clone()
+        save_file(tensors, scratch / path.name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, path.name)
+    if (checkpoint / INDEX).is_file():
+        index = {"metadata": {}, "weight_map": weight_map}
+        (scratch / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def _tied_names(checkpoint: Path, shapes: Shapes) -> tuple[str, str]:
+    """Names the input embeddings, and the head that they serve as; without the usual name, the model tells them."""
+    if _EMBEDDINGS in shapes:
+        return _EMBEDDINGS, _HEAD
+    model = weightless(checkpoint)
+    names = {module: f"{name}.weight" for name, module in model.named_modules()}
+    embeddings, head = (names.get(module) for module in (model.get_input_embeddings(), model.get_output_embeddings()))
+    if embeddings not in shapes or head is None:
+        raise UnsupportedModelError(
+            f"the checkpoint {checkpoint} has tied embeddings, but no tensor '{embeddings or _EMBEDDINGS}': "
+            "save it with tie_word_embeddings false"
+        )
+    return embeddings, head

@@ -1,0 +1,141 @@
+"""A long run: what a round costs does not grow with the rounds before it. It takes about half an hour."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from storage.log.store import Store
+from storage.objects import layout
+from support.recipes import TINY
+
+ROUNDS = int(os.environ.get("RONDO_LONG_ROUNDS", "300"))
+WINDOW = ROUNDS // 6
+"""Rounds of which a median is taken: at the beginning, once all is warm, and at the end."""
+
+# Rounds as small as they can be; each saves the state of its update once, which is given up at its end, and trains an
+# adapter, whose base lies further back with every round.
+RECIPE: dict[str, Any] = {
+    **TINY,
+    "name": "long",
+    "rounds": ROUNDS,
+    "policy": {**TINY["policy"], "examples": 100, "steps": 5},
+    "sampling": {**TINY["sampling"], "prompts_per_round": 2, "candidates": 2, "max_tokens": 4, "shard_prompts": 1},
+    "judge": {"kind": "length", "target": 6, "unit": "characters"},
+    "update": {
+        "learning_rate": 1e-4, "batch_size": 1, "token_budget": 512, "checkpoint_steps": 1, "lora": {"rank": 2},
+        "optimizer_state": "carried",
+    },
+    "preferences": {"replay": {"share": 0.3}},
+    "evaluation": {"prompts": 2},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The command and its workers when a round had just been finished."""
+
+    round: int
+    memory: Mapping[str, int]
+    files: Mapping[str, int]
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(4 * 3600)
+def test_a_round_costs_the_same_however_many_were_before(environment: dict[str, str], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE))
+    command = [sys.executable, "-m", "flows.cli.main", "run", str(recipe), "--name", "long", "--root", str(tmp_path)]
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        seen = watch(psutil.Process(process.pid), tmp_path)
+        assert process.wait() == 0, (tmp_path / "output").read_text()[-5000:]
+    run = Store.open(tmp_path).run("long")
+    assert run.finished == list(range(ROUNDS + 1))
+    early, late = slice(WINDOW, 2 * WINDOW), slice(-WINDOW, None)
+    seconds, sizes = seconds_of(run.rounds()), log_bytes(tmp_path, run.rounds())
+    report = {
+        "seconds a round": (median(seconds[early]), median(seconds[late])),
+        "log bytes a round": (median(sizes[early]), median(sizes[late])),
+        **{f"open files, {name}": at_ends(seen, "files", name) for name in seen[-1].files},
+        **{f"memory, {name}": at_ends(seen, "memory", name) for name in seen[-1].memory},
+    }
+    for name, (before, after) in report.items():
+        sys.stdout.write(f"{name}: {before:.4g} -> {after:.4g}\n")
+    # Other work on the machine comes and goes: a half more is none of ours.
+    assert report["seconds a round"][1] < 1.5 * report["seconds a round"][0] + 0.2
+    # Numbers of entries have more digits, and a round more or less a preference.
+    assert report["log bytes a round"][1] < 1.1 * report["log bytes a round"][0]
+    for name, (before, after) in report.items():
+        if name.startswith("open files"):
+            assert after <= before + 3, name
+        if name.startswith("memory"):
+            # What allocators keep, and the records of the rounds in the command: 40 kB for each.
+            assert after < before + 30e6 + 40e3 * ROUNDS, name
+
+
+def watch(command: psutil.Process, root: Path) -> list[Seen]:
+    """What each round left of the processes, until the command ends."""
+    found: list[Seen] = []
+    while command.is_running() and command.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.2)
+        done = finished_rounds(root)
+        if done and (not found or found[-1].round < done):
+            found.append(Seen(done, *measures(command)))
+    return found
+
+
+def finished_rounds(root: Path) -> int:
+    directory = root / layout.snapshots_prefix("long")
+    return max((len(list(directory.iterdir())) if directory.is_dir() else 0) - 1, 0)
+
+
+def measures(command: psutil.Process) -> tuple[dict[str, int], dict[str, int]]:
+    """Resident bytes and open descriptors of the command and of its workers."""
+    memory, files = dict[str, int](), dict[str, int]()
+    for process in (command, *command.children(recursive=True)):
+        try:
+            words = process.cmdline()
+            name = next((kind for kind in ("sampler", "judge", "trainer") if kind in words), None)
+            name = name or ("command" if process == command else None)
+            if name is not None:
+                memory[name], files[name] = process.memory_info().rss, process.num_fds()
+        except psutil.NoSuchProcess:
+            continue
+    return memory, files
+
+
+def at_ends(seen: Sequence[Seen], field: str, name: str) -> tuple[float, float]:
+    """Medians of what was seen at the beginning and at the end."""
+    values = [getattr(one, field)[name] for one in seen if name in getattr(one, field)]
+    part = len(values) // 6
+    return median(values[part : 2 * part]), median(values[-part:])
+
+
+def seconds_of(rounds: Sequence[Any]) -> list[float]:
+    times = [datetime.fromisoformat(entry.time) for entry in rounds]
+    return [(after - before).total_seconds() for before, after in pairwise(times)]
+
+
+def log_bytes(root: Path, rounds: Sequence[Any]) -> list[int]:
+    """Bytes of the log's entries of each round, and of its snapshot."""
+    numbered, folded = (
+        [path.stat().st_size for path in sorted((root / prefix).iterdir())]  # names are numbers of equal width
+        for prefix in (layout.log_prefix("long"), layout.snapshots_prefix("long"))
+    )
+    ends = [entry.number for entry in rounds]
+    return [
+        sum(numbered[before + 1 : after + 1]) + folded[place + 1]
+        for place, (before, after) in enumerate(pairwise(ends))
+    ]
