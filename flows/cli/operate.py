@@ -20,9 +20,13 @@ class PoolType(StrEnum):
 
 
 Name = Annotated[str | None, typer.Option(help="name of the run; the recipe's if empty")]
-Cron = Annotated[str | None, typer.Option(help="when, as a cron expression in UTC, such as '0 3 * * *'")]
+Cron = Annotated[str | None, typer.Option(help="when, as a cron expression, such as '0 3 * * *'")]
 Interval = Annotated[int | None, typer.Option(min=1, metavar="SECONDS", help="or how often, in seconds")]
-RRule = Annotated[str | None, typer.Option(help="or a recurrence rule in UTC, such as 'FREQ=WEEKLY;BYDAY=SA;BYHOUR=3'")]
+RRule = Annotated[str | None, typer.Option(help="or a recurrence rule, such as 'FREQ=WEEKLY;BYDAY=SA;BYHOUR=3'")]
+Timezone = Annotated[
+    str | None,
+    typer.Option(metavar="ZONE", help="of the times of --cron and --rrule, such as Europe/Berlin; UTC if empty"),
+]
 RoundsPerRun = Annotated[int, typer.Option(min=1, max=100_000, help="rounds that each scheduled run adds")]
 
 
@@ -31,12 +35,13 @@ def up(
     port: Annotated[
         int | None, typer.Option(min=1, max=65_535, help="port of the server, on this machine alone; 4200 if empty")
     ] = None,
+    root: Root = DEFAULT_ROOT,
 ) -> None:
-    """Start a Prefect server with its UI and a worker on this machine, in the background, and say where."""
+    """Start a Prefect server with its page and the shipped recipes, and a worker, in the background of this machine."""
     from flows.host.progress import Display
     from flows.schedule import commands
 
-    commands.up(port, Display().say)
+    commands.up(port, root, Display().say)
 
 
 @app.command()
@@ -55,6 +60,7 @@ def serve(
     cron: Cron = None,
     interval: Interval = None,
     rrule: RRule = None,
+    timezone: Timezone = None,
     rounds_per_run: RoundsPerRun = 1,
     root: Root = DEFAULT_ROOT,
     set_: Changes = None,
@@ -63,7 +69,7 @@ def serve(
     from flows.host.progress import Display
     from flows.schedule import commands
 
-    when = commands.When(cron, interval, rrule)
+    when = commands.When(cron, interval, rrule, timezone)
     commands.serve(recipe, name, when, rounds_per_run, root, set_ or [], Display().say)
 
 
@@ -79,6 +85,7 @@ def deploy(
     cron: Cron = None,
     interval: Interval = None,
     rrule: RRule = None,
+    timezone: Timezone = None,
     rounds_per_run: RoundsPerRun = 1,
     root: Root = DEFAULT_ROOT,
     set_: Changes = None,
@@ -88,6 +95,6 @@ def deploy(
     from flows.prefect_api.server_record import DEFAULT_POOL
     from flows.schedule import commands
 
-    when = commands.When(cron, interval, rrule)
+    when = commands.When(cron, interval, rrule, timezone)
     target = commands.Target(pool or DEFAULT_POOL, type_.value if type_ else None, image)
     commands.deploy(recipe, name, when, target, rounds_per_run, root, set_ or [], Display().say)

@@ -19,7 +19,7 @@ from prefect.logging import get_logger
 
 from flows.host.progress import Display
 
-LOOK_SECONDS = 3.0
+LOOK_SECONDS = 5.0  # each look of each run writes into the server's database
 LAST_SECONDS = 10.0  # what the end of a run may wait for the UI
 
 
@@ -39,20 +39,14 @@ class Artifacts:
         self._table: list[dict[str, str]] = []
         self._published: dict[str, tuple[UUID, Any, str]] = {}
         self._silent = False
-        self._flow_run: UUID | None = None
 
     def rounds(self, table: list[dict[str, str]]) -> None:
         """Takes the rows of the finished rounds, for the next look."""
         self._table = table
 
     @contextlib.asynccontextmanager
-    async def kept_up(self, flow_run: UUID | None = None) -> AsyncIterator[None]:
-        """Within a flow: keeps the artifacts up to date while the block runs.
-
-        Args:
-            flow_run: the flow run that they belong to, if it is not the flow's own, but one around it.
-        """
-        self._flow_run = flow_run
+    async def kept_up(self) -> AsyncIterator[None]:
+        """Within a flow: keeps the artifacts up to date while the block runs."""
         if not self._shown:
             yield
             return
@@ -101,7 +95,7 @@ class Artifacts:
     async def _publish(self, client: PrefectClient, key: str, artifact: Artifact, description: str) -> None:
         data = await artifact.aformat()
         if key not in self._published:
-            artifact.key, artifact.description, artifact.flow_run_id = key, description, self._flow_run
+            artifact.key, artifact.description = key, description
             self._published[key] = ((await artifact.acreate(client)).id, data, description)
             return
         known, before, described = self._published[key]

@@ -6,8 +6,8 @@ flow run that no runner of its own has started, and the Suspended one only when 
 
     SIGTERM           cancels: a service manager's, ``rondo cancel``'s, or that of Prefect's runner
     SIGUSR1           pauses: ``rondo pause``
-    Prefect's state   Cancelling or Paused, of the run's flow run, of the one around it, or of its round: looked for
-                      every few seconds, where the server outlives the command
+    Prefect's state   Cancelling or Paused (the page's buttons Cancel and Suspend): looked for every few seconds,
+                      if the server outlives the command
 
 A round that waits for people's labels stops the run in the same way. Nothing has failed then: its flow runs end as
 AwaitingLabels, a kind of Completed.
@@ -26,7 +26,6 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterId,
-    FlowRunFilterParentFlowRunId,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
@@ -37,6 +36,7 @@ from prefect.logging import get_logger
 from prefect.states import Cancelled, Completed, Suspended
 
 from flows.errors import InterruptedRunError, PausedRunError, WaitingForLabelsError
+from flows.prefect_api.server import give_up_soon
 from pipeline.errors import RondoError
 from storage.log.lease import utc_now
 from storage.log.run import Run, Writer
@@ -45,9 +45,9 @@ LOOK_SECONDS = 2.0
 PAUSE_SIGNAL = signal.SIGUSR1
 
 AWAITING_LABELS = "AwaitingLabels"
+_SESSION = "session:"
 
 _STOPPED = [StateType.CANCELLING, StateType.CANCELLED, StateType.PAUSED]
-_UNFINISHED = [StateType.RUNNING, StateType.CRASHED, StateType.PENDING, StateType.CANCELLING, StateType.PAUSED]
 API_ERRORS = (httpx.HTTPError, PrefectException)
 
 
@@ -84,16 +84,19 @@ class Control:
     Attributes:
         flow_run: the flow run that people see as the run, once there is one.
         waits_for_people: that it is Paused, or has stopped, for people's labels, and not because somebody wants that.
+        ending: within which a command's flow ends, see ``give_up_soon``; None in the flow of a schedule.
+        ended: whether the work within the flow has ended, by itself, in order, or with ``failure``.
     """
 
     def __init__(self, run: Run, writer: Writer, before: dict[str, Any] | None, *, watched: bool) -> None:
         self._name, self._writer, self._before, self.watched = run.name, writer, before, watched
         self._task = asyncio.current_task()
-        around = FlowRunContext.get()
-        self._around: UUID | None = around.flow_run.id if around and around.flow_run else None
         self._stop: Stop | None = None
-        self.flow_run: UUID | None = self._around
+        self.flow_run: UUID | None = None
         self.waits_for_people = False
+        self.ending: contextlib.ExitStack | None = None
+        self.ended = False
+        self.failure: Exception | None = None
 
     def ask(self, stop: Stop) -> None:
         """Begins the end; what is asked after that changes nothing."""
@@ -126,7 +129,7 @@ class Control:
         except (asyncio.CancelledError, CancelledRun, Pause) as end:
             raise self._error(self._ended(end)) from None
         else:
-            if self._stop is not None and self._stop.labels is not None:  # for Prefect the flow run is completed
+            if self._stop is not None:  # in a flow run that goes on, or that for Prefect is completed
                 raise self._error(self._stop)
         finally:
             loop = asyncio.get_running_loop()
@@ -136,23 +139,22 @@ class Control:
             signal.signal(PAUSE_SIGNAL, signal.SIG_IGN)  # it may come late, and would kill
 
     def listen(self) -> None:
-        """Takes the signals; again at the begin of each flow within, as Prefect then takes SIGTERM for itself."""
+        """Takes the signals; again at the begin of a flow, as Prefect then takes SIGTERM for itself."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.ask, Stop(False, "SIGTERM"))
         loop.add_signal_handler(PAUSE_SIGNAL, self.ask, Stop(True, "rondo pause"))
 
     async def in_order(self, work: Awaitable[None]) -> State[Any] | None:
-        """Within the run's flow: does the work, and returns how the flow run is to end where that is stopped.
+        """Within the run's flow: does the work, and returns how the flow run is to end if that is stopped.
 
         Raises:
-            Pause: as Prefect has it, where the flow run is suspended.
+            Pause: as Prefect has it, if the flow run is suspended.
         """
         self.listen()
         context = FlowRunContext.get()
         assert context is not None
         assert context.flow_run is not None
-        own = context.flow_run.id
-        self.flow_run = self._around or own
+        self.flow_run = own = context.flow_run.id
         watch = asyncio.create_task(self._watch(own)) if self.watched else None
         try:
             await work
@@ -162,24 +164,19 @@ class Control:
                 raise
             if isinstance(end, asyncio.CancelledError) and self._task is not None:
                 self._task.uncancel()
+        except Exception as failure:
+            self.failure = failure
+            raise
         else:
             return None
         finally:
             if watch is not None:
                 watch.cancel()
-        return await self._end(own, stop)
-
-    async def _end(self, own: UUID, stop: Stop) -> State[Any]:
+            self.ended = True
+            if self.ending is not None:
+                await give_up_soon(self.ending)
         if stop.paused:
-            self._writer.pause({"by": stop.by, "since": utc_now(), "flow_run": str(self._around or own)})
-        async with get_client() as client:
-            with contextlib.suppress(*API_ERRORS):
-                within = FlowRunFilterParentFlowRunId(any_=[own])
-                for unfinished in await _in_states(client, _UNFINISHED, FlowRunFilter(parent_flow_run_id=within)):
-                    await client.set_flow_run_state(unfinished.id, stop.state, force=True)
-                if self._around is not None:  # which is suspended: then Prefect lets nothing within it end by itself
-                    await client.set_flow_run_state(own, stop.state, force=True)
-        if stop.paused and self._around is None:
+            self._writer.pause({"by": stop.by, "since": utc_now(), "flow_run": str(own)})
             raise Pause(state=await suspend(own, stop.message))
         return stop.state
 
@@ -209,31 +206,36 @@ class Control:
 
     async def _watch(self, own: UUID) -> None:
         log, silent = get_logger("rondo"), False
-        roots = FlowRunFilter(id=FlowRunFilterId(any_=[own, *([self._around] if self._around else [])]))
-        within = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[own]))
+        this = FlowRunFilter(id=FlowRunFilterId(any_=[own]))
         async with get_client() as client:
             with contextlib.suppress(*API_ERRORS):
-                await client.update_flow_run(own, tags=[f"run:{self._name}", session_tag(self._writer.session)])
+                await self._tag(client, own)
                 await self._close_paused(client, own)
             while True:
                 await asyncio.sleep(LOOK_SECONDS)
                 try:
-                    found = await _in_states(client, _STOPPED, roots)
-                    found += await _in_states(client, [StateType.CANCELLING, StateType.PAUSED], within)
+                    found = await _in_states(client, _STOPPED, this)
                 except API_ERRORS as error:
                     if not silent:
                         log.warning("Prefect does not say whether the run is to stop (%s); asking on", error)
                     silent = True
                     continue
-                paused = [run for run in found if run.state_type == StateType.PAUSED]
-                if len(paused) < len(found) or (paused and not self.waits_for_people):
-                    self.ask(Stop(len(paused) == len(found), "Prefect"))
-                    return
+                for run in found:
+                    paused = run.state_type == StateType.PAUSED
+                    if not (paused and self.waits_for_people):
+                        self.ask(Stop(paused, "Prefect"))
+                        return
+
+    async def _tag(self, client: PrefectClient, own: UUID) -> None:
+        """Says of the flow run which run it is, and which session of the store; a resumed one has had another."""
+        kept = [tag for tag in (await client.read_flow_run(own)).tags if not tag.startswith(_SESSION)]
+        tags = {*kept, f"run:{self._name}", session_tag(self._writer.session)}
+        await client.update_flow_run(own, tags=sorted(tags))
 
     async def _close_paused(self, client: PrefectClient, own: UUID) -> None:
         """The flow run that was paused, and that another now goes on for, waits for nothing any more."""
         paused = (self._before or {}).get("flow_run")
-        if paused is None or paused in (str(own), str(self._around)):
+        if paused is None or paused == str(own):
             return
         found = await _in_states(client, [StateType.PAUSED], FlowRunFilter(id=FlowRunFilterId(any_=[UUID(paused)])))
         for run in found:
@@ -243,7 +245,7 @@ class Control:
 
 def session_tag(session: str) -> str:
     """The tag of the flow run in which a session of the store executes a run: so others find the one by the other."""
-    return f"session:{session}"
+    return f"{_SESSION}{session}"
 
 
 def awaiting_labels(message: str) -> State[Any]:

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -27,6 +28,7 @@ from flows.prefect_api import server_record
 Say = Callable[[str], None]
 START_SECONDS = 180.0  # a busy two-core machine needs up to a minute
 ANSWER_SECONDS = 60.0  # one whose database is busy has been seen to take more than ten
+_LAST_SECONDS = 5.0  # for a call at the end, to a server that does not answer
 _LOOK_SECONDS = 0.2
 
 # Services that only a background server needs. With them, SQLite keeps each further subflow waiting for about 2 s.
@@ -40,7 +42,10 @@ def serve(port: int) -> None:
     """The child: Prefect's API on loopback until standard input closes."""
     import uvicorn
 
+    from flows.prefect_api.sqlite_server import begin_immediately
+
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    begin_immediately()
     uvicorn.run("prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=port, log_level="error")
 
 
@@ -68,6 +73,8 @@ async def prefect_api(say: Say | None = None, *, scheduling: bool = False) -> As
     Raises:
         ServerError: a background server does not answer, or the temporary one does not start.
     """
+    from prefect.events.clients import NullEventsClient
+    from prefect.events.worker import EventsWorker
     from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
     background = await background_api(say)
@@ -81,8 +88,42 @@ async def prefect_api(say: Say | None = None, *, scheduling: bool = False) -> As
         with process:  # which closes the pipe that it lives by, and waits for its end
             await asyncio.to_thread(wait_until, lambda: healthy(url), "temporary Prefect server", process, log)
             # Nobody can read the logs of a server that is about to vanish.
-            with temporary_settings({PREFECT_API_URL: url, PREFECT_LOGGING_TO_API_ENABLED: False}):
-                yield url
+            watch = asyncio.create_task(_tell_if_it_ends(process, say or Display().say))
+            # Nor its events, which would be sent again and again, and waited for at exit, if it ends before.
+            EventsWorker.set_client_override(NullEventsClient)
+            try:
+                with temporary_settings({PREFECT_API_URL: url, PREFECT_LOGGING_TO_API_ENABLED: False}):
+                    yield url
+            finally:
+                watch.cancel()
+                EventsWorker.set_client_override(None)
+
+
+async def _tell_if_it_ends(process: subprocess.Popen[bytes], say: Say) -> None:
+    """Says so if a temporary server ends by itself. Its run goes on: what is done, the store alone decides."""
+    while process.poll() is None:
+        await asyncio.sleep(_LOOK_SECONDS)
+    say(f"the temporary Prefect server has ended (exit status {process.returncode}); the run goes on without it")
+
+
+async def give_up_soon(ending: contextlib.ExitStack) -> None:
+    """If the current server does not answer, has this task try it once a call until ``ending``, and not for minutes.
+
+    It is for the end of a flow, whose work is done: there is nothing left but to tell Prefect of it.
+    """
+    from prefect.context import FlowRunContext
+    from prefect.events.worker import EventsWorker
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    if not await asyncio.to_thread(healthy, PREFECT_API_URL.value()):
+        ending.enter_context(temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}))
+        context = FlowRunContext.get()
+        if context is not None:
+            context.client._client.timeout = _LAST_SECONDS
+        workers: Any = EventsWorker
+        for worker in [*workers._instances.values()]:  # no setting reaches them: 8 s for each event that waits
+            if (client := getattr(worker, "_client", None)) is not None:
+                client._reconnection_attempts = 0
 
 
 async def background_api(say: Say | None = None) -> str | None:

@@ -127,8 +127,8 @@ def changed_fields(recipe: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
 
 def _comparable(recipe: Recipe) -> dict[str, Any]:
     """All fields by today's names; values as they are hashed, so that an old name for the same is no difference."""
-    hashed = {RENAMED.get(key, key): value for key, value in _flatten(recipe.hashed()).items()}
-    return _flatten(recipe.model_dump(mode="json")) | hashed
+    hashed = {RENAMED.get(key, key): value for key, value in flatten(recipe.hashed()).items()}
+    return flatten(recipe.model_dump(mode="json")) | hashed
 
 
 def _copy(tree: Any) -> Any:
@@ -211,11 +211,10 @@ def _tags(model: type[BaseModel]) -> Iterator[Any]:
             yield from typing.get_args(field.annotation)
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of nested fields by their dotted names."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     return {
-        key: value
-        for name, part in tree.items()
-        for key, value in _flatten(part, f"{prefix}.{name}".strip(".")).items()
+        key: value for name, part in tree.items() for key, value in flatten(part, f"{prefix}.{name}".strip(".")).items()
     }

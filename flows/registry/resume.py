@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flows.host.versions import packages
-from flows.registry.recipes import check_new_run, differences
+from flows.registry.recipes import check_new_run, differences, flatten
 from flows.registry.resume_check import STATES, open_to_go_on
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
@@ -52,7 +52,7 @@ def recipe_to_resume(run: Run, given: Recipe) -> Recipe:
     """
     own = recipe_of(run)
     given = _as_begun(own, given)
-    if other := [change for change in differences(own, given) if not _is_free(change)]:
+    if other := [change for change in differences(own, given) if not is_free(change)]:
         raise ConfigError(
             f"run '{run.name}' was started with another recipe ({'; '.join(other)}), and of a run that goes on only "
             f"{', '.join(FREE)} may change: give the same recipe, or change it in a fork: rondo fork {run.name}@ROUND "
@@ -100,5 +100,12 @@ def check_goal(run: Run, recipe: Recipe, rounds: int) -> None:
         )
 
 
-def _is_free(change: str) -> bool:
-    return change.split(":")[0].split(".")[0] in FREE
+def is_free(field: str) -> bool:
+    """Whether a field, by its dotted name, is in one of the sections that may differ when a run goes on."""
+    return field.split(":")[0].split(".")[0] in FREE
+
+
+def free_changes(run: Run, given: Recipe) -> dict[str, Any]:
+    """The fields of the ``FREE`` sections, by their dotted names, in which a recipe differs from the run's own."""
+    own, other = (flatten(recipe.model_dump(mode="json")) for recipe in (recipe_of(run), given))
+    return {key: value for key, value in other.items() if is_free(key) and own.get(key) != value}

@@ -105,13 +105,13 @@ _CURRENT: ContextVar[RoundContext] = ContextVar("context")
 
 
 def current_context() -> RoundContext:
-    """The context of the run that is executed, for the two flows: Prefect records a flow's parameters, which are plain.
+    """The context of the run that is executed, for its flow: Prefect records a flow's parameters, which are plain.
 
-    All that they call is given it as an argument.
+    All that it calls is given it as an argument.
     """
     return _CURRENT.get()
 
 
 def enter(context: RoundContext) -> None:
-    """Makes a context that of the flows that this task runs."""
+    """Makes a context that of the flow that this task runs."""
     _CURRENT.set(context)

@@ -16,11 +16,9 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from prefect import flow
-
 from flows.registry.round_summary import RoundSummary
 from flows.round import human_feedback, round_steps
-from flows.round.context import RoundContext, current_context
+from flows.round.context import RoundContext
 from flows.round.finish import finish_round
 from flows.round.shards import Shard, Shards, files_of, process_shards
 from flows.round.update_step import update
@@ -29,11 +27,8 @@ from pipeline.judges.human import HumanConfig
 from storage.log.manifest import Entry
 
 
-@flow(name="round", flow_run_name="{run} round {number}")
-async def run_round(run: str, number: int) -> RoundSummary:
+async def run_round(context: RoundContext, number: int) -> RoundSummary:
     """One round of iterative DPO; round 0 only evaluates the initial policy."""
-    context = current_context()
-    context.control.listen()
     if number > 0:
         await ask_people(context, number)
         async with process_shards(context, number, training(context, number)) as shards:

@@ -3,13 +3,15 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 from prefect import flow
-from prefect.client.schemas.objects import FlowRun, State
-from prefect.flows import Flow
+from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
 
+from flows.errors import ServerError
 from flows.host.progress import Display
 from flows.host.scratch import scratch_directory
 from flows.host.signals import EndedBySignals
@@ -40,13 +42,16 @@ from storage.log.store import Store
 @flow(name="rondo", flow_run_name="{run}")
 async def run_rounds(run: str, rounds: int) -> State[Any] | None:
     """Brings a run to this many rounds; those that are finished stay as they are."""
-    context = current_context()
-    context.goal = rounds
+    return await _in_this_flow(current_context())
+
+
+async def _in_this_flow(context: RoundContext) -> State[Any] | None:
+    """Runs the missing rounds in the flow run that is going on: people cancel, suspend and resume that one."""
     return await context.control.in_order(_missing_rounds(context))
 
 
 async def _missing_rounds(context: RoundContext) -> None:
-    async with context.monitors.artifacts.kept_up(context.control.flow_run):
+    async with telling_end(context), context.monitors.artifacts.kept_up():
         # Before anything is paid for: judges that cannot be loaded, and prompts that cannot be used, say so here.
         async with context.display.waiting("loading the judges"):
             context.judge_versions = (await context.workers.judge.call(JudgeWorker.versions)).result
@@ -55,7 +60,7 @@ async def _missing_rounds(context: RoundContext) -> None:
         await round_steps.prepare_prompts(context)
         for number in range(len(context.run.rounds()), context.goal + 1):
             context.display.rounds(number, context.goal + 1)
-            summary = await run_round(context.name, number)
+            summary = await run_round(context, number)
             if summary.no_update is not None and context.recipe.preferences.on_none == "stop":
                 break
         else:
@@ -63,7 +68,10 @@ async def _missing_rounds(context: RoundContext) -> None:
 
 
 async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: Display, take_over: bool) -> None:
-    """Opens the run for writing, starts workers and scheduler side by side, and runs the rounds that are missing."""
+    """Opens the run for writing, starts workers and scheduler side by side, and runs the rounds that are missing.
+
+    Within a flow, as that of a schedule, they belong to its flow run; a command gets a flow run of its own.
+    """
     paused, changed = run.pause, report_changes(run, recipe, display.say)
     made = {**software(), "rounds": rounds, **({"changes": changed} if changed else {})}
     with contextlib.ExitStack() as opened:
@@ -78,7 +86,7 @@ async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: 
         monitors = Monitors(artifacts, notifier)
         workers = create_workers(store, run, recipe, scratch, logs, display.say)
         policies = Policies(run, recipe)
-        context = RoundContext(store, run, writer, recipe, workers, policies, display, control, monitors)
+        context = RoundContext(store, run, writer, recipe, workers, policies, display, control, monitors, rounds)
         enter(context)
         import_parent_rounds(store, run, writer)
         check_judge_policies(recipe, run.name, len(run.rounds()))
@@ -87,11 +95,33 @@ async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: 
         monitors.tracker = open_tracker(recipe.tracking, run)
         async with _started(workers, display), contextlib.AsyncExitStack() as stack:
             stack.enter_context(monitors.tracker)
+            if FlowRunContext.get() is not None:
+                await _in_this_flow(context)
+                return
             async with display.waiting("starting Prefect and the workers"):
                 await stack.enter_async_context(prefect_api(display.say))
-            tell = _end_message(context)
-            told = run_rounds.with_options(on_completion=[tell], on_failure=[tell], on_crashed=[tell])
-            await told(run.name, rounds)
+            await _in_a_flow_of_its_own(context)
+
+
+async def _in_a_flow_of_its_own(context: RoundContext) -> None:
+    """Runs the missing rounds of a command. A server that has gone meanwhile takes nothing: the store has the rounds.
+
+    Raises:
+        ServerError: it had gone before the flow began.
+    """
+    control, name = context.control, context.name
+    with contextlib.ExitStack() as control.ending:
+        try:
+            await run_rounds(name, context.goal)
+        except httpx.HTTPError as error:
+            if control.failure is not None:
+                raise control.failure from None
+            why = str(error) or type(error).__name__
+            if not control.ended:
+                raise ServerError(
+                    f"the Prefect server does not answer ({why}): 'rondo resume {name}' goes on"
+                ) from error
+            context.display.say(f"the Prefect server was not told of the end of run '{name}' ({why})")
 
 
 def _be_patient(store: Store, recipe: Recipe, display: Display, opened: contextlib.ExitStack) -> None:
@@ -114,24 +144,24 @@ def _report_address(store: Store, name: str) -> str:
     return path.absolute().as_uri() if path else f"{store.root}/{store.report_key(name)}"
 
 
-def _end_message(context: RoundContext) -> Callable[..., Coroutine[Any, Any, None]]:
-    """A hook of the run's flow: tells people how it has ended."""
-
-    async def tell_end(_flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-        notifier, name, rounds = context.monitors.notifier, flow_run.name, context.run.rounds()
-        if context.control.waits_for_people:
-            pass  # they have been told that labels are missing
-        elif state.is_completed():
-            text = f"Run '{name}' has {counted(len(rounds) - 1, 'round')}; its held-out reward is "
-            text += f"{rounds[-1].meta['reward']:.4f}."
-            if early := ended_early(context.run, context.goal):
-                text = f"{text} {early}"
-            notifier.tell("finished", f"{name}: finished", text)
-        else:
-            notifier.tell("failed", f"{name}: failed", f"Run '{name}' has failed: {state.message}")
+@contextlib.asynccontextmanager
+async def telling_end(context: RoundContext) -> AsyncIterator[None]:
+    """Tells people how the block has ended, unless somebody has stopped it."""
+    notifier, run = context.monitors.notifier, context.run
+    try:
+        yield
+    except Exception as error:
+        notifier.tell("failed", f"{run.name}: failed", f"Run '{run.name}' has failed: {error}")
+        raise
+    else:
+        rounds = run.rounds()
+        text = f"Run '{run.name}' has {counted(len(rounds) - 1, 'round')}; its held-out reward is "
+        text += f"{rounds[-1].meta['reward']:.4f}."
+        if early := ended_early(run, context.goal):
+            text = f"{text} {early}"
+        notifier.tell("finished", f"{run.name}: finished", text)
+    finally:
         await notifier.sent()
-
-    return tell_end
 
 
 @contextlib.asynccontextmanager

@@ -34,8 +34,11 @@ _WORKER_OPTIONS = ("--limit", "8", "--install-policy", "never")
 _OTHERS = ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_UI_URL", "PREFECT_UI_API_URL", "PREFECT_PROFILE")
 
 
-def up(port: int, say: Say, pool: str = DEFAULT_POOL) -> tuple[Record, bool]:
+def up(port: int, root: str, say: Say, pool: str = DEFAULT_POOL) -> tuple[Record, bool]:
     """Starts what of the two does not run, and waits until both answer.
+
+    Args:
+        root: where the runs of the shipped recipes' deployments are kept.
 
     Returns:
         What runs, and whether any of it was started by this call.
@@ -53,10 +56,16 @@ def up(port: int, say: Say, pool: str = DEFAULT_POOL) -> tuple[Record, bool]:
             return record, False
         try:
             if record is None:
+                say(
+                    f"starting Prefect's server on 127.0.0.1:{port}, which takes up to a minute; its log is "
+                    f"{_log('server')}"
+                )
                 record = _start_server(port, pool)
             else:
                 say(f"the worker has ended by itself; its log is {_log('worker')}")
-            _prepare(record)
+            say("preparing the work pool, the limits of runs, and a deployment of each recipe that ships")
+            _prepare(record, root)
+            say(f"starting a worker of this machine: its log is {_log('worker')}")
             return _start_worker(record), True
         except BaseException:
             if (left := server_record.read()) is not None:
@@ -102,7 +111,8 @@ def _alone() -> Iterator[None]:
 
 def _start_server(port: int, pool: str) -> Record:
     _check_port(port)
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "flows.prefect_api.sqlite_server", "server", "start"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
     process = _spawn("server", command, _server_environment(port))
     record = Record(port, pool, Started.of(process.pid))
     server_record.write(record)
@@ -132,18 +142,20 @@ def _start_worker(record: Record) -> Record:
     return record
 
 
-def _prepare(record: Record) -> None:
-    """Makes the pool, the limit and the automation of runs, before there is a worker that could start one."""
+def _prepare(record: Record, root: str) -> None:
+    """Makes the pool, the limit, the automation and the deployments, before a worker could start a run."""
     import asyncio
 
     from flows.prefect_api.limits import ensure_gpu_limit
     from flows.schedule.crash_automation import ensure_crashed_runs
     from flows.schedule.deployments import ensure_pool
+    from flows.schedule.shipped import ensure_shipped
 
     async def ensure() -> None:
         await ensure_pool(record.pool, "process")
         await ensure_gpu_limit()
         await ensure_crashed_runs()
+        await ensure_shipped(record.pool, root)
 
     with using(record.api):
         asyncio.run(ensure())

@@ -23,11 +23,12 @@ DEFAULT_PORT = 4200
 
 
 class When(NamedTuple):
-    """A schedule as the command line gives it: one of the three, or none."""
+    """A schedule as the command line gives it: one of the three, or none, and the time zone of its times."""
 
     cron: str | None
     interval: int | None
     rrule: str | None
+    timezone: str | None
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ class Target:
     image: str | None
 
 
-def up(port: int | None, say: Say) -> None:
+def up(port: int | None, root: str, say: Say) -> None:
     """Starts the background server and its worker, and says where they are; says so too if they ran already."""
     from flows.schedule import background_server
 
-    record, started = background_server.up(port or DEFAULT_PORT, say)
+    record, started = background_server.up(port or DEFAULT_PORT, Store.open(root).root, say)
     if not started:
         say("it is up already" if port in (None, record.port) else "it is up at another port: 'rondo down' ends it")
     say(_where(record))
@@ -68,8 +69,8 @@ def serve(
     path: Path, name: str | None, when: When, rounds_per_run: int, root: str, changes: Sequence[str], say: Say
 ) -> None:
     """Serves a deployment until it is interrupted; see ``flows/schedule/scheduled_rounds.py``."""
-    from flows.schedule.scheduled_rounds import schedule_of
     from flows.schedule.serve import serve_rounds
+    from flows.schedule.times import schedule_of
 
     schedule = schedule_of(*when)
     if schedule is None:
@@ -92,7 +93,7 @@ def deploy(
     """Creates a deployment on the background server; see ``flows/schedule/deployments.py``."""
     from flows.prefect_api.server import background_api, using
     from flows.schedule.deployments import deploy_rounds, install
-    from flows.schedule.scheduled_rounds import describe, schedule_of
+    from flows.schedule.times import describe, describe_next, schedule_of
 
     schedule = schedule_of(*when)
     api = asyncio.run(background_api(say))
@@ -108,7 +109,8 @@ def deploy(
         )  # fmt: skip
     create_or_open(store, run, recipe)
     say(f"'{made.name}' adds {counted(rounds_per_run, 'round')} to run '{run}' in {store.root}, each time that it runs")
-    say(f"when:    {describe(schedule) if schedule else 'whenever somebody starts it'}")
+    when_ = f"{describe(schedule)}, {describe_next(schedule)}" if schedule else "whenever somebody starts it"
+    say(f"when:    {when_}")
     say(f"where:   {_workers(made.pool, made.kind, made.workers, install(made.kind))}")
     say(f"in UI:   {api.removesuffix('/api')}/deployments/deployment/{made.id}")
     say(f"at once: PREFECT_API_URL={api} prefect deployment run '{made.name}'")
@@ -131,7 +133,7 @@ def _prepare(path: Path, name: str | None, root: str, changes: Sequence[str], sa
 
 def _where(record: Record) -> str:
     return "\n".join((
-        f"UI:      {record.ui}",
+        f"UI:      {record.ui}/deployments has the recipes that ship, paused: Quick run starts one",
         f"worker:  work pool '{record.pool}', processes of this machine",
         "rondo's own commands find the server; for those of Prefect:",
         f"         export PREFECT_API_URL={record.api}",

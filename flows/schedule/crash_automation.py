@@ -34,7 +34,7 @@ def crashed_runs() -> AutomationCore:
             match={"prefect.resource.id": "prefect.flow-run.*"},
             match_related={
                 "prefect.resource.role": "flow",
-                "prefect.resource.name": ["rondo", "rondo-schedule", "round"],
+                "prefect.resource.name": ["rondo", "rondo-schedule"],
             },
             after={_SIGN},
             expect={_SIGN, *(f"prefect.flow-run.{end}" for end in _ENDS)},

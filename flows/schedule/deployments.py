@@ -1,8 +1,8 @@
 """``rondo deploy``: a Prefect deployment of scheduled rounds for the workers of a pool.
 
-The deployment's parameters are the recipe's own model, so that the form of Prefect's UI shows each field with its
-meaning, unit and limits, and refuses what is outside of them. Workers find the code by its module's name, and no copy
-of it travels: it is what is installed where they run, in an environment or an image.
+The recipe is not among the deployment's parameters: it is in the run's own log, and the form of Prefect's page has what
+can change, see ``flows/schedule/form.py``. Workers find the code by its module's name, and no copy of it travels: it is
+what is installed where they run, in an environment or an image.
 """
 
 import contextlib
@@ -16,10 +16,12 @@ import prefect
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
+from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 from prefect.schedules import Schedule
 from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
+from prefect.utilities.callables import ParameterSchema
 from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
 from flows.errors import ServerError
@@ -27,6 +29,9 @@ from flows.prefect_api import HEARTBEAT_VARIABLE, heartbeat_seconds, server_reco
 from flows.prefect_api.limits import ensure_gpu_limit, ensure_run_limits, needs_gpu
 from flows.registry import DEFAULT_ROOT
 from flows.registry.recipes import load_recipe
+from flows.registry.resume import free_changes
+from flows.registry.shipped_recipes import find_recipe, shipped_recipes
+from flows.schedule.form import parameter_schema
 from flows.schedule.scheduled_rounds import add_rounds
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
@@ -35,6 +40,7 @@ from storage.log.store import Store
 PoolType = Literal["process", "docker", "kubernetes"]
 ENTRYPOINT = "flows.schedule.add_rounds"
 """What stored deployments name their flow: it stays, wherever the flow's file goes."""
+SHIPPED_TAG = "ships-with-rondo"
 _SETTINGS = "container_create_kwargs"  # what docker pools hand on to the engine
 
 
@@ -91,22 +97,12 @@ async def deploy_rounds(
     if "volumes" in variables:
         variables[_SETTINGS] = await _as_this_user(pool)
     await ensure_limits(recipe, run, root)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a process pool could be served instead
-        deployment = await add_rounds.ato_deployment(
-            name=run,
-            schedule=schedule,
-            parameters=parameters(recipe, run, root, rounds),
-            enforce_parameter_schema=True,
-            entrypoint_type=EntrypointType.MODULE_PATH,
-            work_pool_name=pool,
-            job_variables=variables,
-        )
-        deployment.entrypoint = ENTRYPOINT
-        try:
-            made = await deployment.aapply()
-        except (PrefectHTTPStatusError, RuntimeError) as error:
-            raise ServerError(f"Prefect refuses the deployment of run '{run}': {error}") from error
+    given = parameters(recipe, run, root, rounds)
+    deployment = await deployment_of(given, schedule, pool, variables, exists=True)
+    try:
+        made = await deployment.aapply()
+    except (PrefectHTTPStatusError, RuntimeError) as error:
+        raise ServerError(f"Prefect refuses the deployment of run '{run}': {error}") from error
     return Deployed(str(made), f"{add_rounds.name}/{run}", pool, kind, await _online(pool))
 
 
@@ -118,7 +114,8 @@ async def recipe_step(recipe: str, root: str = DEFAULT_ROOT) -> dict[str, Any]:
         root: directory or URI of the store; ``RONDO_ROOT`` comes before it.
 
     Returns:
-        For placeholders: ``recipe``, ``name``, ``root`` (absolute), and ``directory``, where it was called.
+        For placeholders: ``recipe`` (the name of one that rondo brings along, else its absolute path), ``name``,
+        ``root`` (absolute), and ``directory``, where it was called.
 
     Raises:
         ConfigError: the recipe is wrong.
@@ -126,8 +123,9 @@ async def recipe_step(recipe: str, root: str = DEFAULT_ROOT) -> dict[str, Any]:
     read, store = load_recipe(Path(recipe)), Store.open(os.environ.get("RONDO_ROOT") or root)
     await check_name(read.name, store.root)
     await ensure_limits(read, read.name, store.root)
+    shipped = shipped_recipes().get(read.name) == find_recipe(Path(recipe)).absolute()
     return {
-        "recipe": read.model_dump(mode="json"),
+        "recipe": read.name if shipped else str(Path(recipe).absolute()),
         "name": read.name,
         "root": store.root,
         "directory": os.getcwd(),
@@ -135,8 +133,44 @@ async def recipe_step(recipe: str, root: str = DEFAULT_ROOT) -> dict[str, Any]:
 
 
 def parameters(recipe: Recipe, run: str, root: str, rounds: int) -> dict[str, Any]:
-    """The parameters of ``add_rounds`` as plain data."""
-    return {"recipe": recipe.model_dump(mode="json"), "run": run, "root": root, "rounds": rounds}
+    """The parameters of ``add_rounds``; its overrides are in what the recipe differs from that of the run, if there is
+    one.
+    """
+    store = Store.open(root)
+    overrides = free_changes(store.run(run), recipe) if run in store.run_names() else {}
+    return {"run": run, "rounds": rounds, "recipe": recipe.name, "overrides": overrides, "root": root}
+
+
+async def deployment_of(
+    given: dict[str, Any], schedule: Schedule | None, pool: str, variables: dict[str, Any], *, exists: bool
+) -> RunnerDeployment:
+    """A deployment that is not on a server yet, and that has the name of the one run that it is for.
+
+    Args:
+        given: the parameters of ``add_rounds``.
+        variables: how the pool's jobs are to be started.
+        exists: whether the run is there, or will be when anybody sees the form.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a process pool could be served instead
+        deployment = await add_rounds.ato_deployment(
+            name=given["run"],
+            schedule=schedule,
+            paused=False,  # one that was is not left so
+            parameters=given,
+            enforce_parameter_schema=True,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            work_pool_name=pool,
+            job_variables=variables,
+        )
+    deployment.entrypoint = ENTRYPOINT
+    set_form(deployment, exists=exists)
+    return deployment
+
+
+def set_form(deployment: RunnerDeployment, *, exists: bool) -> None:
+    """Gives a deployment the form of its run; Prefect has it from the flow's signature, which is for any run."""
+    deployment._parameter_openapi_schema = ParameterSchema(**parameter_schema(deployment.parameters, exists=exists))
 
 
 async def ensure_limits(recipe: Recipe, run: str, root: str) -> None:
@@ -179,7 +213,7 @@ def install(kind: str) -> str:
 
 
 async def check_name(run: str, root: str) -> None:
-    """Refuses to replace the deployment of a run of this name under another root.
+    """Refuses to replace the deployment of a run of this name under another root, unless ``rondo up`` made it.
 
     Raises:
         ConfigError: there is one.
@@ -190,7 +224,7 @@ async def check_name(run: str, root: str) -> None:
         except ObjectNotFound:
             return
     other = existing.parameters.get("root")
-    if other != root:
+    if other != root and SHIPPED_TAG not in existing.tags:
         raise ConfigError(
             f"this server has a deployment of a run '{run}' under {other}, which this one would replace: give another "
             f"--name, or delete that one: prefect deployment delete {add_rounds.name}/{run}"

@@ -1,28 +1,39 @@
-"""Scheduled rounds: a Prefect flow whose every run adds rounds to the same run of rondo, and when it runs."""
+"""Scheduled rounds: a Prefect flow whose every run adds rounds to the same run of rondo.
 
-import datetime
+The flow run is that run, as people see it: they cancel, suspend and resume it on Prefect's page.
+"""
+
+import contextlib
+import json
 import signal
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import State
-from prefect.client.schemas.schedules import RRuleSchedule
-from prefect.schedules import Cron, Interval, RRule, Schedule
+from prefect.context import FlowRunContext
 from prefect.states import Completed
-from pydantic import Field
+from pydantic import WithJsonSchema
 
 from flows.errors import InterruptedRunError, WaitingForLabelsError
 from flows.host.devices import check_devices
 from flows.host.progress import Display
 from flows.host.text import counted
-from flows.prefect_api.control import awaiting_labels, end_flow_run, held_back, session_tag
+from flows.prefect_api.control import API_ERRORS, awaiting_labels, end_flow_run, held_back, session_tag
 from flows.prefect_api.limits import SKIPPED, STOOD_FOR, alone, skip_overdue
+from flows.registry import DEFAULT_ROOT
 from flows.registry.catalog import ended_early
-from flows.registry.resume import check_goal, create_or_open
+from flows.registry.recipes import load_recipe, parse_recipe
+from flows.registry.resume import check_goal, create_or_open, is_free, recipe_of
+from flows.registry.resume_check import open_to_go_on
+from flows.registry.shipped_recipes import shipped_recipes
 from flows.report.report import report
 from flows.run.execute import execute
+from flows.schedule.form import as_changes, form, parameter_schema
 from pipeline.errors import ConfigError, RondoError
 from pipeline.recipe import Recipe
 from storage.errors import StoreError
@@ -30,33 +41,47 @@ from storage.log.lease import Holder, describe_holder, holder
 from storage.log.run import Run
 from storage.log.store import Store
 
-RunField = Annotated[str, Field(min_length=1, description="name of the run; the first scheduled run creates it")]
-RootField = Annotated[str, Field(min_length=1, description="where runs are kept: a directory, or s3://, gs://, az://")]
-RoundsField = Annotated[int, Field(ge=1, le=100_000, description="rounds to add")]
+_FORM = form()
+_RunField = Annotated[str, WithJsonSchema(_FORM["run"])]
+_RoundsField = Annotated[int, WithJsonSchema(_FORM["rounds"])]
+# Deployments of version 0.1.0 give the whole recipe.
+_RecipeField = Annotated[str | dict[str, Any], WithJsonSchema(_FORM["recipe"])]
+_OverridesField = Annotated[dict[str, Any], WithJsonSchema(_FORM["overrides"])]
+_RootField = Annotated[str, WithJsonSchema(_FORM["root"])]
 
 
-@flow(name="rondo-schedule", flow_run_name="{run} scheduled")
-async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: RoundsField) -> "State[Any] | None":
+@flow(name="rondo-schedule", flow_run_name="{run}")
+async def add_rounds(
+    run: _RunField,
+    rounds: _RoundsField = 1,
+    recipe: _RecipeField = "",
+    overrides: _OverridesField = {},  # noqa: B006  the form's default; nothing writes to it
+    root: _RootField = DEFAULT_ROOT,
+) -> "State[Any] | None":
     """Adds rounds to a run, once no other run of that name goes on and, if the recipe uses GPUs, these are free.
 
     Args:
-        recipe: the recipe; that of the run, if it exists, on these or other devices
-        run: name of the run; the first scheduled run creates it
-        root: where runs are kept: a directory, or s3://, gs://, az://
+        run: name of the run; the first flow run creates it
         rounds: rounds to add
+        recipe: name of a recipe, or path of its file, for a run that does not exist yet
+        overrides: fields of the recipe that are to differ, by their dotted names
+        root: where runs are kept: a directory, or s3://, gs://, az://
     """
     # Ctrl-C is for the schedule, which then ends this process in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     store = Store.open(root)
     with Display() as display:
         try:
+            wanted = wanted_recipe(store, run, recipe, overrides)
             if run in store.run_names():
-                create_or_open(store, run, recipe)  # another recipe is refused before it has waited
-            async with alone(run, store.root, recipe, display) as mine:
+                create_or_open(store, run, wanted)  # another recipe is refused before it has waited
+            async with alone(run, store.root, wanted, display) as mine:
                 if not mine:
                     return Completed(name=SKIPPED, message=STOOD_FOR)
                 await skip_overdue()
-                existing, own = create_or_open(store, run, recipe)
+                existing, own = create_or_open(store, run, wanted)
+                if isinstance(recipe, str):
+                    await narrow_form(run)
                 writer = await writer_of(existing)
                 if left_alone := busy_message(existing) if writer == "alive" else held_back(existing):
                     display.say(left_alone)
@@ -67,7 +92,7 @@ async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: Rou
                 check_goal(existing, own, target)
                 check_devices(own)
                 await execute(store, existing, own, target, display, take_over=writer == "dead")
-        except WaitingForLabelsError as waiting:  # the next scheduled run goes on, if they are there
+        except WaitingForLabelsError as waiting:  # the next flow run goes on, if they are there
             display.say(str(waiting))
             return awaiting_labels(str(waiting))
         except InterruptedRunError as stopped:
@@ -80,6 +105,43 @@ async def add_rounds(recipe: Recipe, run: RunField, root: RootField, rounds: Rou
         had = ended_early(existing, target) or f"run '{run}' has {counted(target, 'round')}"
         display.say(f"{had}; report: {report(run, root)}")
         return None
+
+
+def wanted_recipe(store: Store, run: str, recipe: str | Mapping[str, Any], overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe that a flow run asks for: that of the run, if it exists, else one by its name; with the overrides.
+
+    Raises:
+        ConfigError: there is no such recipe, or an override is wrong.
+    """
+    changes = [f"{key}={json.dumps(value)}" for key, value in as_changes(overrides).items()]
+    if isinstance(recipe, Mapping):
+        return parse_recipe(recipe, changes)
+    if run in store.run_names():
+        own = recipe_of(open_to_go_on(store, run))
+        return parse_recipe(own.model_dump(mode="json"), changes) if changes else own
+    if recipe not in shipped_recipes() and not Path(recipe).is_file():
+        raise ConfigError(
+            f"there is no run '{run}' in {store.root}, and '{recipe}' is no recipe that rondo brings along: "
+            f"'rondo deploy RECIPE --name {run} --root {store.root}' makes both anew"
+        )
+    return load_recipe(Path(recipe), changes)
+
+
+async def narrow_form(run: str) -> None:
+    """Has the form of this flow run's deployment refuse what its run, which exists now, can no longer take."""
+    context = FlowRunContext.get()
+    of = context.flow_run.deployment_id if context is not None and context.flow_run is not None else None
+    if of is None:
+        return
+    async with get_client() as client:
+        with contextlib.suppress(*API_ERRORS):  # the flow run refuses it as well
+            deployment = await client.read_deployment(of)
+            given = deployment.parameters
+            narrow = parameter_schema(given, exists=True)
+            if given["run"] == run and deployment.parameter_openapi_schema != narrow:
+                kept = {key: value for key, value in given["overrides"].items() if is_free(key)}
+                changed = DeploymentUpdate(parameter_openapi_schema=narrow, parameters={**given, "overrides": kept})
+                await client.update_deployment(of, changed)
 
 
 async def writer_of(run: Run) -> Holder:
@@ -106,47 +168,3 @@ def busy_message(run: Run) -> str:
     """Why a scheduled run leaves a run alone that somebody executes."""
     by = f" by {describe_holder(run.session)}" if run.session is not None else ""
     return f"run '{run.name}' is executed{by}, which adds its rounds; this one adds none"
-
-
-def schedule_of(cron: str | None, interval: int | None, rrule: str | None) -> Schedule | None:
-    """When scheduled runs start, by one of the three; None if none is given. Times are UTC.
-
-    Raises:
-        ConfigError: more than one is given, or the expression is none, or it never comes again.
-    """
-    if len([given for given in (cron, interval, rrule) if given is not None]) > 1:
-        raise ConfigError("a schedule needs one of --cron, --interval and --rrule: leave the others out")
-    if cron is not None:
-        try:
-            return Cron(cron)
-        except ValueError:
-            raise ConfigError(
-                f"'{cron}' is no cron expression: give minute, hour, day, month and weekday, such as '0 3 * * *'"
-            ) from None
-    if rrule is not None:
-        return _recurrence(rrule)
-    return Interval(interval) if interval is not None else None
-
-
-def _recurrence(rrule: str) -> Schedule:
-    try:
-        schedule = RRule(rrule)
-        following = RRuleSchedule(rrule=rrule).to_rrule().after(datetime.datetime.now(datetime.UTC))
-    except ValueError:
-        raise ConfigError(
-            f"'{rrule}' is no recurrence rule of iCalendar: give such as 'FREQ=WEEKLY;BYDAY=SA;BYHOUR=3;BYMINUTE=0'"
-        ) from None
-    if following is None:
-        # A rule without a start counts from a day in the past, so that one with COUNT is over.
-        raise ConfigError(
-            f"the recurrence rule '{rrule}' never comes again: where it has COUNT, say from when, with a line such as "
-            "DTSTART:20300101T030000Z before it; where it has UNTIL, give a later one"
-        )
-    return schedule
-
-
-def describe(schedule: Schedule) -> str:
-    """A schedule in words."""
-    if schedule.interval is not None:
-        return f"every {schedule.interval.total_seconds():.0f} s"
-    return f"by cron '{schedule.cron}' (UTC)" if schedule.cron else f"by rule '{schedule.rrule}' (UTC)"

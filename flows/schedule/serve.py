@@ -9,8 +9,9 @@ from prefect.schedules import Schedule
 from flows.host.progress import Display
 from flows.host.text import counted
 from flows.prefect_api.server import prefect_api
-from flows.schedule.deployments import check_name, ensure_limits, parameters
-from flows.schedule.scheduled_rounds import add_rounds, describe
+from flows.schedule.deployments import check_name, ensure_limits, parameters, set_form
+from flows.schedule.scheduled_rounds import add_rounds
+from flows.schedule.times import describe
 from pipeline.recipe import Recipe
 
 
@@ -25,12 +26,16 @@ async def _serve(recipe: Recipe, run: str, root: str, rounds: int, schedule: Sch
         await check_name(run, root)
         await ensure_limits(recipe, run, root)
         runner = Runner(name=f"rondo-{run}", limit=1)
-        await runner.aadd_flow(
-            add_rounds,
+        deployment = await add_rounds.ato_deployment(
             name=run,
             schedule=schedule,
             parameters=parameters(recipe, run, root, rounds),
+            enforce_parameter_schema=True,
         )
+        set_form(deployment, exists=True)
+        # Said, they take the place of the pool of an earlier 'rondo deploy', whose worker would start the runs.
+        deployment.work_pool_name = deployment.work_queue_name = None
+        await runner.aadd_deployment(deployment)
         say(
             f"run '{run}' gets {counted(rounds, 'more round')} {describe(schedule)}; Prefect's API is "
             f"{url}; Ctrl-C ends the schedule"

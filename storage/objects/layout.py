@@ -22,7 +22,7 @@ from storage.errors import InvalidNameError
 
 RUNS = "runs"
 SHARED = "shared"
-_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _STAGE = re.compile(r"[a-z0-9_-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
 _SEGMENT = r"(?!\.{1,2}(?:/|\Z))[^/\\\x00-\x1f\x7f]{1,255}"
@@ -38,7 +38,7 @@ def check_run_name(name: str) -> str:
     Raises:
         InvalidNameError: it is not 1 to 100 letters, digits, dots, underscores and hyphens, or is reserved.
     """
-    if not _RUN_NAME.fullmatch(name):
+    if not RUN_NAME.fullmatch(name):
         raise InvalidNameError(
             f"{name!r} is no run name: use 1 to 100 letters, digits, dots, underscores and hyphens, "
             "the first a letter or digit"
@@ -50,7 +50,7 @@ def check_run_name(name: str) -> str:
 
 def is_run_name(name: str) -> bool:
     """Whether :func:`check_run_name` accepts the name."""
-    return bool(_RUN_NAME.fullmatch(name)) and name.lower() not in _RESERVED
+    return bool(RUN_NAME.fullmatch(name)) and name.lower() not in _RESERVED
 
 
 def check_stage(stage: str) -> str:

@@ -153,6 +153,21 @@ def test_up_says_where_and_says_so_again(machine: Machine) -> None:
     assert before.ui in prefect["found"]
 
 
+def test_the_shipped_recipes_are_there_as_paused_deployments(machine: Machine) -> None:
+    from flows.registry.recipes import load_recipe
+    from flows.registry.shipped_recipes import shipped_recipes
+
+    assert set(shipped_recipes()) >= {"sentiment", "arithmetic"}
+    for name, path in shipped_recipes().items():
+        deployment = deployment_of(machine, name)
+        assert deployment.paused
+        assert len(deployment.schedules) == 1
+        assert deployment.work_pool_name == "rondo"
+        assert deployment.description.startswith(load_recipe(path).description)
+        fields = deployment.parameter_openapi_schema["properties"]
+        assert len(fields) + len(fields["overrides"]["properties"]) <= 15
+
+
 def test_its_port_is_taken_for_another_home(machine: Machine, tmp_path: Path) -> None:
     done = machine.call(
         "flows.cli.main", "up", "--port", str(machine.record.port), check=False, **{HOME_VARIABLE: str(tmp_path)}
@@ -230,31 +245,27 @@ def test_what_the_form_asks_is_checked_when_it_is_sent(machine: Machine, recipe:
 
     machine.rondo_here("deploy", str(recipe), "--name", "asked", "--root", str(tmp_path))
     deployment = deployment_of(machine, "asked")
-    beta = deployment.parameter_openapi_schema["definitions"]["UpdateConfig"]["properties"]["beta"]
-    assert (beta["exclusiveMinimum"], beta["maximum"]) == (0, 100)
-    assert beta["description"] == "strength of the pull towards the reference (above 0, at most 100)"
 
     def start(**changed: Any) -> Any:
-        values = {**deployment.parameters["recipe"]["update"], **changed}
-        recipe_ = {**deployment.parameters["recipe"], "update": values}
         return machine.ask(
             lambda client: client.create_flow_run_from_deployment(
-                deployment.id, parameters={**deployment.parameters, "recipe": recipe_}
+                deployment.id, parameters={**deployment.parameters, **changed}
             )
         )
 
-    for wrong in ({"beta": -1}, {"beta": 101}, {"beta": "much"}, {"learning_rat": 0.1}):
+    for wrong, field in (
+        ({"rounds": 0}, "rounds"),
+        ({"run": "other"}, "run"),
+        ({"overrides": {"mode": "quick"}}, "mode"),
+        ({"overrides": {"devices.sampler": "gpu"}}, "devices.sampler"),
+        ({"overrides": {"devices.samplr": "cpu"}}, "devices.samplr"),
+        ({"overrides": {"update.beta": 0.3}}, "'update.beta' does not match '^(devices|cluster|mode|"),
+    ):
         with pytest.raises(PrefectHTTPStatusError) as refused:
             start(**wrong)
-        assert refused.value.response.status_code in (409, 422)
-        assert next(iter(wrong)) in refused.value.response.text
-    other = start(beta=0.3)
-    (failed,) = wait_until(
-        lambda: [run for run in flow_runs(machine, deployment.id) if run.state.is_final()], "refused run"
-    )
-    assert failed.id == other.id
-    assert failed.state.is_failed()
-    assert "was started with another recipe (update.beta: 0.1 -> 0.3)" in failed.state.message
+        assert refused.value.response.status_code == 409
+        assert field in refused.value.response.json()["detail"]
+    assert flow_runs(machine, deployment.id) == [], "there is no flow run of what was refused"
     assert Store.open(tmp_path).run("asked").rounds() == []
 
 
@@ -291,7 +302,7 @@ def test_a_pool_of_containers_is_made_with_its_image(machine: Machine, recipe: P
 
 def test_the_shipped_prefect_file_deploys_all_recipes(machine: Machine, tmp_path: Path) -> None:
     from flows.registry.recipes import load_recipe
-    from flows.schedule.scheduled_rounds import add_rounds
+    from flows.schedule.scheduled_rounds import add_rounds, wanted_recipe
 
     command = ("prefect", "--no-prompt", "deploy", "--all", "--prefect-file", "deploy/prefect.yaml")
     said = machine.call(*command, PREFECT_API_URL=machine.record.api, RONDO_ROOT=str(tmp_path)).stdout
@@ -300,7 +311,8 @@ def test_the_shipped_prefect_file_deploys_all_recipes(machine: Machine, tmp_path
     for name, recipe in shipped.items():
         deployment = deployment_of(machine, name)
         given = add_rounds.validate_parameters(deployment.parameters)
-        assert given == {"recipe": recipe, "run": name, "root": str(tmp_path), "rounds": 1}
+        assert given == {"run": name, "rounds": 1, "recipe": name, "overrides": {}, "root": str(tmp_path)}
+        assert wanted_recipe(Store.open(tmp_path), name, given["recipe"], {}) == recipe
         assert deployment.work_pool_name == "rondo"
         assert deployment.entrypoint == "flows.schedule.add_rounds"
         assert [schedule.active for schedule in deployment.schedules] == [False]

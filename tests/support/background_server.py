@@ -61,7 +61,8 @@ def background_server(home: Path) -> Iterator[BackgroundServer]:
         "DO_NOT_TRACK": "1",
     }
     environment.pop("PREFECT_API_URL", None)
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "flows.prefect_api.sqlite_server", "server", "start"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
     with (
         (home / "server.log").open("wb") as log,
         subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True) as process,

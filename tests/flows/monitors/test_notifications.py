@@ -1,15 +1,16 @@
 """What people are told of a run's end."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from prefect.states import Completed, Failed
 
 import flows.prefect_api  # noqa: F401  before Prefect
-from flows.run.execute import _end_message, run_rounds
+from flows.run.execute import telling_end
+from pipeline.errors import JudgeError
 from storage.log.store import Store
 from support.finished_run import finished_run
 
@@ -28,19 +29,23 @@ class Told:
 
 
 @pytest.mark.parametrize(
-    ("waits", "texts"),
+    ("fault", "texts"),
     [
-        (False, ["Run 'small' has 1 round; its held-out reward is 0.1800.", "Run 'small' has failed: no more room"]),
-        (True, []),
+        (None, ["Run 'small' has 1 round; its held-out reward is 0.1800."]),
+        (JudgeError("no more room"), ["Run 'small' has failed: no more room"]),
+        (asyncio.CancelledError(), []),
     ],
 )
-def test_how_a_run_has_ended(tmp_path: Path, waits: bool, texts: list[str]) -> None:
-    """Nothing where it waits for people: they have been told so."""
+def test_how_a_run_has_ended(tmp_path: Path, fault: BaseException | None, texts: list[str]) -> None:
+    """Nothing if it was stopped, by a person or to wait for labels: whoever did that knows."""
     told, run = Told(), finished_run(Store.open(tmp_path), rounds=1)
-    context = SimpleNamespace(
-        run=run, monitors=SimpleNamespace(notifier=told), control=SimpleNamespace(waits_for_people=waits)
-    )
-    flow_run = cast(Any, SimpleNamespace(name="small"))
-    for state in (Completed(), Failed(message="no more room")):
-        asyncio.run(_end_message(cast(Any, context))(run_rounds, flow_run, state))
+    context = cast(Any, SimpleNamespace(run=run, goal=1, monitors=SimpleNamespace(notifier=told)))
+
+    async def end() -> None:
+        async with telling_end(context):
+            if fault is not None:
+                raise fault
+
+    with contextlib.suppress(JudgeError, asyncio.CancelledError):
+        asyncio.run(end())
     assert told.texts == texts

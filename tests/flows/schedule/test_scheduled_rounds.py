@@ -1,4 +1,4 @@
-"""When scheduled runs start, and what a deployment gives its jobs."""
+"""What a deployment gives its jobs, and what its flow runs find."""
 
 import asyncio
 import contextlib
@@ -16,49 +16,9 @@ from flows.prefect_api.server_record import HOME_VARIABLE, Record, Started, writ
 from flows.registry.recipes import parse_recipe
 from flows.schedule import scheduled_rounds
 from flows.schedule.deployments import PoolType, _job_variables
-from flows.schedule.scheduled_rounds import describe, schedule_of
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
 from support.recipes import TINY
-
-
-@pytest.mark.parametrize(
-    ("cron", "interval", "rrule", "words"),
-    [
-        ("0 3 * * *", None, None, "by cron '0 3 * * *' (UTC)"),
-        (None, 90, None, "every 90 s"),
-        (None, None, "FREQ=WEEKLY;BYDAY=SA;BYHOUR=3", "by rule 'FREQ=WEEKLY;BYDAY=SA;BYHOUR=3' (UTC)"),
-    ],
-)
-def test_schedules_in_words(cron: str | None, interval: int | None, rrule: str | None, words: str) -> None:
-    schedule = schedule_of(cron, interval, rrule)
-    assert schedule is not None
-    assert describe(schedule) == words
-
-
-def test_no_schedule_is_none() -> None:
-    assert schedule_of(None, None, None) is None
-
-
-@pytest.mark.parametrize(
-    ("cron", "interval", "rrule", "sentence"),
-    [
-        ("0 3 * *", None, None, "'0 3 * *' is no cron expression: give minute"),
-        ("0 3 * * *", 5, None, "one of --cron, --interval and --rrule"),
-        (None, 5, "FREQ=DAILY", "one of --cron, --interval and --rrule"),
-        (None, None, "often", "'often' is no recurrence rule"),
-        (None, None, "FREQ=DAILY;COUNT=3", "never comes again: where it has COUNT, say from when"),
-        (None, None, "FREQ=DAILY;UNTIL=20210101T000000", "never comes again"),
-    ],
-)
-def test_what_is_no_schedule(cron: str | None, interval: int | None, rrule: str | None, sentence: str) -> None:
-    with pytest.raises(ConfigError) as refused:
-        schedule_of(cron, interval, rrule)
-    assert sentence in str(refused.value)
-
-
-def test_a_rule_that_counts_from_a_later_day() -> None:
-    assert schedule_of(None, None, "DTSTART:20990101T030000Z\nRRULE:FREQ=DAILY;COUNT=2") is not None
 
 
 @pytest.mark.parametrize(
@@ -123,9 +83,9 @@ def test_a_scheduled_run_misses_its_gpu_before_it_works(tmp_path: Path, monkeypa
     monkeypatch.setattr(scheduled_rounds, "alone", lambda *_arguments: contextlib.nullcontext(True))
     for name in ("skip_overdue", "writer_of", "execute"):
         monkeypatch.setattr(scheduled_rounds, name, nothing)
-    recipe = parse_recipe(TINY, ["devices.sampler=cuda"])
+    recipe = parse_recipe(TINY, ["devices.sampler=cuda"]).model_dump(mode="json")
     with pytest.raises(ConfigError, match=r"devices\.sampler is 'cuda', and torch finds no GPU here"):
-        asyncio.run(scheduled_rounds.add_rounds.fn(recipe, "r", str(tmp_path), 1))
+        asyncio.run(scheduled_rounds.add_rounds.fn("r", 1, recipe, {}, str(tmp_path)))
 
 
 def test_runs_of_one_name_under_two_roots_do_not_wait_for_each_other() -> None:
