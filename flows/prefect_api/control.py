@@ -36,6 +36,7 @@ from prefect.logging import get_logger
 from prefect.states import Cancelled, Completed, Suspended
 
 from flows.errors import InterruptedRunError, PausedRunError, WaitingForLabelsError
+from flows.prefect_api.limits import Turn
 from flows.prefect_api.server import give_up_soon
 from pipeline.errors import RondoError
 from storage.log.lease import utc_now
@@ -82,14 +83,18 @@ class Control:
         watched: whether people can reach the flow run in Prefect, in a server that outlives the command.
 
     Attributes:
+        turn: what this run holds while others wait.
         flow_run: the flow run that people see as the run, once there is one.
         waits_for_people: that it is Paused, or has stopped, for people's labels, and not because somebody wants that.
         ending: within which a command's flow ends, see ``give_up_soon``; None in the flow of a schedule.
         ended: whether the work within the flow has ended, by itself, in order, or with ``failure``.
     """
 
-    def __init__(self, run: Run, writer: Writer, before: dict[str, Any] | None, *, watched: bool) -> None:
+    def __init__(
+        self, run: Run, writer: Writer, before: dict[str, Any] | None, *, watched: bool, turn: Turn | None = None
+    ) -> None:
         self._name, self._writer, self._before, self.watched = run.name, writer, before, watched
+        self.turn = turn or Turn()
         self._task = asyncio.current_task()
         self._stop: Stop | None = None
         self.flow_run: UUID | None = None

@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import datetime
 from collections.abc import AsyncIterator
-from contextvars import ContextVar
 
 import httpx
 from prefect.client.orchestration import get_client
@@ -76,11 +75,11 @@ async def ensure_run_limits(run: str, root: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def alone(run: str, root: str, recipe: Recipe, display: Display) -> AsyncIterator[bool]:
+async def alone(run: str, root: str, recipe: Recipe, display: Display) -> AsyncIterator["Turn | None"]:
     """Waits until no other run of this name goes on, and if the recipe uses GPUs, until these are free.
 
     Yields:
-        True; or at once False, if this is a scheduled run and another one waits already.
+        The run's turn; or at once None, if this is a scheduled run and another one waits already.
 
     Raises:
         ServerError: the recipe uses GPUs, and the server has no limit of them.
@@ -96,24 +95,13 @@ async def alone(run: str, root: str, recipe: Recipe, display: Display) -> AsyncI
                         await asyncio.sleep(ASK_SECONDS)
                     free = True
             if not free:
-                yield False
+                yield None
                 return
+        turn = Turn()
         if needs_gpu(recipe):
             await _require(GPU_LIMIT)
-            await stack.enter_async_context(_gpus(display))
-        yield True
-
-
-@contextlib.asynccontextmanager
-async def without_gpus(display: Display) -> AsyncIterator[None]:
-    """Gives the GPUs to others during the block, if this run holds them, and waits for them after it."""
-    held = _HELD.get()
-    if held is None:
-        yield
-        return
-    await held.empty_cache()
-    yield
-    await _take_gpus(held, display)
+            await stack.enter_async_context(turn._with_gpus(display))
+        yield turn
 
 
 async def skip_overdue() -> None:
@@ -188,7 +176,7 @@ class _Held:
             await self._holding  # it failed
         return taken.result()
 
-    async def empty_cache(self) -> None:
+    async def release(self) -> None:
         """Gives the slot back, if it is held. If the server is away then, the run goes on all the same."""
         self._leave.set()
         if self._holding is not None:
@@ -202,9 +190,6 @@ class _Held:
                 await self._leave.wait()
 
 
-_HELD: ContextVar[_Held | None] = ContextVar("gpus", default=None)
-
-
 @contextlib.asynccontextmanager
 async def _beside(name: str) -> AsyncIterator[bool]:
     """Holds a slot during the block if one is free, and yields whether one was."""
@@ -212,19 +197,34 @@ async def _beside(name: str) -> AsyncIterator[bool]:
     try:
         yield await held.take()
     finally:
-        await held.empty_cache()
+        await held.release()
 
 
-@contextlib.asynccontextmanager
-async def _gpus(display: Display) -> AsyncIterator[None]:
-    held = _Held(GPU_LIMIT)
-    _HELD.set(held)
-    try:
-        await _take_gpus(held, display)
+class Turn:
+    """A run's turn to work, in which it may hold the GPUs."""
+
+    def __init__(self) -> None:
+        self._gpus: _Held | None = None
+
+    @contextlib.asynccontextmanager
+    async def without_gpus(self, display: Display) -> AsyncIterator[None]:
+        """Gives the GPUs to others during the block, if this run holds them, and waits for them after it."""
+        held = self._gpus
+        if held is None:
+            yield
+            return
+        await held.release()
         yield
-    finally:
-        _HELD.set(None)
-        await held.empty_cache()
+        await _take_gpus(held, display)
+
+    @contextlib.asynccontextmanager
+    async def _with_gpus(self, display: Display) -> AsyncIterator[None]:
+        self._gpus = held = _Held(GPU_LIMIT)
+        try:
+            await _take_gpus(held, display)
+            yield
+        finally:
+            await held.release()
 
 
 async def _take_gpus(held: _Held, display: Display) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from flows.host.text import counted
-from flows.prefect_api.limits import without_gpus
 from flows.registry.label_questions import questions_of
 from flows.round.context import RoundContext
 from flows.round.shards import Shard, files_of
@@ -115,7 +114,7 @@ async def _ask(
     context.display.say(f"waiting in Prefect until {deadline:%Y-%m-%d %H:%M} UTC: {task}")
     await context.workers.dismiss()
     control.waits_for_people = True
-    async with without_gpus(context.display):
+    async with control.turn.without_gpus(context.display):
         with context.display.resting():
             outcome = await wait_in_prefect(
                 control.flow_run, task, missing, deadline, has_judge=isinstance(config, HumanFeedbackConfig)

@@ -22,6 +22,7 @@ from flows.monitors.notifications import open_notifier
 from flows.monitors.prefect_artifacts import Artifacts
 from flows.monitors.tracking import open_tracker
 from flows.prefect_api.control import PAUSE_SIGNAL, Control
+from flows.prefect_api.limits import Turn
 from flows.prefect_api.server import has_background_server, prefect_api
 from flows.registry.catalog import ended_early
 from flows.registry.resume import report_changes, unread_states
@@ -67,17 +68,28 @@ async def _missing_rounds(context: RoundContext) -> None:
             context.display.rounds(context.goal + 1, context.goal + 1)
 
 
-async def execute(store: Store, run: Run, recipe: Recipe, rounds: int, display: Display, take_over: bool) -> None:
+async def execute(
+    store: Store,
+    run: Run,
+    recipe: Recipe,
+    rounds: int,
+    display: Display,
+    take_over: bool,
+    turn: Turn | None = None,
+) -> None:
     """Opens the run for writing, starts workers and scheduler side by side, and runs the rounds that are missing.
 
     Within a flow, as that of a schedule, they belong to its flow run; a command gets a flow run of its own.
+
+    Args:
+        turn: that of a scheduled run, which may hold the GPUs.
     """
     paused, changed = run.pause, report_changes(run, recipe, display.say)
     made = {**software(), "rounds": rounds, **({"changes": changed} if changed else {})}
     with contextlib.ExitStack() as opened:
         writer = opened.enter_context(run.writer(take_over, made, ends_pause=True))
         _be_patient(store, recipe, display, opened)
-        control = Control(run, writer, paused, watched=has_background_server())
+        control = Control(run, writer, paused, watched=has_background_server(), turn=turn)
         opened.enter_context(control.listening())
         scratch = opened.enter_context(scratch_directory(run.identity))
         logs = store.log_directory(run.name) or scratch

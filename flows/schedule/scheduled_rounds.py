@@ -75,8 +75,8 @@ async def add_rounds(
             wanted = wanted_recipe(store, run, recipe, overrides)
             if run in store.run_names():
                 create_or_open(store, run, wanted)  # another recipe is refused before it has waited
-            async with alone(run, store.root, wanted, display) as mine:
-                if not mine:
+            async with alone(run, store.root, wanted, display) as turn:
+                if turn is None:
                     return Completed(name=SKIPPED, message=STOOD_FOR)
                 await skip_overdue()
                 existing, own = create_or_open(store, run, wanted)
@@ -91,7 +91,7 @@ async def add_rounds(
                     target = existing.session.meta["rounds"]
                 check_goal(existing, own, target)
                 check_devices(own)
-                await execute(store, existing, own, target, display, take_over=writer == "dead")
+                await execute(store, existing, own, target, display, take_over=writer == "dead", turn=turn)
         except WaitingForLabelsError as waiting:  # the next flow run goes on, if they are there
             display.say(str(waiting))
             return awaiting_labels(str(waiting))

@@ -232,9 +232,9 @@ def test_a_scheduled_run_leaves_where_another_waits(
         async with (
             concurrency(limits.run_limit("e", root), strict=True),
             concurrency(limits.waiting_limit("e", root), strict=True),
-            limits.alone("e", root, parse_recipe(TINY), Display()) as mine,
+            limits.alone("e", root, parse_recipe(TINY), Display()) as turn,
         ):
-            return mine
+            return turn is not None
 
     monkeypatch.setattr(limits, "_scheduled", lambda: object())
     assert machine.ask(third) is False
@@ -381,16 +381,17 @@ def test_who_is_cancelled_while_it_waits_takes_no_slot(machine: Machine, tmp_pat
 
 def test_who_waits_for_people_leaves_the_gpu_to_others(machine: Machine, tmp_path: Path) -> None:
     from flows.host.progress import Display
-    from flows.prefect_api.limits import alone, without_gpus
+    from flows.prefect_api.limits import alone
     from flows.registry.recipes import parse_recipe
 
     on_gpu = parse_recipe(TINY, ["devices.trainer=cuda"])
     order: list[str] = []
 
     async def labelled(holds: asyncio.Event, others: asyncio.Event) -> None:
-        async with alone("labelled", str(tmp_path), on_gpu, Display()):
+        async with alone("labelled", str(tmp_path), on_gpu, Display()) as turn:
+            assert turn is not None
             holds.set()
-            async with without_gpus(Display()):
+            async with turn.without_gpus(Display()):
                 await others.wait()
                 order.append("labels are there")
             order.append("goes on")
