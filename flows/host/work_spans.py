@@ -14,12 +14,12 @@ def spans_of(metas: Iterable[Mapping[str, Any]]) -> Iterator[Span]:
 
 def busy_seconds(spans: Iterable[Span]) -> float:
     """Returns the seconds that at least one span covers."""
-    return sum(end - start for start, end in _union(spans))
+    return sum(end - start for start, end in union(spans))
 
 
 def shared_seconds(some: Iterable[Span], others: Iterable[Span]) -> float:
     """Returns the seconds that at least one span of each group covers."""
-    total, ours, theirs = 0.0, _union(some), _union(others)
+    total, ours, theirs = 0.0, union(some), union(others)
     while ours and theirs:
         (start, end), (other_start, other_end) = ours[-1], theirs[-1]  # the latest, from the end to the beginning
         total += max(0.0, min(end, other_end) - max(start, other_start))
@@ -27,7 +27,7 @@ def shared_seconds(some: Iterable[Span], others: Iterable[Span]) -> float:
     return total
 
 
-def _union(spans: Iterable[Span]) -> list[Span]:
+def union(spans: Iterable[Span]) -> list[Span]:
     """Returns the times that the spans cover, ascending."""
     found: list[Span] = []
     for start, end in sorted(spans):

@@ -130,6 +130,8 @@ def _in_words(title: str, names: Sequence[str], rows: Sequence[Row], axes: Axes)
     said, unit = [], axes.x.partition(",")[0]
     for name in names:
         found = [row for row in rows if row["curve"] == name and row["y"] is not None]
+        if not found:
+            continue
         first, last = found[0], found[-1]
         begin = f"{say(first['y'])} in {unit} {first['x']:g}"
         whole = begin if first is last else f"from {begin} to {say(last['y'])} in {last['x']:g}"

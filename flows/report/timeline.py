@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
+from flows.host.work_spans import busy_seconds, union
 from storage.log.manifest import Entry
 from storage.log.run import Run
 
@@ -186,20 +187,9 @@ def _is_span(piece: Any) -> bool:
 
 def _cuts(spans: Sequence[Span]) -> list[Cut]:
     """Finds stretches without work that are longer than ``LEAST_CUT`` and than a quarter of all time with work."""
-    busy = union(spans)
+    busy = union(_times(spans))
     least = max(LEAST_CUT, _CUT_SHARE * sum(end - start for start, end in busy))
     return [Cut(end, start - end) for (_, end), (start, _) in pairwise(busy) if start - end > least]
-
-
-def union(spans: Iterable[Span]) -> list[tuple[float, float]]:
-    """Returns the times in which at least one of the spans works, ascending."""
-    found: list[tuple[float, float]] = []
-    for span in sorted(spans, key=lambda span: span.start):
-        if found and span.start <= found[-1][1]:
-            found[-1] = found[-1][0], max(found[-1][1], span.end)
-        else:
-            found.append((span.start, span.end))
-    return found
 
 
 def _lanes(spans: Sequence[Span], seconds: float) -> Iterator[Lane]:
@@ -207,19 +197,19 @@ def _lanes(spans: Sequence[Span], seconds: float) -> Iterator[Lane]:
     for span in sorted(spans, key=lambda span: (_PARTS.index(span.part), span.device, span.start)):
         lanes.setdefault(span.lane, []).append(span)
     for (part, device), found in lanes.items():
-        busy = _seconds(found)
+        busy = busy_seconds(_times(found))
         counted = [span for span in found if span.tokens is not None]
-        worked = _seconds(counted)
+        worked = busy_seconds(_times(counted))
         tokens = sum(span.tokens or 0 for span in counted)
         yield Lane(
             part, device, busy, max(0.0, seconds - busy), busy / seconds if seconds else 0.0,
-            {kind: _seconds([span for span in found if span.kind == kind]) for kind in KINDS},
+            {kind: busy_seconds(_times(span for span in found if span.kind == kind)) for kind in KINDS},
             tokens / worked if worked else None, found,
         )  # fmt: skip
 
 
-def _seconds(spans: Iterable[Span]) -> float:
-    return sum(end - start for start, end in union(spans))
+def _times(spans: Iterable[Span]) -> Iterator[tuple[float, float]]:
+    return ((span.start, span.end) for span in spans)
 
 
 def lane_rows(found: Timeline) -> list[dict[str, Any]]:

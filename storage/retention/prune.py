@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from storage.errors import CorruptEntryError, RunBusyError, RunHasForksError, StoreError
+from storage.errors import CorruptEntryError, RunBusyError, RunHasForksError
 from storage.log.manifest import Entry, FileRef
 from storage.log.run import Run
 from storage.log.store import Store
@@ -158,7 +158,7 @@ def create_fork(
     try:
         # Once the header is there: whoever prunes looks for forks after its session is there, so one sees the other.
         _check_may_fork(store.run(parent.name, intact_part=True), needed)
-    except StoreError:
+    except BaseException:  # also Ctrl-C: a fork that was never checked would keep its parent's files
         store.objects.delete([layout.entry_key(name, 0)])
         raise
     return child

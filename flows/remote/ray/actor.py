@@ -66,15 +66,17 @@ class Replica:
         """Calls one method of the worker; returns its answer with the progress that :meth:`news` has not yet told."""
         given = json.loads(request)
         number = given["id"]
-        self._news[number] = []
+        progress = self._news[number] = []
         try:
             result = await self._worker.call(
-                given["method"], on_progress=self._news[number].append, alone=given["alone"], **given["arguments"]
+                given["method"], on_progress=progress.append, alone=given["alone"], **given["arguments"]
             )
             answer = json.dumps({"result": result})
         except (RondoError, StoreError) as error:
             answer = self._failed(error)
-        return json.dumps({**json.loads(answer), "progress": self._news.pop(number)})
+        finally:
+            del self._news[number]
+        return json.dumps({**json.loads(answer), "progress": progress})
 
     async def news(self) -> str:
         """Returns the progress of the requests since the last time; an answer is a sign of life as well."""
