@@ -40,7 +40,8 @@ from flows.prefect_api.limits import Turn
 from flows.prefect_api.server import give_up_soon
 from pipeline.errors import RondoError
 from storage.log.lease import utc_now
-from storage.log.run import Run, Writer
+from storage.log.run import Run
+from storage.log.writer import Writer
 
 LOOK_SECONDS = 2.0
 PAUSE_SIGNAL = signal.SIGUSR1

@@ -13,8 +13,9 @@ from flows.round.worker_set import WorkerSet
 from pipeline.recipe import Recipe
 from pipeline.records import prompt_seed
 from storage.log.manifest import Entry, FileRef, Key
-from storage.log.run import Run, Writer
+from storage.log.run import Run
 from storage.log.store import Store
+from storage.log.writer import Writer
 from storage.tables.shared_values import Labels
 
 

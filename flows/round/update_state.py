@@ -5,7 +5,8 @@ from typing import Any
 
 from pipeline.records import content_id
 from storage.log.manifest import Entry, FileRef, Key
-from storage.log.run import Run, Writer
+from storage.log.run import Run
+from storage.log.writer import Writer
 
 STATE_FORMAT = 2
 """The format of a saved state. A state of another format stays in the store, and its steps are taken again."""

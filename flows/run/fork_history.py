@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from storage.log.manifest import Entry, FileRef
-from storage.log.run import Run, Writer
+from storage.log.run import Run
 from storage.log.store import Store
+from storage.log.writer import Writer
 
 
 def import_parent_rounds(store: Store, run: Run, writer: Writer) -> None:

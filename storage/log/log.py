@@ -164,6 +164,12 @@ class Log:
         with self.lock:
             return self._state.pending.get(key)
 
+    def find(self, key: Key) -> Entry | None:
+        """Returns the commit with exactly this key."""
+        if key.round not in self.finished:
+            return self.pending_commit(key)
+        return next((entry for entry in self.snapshot(key.round).commits if entry.key == key), None)
+
     def newest_commit(self, key: Key) -> Entry | None:
         """Finds the newest commit of this piece of work, whatever its inputs, in a round that is not finished.
 

@@ -268,3 +268,10 @@ def _text(value: str, what: str) -> str:
     if not isinstance(value, str):
         raise InvalidNameError(f"{what} {value!r} is no text")
     return value
+
+
+def key_of(entry: Entry) -> Key:
+    """Returns the key of a commit; CorruptEntryError if it has none."""
+    if entry.key is None:
+        raise CorruptEntryError(f"log entry {entry.number} is a commit without a key")
+    return entry.key

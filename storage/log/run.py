@@ -1,26 +1,19 @@
-"""A run: reading what its log names, and the one writer that appends to it."""
+"""A run: what its log names. Its one writer is in ``writer.py``."""
 
-import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal
 
 from storage.errors import (
-    BackendError,
-    CorruptEntryError,
-    InvalidEntryError,
     MissingObjectError,
-    RoundFinishedError,
-    RunBusyError,
     RunNotFoundError,
     StoreError,
-    UnsupportedStoreError,
-    remedy,
 )
 from storage.log import lease, tombstones
 from storage.log.log import Log
-from storage.log.manifest import MAX_NUMBER, Entry, FileRef, Key, Kind, decode_entry, encode_entry
+from storage.log.manifest import Entry, FileRef, Key, key_of
+from storage.log.writer import Writer
 from storage.objects import layout
 from storage.objects.objects import Objects
 
@@ -88,9 +81,7 @@ class Run:
 
     def find(self, key: Key) -> Entry | None:
         """The commit with exactly this key."""
-        if key.round not in self._log.finished:
-            return self._log.pending_commit(key)
-        return next((entry for entry in self._commits(key.round) if entry.key == key), None)
+        return self._log.find(key)
 
     def entries(self, round: int | None = None, stage: str | None = None) -> list[Entry]:
         """The commits of a round, or of all, in log order; the shards of one stage stand together, by index."""
@@ -104,7 +95,7 @@ class Run:
 
     def work(self, round: int, stage: str | None = None) -> list[Entry]:
         """The commits as :meth:`entries` has them, each piece of work once, also one that was made the newest again."""
-        return [entry for entry in self.entries(round, stage) if not _key(entry).renewal]
+        return [entry for entry in self.entries(round, stage) if not key_of(entry).renewal]
 
     def unfinished(self) -> list[Entry]:
         """The commits of rounds that are not finished, in log order."""
@@ -117,11 +108,11 @@ class Run:
         """
         latest: dict[int | None, Entry] = {}
         for entry in sorted(self.entries(round, stage), key=lambda entry: entry.number):
-            latest[_key(entry).shard] = entry
+            latest[key_of(entry).shard] = entry
         if not latest:
             return []
         newest = max(latest.values(), key=lambda entry: entry.number)
-        whole = _key(newest).shard is None
+        whole = key_of(newest).shard is None
         chosen = [newest] if whole else [entry for shard, entry in latest.items() if shard is not None]
         return [file for entry in sorted(chosen, key=_shard) for file in entry.files]
 
@@ -151,7 +142,7 @@ class Run:
     @contextmanager
     def writer(
         self, take_over: bool = False, meta: dict[str, Any] | None = None, *, ends_pause: bool = False
-    ) -> Iterator["Writer"]:
+    ) -> Iterator[Writer]:
         """The right to append to the run, until the end of the block.
 
         Args:
@@ -163,16 +154,16 @@ class Run:
             RunBusyError: another process has it, or was faster.
             UnsupportedStoreError: the backend overwrites where it must not.
         """
-        writer = Writer(self, self._objects, self._log, take_over, meta or {}, ends_pause)
+        writer = Writer(self._objects, self._log, take_over, meta or {}, ends_pause)
         try:
             yield writer
         except BaseException as error:
             try:
-                writer._close(type(error).__name__)
+                writer.close(type(error).__name__)
             except StoreError as closing:
                 error.add_note(f"the run '{self.name}' could not be closed either: {closing}")
             raise
-        writer._close(None)
+        writer.close(None)
 
     def _commits(self, round_number: int) -> list[Entry]:
         with self._log.lock:
@@ -186,237 +177,11 @@ class Run:
             return commits + list(self._log.pending.values())
 
 
-class Writer:
-    """Appends to the log of a run. Safe to use from several threads of its process."""
-
-    def __init__(
-        self, run: Run, objects: Objects, log: Log, take_over: bool, meta: dict[str, Any], ends_pause: bool
-    ) -> None:
-        self._run, self._objects, self._log = run, objects, log
-        self._ended: str | None = None
-        self._paused: dict[str, Any] | None = None
-        self.session = uuid.uuid4().hex
-        try:
-            self._begin(take_over, meta, ends_pause)
-            log.write_snapshots()
-        except BaseException:
-            lease.end(self.session)
-            raise
-
-    def commit(self, key: Key, files: Sequence[FileRef], meta: dict[str, Any] | None = None) -> Entry:
-        """Make files visible; where the key is committed already, return that entry and change nothing.
-
-        Raises:
-            RunBusyError: another writer has taken the run over.
-            RoundFinishedError: the round is finished, and has no such commit.
-            InvalidEntryError: the meta is not JSON.
-            BackendError: the outcome is unknown: to commit the same key again is safe.
-        """
-        with self._log.lock:
-            found = self._run.find(key)
-            if found is not None:
-                return found
-            self._check_open()
-            if key.round in self._log.finished:
-                raise RoundFinishedError(
-                    f"round {key.round} of run '{self._run.name}' is finished: {key} cannot be added"
-                )
-            return self._publish("commit", key, tuple(files), meta or {})
-
-    def renew(self, entry: Entry) -> Entry:
-        """Make a commit the newest of its piece of work again, where one of other inputs has come after it.
-
-        Readers take the newest, as :meth:`Run.files` does. It is published again, with its files, under a key of its
-        own; that of a finished round stays as it is.
-
-        Raises:
-            As for :meth:`commit`.
-        """
-        with self._log.lock:
-            key = _key(entry)
-            newest = self._log.newest_commit(key)
-            if newest is None or (newest.files, newest.meta) == (entry.files, entry.meta):
-                return entry
-            return self.commit(key.renewed(newest.number), entry.files, entry.meta)
-
-    def finish_round(self, round: int, meta: dict[str, Any]) -> Entry:
-        """Make the round visible as a whole; where it is finished already, return its entry and change nothing.
-
-        Raises:
-            RoundFinishedError: a later round is finished.
-            Others as for :meth:`commit`.
-        """
-        with self._log.lock:
-            finished = self._log.finished
-            if round not in finished:
-                if finished and round < finished[-1]:
-                    raise RoundFinishedError(
-                        f"round {round} of run '{self._run.name}' cannot be finished after round {finished[-1]}"
-                    )
-                self._publish("round", Key(round, "round"), (), meta)
-            self._log.write_snapshots()
-            return self._log.snapshot(round).entry
-
-    def drop(self, files: Sequence[FileRef], reason: str) -> Entry | None:
-        """Give files up for good, those of finished rounds too: publish that they are gone, then remove their bytes.
-
-        The bytes stay where they are another run's or shared, and where a fork names them; those that a crash leaves
-        behind are swept later.
-
-        Args:
-            files: those that are dropped already are passed over; None is returned where no other is left.
-            reason: as in "the weights of round 3 were ...": pruned, superseded.
-
-        Raises:
-            As for :meth:`commit`; CorruptEntryError where the log of a fork is damaged.
-        """
-        with self._log.lock:
-            dropped = self._log.dropped
-            left = tuple(file for file in files if file.path not in dropped)
-            unfinished = {file.path for commit in self._log.pending.values() for file in commit.files}
-            known_to_forks = any(file.path not in unfinished for file in files)  # forks share finished rounds only
-            needed = tombstones.needed_by_forks(self._objects, self._run.name) if known_to_forks else set()
-            entry = self._publish("release", None, left, {"reason": reason}) if left else None
-            own = [file.path for file in files if layout.run_of(file.path) == self._run.name]
-            tombstones.remove(self._objects, set(own) - needed)
-            return entry
-
-    def pause(self, meta: dict[str, Any]) -> None:
-        """Leave the run paused at the end of this session: until a writer ends the pause, those that ask hold back.
-
-        Args:
-            meta: what :attr:`Run.pause` is to say of it.
-        """
-        self._paused = meta
-
-    def leave(self) -> None:
-        """Write no more, and leave the log as it is, without the entry that closes the session."""
-        with self._log.lock:
-            lease.end(self.session)
-            self._ended = f"the writer of run '{self._run.name}' was closed: open another"
-
-    def _begin(self, take_over: bool, meta: dict[str, Any], ends_pause: bool) -> None:
-        """Publish the session, once no other one holds the run."""
-        log, name = self._log, self._run.name
-        with log.lock:
-            log.refresh()
-            while True:
-                self._check_free(take_over)
-                self._paused = None if ends_pause else log.pause
-                pause = {} if self._paused is None else {"paused": self._paused}
-                draft = self._draft("session", None, (), {**meta, **pause, **lease.describe_process()})
-                entry = self._put(draft)
-                if entry is not None:
-                    break
-                self._catch_up(draft.number)
-            if self._objects.create(layout.entry_key(name, entry.number), encode_entry(entry)):
-                raise UnsupportedStoreError(
-                    "the backend overwrites objects that it is asked to create: keep the store on another one"
-                )
-
-    def _check_free(self, take_over: bool) -> None:
-        last = self._log.session
-        if last is None or self._log.session_closed:
-            return
-        state = lease.holder(last)
-        if state == "alive" or (state == "unknown" and not take_over):
-            name = self._run.name
-            taking = f"if it is dead, {remedy('take over', name)}"
-            way_out = "wait for it, or stop it" if state == "alive" else taking
-            raise RunBusyError(f"run '{name}' is written by {lease.describe_holder(last)}: {way_out}")
-
-    def _check_open(self) -> None:
-        if self._ended is not None:
-            raise RunBusyError(self._ended)
-
-    def _publish(self, kind: Kind, key: Key | None, files: tuple[FileRef, ...], meta: dict[str, Any]) -> Entry:
-        self._check_open()
-        while True:
-            draft = self._draft(kind, key, files, meta)
-            entry = self._put(draft)
-            if entry is not None:
-                return entry
-            self._catch_up(draft.number)
-            self._check_fence()
-            # An earlier attempt of this session, whose outcome was unknown, arrived late.
-            if kind == "commit" and key is not None and (found := self._run.find(key)) is not None:
-                return found
-            if kind == "round" and key is not None and key.round in self._log.finished:
-                return self._log.snapshot(key.round).entry
-
-    def _catch_up(self, number: int) -> None:
-        self._log.refresh()
-        if self._log.head.number < number:
-            raise BackendError(
-                f"log entry {number} of run '{self._run.name}' is there, but the backend does not list it"
-            )
-
-    def _check_fence(self) -> None:
-        last = self._log.session
-        if last is None or last.session == self.session:
-            return
-        self._ended = (
-            f"run '{self._run.name}' was taken over by {lease.describe_holder(last)}: this writer has stopped; what "
-            "it had committed is kept, resume the run once the other one is done"
-        )
-        raise RunBusyError(self._ended)
-
-    def _draft(self, kind: Kind, key: Key | None, files: tuple[FileRef, ...], meta: dict[str, Any]) -> Entry:
-        number = self._log.head.number + 1
-        if number > MAX_NUMBER:
-            raise InvalidEntryError(f"the log of run '{self._run.name}' is full")
-        return Entry(number, kind, self.session, key, files, meta, self._log.head_digest, lease.utc_now())
-
-    def _put(self, draft: Entry) -> Entry | None:
-        """The entry as readers see it; None if another entry has its number."""
-        data = encode_entry(draft)
-        if not put_once(self._objects, layout.entry_key(self._run.name, draft.number), data):
-            return None
-        entry = decode_entry(data)
-        self._log.append(entry, data)
-        return entry
-
-    def _close(self, error: str | None) -> None:
-        with self._log.lock:
-            lease.end(self.session)
-            if self._ended is None:
-                with suppress(RunBusyError):  # the newer session closes this one
-                    pause = {} if self._paused is None else {"paused": self._paused}
-                    self._publish("close", None, (), {"error": error, **pause})
-                self._ended = f"the writer of run '{self._run.name}' was closed: open another"
-
-
-def put_once(objects: Objects, key: str, data: bytes) -> bool:
-    """Put-if-absent that recognises its own bytes: a write whose reply was lost counts as done.
-
-    Raises:
-        BackendError: the write failed, and the object is not there.
-    """
-    try:
-        if objects.create(key, data):
-            return True
-    except BackendError:
-        try:
-            there = objects.read(key)
-        except MissingObjectError:
-            there = None
-        if there is None:
-            raise
-        return there == data
-    return objects.read(key) == data
-
-
-def _key(entry: Entry) -> Key:
-    if entry.key is None:
-        raise CorruptEntryError(f"log entry {entry.number} is a commit without a key")
-    return entry.key
-
-
 def _shard(entry: Entry) -> int:
-    shard = _key(entry).shard
+    shard = key_of(entry).shard
     return -1 if shard is None else shard
 
 
 def _piece(entry: Entry) -> tuple[int, str, bool]:
-    key = _key(entry)
+    key = key_of(entry)
     return key.round, key.stage, key.shard is None

@@ -9,7 +9,8 @@ from typing import Any
 from storage.errors import InvalidNameError, RunExistsError, RunNotFoundError, UnsupportedStoreError, remedy
 from storage.log.lease import utc_now
 from storage.log.manifest import Entry, encode_entry
-from storage.log.run import Run, put_once
+from storage.log.run import Run
+from storage.log.writer import put_once
 from storage.objects import layout
 from storage.objects.objects import LocalObjects, Objects, open_objects
 

@@ -19,9 +19,9 @@ from storage.errors import (
     MissingObjectError,
 )
 from storage.log.manifest import FORMAT, FileRef, seal, unseal
-from storage.log.run import put_once
 from storage.log.store import Store
 from storage.log.tombstones import why_missing
+from storage.log.writer import put_once
 from storage.objects import durable, layout
 from storage.tables.shards import check_size
 

@@ -13,8 +13,9 @@ from pipeline.preferences import build_preferences
 from pipeline.recipe import Recipe
 from pipeline.records import CANDIDATES, EVALUATION_LOGPS, JUDGMENTS, PROMPTS, STEPS, to_table
 from storage.log.manifest import Key
-from storage.log.run import Run, Writer
+from storage.log.run import Run
 from storage.log.store import Store
+from storage.log.writer import Writer
 from storage.tables.shards import write_table
 
 LN2 = 0.6931471805599453

@@ -9,8 +9,9 @@ from flows.analysis.pruning import prune_to
 from flows.registry.verify_rules import RULES
 from flows.run.fork_history import import_parent_rounds
 from storage.log.manifest import FileRef, Key
-from storage.log.run import Run, Writer
+from storage.log.run import Run
 from storage.log.store import Store
+from storage.log.writer import Writer
 from storage.retention.prune import Pruning, create_fork
 from storage.tables.checkpoints import find_shared, stage_directory, stage_shared, weights_digest
 from storage.tables.shards import write_table

@@ -19,7 +19,7 @@ import psutil
 
 from flows.remote.worker_process import WorkerProcess
 from storage.log.manifest import Key
-from storage.log.run import Writer
+from storage.log.writer import Writer
 
 
 def _die() -> None:

@@ -12,8 +12,8 @@ from pipeline.errors import ConfigError
 from pipeline.planning.shapes import KNOWN_SHAPES
 from pipeline.recipe import Recipe
 from storage.log.manifest import Key
-from storage.log.run import Writer
 from storage.log.store import Store
+from storage.log.writer import Writer
 from support.finished_run import finished_run, small_recipe
 
 GPU_RECIPE = Path(__file__).parents[3] / "deploy" / "recipes" / "qwen2.5-0.5b-gpu.yaml"

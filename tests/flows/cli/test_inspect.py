@@ -21,8 +21,8 @@ from pipeline.errors import ConfigError
 from pipeline.records import PROMPTS, to_table
 from storage.errors import NotCommittedError, QueryError
 from storage.log.manifest import Key
-from storage.log.run import Writer
 from storage.log.store import Store
+from storage.log.writer import Writer
 from storage.queries.round_query import table
 from storage.tables.checkpoints import stage_directory
 from storage.tables.shards import write_table

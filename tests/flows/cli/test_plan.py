@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from flows.cli.main import app
 from pipeline.errors import ConfigError
 from storage.log.manifest import Key
-from storage.log.run import Writer
 from storage.log.store import Store
+from storage.log.writer import Writer
 from support.finished_run import finished_run, small_recipe
 
 DATASET = {"source": "datasets", "name": "owner/name"}

@@ -15,8 +15,9 @@ from flows.report.rendering import to_svg
 from flows.report.report import write_report
 from flows.report.timeline import Lane, Timeline, duration, lane_rows, timeline
 from storage.log.manifest import Key
-from storage.log.run import Run, Writer
+from storage.log.run import Run
 from storage.log.store import Store
+from storage.log.writer import Writer
 from support.finished_run import finished_run
 
 START = 1_800_000_000.0

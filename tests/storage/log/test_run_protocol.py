@@ -332,7 +332,8 @@ class Overwriting(Objects):
 
 
 def test_backend_without_put_if_absent_is_refused() -> None:
-    store = Store("memory://", Overwriting(Store.open("memory://").objects._store))
+    backend = Store.open("memory://").objects._store
+    store = Store("memory://", Overwriting("memory://", lambda _seconds: backend))
     with pytest.raises(UnsupportedStoreError, match="overwrites"):
         store.create_run("a", {})
 
