@@ -12,7 +12,9 @@ from storage.log.manifest import Entry, encode_entry
 from storage.log.run import Run
 from storage.log.writer import put_once
 from storage.objects import layout
-from storage.objects.objects import LocalObjects, Objects, open_objects
+from storage.objects.local import LocalObjects
+from storage.objects.objects import Objects
+from storage.objects.opening import open_objects
 
 
 class Store:

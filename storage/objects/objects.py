@@ -1,21 +1,18 @@
-"""Objects under keys, on local disk, in memory, or in an S3, GCS or Azure bucket: put-if-absent alike on all.
+"""Objects under keys, in memory, or in an S3, GCS or Azure bucket: put-if-absent alike on all.
 
-``obstore`` does the work. On a local disk this module adds what it leaves out: fsync, and the refusal of symbolic
-links that lead out of the root.
+``obstore`` does the work. ``local.py`` adds local disks.
 """
 
 import hashlib
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import cache, partial
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
-from urllib.parse import urlsplit
 
 import obstore
 from obstore.exceptions import (
@@ -24,21 +21,17 @@ from obstore.exceptions import (
     PermissionDeniedError,
     UnauthenticatedError,
 )
-from obstore.store import LocalStore, MemoryStore, from_url
 
 from storage.errors import (
     BackendError,
-    InvalidNameError,
     MissingObjectError,
     StorageAccessError,
     StoreError,
-    UnsupportedStoreError,
 )
 from storage.objects import durable
-from storage.objects.patience import Patience, client_retries
+from storage.objects.patience import Patience
 from storage.objects.upload import Upload
 
-_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "memory")
 _PARALLEL_READS = 16
 
 _Answer = TypeVar("_Answer")
@@ -230,126 +223,6 @@ class Objects:
         """Remove the directory below which no object is left; only local disks have such directories."""
 
 
-class LocalObjects(Objects):
-    """Objects in a local directory."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._prefix = os.path.join(root, "")
-        super().__init__(str(root), lambda seconds: LocalStore(root))
-
-    def _check_root(self) -> None:
-        """BackendError where the root is not there any more: nothing may make it again at the place that it had."""
-        if not self.root.is_dir():
-            raise _gone(self.root)
-
-    def local_path(self, key: str) -> Path:
-        """Where the object lies; InvalidNameError where links lead out of the root, BackendError where that is gone."""
-        self._check_root()
-        with clear_errors(key):
-            path = os.path.realpath(f"{self._prefix}{key}")
-        if not path.startswith(self._prefix):
-            raise InvalidNameError(f"{key!r} leads out of {self.root} through a symbolic link: remove the link")
-        return Path(path)
-
-    def create(self, key: str, data: bytes) -> bool:
-        return durable.create(self.local_path(key), data)
-
-    def read(self, key: str) -> bytes:
-        with clear_errors(key):
-            return self.local_path(key).read_bytes()
-
-    def read_many(self, keys: Sequence[str]) -> list[bytes]:
-        return [self.read(key) for key in keys]
-
-    def open(self, key: str) -> BinaryIO:
-        with clear_errors(key):
-            return self.local_path(key).open("rb")
-
-    def size(self, key: str) -> int | None:
-        path = self.local_path(key)
-        return path.stat().st_size if path.is_file() else None
-
-    def written(self, key: str) -> datetime:
-        with clear_errors(key):
-            return datetime.fromtimestamp(self.local_path(key).stat().st_mtime, UTC)
-
-    def keys(self, prefix: str, after: str | None = None) -> list[str]:
-        self.local_path(prefix)
-        return super().keys(prefix, after)
-
-    def listing(self, prefix: str) -> list[Listed]:
-        """Plain files; those too that obstore leaves out because a killed writer had not named them yet."""
-        base, found = self.local_path(prefix), []
-        with clear_errors(prefix):
-            for directory, _, names in os.walk(base):
-                for path in (Path(directory, name) for name in names):
-                    if path.is_symlink() or not path.is_file():
-                        continue
-                    with suppress(FileNotFoundError):  # it was removed meanwhile
-                        state = path.stat()
-                        key = f"{prefix}/{path.relative_to(base).as_posix()}"
-                        found.append(Listed(key, state.st_size, datetime.fromtimestamp(state.st_ctime, UTC)))
-        return sorted(found, key=lambda item: item.key)
-
-    def children(self, prefix: str) -> list[str]:
-        self.local_path(prefix)
-        return super().children(prefix)
-
-    @contextmanager
-    def sink(self, key: str) -> Iterator[Sink]:
-        path = self.local_path(key)
-        with durable.clear_errors(path):
-            durable.make_directories(path.parent)
-            try:
-                with path.open("xb") as raw:
-                    yield Sink(raw, str(path))
-                durable.sync_all([path, path.parent])
-            except BaseException:
-                path.unlink(missing_ok=True)
-                raise
-
-    def delete(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            with clear_errors(key):
-                self.local_path(key).unlink(missing_ok=True)
-
-    def remove_empty(self, prefix: str) -> None:
-        base = self.local_path(prefix)
-        for directory, _, _ in os.walk(base, topdown=False):
-            with suppress(OSError):  # not empty, or gone
-                Path(directory).rmdir()
-
-
-def open_objects(root: str | Path, *, create: bool = True) -> Objects:
-    """The objects under a local directory, which is created unless it must be there, or under a URI.
-
-    Raises:
-        UnsupportedStoreError: the URI's scheme is none that has put-if-absent, or the backend's settings are missing.
-        InvalidNameError: the directory's name is not UTF-8.
-        StorageAccessError: the directory cannot be created.
-    """
-    scheme = urlsplit(str(root)).scheme if isinstance(root, str) and "://" in root else ""
-    if scheme in ("", "file"):
-        return _open_local(Path(urlsplit(str(root)).path if scheme else root), create=create)
-    if scheme not in _SCHEMES:
-        raise UnsupportedStoreError(
-            f"no store can be kept under {root}: use a local directory or one of {', '.join(_SCHEMES)}"
-        )
-    if scheme == "memory":
-        kept = MemoryStore()
-        return Objects(str(root), lambda seconds: kept)
-
-    @cache  # each has its connections, and its credentials
-    def open_client(seconds: float | None) -> obstore.store.ObjectStore:
-        return from_url(str(root), retry_config=client_retries(seconds))
-
-    try:
-        return Objects(str(root), open_client)
-    except (BaseError, ValueError) as error:
-        raise UnsupportedStoreError(f"cannot open {root}: {_first_line(error)}") from error
-
-
 @contextmanager
 def clear_errors(key: str) -> Iterator[None]:
     """Turn the errors of the backend into those of the store."""
@@ -359,39 +232,11 @@ def clear_errors(key: str) -> Iterator[None]:
     except StoreError:
         raise
     except (PermissionDeniedError, UnauthenticatedError) as error:
-        raise StorageAccessError(f"access to {key} is denied: {_first_line(error)}") from error
+        raise StorageAccessError(f"access to {key} is denied: {first_line(error)}") from error
     except (BaseError, ValueError) as error:
-        raise BackendError(f"the storage backend failed at {key}: {_first_line(error)}") from error
+        raise BackendError(f"the storage backend failed at {key}: {first_line(error)}") from error
 
 
-def _open_local(path: Path, *, create: bool) -> LocalObjects:
-    with durable.clear_errors(path):
-        if path.exists() and not path.is_dir():
-            raise UnsupportedStoreError(f"{path} is no directory: give a directory for the store")
-        resolved = path.expanduser().resolve()
-        _check_encodable(resolved)
-        if create:
-            durable.make_directories(resolved)
-        elif not resolved.is_dir():
-            raise _gone(resolved)
-    return LocalObjects(resolved)
-
-
-def _check_encodable(root: Path) -> None:
-    """Raises InvalidNameError if the directory's name could be written into no record and no address."""
-    try:
-        str(root).encode()
-    except UnicodeEncodeError:
-        shown = os.fsencode(root).decode(errors="backslashreplace")
-        raise InvalidNameError(f"the name of the directory {shown} is not UTF-8: rename it") from None
-
-
-def _gone(root: Path) -> BackendError:
-    return BackendError(
-        f"the root {root} is gone, moved or removed since it was opened: put it back, or go on where it is now, with "
-        "--root"
-    )
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Returns the first line of what an error says."""
     return str(error).partition("\n")[0]

@@ -12,7 +12,8 @@ from storage.errors import RunBusyError
 from storage.log.manifest import Key
 from storage.log.store import Store
 from storage.objects import layout
-from storage.objects.objects import LocalObjects, Objects
+from storage.objects.local import LocalObjects
+from storage.objects.objects import Objects
 
 
 def act_elsewhere() -> None:

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from storage.log.manifest import decode_entry
-from storage.objects.objects import LocalObjects, Objects, Sink
+from storage.objects.local import LocalObjects
+from storage.objects.objects import Objects, Sink
 from storage.tables import checkpoints
 
 KINDS = ("before", "torn", "linked", "after")
