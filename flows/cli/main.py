@@ -37,7 +37,7 @@ class _Group(TyperGroup):
 app = typer.Typer(
     name="rondo",
     cls=_Group,
-    help="Rounds of online DPO: sample, judge, update, evaluate, checkpoint; resume or fork from any of them.",
+    help="Rounds of iterative DPO: sample, judge, update, evaluate, checkpoint; resume or fork from any of them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 app = Commands("Look into runs")
 _WIDTH = 48
-_MARKS: dict["Kind", str] = {"training": "█", "evaluation": "▒", "hand over": "▲"}
+_MARKS: dict["Kind", str] = {"training": "█", "evaluation": "▒", "weight sync": "▲"}
 _IDLE = "·"
 
 

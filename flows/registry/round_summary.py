@@ -109,7 +109,7 @@ class RoundSummary(BaseModel):
     chosen_fell: float | None = Field(None, description="share of pairs whose chosen answer became less likely")
     chosen_change: float | None = None
     rejected_change: float | None = None
-    handover_drift: float = Field(description="sampler against trainer after the hand-over, nats per token")
+    handover_drift: float = Field(description="sampler against trainer after the weight sync, nats per token")
     sampled_tokens: int
     seconds: dict[str, float] = Field(
         description="time of each stage, in which its worker was at it; ahead is that in which the next round was "

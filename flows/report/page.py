@@ -23,6 +23,9 @@ from storage.log.store import Store
 _TIMED_ROUNDS = 2
 """Rounds whose timeline is shown: the last ones."""
 
+_TODAY = {"hand over": "weight sync"}
+"""Parts of a round that are called otherwise in the store."""
+
 
 @dataclass(frozen=True)
 class Card:
@@ -152,7 +155,7 @@ def _work(summary: RoundSummary, stages: Sequence[str], staleness: int) -> dict[
     """
     dropped = ", ".join(f"{count} {reason}" for reason, count in summary.dropped.items())
     first, expected = summary.first_loss, summary.first_loss_expected
-    seconds = {f"{stage}, s": _shown(summary.seconds.get(stage), ".1f") for stage in stages}
+    seconds = {f"{_TODAY.get(stage, stage)}, s": _shown(summary.seconds.get(stage), ".1f") for stage in stages}
     lag = {"KL to reference at start": _shown(summary.first_kl, ".2f")} if staleness else {}
     return {
         "round": str(summary.round),

@@ -263,7 +263,7 @@ def _times(times: Timeline | None) -> Iterator[Section]:
     cut = " If nothing ran for long, that time is cut out, at the dashed line." if times.cuts else ""
     caption = (
         "A bar is a piece of work, such as a shard: for training, for the evaluation of the new policy, or the "
-        f"hand-over of its weights.{pale}{cut}"
+        f"sync of its weights.{pale}{cut}"
     )
     yield Section(
         "Where the time goes",

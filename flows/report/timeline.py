@@ -15,14 +15,14 @@ from flows.host.work_spans import busy_seconds, union
 from storage.log.manifest import Entry
 from storage.log.run import Run
 
-Kind = Literal["training", "evaluation", "hand over"]
-KINDS: tuple[Kind, ...] = ("training", "evaluation", "hand over")
+Kind = Literal["training", "evaluation", "weight sync"]
+KINDS: tuple[Kind, ...] = ("training", "evaluation", "weight sync")
 
 # Stage: the part that does it, and what for. Round 0 only prepares: it trains nothing.
 _STAGES: dict[str, tuple[str, Kind]] = {
     "candidates": ("sample", "training"),
     "eval_candidates": ("sample", "evaluation"),
-    "handover": ("sample", "hand over"),
+    "handover": ("sample", "weight sync"),
     "judgments": ("judge", "training"),
     "preferences": ("judge", "training"),
     "replayed": ("judge", "training"),

@@ -54,7 +54,7 @@ def _checkpoint(context: RoundContext, number: int) -> dict[str, Any]:
 
 
 def _costs(context: RoundContext, number: int) -> dict[str, Any]:
-    """Tokens, and time in which each part of the round was at work; prompts that were set aside."""
+    """Tokens, and time in which each part of the round was at work; prompts that were skipped."""
 
     def metas(*stages: str) -> list[dict[str, Any]]:
         return [entry.meta for stage in stages for entry in context.run.work(number, stage)]

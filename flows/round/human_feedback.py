@@ -55,8 +55,8 @@ async def override(context: RoundContext, number: int, done: Sequence[Shard]) ->
     keys = {question.key for question in questions}
     asked = [choice for choice in choices if choice["question"] in keys]
     inputs = content_id([hashes(preferences), asked])
-    if decided := context.find(number, "preferences", inputs):
-        return decided
+    if by_people := context.find(number, "preferences", inputs):
+        return by_people
     answer = await context.workers.judge.call(
         JudgeWorker.override,
         prompts=context.files(0, "prompts"), candidates=files_of(shard.candidates for shard in done),

@@ -32,10 +32,10 @@ async def run_round(context: RoundContext, number: int) -> RoundSummary:
     if number > 0:
         await ask_people(context, number)
         async with process_shards(context, number, training(context, number)) as shards:
-            decided, replayed = await human_preferences(context, number, shards)
+            by_people, replayed = await human_preferences(context, number, shards)
             await round_steps.sleep_sampler(context, shards)
             async with prefetch(context, number + 1, shards):
-                await update(context, number, shards, decided, replayed)
+                await update(context, number, shards, by_people, replayed)
     await round_steps.sync_weights(context, number)
     evaluation = await evaluate(context, number)
     return await finish_round(context, number, evaluation)
@@ -59,9 +59,9 @@ async def human_preferences(context: RoundContext, number: int, shards: Shards) 
     if not (recipe.people or recipe.preferences.replay.share):
         return None, None
     done = await shards.all()
-    decided = await human_feedback.override(context, number, done)
-    own = [decided] if decided else [shard.preferences for shard in done]
-    return decided, await round_steps.replay(context, number, files_of(own))
+    by_people = await human_feedback.override(context, number, done)
+    own = [by_people] if by_people else [shard.preferences for shard in done]
+    return by_people, await round_steps.replay(context, number, files_of(own))
 
 
 @contextlib.asynccontextmanager

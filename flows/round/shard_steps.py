@@ -78,9 +78,9 @@ def _skip(
     if skipped > most:
         raise EngineError(
             f"the engine died {TRIES} times on shard {shard} of round {number}; with its {len(rows)} prompts {skipped} "
-            f"would be set aside, more than the {most:g} that sampling.max_skipped_fraction allows: {error}"
+            f"would be skipped, more than the {most:g} that sampling.max_skipped_fraction allows: {error}"
         ) from error
-    context.display.say(f"round {number}: {len(rows)} prompts of shard {shard} are set aside: {error}")
+    context.display.say(f"round {number}: {len(rows)} prompts of shard {shard} are skipped: {error}")
     return {"set_aside": len(rows), "reason": str(error)}
 
 

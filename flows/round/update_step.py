@@ -31,18 +31,18 @@ WITH_POLICY = ("probe", "optimizer", "ema")
 
 @step("{context.name} r{number} update")
 async def update(
-    context: RoundContext, number: int, shards: Shards, decided: Entry | None = None, replayed: Entry | None = None
+    context: RoundContext, number: int, shards: Shards, by_people: Entry | None = None, replayed: Entry | None = None
 ) -> Entry:
     """The DPO update: from the policy of the round before to the round's checkpoint, which is that one without any.
 
     Args:
         shards: those of the round; in mode streaming some may still be on their way.
-        decided: people's preferences, in place of those of the shards.
+        by_people: people's preferences, in place of those of the shards.
         replayed: preferences of earlier rounds beside them.
     """
     with context.display.stage(number, "update", unit="steps") as display:
-        job = _Update(context, display, number, decided, replayed)
-        if job.may_be_done or context.recipe.mode == "phased" or decided or replayed:
+        job = _Update(context, display, number, by_people, replayed)
+        if job.may_be_done or context.recipe.mode == "phased" or by_people or replayed:
             ready = await shards.all()
             if done := job.find(ready):
                 return done
@@ -62,11 +62,11 @@ class _Update:
     """One round's update as the flow sees it."""
 
     def __init__(
-        self, context: RoundContext, display: Stage, number: int, decided: Entry | None, replayed: Entry | None
+        self, context: RoundContext, display: Stage, number: int, by_people: Entry | None, replayed: Entry | None
     ) -> None:
         config = context.recipe.update
         self._context, self._display, self._number = context, display, number
-        self._decided, self._replayed = decided, replayed
+        self._by_people, self._replayed = by_people, replayed
         self._policy, self._reference = context.policies.after(number - 1), context.policies.reference(number)
         self._optimizer = context.files(number - 1, "optimizer") if config.optimizer_state == "carried" else ()
         self._average = context.policies.average(number - 1) if config.reference == "ema" else None
@@ -119,8 +119,8 @@ class _Update:
         else:
             self._given, self._state = list(done), None
         own = preference_shards(self._given, whole)
-        if self._decided is not None:
-            own = [PreferenceShard(files_of(shard.candidates for shard in done), self._decided.files, 1.0)]
+        if self._by_people is not None:
+            own = [PreferenceShard(files_of(shard.candidates for shard in done), self._by_people.files, 1.0)]
         reference = self._reference or self._policy
         given = UpdateInputs(
             policy=self._policy,
@@ -170,7 +170,7 @@ class _Update:
 
     def has_preferences(self, done: Sequence[Shard]) -> bool:
         """Whether there is something to learn from."""
-        found = [self._decided] if self._decided else [shard.preferences for shard in done]
+        found = [self._by_people] if self._by_people else [shard.preferences for shard in done]
         return any(entry is not None and entry.meta["preferences"] for entry in found)
 
     def keep_policy(self, done: Sequence[Shard]) -> Entry:
@@ -202,7 +202,7 @@ class _Update:
         return answer.result
 
     def _key(self, done: Sequence[Shard]) -> str:
-        preferences = [self._decided] if self._decided else [shard.preferences for shard in done]
+        preferences = [self._by_people] if self._by_people else [shard.preferences for shard in done]
         return content_id([self._inputs, hashes(files_of(preferences))])
 
     def _hear(self, told: Mapping[str, Any]) -> None:

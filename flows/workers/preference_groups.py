@@ -67,7 +67,7 @@ def with_reference(
     """The groups with the reference's log-probabilities by the engine that the recipe asks for.
 
     ``auto`` compares the two engines on the first step's worth of preferences, and takes the sampler's where no
-    sequence, here or at the hand-over, differs by more than ``reference_tolerance`` nats.
+    sequence, here or at the weight sync, differs by more than ``reference_tolerance`` nats.
 
     Args:
         tolerance: how far the two may be apart on average, in nats per token, if they hold the same policy.

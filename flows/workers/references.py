@@ -81,7 +81,7 @@ class UpdateInputs:
         average: the moving average of the policies before this round, if one is kept.
         state: what an update that was interrupted had done with these very shards.
         referenced: how it knew the reference's log-probabilities, as the round's metrics say it.
-        drift: difference of sampler and trainer after the hand-over of the policy that sampled, in nats per sequence.
+        drift: difference of sampler and trainer after the sync of the policy that sampled, in nats per sequence.
     """
 
     policy: PolicyRef
@@ -113,7 +113,7 @@ class Drift:
     Args:
         per_token: largest over the sequences of the difference of sums, divided by length, in nats per token.
         per_sequence: largest difference of sums, in nats per sequence.
-        seconds: time of the hand-over, from the call to the compared probe.
+        seconds: time of the weight sync, from the call to the compared probe.
     """
 
     per_token: float

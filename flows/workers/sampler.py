@@ -157,13 +157,13 @@ class SamplerWorker(Worker):
                     f"{lower}: set sampling.engine to transformers, or take another model"
                 )
             raise WeightSyncError(
-                f"after the hand-over of policy {policy.digest[:12]} the sampler's log-probabilities differ from the "
+                f"after the sync of policy {policy.digest[:12]} the sampler's log-probabilities differ from the "
                 f"trainer's by {drift.per_token:.3g} nats per token, more than sampling.handover_tolerance "
                 f"{agreed.tolerance:g}: {why}{agreed.explain(drift.per_token)}"
             )
         if _nearer_to_previous(sums, probe):
             raise WeightSyncError(
-                f"after the hand-over of policy {policy.digest[:12]} the sampler is nearer to the log-probabilities "
+                f"after the sync of policy {policy.digest[:12]} the sampler is nearer to the log-probabilities "
                 "of the policy before it than to the new ones: the engine has kept the old weights"
             )
         return drift

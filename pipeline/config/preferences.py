@@ -40,7 +40,7 @@ class PreferencesConfig(Config):
         "drop", description="of a ranking: leave out what ties with a better one, or let it share that one's place"
     )
     max_pairs: int | None = Field(
-        None, ge=1, le=100_000, description="most preferences of a prompt, drawn by the seed; all where empty"
+        None, ge=1, le=100_000, description="most preferences of a prompt, drawn by the seed; all if empty"
     )
     min_margin: float = Field(0.0, ge=0, description="least difference in score; what is not above it is a tie")
     min_probability: float | None = Field(

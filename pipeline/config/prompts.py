@@ -8,9 +8,7 @@ from pipeline.config.base import Config, Corpus
 
 MaxTokens = Annotated[
     int | None,
-    Field(
-        ge=1, description="longest prompt to take, in tokens; longer ones are left out; where empty, they stop the run"
-    ),
+    Field(ge=1, description="longest prompt to take, in tokens; longer ones are left out; if empty, they stop the run"),
 ]
 
 
@@ -59,7 +57,7 @@ class DatasetPrompts(Config):
 
     source: Literal["datasets"]
     name: str = Field(min_length=1, description="name on the data hub, or a local directory")
-    subset: str | None = Field(None, description="configuration of the dataset, where it has several")
+    subset: str | None = Field(None, description="configuration of the dataset, if it has several")
     split: str = Field("train", min_length=1, description="split to read, or a slice of it, such as train[:1000]")
     column: str = Field(
         "prompt",

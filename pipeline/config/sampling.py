@@ -46,13 +46,13 @@ class SamplingConfig(Config):
         None,
         ge=16,
         le=10_000_000,
-        description="longest sequence of the engine, in tokens; the model's own where empty",
+        description="longest sequence of the engine, in tokens; the model's own if empty",
     )
     handover_tolerance: float | None = Field(
         None,
         gt=0,
         le=10,
-        description="largest difference to the trainer after a hand-over of weights, in nats per token; where empty "
+        description="largest difference to the trainer after a weight sync, in nats per token; if empty "
         f"{FLOAT32_TOLERANCE:g}, or {BFLOAT16_TOLERANCE:g} if update.precision is bfloat16",
     )
     cache_gib: float = Field(1.0, gt=0, le=2000, description="memory of the engine's KV cache, in GiB")

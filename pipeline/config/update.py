@@ -17,7 +17,7 @@ class LoraConfig(Config):
     rank_stabilised: bool = Field(False, description="scale by alpha / sqrt(rank) instead, arXiv:2312.03732")
     target_modules: tuple[str, ...] = Field(
         (),
-        description="names of the modules to adapt; all linear layers but the output head where empty, and those of "
+        description="names of the modules to adapt; all linear layers but the output head if empty, and those of "
         "attention alone in a mixture of experts",
     )
 
@@ -74,7 +74,7 @@ class UpdateConfig(Config):
     router_loss_weight: Annotated[float, Later(0.0)] = Field(
         0.0, ge=0, le=100, description="weight of the balancing loss of a mixture of experts"
     )
-    lora: LoraConfig | None = Field(None, description="train a low-rank adapter; all weights where empty")
+    lora: LoraConfig | None = Field(None, description="train a low-rank adapter; all weights if empty")
     learning_rate: float = Field(
         default_factory=_learning_rate,
         gt=0,
@@ -126,7 +126,7 @@ class UpdateConfig(Config):
         None, gt=0, description="end a round's steps after one whose mean reward margin is above this"
     )
     checkpoint_steps: int = Field(
-        0, ge=0, le=1_000_000, description="steps between checkpoints within a round, to resume from; none where 0"
+        0, ge=0, le=1_000_000, description="steps between checkpoints within a round, to resume from; none if 0"
     )
     reference_logprobs: Literal["sampler", "trainer", "auto"] = Field(
         "auto", description="whose log-probabilities are the reference's"
@@ -135,7 +135,7 @@ class UpdateConfig(Config):
         1e-2,
         gt=0,
         le=100,
-        description="auto takes the sampler's where they differ from the trainer's by less, in nats per sequence",
+        description="auto takes the sampler's if they differ from the trainer's by less, in nats per sequence",
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the forward pass, and of vLLM on a GPU; master weights are float32"

@@ -174,7 +174,7 @@ def check_first_loss(loss: float, expected: float | None, *, drift: float, toler
     if expected is None or abs(loss - expected) <= tolerance * abs(expected):
         return
     raise FirstLossError(
-        f"the first loss is {loss:.6f} and theory gives {expected:.6f} where policy and reference are one; "
+        f"the first loss is {loss:.6f} and theory gives {expected:.6f} if policy and reference are one; "
         f"the largest difference between the two is {drift:.3g} nats a sequence. The reference "
         "log-probabilities are not those of these weights: look for a sampler that kept older weights, other "
         "token ids (a missing end-of-sequence token), tempered log-probabilities, or dropout; "

@@ -137,7 +137,7 @@ def alarms(
     if config.kl_limit is not None and metrics["kl_initial"] > config.kl_limit:
         found.append(f"drift: KL to the initial policy is {metrics['kl_initial']:.2f} nats, above {config.kl_limit:g}")
     if metrics.get("set_aside"):
-        found.append(f"set aside: the engine died on {metrics['set_aside']} prompts, which the round went on without")
+        found.append(f"skipped: the engine died on {metrics['set_aside']} prompts, which the round went on without")
     unparsable = metrics.get("unparsable")
     if unparsable is not None and unparsable > UNPARSABLE_SHARE:
         found.append(f"judge: {unparsable:.0%} of its replies could not be read")

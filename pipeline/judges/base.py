@@ -33,7 +33,7 @@ class JudgeConfig(Config):
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
         examples=["helpfulness"],
-        description="name in the tables; the kind where empty",
+        description="name in the tables; the kind if empty",
     )
 
     @property

@@ -13,7 +13,7 @@ class ExactAnswerConfig(JudgeConfig):
 
     kind: Literal["exact_answer"]
     after: str | None = Field(
-        None, min_length=1, description="the answer is what follows the last of these marks; the whole text where empty"
+        None, min_length=1, description="the answer is what follows the last of these marks; the whole text if empty"
     )
 
     GIVES_VERDICTS = True

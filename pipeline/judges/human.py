@@ -27,7 +27,7 @@ _WAIT = Field(
     0.0,
     ge=0,
     le=60 * 24 * 365,
-    description="how long a round waits for labels where a Prefect server runs, in minutes; where 0, or without a "
+    description="how long a round waits for labels if a Prefect server runs, in minutes; if 0, or without a "
     "server, the run stops, and goes on when it is resumed",
 )
 
@@ -71,9 +71,9 @@ class HumanFeedbackConfig(Config):
     is that of the people, and what they hold equal is dropped as a tie. The other pairs stay as they were.
     """
 
-    override: Literal[True] = Field(True, description="where there is a choice for a pair, it decides")
+    override: Literal[True] = Field(True, description="if there is a choice for a pair, it decides")
     wait_for: int = Field(
-        20, ge=1, le=1_000_000, description="pairs of a round that are to be labelled; all where it has fewer"
+        20, ge=1, le=1_000_000, description="pairs of a round that are to be labelled; all if it has fewer"
     )
     wait_minutes: float = _WAIT
     on_timeout: Literal["stop", "judge"] = Field(

@@ -46,7 +46,7 @@ class Pairwise(Config):
 
     kind: Literal["pairwise"]
     opponents: int | None = Field(
-        None, ge=2, le=1000, multiple_of=2, description="opponents of each answer, drawn by the seed; all where empty"
+        None, ge=2, le=1000, multiple_of=2, description="opponents of each answer, drawn by the seed; all if empty"
     )
     seed: int = Field(0, ge=0, lt=2**31, description="of the drawing")
 
@@ -87,7 +87,7 @@ class LlmConfig(JudgeConfig):
     show_reference: bool = Field(False, description="show the model the prompt's reference answer")
     rationale: bool = Field(False, description="ask for a reason before the verdict, and keep it")
     structured: bool | None = Field(
-        None, description="ask for JSON by a schema as response_format; where empty, if the endpoint takes one"
+        None, description="ask for JSON by a schema as response_format; if empty, if the endpoint takes one"
     )
     max_tokens: int = Field(256, ge=1, le=100_000, description="longest reply, in tokens")
     temperature: float = Field(0.0, ge=0, le=2, description="of the reply")

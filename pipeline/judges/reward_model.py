@@ -39,7 +39,7 @@ class Head(Config):
     """One output of a classifier that has several."""
 
     name: str = Field(min_length=1, max_length=100, description="name among the components; the model's label for it")
-    output: int | None = Field(None, ge=0, description="its number, from 0; found by the model's label where empty")
+    output: int | None = Field(None, ge=0, description="its number, from 0; found by the model's label if empty")
     weight: float = Field(1.0, ge=-1000, le=1000, description="weight in the score")
 
 
@@ -49,7 +49,7 @@ class RewardModelConfig(JudgeConfig):
     kind: Literal["reward_model"]
     path: str = Field(min_length=1, description="local directory, or id on the model hub")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
-    heads: tuple[Head, ...] = Field((), description="the outputs that count, where the classifier has several")
+    heads: tuple[Head, ...] = Field((), description="the outputs that count, if the classifier has several")
     without_template: bool = Field(
         False, description="join prompt and answer as they are, in place of the classifier's chat template"
     )

@@ -340,7 +340,7 @@ def _untied_shapes(directory: Path) -> Shapes:
     if is_tied(config) and str(config.get("model_type")) not in SAMPLED_TIED:
         raise EngineError(
             f"the checkpoint {directory} has tied embeddings, which do not survive a reload: "
-            "pass what policy.sampler_copy makes of it"
+            "pass what pipeline.model.sampler_copy makes of it"
         )
     return weight_shapes(directory)
 

@@ -152,13 +152,13 @@ def test_a_stale_run_can_be_checked_forked_and_gone_on_with(rondo: Rondo, root: 
 def test_a_shard_that_kills_the_engine_is_set_aside(rondo: Rondo, streamed: Path, root: Path, tmp_path: Path) -> None:
     """Two shards are in the engine when it dies; the other one is not blamed, and gives what it always gives."""
     done = run(rondo, streamed, "hurt", tmp_path, "rounds=1", environment={"RONDO_POISON": "candidates:1:1"})
-    assert "2 prompts of shard 1 are set aside: the sampler process ended with status -9" in done.stderr
+    assert "2 prompts of shard 1 are skipped: the sampler process ended with status -9" in done.stderr
     hurt, whole = Store.open(tmp_path).run("hurt"), Store.open(root).run("phased")
     assert [_digest(hurt, shard) for shard in range(6)] == [
         None if shard == 1 else _digest(whole, shard) for shard in range(6)
     ]
     assert hurt.rounds()[1].meta["set_aside"] == 2
-    assert "set aside: the engine died on 2 prompts" in hurt.rounds()[1].meta["alarms"][-1]
+    assert "skipped: the engine died on 2 prompts" in hurt.rounds()[1].meta["alarms"][-1]
     assert rondo("verify", "hurt", "--root", str(tmp_path)).returncode == 0
     assert rondo("show", "hurt@1", "--root", str(tmp_path), "--table", "preferences").stdout
 
@@ -166,7 +166,7 @@ def test_a_shard_that_kills_the_engine_is_set_aside(rondo: Rondo, streamed: Path
 @pytest.mark.parametrize(
     ("poison", "changes", "words"),
     [
-        ("candidates:1:2", ["sampling.most_set_aside=0.1"], "2 would be set aside, more than the 1.2"),
+        ("candidates:1:2", ["sampling.most_set_aside=0.1"], "2 would be skipped, more than the 1.2"),
         ("eval_candidates:0:1", [], "died 3 times on held-out shard 1 of round 0"),
     ],
 )

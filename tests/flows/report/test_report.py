@@ -116,7 +116,7 @@ def test_shows_the_updates_and_their_checks(whole: str) -> None:
     first = columns.index("preferences")
     assert columns[first : first + 11] == [
         "preferences", "dropped", "steps", "first loss", "off by", "last loss", "accuracy", "drift", "tokens/s",
-        "hand over, s", "sample, s",
+        "weight sync, s", "sample, s",
     ]  # fmt: skip
     last_row = [text.strip() for text in page.texts["td"][-11:]]
     assert last_row == ["3", "none", "4", "0.6931", "+2e-07", "0.5000", "75.0%", "1e-06", "500", "0.1", "2.0"]

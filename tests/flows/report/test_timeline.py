@@ -65,13 +65,13 @@ def test_lanes_say_how_long_they_worked() -> None:
     assert found is not None
     assert (found.started, found.seconds, found.ends, found.cuts) == (START, 10.0, {1: 10.0}, [])
     sample, judge, update = lanes.values()
-    assert sample.by_kind == {"training": 4.0, "evaluation": 0.5, "hand over": 0.5}
+    assert sample.by_kind == {"training": 4.0, "evaluation": 0.5, "weight sync": 0.5}
     assert (sample.busy, sample.idle, sample.share) == (5.0, 5.0, 0.5)
-    # 550 tokens in the 4.5 seconds of sampling: the hand-over has none, and does not count.
+    # 550 tokens in the 4.5 seconds of sampling: the weight sync has none, and does not count.
     assert sample.tokens_per_second == pytest.approx(550 / 4.5)
-    assert judge.by_kind == {"training": 2.5, "evaluation": 0.25, "hand over": 0.0}
+    assert judge.by_kind == {"training": 2.5, "evaluation": 0.25, "weight sync": 0.0}
     assert judge.tokens_per_second is None
-    assert update.by_kind == {"training": 3.0, "evaluation": 0.5, "hand over": 0.0}
+    assert update.by_kind == {"training": 3.0, "evaluation": 0.5, "weight sync": 0.0}
     assert update.tokens_per_second == pytest.approx(200)
 
 
@@ -172,7 +172,7 @@ def test_a_chart_has_a_bar_for_each_piece_in_its_colour() -> None:
         widths[colour].append(width)
     training, evaluation, weight_sync = widths.values()
     assert (len(training), len(evaluation), len(weight_sync)) == (6, 3, 1)
-    # The update takes 3 s, and the hand-over half a second; coordinates have three decimals.
+    # The update takes 3 s, and the weight sync half a second; coordinates have three decimals.
     assert max(training) / weight_sync[0] == pytest.approx(6, abs=0.01)
 
 
@@ -199,7 +199,7 @@ def test_very_many_pieces_make_a_light_chart() -> None:
 
 
 def committed(writer: Writer, number: int) -> None:
-    """A round of ten seconds after the one before: the update takes six, the hand-over one."""
+    """A round of ten seconds after the one before: the update takes six, the weight sync one."""
     begin = 10.0 * number
     if number:
         writer.commit(Key(number, "checkpoint"), [], at(begin + 1, begin + 7, "cuda:0", train_tokens=1200))
@@ -242,7 +242,7 @@ def test_rows_are_for_people() -> None:
     assert found is not None
     assert lane_rows(found)[0] == {
         "part": "sample", "device": "cpu", "busy, s": "5.0", "share": "50%", "training, s": "4.0",
-        "evaluation, s": "0.5", "hand over, s": "0.5", "tokens/s": "122", "idle, s": "5.0",
+        "evaluation, s": "0.5", "weight sync, s": "0.5", "tokens/s": "122", "idle, s": "5.0",
     }  # fmt: skip
     assert [duration(seconds) for seconds in (4.4, 59, 3599, 3661, 90_000, 400_000)] == [
         "4 s", "59 s", "1 h 0 min", "1 h 1 min", "25 h 0 min", "5 days",

@@ -46,7 +46,7 @@ def three_shards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         await asyncio.sleep(0.01)
         found.put(0, THROUGH)
         if number == 2:
-            raise EngineError("too many would be set aside")
+            raise EngineError("too many would be skipped")
         found.put(1, THROUGH)
         found.put(2, THROUGH)
         begun.append(f"{context.name} {number} through")
@@ -68,7 +68,7 @@ def test_who_waits_for_shards_that_fail_does_not_try_again(rounds: RoundContext,
                 waited.append(error)
                 raise
 
-    with pytest.raises(EngineError, match="too many would be set aside"):
+    with pytest.raises(EngineError, match="too many would be skipped"):
         asyncio.run(work())
     assert waited
     assert three_shards == ["r 2"], "what waits for them does not begin"
