@@ -43,14 +43,14 @@ class RoundContext:
 
     @property
     def name(self) -> str:
-        """The run's."""
+        """Returns the run's name."""
         return self.run.name
 
     def find(self, round: int, stage: str, inputs: str = "", shard: int | None = None) -> Entry | None:
-        """The entry of a finished piece of work.
+        """Returns the entry of a finished piece of work; None if it is not finished.
 
-        If other inputs came after these, as when people change their minds and change them back, it is made the
-        newest again, which is what readers take.
+        Readers take the newest entry. If other inputs came after these, as when people change their minds and change
+        them back, this entry is made the newest again.
         """
         entry = self.run.find(Key(round=round, stage=stage, shard=shard, inputs=inputs))
         return entry and self.writer.renew(entry)
@@ -58,7 +58,7 @@ class RoundContext:
     def find_in(
         self, places: Sequence[tuple[int, str]], table: str, inputs: str, shard: int
     ) -> tuple[Entry | None, str]:
-        """The entry of a shard in the first of these places that has it, and else the stage to commit it to."""
+        """Returns a shard's entry from the first of these places that has it, or None, and the stage to commit to."""
         stage = ""
         for round, prefix in places:
             stage = f"{prefix}{table}"
@@ -79,25 +79,25 @@ class RoundContext:
         return self.writer.renew(self.writer.commit(Key(round, stage, shard, inputs), files, meta))
 
     def files(self, round: int, stage: str) -> tuple[FileRef, ...]:
-        """The committed files of a stage, in shard order."""
+        """Returns the committed files of a stage, in shard order."""
         return tuple(self.run.files(round, stage))
 
     def steps_before(self, round: int) -> int:
-        """Optimizer steps of all rounds before this one, as they were finished."""
+        """Counts the optimizer steps of all finished rounds before this one."""
         return sum(entry.meta.get("steps") or 0 for entry in self.run.rounds()[:round])
 
     def seed(self, round: int) -> int:
-        """Seed of a round's own random choices: the order of its preferences, random opponents."""
+        """Returns the seed of a round's own random choices: the order of its preferences, random opponents."""
         return prompt_seed(self.recipe.seed, round, "round")
 
     def choices(self, round: int) -> list[dict[str, Any]]:
-        """What people had chosen when the round first asked: all its steps see the same."""
+        """Returns what people had chosen when the round first asked: all its steps see the same."""
         if round not in self._choices:
             self._choices = {round: Labels(self.store).newest()}
         return self._choices[round]
 
     def newest_choices(self, round: int) -> list[dict[str, Any]]:
-        """What people have chosen by now, which the round's later steps then see."""
+        """Reads what people have chosen by now, which the round's later steps then see."""
         self._choices.pop(round, None)
         return self.choices(round)
 
@@ -106,13 +106,14 @@ _CURRENT: ContextVar[RoundContext] = ContextVar("context")
 
 
 def current_context() -> RoundContext:
-    """The context of the run that is executed, for its flow: Prefect records a flow's parameters, which are plain.
+    """Returns the context of the run that is executed, for its flow alone.
 
-    All that it calls is given it as an argument.
+    Prefect records a flow's parameters, which are plain values, so the context cannot be one of them. All that the
+    flow calls is given the context as an argument.
     """
     return _CURRENT.get()
 
 
 def enter(context: RoundContext) -> None:
-    """Makes a context that of the flow that this task runs."""
+    """Sets the context that `current_context` returns to the flow that this task runs."""
     _CURRENT.set(context)

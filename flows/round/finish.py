@@ -14,7 +14,7 @@ from pipeline.evaluation.held_out import alarms
 
 
 async def finish_round(context: RoundContext, number: int, evaluation: dict[str, Any]) -> RoundSummary:
-    """Makes the round visible as a whole: after this it counts, before it never was."""
+    """Makes the round visible as a whole: it counts from here on, and no reader sees it before."""
     metrics, recipe = {**evaluation, **_costs(context, number)}, context.recipe
     if not number:
         metrics["alarms"] = [f"judge: {sentence}" for sentence in evaluation.get("unscored", ())]
@@ -33,7 +33,7 @@ async def finish_round(context: RoundContext, number: int, evaluation: dict[str,
         origin=round_origin(context, number),
         **{key: value for key, value in metrics.items() if key in RoundSummary.model_fields and key != "policy"},
     )
-    # Before it counts: killed in between, it is tracked again and replaces what was.
+    # Tracked before it counts: if the command is killed in between, it is tracked again and replaces what was.
     meta = summary.model_dump(mode="json")
     context.monitors.tracker.round(number, context.steps_before(number) + (summary.steps or 0), meta)
     drop_states(context.run, context.writer, number)  # nobody would come back to it once the round is finished
@@ -54,7 +54,7 @@ def _checkpoint(context: RoundContext, number: int) -> dict[str, Any]:
 
 
 def _costs(context: RoundContext, number: int) -> dict[str, Any]:
-    """Tokens, and time in which each part of the round was at work; prompts that were skipped."""
+    """Sums the round's tokens, the time in which each part of it was at work, and the prompts that were skipped."""
 
     def metas(*stages: str) -> list[dict[str, Any]]:
         return [entry.meta for stage in stages for entry in context.run.work(number, stage)]
@@ -68,7 +68,7 @@ def _costs(context: RoundContext, number: int) -> dict[str, Any]:
     metrics: dict[str, Any] = {"sampled_tokens": sum(meta["tokens"] for meta in sampled), "seconds": seconds}
     if number:
         updated = [_checkpoint(context, number)]
-        # With the checks of the reference and the saving; one that an earlier version made knows its steps alone.
+        # With the checks of the reference and the saving; a checkpoint of an earlier version has its steps' time alone.
         seconds["update"] = busy_seconds(spans_of(updated)) or updated[0]["seconds"]
         metrics["set_aside"] = sum(meta.get("set_aside", 0) for meta in metas("candidates"))
         ahead = context.run.work(number + 1, "candidates")

@@ -25,7 +25,7 @@ from storage.log.manifest import Entry
 
 @step("{context.name} r{number} wait for people")
 async def wait_for_judges(context: RoundContext, number: int) -> None:
-    """If people are the judge: goes on once somebody has answered each question of the round, or stops the run."""
+    """Waits, if people are the judge, until each question of the round is answered, or stops the run."""
     if isinstance(context.recipe.judge, HumanConfig):
         questions = questions_of(context.store, context.run, number, context.recipe)
 
@@ -37,7 +37,7 @@ async def wait_for_judges(context: RoundContext, number: int) -> None:
 
 @step("{context.name} r{number} override")
 async def override(context: RoundContext, number: int, done: Sequence[Shard]) -> Entry | None:
-    """The round's preferences with people's choices in place of the judge's; None if the recipe asks for none.
+    """Builds the round's preferences with people's choices in place of the judge's; None if the recipe asks for none.
 
     The run stops if fewer pairs are labelled than the recipe waits for.
 
@@ -69,9 +69,9 @@ async def override(context: RoundContext, number: int, done: Sequence[Shard]) ->
 async def _wait(
     context: RoundContext, number: int, config: HumanFeedbackConfig | HumanConfig, missing: Callable[[], int]
 ) -> None:
-    """Returns once no label is missing, or the round goes on without; the choices are those of then.
+    """Returns once no label is missing, or once the round goes on without them; the choices are those of then.
 
-    If neither is so, and the command has waited as long as the recipe says, the run stops.
+    If neither is so when the command has waited as long as the recipe says, the run stops.
     """
     if context.find(number, "unlabelled") or missing() <= 0:
         return
@@ -79,7 +79,7 @@ async def _wait(
     task = f"{missing()} labels are missing: rondo label {name}@{number}"
     context.monitors.notifier.tell("labels", f"{name}: labels are missing", task)
     if config.wait_minutes:
-        # Of the first time that they were asked, whatever has ended or begun anew since.
+        # The time at which they were first asked, whatever has ended or begun anew since.
         asked = datetime.fromisoformat(context.commit(number, "asked", []).time)
         outcome = await _ask(context, config, task, missing, asked + timedelta(minutes=config.wait_minutes))
     left = missing()
@@ -105,7 +105,7 @@ async def _ask(
     missing: Callable[[], int],
     deadline: datetime,
 ) -> str | None:
-    """How the wait has ended; None if it has to be done by stopping, for want of a server."""
+    """Waits in Prefect and returns how that ended; None if there is no server to wait in, so that the run must stop."""
     control = context.control
     if datetime.now(UTC) >= deadline:
         return "time"

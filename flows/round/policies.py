@@ -19,12 +19,12 @@ class Policies:
         self._finished: dict[int, PolicyRef] = {}
 
     def digest(self, round: int) -> str:
-        """Hash of the weights that a round ended with; round 0's are the initial ones."""
+        """Returns the hash of the weights that a round ended with; round 0's are the initial ones."""
         digest: str = self._latest(round, "checkpoint").meta["policy"]
         return digest
 
     def after(self, round: int) -> PolicyRef:
-        """The policy that a round ended with."""
+        """Returns the policy that a round ended with."""
         if round not in self._finished:
             (probe,) = self._latest(round, "probe").files
             checkpoint = self._latest(round, "checkpoint")
@@ -35,18 +35,18 @@ class Policies:
         return self._finished[round]
 
     def average(self, round: int) -> PolicyRef:
-        """The moving average of the policies up to a round; it begins with the first round that keeps one."""
+        """Returns the moving average of the policies up to a round; a round that keeps none has its own policy."""
         averages = self._run.entries(round=round, stage="ema")
         if not averages:
             return self.after(round)
         return PolicyRef(averages[-1].meta["policy"], averages[-1].files, self.after(round).probe)
 
     def sampled_by(self, round: int) -> int:
-        """The round whose policy samples the completions of a round."""
+        """Returns the round whose policy samples the completions of a round."""
         return max(round - 1 - self._recipe.staleness, 0)
 
     def reference(self, round: int) -> PolicyRef | None:
-        """The reference of a round's update; None if it is the policy that the update starts from."""
+        """Returns the reference of a round's update; None if it is the policy that the update starts from."""
         kind = self._recipe.update.reference
         if kind == "previous":
             reference = self.after(self.sampled_by(round))
@@ -55,20 +55,20 @@ class Policies:
         return None if reference.digest == self.digest(round - 1) else reference
 
     def of_judge(self, place: int, round: int) -> JudgePolicies | None:
-        """The two policies that a judge compares when it judges a round's completions; None if it compares none."""
+        """Returns the two policies that a judge compares in judging a round's completions; None if it compares none."""
         config = self._recipe.judges[place]
         if not isinstance(config, ImplicitConfig):
             return None
         return JudgePolicies(*(self.after(number) for number in config.rounds(round)))
 
     def weight_sync(self, round: int) -> Entry:
-        """The entry that says how the sampler took the weights that a round ended with."""
+        """Returns the entry that says how the sampler took the weights that a round ended with."""
         return self._latest(round, "handover")
 
     def _base(self, round: int) -> tuple[FileRef, ...]:
-        """The whole checkpoint that a round's adapter changes; nothing if the round's own is whole.
+        """Returns the full checkpoint that a round's adapter changes; nothing if the round's own is full.
 
-        It lies further back with every round, and is known of the round before as a rule.
+        It lies further back with every round, and is usually known from the round before.
         """
         if not is_adapter(self._latest(round, "checkpoint").files):
             return ()

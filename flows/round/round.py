@@ -28,7 +28,7 @@ from storage.log.manifest import Entry
 
 
 async def run_round(context: RoundContext, number: int) -> RoundSummary:
-    """One round of iterative DPO; round 0 only evaluates the initial policy."""
+    """Runs one round of iterative DPO; round 0 only evaluates the initial policy."""
     if number > 0:
         await ask_people(context, number)
         async with process_shards(context, number, training(context, number)) as shards:
@@ -42,19 +42,19 @@ async def run_round(context: RoundContext, number: int) -> RoundSummary:
 
 
 def training(context: RoundContext, number: int) -> PromptBatch:
-    """A round's own prompts."""
+    """Returns a round's own prompts."""
     return PromptBatch.training(number, context.policies.sampled_by(number))
 
 
 async def ask_people(context: RoundContext, number: int) -> None:
-    """If people are the judge: samples what they are asked about, and waits; the round then is judged by that."""
+    """Samples what people are asked about, if they are the judge, and waits; their answers then judge the round."""
     if isinstance(context.recipe.judge, HumanConfig):
         await judged(context, number, training(context, number))
         await human_feedback.wait_for_judges(context, number)
 
 
 async def human_preferences(context: RoundContext, number: int, shards: Shards) -> tuple[Entry | None, Entry | None]:
-    """What needs all preferences of a round: people who decide in the judge's place, and what is replayed beside."""
+    """Returns what needs all preferences of a round: people's in the judge's place, and those that are replayed."""
     recipe = context.recipe
     if not (recipe.people or recipe.preferences.replay.share):
         return None, None
@@ -66,10 +66,10 @@ async def human_preferences(context: RoundContext, number: int, shards: Shards) 
 
 @contextlib.asynccontextmanager
 async def prefetch(context: RoundContext, number: int, own: Shards) -> AsyncIterator[None]:
-    """With staleness 1: while the block runs, the next round's completions are sampled with the policy that is there.
+    """Samples the next round's completions, with staleness 1, while the block runs, with the policy that is there.
 
-    They wait for the round's ``own`` shards, which may be of another policy, and the engine holds one at a time: so it
-    is in the first round, and in one that a run or a fork goes on with.
+    They wait for the round's ``own`` shards. These may be of another policy, as in the first round and in one that a
+    run or a fork goes on with, and the engine holds one policy at a time.
     """
     if not context.recipe.staleness or number > context.goal:
         yield
@@ -79,13 +79,13 @@ async def prefetch(context: RoundContext, number: int, own: Shards) -> AsyncIter
 
 
 async def judged(context: RoundContext, number: int, batch: PromptBatch) -> list[Shard]:
-    """A batch of prompts, sampled and judged."""
+    """Samples and judges a batch of prompts."""
     async with process_shards(context, number, batch) as shards:
         return await shards.all()
 
 
 async def evaluate(context: RoundContext, number: int) -> dict[str, Any]:
-    """Held-out reward, win rates against the previous round and round 0, and KL to both of their policies.
+    """Measures held-out reward, win rates against the previous round and round 0, and KL to both of their policies.
 
     A round without an update has the completions and judgments of the round before.
     """

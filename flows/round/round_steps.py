@@ -40,7 +40,7 @@ async def check_prompts(context: RoundContext) -> TrialPrompt | None:
 
 
 async def try_judges(context: RoundContext, trial: TrialPrompt | None) -> None:
-    """Tries the judges on two answers to a prompt, but for those that have judged the run's newest round.
+    """Tries the judges on two completions of a prompt, but for those that have judged the run's newest round.
 
     Raises:
         JudgeError: a judge fails on whatever it is given.
@@ -66,7 +66,7 @@ def _say_of_prompts(context: RoundContext, told: Mapping[str, Any]) -> None:
 
 @step("{context.name} prepare policy")
 async def prepare_policy(context: RoundContext) -> Entry:
-    """Round 0's checkpoint: the warm start or the pretrained policy."""
+    """Makes round 0's checkpoint: the warm start or the pretrained policy."""
     done = context.find(0, "checkpoint") or await _made_policy(context)
     if (untried := untried_lengths(context.run)) is not None:
         context.display.say(f"policy: {untried}")
@@ -83,7 +83,7 @@ async def _made_policy(context: RoundContext) -> Entry:
 
 @step("{context.name} prepare prompts")
 async def prepare_prompts(context: RoundContext) -> Entry:
-    """The prompts of the whole run, and a probe of the initial policy on some of them."""
+    """Makes the prompts of the whole run, and a probe of the initial policy on some of them."""
     trainer, checkpoint = context.workers.trainer, context.files(0, "checkpoint")
     prompts = context.find(0, "prompts")
     if prompts is None:
@@ -129,7 +129,7 @@ async def sleep_sampler(context: RoundContext, shards: Shards) -> None:
     """Has the sampler lend its GPU's memory to the update, if they take turns; it wakes when it is asked again.
 
     Args:
-        shards: those of the round, which have to be done before.
+        shards: those of the round, which must be done first.
     """
     if context.recipe.sampler_sleeps:
         await shards.all()
@@ -153,7 +153,7 @@ async def sync_weights(context: RoundContext, number: int) -> Entry:
 def adopt_evaluation(context: RoundContext, number: int) -> None:
     """Names the held-out completions and judgments of the round before as this one's, which has the same policy.
 
-    They are found by those who would make them, unless a judge has changed since; what they cost was that round's.
+    The steps that would make them find them, unless a judge has changed since. What they cost counts for that round.
     """
     for stage in ("eval_candidates", "eval_judgments"):
         for entry in context.run.entries(number - 1, stage):
@@ -164,7 +164,7 @@ def adopt_evaluation(context: RoundContext, number: int) -> None:
 
 @step("{context.name} r{number} score")
 async def score(context: RoundContext, number: int, candidates: Sequence[Entry]) -> Entry:
-    """Log-probabilities of the held-out completions under this policy, the previous one and the initial one."""
+    """Computes the held-out completions' log-probabilities under this policy, the previous one and the initial one."""
     policy, previous, initial = (context.policies.after(round) for round in (number, max(number - 1, 0), 0))
     files = files_of(candidates)
     inputs = content_id([policy.digest, previous.digest, initial.digest, hashes(files)])
@@ -210,7 +210,7 @@ async def compare(
     logps: Sequence[Entry] = (),
     probe: Sequence[Entry] = (),
 ) -> dict[str, Any]:
-    """The metrics of an evaluation: alone, or against the judgments of the previous round and of round 0."""
+    """Returns the metrics of an evaluation: alone, or against the judgments of the previous round and of round 0."""
     async with context.display.waiting(f"round {number}  comparing it with earlier rounds"):
         answer = await context.workers.judge.call(
             JudgeWorker.compare,
@@ -226,7 +226,7 @@ async def compare(
 
 @step("{context.name} r{number} describe")
 async def describe(context: RoundContext, number: int) -> dict[str, Any]:
-    """What the round's table says of its completions, judgments and preferences."""
+    """Returns what the round's table says of its completions, judgments and preferences."""
     async with context.display.waiting(f"round {number}  gathering its metrics"):
         answer = await context.workers.judge.call(
             JudgeWorker.describe,

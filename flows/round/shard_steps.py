@@ -66,7 +66,11 @@ async def sample_shard(
 def _skip(
     context: RoundContext, number: int, shard: int, rows: list[int], batch: PromptBatch, error: Exception
 ) -> dict[str, Any]:
-    """What the entry of a shard says on which the engine has died too often; it raises if that may not be."""
+    """Returns what the entry of a skipped shard says: the engine has died on it too often.
+
+    Raises:
+        EngineError: its prompts are held-out ones, or more would be skipped than the recipe allows.
+    """
     if batch.held_out:
         raise EngineError(
             f"the engine died {TRIES} times on held-out shard {shard} of round {number}, and rounds are compared by "
@@ -140,7 +144,7 @@ async def build_preferences(
 
 
 async def retry_on_worker_death(work: Callable[[bool], Awaitable[Result]]) -> Result:
-    """What the work returns; if a worker or an engine dies in it, it is done again, up to three times in all.
+    """Returns what the work returns; if a worker or an engine dies in it, it is done again, up to three times in all.
 
     Args:
         work: is told whether it is done again.

@@ -23,7 +23,7 @@ from storage.tables.shards import read_table
 Result = TypeVar("Result")
 
 AHEAD = 4
-"""Shards on their way, for each that the sampler, or the judge, takes at once: a slower judge holds the sampler up."""
+"""Shards in progress for each one that the sampler, or the judge, takes at once: a slower judge holds the sampler up."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Shard:
 
 
 class ShardsFailedError(Exception):
-    """What whoever waits for shards gets if they will not come; whoever works on them raises why.
+    """Raised for those who wait for shards that will not come; the task that works on them raises the cause.
 
-    It is no error of the one who waits, for whom to try again would change nothing.
+    It is not an error of the one who waits: to try again would change nothing.
     """
 
 
@@ -63,22 +63,22 @@ class Shards:
         self._done[index].set_result(shard)
 
     def fail(self) -> None:
-        """None of the others will come."""
+        """Says that no other shard will come: all that wait for one get a ShardsFailedError."""
         for future in self._done:
             if not future.done():
                 future.set_exception(ShardsFailedError())
                 future.exception()  # who does not wait for it does not miss it
 
     async def first(self, count: int) -> list[Shard]:
-        """The first so many, once they are done."""
+        """Returns the first ``count`` shards, once they are done."""
         return [await asyncio.shield(self._done[index]) for index in range(count)]
 
     async def all(self) -> list[Shard]:
-        """All of them, once they are done."""
+        """Returns all shards, once they are done."""
         return await self.first(len(self))
 
     async def after(self, count: int) -> AsyncIterator[Shard]:
-        """Those after the first so many, one by one."""
+        """Yields the shards after the first ``count``, one by one, each once it is done."""
         for index in range(count, len(self)):
             yield await asyncio.shield(self._done[index])
 
@@ -87,10 +87,10 @@ class Shards:
 async def process_shards(
     context: RoundContext, number: int, batch: PromptBatch, after: Shards | None = None
 ) -> AsyncIterator[Shards]:
-    """The shards of a batch, which are worked on while the block runs, and all are done when it ends.
+    """Works on the shards of a batch while the block runs; all are done when it ends.
 
     Args:
-        after: others that have to be done before these begin.
+        after: others that must be done before these begin.
     """
     shards = Shards(prompt_rows(context, number, held_out=batch.held_out))
     working = asyncio.create_task(_process(context, number, batch, shards, after))
@@ -120,7 +120,7 @@ async def _process(
 
 @step("{context.name} r{number} shards, {batch.name}", retries=0)
 async def _process_shards(context: RoundContext, number: int, batch: PromptBatch, shards: Shards) -> None:
-    """Samples and judges a batch of prompts, shard by shard, and puts each where it is waited for."""
+    """Samples and judges a batch of prompts, shard by shard, and puts each of them into ``shards``."""
     rows, workers = shards.rows, context.workers
     total = sum(map(len, rows)) * (1 if batch.held_out else context.recipe.sampling.candidates)
     label = "held-out " if batch.held_out else ""
@@ -163,7 +163,7 @@ async def _judge_and_prefer(
 
 
 def prompt_rows(context: RoundContext, number: int, *, held_out: bool) -> list[list[int]]:
-    """Rows of the prompts table that a round samples, or those held out, cut into shards."""
+    """Returns the rows of the prompts table that a round samples, or those held out, cut into shards."""
     prompts = read_table(context.store, context.files(0, "prompts"), columns=["split"])
     sampling = context.recipe.sampling
     if held_out:
@@ -175,12 +175,12 @@ def prompt_rows(context: RoundContext, number: int, *, held_out: bool) -> list[l
 
 
 def files_of(entries: Iterable[Entry | None]) -> tuple[FileRef, ...]:
-    """The files of these entries, in order."""
+    """Returns the files of these entries, in order."""
     return tuple(file for entry in entries if entry is not None for file in entry.files)
 
 
 def preference_shards(shards: Iterable[Shard], whole: int, before: int = 0) -> list[PreferenceShard]:
-    """What the update reads of these shards, of a round of ``whole`` shards, after the first ``before`` of them."""
+    """Returns what the update reads of these shards; the round has ``whole``, of which ``before`` come before them."""
     return [
         PreferenceShard(shard.candidates.files, shard.preferences.files, (before + place + 1) / whole)
         for place, shard in enumerate(shards)
@@ -189,7 +189,7 @@ def preference_shards(shards: Iterable[Shard], whole: int, before: int = 0) -> l
 
 
 async def gather(parts: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """What all parts return; if one fails, the others are ended first."""
+    """Returns what all parts return; if one fails, the others are ended before its error is raised."""
     tasks = [asyncio.create_task(part) for part in parts]
     try:
         return await asyncio.gather(*tasks)

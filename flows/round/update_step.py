@@ -26,17 +26,19 @@ Result = TypeVar("Result")
 WITH_CHECKPOINT = ("metrics", "probe", "optimizer", "ema")
 """What an update leaves beside the checkpoint, by the stages of its entries."""
 WITH_POLICY = ("probe", "optimizer", "ema")
-"""What of it goes on with the policy if a round has no update."""
+"""The part of it that goes on with the policy if a round has no update."""
 
 
 @step("{context.name} r{number} update")
 async def update(
     context: RoundContext, number: int, shards: Shards, by_people: Entry | None = None, replayed: Entry | None = None
 ) -> Entry:
-    """The DPO update: from the policy of the round before to the round's checkpoint, which is that one without any.
+    """Trains the policy of the round before with DPO, and commits the result as the round's checkpoint.
+
+    If the round has no preferences, its checkpoint is that of the round before.
 
     Args:
-        shards: those of the round; in mode streaming some may still be on their way.
+        shards: those of the round; in mode streaming some may not be done yet.
         by_people: people's preferences, in place of those of the shards.
         replayed: preferences of earlier rounds beside them.
     """
@@ -48,7 +50,7 @@ async def update(
                 return done
         else:
             ready = await shards.first(job.saved_shards)
-        if len(ready) == len(shards):  # else it is shown from the first thing on that it says it is doing
+        if len(ready) == len(shards):  # else the stage is shown once the trainer says what it is doing
             if not job.has_preferences(ready):
                 return job.keep_policy(ready)
             display.begin()
@@ -84,21 +86,21 @@ class _Update:
 
     @property
     def saved_shards(self) -> int:
-        """How many shards an update that was interrupted had been given when its state was saved."""
+        """Counts the shards that an update that was interrupted had been given when its state was saved."""
         return self._state.meta["shards"] if self._state else 0
 
     @property
     def fed(self) -> int:
-        """How many shards the trainer has been given."""
+        """Counts the shards that the trainer has been given."""
         return len(self._given)
 
     @property
     def may_be_done(self) -> bool:
-        """Whether the round has a checkpoint, perhaps of these inputs."""
+        """Says whether the round has a checkpoint, perhaps of these inputs."""
         return bool(self._context.run.entries(round=self._number, stage="checkpoint"))
 
     def find(self, done: Sequence[Shard]) -> Entry | None:
-        """The checkpoint of exactly these inputs, if it is there already, with all that goes with it."""
+        """Finds the checkpoint of exactly these inputs, with all that goes with it; None if there is none yet."""
         context, number = self._context, self._number
         checkpoint = context.find(number, "checkpoint", self._key(done))
         if checkpoint is not None:
@@ -139,7 +141,7 @@ class _Update:
         self._note(await self._trainer.call(TrainerWorker.begin_update, inputs=given, round=number, seed=seed))
 
     async def add(self, shard: Shard, whole: int) -> None:
-        """The next shard."""
+        """Gives the trainer the next shard."""
         self._given.append(shard)
         for part in preference_shards([shard], whole, self.fed - 1):
             self._note(await self._trainer.call(TrainerWorker.add_preferences, shard=part))
@@ -147,8 +149,8 @@ class _Update:
     async def finish(self, done: Sequence[Shard]) -> Entry:
         """Has the last steps taken, and publishes the checkpoint and what goes with it.
 
-        The checkpoint comes last: where it is, all else is. That is keyed by the weights, so that an update that is
-        done again after a crash never meets what the first try left.
+        The checkpoint comes last: if it is there, all else is. What goes with it is keyed by the weights, so that an
+        update that is done again after a crash never meets what the first try left.
         """
         context, number = self._context, self._number
         if not self.has_preferences(done):
@@ -169,14 +171,14 @@ class _Update:
         return context.commit(number, "checkpoint", after.files, meta, self._key(done))
 
     def has_preferences(self, done: Sequence[Shard]) -> bool:
-        """Whether there is something to learn from."""
+        """Says whether there is something to learn from."""
         found = [self._by_people] if self._by_people else [shard.preferences for shard in done]
         return any(entry is not None and entry.meta["preferences"] for entry in found)
 
     def keep_policy(self, done: Sequence[Shard]) -> Entry:
         """Ends the round's update without one: its checkpoint, and what goes with it, are those of the round before.
 
-        They are named and not copied, so that the files stay as long as one of the rounds needs them.
+        Their files are named and not copied, so that they stay as long as one of the rounds needs them.
         """
         context, number, policy = self._context, self._number, self._policy
         context.display.say(f"round {number}: no prompt gave a preference, so there is no update")
@@ -195,7 +197,7 @@ class _Update:
         return self._context.workers.trainer.asking(on_progress=self._hear)
 
     def _note(self, answer: Answer[Result]) -> Result:
-        """What the trainer returned; when it worked is kept."""
+        """Returns what the trainer returned, and keeps when it worked."""
         self._work = answer.work
         self._display.worked_on(answer.work)
         self._busy.append(self._work["span"])

@@ -21,7 +21,7 @@ from storage.log.store import Store
 
 @dataclass(frozen=True)
 class WorkerSet:
-    """The workers of a run. The first call to each starts it, if ``start`` has not."""
+    """The workers of a run. The first call to each starts it, if it has not been started."""
 
     sampler: Client[SamplerWorker]
     judge: Client[JudgeWorker]
@@ -29,7 +29,7 @@ class WorkerSet:
 
     @property
     def carriers(self) -> tuple[Carrier, ...]:
-        """What carries requests to each of them."""
+        """Returns what carries requests to each of them."""
         return self.trainer.carrier, self.sampler.carrier, self.judge.carrier
 
     async def stop(self) -> None:
@@ -45,7 +45,7 @@ class WorkerSet:
 def create_workers(
     store: Store, run: Run, recipe: Recipe, scratch: Path, logs: Path, say: Callable[[str], None]
 ) -> WorkerSet:
-    """The workers that a recipe asks for; none is started yet.
+    """Creates the workers that a recipe asks for; none is started yet.
 
     Args:
         scratch: a local directory that goes with the command.
