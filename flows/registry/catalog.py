@@ -22,17 +22,21 @@ TABLE_ALIASES = {"completions": "candidates", "eval_completions": "eval_candidat
 
 
 def existing_store(root: str) -> Store:
-    """The store under a root that is there: to look at a misspelt one must not create it."""
+    """Opens the store under a root.
+
+    Raises:
+        ConfigError: there is no such root: to look at a misspelt one must not create it.
+    """
     if "://" not in root and not Path(root).is_dir():
         raise ConfigError(f"there is no root '{root}': give the one that the run was started with, as --root")
     return Store.open(root)
 
 
 def parse_source(source: str) -> tuple[str, int | None]:
-    """Split RUN@ROUND into the run's name and the round; None for the newest one, as RUN alone and RUN@latest mean it.
+    """Splits RUN@ROUND into the run's name and the round; None is the newest one, for RUN alone and for RUN@latest.
 
     Raises:
-        ConfigError: it has not that form.
+        ConfigError: it does not have that form.
     """
     name, _, text = source.partition("@") if "@" in source else (source, "@", NEWEST)
     if text != NEWEST and not text.isdecimal():
@@ -43,14 +47,14 @@ def parse_source(source: str) -> tuple[str, int | None]:
 
 
 def run_at_round(store: Store, source: str, *, in_progress: bool = False) -> tuple[Run, int]:
-    """Find the run and the finished round that RUN@ROUND names.
+    """Finds the run and the finished round that RUN@ROUND names.
 
     Args:
-        in_progress: a round that is not finished, but has committed something, does as well; without a number it is
-            taken only if no round is finished.
+        in_progress: whether a round that is not finished, but has committed something, does as well. Without a number
+            it is taken only if no round is finished.
 
     Raises:
-        ConfigError: it has not that form, or the round is not finished.
+        ConfigError: it does not have that form, or the round is not finished.
         RunNotFoundError: there is no such run.
     """
     name, asked = parse_source(source)
@@ -69,7 +73,7 @@ def run_at_round(store: Store, source: str, *, in_progress: bool = False) -> tup
 
 
 def committed_files(run: Run, number: int, table: str) -> list[FileRef]:
-    """List the files of a round's table, or of another of its stages; prompts are those of the run.
+    """Lists the files of a round's table, or of another of its stages; prompts are those of the run.
 
     Raises:
         NotCommittedError: the round has committed no such stage.
@@ -85,13 +89,13 @@ def committed_files(run: Run, number: int, table: str) -> list[FileRef]:
 
 
 def location(store: Store, file: FileRef) -> str:
-    """Say where a file lies: its path on a local disk, or its URI."""
+    """Says where a file lies: its path on a local disk, or its URI."""
     path = store.objects.local_path(file.path)
     return f"{store.root.rstrip('/')}/{file.path}" if path is None else str(path)
 
 
 def list_runs(root: str) -> list[dict[str, Any]]:
-    """A row for each run under a root."""
+    """Lists the runs under a root, a row for each."""
     store = existing_store(root)
     rows = []
     for name in store.run_names():
@@ -116,10 +120,10 @@ def list_runs(root: str) -> list[dict[str, Any]]:
 
 
 def state_of(state: str, *, paused: bool, finished: bool) -> str:
-    """A run's state for people: running, paused, finished or stopped.
+    """Returns a run's state as people are told it: running, paused, finished or stopped.
 
     Args:
-        state: what its log says, see ``storage.log.run.Run.state``.
+        state: what its log says; see ``storage.log.run.Run.state``.
         paused: whether schedules leave it alone.
         finished: whether it has the rounds of its recipe.
     """
@@ -131,7 +135,7 @@ def state_of(state: str, *, paused: bool, finished: bool) -> str:
 
 
 def ended_early(run: Run, goal: int) -> str | None:
-    """Why a run that has ended in order has fewer rounds than it was brought to; None if it has them all."""
+    """Says why a run that has ended in order has fewer rounds than its goal; None if it has them all."""
     last = run.last_round
     if last is None or last.meta["round"] >= goal:
         return None
@@ -142,7 +146,7 @@ def ended_early(run: Run, goal: int) -> str | None:
 
 
 def list_rounds(name: str, root: str) -> list["RoundSummary"]:
-    """The finished rounds of a run."""
+    """Lists the finished rounds of a run."""
     from flows.registry.round_summary import summaries
 
     return summaries(existing_store(root).run(name).rounds())

@@ -4,9 +4,9 @@ from storage.log.run import Run
 
 
 def untried_lengths(run: Run) -> str | None:
-    """A sentence on the lengths at which the check of packing before all work compared nothing; None if there are none.
+    """Says in a sentence at which lengths the check of packing compared nothing; None if there are none.
 
-    A model may treat sequences, or packs, differently from such a length on; see ``pipeline/model/check.py``.
+    From such a length on, a model may treat sequences, or packs, differently; see ``pipeline/model/check.py``.
     """
     lengths = [name for entry in run.entries(0, "checkpoint")[-1:] for name in entry.meta.get("untried_lengths", ())]
     if not lengths:

@@ -24,7 +24,7 @@ _OTHER_NAME = RENAMED | {new: old for old, new in RENAMED.items()}
 
 
 def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
-    """The recipe of a file, with ``dotted.key=value`` changes applied; values are read as YAML.
+    """Reads the recipe of a file, with ``dotted.key=value`` changes applied; values are read as YAML.
 
     Args:
         path: the file, or the name of a recipe that rondo brings along.
@@ -45,7 +45,7 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(content: Mapping[str, Any], changes: Sequence[str] = (), source: str = "the recipe") -> Recipe:
-    """A recipe from plain data; see ``load_recipe``."""
+    """Makes a recipe of plain data; see ``load_recipe``."""
     tree = _copy(content)
     for change in changes:
         _apply(tree, change)
@@ -59,10 +59,10 @@ def parse_recipe(content: Mapping[str, Any], changes: Sequence[str] = (), source
 
 
 def check_new_run(recipe: Recipe) -> None:
-    """Refuses what a new run may not do, though runs of version 0.1.0 did, and go on doing it.
+    """Refuses what a new run may not do; runs that version 0.1.0 began with it still go on with it.
 
     Raises:
-        ConfigError: exploration is asked for, whose mean is over samples of the reference, and these are others.
+        ConfigError: exploration is asked for, whose mean is over samples of the reference, and the completions are not.
     """
     sampling, update, replay = recipe.sampling, recipe.update, recipe.preferences.replay
     if not update.exploration_weight:
@@ -87,7 +87,7 @@ def check_files(recipe: Recipe) -> None:
     """Checks that the local files that a recipe names are there.
 
     Raises:
-        ConfigError: one is not.
+        ConfigError: one of them is not there.
     """
     if isinstance(recipe.prompts, FilePrompts) and not Path(recipe.prompts.path).is_file():
         raise ConfigError(f"prompts.path: there is no file '{recipe.prompts.path}': correct the path")
@@ -111,12 +111,12 @@ def _check_model(field: str, path: str) -> None:
 
 
 def differences(recipe: Recipe, other: Recipe) -> list[str]:
-    """The fields in which two recipes would give different runs, as ``field: a -> b``."""
+    """Lists the fields in which two recipes would give different runs, as ``field: a -> b``."""
     return [f"{key}: {before} -> {after}" for key, before, after in changed_fields(recipe, other)]
 
 
 def changed_fields(recipe: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
-    """The fields in which two recipes would give different runs, by today's names, with both values."""
+    """Lists the fields in which two recipes would give different runs, by today's names, with both values."""
     flat, flat_other = _comparable(recipe), _comparable(other)
     return [
         (key, flat.get(key), flat_other.get(key))
@@ -126,7 +126,7 @@ def changed_fields(recipe: Recipe, other: Recipe) -> list[tuple[str, Any, Any]]:
 
 
 def _comparable(recipe: Recipe) -> dict[str, Any]:
-    """All fields by today's names; values as they are hashed, so that an old name for the same is no difference."""
+    """Returns all fields by today's names, with values as they are hashed: an old name makes no difference."""
     hashed = {RENAMED.get(key, key): value for key, value in flatten(recipe.hashed()).items()}
     return flatten(recipe.model_dump(mode="json")) | hashed
 
@@ -145,7 +145,7 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     except yaml.YAMLError as error:
         raise ConfigError(f"--set '{change}': the value is not YAML: {' '.join(str(error).split())}") from error
     for name in names[:-1]:
-        if tree.get(name) is None:  # as the recorded recipe of a run has what it was not given
+        if tree.get(name) is None:  # a run's recorded recipe has None for what it was not given
             tree[name] = {}
         inner = tree[name]
         if not isinstance(inner, dict):
@@ -189,7 +189,7 @@ def describe_fault(fault: ErrorDetails) -> str:
 
 
 def _locate(loc: Sequence[int | str]) -> tuple[str, list[type[BaseModel]]]:
-    """The dotted name of a place, without the tags that choose among kinds, and the models that its last part is in."""
+    """Returns a place's dotted name, without tags that choose among kinds, and the models that its last part is in."""
     names: list[str] = []
     models: list[type[BaseModel]] = [Recipe]
     for position, part in enumerate(loc):
@@ -212,7 +212,7 @@ def _tags(model: type[BaseModel]) -> Iterator[Any]:
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of nested fields by their dotted names."""
+    """Returns the values of nested fields by their dotted names."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     return {

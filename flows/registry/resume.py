@@ -1,4 +1,4 @@
-"""The recipe with which a run goes on: its own, but for what only says where, when and for whom the work is done."""
+"""The recipe with which a run goes on: its own, but for the sections that say where, when and for whom it works."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,18 +21,18 @@ _OLD_DEFAULTS = {("update", "learning_rate"): 1e-4}
 
 
 def header(recipe: Recipe) -> dict[str, Any]:
-    """What a run records of its origin."""
+    """Returns what a run records of its origin."""
     recorded = recipe.model_dump(mode="json")
     return {"format": HEADER_FORMAT, "recipe": recorded, "packages": packages(), "parent": None}
 
 
 def recipe_of(run: Run) -> Recipe:
-    """The recipe that a run was started with."""
+    """Returns the recipe that a run was started with."""
     return Recipe.model_validate(run.header["recipe"])
 
 
 def create_or_open(store: Store, name: str, recipe: Recipe) -> tuple[Run, Recipe]:
-    """The run of this name, which is created if there is none, and the recipe that it goes on with.
+    """Returns the run of this name, which is created if there is none, and the recipe that it goes on with.
 
     Raises:
         ConfigError: it was started with a recipe that gives other results, or no run can be started with this one.
@@ -45,7 +45,7 @@ def create_or_open(store: Store, name: str, recipe: Recipe) -> tuple[Run, Recipe
 
 
 def recipe_to_resume(run: Run, given: Recipe) -> Recipe:
-    """The run's own recipe with the ``FREE`` sections of the one that is given.
+    """Returns the run's own recipe with the ``FREE`` sections of the one that is given.
 
     Raises:
         ConfigError: the two differ in something else.
@@ -58,12 +58,12 @@ def recipe_to_resume(run: Run, given: Recipe) -> Recipe:
             f"{', '.join(FREE)} may change: give the same recipe, or change it in a fork: rondo fork {run.name}@ROUND "
             "--name NEW --set KEY=VALUE"
         )
-    # Both are valid, so this is: what is left of the run's own is the number of rounds and the description.
+    # Both are valid, so this is too: only the number of rounds and the description are the run's own.
     return own.model_copy(update={section: getattr(given, section) for section in FREE})
 
 
 def _as_begun(own: Recipe, given: Recipe) -> Recipe:
-    """The given recipe as the version read it that the run was begun with: its defaults may have been others."""
+    """Returns the given recipe as it was read by the version that began the run, whose defaults may differ."""
     for (section, field), value in _OLD_DEFAULTS.items():
         part = getattr(given, section)
         if field not in part.model_fields_set and getattr(getattr(own, section), field) == value:
@@ -72,7 +72,7 @@ def _as_begun(own: Recipe, given: Recipe) -> Recipe:
 
 
 def report_changes(run: Run, recipe: Recipe, say: Callable[[str], None]) -> list[str]:
-    """In what a recipe that the run goes on with differs from the one that it was started with; said in one line."""
+    """Lists how the recipe that a run goes on with differs from the one that it began with, and says so in a line."""
     found = differences(recipe_of(run), recipe)
     if found:
         say(f"run '{run.name}' goes on otherwise than it began: {'; '.join(found)}")
@@ -80,7 +80,7 @@ def report_changes(run: Run, recipe: Recipe, say: Callable[[str], None]) -> list
 
 
 def unread_states(recipe: Recipe) -> set[str]:
-    """Which of the states that a round leaves beside its checkpoint the next one does not read."""
+    """Returns the states that a round leaves beside its checkpoint and that the next one does not read."""
     read = {"optimizer": recipe.update.optimizer_state == "carried", "ema": recipe.update.reference == "ema"}
     return {stage for stage in STATES if not read[stage]}
 
@@ -89,7 +89,7 @@ def check_goal(run: Run, recipe: Recipe, rounds: int) -> None:
     """Refuses rounds after the end of a learning rate's schedule.
 
     Raises:
-        ConfigError: it is over the run as a whole, and ends before.
+        ConfigError: the schedule is over the run as a whole, and ends before these rounds do.
     """
     if recipe.update.schedule_over == "run" and rounds > recipe.rounds:
         done = run.finished
@@ -101,11 +101,11 @@ def check_goal(run: Run, recipe: Recipe, rounds: int) -> None:
 
 
 def is_free(field: str) -> bool:
-    """Whether a field, by its dotted name, is in one of the sections that may differ when a run goes on."""
+    """Says whether a field, or a change as `differences` lists it, is in a section that may differ on resume."""
     return field.split(":")[0].split(".")[0] in FREE
 
 
 def free_changes(run: Run, given: Recipe) -> dict[str, Any]:
-    """The fields of the ``FREE`` sections, by their dotted names, in which a recipe differs from the run's own."""
+    """Returns the fields of the ``FREE`` sections, by their dotted names, that differ from the run's own recipe."""
     own, other = (flatten(recipe.model_dump(mode="json")) for recipe in (recipe_of(run), given))
     return {key: value for key, value in other.items() if is_free(key) and own.get(key) != value}

@@ -120,17 +120,17 @@ class RoundSummary(BaseModel):
 
     @property
     def tokens_per_second(self) -> float:
-        """Throughput of the sampler while it sampled."""
+        """Returns the throughput of the sampler while it sampled."""
         return self.sampled_tokens / max(self.seconds["sample"], 1e-9)
 
 
 def summaries(rounds: Sequence[Entry]) -> list[RoundSummary]:
-    """The finished rounds of a run, from their entries."""
+    """Reads the finished rounds of a run from their entries."""
     return [RoundSummary.model_validate(entry.meta) for entry in rounds]
 
 
 def row_of(summary: RoundSummary) -> dict[str, str]:
-    """A round as people read it; what does not apply to a round is a dash."""
+    """Returns a round as people read it; what does not apply to a round is a dash."""
     return {
         "round": str(summary.round),
         "reward": f"{summary.reward:+.3f}{_error(summary.reward_se, 3)}",

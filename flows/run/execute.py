@@ -53,7 +53,7 @@ async def _in_this_flow(context: RoundContext) -> State[Any] | None:
 
 async def _missing_rounds(context: RoundContext) -> None:
     async with telling_end(context), context.monitors.artifacts.kept_up():
-        # Before anything is paid for: judges that cannot be loaded, and prompts that cannot be used, say so here.
+        # Judges that cannot be loaded, and prompts that cannot be used, say so here, before anything is paid for.
         async with context.display.waiting("loading the judges"):
             context.judge_versions = (await context.workers.judge.call(JudgeWorker.versions)).result
         await round_steps.try_judges(context, await round_steps.check_prompts(context))
@@ -79,10 +79,10 @@ async def execute(
 ) -> None:
     """Opens the run for writing, starts workers and scheduler side by side, and runs the rounds that are missing.
 
-    Within a flow, as that of a schedule, they belong to its flow run; a command gets a flow run of its own.
+    Within a flow, such as that of a schedule, the rounds belong to its flow run; a command gets a flow run of its own.
 
     Args:
-        turn: that of a scheduled run, which may hold the GPUs.
+        turn: the turn of a scheduled run, which may hold the GPUs.
     """
     paused, changed = run.pause, report_changes(run, recipe, display.say)
     made = {**software(), "rounds": rounds, **({"changes": changed} if changed else {})}
@@ -116,10 +116,12 @@ async def execute(
 
 
 async def _in_a_flow_of_its_own(context: RoundContext) -> None:
-    """Runs the missing rounds of a command. A server that has gone meanwhile takes nothing: the store has the rounds.
+    """Runs the missing rounds of a command.
+
+    If the Prefect server goes away after the last round, nothing is lost: the store has the rounds.
 
     Raises:
-        ServerError: it had gone before the flow began.
+        ServerError: the server went away before the rounds had ended.
     """
     control, name = context.control, context.name
     with contextlib.ExitStack() as control.ending:
@@ -144,7 +146,7 @@ def _be_patient(store: Store, recipe: Recipe, display: Display, opened: contextl
     patience.seconds, patience.say, patience.waiting = recipe.store.patience_seconds, display.say, waiting
 
     def end(failed: type[BaseException] | None, *_: object) -> None:
-        if failed is not None:  # the session's end is still to be written, if that is possible at once
+        if failed is not None:  # the session's end still has to be written, if that is possible at once
             waiting.end()
             patience.seconds = 0
 

@@ -28,7 +28,7 @@ _FIXED_IN_FORKS = ("policy", "prompts", "evaluation.prompts")
 
 @dataclass(frozen=True)
 class Finished:
-    """What a command that runs rounds leaves to say."""
+    """What a command that runs rounds has to say at its end."""
 
     run: str
     rounds: list[RoundSummary]
@@ -69,7 +69,7 @@ def start(
 
 
 def _free_name(store: Store, name: str, display: Display) -> None:
-    """Deletes a run that has not got past its checks: with the fault mended it is started by the same command."""
+    """Deletes a run that has not got past its checks: once the fault is mended, the same command starts it."""
     run = store.run(name)
     if not run.unfinished() and run.last_round is None:
         delete_run(store, name)
@@ -82,7 +82,7 @@ def resume(
     """Continues a run, up to its recipe's rounds or to as many as are asked for.
 
     Raises:
-        ConfigError: a change is one of what comes out.
+        ConfigError: a change is of the description, or of what decides the results.
     """
     store = existing_store(root)
     run = open_to_go_on(store, name)
@@ -99,10 +99,10 @@ def resume(
 def fork(
     source: str, name: str, rounds: int | None, root: str, changes: Sequence[str], *, run: bool, display: Display
 ) -> Finished:
-    """A new run whose rounds up to one of the parent's are the parent's own files, by reference.
+    """Creates a run whose rounds up to one of the parent's are the parent's own files, by reference.
 
     Args:
-        run: go on and run the rounds that are missing.
+        run: whether to go on and run the rounds that are missing.
 
     Raises:
         ConfigError: the round is not finished, or the change is one that only a new run can make.
@@ -175,7 +175,7 @@ def _bring_to(
 
 
 def _goal(run: Run) -> int:
-    """How many rounds a run is to have: its recipe's, or more if it was interrupted on the way to more."""
+    """Returns how many rounds a run is to have: its recipe's, or more if its last session was asked for more."""
     asked: int = run.session.meta.get("rounds", 0) if run.session is not None else 0
     return max(recipe_of(run).rounds, asked)
 
@@ -190,7 +190,11 @@ def _check_notifications(recipe: Recipe) -> None:
 
 
 def _check_adapter(before: Recipe, after: Recipe) -> None:
-    """What a fork may change of an adapter: to begin with one, and to merge it for good."""
+    """Refuses a change of the adapter, unless the fork begins one or merges its parent's for good.
+
+    Raises:
+        ConfigError: the change is another one, or the optimizer's moments are carried over it.
+    """
     old, new = before.update.lora, after.update.lora
     if old == new:
         return
