@@ -63,19 +63,19 @@ class Stop:
 
     @property
     def message(self) -> str:
-        """Why the flow runs end."""
+        """Says why the flow runs end."""
         return self.labels or f"{'paused' if self.paused else 'interrupted'} by {self.by}"
 
     @property
     def state(self) -> State[Any]:
-        """How the flow runs end."""
+        """Returns the state in which the flow runs end."""
         if self.labels is not None:
             return awaiting_labels(self.labels)
         return Cancelled(message=self.message)
 
 
 class Control:
-    """Stops the task that made it, when somebody asks for it.
+    """Stops the task that made it, when somebody asks for that.
 
     Args:
         run: the run that is executed.
@@ -86,9 +86,9 @@ class Control:
     Attributes:
         turn: what this run holds while others wait.
         flow_run: the flow run that people see as the run, once there is one.
-        waits_for_people: that it is Paused, or has stopped, for people's labels, and not because somebody wants that.
-        ending: within which a command's flow ends, see ``give_up_soon``; None in the flow of a schedule.
-        ended: whether the work within the flow has ended, by itself, in order, or with ``failure``.
+        waits_for_people: whether it is Paused, or has stopped, for people's labels, and not because somebody asked.
+        ending: what a command's flow ends within, see ``give_up_soon``; None in the flow of a schedule.
+        ended: whether the work within the flow has ended: by itself, in order, or with ``failure``.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Control:
         self.failure: Exception | None = None
 
     def ask(self, stop: Stop) -> None:
-        """Begins the end; what is asked after that changes nothing."""
+        """Begins to stop the run; what is asked after that changes nothing."""
         if self._stop is None and self._task is not None:
             self._stop = stop
             self._task.cancel()
@@ -145,16 +145,16 @@ class Control:
             signal.signal(PAUSE_SIGNAL, signal.SIG_IGN)  # it may come late, and would kill
 
     def listen(self) -> None:
-        """Takes the signals; again at the begin of a flow, as Prefect then takes SIGTERM for itself."""
+        """Takes the signals; a flow calls this again when it begins, as Prefect has then taken SIGTERM for itself."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.ask, Stop(False, "SIGTERM"))
         loop.add_signal_handler(PAUSE_SIGNAL, self.ask, Stop(True, "rondo pause"))
 
     async def in_order(self, work: Awaitable[None]) -> State[Any] | None:
-        """Within the run's flow: does the work, and returns how the flow run is to end if that is stopped.
+        """Does the work within the run's flow, and returns how the flow run is to end if the work is stopped.
 
         Raises:
-            Pause: as Prefect has it, if the flow run is suspended.
+            Pause: the flow run is suspended; Prefect expects this exception.
         """
         self.listen()
         context = FlowRunContext.get()
@@ -187,7 +187,7 @@ class Control:
         return stop.state
 
     def _error(self, stop: Stop) -> RondoError:
-        """What the command ends with."""
+        """Returns the error that the command ends with."""
         if stop.labels is not None:
             return WaitingForLabelsError(stop.labels)
         if stop.paused:
@@ -200,14 +200,14 @@ class Control:
         )
 
     def _ended(self, end: BaseException) -> Stop:
-        """Who asked: it may be Ctrl-C, or Prefect, which suspends by itself when a task begins."""
+        """Returns who asked: it may be Ctrl-C, or Prefect, which suspends by itself when a task begins."""
         if self._stop is None:
             by_prefect = isinstance(end, Pause) or self._lost_a_slot(end)
             self._stop = Stop(isinstance(end, Pause), "Prefect" if by_prefect else "Ctrl-C")
         return self._stop
 
     def _lost_a_slot(self, end: BaseException) -> bool:
-        """Whether Prefect cancels, by a scope of its own that says so, as where a concurrency slot is lost."""
+        """Says whether Prefect cancels, by a scope of its own that says so, as when a concurrency slot is lost."""
         return isinstance(end, asyncio.CancelledError) and bool(end.args)
 
     async def _watch(self, own: UUID) -> None:
@@ -233,13 +233,13 @@ class Control:
                         return
 
     async def _tag(self, client: PrefectClient, own: UUID) -> None:
-        """Says of the flow run which run it is, and which session of the store; a resumed one has had another."""
+        """Tags the flow run with its run and with the session of the store; a resumed one has had another session."""
         kept = [tag for tag in (await client.read_flow_run(own)).tags if not tag.startswith(_SESSION)]
         tags = {*kept, f"run:{self._name}", session_tag(self._writer.session)}
         await client.update_flow_run(own, tags=sorted(tags))
 
     async def _close_paused(self, client: PrefectClient, own: UUID) -> None:
-        """The flow run that was paused, and that another now goes on for, waits for nothing any more."""
+        """Cancels the flow run that was paused, if another now goes on for it: it waits for nothing any more."""
         paused = (self._before or {}).get("flow_run")
         if paused is None or paused == str(own):
             return
@@ -250,20 +250,20 @@ class Control:
 
 
 def session_tag(session: str) -> str:
-    """The tag of the flow run in which a session of the store executes a run: so others find the one by the other."""
+    """Returns the tag by which others find the flow run in which a session of the store executes a run."""
     return f"{_SESSION}{session}"
 
 
 def awaiting_labels(message: str) -> State[Any]:
-    """The state of a flow run that has ended until people have labelled."""
+    """Returns the state of a flow run that has ended until people have labelled."""
     return Completed(name=AWAITING_LABELS, message=message)
 
 
 async def end_flow_run(stopped: InterruptedRunError) -> State[Any]:
-    """How the flow run around a run ends when that was stopped.
+    """Returns the state in which the flow run around a run ends when the run was stopped.
 
     Raises:
-        Pause: as Prefect has it, where the run was paused.
+        Pause: the run was paused; Prefect expects this exception.
     """
     context = FlowRunContext.get()
     if isinstance(stopped, PausedRunError) and context is not None and context.flow_run is not None:
@@ -272,10 +272,10 @@ async def end_flow_run(stopped: InterruptedRunError) -> State[Any]:
 
 
 async def suspend(flow_run: UUID, message: str) -> State[Any]:
-    """Suspends a flow run without end, unless it is. Prefect's other pause is for a process that waits in it."""
+    """Suspends a flow run without end, unless it is so already. Prefect's other pause is for a process that waits."""
     async with get_client() as client:
         state = (await client.read_flow_run(flow_run)).state
-        # The UI's button suspends for minutes, after which Prefect fails the flow run, and nobody can resume it there.
+        # The UI's button suspends for minutes; after these Prefect fails the flow run, and nobody can resume it there.
         if state is None or state.name != "Suspended" or state.state_details.pause_timeout is not None:
             state = Suspended(message=message)
             await client.set_flow_run_state(flow_run, state, force=True)
@@ -283,7 +283,7 @@ async def suspend(flow_run: UUID, message: str) -> State[Any]:
 
 
 def held_back(run: Run) -> str | None:
-    """Why a scheduled run is to leave this run alone; None if it goes on, as where that very flow run is resumed."""
+    """Says why a scheduled run is to leave this run alone; None if it goes on, as when the paused one is resumed."""
     pause, context = run.pause, FlowRunContext.get()
     own = str(context.flow_run.id) if context is not None and context.flow_run is not None else None
     if pause is None or pause.get("flow_run") == own:

@@ -2,8 +2,8 @@
 
 The temporary one is a child process that can never outlive its parent. Prefect's own temporary server stays behind when
 the flow's process is killed; this one holds a pipe to its parent and ends when the pipe closes. Its database is private
-and goes with it, so that runs side by side never wait for one another's locks. Who wants a history and the UI runs
-``rondo up``, or sets ``PREFECT_API_URL`` to a server of their own.
+and goes with it, so that runs side by side never wait for one another's locks. Users who want a history and the UI run
+``rondo up``, or set ``PREFECT_API_URL`` to a server of their own.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ _IDLE_SERVICES = (
 
 
 def serve(port: int) -> None:
-    """The child: Prefect's API on loopback until standard input closes."""
+    """Serves Prefect's API on loopback, in the child process, until standard input closes."""
     import uvicorn
 
     from flows.prefect_api.sqlite_server import begin_immediately
@@ -55,7 +55,7 @@ def _end_with_parent() -> None:
 
 
 def has_background_server() -> bool:
-    """Whether there is a server of the user's, or of ``rondo up``: people reach it, and it outlives this process."""
+    """Says whether the user, or ``rondo up``, runs a server: people reach it, and it outlives this process."""
     from prefect.settings import PREFECT_API_URL
 
     record = server_record.read()
@@ -64,10 +64,10 @@ def has_background_server() -> bool:
 
 @contextlib.asynccontextmanager
 async def prefect_api(say: Say | None = None, *, scheduling: bool = False) -> AsyncIterator[str]:
-    """The address of the Prefect API: that of a background server, see ``background_api``, else of a temporary one.
+    """Gives the address of the Prefect API: a background server's, see ``background_api``, else a temporary one's.
 
     Args:
-        say: takes a line for people; standard error if nothing is given.
+        say: takes a line for people; by default it goes to standard error.
         scheduling: whether a temporary server must start scheduled runs.
 
     Raises:
@@ -89,7 +89,7 @@ async def prefect_api(say: Say | None = None, *, scheduling: bool = False) -> As
             await asyncio.to_thread(wait_until, lambda: healthy(url), "temporary Prefect server", process, log)
             # Nobody can read the logs of a server that is about to vanish.
             watch = asyncio.create_task(_tell_if_it_ends(process, say or Display().say))
-            # Nor its events, which would be sent again and again, and waited for at exit, if it ends before.
+            # Nor its events: if the server ends early, they would be sent again and again, and waited for at exit.
             EventsWorker.set_client_override(NullEventsClient)
             try:
                 with temporary_settings({PREFECT_API_URL: url, PREFECT_LOGGING_TO_API_ENABLED: False}):
@@ -100,16 +100,16 @@ async def prefect_api(say: Say | None = None, *, scheduling: bool = False) -> As
 
 
 async def _tell_if_it_ends(process: subprocess.Popen[bytes], say: Say) -> None:
-    """Says so if a temporary server ends by itself. Its run goes on: what is done, the store alone decides."""
+    """Says so if a temporary server ends by itself. Its run goes on: the store alone decides what is done."""
     while process.poll() is None:
         await asyncio.sleep(_LOOK_SECONDS)
     say(f"the temporary Prefect server has ended (exit status {process.returncode}); the run goes on without it")
 
 
 async def give_up_soon(ending: contextlib.ExitStack) -> None:
-    """If the current server does not answer, has this task try it once a call until ``ending``, and not for minutes.
+    """Has this task try the current server once a call until ``ending``, and not for minutes, if it does not answer.
 
-    It is for the end of a flow, whose work is done: there is nothing left but to tell Prefect of it.
+    It is for the end of a flow, when the work is done and only Prefect has to be told of it.
     """
     from prefect.context import FlowRunContext
     from prefect.events.worker import EventsWorker
@@ -127,10 +127,10 @@ async def give_up_soon(ending: contextlib.ExitStack) -> None:
 
 
 async def background_api(say: Say | None = None) -> str | None:
-    """The address of the user's own server if one is configured, else of that of ``rondo up``; None without both.
+    """Returns the address of the user's own server if one is configured, else of that of ``rondo up``; None if none is.
 
     Raises:
-        ServerError: it does not answer.
+        ServerError: the server does not answer.
     """
     from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL
 
@@ -153,7 +153,7 @@ async def background_api(say: Say | None = None) -> str | None:
 
 @contextlib.contextmanager
 def using(url: str) -> Iterator[None]:
-    """Prefect's own calls go to the API at this address."""
+    """Directs Prefect's own calls to the API at this address while the block runs."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: url}):
@@ -171,17 +171,17 @@ async def _check_server(url: str, key: str | None, remedy: str) -> None:
 
 
 def healthy(api: str) -> bool:
-    """Whether a Prefect server answers at this address."""
+    """Says whether a Prefect server answers at this address."""
     with contextlib.suppress(httpx.HTTPError):
         return httpx.get(f"{api}/health", timeout=5).status_code == httpx.codes.OK
     return False
 
 
 def wait_until(answers: Callable[[], bool], what: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Waits until a process answers that was started just now, and writes to this log.
+    """Waits until a process that was just started, and that writes to this log, answers.
 
     Raises:
-        ServerError: it has ended, or takes too long.
+        ServerError: the process has ended, or takes too long.
     """
     until = time.monotonic() + START_SECONDS
     while not answers():

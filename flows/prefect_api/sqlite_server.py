@@ -3,11 +3,11 @@
     python -m flows.prefect_api.sqlite_server server start --host 127.0.0.1 --port 4200
 
 Prefect sets WAL and a busy timeout of a minute, and neither helps its transactions: most begin DEFERRED, read, and then
-write. If another has written in between, SQLite refuses the second at once, as it has read what is no longer so
+write. If another has written in between, SQLite refuses the write at once, as what was read is no longer so
 (https://www.sqlite.org/isolation.html). A transaction that begins IMMEDIATE waits for its turn instead. Under eight
 clients that write without a pause, on a busy machine with two cores, 348 such errors in 45 s became none.
 
-A database that is no SQLite is not touched.
+Databases other than SQLite are not touched.
 """
 
 from contextlib import AbstractAsyncContextManager
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def begin_immediately() -> None:
-    """Has each transaction of this process's server, on SQLite, wait for those that write before it reads."""
+    """Has each SQLite transaction of this process's server wait for those that write, before it reads."""
     from prefect.server.database.configurations import AioSqliteConfiguration
 
     configuration: Any = AioSqliteConfiguration  # Prefect has no setting for it

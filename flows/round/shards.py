@@ -23,7 +23,7 @@ from storage.tables.shards import read_table
 Result = TypeVar("Result")
 
 AHEAD = 4
-"""Shards in progress for each one that the sampler, or the judge, takes at once: a slower judge holds the sampler up."""
+"""Shards in progress for each that the sampler, or the judge, takes at once: a slower judge holds the sampler up."""
 
 
 @dataclass(frozen=True)
