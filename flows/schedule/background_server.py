@@ -1,10 +1,11 @@
 """``rondo up`` and ``rondo down``: a Prefect server with its UI, and a worker of this machine, in the background.
 
 The server listens on loopback alone and keeps its history in SQLite under its home. Pages from elsewhere that a browser
-shows cannot use it: neither read it, as it names the only origins that may, nor write to it, as it asks for a token.
+shows cannot use it. They cannot read it, as it names the only origins that may, nor write to it, as it asks for a
+token.
 
-Both are started as Prefect starts them in the foreground. Its own background mode throws away what the server says,
-also why it ended; and ``prefect server stop`` ends whichever process has the number that it wrote down.
+Both are started as Prefect starts them in the foreground. Prefect's own background mode throws away what the server
+says, also why it ended. And ``prefect server stop`` ends whichever process has the number that it wrote down.
 """
 
 import contextlib
@@ -27,15 +28,15 @@ from flows.prefect_api.server import Say, healthy, using, wait_until
 from flows.prefect_api.server_record import DEFAULT_POOL, Record, Started
 from flows.schedule.pool_worker import GRACE_SECONDS, end_worker
 
-# Runs that wait for another count among the eight: a schedule that was not served for days starts no more at once.
+# Runs that wait for another count among the eight: a schedule that was not served for days starts at most as many.
 _WORKER_OPTIONS = ("--limit", "8", "--install-policy", "never")
 
-# Others have their own: what a shell says of one server would misguide this one and its worker.
+# Settings of other servers: what a shell says of one would misguide this server and its worker.
 _OTHERS = ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_UI_URL", "PREFECT_UI_API_URL", "PREFECT_PROFILE")
 
 
 def up(port: int, root: str, say: Say, pool: str = DEFAULT_POOL) -> tuple[Record, bool]:
-    """Starts what of the two does not run, and waits until both answer.
+    """Starts the server and the worker, unless they run already, and waits until both answer.
 
     Args:
         root: where the runs of the shipped recipes' deployments are kept.
@@ -74,7 +75,7 @@ def up(port: int, root: str, say: Say, pool: str = DEFAULT_POOL) -> tuple[Record
 
 
 def down() -> Record | None:
-    """Ends both with all that they have started, and returns what was there; None if nothing was.
+    """Ends the server and the worker, with all that they have started, and returns what ran; None if nothing did.
 
     Raises:
         ServerError: another ``rondo up`` or ``rondo down`` is at work.
@@ -143,7 +144,7 @@ def _start_worker(record: Record) -> Record:
 
 
 def _prepare(record: Record, root: str) -> None:
-    """Makes the pool, the limit, the automation and the deployments, before a worker could start a run."""
+    """Makes the pool, the limit, the automation and the deployments, before a worker can start a run."""
     import asyncio
 
     from flows.prefect_api.limits import ensure_gpu_limit
@@ -195,7 +196,7 @@ def _wait(answers: Callable[[], bool], what: str, process: subprocess.Popen[byte
 
 
 def _environment() -> dict[str, str]:
-    """This command's environment without what it says of other servers, and with logs, which a terminal is spared."""
+    """Returns this command's environment without what it says of other servers, and with logs at level INFO."""
     return {
         **{name: value for name, value in os.environ.items() if name not in _OTHERS},
         "PREFECT_HOME": str(server_record.home()),
@@ -213,7 +214,7 @@ def _server_environment(port: int) -> dict[str, str]:
         "PREFECT_UI_STATIC_DIRECTORY": str(server_record.home() / "ui"),
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origins,
         "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
-        # Leases in memory would be forgotten when the server ends, and their slots be taken for ever.
+        # Leases in memory would be forgotten when the server ends, and their slots would stay taken for ever.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     }
 

@@ -23,7 +23,7 @@ DEFAULT_PORT = 4200
 
 
 class When(NamedTuple):
-    """A schedule as the command line gives it: one of the three, or none, and the time zone of its times."""
+    """A schedule as the command line gives it: at most one of cron, interval and rule, and its time zone."""
 
     cron: str | None
     interval: int | None
@@ -33,7 +33,7 @@ class When(NamedTuple):
 
 @dataclass(frozen=True)
 class Target:
-    """Whom a deployment is for."""
+    """Where a deployment's runs are executed: the work pool, its type and the containers' image."""
 
     pool: str
     kind: Literal["process", "docker", "kubernetes"] | None
@@ -117,10 +117,12 @@ def deploy(
 
 
 def _prepare(path: Path, name: str | None, root: str, changes: Sequence[str], say: Say) -> tuple[Recipe, Store, str]:
-    """The recipe and the name of the run that it is for, which is not created yet: Prefect may refuse the rest.
+    """Reads the recipe, opens the store, and returns both with the run's name.
+
+    The run is not created yet, as Prefect may refuse the rest.
 
     Raises:
-        ConfigError: the recipe is wrong, or gives other results than the run's, if there is one.
+        ConfigError: the recipe is wrong, or the run exists and has one that gives other results.
     """
     recipe = load_recipe(path, changes)
     check_tracking(recipe.tracking)

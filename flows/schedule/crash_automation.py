@@ -23,7 +23,7 @@ _ENDS = (
 
 
 def crashed_runs() -> AutomationCore:
-    """The automation, for the interval between signs of life that this environment says."""
+    """Returns the automation, for the interval between signs of life that this environment says."""
     within = 3 * heartbeat_seconds()
     gone = f"No sign of life for {within} s: the process, or its machine, is gone. What is committed stays."
     return AutomationCore(
@@ -46,7 +46,7 @@ def crashed_runs() -> AutomationCore:
 
 
 async def ensure_crashed_runs() -> None:
-    """Creates it on the current server, if there is none of its name; else it stays as people have set it."""
+    """Creates the automation on the current server; if there is one of its name, it stays as people have set it."""
     wanted = crashed_runs()
     async with get_client() as client:
         if not await client.read_automations_by_name(wanted.name):

@@ -1,8 +1,8 @@
 """``rondo deploy``: a Prefect deployment of scheduled rounds for the workers of a pool.
 
-The recipe is not among the deployment's parameters: it is in the run's own log, and the form of Prefect's page has what
-can change, see ``flows/schedule/form.py``. Workers find the code by its module's name, and no copy of it travels: it is
-what is installed where they run, in an environment or an image.
+The recipe is not among the deployment's parameters: it is in the run's own log. The form of Prefect's page has what can
+change, see ``flows/schedule/form.py``. Workers find the code by its module's name, and no copy of it travels: they run
+what is installed there, in an environment or an image.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ from storage.log.store import Store
 
 PoolType = Literal["process", "docker", "kubernetes"]
 ENTRYPOINT = "flows.schedule.add_rounds"
-"""What stored deployments name their flow: it stays, wherever the flow's file goes."""
+"""The name of the flow in stored deployments: it stays, wherever the flow's file goes."""
 SHIPPED_TAG = "ships-with-rondo"
 _SETTINGS = "container_create_kwargs"  # what docker pools hand on to the engine
 
@@ -83,7 +83,7 @@ async def deploy_rounds(
         rounds: how many rounds each of its runs adds.
         schedule: when it runs, in place of an earlier schedule; never by itself if None.
         pool: name of the work pool.
-        kind: the pool's type; if None that of the pool, or process if there is no such pool yet.
+        kind: the pool's type; None takes the type of the pool, or process if there is no such pool yet.
         image: the image that containers are made of.
 
     Raises:
@@ -107,11 +107,11 @@ async def deploy_rounds(
 
 
 async def recipe_step(recipe: str, root: str = DEFAULT_ROOT) -> dict[str, Any]:
-    """A build step of ``prefect.yaml``: reads a recipe, so that the file need not repeat it, and creates its limits.
+    """Reads a recipe in a build step of ``prefect.yaml``, which then need not repeat it, and creates its limits.
 
     Args:
-        recipe: path of the recipe, from where ``prefect deploy`` is called.
-        root: directory or URI of the store; ``RONDO_ROOT`` comes before it.
+        recipe: path of the recipe, relative to where ``prefect deploy`` is called.
+        root: directory or URI of the store; ``RONDO_ROOT`` takes precedence.
 
     Returns:
         For placeholders: ``recipe`` (the name of one that rondo brings along, else its absolute path), ``name``,
@@ -133,9 +133,7 @@ async def recipe_step(recipe: str, root: str = DEFAULT_ROOT) -> dict[str, Any]:
 
 
 def parameters(recipe: Recipe, run: str, root: str, rounds: int) -> dict[str, Any]:
-    """The parameters of ``add_rounds``; its overrides are in what the recipe differs from that of the run, if there is
-    one.
-    """
+    """Returns the parameters of ``add_rounds``; if the run exists, what it may change of its recipe is in overrides."""
     store = Store.open(root)
     overrides = free_changes(store.run(run), recipe) if run in store.run_names() else {}
     return {"run": run, "rounds": rounds, "recipe": recipe.name, "overrides": overrides, "root": root}
@@ -144,19 +142,19 @@ def parameters(recipe: Recipe, run: str, root: str, rounds: int) -> dict[str, An
 async def deployment_of(
     given: dict[str, Any], schedule: Schedule | None, pool: str, variables: dict[str, Any], *, exists: bool
 ) -> RunnerDeployment:
-    """A deployment that is not on a server yet, and that has the name of the one run that it is for.
+    """Makes a deployment that is not on a server yet, and that has the name of the one run that it is for.
 
     Args:
         given: the parameters of ``add_rounds``.
         variables: how the pool's jobs are to be started.
-        exists: whether the run is there, or will be when anybody sees the form.
+        exists: whether the run exists, or will exist when anybody sees the form.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a process pool could be served instead
         deployment = await add_rounds.ato_deployment(
             name=given["run"],
             schedule=schedule,
-            paused=False,  # one that was is not left so
+            paused=False,  # a deployment that was paused does not stay so
             parameters=given,
             enforce_parameter_schema=True,
             entrypoint_type=EntrypointType.MODULE_PATH,
@@ -169,7 +167,7 @@ async def deployment_of(
 
 
 def set_form(deployment: RunnerDeployment, *, exists: bool) -> None:
-    """Gives a deployment the form of its run; Prefect has it from the flow's signature, which is for any run."""
+    """Gives a deployment the form of its run; that of Prefect, from the flow's signature, is for any run."""
     deployment._parameter_openapi_schema = ParameterSchema(**parameter_schema(deployment.parameters, exists=exists))
 
 
@@ -184,7 +182,7 @@ async def ensure_pool(name: str, kind: PoolType) -> None:
     """Creates the work pool of this name, if there is none.
 
     Raises:
-        ConfigError: there is one of another type.
+        ConfigError: there is such a pool, of another type.
         ServerError: Prefect does not know what a pool of this type needs.
     """
     await _kind_of(name, kind)
@@ -199,16 +197,16 @@ async def ensure_pool(name: str, kind: PoolType) -> None:
 
 
 def _complete(template: dict[str, Any]) -> None:
-    """Has a docker pool remove what its runs leave, each a container with a volume; and take the containers' user."""
+    """Has a docker pool remove what each run leaves, a container with a volume, and take the containers' user."""
     variables = template["variables"]["properties"]
     variables["auto_remove"]["default"] = True
-    # Prefect has it from prefect-docker alone, which only the worker needs.
+    # Prefect's template has it only if prefect-docker is installed, which only the worker needs.
     variables.setdefault(_SETTINGS, {"type": "object", "title": "Container Configuration", "default": {}})
     template["job_configuration"].setdefault(_SETTINGS, f"{{{{ {_SETTINGS} }}}}")
 
 
 def install(kind: str) -> str:
-    """The command that installs what Prefect needs for a pool, without another Prefect, which it may bring along."""
+    """Returns the command that installs what Prefect needs for a pool, and that keeps this version of Prefect."""
     return f"pip install prefect-{kind} prefect=={prefect.__version__}"
 
 
@@ -216,7 +214,7 @@ async def check_name(run: str, root: str) -> None:
     """Refuses to replace the deployment of a run of this name under another root, unless ``rondo up`` made it.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: there is such a deployment.
     """
     async with get_client() as client:
         try:
@@ -232,7 +230,11 @@ async def check_name(run: str, root: str) -> None:
 
 
 async def _kind_of(pool: str, kind: PoolType | None) -> PoolType:
-    """The type of a pool, or of one that is not there yet: what is asked for, or process."""
+    """Returns the type of a pool; if there is none yet, the type that is asked for, or process.
+
+    Raises:
+        ConfigError: the pool is of another type than is asked for, or of one that rondo does not know.
+    """
     async with get_client() as client:
         try:
             found: Any = (await client.read_work_pool(pool)).type
@@ -245,9 +247,13 @@ async def _kind_of(pool: str, kind: PoolType | None) -> PoolType:
 
 
 def _job_variables(pool: str, kind: PoolType, root: str, image: str | None) -> dict[str, Any]:
-    """What differs from the pool's template for the jobs of this deployment."""
+    """Returns what differs from the pool's template for the jobs of this deployment.
+
+    Raises:
+        ConfigError: an image is missing or not wanted, or the jobs would keep their rounds in containers that vanish.
+    """
     local = "://" not in root
-    # Prefect reads it before it imports the flow. Jobs that give rarer signs of life would be taken for killed ones.
+    # Prefect reads it before it imports the flow. Jobs with less frequent signs of life would be taken for killed ones.
     env = {"env": {HEARTBEAT_VARIABLE: str(heartbeat_seconds())}}
     if kind == "process":
         if image is not None:
@@ -263,22 +269,22 @@ def _job_variables(pool: str, kind: PoolType, root: str, image: str | None) -> d
             f"the root {root} is a directory of this machine, and the jobs of a {kind} pool would keep their "
             "rounds in containers that vanish: give a bucket, as --root s3://BUCKET/PREFIX"
         )
-    # The container's user is that of the root, who need not be known in the image, nor have a home there.
+    # The container's user is the one who deploys; the image may not know that user, and have no home for it.
     env["env"]["HOME"] = "/tmp"  # noqa: S108  the container's
     return {**env, "image": image, "volumes": [f"{root}:{root}"]}
 
 
 def _background_server_is_ours() -> bool:
-    """Whether the server is that of ``rondo up``, whose worker sees this machine's directories; others need not."""
+    """Says whether the server is that of ``rondo up``, whose worker sees this machine's directories."""
     record = server_record.read()
     return record is not None and record.api == PREFECT_API_URL.value()
 
 
 async def _as_this_user(pool: str) -> dict[str, Any]:
-    """How containers that share a directory are created: as the user who deploys, unless the pool says another."""
+    """Returns how containers that share a directory are created: as the user who deploys, or as the pool says."""
     async with get_client() as client:
         variables = (await client.read_work_pool(pool)).base_job_template["variables"]["properties"]
-    # A deployment's value takes the place of the pool's, which may ask for GPUs here.
+    # A deployment's value replaces the pool's, which may ask for GPUs here.
     own = variables.get(_SETTINGS, {}).get("default") or {}
     return {"user": f"{os.getuid()}:{os.getgid()}", **own}
 

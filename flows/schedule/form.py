@@ -1,8 +1,8 @@
 """The form of a deployment on Prefect's page, and what its server checks before there is a flow run: a JSON schema.
 
 The form shows the changes of a recipe that are asked for most. Every other field is taken as well, if the overrides are
-given as JSON, and checked by its own type and limits. Of a run that exists only the sections in ``FREE`` can change:
-any other key is refused when the form is sent, and not by the flow run when its worker has started it.
+given as JSON, and checked by its own type and limits. Of a run that exists only the sections in ``FREE`` can change.
+Any other key is refused when the form is sent, and not later, by a flow run that a worker has started.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,13 +26,13 @@ Schema = dict[str, Any]
 
 
 def form(recipe: str | None = None, run: str | None = None, root: str | None = None, *, exists: bool = False) -> Schema:
-    """The properties of a deployment's parameters.
+    """Returns the properties of a deployment's parameters.
 
     Args:
         recipe: name of the one recipe that the deployment is for; any if None.
         run: the one run that the deployment is for; any if None.
         root: where its runs are kept; anywhere if None.
-        exists: whether that run is there, so that only what is in ``FREE`` can change.
+        exists: whether that run exists, so that only what is in ``FREE`` can change.
     """
     names: Schema = {"enum": [run]} if run else {"pattern": f"^{RUN_NAME.pattern}$"}
     recipes: Schema = {"enum": [recipe]} if recipe else {"minLength": 1, "examples": [*shipped_recipes()]}
@@ -54,19 +54,20 @@ def form(recipe: str | None = None, run: str | None = None, root: str | None = N
 
 
 def parameter_schema(given: Mapping[str, Any], *, exists: bool) -> Schema:
-    """The schema of the parameters of a deployment that is for one run.
+    """Returns the schema of the parameters of a deployment that is for one run.
 
     None is required, as the deployment has them all: a form that asks for one would open in place of a quick run.
 
     Args:
-        given: its own parameters.
+        given: the deployment's own parameters.
+        exists: whether the run exists.
     """
     properties = form(given["recipe"], given["run"], given["root"], exists=exists)
     return {"title": "Parameters", "type": "object", "properties": properties, "required": [], "definitions": {}}
 
 
 def overrides(*, exists: bool) -> Schema:
-    """What the form takes as changes of the recipe; see ``form``."""
+    """Returns the schema of the changes of a recipe that the form takes; see ``form``."""
     fields = recipe_fields()
     takes = {key: field for key, field in fields.items() if not exists or key.split(".")[0] in FREE}
     shown = OF_ANY_RUN if exists else (*OF_ANY_RUN, *OF_A_NEW_RUN)
@@ -85,20 +86,20 @@ def overrides(*, exists: bool) -> Schema:
         "then": {"properties": {key: field for key, field in takes.items() if key not in shown}},
         "unevaluatedProperties": False,
     }  # fmt: skip
-    if exists:  # whose message names what can change, in place of "unexpected"
+    if exists:  # the message of this check names what can change, in place of "unexpected"
         schema["propertyNames"] = {"pattern": rf"^({'|'.join(FREE)})(\.|$)"}
     return schema
 
 
 def as_changes(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The overrides that a form was sent with, without the fields that it left empty."""
+    """Returns the overrides that a form was sent with, without the fields that it left empty."""
     shown = {*OF_ANY_RUN, *OF_A_NEW_RUN}
     return {key: value for key, value in given.items() if value is not None or key not in shown}
 
 
 @cache
 def recipe_fields() -> dict[str, Schema]:
-    """The schema of each field of a recipe by its dotted name; of a union's fields, what any of its members takes."""
+    """Returns the schema of each field of a recipe by its dotted name; a union's fields take what any member takes."""
     whole = Recipe.model_json_schema()
     found: dict[str, list[Schema]] = {}
     for key, schema in _leaves(whole, whole.get("$defs", {}), "", ()):
@@ -110,7 +111,7 @@ def recipe_fields() -> dict[str, Schema]:
 def _leaves(
     node: Schema, definitions: Mapping[str, Schema], key: str, above: tuple[str, ...]
 ) -> Iterator[tuple[str, Schema]]:
-    """The fields below a node of pydantic's schema. One that holds others, as a judge of judges, is any object."""
+    """Yields the fields below a node of pydantic's schema. A model within itself, as a judge of judges, is an object."""
     if "$ref" in node:
         name = node["$ref"].rpartition("/")[2]
         if name in above:
@@ -130,7 +131,7 @@ def _leaves(
 
 
 def _without_references(node: Schema) -> Schema:
-    """A field's own schema; of the elements of a list that are no plain values, only that it is a list."""
+    """Returns a field's own schema; if the elements of a list are not plain values, it says only that it is a list."""
     kept = {name: value for name, value in node.items() if name not in ("default", "examples", "title")}
     for inner in ("items", "additionalProperties"):
         if "$ref" in str(kept.get(inner, "")):

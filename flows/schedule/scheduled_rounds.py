@@ -108,7 +108,7 @@ async def add_rounds(
 
 
 def wanted_recipe(store: Store, run: str, recipe: str | Mapping[str, Any], overrides: Mapping[str, Any]) -> Recipe:
-    """The recipe that a flow run asks for: that of the run, if it exists, else one by its name; with the overrides.
+    """Returns the recipe that a flow run asks for, with the overrides: the run's own, if it exists, else one by name.
 
     Raises:
         ConfigError: there is no such recipe, or an override is wrong.
@@ -145,10 +145,10 @@ async def narrow_form(run: str) -> None:
 
 
 async def writer_of(run: Run) -> Holder:
-    """Whether the process that has the run open still works on it; "unknown" if neither store nor Prefect says.
+    """Says whether the process that has the run open still works on it; "unknown" if neither store nor Prefect says.
 
-    Of a process on another host, as a container is, Prefect says so by the flow run that carries its session as a tag:
-    killed, it is Crashed once its signs of life are missed.
+    For a process on another host, which a container is too, Prefect says so by the flow run that has its session as a
+    tag. If the process was killed, that flow run is Crashed once its signs of life are missed.
     """
     session = run.session
     if session is None or run.state == "stopped":
@@ -165,6 +165,6 @@ async def writer_of(run: Run) -> Holder:
 
 
 def busy_message(run: Run) -> str:
-    """Why a scheduled run leaves a run alone that somebody executes."""
+    """Says why a scheduled run leaves a run alone that somebody executes."""
     by = f" by {describe_holder(run.session)}" if run.session is not None else ""
     return f"run '{run.name}' is executed{by}, which adds its rounds; this one adds none"

@@ -33,7 +33,7 @@ async def _serve(recipe: Recipe, run: str, root: str, rounds: int, schedule: Sch
             enforce_parameter_schema=True,
         )
         set_form(deployment, exists=True)
-        # Said, they take the place of the pool of an earlier 'rondo deploy', whose worker would start the runs.
+        # Given as None, they replace the pool of an earlier 'rondo deploy', whose worker would start the runs.
         deployment.work_pool_name = deployment.work_queue_name = None
         await runner.aadd_deployment(deployment)
         say(

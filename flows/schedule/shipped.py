@@ -20,7 +20,7 @@ _WHEN = "0 3 * * *"  # once somebody has switched its schedule on
 
 
 async def ensure_shipped(pool: str, root: str) -> int:
-    """Makes the deployments of the recipes that the current server has none of; people's own stay as they are.
+    """Makes a deployment of each recipe for which the current server has none; people's own stay as they are.
 
     Args:
         pool: the work pool of this machine's worker.
@@ -56,7 +56,7 @@ async def _find(name: str) -> DeploymentResponse | None:
 
 
 async def _renew_form(found: DeploymentResponse, root: str, *, exists: bool) -> None:
-    """Has the form offer what the run can take, which may have been begun or deleted since by a command."""
+    """Has the form offer what the run can take: a command may have begun or deleted the run since."""
     if SHIPPED_TAG not in found.tags or found.parameters.get("root") != root:
         return
     schema = parameter_schema(found.parameters, exists=exists)

@@ -1,6 +1,6 @@
 """When scheduled runs start: a cron expression, an interval or a recurrence rule, in UTC or in a local time zone.
 
-Prefect's server computes the dates. What it could not, or only in minutes of a processor's time, is refused here.
+Prefect's server computes the dates. What it could not compute, or only in minutes of processor time, is refused here.
 """
 
 import asyncio
@@ -29,13 +29,13 @@ _OFTEN = re.compile(r"FREQ=(SECONDLY|MINUTELY)\b", re.IGNORECASE)
 def schedule_of(
     cron: str | None, interval: int | None, rrule: str | None, timezone: str | None = None
 ) -> Schedule | None:
-    """When scheduled runs start, by one of the three; None if none is given.
+    """Returns when scheduled runs start, by one of the three; None if none is given.
 
     Args:
         timezone: that of the times of a cron expression or of a rule; a rule may name it itself (TZID); else UTC.
 
     Raises:
-        ConfigError: more than one is given, or the expression is none, never comes again, or takes too long to compute.
+        ConfigError: more than one is given, or it is not valid, never comes again, or takes too long to compute.
     """
     if len([given for given in (cron, interval, rrule) if given is not None]) > 1:
         raise ConfigError("a schedule needs one of --cron, --interval and --rrule: leave the others out")
@@ -51,7 +51,7 @@ def schedule_of(
 
 
 def next_dates(schedule: Schedule, number: int, after: datetime.datetime) -> list[datetime.datetime]:
-    """The first dates on or after one, as Prefect's server computes them; fewer if no more come."""
+    """Returns the first dates on or after one, as Prefect's server computes them; fewer if no more come."""
     kind: Any
     if schedule.cron is not None:
         kind = CronSchedule(cron=schedule.cron, timezone=schedule.timezone)
@@ -63,7 +63,7 @@ def next_dates(schedule: Schedule, number: int, after: datetime.datetime) -> lis
 
 
 def describe(schedule: Schedule) -> str:
-    """A schedule in words."""
+    """Describes a schedule in words."""
     if schedule.interval is not None:
         return f"every {schedule.interval.total_seconds():.0f} s"
     rule = f"by cron '{schedule.cron}'" if schedule.cron else f"by rule '{' '.join((schedule.rrule or '').split())}'"
@@ -71,7 +71,7 @@ def describe(schedule: Schedule) -> str:
 
 
 def describe_next(schedule: Schedule) -> str:
-    """When a schedule comes next, in its own time zone."""
+    """Says when a schedule comes next, in its own time zone."""
     coming = next_dates(schedule, 1, datetime.datetime.now(datetime.UTC))
     return f"next on {coming[0]:%Y-%m-%d %H:%M %Z}" if coming else "never again"
 
@@ -134,7 +134,7 @@ def _recurrence(rrule: str, timezone: str | None) -> Schedule:
 
 
 def _as_local(rrule: str, zone: str) -> str:
-    """The rule with all times as a clock in that zone shows them: Prefect takes the zone from beside the rule alone."""
+    """Rewrites a rule's times as a clock in that zone shows them: Prefect takes no zone from within the rule."""
 
     def local(found: re.Match[str]) -> str:
         moment = datetime.datetime.strptime(found[1].upper(), "%Y%m%dT%H%M%S").replace(tzinfo=datetime.UTC)
@@ -145,7 +145,11 @@ def _as_local(rrule: str, zone: str) -> str:
 
 @contextmanager
 def _limited(rrule: str) -> Iterator[None]:
-    """Ends the computation of a rule that would walk through thousands of years, or through each minute since 2020."""
+    """Ends the computation of a rule that would walk through thousands of years, or through each minute since 2020.
+
+    Raises:
+        ConfigError: the block takes more than ``COMPUTE_SECONDS`` of processor time.
+    """
 
     def end(*_: object) -> None:
         raise ConfigError(
