@@ -1,4 +1,4 @@
-"""The commands that look into runs: which there are, their rounds, the tables of a round, and questions over all."""
+"""The commands that look into runs: which there are, their rounds, a round's tables, and questions over all rounds."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -267,7 +267,7 @@ def recipes(format: Output = Format.table) -> None:
 
 
 def print_rounds(run: str, rounds: Sequence["RoundSummary"], format: Format = Format.table) -> None:
-    """Print one row a round, with its alarms below."""
+    """Prints a row for each round, and the alarms of all rounds below."""
     from flows.registry.round_summary import row_of
 
     tables.print_rows(
@@ -297,6 +297,6 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _bars(counts: Sequence[int]) -> str:
-    """A histogram in one line, as high as the largest count; what is not zero is seen."""
+    """Draws a histogram in one line, scaled to the largest count; each count above zero has a visible bar."""
     highest = max(counts, default=0) or 1
     return "".join(_BARS[-(-count * (len(_BARS) - 1) // highest)] for count in counts)

@@ -122,7 +122,7 @@ def label(
 
 
 def _read_rubric(rubric: str) -> str:
-    """The text of a file, or what was given if there is no such file."""
+    """Reads the text of a file, or returns what was given if there is no such file."""
     from pipeline.errors import ConfigError
 
     path = Path(rubric)

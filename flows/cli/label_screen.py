@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flows.analysis.labelling import Answers, Choice, Labelling
 
 _NARROW = 70
-"""Characters; on a narrower terminal one answer stands below the other."""
+"""Characters; on a narrower terminal one completion stands below the other."""
 _CHOICES: dict[str, "Choice"] = {"a": "a", "b": "b", "tie": "tie", "t": "tie", "skip": "skip", "s": "skip"}
 _KEYS = {
     "\x1b[D": "a", "\x1bOD": "a", "\x1b[C": "b", "\x1bOC": "b", "=": "t",
@@ -55,9 +55,9 @@ def label_by_keys(console: Console, labelling: "Labelling", answers: "Answers", 
 
 @contextlib.contextmanager
 def _single_keys(terminal: int) -> Iterator[Callable[[], str]]:
-    """While the block runs, what it yields waits for a key, without Enter and without showing it.
+    """Yields a function that waits for a key, without Enter and without showing it, while the block runs.
 
-    Keys that were pressed before it is asked again are for a question that nobody had seen, and are forgotten.
+    Further keys that were pressed before that one is read are dropped: nobody had seen the question they would answer.
     """
     before = termios.tcgetattr(terminal)
 
@@ -97,7 +97,7 @@ def label_by_lines(console: Console, labelling: "Labelling", answers: "Answers",
 
 
 def _ask_line(console: Console) -> str | None:
-    """What was typed, once it is one of the choices; None to quit, and at the end of the input."""
+    """Returns what was typed, once it is one of the choices; None to quit, and at the end of the input."""
     while True:
         try:
             typed = console.input("better: a, b, tie, skip, undo or quit? ", markup=False).strip().lower()
@@ -119,7 +119,7 @@ def _show_screen(console: Console, labelling: "Labelling", answers: "Answers", r
     if answers.place < len(answers.questions):
         console.print(_prompt(answers))
         console.print(_side_by_side(console, labelling, answers))
-    # At the bottom, where it is seen also if a long text has pushed the rest out of the window.
+    # At the bottom, where it is seen even if a long text has pushed the rest out of the window.
     console.print(_state(answers), style="bold", markup=False, highlight=False)
     console.print(_HELP if answers.place < len(answers.questions) else _END, markup=False, highlight=False)
 
@@ -151,11 +151,11 @@ def _state(answers: "Answers") -> str:
 
 
 def _prompt(answers: "Answers") -> Panel:
-    """The prompt of the question that is shown, its whole conversation without the marks of a chat template."""
+    """Shows the prompt of the question: its whole conversation, without the marks of a chat template."""
     prompt = answers.questions[answers.place].prompt
     return _panel("prompt", written_out(prompt.messages) if prompt.messages else prompt.prompt_text)
 
 
 def _panel(title: str, text: str, style: str = "none") -> Panel:
-    # Text, not markup, and nothing that a terminal would obey: what a model wrote must not draw, hide or answer.
+    # Text, not markup, and without control codes: what a model wrote must not draw, hide or answer.
     return Panel(Text(visible(text.strip("\n"))), title=title, title_align="left", border_style=style)

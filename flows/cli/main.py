@@ -20,7 +20,7 @@ from pipeline.errors import RondoError
 from storage.errors import StoreError
 
 _OUTPUT_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE, errno.EBADF)
-"""Why something cannot be printed. Such an error of a file names it."""
+"""Why something cannot be printed. If the error is of a file, it names the file."""
 WAITING = 3
 INTERRUPTED = 130  # as shells count an end by Ctrl-C
 
@@ -64,10 +64,10 @@ def rondo(
 
 
 def main() -> None:
-    """Runs a command; what a user can mend is one sentence on standard error and exit status 1."""
-    if isinstance(sys.stdout, TextIOWrapper):  # what it cannot encode, as half of a pair of surrogates, is escaped
+    """Runs a command; an error that a user can mend is one sentence on standard error and exit status 1."""
+    if isinstance(sys.stdout, TextIOWrapper):  # what it cannot encode, such as a lone surrogate, is escaped
         sys.stdout.reconfigure(errors="backslashreplace")
-    # A script's job in the background ignores Ctrl-C, and with it SIGTERM, which takes the same way to an orderly end.
+    # A script's background job ignores Ctrl-C, and would so ignore SIGTERM, which ends it in the same orderly way.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         try:
@@ -109,14 +109,14 @@ def _end_with(error: OSError) -> NoReturn:
     """Ends the command in which the operating system refused something.
 
     Raises:
-        OSError: it concerns neither a file nor what is printed.
+        OSError: the error concerns neither a file nor what is printed.
     """
     if error.filename is not None:
         _say_error(f"'{error.filename}': {error.strerror}")
     elif error.errno in _OUTPUT_REFUSED:
         # What still waits to be printed would be tried again when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if error.errno != errno.EPIPE:  # who has read enough, as head, knows
+        if error.errno != errno.EPIPE:  # a reader that has enough, such as head, is no error
             _say_error(f"standard output cannot be written: {error.strerror}")
     else:
         raise error

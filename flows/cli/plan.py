@@ -1,4 +1,4 @@
-"""`rondo plan`: what a recipe's round takes on so many devices, with each figure measured or assumed."""
+"""`rondo plan`: what a recipe's round takes on a number of devices; each figure is measured or assumed."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any

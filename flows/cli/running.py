@@ -118,7 +118,7 @@ def init(
 
 
 def print_finished(finished: "Finished") -> None:
-    """Print what a run came to: its table and its report."""
+    """Prints what a run came to: its table, its message and where its report is."""
     from flows.cli.inspect import print_rounds
 
     print_rounds(finished.run, finished.rounds)

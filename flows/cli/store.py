@@ -153,7 +153,7 @@ def doctor(root: Root = DEFAULT_ROOT, format: Output = Format.table) -> None:
 
 
 def _verification_row(found: "Verification") -> dict[str, Any]:
-    """The JSON of a verification, whose names scripts know."""
+    """Returns the JSON of a verification, with the names that scripts know."""
     row = {"ok": not found.damages, **asdict(found)}
     return row | {"newest_checkpoint": row.pop("newest_good"), "released": row.pop("dropped")}
 

@@ -19,9 +19,9 @@ from flows.host.text import visible
 Rows = Sequence[Mapping[str, Any]]
 
 _LINES = 6
-"""Of a text in a table, if it is not shown in full."""
+"""Lines of a text in a table, if it is not shown in full."""
 _LONGEST_WORD = 80
-"""Characters; what is longer is a text, though it has no space, as in Chinese."""
+"""Characters; what is longer counts as prose even without a space, as in Chinese."""
 _NARROWEST_PROSE = 12  # characters; a text in a narrower column is not read
 _SHORT_ID = 8
 _HEADINGS = {
@@ -50,14 +50,14 @@ def print_rows(
     document: object = None,
     full: bool = False,
 ) -> None:
-    """Print rows; on a terminal that is too narrow for a table, each row is a list.
+    """Prints rows; on a terminal that is too narrow for a table, each row is a list.
 
     Args:
         rows: what people are shown.
         empty: what to say to them if there is no row.
         records: what machines read, a row each; the same rows if it is not given.
         document: what ``--format json`` prints; an array of the records if it is not given.
-        full: cut nothing; else a table shows a few lines of a text, and an ellipsis for the rest.
+        full: whether to cut nothing; else a table shows a few lines of a text, and an ellipsis for the rest.
     """
     records = rows if records is None else records
     if format is Format.json:
@@ -81,23 +81,23 @@ def print_rows(
 
 
 def print_json(value: object) -> None:
-    """Print anything as JSON, in one line."""
+    """Prints anything as JSON, in one line."""
     _write(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def readable_columns(table: str) -> tuple[str, ...]:
-    """The columns of a round's table that people are shown."""
+    """Returns the columns of a round's table that people are shown."""
     return _READABLE[table.removeprefix("eval_")]
 
 
 def shortened(row: Mapping[str, Any], *hidden: str) -> dict[str, Any]:
-    """The row with the beginning of its prompt's id in place of all of it, and without some columns."""
+    """Returns the row without some columns, and with its prompt's id cut to the beginning."""
     short = {name: value for name, value in row.items() if name not in hidden}
     return {**short, "prompt_id": row["prompt_id"][:_SHORT_ID]}
 
 
 def _print_csv(records: Rows) -> None:
-    """Print records as CSV with a header; lists and mappings within them are JSON, and what is missing is empty."""
+    """Prints records as CSV with a header; lists and mappings within them are JSON, and what is missing is empty."""
     names = list(dict.fromkeys(name for record in records for name in record))
     writer = csv.writer(sys.stdout, lineterminator="\n")
     if names:
@@ -109,7 +109,7 @@ def _print_csv(records: Rows) -> None:
 def _csv_cell(value: Any) -> Any:
     if isinstance(value, Mapping | list | tuple):
         return json.dumps(value, ensure_ascii=False, default=str)
-    # A program reads what there is; on a terminal, what a model wrote must not be obeyed.
+    # A program reads the text as it is; a terminal must not obey what a model wrote.
     return visible(value) if isinstance(value, str) and sys.stdout.isatty() else value
 
 
@@ -129,14 +129,14 @@ def _write(text: str) -> None:
 
 
 def _table(rows: Rows, cells: Sequence[Mapping[str, str]], title: str, width: int) -> Table:
-    """A table; with a rule between rows if a text takes several lines."""
+    """Makes a table of the rows, with a rule between them if a text takes several lines."""
     natural = 1 + sum(max(cell_len(_heading(name)), *(_lines(row[name]) for row in cells)) + 2 for name in rows[0])
     long = natural > width or any("\n" in text for row in cells for text in row.values())
     style = box.HORIZONTALS if long else box.SIMPLE_HEAD
     table = Table(title=Text(title), box=style, show_lines=long, padding=(0, 1, 0, 0), header_style="bold cyan")
     for name in rows[0]:
         numeric = all(isinstance(row[name], int | float) for row in rows)
-        # Ids and metrics stay whole; texts share what is left of the line.
+        # Ids and metrics are not cut; texts share the rest of the line.
         prose = _is_prose(rows, name)
         table.add_column(
             Text(_heading(name)), justify="right" if numeric else "left", overflow="fold", no_wrap=not prose,
@@ -149,7 +149,7 @@ def _table(rows: Rows, cells: Sequence[Mapping[str, str]], title: str, width: in
 
 
 def _lists(cells: Sequence[Mapping[str, str]], title: str) -> Table:
-    """Each row as a list of its columns, one below the other, with a rule between rows."""
+    """Makes a list of each row's columns, one below the other, with a rule between rows."""
     table = Table(title=Text(title), box=box.HORIZONTALS, padding=(0, 1, 0, 0), show_header=False)
     table.add_column(no_wrap=True, style="bold cyan")
     table.add_column(overflow="fold")
@@ -169,12 +169,12 @@ def _heading(name: str) -> str:
 
 
 def _lines(text: str) -> int:
-    """The width of the widest line."""
+    """Returns the width of the widest line."""
     return max(map(cell_len, text.split("\n")))
 
 
 def _least_width(rows: Rows, cells: Sequence[Mapping[str, str]]) -> int:
-    """Characters of a line that the table needs to cut nothing that is to stay whole."""
+    """Counts the characters of a line that the table needs, so that only texts are cut."""
     return 1 + sum(_least_cell(name, cells, prose=_is_prose(rows, name)) + 2 for name in rows[0])
 
 
@@ -184,7 +184,7 @@ def _least_cell(name: str, cells: Sequence[Mapping[str, str]], *, prose: bool) -
 
 
 def _text_width(rows: Rows, cells: Sequence[Mapping[str, str]], width: int, *, as_table: bool) -> int:
-    """Characters of a line that a text gets: in a table the texts share what the other columns leave."""
+    """Counts the characters of a line that a text gets: in a table the texts share what the other columns leave."""
     if not as_table:
         return width - max(cell_len(_heading(name)) for name in rows[0]) - 3
     texts = [name for name in rows[0] if _is_prose(rows, name)]
@@ -193,7 +193,7 @@ def _text_width(rows: Rows, cells: Sequence[Mapping[str, str]], width: int, *, a
 
 
 def _cut(rows: Rows, cells: Sequence[Mapping[str, str]], width: int) -> list[dict[str, str]]:
-    """The cells with the first lines of each text; of a prompt also the last ones, for its end may be what it asks."""
+    """Cuts each text to its first lines; a prompt also keeps its last ones, as its end may be what it asks."""
     texts = {name for name in rows[0] if _is_prose(rows, name)}
     return [
         {name: shorten(text, width, keep_end=name == "prompt") if name in texts else text for name, text in row.items()}
@@ -202,7 +202,7 @@ def _cut(rows: Rows, cells: Sequence[Mapping[str, str]], width: int) -> list[dic
 
 
 def shorten(text: str, width: int, *, keep_end: bool = False) -> str:
-    """The first lines of a text, and, to keep its end, the last ones, with an ellipsis for what is left out."""
+    """Cuts a text to its first lines, and, to keep its end, the last ones, with an ellipsis for what is left out."""
     if sum(len(_pieces(line, width)) for line in text.split("\n")) <= _LINES:
         return text
     after = _LINES // 2 if keep_end else 0
@@ -222,7 +222,7 @@ def _first_lines(text: str, width: int, count: int) -> str:
 
 
 def _pieces(line: str, width: int) -> list[str]:
-    """The lines that a line takes, at the least: between words it may break earlier."""
+    """Splits a line into those that it takes at least: it may break earlier, between words."""
     return chop_cells(line, width) or [""]
 
 
