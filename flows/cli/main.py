@@ -67,7 +67,7 @@ def main() -> None:
     """Runs a command; an error that a user can mend is one sentence on standard error and exit status 1."""
     if isinstance(sys.stdout, TextIOWrapper):  # what it cannot encode, such as a lone surrogate, is escaped
         sys.stdout.reconfigure(errors="backslashreplace")
-    # A script's background job ignores Ctrl-C, and would so ignore SIGTERM, which ends it in the same orderly way.
+    # A script's background job ignores Ctrl-C, and would then ignore SIGTERM too, which takes the same way to an end.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         try:

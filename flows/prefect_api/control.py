@@ -1,8 +1,8 @@
 """How a run is stopped while it goes on: cancelled or paused, by a signal or in Prefect, and always in order.
 
 Whoever asks, the same happens: the task that executes the run is cancelled, its workers end, its session is closed,
-and the flow run ends as Cancelled or stays Suspended. Prefect alone would not end it: it notices neither state of a
-flow run that no runner of its own has started, and the Suspended one only when the next task begins.
+and the flow run ends as Cancelled or stays Suspended. Prefect alone would not end it. Of a flow run that no runner of
+its own has started, it does not notice Cancelling at all, and Suspended only when the next task begins.
 
     SIGTERM           cancels: a service manager's, ``rondo cancel``'s, or that of Prefect's runner
     SIGUSR1           pauses: ``rondo pause``
@@ -283,7 +283,7 @@ async def suspend(flow_run: UUID, message: str) -> State[Any]:
 
 
 def held_back(run: Run) -> str | None:
-    """Says why a scheduled run is to leave this run alone; None if it goes on, as when the paused one is resumed."""
+    """Says why a scheduled run is to leave this run alone; None if it goes on, as when its own flow run is resumed."""
     pause, context = run.pause, FlowRunContext.get()
     own = str(context.flow_run.id) if context is not None and context.flow_run is not None else None
     if pause is None or pause.get("flow_run") == own:

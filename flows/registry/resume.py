@@ -17,7 +17,7 @@ FREE = ("devices", "cluster", "store", "mode", "tracking", "notifications")
 
 
 _OLD_DEFAULTS = {("update", "learning_rate"): 1e-4}
-"""What version 0.1.0 took where a recipe says nothing, if this one takes something else."""
+"""What version 0.1.0 took for a field that a recipe leaves out, if this version takes something else."""
 
 
 def header(recipe: Recipe) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Policies:
         return self._finished[round]
 
     def average(self, round: int) -> PolicyRef:
-        """Returns the moving average of the policies up to a round; a round that keeps none has its own policy."""
+        """Returns the moving average of the policies up to a round; the round's own policy if it keeps none."""
         averages = self._run.entries(round=round, stage="ema")
         if not averages:
             return self.after(round)

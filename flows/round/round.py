@@ -54,7 +54,10 @@ async def ask_people(context: RoundContext, number: int) -> None:
 
 
 async def human_preferences(context: RoundContext, number: int, shards: Shards) -> tuple[Entry | None, Entry | None]:
-    """Returns what needs all preferences of a round: people's in the judge's place, and those that are replayed."""
+    """Returns the entries that need all preferences of a round: people's in the judge's place, and the replayed ones.
+
+    Each is None if the recipe does not ask for it.
+    """
     recipe = context.recipe
     if not (recipe.people or recipe.preferences.replay.share):
         return None, None
@@ -68,8 +71,8 @@ async def human_preferences(context: RoundContext, number: int, shards: Shards) 
 async def prefetch(context: RoundContext, number: int, own: Shards) -> AsyncIterator[None]:
     """Samples the next round's completions, with staleness 1, while the block runs, with the policy that is there.
 
-    They wait for the round's ``own`` shards. These may be of another policy, as in the first round and in one that a
-    run or a fork goes on with, and the engine holds one policy at a time.
+    They wait for the round's ``own`` shards, as the engine holds one policy at a time. The policy of these may be
+    another one: it is in the first round, and in one that a run or a fork goes on with.
     """
     if not context.recipe.staleness or number > context.goal:
         yield

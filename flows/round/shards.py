@@ -1,8 +1,8 @@
 """The shards of a batch of prompts: sampled, judged, and for training made into preferences.
 
-In mode ``phased`` all of them are sampled before the first is judged. In mode ``streaming`` each goes its way by
-itself, a bounded number at a time, and whoever waits for shards gets them in the order of their indices: what is made
-of them does not depend on which was done first.
+In mode ``phased`` all of them are sampled before the first is judged. In mode ``streaming`` each is processed by
+itself, a bounded number at a time. Whoever waits for shards gets them in the order of their indices: what is made of
+them does not depend on which was done first.
 """
 
 import asyncio

@@ -118,10 +118,10 @@ async def execute(
 async def _in_a_flow_of_its_own(context: RoundContext) -> None:
     """Runs the missing rounds of a command.
 
-    If the Prefect server goes away after the last round, nothing is lost: the store has the rounds.
+    If the Prefect server goes away meanwhile, nothing is lost: the store has the rounds.
 
     Raises:
-        ServerError: the server went away before the rounds had ended.
+        ServerError: the server had gone before the flow began.
     """
     control, name = context.control, context.name
     with contextlib.ExitStack() as control.ending:

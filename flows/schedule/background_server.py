@@ -28,7 +28,7 @@ from flows.prefect_api.server import Say, healthy, using, wait_until
 from flows.prefect_api.server_record import DEFAULT_POOL, Record, Started
 from flows.schedule.pool_worker import GRACE_SECONDS, end_worker
 
-# Runs that wait for another count among the eight: a schedule that was not served for days starts at most as many.
+# Runs that wait for another count among the eight: a schedule that was not served for days starts no more at once.
 _WORKER_OPTIONS = ("--limit", "8", "--install-policy", "never")
 
 # Settings of other servers: what a shell says of one would misguide this server and its worker.

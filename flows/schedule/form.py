@@ -111,7 +111,7 @@ def recipe_fields() -> dict[str, Schema]:
 def _leaves(
     node: Schema, definitions: Mapping[str, Schema], key: str, above: tuple[str, ...]
 ) -> Iterator[tuple[str, Schema]]:
-    """Yields the fields below a node of pydantic's schema. A model within itself, as a judge of judges, is an object."""
+    """Yields the fields below a node of pydantic's schema. A model within itself (a judge of judges) is any object."""
     if "$ref" in node:
         name = node["$ref"].rpartition("/")[2]
         if name in above:
