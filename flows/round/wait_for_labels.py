@@ -6,6 +6,7 @@ it again, which a run by hand lacks. If the process is gone, nothing is lost: a 
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from datetime import datetime
 from typing import Literal
@@ -59,7 +60,8 @@ async def wait_in_prefect(
             keys = await _pause(client, flow_run, form, task)
             outcome = await _outcome(client, flow_run, missing, deadline)
             if outcome is not None:
-                await client.set_flow_run_state(flow_run, Running(message=outcome), force=True)
+                with contextlib.suppress(*API_ERRORS):  # the labels are there, whatever the page shows
+                    await client.set_flow_run_state(flow_run, Running(message=outcome), force=True)
                 return outcome
             chosen = (await form.aload(keys, flow_run)).then
             if chosen == GO_ON:

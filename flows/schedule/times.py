@@ -127,8 +127,8 @@ def _recurrence(rrule: str, timezone: str | None) -> Schedule:
     if not following:
         # A rule without a start counts from a day in the past, so that one with COUNT is over.
         raise ConfigError(
-            f"the recurrence rule '{rrule}' never comes again: where it has COUNT, say from when, with a line such as "
-            "DTSTART:20300101T030000Z before it; where it has UNTIL, give a later one"
+            f"the recurrence rule '{rrule}' never comes again: if it has COUNT, say from when, with a line such as "
+            "DTSTART:20300101T030000Z before it; if it has UNTIL, give a later one"
         )
     return schedule
 

@@ -38,7 +38,7 @@ def test_no_schedule_is_none() -> None:
         ("0 3 * * *", 5, None, "one of --cron, --interval and --rrule"),
         (None, 5, "FREQ=DAILY", "one of --cron, --interval and --rrule"),
         (None, None, "often", "'often' is no recurrence rule"),
-        (None, None, "FREQ=DAILY;COUNT=3", "never comes again: where it has COUNT, say from when"),
+        (None, None, "FREQ=DAILY;COUNT=3", "never comes again: if it has COUNT, say from when"),
         (None, None, "FREQ=DAILY;UNTIL=20210101T000000", "never comes again"),
     ],
 )
