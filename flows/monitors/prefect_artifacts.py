@@ -46,7 +46,7 @@ class Artifacts:
 
     @contextlib.asynccontextmanager
     async def kept_up(self) -> AsyncIterator[None]:
-        """Within a flow: keeps the artifacts up to date while the block runs."""
+        """Keeps the artifacts up to date while the block runs, within a flow."""
         if not self._shown:
             yield
             return

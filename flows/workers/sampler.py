@@ -170,7 +170,7 @@ class SamplerWorker(Worker):
 
 
 def _nearer_to_previous(sums: Sequence[float], probe: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether an engine computes with the weights from before the update.
+    """Says whether an engine computes with the weights from before the update.
 
     In bfloat16 its noise may exceed what a round changes, so that no tolerance tells; but noise has no direction. It is
     judged by what is left to the old policy, and the two must be six of its deviations apart, so that the middle
