@@ -135,7 +135,7 @@ class Run:
 
     @property
     def last_round(self) -> Entry | None:
-        """Returns the "round" entry of the newest finished round; None if there is none. Quicker than :meth:`rounds`."""
+        """Returns the "round" entry of the newest finished round; None if there is none. Quicker than `rounds`."""
         finished = self._log.finished
         return self._log.snapshot(finished[-1]).entry if finished else None
 
