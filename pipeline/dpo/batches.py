@@ -48,7 +48,7 @@ class StepPlan:
 
     @property
     def expected_steps(self) -> int:
-        """Says how many steps there are; while preferences are missing, it is an estimate by the share that is there."""
+        """Says how many steps there are; while preferences are missing, estimates it by the share that is there."""
         if self._steps is not None:
             return len(self._steps)
         size, epochs = self._config.batch_size, self._config.epochs

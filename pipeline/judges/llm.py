@@ -110,7 +110,7 @@ class LlmConfig(JudgeConfig):
 
     @field_serializer("structured")
     def _asks_the_same(self, structured: bool | None, info: SerializationInfo) -> bool | None:
-        """A form that the endpoint may take or leave is no other question: it is hashed as none, its old default."""
+        """Hashes a form that the endpoint may take or leave as none, its old default: it makes no other question."""
         return bool(structured) if for_a_hash(info) else structured
 
     @field_validator("mode", mode="before")
@@ -131,7 +131,7 @@ class LlmConfig(JudgeConfig):
     @field_validator("api_key_env")
     @classmethod
     def _is_a_name(cls, name: str | None) -> str | None:
-        # The value is not repeated: where somebody gave the key itself, it would be printed and logged.
+        # The value is not repeated: if somebody gave the key itself, it would be printed and logged.
         if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,99}", name):
             raise ValueError(
                 "api_key_env is no name of an environment variable: give a name of capital letters, such as "

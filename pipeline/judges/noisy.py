@@ -71,7 +71,7 @@ class NoisyJudge:
         self.version = judge_version(config, self._judge.version)
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
-        """Components: the other judge's, its score (``true_score``), the error rate, and of each pair who beats whom.
+        """Judges; components: the other judge's, its score (``true_score``), the error rate, and who beats whom.
 
         Raises:
             JudgeError: the other judge failed as a whole.
@@ -112,7 +112,7 @@ class NoisyJudge:
         ]
 
     def _draw(self, item: JudgeItem) -> tuple[float, bool]:
-        """The prompt's error rate, and whether this time it is wrong."""
+        """Draws the prompt's error rate, and whether this time the judge is wrong."""
         config = self._config
         rate = random.Random(f"{config.seed}/{item.prompt_id}").choice(config.error_rates)  # noqa: S311
         texts = [candidate.text for candidate in item.candidates]

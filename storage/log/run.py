@@ -152,7 +152,7 @@ class Run:
 
         Raises:
             RunBusyError: another process has it, or was faster.
-            UnsupportedStoreError: the backend overwrites where it must not.
+            UnsupportedStoreError: the backend overwrites what it must not.
         """
         writer = Writer(self._objects, self._log, take_over, meta or {}, ends_pause)
         try:
