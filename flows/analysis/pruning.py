@@ -110,10 +110,10 @@ def parse_grace(text: str) -> timedelta:
 def _unneeded(run: Run, keep: Collection[int]) -> list[Entry]:
     """Returns the commits of weights and of optimizer states that no round to come reads.
 
-    Tables stay. So do the weights of round 0 (the KL to the initial policy, adapters and forks need them) and of the
-    newest finished round (the next one starts from them). With a round that stays, the policy that samples the
-    one after it stays as well, which with staleness is an earlier one. Its optimizer state and average go: nobody
-    would read. An adapter that stays keeps the whole checkpoint that it changes.
+    Tables stay. So do the weights of round 0, which the KL to the initial policy, adapters and forks need, and those of
+    the newest finished round, from which the next one starts. With a round stays the policy that samples the one after
+    it: with staleness that is an earlier one, whose optimizer state and average go, as nobody would read them. An
+    adapter that stays keeps the whole checkpoint that it changes.
     """
     finished = run.finished
     whole, staleness = {*keep, *finished[:1], *finished[-1:]}, staleness_of(run)

@@ -66,8 +66,8 @@ def with_reference(
 ) -> tuple[list[PreferenceGroup], dict[str, Any]]:
     """Returns the groups with the reference's log-probabilities by the engine that the recipe asks for.
 
-    ``auto`` compares the two engines on the first step's worth of preferences, and takes the sampler's if no
-    sequence, here or at the weight sync, differs by more than ``reference_tolerance`` nats.
+    ``auto`` compares the two engines on the first step's worth of preferences. It takes the sampler's if all sequences,
+    here and at the weight sync, agree within ``reference_tolerance`` nats.
 
     Args:
         tolerance: how far the two may be apart on average, in nats per token, if they hold the same policy.

@@ -58,7 +58,7 @@ class PreferenceShard:
 
     Args:
         candidates: tables that hold the candidates which they name.
-        share: of the round's prompts, or of its shards, that is through with it.
+        share: of the round's prompts, or of its shards, that is done with it.
     """
 
     candidates: tuple[FileRef, ...]

@@ -1,8 +1,8 @@
 """A round's update in the trainer: begun with the preferences that are there, given more shard by shard, and finished.
 
 The reference's log-probabilities are needed before a preference can be trained on. If the sampler's serve, steps are
-taken as soon as they are known. If the trainer has to compute them, with weights that the update would have changed
-by then, those of each shard are computed as it comes, and the steps wait for the last one.
+taken as soon as they are known. If the trainer has to compute them, it does so for each shard as it comes, and the
+steps wait for the last one: they would change the weights that it computes with.
 """
 
 import time

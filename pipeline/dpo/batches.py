@@ -1,8 +1,8 @@
 """Which preferences make up each optimizer step of an update, as far as that is known.
 
 In the order ``shuffled`` an epoch is a permutation of all preferences, which is known once the last of them is there.
-In the order ``shards`` the first epoch takes shard after shard, each permuted by itself, so that its steps are known
-while later shards are still being sampled; what comes first does not depend on what comes later.
+In the order ``shards`` the first epoch takes shard after shard, each permuted by itself. So its steps are known while
+later shards are still being sampled: what comes first does not depend on what comes later.
 
 The last step of an epoch has what is left. It moves the weights by its share of a whole step: if it had one preference
 and the others sixteen, Adam would make a step as long as theirs.

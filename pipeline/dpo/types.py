@@ -106,8 +106,8 @@ class StepMetrics:
 class UpdateResult:
     """An update as a whole.
 
-    ``first_loss`` is the objective on the first step without the NLL term, ``first_loss_expected`` what
-    theory gives for it (None if the reference is not the start, or theory gives no number).
+    ``first_loss`` is the objective on the first step without the NLL term. ``first_loss_expected`` is what
+    theory gives for it; None if the reference is not the start, or theory gives no number.
     ``reference_drift`` is the largest difference, in nats a sequence, between the reference and the policy on
     the first step. The last three compare the policy after the last step with the reference: share of
     preferences whose chosen candidate became less likely, and mean change, in nats a sequence.

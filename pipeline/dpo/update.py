@@ -1,7 +1,7 @@
 """The DPO update of a round: preferences in, new weights in place, a row of metrics for each optimizer step.
 
 Preferences may come shard by shard: the steps that are known by then can be taken before the next ones are there.
-What an update has done so far can be saved at any step and loaded into a new one, which then ends with the same
+What an update has done so far can be saved at any step and loaded into a new one. That then ends with the same
 weights, to the bit on CPU. No random numbers are drawn on the way: the order of the preferences follows from the seed,
 and dropout is off.
 """
@@ -78,7 +78,7 @@ class Update:
     Args:
         config: the recipe's.
         facts: what the round knows beside it.
-        share: of the round's prompts that is through with ``groups``; 1 if no more will come.
+        share: of the round's prompts that is done with ``groups``; 1 if no more will come.
         say: takes a sentence for people, such as that memory ran out and the packs are smaller from here on.
 
     Raises:

@@ -100,9 +100,9 @@ def win_rate(scores: Scores, baseline_scores: Scores) -> Estimate:
 def kl_estimate(logps_policy_B: Sequence[float], logps_reference_B: Sequence[float]) -> Estimate:
     """Estimates the KL divergence of the policy from a reference, in nats per sequence.
 
-    It is the Monte Carlo estimate of ``E[log pi(y|x) - log pi_ref(y|x)]`` over answers ``y`` that were sampled from the
-    policy ``pi`` itself, at temperature 1 and without truncation of the distribution. Of answers sampled otherwise it
-    is no KL. It is unbiased, so that it can fall below zero if the true value is near it.
+    It is the Monte Carlo estimate of ``E[log pi(y|x) - log pi_ref(y|x)]`` over answers ``y`` of the policy ``pi``
+    itself. They must be sampled at temperature 1 and without truncation of the distribution: of others it is no KL. It
+    is unbiased, so that it can fall below zero if the true value is near it.
 
     Args:
         logps_policy_B: log-probability of each answer under the policy, summed over its tokens, in nats.

@@ -81,10 +81,12 @@ class JudgeConfig(Config):
 
 
 Status = Literal["ok", "unparsable", "timed_out", "non_finite", "too_long", "refused", "failed", "alone", "unlabelled"]
-"""Why a candidate has no score, if it is not ok: the judge's reply had not the form asked for; it took too long; it
-was no number; the candidate was longer than the judge reads; the judge, or a filter before it, would not answer; the
-judge's own code failed on it; or the judge compares candidates, and the prompt had but one; or nobody has been asked
-about it, or decided."""
+"""Why a candidate has no score, if the status is not ok.
+
+In this order: the judge's reply had not the form asked for. It took too long. It was no number. The candidate was
+longer than the judge reads. The judge, or a filter before it, would not answer. The judge's own code failed on it. The
+judge compares candidates, and the prompt had but one. Nobody has been asked about it, or has decided.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

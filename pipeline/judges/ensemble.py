@@ -90,7 +90,7 @@ class EnsembleJudge:
     """A weighted mean, a minimum, or a lower bound of its members' scores on one scale.
 
     With normalised scores ``x_m``, their standard deviations ``s_m`` (0 if a member states none) and weights
-    ``w_m`` that sum to 1, the mean is ``mu = sum w_m x_m`` and the variance that of the mixture of the members,
+    ``w_m`` that sum to 1, the mean is ``mu = sum w_m x_m``. The variance is that of the mixture of the members,
     ``sum w_m (s_m**2 + (x_m - mu)**2)``: their disagreement, and what each of them does not know. The score is ``mu``,
     ``min x_m`` or ``mu - confidence * std``; ``score_std`` is the same for all three.
 
@@ -98,7 +98,7 @@ class EnsembleJudge:
     its variance ``sum w_m (s_m,ab**2 + (d_m - d)**2)`` it is ``Phi(d / sqrt(variance))``. So members that agree in
     every difference are sure, whatever their levels are, and a score that is a bound of something is no mean of it.
 
-    A candidate that one member gives no score has none here: its status is that member's.
+    If a member gives a candidate no score, it has none here, and that member's status.
     """
 
     name = "ensemble"

@@ -192,9 +192,10 @@ class LlmJudge:
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
         """Asks side by side; must not be called from a running event loop.
 
-        Components: of a rubric the written score and the probability that the named scores had together; of
-        comparisons their number, wins, losses, ties, flips (another verdict in the other order) and those without a
-        verdict; of orders the numbers of those with a verdict and without; and how sure it is of each order.
+        Components of a rubric are the written score and the probability that the named scores had together. Those of
+        comparisons are their number, wins, losses, ties, flips (another verdict in the other order) and those without
+        a verdict. Those of orders are the numbers of those with a verdict and without. Both say how sure the judge is
+        of each order.
 
         Raises:
             BudgetError: the recipe allows no further request. What was judged is in the cache.

@@ -57,8 +57,8 @@ class NoisyConfig(JudgeConfig):
 class NoisyJudge:
     """Turns the scores of a prompt's candidates round with a probability that it states.
 
-    Each prompt has one of the error rates, by its id and the seed alone; whether its candidates' scores are mirrored at
-    the centre depends on their texts too, so that new answers draw anew and the same ones never do. The probability
+    Each prompt has one of the error rates, by its id and the seed alone. Whether its candidates' scores are mirrored at
+    the centre depends on their texts too: new answers draw anew, and the same ones have the same draw. The probability
     that any order of two candidates is right is then 1 less the prompt's error rate, whichever two a rule picks: it is
     stated for each pair, and 1/2 for equal scores. There is no standard deviation, as the errors are not normal.
     """

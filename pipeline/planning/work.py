@@ -60,8 +60,8 @@ def workload_of(
 ) -> Workload:  # fmt: skip
     """Counts the work of a round if no prompt is dropped as a tie.
 
-    If nobody gives mean lengths, a completion is as long as the recipe allows, and a prompt has 256 tokens (a question
-    with a chat template), or 12 in the generated corpora (which have 8 to 16).
+    If no mean lengths are given, a completion is as long as the recipe allows, and a prompt has 256 tokens, as a
+    question with a chat template. In the generated corpora it has 12, as theirs have 8 to 16.
     """
     count = recipe.sampling.candidates
     prompt_tokens = prompt_tokens or (12 if isinstance(recipe.prompts, GeneratedPrompts) else 256)

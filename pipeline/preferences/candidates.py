@@ -126,7 +126,7 @@ def leave_out(candidates: Sequence[Candidate], config: PreferencesConfig) -> tup
 
 
 def _is_judged(candidate: Candidate, config: PreferencesConfig) -> bool:
-    """Says whether the judge's score is a number, and its standard deviation as well if that is used."""
+    """Says whether the judge's score is a number, and its standard deviation too, if one is stated and used."""
     if not abs(candidate.score) < _LARGEST:
         return False
     std = candidate.score_std

@@ -1,8 +1,8 @@
 """The connection to a Ray cluster, or a cluster on this machine that lives as long as the run does.
 
 Ray unpickles what reaches it, whoever sent it. So a cluster that is started here listens on loopback only, and takes
-requests only from those who know its token, which is made for it alone and lies in no file. A cluster of the user's own
-is protected as the user has set it up: by Ray's token authentication, or by a network that nobody else reaches.
+requests only from those who know its token. The token is made for it alone and lies in no file. A cluster of the user's
+own is protected as the user has set it up: by Ray's token authentication, or by a network that nobody else reaches.
 """
 
 import asyncio

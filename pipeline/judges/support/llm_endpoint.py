@@ -46,8 +46,8 @@ class _UnknownError(Exception):
 class Endpoint:
     """Replies to requests, from the cache if they were asked before.
 
-    If a request fails as a whole, those in progress are waited for and kept, and no other is sent: what was paid for
-    is in the cache, and to ask again pays for the rest alone.
+    If the judge as a whole fails at a request, those in progress are waited for and kept, and no other is sent. So what
+    was paid for is in the cache, and to ask again pays for the rest alone.
 
     Args:
         harmless: fields of a request that every endpoint answers, unless it answers none.

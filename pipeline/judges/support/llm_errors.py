@@ -12,8 +12,9 @@ from http import HTTPStatus
 from typing import Any, Literal
 
 Meaning = Literal["too_long", "refused", "recipe", "later", "unknown"]
-"""The request is longer than the model reads; its content is not answered; no request of this recipe will be; the same
-request may be answered later; or an error of this request or of the recipe, which cannot be told."""
+"""What an error means, in this order: the request is longer than the model reads. Its content is not answered. No
+request of this recipe will be. The same request may be answered later. It cannot be told whether the error is of this
+request or of the recipe."""
 
 _TOO_LONG_CODES = re.compile(r"context_(length|window)|exceed_context|too_long|too_large|max_length|token_limit")
 _TOO_LONG = re.compile(

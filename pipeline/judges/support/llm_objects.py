@@ -1,7 +1,7 @@
 """The object of a verdict in what a language model writes: after a reasoning, amid prose, in a fence, or by itself.
 
-What is not surely the verdict is none: a reasoning that does not end, an object that is part of another or of a list,
-one that another begins after, and one that names a field twice.
+An object counts only if it is surely the verdict. So these do not: one in a reasoning that does not end, one that is
+part of another or of a list, one after which another begins, and one that names a field twice.
 """
 
 import json

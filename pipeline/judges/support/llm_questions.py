@@ -1,7 +1,7 @@
 """What a language model is asked as a judge, and how its replies are read.
 
-Prompts and answers are data. Each stands between marks that hold a hash of all the texts that are shown: a text cannot
-hold a hash of itself, so nothing that an answer says can end its own block or begin another. What a reply does not
+Prompts and answers are data. Each stands between marks that hold a hash of all the texts that are shown. As a text
+cannot hold a hash of itself, nothing that an answer says can end its own block or begin another. What a reply does not
 say in the form that was asked for is not guessed.
 """
 
