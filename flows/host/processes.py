@@ -58,7 +58,7 @@ class Stillness:
         self._spent, self._since, self._looked = -1.0, time.monotonic(), float("-inf")
 
     def seconds(self) -> float:
-        """Says how long they had computed nothing when that was looked at last."""
+        """Says for how long they had computed nothing at the last look."""
         now = time.monotonic()
         if now - self._looked >= self._look_every:
             spent = processor_seconds(self._pid)

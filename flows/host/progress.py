@@ -113,13 +113,13 @@ class Stage:
 
     @property
     def line(self) -> str:
-        """Shows the stage as it is now, in one line."""
+        """Describes the stage as it is now, in one line."""
         parts = [self.label, self._count, self.note, f"{time.perf_counter() - self._started:.0f} s"]
         return "  ".join(part for part in parts if part)
 
     @property
     def last_line(self) -> str:
-        """Shows the stage as it was, with its time."""
+        """Describes the stage as it was, with its time."""
         self._doing = ""
         done = f"{self.done:,.0f} {self._unit}" if self._unit and self.done else ""
         return f"{self.label:<28}{self.seconds:7.1f} s   {'  '.join(filter(None, (done, self.note)))}".rstrip()

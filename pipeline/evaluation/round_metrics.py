@@ -111,7 +111,7 @@ class RoundMetrics:
         }
 
     def unscored(self, judge: str) -> list[str]:
-        """Returns a sentence, if the judge gave too few candidates a score."""
+        """Returns a sentence if the judge gave too few candidates a score."""
         return [said] if (said := self._unscored.alarm(judge, "sampled")) else []
 
     def outcome(self, *, verdicts: bool) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Unscored:
         return self._reasons.get(failed[0]) if failed else None
 
     def alarm(self, judge: str, kind: str) -> str | None:
-        """Returns a sentence, if more than `SHARE` of the answers have no score.
+        """Returns a sentence if more than `SHARE` of the answers have no score.
 
         Args:
             kind: which answers they are: sampled or held-out.

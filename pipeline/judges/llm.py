@@ -199,7 +199,7 @@ class LlmJudge:
 
         Raises:
             BudgetError: the recipe allows no further request. What was judged is in the cache.
-            JudgeError: the endpoint is gone, refuses, or answers nothing in time. Likewise.
+            JudgeError: the endpoint is gone, refuses, or answers nothing in time. What was judged is in the cache.
         """
         if self._config.show_reference:
             require_references(self, items)
