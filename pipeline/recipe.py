@@ -138,7 +138,7 @@ class Recipe(Config):
 
     @property
     def sampler_sleeps(self) -> bool:
-        """Whether the sampler lends its GPU's memory to the update: one card, and one part at work at a time."""
+        """Says whether the sampler lends its GPU's memory to the update: one card, and one part at work at a time."""
         devices = self.devices
         if "cpu" in (devices.sampler, devices.trainer) or self.sampling.engine != "vllm":
             return False
@@ -147,19 +147,19 @@ class Recipe(Config):
 
     @property
     def sampler_precision(self) -> str:
-        """What the sampler computes in: vLLM on a GPU in that of the update, and all else in float32."""
+        """Returns the sampler's precision: vLLM on a GPU has that of the update, and all else has float32."""
         on_gpu = self.sampling.engine == "vllm" and self.devices.sampler != "cpu"
         return self.update.precision if on_gpu else "float32"
 
     @property
     def handover_tolerance(self) -> float:
-        """By how much sampler and trainer may differ on the same weights, in nats per token."""
+        """Says by how much sampler and trainer may differ on the same weights, in nats per token."""
         by_precision = BFLOAT16_TOLERANCE if self.update.precision == "bfloat16" else FLOAT32_TOLERANCE
         return self.sampling.handover_tolerance or by_precision
 
     @property
     def most_preferences(self) -> int:
-        """How many preferences a round has, replayed ones included, if each of its prompts gives all that it can."""
+        """Says how many preferences a round has, replayed ones included, if each prompt gives all that it can."""
         count, rules = self.sampling.candidates, self.preferences
         pairs = {"best_vs_each": count - 1, "all_pairs": comb(count, 2), "correct_vs_incorrect": count**2 // 4}
         most = pairs.get(rules.rule, 1)
@@ -168,22 +168,22 @@ class Recipe(Config):
 
     @property
     def judge_names(self) -> list[str]:
-        """Names of the judges in the tables; the first is the training judge, the others are held out."""
+        """Returns the names of the judges in the tables; the first is the training judge, the others are held out."""
         return [judge.label for judge in self.judges]
 
     @property
     def judges(self) -> tuple[AnyJudge, ...]:
-        """All judges; the first is the training judge, the others are held out."""
+        """Returns all judges; the first is the training judge, the others are held out."""
         return (self.judge, *self.evaluation.judges)
 
     @property
     def held_out_judges(self) -> list[int]:
-        """Places among the judges of those that score the held-out answers, of which a prompt has one."""
+        """Returns the places among the judges of those that score the held-out answers, of which a prompt has one."""
         return [place for place, judge in enumerate(self.judges) if not judge.compares]
 
     @property
     def drifting_judges(self) -> list[int]:
-        """Places among the judges of those that score the held-out answers and may drift."""
+        """Returns the places among the judges of those that score the held-out answers and may drift."""
         return [place for place in self.held_out_judges if any(part.drifts for part in self.judges[place].parts())]
 
     @model_validator(mode="after")
@@ -333,7 +333,7 @@ def _ranks(devices: DevicesConfig) -> str:
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models that a field may hold, by its annotation such as ``tuple[A | B, ...]``; of a judge, all that are."""
+    """Yields the models that a field may hold, by its annotation such as ``tuple[A | B, ...]``; of a judge, all."""
     if annotation is JudgeConfig:
         yield from judges()
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):

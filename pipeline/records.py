@@ -134,7 +134,7 @@ EVALUATION_LOGPS = _schema("eval_logps", [
 
 
 def to_table(rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> pa.Table:
-    """Rows as an Arrow table of exactly this schema; lone surrogates in their texts are replaced, see `storable`.
+    """Makes an Arrow table of exactly this schema; lone surrogates in texts are replaced, see `storable`.
 
     Raises:
         DataError: a row lacks a column, has one too many, or holds a value of another type.
@@ -163,7 +163,7 @@ def to_table(rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> pa.Tabl
 
 
 def storable(value: Any) -> Any:
-    """A value whose texts, at any depth, can be encoded: each lone surrogate is U+FFFD, and two that belong are one.
+    """Returns the value with texts that can be encoded: each lone surrogate is U+FFFD, and two that belong are one.
 
     Models, endpoints and exceptions give such texts, cut within a character; UTF-8 cannot hold them.
     """
@@ -175,7 +175,7 @@ def storable(value: Any) -> Any:
 
 
 def components_of(parts: Sequence[Any] | None) -> dict[str, float]:
-    """The named parts of a score, from a row of judgments; those of version 1 are pairs."""
+    """Reads the named parts of a score from a row of judgments; those of version 1 are pairs."""
     return dict((part["name"], part["value"]) if isinstance(part, Mapping) else part for part in parts or ())
 
 
@@ -185,12 +185,12 @@ def _record(schema: pa.Schema) -> str:
 
 
 def content_id(content: object) -> str:
-    """A short, stable name of a JSON value: the first 16 hexadecimal digits of its SHA-256."""
+    """Gives a JSON value a short, stable name: the first 16 hexadecimal digits of its SHA-256."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def prompt_seed(run_seed: int, round_number: int, prompt_id: str) -> int:
-    """The seed of a prompt in a round, below 2**48; candidate ``k`` uses this seed plus ``k``."""
+    """Returns the seed of a prompt in a round, below 2**48; candidate ``k`` uses this seed plus ``k``."""
     digest = hashlib.sha256(f"{run_seed}/{round_number}/{prompt_id}".encode()).digest()
     return int.from_bytes(digest[:6], "big")

@@ -47,7 +47,7 @@ class Labelling:
         self.criteria = next((part.criteria for part in parts if isinstance(part, LlmConfig)), None)
 
     def shown(self, question: Question) -> tuple[JudgedCandidate, JudgedCandidate]:
-        """The answers as A and B: their order is drawn by the seed, the labeller and the question."""
+        """Returns the answers as A and B; their order is drawn by the seed, the labeller and the question."""
         rng = random.Random(f"{self._seed}/{self._labeller}/{question.key}")  # noqa: S311  nothing here is secret
         first, second = question.answers
         return (first, second) if rng.random() < 0.5 else (second, first)
@@ -97,17 +97,17 @@ class Answers:
 
     @property
     def answered(self) -> int:
-        """How many questions have a choice."""
+        """Says how many questions have a choice."""
         return len(self._given)
 
     @property
     def chosen(self) -> Choice | None:
-        """What was chosen of the question that is shown."""
+        """Returns the choice of the question that is shown; None if it has none."""
         return self._given.get(self.place)
 
     @property
     def per_hour(self) -> float:
-        """Answered questions an hour, since the first was shown."""
+        """Returns the answered questions an hour, since the first was shown."""
         return self.answered / max(time.monotonic() - self._began, 1e-9) * 3600
 
     def choose(self, choice: Choice) -> None:
@@ -139,7 +139,7 @@ class Answers:
 
 
 def _newest_round(run: Run) -> int:
-    """Choose the round that is at work, which may wait for labels, or else the newest finished one."""
+    """Chooses the round that is at work, which may wait for labels, or else the newest finished one."""
     rounds = [*sorted({entry.round for entry in run.unfinished()}), *reversed(run.finished)]
     if not rounds:
         raise NotCommittedError(f"run '{run.name}' has no round yet: there is nothing to label")

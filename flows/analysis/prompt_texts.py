@@ -11,7 +11,7 @@ _SQL = "SELECT prompt_id, text, messages FROM prompts WHERE list_contains($ids, 
 
 
 def prompt_texts(store: Store, runs: Sequence[Run], ids: Collection[str], *, full: bool) -> dict[str, str]:
-    """What people read of these prompts, by their ids; a prompt that is no conversation is its text.
+    """Returns what people read of these prompts, by their ids; a prompt that is no conversation is its text.
 
     Args:
         runs: whose prompts they are.

@@ -42,17 +42,17 @@ def prune(name: str, root: str, *, last: int | None, every: int | None, best: Se
 
 
 def rounds_with_weights(run: Run) -> list[int]:
-    """The finished rounds whose weights are there."""
+    """Returns the finished rounds whose weights are there."""
     return pruning.rounds_with(run, "checkpoint")
 
 
 def plan(store: Store, run: Run, keep: Collection[int]) -> Pruning:
-    """What would go if the weights of these rounds, and those that are always kept, stayed."""
+    """Says what would go if the weights of these rounds, and those that are always kept, stayed."""
     return pruning.plan_pruning(store, run, _unneeded(run, keep))
 
 
 def prune_to(store: Store, run: Run, keep: Collection[int]) -> Pruning:
-    """Remove what :func:`plan` says; the tables stay.
+    """Removes what :func:`plan` says; the tables stay.
 
     Raises:
         RunBusyError: another process writes to the run.
@@ -63,10 +63,10 @@ def prune_to(store: Store, run: Run, keep: Collection[int]) -> Pruning:
 def rounds_to_keep(
     rounds: Sequence[RoundSummary], last: int | None, every: int | None, best: Sequence[str]
 ) -> set[int]:
-    """The last so many, every so manieth, and the best by each metric; ``METRIC:min`` if less is better.
+    """Returns the last N rounds, every Nth one, and the best by each metric; ``METRIC:min`` if less is better.
 
     Raises:
-        ConfigError: the rounds have no such figure.
+        ConfigError: the rounds have no such metric.
     """
     numbers = [summary.round for summary in rounds]
     kept = set(numbers[-last:] if last else [])
@@ -100,7 +100,7 @@ def sweep(root: str, grace: str, *, dry_run: bool, say: Callable[[str], None]) -
 
 
 def parse_grace(text: str) -> timedelta:
-    """A duration such as 90m, 24h or 7d."""
+    """Reads a duration such as 90m, 24h or 7d."""
     match = _GRACE.fullmatch(text)
     if match is None:
         raise ConfigError(f"--grace '{text}' is no duration: give a number with s, m, h or d, such as 24h")
@@ -108,12 +108,12 @@ def parse_grace(text: str) -> timedelta:
 
 
 def _unneeded(run: Run, keep: Collection[int]) -> list[Entry]:
-    """The commits of weights and of optimizer states that no round to come reads.
+    """Returns the commits of weights and of optimizer states that no round to come reads.
 
-    Tables stay. So do the weights of round 0 (the KL to the initial policy, adapters and forks need them) and of the
-    newest finished round (the next one starts from them). Of a round that stays, so does the policy that samples the
-    one after it, which with staleness is an earlier one: without the optimizer's state and the average, which nobody
-    would read. An adapter that stays keeps the whole checkpoint that it changes.
+    Tables stay. So do the weights of round 0, which the KL to the initial policy, adapters and forks need, and those of
+    the newest finished round, from which the next one starts. With a round stays the policy that samples the one after
+    it: with staleness that is an earlier one, whose optimizer state and average go, as nobody would read them. An
+    adapter that stays keeps the whole checkpoint that it changes.
     """
     finished = run.finished
     whole, staleness = {*keep, *finished[:1], *finished[-1:]}, staleness_of(run)
@@ -130,7 +130,7 @@ def _unneeded(run: Run, keep: Collection[int]) -> list[Entry]:
 
 
 def _judging(run: Run) -> set[int]:
-    """The rounds whose policies judge the next one."""
+    """Returns the rounds whose policies judge the next one."""
     judges = [judge for judge in recipe_of(run).judges if isinstance(judge, ImplicitConfig)]
     return {number for judge in judges for number in judge.rounds(len(run.finished))}
 

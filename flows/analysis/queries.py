@@ -29,7 +29,7 @@ def show(
     where: str | None,
     columns: Sequence[str] | None,
 ) -> list[dict[str, Any]]:
-    """Rows of a round's table, joined with what one wants to read beside them; all columns, or these."""
+    """Returns rows of a round's table, joined with what one wants to read beside them; all columns, or these."""
     # A round's own candidates have one judge; the held-out ones have several, and this one's scores are the reward.
     judge = _judge_of_reward(run, number) if table.startswith("eval_") else None
     found = round_tables.query(
@@ -50,7 +50,7 @@ def _judge_of_reward(run: Run, number: int) -> str:
 
 
 def with_questions(sources: Sequence[str], root: str, rows: Rows, *, full: bool) -> Rows:
-    """The rows with what people read of each prompt in place of the text that the policy read; see `prompt_texts`.
+    """Returns the rows, with what people read of each prompt in place of what the policy read; see `prompt_texts`.
 
     Args:
         sources: the runs that the rows are of, as RUN or RUN@ROUND.
@@ -74,40 +74,40 @@ def export(source: str, root: str, to: Path, *, style: Style, truncated: bool, s
 
 
 def sql(name: str, root: str, statement: str) -> Rows:
-    """The rows of one SELECT over the tables of a run."""
+    """Returns the rows of one SELECT over the tables of a run."""
     store = existing_store(root)
     return _rows(select(store, store.run(name), statement))
 
 
 def history(name: str, root: str, prompt: str) -> tuple[dict[str, Any], Rows]:
-    """A prompt, and every answer to it in each round."""
+    """Returns a prompt, and every answer to it in each round."""
     store = existing_store(root)
     run = store.run(name)
     return run_queries.find_prompt(store, run, prompt), _rows(run_queries.history(store, run, prompt, _judges(run)))
 
 
 def scores(name: str, root: str, *, training: bool) -> Rows:
-    """The distribution of the scores of each round."""
+    """Returns the distribution of the scores of each round."""
     store = existing_store(root)
     run = store.run(name)
     return _rows(run_queries.scores(store, run, _judges(run), held_out=not training))
 
 
 def margins(name: str, root: str, limit: int) -> Rows:
-    """The preferences with the largest and those with the smallest margins, of all rounds."""
+    """Returns the preferences with the largest and those with the smallest margins, of all rounds."""
     store = existing_store(root)
     return _rows(run_queries.margins(store, store.run(name), limit))
 
 
 def repeats(name: str, root: str, limit: int, *, training: bool, same_tokens: bool) -> Rows:
-    """The answers that several rounds gave."""
+    """Returns the answers that several rounds gave."""
     store = existing_store(root)
     same = "token_ids" if same_tokens else "text"
     return _rows(run_queries.repeats(store, store.run(name), limit, held_out=not training, same=same))
 
 
 def diff(before: str, after: str, root: str, *, training: bool) -> Rows:
-    """What changed for each prompt between two rounds, of one run or of two."""
+    """Says what changed for each prompt between two rounds, of one run or of two."""
     store = existing_store(root)
     sides = run_at_round(store, before), run_at_round(store, after)
     judges = _judges(sides[0][0]), _judges(sides[1][0])
@@ -115,7 +115,7 @@ def diff(before: str, after: str, root: str, *, training: bool) -> Rows:
 
 
 def _judges(run: Run) -> dict[int, str]:
-    """The training judge of each round: a fork may have another one than its parent."""
+    """Returns the training judge of each round: a fork may have another one than its parent."""
     return {entry.round: entry.meta["judge"] for entry in run.rounds()}
 
 

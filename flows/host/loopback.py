@@ -12,7 +12,7 @@ _KINDS = ("http", "https", "socks5", "socks5h")
 
 
 def spare_loopback(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Adds loopback to the hosts that are reached directly, where the environment names a proxy.
+    """Adds loopback to the hosts that are reached directly, if the environment names a proxy.
 
     Both spellings are set: some libraries read one, some the other, and children inherit them.
     """

@@ -12,7 +12,7 @@ _LOOK_SECONDS = 0.2
 
 
 def lives(process: psutil.Process) -> bool:
-    """Whether a process runs. One that has ended and that nobody has asked about yet does not."""
+    """Says whether a process runs. One that has ended does not, even if its parent has not asked about it yet."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
@@ -20,7 +20,7 @@ def lives(process: psutil.Process) -> bool:
 
 
 def descendants(pid: int) -> list[psutil.Process]:
-    """The processes that a process has started, and those that they have; none if it is gone."""
+    """Returns the processes that a process has started, and those that they have; none if it is gone."""
     try:
         found: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
     except psutil.Error:
@@ -29,7 +29,7 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 def processor_seconds(pid: int) -> float:
-    """Processor time of a process and its descendants so far."""
+    """Returns the processor time of a process and its descendants so far."""
     total = 0.0
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
@@ -58,7 +58,7 @@ class Stillness:
         self._spent, self._since, self._looked = -1.0, time.monotonic(), float("-inf")
 
     def seconds(self) -> float:
-        """So far, as it was seen last."""
+        """Says for how long they had computed nothing at the last look."""
         now = time.monotonic()
         if now - self._looked >= self._look_every:
             spent = processor_seconds(self._pid)
@@ -109,7 +109,7 @@ def end_trees(processes: Iterable[psutil.Process], grace: float) -> None:
 
 
 def _with_descendants(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
-    """Those of the processes that live, and all their descendants that do."""
+    """Returns those of the processes that live, and all their descendants that do."""
     found: dict[int, psutil.Process] = {}
     for process in processes:
         with contextlib.suppress(psutil.Error):

@@ -1,7 +1,7 @@
 """What a person sees while a run goes on: one line a stage, with its progress, tokens per second and time left.
 
-On a terminal the lines move. Elsewhere (a log file, CI) each stage prints one line when it ends, an update one for its
-steps as they are taken, and a line says what is at work before ten seconds have passed without any.
+On a terminal the lines move. Elsewhere (a log file, CI) each stage prints one line when it ends, and an update prints
+one for its steps as they are taken. If ten seconds would pass without a line, one says what is at work.
 """
 
 import contextlib
@@ -56,23 +56,23 @@ class Stage:
 
     @property
     def worked(self) -> bool:
-        """Whether there was anything to do."""
+        """Says whether there was anything to do."""
         return self._started > 0
 
     @property
     def seconds(self) -> float:
-        """Time in which the stage was worked on, if the workers have said; else since it began."""
+        """Returns the time in which the stage was worked on, if the workers have said; else since it began."""
         return busy_seconds(self._spans) if self._spans else time.perf_counter() - self._started
 
     @property
     def done(self) -> float:
-        """How much is done, of all shards."""
+        """Says how much is done, of all shards."""
         done: float = sum(metrics.get("done", 0) for metrics in self._reports)
         return done
 
     @property
     def share(self) -> float:
-        """How much of it is done, from 0 to 1; 0 if nobody knows how much there is."""
+        """Says how much of it is done, from 0 to 1; 0 if nobody knows how much there is."""
         return min(self.done / self._total, 1.0) if self._total else 0.0
 
     def begin(self) -> None:
@@ -82,7 +82,7 @@ class Stage:
             self._task = self._progress.add_task(self.label, total=self._total, count="", note="")
 
     def report(self, metrics: Mapping[str, Any], shard: int = 0) -> None:
-        """Takes a worker's progress: ``done``, and where it says so ``total``, ``tokens``, ``loss``; or ``doing``."""
+        """Takes a worker's progress: ``done``, and if it gives them ``total``, ``tokens``, ``loss``; or ``doing``."""
         self.begin()
         steps = self.done
         self._doing = metrics.get("doing", "")
@@ -103,7 +103,7 @@ class Stage:
 
     @property
     def note(self) -> str:
-        """What is being done beside its steps, throughput and loss, if the stage has them."""
+        """Says what is being done beside its steps, throughput and loss, if the stage has them."""
         tokens = sum(metrics.get("tokens", 0) for metrics in self._reports)
         notes = [self._doing] if self._doing else []
         notes += [f"shard {len(self._shards)}/{self._all_shards}"] if self._all_shards > 1 else []
@@ -113,13 +113,13 @@ class Stage:
 
     @property
     def line(self) -> str:
-        """The stage as it is now, in one line."""
+        """Describes the stage as it is now, in one line."""
         parts = [self.label, self._count, self.note, f"{time.perf_counter() - self._started:.0f} s"]
         return "  ".join(part for part in parts if part)
 
     @property
     def last_line(self) -> str:
-        """The stage as it was, with its time."""
+        """Describes the stage as it was, with its time."""
         self._doing = ""
         done = f"{self.done:,.0f} {self._unit}" if self._unit and self.done else ""
         return f"{self.label:<28}{self.seconds:7.1f} s   {'  '.join(filter(None, (done, self.note)))}".rstrip()
@@ -192,14 +192,14 @@ class Display:
         self._progress.stop()
 
     def say(self, text: str) -> None:
-        """A line that stays. A run goes on if nobody can be told, as when the log file's disk is full."""
+        """Prints a line that stays. A run goes on if nobody can be told, as when the log file's disk is full."""
         self._said = time.monotonic()
         with contextlib.suppress(OSError):
             self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def doing(self, text: str) -> Iterator[None]:
-        """A line that says what is being done, until the block ends."""
+        """Shows a line that says what is being done, until the block ends."""
         task, doing = self._progress.add_task(text, total=None, count="", note=""), _Doing(text)
         self._doing.append(doing)
         try:
@@ -210,13 +210,13 @@ class Display:
 
     @contextlib.asynccontextmanager
     async def waiting(self, text: str) -> AsyncIterator[None]:
-        """A line that says what is being waited for, until the block ends."""
+        """Shows a line that says what is being waited for, until the block ends."""
         with self.doing(text):
             yield
 
     @contextlib.contextmanager
     def resting(self) -> Iterator[None]:
-        """While the block runs, nothing is at work, perhaps for days, and silence is right."""
+        """Keeps silent while the block runs, in which nothing is at work, perhaps for days."""
         self._resting = True
         try:
             yield
@@ -232,12 +232,12 @@ class Display:
 
     @property
     def stages(self) -> list[Stage]:
-        """The stages that are at work."""
+        """Returns the stages that are at work."""
         return [stage for stage in self._stages if stage.worked]
 
     @property
     def at_work(self) -> str:
-        """What is at work now, in one line; nothing if nobody knows of anything."""
+        """Says what is at work now, in one line; nothing if nobody knows of anything."""
         done, total = self.rounds_done
         lines = [*(stage.line for stage in self.stages), *(doing.line for doing in self._doing)]
         return " | ".join(lines) or (f"round {done} of {total - 1}" if total > 1 else "")
@@ -253,7 +253,7 @@ class Display:
         *,
         stays: bool = True,
     ) -> Iterator[Stage]:
-        """A stage of a round, or of something else: shown while the block works, and then as one line with its time.
+        """Shows a stage, of a round or of something else, while the block works, and then as one line with its time.
 
         Args:
             stays: whether there is that last line.
@@ -277,6 +277,6 @@ class Display:
 
 @contextlib.contextmanager
 def doing(text: str) -> Iterator[None]:
-    """A line on standard error that says what a command is doing, until the block ends."""
+    """Shows a line on standard error that says what a command is doing, until the block ends."""
     with Display() as display, display.doing(text):
         yield

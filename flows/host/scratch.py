@@ -14,9 +14,9 @@ from storage.errors import StorageAccessError
 
 @contextmanager
 def scratch_directory(identity: str) -> Iterator[Path]:
-    """A new local directory, removed at the end; if the run fails, the logs in it stay, for people to read.
+    """Makes a new local directory, removed at the end; if the run fails, the logs in it stay, for people to read.
 
-    What a killed process of the same run left, or one that failed, is removed first; what a living one holds is not.
+    What a killed process of the same run left, or one that failed, is removed first; what a living one holds stays.
 
     Args:
         identity: of the run, which no other one has, under whatever root it is.
@@ -43,7 +43,7 @@ def scratch_directory(identity: str) -> Iterator[Path]:
 
 @contextmanager
 def held_directory(name: str) -> Iterator[Path]:
-    """A new local directory, removed at the end; those of this name that killed processes left are removed first."""
+    """Makes a new local directory, removed at the end; first removes those of this name that killed processes left."""
     path, held = _take(name)
     try:
         yield path
@@ -53,7 +53,7 @@ def held_directory(name: str) -> Iterator[Path]:
 
 
 def _take(name: str) -> tuple[Path, int]:
-    """A new directory of this user's alone, and the lock on it, once those that nobody holds are gone."""
+    """Removes the directories that nobody holds, and makes a new one of this user's alone, with the lock on it."""
     place, prefix = Path(tempfile.gettempdir()), f"{name}-{os.getuid()}-"
     for left in place.glob(f"{prefix}*"):
         _remove_unheld(left)
@@ -69,7 +69,7 @@ def _leave_logs(path: Path) -> None:
 
 
 def _new_held(place: Path, prefix: str) -> tuple[Path, int]:
-    """A new directory and the lock on it, which ends with the process, however that ends."""
+    """Makes a new directory and the lock on it, which ends with the process, however that ends."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
         held = os.open(path, os.O_RDONLY)

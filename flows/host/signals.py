@@ -11,7 +11,7 @@ from flows.errors import InterruptedRunError
 
 @contextmanager
 def orderly_end(message: str) -> Iterator[None]:
-    """A block that both signals end alike.
+    """Has both signals end the block alike.
 
     Raises:
         InterruptedRunError: one came; with this message.
@@ -44,7 +44,7 @@ class EndedBySignals:
 
     @contextmanager
     def __call__(self) -> Iterator[Callable[[float], None]]:
-        """Around a wait; what it gives pauses for so many seconds, and raises InterruptedRunError at its end."""
+        """Goes around a wait; what it yields pauses for so many seconds, and raises InterruptedRunError at its end."""
         came: list[int] = []
         heard = self._signals if threading.current_thread() is threading.main_thread() else ()
         before = {number: signal.getsignal(number) for number in heard}

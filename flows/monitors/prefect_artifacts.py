@@ -1,6 +1,6 @@
 """What Prefect's UI shows of a run beside its tasks: the table of rounds, the place of the report, and the progress.
 
-One task beside the run looks every few seconds at what the terminal's display shows, and at the newest table, and puts
+One task beside the run looks every few seconds at what the terminal's display shows, and at the newest table. It puts
 that into the same few artifacts: one progress for the run, one for each kind of stage that lasts so long. The run never
 waits for the UI, and an error there is logged once.
 """
@@ -46,7 +46,7 @@ class Artifacts:
 
     @contextlib.asynccontextmanager
     async def kept_up(self) -> AsyncIterator[None]:
-        """Within a flow: keeps the artifacts up to date while the block runs."""
+        """Keeps the artifacts up to date while the block runs, within a flow."""
         if not self._shown:
             yield
             return

@@ -39,7 +39,7 @@ class Carrier(Protocol):
 
     @property
     def capacity(self) -> int:
-        """Requests that it takes at once."""
+        """Says how many requests it takes at once."""
         ...
 
     async def start(self) -> None:
@@ -49,7 +49,7 @@ class Carrier(Protocol):
     async def call(
         self, method: str, *, on_progress: Progress | None = None, alone: bool = False, **arguments: Any
     ) -> Any:
-        """The answer of one method, as JSON has it."""
+        """Returns the answer of one method, as JSON has it."""
         ...
 
     async def stop(self) -> None:
@@ -87,7 +87,7 @@ class Client(Generic[W]):
     say: Callable[[str], None] = lambda text: None
 
     def asking(self, *, on_progress: Progress | None = None, alone: bool = False) -> "Client[W]":
-        """The same worker, asked in another way."""
+        """Returns the same worker, asked in another way."""
         return replace(self, on_progress=on_progress, alone=alone)
 
     @overload
@@ -126,7 +126,7 @@ class Client(Generic[W]):
 
 @cache
 def _shape(method: Callable[..., Any]) -> tuple[inspect.Signature, TypeAdapter[Any]]:
-    """How a method is called, and what builds its result again; of one that takes turns, what it returns at its end."""
+    """Says how a method is called, and what builds its result: of a generator, what it returns at its end."""
     returned = get_type_hints(method)["return"]
     if get_origin(returned) is Generator:
         returned = get_args(returned)[2]

@@ -46,7 +46,7 @@ _QUIET_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "TOKENIZER
 
 
 def worker_environment(cpu_threads: int) -> dict[str, str]:
-    """Variables of every worker."""
+    """Returns the variables of every worker."""
     return {"OMP_NUM_THREADS": str(cpu_threads), **_QUIET_THREADS}
 
 
@@ -99,7 +99,7 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the child, where one runs."""
+        """Returns the process id of the child, if one runs."""
         return self._process.pid if self._process and self._process.returncode is None else None
 
     async def start(self) -> None:
@@ -110,7 +110,7 @@ class WorkerProcess:
     async def call(
         self, method: str, *, on_progress: Progress | None = None, alone: bool = False, **arguments: Any
     ) -> Any:
-        """The answer of one method.
+        """Returns the answer of one method.
 
         Args:
             alone: whether to wait until nothing else is in progress, and to let nothing else begin meanwhile.
@@ -147,7 +147,7 @@ class WorkerProcess:
             await self._end()
 
     async def stop(self) -> None:
-        """Ends the child, whatever it is doing: closes its pipe, and kills it where that is not enough."""
+        """Ends the child, whatever it is doing: closes its pipe, and kills it if that is not enough."""
         self._stopped = True
         await self._end()
 
@@ -198,7 +198,7 @@ class WorkerProcess:
         return waiting.answer
 
     def _command(self) -> tuple[list[str], dict[str, str]]:
-        """What starts the worker, and its environment."""
+        """Returns the command that starts the worker, and its environment."""
         if self._ranks is None:
             return [sys.executable, "-m", "flows.remote.worker_main"], self._environment
         command, more = self._ranks.prepare(self._environment.get("TMPDIR"))
@@ -235,7 +235,7 @@ class WorkerProcess:
                 waiting.answer.set_exception(end or self._died(code))
 
     async def _line(self, process: asyncio.subprocess.Process) -> bytes:
-        """The child's next line, empty if it has ended; WorkerDiedError where it hangs."""
+        """Reads the child's next line, empty if it has ended; raises WorkerDiedError if it hangs."""
         assert process.stdout is not None
         reading = asyncio.ensure_future(process.stdout.readline())
         still, ended = Stillness(process.pid, IDLE_CPU_SECONDS, _LOOK_SECONDS), False
@@ -294,14 +294,14 @@ class WorkerProcess:
 
 
 async def _status(process: asyncio.subprocess.Process) -> int:
-    """The status with which a process ends; asyncio's own ``wait`` also waits for whoever else holds its pipes."""
+    """Returns the status with which a process ends; asyncio's ``wait`` would wait for all that hold its pipes."""
     while process.returncode is None:
         await asyncio.sleep(0.01)
     return process.returncode
 
 
 def known_error(kind: str, message: str) -> Exception | None:
-    """The exception that a process elsewhere raised, by its name and its sentence; None if we have no such class."""
+    """Makes the exception that another process raised, by its name and sentence; None if we have no such class."""
     for module in (pipeline.errors, storage.errors, flows.errors):
         known = getattr(module, kind, None)
         if known is not None:
@@ -310,7 +310,7 @@ def known_error(kind: str, message: str) -> Exception | None:
 
 
 def _plain(kind: type[Exception], message: str) -> Exception:
-    """An exception of this class with this sentence, whatever its constructor takes."""
+    """Makes an exception of this class with this sentence, whatever its constructor takes."""
     # What derives from MemoryError is made by Exception's own, as its own refuses to.
     error = Exception.__new__(kind) if issubclass(kind, MemoryError) else kind.__new__(kind)
     error.args = (message,)

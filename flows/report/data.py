@@ -142,7 +142,7 @@ def _texts(candidates: pa.Table) -> dict[str, str]:
 
 
 def _prompts(prompts: pa.Table) -> dict[str, str]:
-    """What people read of each prompt: the conversation where there is one, without the marks of its template."""
+    """Returns what people read of each prompt: the conversation if there is one, without the marks of its template."""
     shown = {}
     for row in prompts.select(["prompt_id", "text", "messages"]).to_pylist():
         turns = [f"{message['role']}: {message_text(message)}" for message in messages_of(row["messages"]) or ()]

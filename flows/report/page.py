@@ -130,7 +130,7 @@ def _cards(rounds: Sequence[RoundSummary], recipe: Recipe) -> Iterator[Card]:
 
 
 def _watched(summary: RoundSummary, others: Sequence[str]) -> dict[str, str]:
-    """What the judge left open in a round, what its preferences favour, and how it compares with others."""
+    """Says what the judge left open in a round, what its preferences favour, and how it compares with others."""
     row = {
         "round": str(summary.round),
         "unjudged": _shown(summary.unjudged, "d"),
@@ -149,7 +149,7 @@ def _watched(summary: RoundSummary, others: Sequence[str]) -> dict[str, str]:
 
 
 def _work(summary: RoundSummary, stages: Sequence[str], staleness: int) -> dict[str, str]:
-    """What a round's update learned from, whether its checks held, and what it cost.
+    """Says what a round's update learned from, whether its checks held, and what it cost.
 
     With staleness the reference lags: by so many nats, for so many seconds in which the next round was sampled.
     """
@@ -198,7 +198,7 @@ def _commands(store: Store, run: Run, recipe: Recipe, done: int) -> dict[str, li
 
 
 def _changes(store: Store, parent: str, recipe: Recipe) -> list[str]:
-    """The fields in which a fork differs from its parent, as far as the parent still is there to compare with."""
+    """Returns the fields in which a fork differs from its parent; none if the parent is gone."""
     try:
         recorded = Recipe.model_validate(store.run(parent).header["recipe"])
     except RunNotFoundError:

@@ -68,7 +68,7 @@ class Worker:
 
     @property
     def scratch(self) -> Path:
-        """The local directory for copies.
+        """Returns the local directory for copies.
 
         Raises:
             StorageAccessError: it was removed meanwhile: what is written there would come to nothing.
@@ -79,19 +79,19 @@ class Worker:
 
     @property
     def merged(self) -> Path:
-        """Where adapters are merged with their bases; each process has its own."""
+        """Returns the directory where adapters are merged with their bases; each process has its own."""
         return self.scratch / f"merged by {type(self).__name__}"
 
     def table(self, files: Sequence[FileRef]) -> pa.Table:
-        """Committed shards as one table, in the order given."""
+        """Reads committed shards as one table, in the order given."""
         return self._read(tuple(files))
 
     def directory(self, files: Sequence[FileRef]) -> Path:
-        """A committed checkpoint as a local directory."""
+        """Returns a committed checkpoint as a local directory."""
         return checkpoints.local_directory(self.store, files, self.scratch / "checkpoints")
 
     def whole(self, policy: PolicyRef, name: str = "policy") -> Path:
-        """A policy as a local directory with all its weights.
+        """Returns a policy as a local directory with all its weights.
 
         Args:
             name: of the copy in which an adapter is merged with its base; it replaces the one before of this name.
@@ -113,10 +113,11 @@ class Worker:
 
 
 def whole_directory(policy: PolicyRef, directory: Callable[[Sequence[FileRef]], Path], merged: Path) -> Path:
-    """A policy as a local directory with all its weights; an adapter is merged with its base into ``merged``.
+    """Returns a policy as a local directory with all its weights; an adapter is merged with its base.
 
     Args:
         directory: makes a committed checkpoint local.
+        merged: where an adapter is merged with its base.
     """
     if not policy.base:
         return directory(policy.files)

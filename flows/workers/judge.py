@@ -53,15 +53,15 @@ class JudgeWorker(Worker):
         ]
 
     def versions(self) -> list[str]:
-        """Version of each judge: equal versions give equal scores."""
+        """Returns the version of each judge: equal versions give equal scores."""
         return [judge.version for judge in self._judges]
 
     def try_judges(self, trial: TrialPrompt | None, prompts: tuple[FileRef, ...], judges: list[int]) -> list[str]:
         """Has some of the judges, by their places, judge two answers to a prompt of the run.
 
-        So it shows what fails before engines are paid for.
+        So what fails is seen before engines are paid for.
 
-        Left out are judges that need what there is not yet: a policy of the run, or people.
+        Judges that need a policy of the run, or people, are left out: there are none yet.
 
         Args:
             trial: the prompt; the first of ``prompts`` if there is none.
@@ -166,7 +166,7 @@ class JudgeWorker(Worker):
         judgments: tuple[FileRef, ...],
         preferences: tuple[FileRef, ...],
     ) -> dict[str, Any]:
-        """What the round's table says of what was sampled, judged and preferred, read shard by shard.
+        """Describes for the round's table what was sampled, judged and preferred, read shard by shard.
 
         Args:
             candidates, judgments: one file of each shard, in the same order.
@@ -215,7 +215,7 @@ class JudgeWorker(Worker):
         return self.write(replayed, round, "replayed"), describe_replayed(replayed, own, round)
 
     def _answers(self, candidates: tuple[FileRef, ...], rows: list[dict[str, Any]]) -> pa.Table:
-        """The candidates to the prompts of these rows, found shard by shard."""
+        """Returns the candidates to the prompts of these rows, found shard by shard."""
         wanted = pc.field("prompt_id").isin([row["prompt_id"] for row in rows])
         columns = ("prompt_id", "candidate", "token_ids")
         return pa.concat_tables([self._columns(file, *columns).filter(wanted) for file in candidates])
@@ -229,7 +229,7 @@ class JudgeWorker(Worker):
         logps: tuple[FileRef, ...],
         probe: tuple[FileRef, ...],
     ) -> dict[str, Any]:
-        """The metrics of an evaluation: against earlier rounds' judgments if these are given."""
+        """Computes the metrics of an evaluation: against earlier rounds' judgments if these are given."""
         judged, judges = (
             self.table(judgments),
             [self.recipe.judge_names[place] for place in self.recipe.held_out_judges],

@@ -12,7 +12,7 @@ _BROKEN = ("failed", "unparsable", "non_finite")
 
 
 def trial_item(prompt: TrialPrompt) -> JudgeItem:
-    """The prompt with two answers, the first of them the right one if it is known."""
+    """Returns the prompt with two answers, the first of them the right one if it is known."""
     texts = (prompt.reference_answer or _ANSWERS[0], _ANSWERS[1])
     return JudgeItem(
         prompt_id=prompt.prompt_id,
@@ -27,7 +27,7 @@ def trial_item(prompt: TrialPrompt) -> JudgeItem:
 
 
 def trial_notice(judge: str, item: JudgeItem, judgments: Sequence[Judgment]) -> str | None:
-    """A sentence, if neither answer has a score, but others may; None if one has.
+    """Returns a sentence if neither answer has a score, but others may; None if one has.
 
     Raises:
         JudgeError: neither has, and that is the judge's fault.

@@ -16,17 +16,17 @@ class Agreement:
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Agreement":
-        """The agreement that a recipe asks for."""
+        """Returns the agreement that a recipe asks for."""
         sampler = f"{recipe.sampling.engine} on {recipe.devices.sampler} in {recipe.sampler_precision}"
         return cls(recipe.handover_tolerance, sampler, f"on {recipe.devices.trainer} in {recipe.update.precision}")
 
     @property
     def exact(self) -> bool:
-        """Whether both compute in float32, so that nothing but other weights, or another model, sets them apart."""
+        """Says whether both compute in float32, so that only other weights, or another model, set them apart."""
         return "bfloat16" not in self.sampler + self.trainer
 
     def explain(self, per_token: float) -> str:
-        """Both sides with their precision, and what to do if that may be the cause: the end of an error's sentence."""
+        """Ends an error's sentence: both sides with their precision, and what to do if that may be the cause."""
         sides = f"; the sampler is {self.sampler}, the trainer {self.trainer}"
         if self.exact:
             return sides

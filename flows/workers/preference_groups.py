@@ -14,13 +14,13 @@ from pipeline.model.logprobs import sequence_logps
 
 
 def prompt_token_ids(prompts: pa.Table, wanted: Iterable[str]) -> dict[str, list[int]]:
-    """Token ids of these prompts, by their ids."""
+    """Returns the token ids of these prompts, by their ids."""
     found = prompts.filter(pc.is_in(prompts["prompt_id"], pa.array(list(set(wanted)), pa.string())))
     return dict(zip(found["prompt_id"].to_pylist(), found["token_ids"].to_pylist(), strict=True))
 
 
 def preference_groups(prompts: pa.Table, candidates: pa.Table, preferences: pa.Table) -> list[PreferenceGroup]:
-    """Preferences, but for dropped prompts, with the token ids of their prompts and candidates, exactly as sampled."""
+    """Returns preferences, but for dropped prompts, with token ids of prompts and candidates exactly as sampled."""
     rows = preferences.filter(pc.field("kind") != "dropped").to_pylist()
     prompt_ids = prompt_token_ids(prompts, (row["prompt_id"] for row in rows))
     sampled = candidates.filter(pc.is_in(candidates["prompt_id"], pa.array(list(prompt_ids), pa.string())))
@@ -40,7 +40,7 @@ def preference_groups(prompts: pa.Table, candidates: pa.Table, preferences: pa.T
 
 
 def replayed_groups(prompts: pa.Table, replayed: pa.Table | None) -> list[PreferenceGroup]:
-    """Preferences of earlier rounds, with the log-probabilities under the policies that sampled them."""
+    """Returns preferences of earlier rounds, with the log-probabilities under the policies that sampled them."""
     rows = [] if replayed is None else replayed.to_pylist()
     prompt_ids = prompt_token_ids(prompts, (row["prompt_id"] for row in rows))
     return [
@@ -64,10 +64,10 @@ def with_reference(
     tolerance: float,
     explain: Callable[[float], str] = lambda _per_token: "",
 ) -> tuple[list[PreferenceGroup], dict[str, Any]]:
-    """The groups with the reference's log-probabilities by the engine that the recipe asks for.
+    """Returns the groups with the reference's log-probabilities by the engine that the recipe asks for.
 
-    ``auto`` compares the two engines on the first step's worth of preferences, and takes the sampler's where no
-    sequence, here or at the weight sync, differs by more than ``reference_tolerance`` nats.
+    ``auto`` compares the two engines on the first step's worth of preferences. It takes the sampler's if all sequences,
+    here and at the weight sync, agree within ``reference_tolerance`` nats.
 
     Args:
         tolerance: how far the two may be apart on average, in nats per token, if they hold the same policy.
@@ -106,14 +106,14 @@ def with_reference(
 def with_other_reference(
     model: Any, groups: Sequence[PreferenceGroup], config: UpdateConfig
 ) -> tuple[list[PreferenceGroup], dict[str, Any]]:
-    """The groups with the log-probabilities of a model that holds the weights of another policy than the sampler's."""
+    """Returns the groups with the log-probabilities of a model whose weights are not the sampler's."""
     scored = sequence_logps(model, groups, config.token_budget, precision=config.precision)
     exact = [replace(group, reference_logps=logps) for group, logps in zip(groups, scored, strict=True)]
     return exact, {"reference_logprobs": "trainer", "reference_drift": None}
 
 
 def summary(result: UpdateResult, config: UpdateConfig) -> dict[str, Any]:
-    """What the round's table and report keep of an update."""
+    """Returns what the round's table and report keep of an update."""
     first, last = result.steps[0], result.steps[-1]
     router = {"router_loss_weight": config.router_loss_weight, "last_router_loss": last.router_loss}
     return {

@@ -8,7 +8,7 @@ from storage.log.manifest import FileRef
 
 
 def hashes(files: Iterable[FileRef]) -> list[str]:
-    """What the key of a step names its files by."""
+    """Returns what the key of a step names its files by."""
     return [file.sha256 for file in files]
 
 
@@ -48,7 +48,7 @@ class JudgePolicies:
 
     @property
     def hashes(self) -> list[str]:
-        """Those of their weights."""
+        """Returns the digests of their weights."""
         return [self.policy.digest, self.reference.digest]
 
 
@@ -58,7 +58,7 @@ class PreferenceShard:
 
     Args:
         candidates: tables that hold the candidates which they name.
-        share: of the round's prompts, or of its shards, that is through with it.
+        share: of the round's prompts, or of its shards, that is done with it.
     """
 
     candidates: tuple[FileRef, ...]
@@ -138,24 +138,25 @@ class PromptBatch:
 
     @property
     def name(self) -> str:
-        """How the batch is called among a round's tasks."""
+        """Returns the name of the batch among a round's tasks."""
         return f"held-out of round {self.policy}" if self.held_out else "train"
 
     @classmethod
     def training(cls, number: int, sampled_by: int) -> "PromptBatch":
-        """A round's own prompts, answered by the policy of an earlier round."""
+        """Returns a round's own prompts, answered by the policy of an earlier round."""
         return cls(sampled_by, False, ((number, ""),))
 
     @classmethod
     def evaluation(cls, number: int) -> "PromptBatch":
-        """The held-out prompts, answered by the round's new policy."""
+        """Returns the held-out prompts, answered by the round's new policy."""
         return cls(number, True, ((number, "eval_"),))
 
     @classmethod
     def baseline(cls, number: int, earlier: int) -> "PromptBatch":
-        """The same, answered by an earlier policy: found in its round, unless a fork samples or judges otherwise.
+        """Returns the held-out prompts, answered by an earlier policy: found in its round, unless a fork changed that.
 
-        Those of the round before and of round 0 then have a place each, if they are two.
+        If a fork samples or judges otherwise, the round itself has them: those of the round before, and those of round
+        0 if that is another one.
         """
         own = "baseline_" if earlier == number - 1 else "initial_"
         return cls(earlier, True, ((earlier, "eval_"), (number, own)))

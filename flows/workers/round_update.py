@@ -1,8 +1,8 @@
 """A round's update in the trainer: begun with the preferences that are there, given more shard by shard, and finished.
 
 The reference's log-probabilities are needed before a preference can be trained on. If the sampler's serve, steps are
-taken as soon as they are known. If the trainer has to compute them, with weights that the update would have changed
-by then, those of each shard are computed as it comes, and the steps wait for the last one.
+taken as soon as they are known. If the trainer has to compute them, it does so for each shard as it comes, and the
+steps wait for the last one: they would change the weights that it computes with.
 """
 
 import time
@@ -47,7 +47,7 @@ class RoundUpdate:
             self._open()
 
     def add(self, shard: PreferenceShard) -> None:
-        """The next shard's preferences; takes the steps that are known with them."""
+        """Adds the next shard's preferences, and takes the steps that are known with them."""
         groups = self._referenced(self._groups(shard))
         if self._update is not None:
             self._update.add(groups, shard.share)
@@ -89,7 +89,7 @@ class RoundUpdate:
         return preference_groups.preference_groups(*tables)
 
     def _referenced(self, groups: list[PreferenceGroup]) -> list[PreferenceGroup]:
-        """The groups with the reference's log-probabilities; the first ones decide whose these are."""
+        """Returns the groups with the reference's log-probabilities; the first ones decide whose these are."""
         inputs, config, slot = self._inputs, self._config, self._slot
         if not groups or (inputs.state and self._update is None):  # the state has theirs
             return groups
@@ -110,10 +110,10 @@ class RoundUpdate:
         return groups
 
     def _replayed(self) -> list[PreferenceGroup]:
-        """Preferences of earlier rounds, which the trainer scores anew.
+        """Returns preferences of earlier rounds, which the trainer scores anew.
 
-        What the sampler knows of their answers is of another policy: unless the recipe wants them held back by the one
-        that they came from, the reference is that of the round.
+        What the sampler knows of their answers is of another policy. So the reference is that of the round, unless the
+        recipe wants the one that they came from.
         """
         slot, inputs = self._slot, self._inputs
         groups = preference_groups.replayed_groups(slot.table(inputs.prompts), slot.table(inputs.replayed))
@@ -179,7 +179,7 @@ class RoundUpdate:
             self._tell(state=[file.to_json() for file in files], step=done, referenced=self._metrics)
 
     def _tell(self, **told: Any) -> None:
-        """To whoever has asked for the part of the update that is in progress."""
+        """Reports progress to whoever has asked for the part of the update that is in progress."""
         self._slot.worker.progress(**told)
 
     def _stage_average(self, average: PolicyRef, policy: Sequence[FileRef]) -> tuple[FileRef, ...]:

@@ -170,11 +170,11 @@ class SamplerWorker(Worker):
 
 
 def _nearer_to_previous(sums: Sequence[float], probe: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether an engine computes with the weights from before the update.
+    """Says whether an engine computes with the weights from before the update.
 
-    In bfloat16 its noise may exceed what a round changes, so that no tolerance tells; but noise has no direction. It is
-    judged by what is left to the old policy, and the two must be six of its deviations apart, so that the middle
-    between them is three away. Of two policies that are nearly one, within a tenth of a nat a sequence, nobody can say.
+    In bfloat16 its noise may exceed what a round changes, so that no tolerance tells; but noise has no direction. Its
+    deviation is estimated by the distance from the old policy. The two policies must be six deviations apart, so that
+    the middle between them is three away. Within a tenth of a nat a sequence they count as one, and the answer is no.
     """
     known = [(found, row) for found, row in zip(sums, probe, strict=True) if row.get("previous_logp") is not None]
     moved = sum((row["logp"] - row["previous_logp"]) ** 2 for _, row in known)

@@ -37,7 +37,7 @@ class TrainerWorker(Worker):
         self._prompts: pa.Table | None = None  # checked, and not written yet
 
     def prepare_policy(self) -> tuple[list[FileRef], dict[str, Any]]:
-        """The checkpoint of round 0: a warm start, trained once for its configuration, or a pretrained policy."""
+        """Makes the checkpoint of round 0: a warm start, trained once for its configuration, or a pretrained policy."""
         config = self.recipe.policy
         if not isinstance(config, PretrainedPolicy):
             return self._warm_start(config)
@@ -80,7 +80,7 @@ class TrainerWorker(Worker):
         return trial
 
     def prepare_prompts(self, checkpoint: tuple[FileRef, ...]) -> FileRef:
-        """The prompts of the whole run, tokenised once and checked against the policy's context."""
+        """Writes the prompts of the whole run, tokenised once and checked against the policy's context."""
         from flows.workers.prompts import run_prompts
 
         if self._prompts is None:
@@ -94,7 +94,7 @@ class TrainerWorker(Worker):
 
     @collective
     def probe(self, checkpoint: tuple[FileRef, ...], prompts: tuple[FileRef, ...]) -> FileRef:
-        """A probe for the initial policy. Any tokens serve: here the beginnings of prompts, each followed by itself."""
+        """Writes a probe for the initial policy. Any tokens serve: here each prompt's beginning, followed by itself."""
         from pipeline.packing.packing import TokenGroup
 
         self._model.load(self._model.directory(checkpoint))
@@ -114,7 +114,7 @@ class TrainerWorker(Worker):
 
     @collective
     def add_preferences(self, shard: PreferenceShard) -> None:
-        """Preferences of the round's next shard; takes the steps that are known with them.
+        """Adds the preferences of the round's next shard, and takes the steps that are known with them.
 
         Raises:
             LostUpdateError: this worker has begun no update.
@@ -148,7 +148,7 @@ class TrainerWorker(Worker):
         candidates: tuple[FileRef, ...],
         round: int,
     ) -> FileRef:
-        """Log-probabilities of held-out completions under a round's policy, the previous one and the initial one."""
+        """Writes held-out completions' log-probabilities under a round's policy, the previous and the initial one."""
         from flows.workers.preference_groups import prompt_token_ids
         from pipeline.packing.packing import TokenGroup
 

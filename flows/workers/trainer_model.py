@@ -53,15 +53,15 @@ class TrainerModel:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the rank that writes."""
+        """Says whether this is the rank that writes."""
         return self._world.is_main
 
     def table(self, files: Sequence[FileRef]) -> pa.Table:
-        """Committed shards as one table, in the order given."""
+        """Reads committed shards as one table, in the order given."""
         return self.worker.table(files)
 
     def directory(self, files: Sequence[FileRef]) -> Path:
-        """A committed checkpoint as a local directory; a machine's first rank fetches it, the others find it there."""
+        """Returns a committed checkpoint as a local directory, which a machine's first rank fetches for the others."""
         if not self._world.is_local_main:
             self._world.wait()
         local = self.worker.directory(files)
@@ -70,7 +70,7 @@ class TrainerModel:
         return local
 
     def whole(self, policy: PolicyRef) -> Path:
-        """A policy as a local directory with all its weights."""
+        """Returns a policy as a local directory with all its weights."""
         rank = "" if self._world.is_main else f" by rank {self._world.rank}"
         merged = self.worker.merged
         return whole_directory(policy, self.directory, merged.with_name(f"{merged.name}{rank}") / "policy")
@@ -87,7 +87,7 @@ class TrainerModel:
         return self._model
 
     def set_current_policy(self, digest: str | None) -> None:
-        """The model holds these weights from now on; None while an update changes them."""
+        """Records which weights the model holds from now on; None while an update changes them."""
         self._policy = digest
 
     def load(self, directory: Path) -> None:
@@ -110,7 +110,7 @@ class TrainerModel:
             compilation.compile_layers(self._model)
 
     def _load_adapted(self, policy: PolicyRef) -> None:
-        """The base's weights, if they are not those in place, and the adapter; a whole policy has an empty one."""
+        """Loads the base's weights, if others are in place, and the adapter; a whole policy has an empty one."""
         base = policy.base or policy.files
         digest = checkpoints.weights_digest(base)
         if self._base != digest:
@@ -130,7 +130,7 @@ class TrainerModel:
             self._adapter.save(self._tokenizer, directory)
 
     def logps(self, groups: Sequence[TokenGroup]) -> list[list[float]]:
-        """Log-probability of each completion under the weights in place, in nats."""
+        """Returns the log-probability of each completion under the weights in place, in nats."""
         config = self.recipe.update
         return sequence_logps(self._model, groups, config.token_budget, precision=config.precision)
 
@@ -140,7 +140,7 @@ class TrainerModel:
         return file
 
     def write_probe(self, round: int, groups: Sequence[TokenGroup], before: Sequence[float] | None = None) -> FileRef:
-        """Sequences with their log-probabilities now, and ``before`` the update."""
+        """Writes sequences with their log-probabilities now, and ``before`` the update."""
         rows = [
             {
                 "prompt_token_ids": group.prompt_token_ids,
@@ -153,7 +153,7 @@ class TrainerModel:
         return self.write(to_table(rows, PROBE), round, "probe")
 
     def stage(self, round: int, stage: str, save: Callable[[Path], None]) -> tuple[FileRef, ...]:
-        """A directory that the flow will commit, written by the first rank."""
+        """Writes a directory that the flow will commit, on the first rank."""
         if not self._world.is_main:
             save(Path())  # gives the first rank its part, and writes nothing
             return self._of_first(())
@@ -162,6 +162,6 @@ class TrainerModel:
         return self._of_first(staged.files)
 
     def _of_first(self, files: Sequence[FileRef]) -> tuple[FileRef, ...]:
-        """The files that the first rank wrote, on all ranks."""
+        """Returns the files that the first rank wrote, on all ranks."""
         text = self._world.share(json.dumps([file.to_json() for file in files]))
         return tuple(map(FileRef.from_json, json.loads(text)))

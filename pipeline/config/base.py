@@ -58,10 +58,10 @@ class Config(BaseModel):
     """Names that fields had in version 0.1.0, each with today's: recipes may use them, and hashes on disk do."""
 
     def hashed(self, *, exclude: Iterable[str] = ()) -> dict[str, Any]:
-        """All fields as JSON, for a hash that is kept on disk, in the form that version 0.1.0 gave them.
+        """Returns all fields as JSON, for a hash that is kept on disk, in the form that version 0.1.0 gave them.
 
-        What a run of that version has finished is found by the hash of its settings: a field has its old name, and one
-        that came later is left out while it changes nothing.
+        What a run of that version has finished is found by the hash of its settings. So a field has its old name, and
+        one that came later is left out while it changes nothing.
         """
         return self.model_dump(mode="json", exclude=set(exclude), context=_HASHED)
 
@@ -91,11 +91,11 @@ class Config(BaseModel):
 
 
 def for_a_hash(info: SerializationInfo) -> bool:
-    """Whether a part is being serialised for ``Config.hashed``, in the form of version 0.1.0."""
+    """Says whether a part is being serialised for ``Config.hashed``, in the form of version 0.1.0."""
     return info.context == _HASHED
 
 
 def among(found: Iterable[str], names: Iterable[str]) -> str | None:
-    """The first of the found ones that is one of those names."""
+    """Returns the first of the found ones that is one of those names; None if none is."""
     known = set(names)
     return next((name for name in found if name in known), None)

@@ -37,12 +37,12 @@ class DevicesConfig(Config):
 
     @property
     def trainer_world(self) -> int:
-        """Processes that share the update, on all machines."""
+        """Counts the processes that share the update, on all machines."""
         return self.trainer_ranks * self.trainer_nodes
 
     @property
     def one_card(self) -> bool:
-        """Whether the sampler's GPU is also one of the update's, where both are processes of this machine."""
+        """Says whether the sampler's GPU is also one of the update's, if both are processes of this machine."""
         sampler, trainer = (int(device.partition(":")[2] or 0) for device in (self.sampler, self.trainer))
         return trainer <= sampler < trainer + self.trainer_ranks
 
@@ -78,7 +78,7 @@ class ReplicasConfig(Config):
 
     @property
     def gpus_per_engine(self) -> int:
-        """GPUs that one engine splits its model over."""
+        """Counts the GPUs that one engine splits its model over."""
         return max(1, self.gpus) if self.replicas else 1
 
 
@@ -103,7 +103,7 @@ class ClusterConfig(Config):
 
     @property
     def used(self) -> bool:
-        """Whether anything runs on Ray."""
+        """Says whether anything runs on Ray."""
         return self.sampler.replicas > 0 or self.judge.replicas > 0
 
     @model_validator(mode="after")

@@ -65,12 +65,12 @@ class PreferencesConfig(Config):
 
     @property
     def ranks(self) -> bool:
-        """Whether the rule makes rankings; else it makes pairs."""
+        """Says whether the rule makes rankings; else it makes pairs."""
         return self.rule in RANKING_RULES
 
     @property
     def needs_uncertainty(self) -> bool:
-        """Whether the judge has to say how sure it is."""
+        """Says whether the judge has to say how sure it is."""
         return self.soft_labels or self.min_probability is not None
 
     @model_validator(mode="after")

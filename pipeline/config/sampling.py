@@ -59,9 +59,9 @@ class SamplingConfig(Config):
 
     @property
     def held_out(self) -> "SamplingConfig":
-        """How held-out prompts are answered: once each, from the whole distribution, as long as in training.
+        """Says how held-out prompts are answered: once each, from the whole distribution, as long as in training.
 
-        One candidate is less than a recipe may ask for, as nothing could be compared.
+        A recipe may not ask for one candidate, as nothing could be compared.
         """
         return self.model_copy(update={"candidates": 1, "temperature": 1.0, "top_p": 1.0})
 

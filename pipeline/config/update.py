@@ -37,7 +37,7 @@ ADAPTER_LEARNING_RATE = 1e-5
 
 
 def _learning_rate(fields: Mapping[str, Any]) -> float:
-    """What fits a pretrained model; ``fields`` are those that stand before this one."""
+    """Gives what fits a pretrained model; ``fields`` are those that stand before this one."""
     return LEARNING_RATE if fields.get("lora") is None else ADAPTER_LEARNING_RATE
 
 

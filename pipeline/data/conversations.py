@@ -11,7 +11,7 @@ _COLUMNS = ("role", "content")
 
 
 def prompt_content(value: object, place: str, *, padded: bool) -> str | list[Message]:
-    """A prompt's text, or its messages with all their fields; a field that is null is absent.
+    """Returns a prompt's text, or its messages with all their fields; a field that is null is absent.
 
     Args:
         place: where it stands, for messages.
@@ -52,7 +52,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def stored_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as the prompts' table holds them: role, content, and JSON of the other fields."""
+    """Returns messages as the prompts' table holds them: role, content, and JSON of the other fields."""
     return [
         {
             **{name: message.get(name) for name in _COLUMNS},
@@ -63,7 +63,7 @@ def stored_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def messages_of(stored: Sequence[Mapping[str, Any]] | None) -> list[Message] | None:
-    """Messages from a row of the prompts' table, whose version 1 has no other fields; None of a text."""
+    """Reads messages from a row of the prompts' table, whose version 1 has no other fields; None of a text."""
     if stored is None:
         return None
     return [
@@ -73,19 +73,19 @@ def messages_of(stored: Sequence[Mapping[str, Any]] | None) -> list[Message] | N
 
 
 def other_fields(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a message beside role and content."""
+    """Returns the fields of a message beside role and content."""
     return {name: field for name, field in message.items() if name not in _COLUMNS}
 
 
 def written_out(messages: Sequence[Mapping[str, Any]]) -> str:
-    """A conversation for people and judges that read text: each message with its role, and all that it holds."""
+    """Writes a conversation for people and judges that read text: each message with its role, and all that it holds."""
     return "\n\n".join(f"[{message['role']}]\n{message_text(message)}" for message in messages)
 
 
 def question(messages: Sequence[Mapping[str, Any]]) -> str:
-    """What a conversation asks, in short: its last user's message and what follows; an ellipsis for what comes before.
+    """Says in short what a conversation asks: its last user's message and what follows; "…" for what comes before.
 
-    Of messages none of which is a user's it is the last one. Roles are named if there are several.
+    If none of the messages is a user's, it is the last one. Roles are named if there are several.
     """
     users = [place for place, message in enumerate(messages) if message["role"] == "user"]
     first = users[-1] if users else len(messages) - 1
@@ -96,6 +96,6 @@ def question(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def message_text(message: Mapping[str, Any]) -> str:
-    """The content of a message, followed by its other fields as JSON."""
+    """Returns the content of a message, followed by its other fields as JSON."""
     more = [f"{name}: {json.dumps(field, ensure_ascii=False)}" for name, field in other_fields(message).items()]
     return "\n".join([*([message["content"]] if message.get("content") is not None else []), *more])

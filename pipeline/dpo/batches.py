@@ -1,11 +1,11 @@
 """Which preferences make up each optimizer step of an update, as far as that is known.
 
 In the order ``shuffled`` an epoch is a permutation of all preferences, which is known once the last of them is there.
-In the order ``shards`` the first epoch takes shard after shard, each permuted by itself, so that its steps are known
-while later shards are still being sampled; what comes first does not depend on what comes later.
+In the order ``shards`` the first epoch takes shard after shard, each permuted by itself. So its steps are known while
+later shards are still being sampled: what comes first does not depend on what comes later.
 
-The last step of an epoch has what is left. It moves the weights by its share of a whole step: of one preference, where
-others are of sixteen, Adam would make a step as long as theirs.
+The last step of an epoch has what is left. It moves the weights by its share of a whole step: if it had one preference
+and the others sixteen, Adam would make a step as long as theirs.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ class StepPlan:
     Args:
         warmup_steps: those of this update, which the schedule's shares leave out.
         most: how many preferences the round could have given; a whole step has a batch of them, or as many as that. As
-            many as there are where None.
+            many as there are if None.
     """
 
     def __init__(self, config: UpdateConfig, *, seed: int, warmup_steps: int = 0, most: int | None = None) -> None:
@@ -48,7 +48,7 @@ class StepPlan:
 
     @property
     def expected_steps(self) -> int:
-        """How many steps there are; while preferences are missing, as many as the share that is there lets expect."""
+        """Says how many steps there are; while preferences are missing, estimates it by the share that is there."""
         if self._steps is not None:
             return len(self._steps)
         size, epochs = self._config.batch_size, self._config.epochs
@@ -56,13 +56,13 @@ class StepPlan:
 
     @property
     def closed(self) -> bool:
-        """Whether all steps are known."""
+        """Says whether all steps are known."""
         return self._steps is not None
 
     def add(self, preferences: int, share: float) -> None:
-        """So many more preferences, with which this share of the round's prompts is through.
+        """Adds so many preferences, with which this share of the round's prompts is done.
 
-        Those that come when all prompts are through already, as replayed ones, make the update longer: the shares of
+        Those that come when all prompts are done already, as replayed ones, make the update longer: the shares of
         those before shrink in proportion. They have to be there before the first step is asked for.
         """
         generator = torch.Generator().manual_seed(self._seed + 1 + self._shards)
@@ -76,13 +76,13 @@ class StepPlan:
         self._count, self._shards, self._share = self._count + preferences, self._shards + 1, share
 
     def close(self) -> None:
-        """No more will come."""
+        """Plans all steps, as no more preferences will come."""
         if self._steps is None:
             by_shard = self._config.batch_order == "shards"
             self._steps = list(self._by_shard() if by_shard else self._shuffled())
 
     def step(self, number: int) -> PlannedStep | None:
-        """The step of this number, from 0; None if it is not known yet, or there is none."""
+        """Returns the step of this number, from 0; None if it is not known yet, or there is none."""
         size = self._config.batch_size
         if self._steps is not None:
             found = self._steps[number] if number < len(self._steps) else None
@@ -96,7 +96,7 @@ class StepPlan:
         return replace(found, done=self._scheduled(number, found.done), weight=min(1.0, len(found.members) / whole))
 
     def _scheduled(self, number: int, done: float) -> float:
-        """The share of the schedule before a step: it begins with the first step after the warm-up."""
+        """Returns the share of the schedule before a step: it begins with the first step after the warm-up."""
         first = self._warmup_steps
         if self._config.batch_order == "shuffled" or number < first:
             return done
@@ -124,7 +124,7 @@ class StepPlan:
 
 
 def plan_steps(preferences: int, *, batch_size: int, epochs: int, seed: int) -> list[tuple[int, list[int]]]:
-    """Epoch and members of each optimizer step. Each epoch is a fresh permutation; its last step may be smaller."""
+    """Plans the epoch and members of each step. Each epoch is a fresh permutation; its last step may be smaller."""
     generator = torch.Generator().manual_seed(seed)
     steps: list[tuple[int, list[int]]] = []
     for epoch in range(epochs):

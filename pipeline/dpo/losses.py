@@ -21,12 +21,12 @@ BFLOAT16_NOISE = 0.05
 
 
 def _logistic(margins_P: Tensor, order_right_P: Tensor | float) -> Tensor:
-    """Cross-entropy in nats between the probability that the order is right and sigmoid(margin)."""
+    """Computes the cross-entropy in nats between the probability that the order is right and sigmoid(margin)."""
     return -order_right_P * F.logsigmoid(margins_P) - (1 - order_right_P) * F.logsigmoid(-margins_P)
 
 
 def _smoothed(soft_labels_P: Tensor | None, label_smoothing: float) -> Tensor | float:
-    """Probability that the order is right, when a label is flipped with probability ``label_smoothing``."""
+    """Returns the probability that the order is right, when a label is flipped with probability ``label_smoothing``."""
     if soft_labels_P is None:
         return 1 - label_smoothing
     return soft_labels_P * (1 - label_smoothing) + (1 - soft_labels_P) * label_smoothing
@@ -40,7 +40,7 @@ def sigmoid(
     label_smoothing: float = 0.0,
     soft_labels_P: Tensor | None = None,
 ) -> Tensor:
-    """Bradley-Terry on implicit rewards, arXiv:2305.18290 (7): ``-log sigmoid(beta (chosen - rejected))``.
+    """Computes Bradley-Terry on implicit rewards, arXiv:2305.18290 (7): ``-log sigmoid(beta (chosen - rejected))``.
 
     Takes log-ratios. With ``label_smoothing`` e the label is right with probability 1 - e (conservative DPO);
     with ``soft_labels_P`` p, it is right with probability p for that pair: ``-p log sigmoid(m) - (1 - p) log
@@ -59,14 +59,14 @@ def sigmoid_norm(
     label_smoothing: float = 0.0,
     soft_labels_P: Tensor | None = None,
 ) -> Tensor:
-    """Length-normalised DPO, arXiv:2411.15124: `sigmoid` of log-ratios divided by their lengths in tokens."""
+    """Computes length-normalised DPO, arXiv:2411.15124: `sigmoid` of log-ratios divided by their lengths in tokens."""
     margins_P = beta * (chosen_P / chosen_lengths_P - rejected_P / rejected_lengths_P)
     return _logistic(margins_P, _smoothed(soft_labels_P, label_smoothing))
 
 
 def robust(chosen_P: Tensor, rejected_P: Tensor, *, beta: float, label_smoothing: float) -> Tensor:
-    """Unbiased under labels flipped at rate e, arXiv:2403.00409: ``(-(1 - e) log sigmoid(m) + e log
-    sigmoid(-m)) / (1 - 2 e)`` with ``m = beta (chosen - rejected)``. e < 1/2.
+    """Computes a loss that is unbiased under labels flipped at rate e, arXiv:2403.00409: ``(-(1 - e) log sigmoid(m) + e
+    log sigmoid(-m)) / (1 - 2 e)`` with ``m = beta (chosen - rejected)``. e < 1/2.
     """
     margins_P = beta * (chosen_P - rejected_P)
     losses_P = -(1 - label_smoothing) * F.logsigmoid(margins_P) + label_smoothing * F.logsigmoid(-margins_P)
@@ -74,7 +74,7 @@ def robust(chosen_P: Tensor, rejected_P: Tensor, *, beta: float, label_smoothing
 
 
 def hinge(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
-    """SLiC's hinge on implicit rewards, arXiv:2305.10425, with the margin of arXiv:2309.06657:
+    """Computes SLiC's hinge on implicit rewards, arXiv:2305.10425, with the margin of arXiv:2309.06657:
     ``max(0, 1 - beta (chosen - rejected))``.
     """
     return torch.relu(1 - beta * (chosen_P - rejected_P))
@@ -83,7 +83,7 @@ def hinge(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
 def ipo(
     chosen_P: Tensor, rejected_P: Tensor, chosen_lengths_P: Tensor, rejected_lengths_P: Tensor, *, beta: float
 ) -> Tensor:
-    """IPO, arXiv:2310.12036 (17): ``(chosen - rejected - 1 / (2 beta))^2`` in square nats.
+    """Computes IPO, arXiv:2310.12036 (17): ``(chosen - rejected - 1 / (2 beta))^2`` in square nats.
 
     Log-ratios are divided by their lengths in tokens first, so that beta means the same at every length.
     """
@@ -99,7 +99,7 @@ def simpo(
     beta: float,
     target_margin: float,
 ) -> Tensor:
-    """SimPO, arXiv:2405.14734 (6), without a reference: ``-log sigmoid(beta (chosen / length - rejected /
+    """Computes SimPO, arXiv:2405.14734 (6), without a reference: ``-log sigmoid(beta (chosen / length - rejected /
     length) - margin)``.
 
     Takes log-probabilities of the policy, not log-ratios.
@@ -109,7 +109,7 @@ def simpo(
 
 
 def sppo(chosen_P: Tensor, rejected_P: Tensor, *, beta: float, soft_labels_P: Tensor | None = None) -> Tensor:
-    """Self-play preference optimisation, arXiv:2405.00675 (4.7), in square nats.
+    """Computes self-play preference optimisation, arXiv:2405.00675 (4.7), in square nats.
 
     ``(chosen - (p - 1/2) / beta)^2 + (rejected - (1/2 - p) / beta)^2``, where p is the probability that the
     chosen answer wins: 1 without soft labels. The paper's step size eta is ``1 / beta``.
@@ -121,9 +121,11 @@ def sppo(chosen_P: Tensor, rejected_P: Tensor, *, beta: float, soft_labels_P: Te
 def dpop(
     chosen_P: Tensor, rejected_P: Tensor, *, beta: float, penalty: float, margin_P: Tensor | float = 0.0
 ) -> Tensor:
-    """DPO-Positive, arXiv:2402.13228: ``-log sigmoid(beta (chosen - rejected - penalty max(0, -chosen - margin)))``.
+    """Computes DPO-Positive, arXiv:2402.13228.
 
-    The penalty acts where the chosen answer has become less likely than under the reference, by more than the margin in
+    ``-log sigmoid(beta (chosen - rejected - penalty max(0, -chosen - margin)))``
+
+    The penalty acts if the chosen answer has become less likely than under the reference, by more than the margin in
     nats; the paper has none. An update starts at log-ratios of 0 plus noise, where the penalty's slope jumps: without a
     margin the signs of that noise decide the first step.
     """
@@ -131,7 +133,7 @@ def dpop(
 
 
 def apo_zero(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
-    """APO-zero, arXiv:2408.06266 (7), unitless: ``1 - sigmoid(beta chosen) + sigmoid(beta rejected)``.
+    """Computes APO-zero, arXiv:2408.06266 (7), unitless: ``1 - sigmoid(beta chosen) + sigmoid(beta rejected)``.
 
     For chosen answers that are better than what the policy writes.
     """
@@ -139,7 +141,7 @@ def apo_zero(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
 
 
 def apo_down(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
-    """APO-down, arXiv:2408.06266 (8), unitless: ``sigmoid(beta chosen) + 1 - sigmoid(beta (chosen -
+    """Computes APO-down, arXiv:2408.06266 (8), unitless: ``sigmoid(beta chosen) + 1 - sigmoid(beta (chosen -
     rejected))``.
 
     For chosen answers that are worse than what the policy writes.
@@ -148,7 +150,7 @@ def apo_down(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
 
 
 def exo_pair(chosen_P: Tensor, rejected_P: Tensor, *, beta: float, label_smoothing: float) -> Tensor:
-    """EXO on pairs, arXiv:2402.00856 (16): KL from (q, 1 - q) to (1 - e, e), with ``q = sigmoid(beta (chosen
+    """Computes EXO on pairs, arXiv:2402.00856 (16): KL from (q, 1 - q) to (1 - e, e), with ``q = sigmoid(beta (chosen
     - rejected))``.
 
     The smoothing e must be above 0: at 0 the divergence is infinite.
@@ -159,7 +161,7 @@ def exo_pair(chosen_P: Tensor, rejected_P: Tensor, *, beta: float, label_smoothi
 
 
 def nca_pair(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
-    """Noise contrastive alignment on pairs, arXiv:2402.05369:
+    """Computes noise contrastive alignment on pairs, arXiv:2402.05369:
     ``-log sigmoid(c) - log sigmoid(-c) / 2 - log sigmoid(-r) / 2`` with implicit rewards c and r.
     """
     noise_P = F.logsigmoid(-beta * chosen_P) + F.logsigmoid(-beta * rejected_P)
@@ -167,14 +169,14 @@ def nca_pair(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
 
 
 def bco_pair(chosen_P: Tensor, rejected_P: Tensor, *, beta: float) -> Tensor:
-    """Binary classifier optimisation on pairs, arXiv:2404.04656, with no reward shift:
+    """Computes binary classifier optimisation on pairs, arXiv:2404.04656, with no reward shift:
     ``-log sigmoid(beta chosen) - log sigmoid(-beta rejected)``.
     """
     return -F.logsigmoid(beta * chosen_P) - F.logsigmoid(-beta * rejected_P)
 
 
 def plackett_luce(logratios_P_K: Tensor, ranks_P_K: Tensor, *, beta: float) -> Tensor:
-    """Plackett-Luce over rankings, arXiv:2305.18290 (appendix A.3): the sum over places of ``log sum_j
+    """Computes Plackett-Luce over rankings, arXiv:2305.18290 (appendix A.3): the sum over places of ``log sum_j
     exp(beta logratio_j) - beta logratio_i``, where j runs over candidate i and all that are ranked below it.
 
     ``ranks_P_K`` are integers, lower is better; a negative rank marks an entry that is absent. Equal ranks
@@ -191,7 +193,7 @@ def plackett_luce(logratios_P_K: Tensor, ranks_P_K: Tensor, *, beta: float) -> T
 
 
 def all_pairs(logratios_P_K: Tensor, ranks_P_K: Tensor, *, beta: float) -> Tensor:
-    """The sum of `sigmoid` over all pairs of a ranking whose ranks differ. Ranks as in `plackett_luce`."""
+    """Sums `sigmoid` over all pairs of a ranking whose ranks differ. Ranks as in `plackett_luce`."""
     ordered = (ranks_P_K[:, :, None] >= 0) & (ranks_P_K[:, :, None] < ranks_P_K[:, None, :])
     rewards_P_K = beta * logratios_P_K
     margins_P_K_K = rewards_P_K[:, :, None] - rewards_P_K[:, None, :]
@@ -199,12 +201,12 @@ def all_pairs(logratios_P_K: Tensor, ranks_P_K: Tensor, *, beta: float) -> Tenso
 
 
 def nll(chosen_logps_P: Tensor, chosen_lengths_P: Tensor) -> Tensor:
-    """Negative log-likelihood of the chosen answer per token, in nats, the term that arXiv:2404.19733 adds."""
+    """Computes the chosen answer's negative log-likelihood per token, in nats, the term that arXiv:2404.19733 adds."""
     return -chosen_logps_P / chosen_lengths_P
 
 
 def exploration(logps_P_K: Tensor, ranks_P_K: Tensor) -> Tensor:
-    """XPO's optimism, arXiv:2405.21046 (algorithm 1), in nats: the mean log-probability of a prompt's
+    """Computes XPO's optimism, arXiv:2405.21046 (algorithm 1), in nats: the mean log-probability of a prompt's
     candidates, which were sampled from the reference. Added with a small positive weight, it moves mass to
     answers that the reference does not give.
     """
@@ -213,16 +215,16 @@ def exploration(logps_P_K: Tensor, ranks_P_K: Tensor) -> Tensor:
 
 
 def wpo_weights(mean_alignments_P_K: Tensor) -> Tensor:
-    """Weights of pairs by their probability under the policy, arXiv:2406.11827 (2), without gradient:
-    ``exp(chosen + rejected)``, where each is the mean over tokens of ``log p(token) - log sum_v p(v)^2``. At most 1, as
-    in the authors' code: tokens likelier than the distribution's own mean, as in answers of one token, would else make
-    a pair count for several.
+    """Computes weights of pairs by their probability under the policy, arXiv:2406.11827 (2), without gradient:
+    ``exp(chosen + rejected)``, where each is the mean over tokens of ``log p(token) - log sum_v p(v)^2``. They are at
+    most 1, as in the authors' code: tokens likelier than the distribution's own mean, as in answers of one token, would
+    else make a pair count for several.
     """
     return mean_alignments_P_K.detach().sum(-1).exp().clamp(max=1.0)
 
 
 def divergence_scores(logratios: Tensor, divergence: str, alpha: float) -> Tensor:
-    """Log-ratios u as seen by another divergence than the reverse KL, arXiv:2309.16240: ``f'(exp
+    """Returns log-ratios u as seen by another divergence than the reverse KL, arXiv:2309.16240: ``f'(exp
     u)``, shifted to be 0 if policy and reference are one.
 
     ``reverse_kl``: u. ``forward_kl``: ``1 - exp(-u)``. ``jensen_shannon``: ``log 2 + log sigmoid(u)``.
@@ -238,7 +240,7 @@ def divergence_scores(logratios: Tensor, divergence: str, alpha: float) -> Tenso
 
 
 def noise(config: UpdateConfig, lengths: Tensor) -> Tensor:
-    """What two computations of an answer's log-probability may differ by under the same weights, in nats.
+    """Says by how much two computations of an answer's log-probability may differ under the same weights, in nats.
 
     In float32 what the recipe takes for equal. In bfloat16 at least two standard deviations of a sum over so many
     tokens, of which each differs at random.
@@ -273,8 +275,8 @@ Function = Callable[[PreferenceBatch, UpdateConfig], Tensor]
 class Loss:
     """The formula of an objective, with the constants that the recipe's update has for it.
 
-    ``first_loss`` is its value where policy and reference are one, for an update and the ranks of one preference; None
-    where it depends on the data.
+    ``first_loss`` is its value if policy and reference are one, for an update and the ranks of one preference; None
+    if it depends on the data.
     """
 
     function: Function
@@ -286,7 +288,7 @@ def _scores(batch: PreferenceBatch, config: UpdateConfig) -> Tensor:
 
 
 def _pairs(function: Callable[..., Tensor], *constants: str, lengths: bool = False, soft: bool = False) -> Function:
-    """Adapt a function of chosen and rejected log-ratios, whose keywords are named by ``constants``."""
+    """Adapts a function of chosen and rejected log-ratios, whose keywords are named by ``constants``."""
 
     def loss(batch: PreferenceBatch, config: UpdateConfig) -> Tensor:
         columns = list(_scores(batch, config).unbind(1))
@@ -319,7 +321,7 @@ def _constant(value: float) -> Callable[[UpdateConfig, list[int]], float]:
 
 
 def _first_plackett_luce(config: UpdateConfig, ranks: list[int]) -> float:
-    """ln K! for a complete ranking: at equal rewards each place adds the log of the number that compete for it."""
+    """Returns ln K! for a complete ranking: at equal rewards each place adds the log of how many compete for it."""
     return sum(math.log(1 + sum(other > rank for other in ranks)) for rank in ranks)
 
 

@@ -38,7 +38,7 @@ _CONSTANTS = ("beta", "label_smoothing", "target_margin", "dpop_penalty", "diver
 
 
 def hashed_settings(config: UpdateConfig, facts: RoundFacts) -> dict[str, Any]:
-    """All that decides what an update does, in the form that version 0.1.0 gave it: its saved states are still found.
+    """Returns all that decides what an update does, in the form of version 0.1.0, whose saved states are still found.
 
     A new field of the recipe's update is part of it, unless it is named in ``DECIDED_ELSEWHERE``.
     """
@@ -55,7 +55,7 @@ def hashed_settings(config: UpdateConfig, facts: RoundFacts) -> dict[str, Any]:
 
 
 def save_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, directory: Path) -> None:
-    """Write the state of each parameter of the optimizer into a directory."""
+    """Writes the state of each parameter of the optimizer into a directory."""
     fields = (
         (f"{name}{_FIELD}{field}", torch.as_tensor(value))
         for name, weight in _trained(model).items()
@@ -65,7 +65,7 @@ def save_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, directory
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, directory: Path) -> None:
-    """Put a saved state into the optimizer of a model of the same shape.
+    """Puts a saved state into the optimizer of a model of the same shape.
 
     Raises:
         DataError: the file is unreadable, or is that of another model or of another optimizer.
@@ -97,7 +97,7 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, directory
 
 
 def save_state(model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any], directory: Path) -> None:
-    """Write trained weights, the optimizer's state and metrics into a directory."""
+    """Writes trained weights, the optimizer's state and metrics into a directory."""
     _write(_trained(model).items(), directory, _WEIGHTS, writes=world_of(model).is_main)
     save_optimizer(model, optimizer, directory)
     if world_of(model).is_main:
@@ -105,7 +105,7 @@ def save_state(model: nn.Module, optimizer: torch.optim.Optimizer, progress: dic
 
 
 def load_progress(directory: Path, identity: str) -> dict[str, Any]:
-    """The metrics of a saved state.
+    """Reads the metrics of a saved state.
 
     Raises:
         DataError: their ``identity`` is another one, or they cannot be read.
@@ -123,7 +123,7 @@ def load_progress(directory: Path, identity: str) -> dict[str, Any]:
 
 
 def load_state(model: nn.Module, optimizer: torch.optim.Optimizer, directory: Path) -> None:
-    """Put saved weights and the optimizer's state in place.
+    """Puts saved weights and the optimizer's state in place.
 
     Raises:
         DataError: a file does not fit the model, or cannot be read.
@@ -138,7 +138,7 @@ def load_state(model: nn.Module, optimizer: torch.optim.Optimizer, directory: Pa
 
 
 def _restored(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | int:
-    """A field of a weight's state; bitsandbytes counts steps in plain integers, torch in tensors of float32."""
+    """Restores a field of a weight's state; bitsandbytes counts steps in plain integers, torch in float32 tensors."""
     if tensor.ndim == 0:
         return tensor.to(weight.device) if tensor.is_floating_point() else int(tensor)
     return spread_like(tensor, weight)
@@ -149,7 +149,7 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _write(tensors: Iterable[tuple[str, torch.Tensor]], directory: Path, stem: str, *, writes: bool) -> None:
-    """Gather tensors one at a time, on every rank, and write them on one, into files of bounded size."""
+    """Gathers tensors one at a time, on every rank, and writes them on one, into files of bounded size."""
     for number, batch in enumerate(_batches(tensors, keep=writes)):
         if writes:
             save_file(batch, directory / f"{stem}{f'-{number}' if number else ''}.safetensors")

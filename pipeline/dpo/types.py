@@ -14,7 +14,7 @@ class PreferenceGroup(TokenGroup):
     """A preference over the candidates of a prompt, best first: two of them for a pair, more for a ranking.
 
     ``reference_logps``: log-probability of each candidate under the reference, in nats, summed over its
-    tokens. ``ranks``: place of each candidate where some are tied, never falling; 0, 1, 2, ... where None.
+    tokens. ``ranks``: rank of each candidate if some are tied, never falling; 0, 1, 2, ... if None.
     ``soft_label``: probability that the order of a pair is right.
     """
 
@@ -43,7 +43,7 @@ class PreferenceGroup(TokenGroup):
 
     @property
     def places(self) -> Sequence[int]:
-        """Rank of each candidate, lower is better."""
+        """Returns the rank of each candidate, lower is better."""
         return range(len(self.candidate_token_ids)) if self.ranks is None else self.ranks
 
 
@@ -62,13 +62,13 @@ class RoundFacts:
     most_preferences: int | None = None
 
     def schedule_part(self, config: UpdateConfig) -> tuple[float, float]:
-        """The share of the learning rate's schedule before this update, and that at its end."""
+        """Returns the share of the learning rate's schedule before this update, and that at its end."""
         if config.schedule_over == "round":
             return 0.0, 1.0
         return (self.round - 1) / self.rounds, self.round / self.rounds
 
     def warmup_steps(self, config: UpdateConfig) -> int:
-        """Steps of warm-up in this update: of those that share a schedule, the first one alone has any."""
+        """Counts the steps of warm-up in this update: of updates that share a schedule, the first one alone has any."""
         return config.warmup_steps if self.schedule_part(config)[0] == 0 else 0
 
 
@@ -106,14 +106,14 @@ class StepMetrics:
 class UpdateResult:
     """An update as a whole.
 
-    ``first_loss`` is the objective on the first step without the NLL term, ``first_loss_expected`` what
-    theory gives for it (None if the reference is not the start, or theory gives no number).
+    ``first_loss`` is the objective on the first step without the NLL term. ``first_loss_expected`` is what
+    theory gives for it; None if the reference is not the start, or theory gives no number.
     ``reference_drift`` is the largest difference, in nats a sequence, between the reference and the policy on
     the first step. The last three compare the policy after the last step with the reference: share of
     preferences whose chosen candidate became less likely, and mean change, in nats a sequence.
     ``final_logps`` holds the log-probability of each of their candidates after the last step. Of many preferences
     (`update.DISPLACEMENT_SAMPLE`) these are some, evenly spread. ``stopped`` says why the steps
-    ended before the plan did, ``token_budget`` is that of the last step, less than asked for where memory ran out.
+    ended before the plan did, ``token_budget`` is that of the last step, less than asked for if memory ran out.
     """
 
     first_loss: float

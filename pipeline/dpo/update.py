@@ -1,7 +1,7 @@
 """The DPO update of a round: preferences in, new weights in place, a row of metrics for each optimizer step.
 
 Preferences may come shard by shard: the steps that are known by then can be taken before the next ones are there.
-What an update has done so far can be saved at any step and loaded into a new one, which then ends with the same
+What an update has done so far can be saved at any step and loaded into a new one. That then ends with the same
 weights, to the bit on CPU. No random numbers are drawn on the way: the order of the preferences follows from the seed,
 and dropout is off.
 """
@@ -78,7 +78,7 @@ class Update:
     Args:
         config: the recipe's.
         facts: what the round knows beside it.
-        share: of the round's prompts that is through with ``groups``; 1 if no more will come.
+        share: of the round's prompts that is done with ``groups``; 1 if no more will come.
         say: takes a sentence for people, such as that memory ran out and the packs are smaller from here on.
 
     Raises:
@@ -115,16 +115,16 @@ class Update:
 
     @property
     def expected_steps(self) -> int:
-        """How many steps there are; while preferences are missing, an estimate."""
+        """Says how many steps there are; while preferences are missing, an estimate."""
         return self._plan.expected_steps
 
     @property
     def ended(self) -> bool:
-        """Whether the step that was taken last is known to be the last one of the plan."""
+        """Says whether the step that was taken last is known to be the last one of the plan."""
         return self._plan.closed and len(self._done.rows) >= self._plan.expected_steps
 
     def add(self, groups: Sequence[PreferenceGroup], share: float) -> None:
-        """Preferences of the next shard, with which this share of the round's prompts is through.
+        """Adds the preferences of the next shard, with which this share of the round's prompts is done.
 
         Raises:
             ConfigError, DataError, PromptTooLongError: they do not go with model and configuration; none was added.
@@ -138,25 +138,25 @@ class Update:
         self._done.token_budget = max([self._done.token_budget, *(group.packed_tokens for group in groups)])
 
     def carry_optimizer(self, directory: Path) -> None:
-        """Begin with the optimizer's state that an earlier update saved, in place of an empty one."""
+        """Begins with the optimizer's state that an earlier update saved, in place of an empty one."""
         load_optimizer(self._model, self._optimizer, directory)
 
     def save_optimizer(self, directory: Path) -> None:
-        """Write the optimizer's state for a later round."""
+        """Writes the optimizer's state for a later round."""
         save_optimizer(self._model, self._optimizer, directory)
 
     def save(self, directory: Path) -> None:
-        """Write what has been done so far: weights, the optimizer's state, and the rows of the steps."""
+        """Writes what has been done so far: weights, the optimizer's state, and the rows of the steps."""
         save_state(self._model, self._optimizer, {**asdict(self._done), "identity": self._identity()}, directory)
         if world_of(self._model).is_main:
             self._groups.save_reference(directory / REFERENCE)
 
     def load(self, directory: Path) -> list[StepMetrics]:
-        """Go on from where another one of the same inputs was saved; returns the rows of the steps that it had taken.
+        """Goes on from where another one of the same inputs was saved; returns the rows of the steps that it had taken.
 
-        Of preferences that come shard by shard, those must have been added that the other one had when it was saved.
+        If preferences come shard by shard, those that the other one had when it was saved must have been added.
 
-        The reference's log-probabilities are those that it had: where they were computed anew, on a GPU, they may
+        The reference's log-probabilities are those that it had: if they were computed anew, on a GPU, they might
         differ in the last bits.
 
         Raises:
@@ -171,7 +171,7 @@ class Update:
         return list(self._done.rows)
 
     def advance(self, on_step: OnStep | None = None) -> None:
-        """Take the steps that are known and missing, up to a limit of the settings.
+        """Takes the steps that are known and missing, up to a limit of the settings.
 
         Raises:
             FirstLossError: the first loss is not the one that theory gives; no weight has changed.
@@ -185,7 +185,7 @@ class Update:
                 on_step(row)
 
     def run(self, on_step: OnStep | None = None) -> UpdateResult:
-        """Take all steps that are missing: no more preferences will come.
+        """Takes all steps that are missing: no more preferences will come.
 
         Raises:
             DataError: there is no preference at all.
@@ -211,7 +211,7 @@ class Update:
 
     @property
     def stopped(self) -> str | None:
-        """Why the steps end before the plan does, where the last one met a limit."""
+        """Says why the steps end before the plan does, if the last one met a limit; None if not."""
         if not self._done.rows:
             return None
         row, config = self._done.rows[-1], self._config
@@ -245,14 +245,14 @@ class Update:
         )
 
     def _identity(self) -> str:
-        """Hash of what decides the steps, so that a saved state is never continued with other inputs.
+        """Hashes what decides the steps, so that a saved state is never continued with other inputs.
 
         The reference's log-probabilities are part of the state, and not of this.
         """
         return content_id([self._groups.digest, hashed_settings(self._config, self._facts), self._seed])
 
     def _gradient(self, batch: Sequence[PreferenceGroup], step: int) -> tuple[StepOutcome, int]:
-        """The step's gradient; where the device's memory does not hold a pack, with packs of half the size."""
+        """Computes the step's gradient; if the device's memory does not hold a pack, with packs of half the size."""
         while True:
             self._optimizer.zero_grad(set_to_none=True)
             config = self._config.model_copy(update={"token_budget": self._done.token_budget})
@@ -281,7 +281,7 @@ def run_update(
     facts: RoundFacts = FIRST_ROUND,
     on_step: OnStep | None = None,
 ) -> UpdateResult:
-    """A whole update, from its first step to its last; see `Update`."""
+    """Runs a whole update, from its first step to its last; see `Update`."""
     return Update(model, groups, config, seed=seed, facts=facts).run(on_step)
 
 
@@ -293,7 +293,7 @@ def _take_step(
     batch: Sequence[PreferenceGroup],
     step: int,
 ) -> float:
-    """Clip the gradient, let the optimizer step, and return the norm before clipping."""
+    """Clips the gradient, lets the optimizer step, and returns the norm before clipping."""
     weights = [weight for weight in model.parameters() if weight.grad is not None]
     norm = full_tensor(torch.nn.utils.get_total_norm([weight.grad for weight in weights]))
     check_gradient(norm, model, batch, step)
@@ -322,7 +322,7 @@ def _means(outcome: StepOutcome, beta: float) -> dict[str, float]:
 
 
 def _spread(groups: Sequence[PreferenceGroup], most: int) -> list[PreferenceGroup]:
-    """At most so many, evenly spread over all."""
+    """Chooses at most so many, evenly spread over all."""
     kept = min(most, len(groups))
     return [groups[index * len(groups) // kept] for index in range(kept)]
 

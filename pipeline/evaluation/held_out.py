@@ -24,7 +24,7 @@ ENTROPY_SHARE = 0.5
 
 
 def judged_by(judgments: pa.Table, judge: str) -> Scores:
-    """Score of each prompt by one of several judges."""
+    """Returns the score of each prompt by one of several judges."""
     return scores_by_prompt(judgments.filter(pc.field("judge") == judge))
 
 
@@ -38,7 +38,7 @@ def describe_evaluation(
     judges: Sequence[str],
     probe: pa.Table | None = None,
 ) -> dict[str, Any]:
-    """The held-out metrics of a round; without earlier rounds those of the initial policy.
+    """Computes the held-out metrics of a round; without earlier rounds those of the initial policy.
 
     Args:
         candidates: the held-out answers of this round.
@@ -77,7 +77,7 @@ def describe_evaluation(
 
 
 def unscored_answers(judgments: pa.Table, judges: Sequence[str]) -> list[str]:
-    """A sentence for each judge that gave too few held-out answers a score."""
+    """Writes a sentence for each judge that gave too few held-out answers a score."""
     found = {name: Unscored.of(judgments.filter(pc.field("judge") == name)) for name in judges}
     return [said for name, unscored in found.items() if (said := unscored.alarm(name, "held-out"))]
 
@@ -86,7 +86,7 @@ def _judge_drift(
     judgments: pa.Table, previous: pa.Table | None, initial: pa.Table | None, judges: Sequence[str],
     probe: pa.Table | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """How the training judge compares with the held-out judges, and with itself in round 0."""
+    """Says how the training judge compares with the held-out judges, and with itself in round 0."""
     training, *others = judges
     now, before, first = (
         {name: judged_by(table, name) for name in judges if table is not None}
@@ -119,7 +119,7 @@ def alarms(
     config: EvaluationConfig,
     preferences: PreferencesConfig | None = None,
 ) -> list[str]:
-    """What a person should look at before trusting this round, one sentence each."""
+    """Says what a person should look at before trusting this round, one sentence each."""
     found = list(_little_to_learn(metrics, preferences or PreferencesConfig()))
     fell, change = metrics.get("chosen_fell"), metrics.get("chosen_change")
     if fell is not None and change is not None and fell > DISPLACEMENT_SHARE and change < 0:
@@ -160,10 +160,10 @@ def _little_to_learn(metrics: Mapping[str, Any], config: PreferencesConfig) -> I
 
 
 def _scored(*rounds: Scores) -> bool:
-    """Whether a judge gave any prompt a score, and in all these rounds: if not, there is no mean."""
+    """Says whether a prompt has a score in all these rounds: if none has, there is no mean."""
     return any(all(scores.get(prompt_id) is not None for scores in rounds) for prompt_id in rounds[0])
 
 
 def _finite(error: float) -> float | None:
-    """A standard error, or None: of a single value there is none."""
+    """Returns a standard error, or None, as a single value has none."""
     return error if isfinite(error) else None

@@ -18,7 +18,7 @@ Scores = Mapping[str, float | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean over ``count`` independent values, and its standard error (NaN where there is only one)."""
+    """A mean over ``count`` independent values, and its standard error (NaN if there is only one)."""
 
     mean: float
     standard_error: float
@@ -55,7 +55,7 @@ class ChangedAnswer:
 
 
 def scores_by_prompt(judgments: pa.Table) -> dict[str, float | None]:
-    """Score of each prompt from a ``JUDGMENTS`` table: the mean over its candidates that have one, else None.
+    """Returns the score of each prompt from a ``JUDGMENTS`` table: the mean of its candidates that have one, or None.
 
     Raises:
         DataError: more than one judge.
@@ -72,7 +72,7 @@ def scores_by_prompt(judgments: pa.Table) -> dict[str, float | None]:
 
 
 def mean_score(scores: Scores) -> Estimate:
-    """Mean over the prompts that have a score.
+    """Computes the mean over the prompts that have a score.
 
     Raises:
         DataError: none has.
@@ -81,7 +81,7 @@ def mean_score(scores: Scores) -> Estimate:
 
 
 def win_rate(scores: Scores, baseline_scores: Scores) -> Estimate:
-    """Share of prompts whose score is above the baseline's; a tie counts one half.
+    """Computes the share of prompts whose score is above the baseline's; a tie counts one half.
 
     Paired by prompt: only those that have a score on both sides count.
 
@@ -98,11 +98,11 @@ def win_rate(scores: Scores, baseline_scores: Scores) -> Estimate:
 
 
 def kl_estimate(logps_policy_B: Sequence[float], logps_reference_B: Sequence[float]) -> Estimate:
-    """KL divergence of the policy from a reference, in nats per sequence.
+    """Estimates the KL divergence of the policy from a reference, in nats per sequence.
 
-    The Monte Carlo estimate of ``E[log pi(y|x) - log pi_ref(y|x)]`` over answers ``y`` that were sampled from the
-    policy ``pi`` itself, at temperature 1 and without truncation of the distribution; of answers sampled otherwise it
-    is no KL. Unbiased, so that it can fall below zero where the true value is near it.
+    It is the Monte Carlo estimate of ``E[log pi(y|x) - log pi_ref(y|x)]`` over answers ``y`` of the policy ``pi``
+    itself. They must be sampled at temperature 1 and without truncation of the distribution: of others it is no KL. It
+    is unbiased, so that it can fall below zero if the true value is near it.
 
     Args:
         logps_policy_B: log-probability of each answer under the policy, summed over its tokens, in nats.
@@ -121,7 +121,7 @@ def kl_estimate(logps_policy_B: Sequence[float], logps_reference_B: Sequence[flo
 
 
 def answer_statistics(candidates: pa.Table) -> AnswerStatistics:
-    """Lengths, ends and variety of the answers in a ``CANDIDATES`` table.
+    """Computes lengths, ends and variety of the answers in a ``CANDIDATES`` table.
 
     Raises:
         DataError: there is none.
@@ -149,7 +149,7 @@ def most_changed(
     scores_after: Scores,
     count: int,
 ) -> list[ChangedAnswer]:
-    """The ``count`` prompts whose score changed most, either way, largest change first; all by prompt id.
+    """Finds the ``count`` prompts whose score changed most, either way, largest change first; all by prompt id.
 
     Prompts with the same answer, or without a score on either side, are passed over. Equal changes are ordered by
     prompt id.

@@ -33,7 +33,7 @@ class _Mean:
 
     @property
     def value(self) -> float | None:
-        """None of nothing."""
+        """Returns the mean; None if there are no numbers."""
         return self.total / self.count if self.count else None
 
 
@@ -68,7 +68,7 @@ class RoundMetrics:
     _products: dict[str, float] = field(default_factory=lambda: {"score": 0.0, "length": 0.0, "both": 0.0})
 
     def add_judged(self, candidates: pa.Table, judgments: pa.Table) -> None:
-        """The ``CANDIDATES`` of a shard, of which their tokens are read, and what the judge said of them."""
+        """Adds the ``CANDIDATES`` of a shard, of which the tokens are read, and what the judge said of them."""
         lengths = pc.list_value_length(candidates["token_ids"]).to_pylist()
         self._length.add(*lengths)
         self._reward.add(*judgments["score"].drop_null().to_pylist())
@@ -83,7 +83,7 @@ class RoundMetrics:
             self._add_ranks([*scores.values()], [length[prompt_id, index] for index in scores])
 
     def add_preferences(self, preferences: pa.Table) -> None:
-        """``PREFERENCES`` of some of the round's prompts."""
+        """Adds ``PREFERENCES`` of some of the round's prompts."""
         self._dropped.update(drop_counts(preferences))
         columns = ["prompt_id", "kind", "margin", "token_counts"]
         kept = preferences.select(columns).filter(pc.field("kind") != "dropped").to_pylist()
@@ -93,7 +93,7 @@ class RoundMetrics:
         self._length_margin.add(*(row["token_counts"][0] - row["token_counts"][-1] for row in kept))
 
     def metrics(self) -> dict[str, Any]:
-        """The metrics of all that was added."""
+        """Returns the metrics of all that was added."""
         statuses, compared, products = self._unscored.statuses, self._compared, self._products
         norm = math.sqrt(products["score"] * products["length"])
         return {
@@ -111,11 +111,11 @@ class RoundMetrics:
         }
 
     def unscored(self, judge: str) -> list[str]:
-        """A sentence, if the judge gave too few candidates a score."""
+        """Returns a sentence if the judge gave too few candidates a score."""
         return [said] if (said := self._unscored.alarm(judge, "sampled")) else []
 
     def outcome(self, *, verdicts: bool) -> dict[str, Any]:
-        """Whether there is something to learn from.
+        """Says whether there is something to learn from.
 
         Args:
             verdicts: whether the judge's scores of 1 and 0 mean right and wrong.
@@ -142,7 +142,7 @@ class RoundMetrics:
         return f"all left out: no prompt has two completions to compare ({of})"
 
     def _add_comparisons(self, judgments: pa.Table) -> None:
-        """From the components of judges that compare in both orders, and of ensembles that have such a member."""
+        """Adds the components of judges that compare in both orders, and of ensembles that have such a member."""
         for components in judgments["components"].to_pylist():
             for name, value in components_of(components).items():
                 if (last := name.rpartition(".")[2]) in self._compared:
@@ -160,7 +160,7 @@ class RoundMetrics:
 
 
 def _scores(judgments: pa.Table) -> dict[str, dict[int, float]]:
-    """The scores of each prompt by candidate."""
+    """Returns the scores of each prompt by candidate."""
     scores: dict[str, dict[int, float]] = {}
     for row in judgments.select(["prompt_id", "candidate", "score", "status"]).to_pylist():
         if row["status"] == "ok" and row["score"] is not None and math.isfinite(row["score"]):

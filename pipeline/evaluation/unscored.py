@@ -20,7 +20,7 @@ class Unscored:
 
     @classmethod
     def of(cls, judgments: pa.Table) -> "Unscored":
-        """That of one table."""
+        """Counts the judgments of one table."""
         found = cls()
         found.add(judgments)
         return found
@@ -35,7 +35,7 @@ class Unscored:
                 self._reasons.setdefault(status, reason[:_REASON_LENGTH])
 
     def commonest(self) -> str | None:
-        """The commonest status of those without a score, with a reason; None if all have one."""
+        """Names the commonest status of those without a score, with a reason; None if all have one."""
         failed = Counter({status: count for status, count in self.statuses.items() if status != "ok"})
         if not failed:
             return None
@@ -43,12 +43,12 @@ class Unscored:
         return f"{count} {status}" + (f", {reason}" if (reason := self.reason()) else "")
 
     def reason(self) -> str | None:
-        """The reason of the commonest status of those without a score; None if there was none."""
+        """Returns the reason of the commonest status of those without a score; None if there was none."""
         failed = [status for status, _ in self.statuses.most_common() if status != "ok"]
         return self._reasons.get(failed[0]) if failed else None
 
     def alarm(self, judge: str, kind: str) -> str | None:
-        """A sentence, if more than `SHARE` of the answers have no score.
+        """Returns a sentence if more than `SHARE` of the answers have no score.
 
         Args:
             kind: which answers they are: sampled or held-out.

@@ -38,53 +38,55 @@ class JudgeConfig(Config):
 
     @property
     def label(self) -> str:
-        """The judge's name in the tables."""
+        """Returns the judge's name in the tables."""
         return self.name or self.kind
 
     @property
     def states_uncertainty(self) -> bool:
-        """Whether its scores have standard deviations, which soft labels need."""
+        """Says whether its scores have standard deviations, which soft labels need."""
         return False
 
     @property
     def compares(self) -> bool:
-        """Whether its scores only order the candidates of one prompt, so that one answer alone has none."""
+        """Says whether its scores only order the candidates of one prompt, so that one answer alone has none."""
         return False
 
     @property
     def drifts(self) -> bool:
-        """Whether equal versions may still score differently at another time, as an endpoint whose model is changed."""
+        """Says whether equal versions may score differently at another time, as an endpoint whose model is changed."""
         return False
 
     @property
     def comes_early(self) -> bool:
-        """Whether it can judge a round's candidates before the round begins."""
+        """Says whether it can judge a round's candidates before the round begins."""
         return True
 
     @property
     def has_budget(self) -> bool:
-        """Whether it counts what it spends, which one process has to do."""
+        """Says whether it counts what it spends, which one process has to do."""
         return False
 
     @property
     def needs_reference(self) -> bool:
-        """Whether each prompt must have a reference answer; of several judges as one, each of ``parts`` tells."""
+        """Says whether each prompt must have a reference answer; of several judges as one, each of ``parts`` tells."""
         return False
 
     def parts(self) -> "tuple[JudgeConfig, ...]":
-        """This judge, and those that it is made of."""
+        """Returns this judge, and those that it is made of."""
         return (self,)
 
     def scoring(self) -> dict[str, Any]:
-        """All fields on which a score depends, as JSON: judges that differ in none of them score alike."""
+        """Returns all fields on which a score depends, as JSON: judges that differ in none of them score alike."""
         return self.hashed(exclude=self.OPERATIONAL)
 
 
 Status = Literal["ok", "unparsable", "timed_out", "non_finite", "too_long", "refused", "failed", "alone", "unlabelled"]
-"""Why a candidate has no score, if it is not ok: the judge's reply had not the form asked for; it took too long; it
-was no number; the candidate was longer than the judge reads; the judge, or a filter before it, would not answer; the
-judge's own code failed on it; or the judge compares candidates, and the prompt had but one; or nobody has been asked
-about it, or decided."""
+"""Why a candidate has no score, if the status is not ok.
+
+In this order: the judge's reply had not the form asked for. It took too long. It was no number. The candidate was
+longer than the judge reads. The judge, or a filter before it, would not answer. The judge's own code failed on it. The
+judge compares candidates, and the prompt had but one. Nobody has been asked about it, or has decided.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,10 +143,10 @@ class Judge(Protocol):
     def version(self) -> str: ...
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
-        """One judgment for each candidate, in the order of items and candidates.
+        """Returns one judgment for each candidate, in the order of items and candidates.
 
         Raises:
-            JudgeError: the judge failed as a whole; of a single candidate the status tells.
+            JudgeError: the judge failed as a whole; if it failed on a single candidate, the status says so.
         """
         ...
 
@@ -211,11 +213,11 @@ class RuleJudge(Generic[AnyConfig]):
         self.version = judge_version(config, *self.depends_on())
 
     def depends_on(self) -> Sequence[object]:
-        """What its scores depend on beside its configuration, such as the version of a library."""
+        """Returns what its scores depend on beside its configuration, such as the version of a library."""
         return ()
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
-        """See ``Judge``.
+        """Judges each candidate by itself; see ``Judge``.
 
         Raises:
             JudgeError: a prompt has no reference answer, and the judge compares with it.
@@ -225,14 +227,14 @@ class RuleJudge(Generic[AnyConfig]):
         return judge_each(self, items, self.verdict)
 
     def verdict(self, item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
-        """What it says of one candidate."""
+        """Judges one candidate."""
         raise NotImplementedError
 
 
 def judgment_of(
     judge: Judge, item: JudgeItem, candidate: JudgedCandidate, verdict: Verdict, latency: float
 ) -> Judgment:
-    """A judge's verdict on a candidate; a number that is not finite is none."""
+    """Makes a judgment of a judge's verdict on a candidate; a number that is not finite is left out."""
     numbers = (verdict.score or 0.0, verdict.score_std or 0.0, *verdict.components.values())
     finite = all(map(math.isfinite, numbers))
     scored = verdict.status == "ok" and finite
@@ -264,7 +266,7 @@ BEATS, SPREAD, LEVEL, TURNED = "beats.", "spread.", "level.", "error_rate"
 def pair_components(
     candidate: int, beats: Mapping[tuple[int, int], float], spread: Mapping[tuple[int, int], float] | None = None
 ) -> dict[str, float]:
-    """A candidate's components that say with what probability it beats each other one of its prompt.
+    """Returns a candidate's components that say with what probability it beats each other one of its prompt.
 
     Args:
         beats: ``beats[a, b]`` is the probability that candidate a is better than candidate b, by their indices.
@@ -275,19 +277,19 @@ def pair_components(
 
 
 def order_probability(difference: float, spread: float) -> float:
-    """Probability that a normal difference of this mean and standard deviation is above 0; certain if it has none."""
+    """Returns the probability that a normal difference of this mean and deviation is above 0; certain without one."""
     if spread == 0:
         return 0.5 if difference == 0 else float(difference > 0)
     return NormalDist().cdf(difference / spread)
 
 
 def without_stated(components: Mapping[str, float]) -> dict[str, float]:
-    """The components without those that say how sure a judge is, for a judge that says so in its own way."""
+    """Leaves out the components that say how sure a judge is, for a judge that says so in its own way."""
     return {name: value for name, value in components.items() if not name.startswith((BEATS, SPREAD, LEVEL, TURNED))}
 
 
 def judge_version(config: JudgeConfig, *parts: object) -> str:
-    """Hash of a judge's settings, its name apart, and of what else its scores depend on."""
+    """Hashes a judge's settings, its name apart, and what else its scores depend on."""
     from pipeline.records import content_id  # with pyarrow, which a recipe does not need
 
     return content_id([config.scoring(), *parts])
@@ -311,6 +313,6 @@ _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", 
 
 
 def last_block(text: str, languages: tuple[str, ...]) -> str | None:
-    """The content of the last closed block of one of these languages ('' where none is named); None without any."""
+    """Gives the content of the last closed block of one of these languages ('' if none is named); None without any."""
     blocks = [content for language, content in _FENCE.findall(text) if language.lower() in languages]
     return blocks[-1] if blocks else None

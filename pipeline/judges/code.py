@@ -95,7 +95,7 @@ class CodeJudge(RuleJudge[CodeConfig]):
         return [sys.version]
 
     def verdict(self, item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
-        """Component ``block``; the rationale is the end of what the program wrote to its standard error."""
+        """Runs the answer's program, the end of whose standard error is the rationale. Component: ``block``."""
         block, reference = last_block(candidate.text, _LANGUAGES), item.reference_answer or ""
         if block is None:
             return Verdict(score=0.0, components={"block": 0.0}, rationale="no Python between ``` marks")

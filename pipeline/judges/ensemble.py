@@ -90,7 +90,7 @@ class EnsembleJudge:
     """A weighted mean, a minimum, or a lower bound of its members' scores on one scale.
 
     With normalised scores ``x_m``, their standard deviations ``s_m`` (0 if a member states none) and weights
-    ``w_m`` that sum to 1, the mean is ``mu = sum w_m x_m`` and the variance that of the mixture of the members,
+    ``w_m`` that sum to 1, the mean is ``mu = sum w_m x_m``. The variance is that of the mixture of the members,
     ``sum w_m (s_m**2 + (x_m - mu)**2)``: their disagreement, and what each of them does not know. The score is ``mu``,
     ``min x_m`` or ``mu - confidence * std``; ``score_std`` is the same for all three.
 
@@ -98,7 +98,7 @@ class EnsembleJudge:
     its variance ``sum w_m (s_m,ab**2 + (d_m - d)**2)`` it is ``Phi(d / sqrt(variance))``. So members that agree in
     every difference are sure, whatever their levels are, and a score that is a bound of something is no mean of it.
 
-    A candidate that one member gives no score has none here: its status is that member's.
+    If a member gives a candidate no score, it has none here, and that member's status.
     """
 
     name = "ensemble"
@@ -112,7 +112,7 @@ class EnsembleJudge:
         self.version = judge_version(config, STATEMENTS, [member.version for member in self._members])
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
-        """Components: each member's raw score under its name, its standard deviation and components below that.
+        """Judges with each member; components: its raw score under its name, its deviation and components below that.
 
         Raises:
             JudgeError: a member failed as a whole.
@@ -143,7 +143,7 @@ class EnsembleJudge:
         scaled: Sequence[Sequence[Scaled | None]],
         scored: Sequence[bool],
     ) -> tuple[dict[tuple[int, int], float], dict[tuple[int, int], float]]:
-        """Of each two candidates that have a score: the probability that one beats the other, and the spread."""
+        """Computes for each two scored candidates the probability that one beats the other, and their spread."""
         beats, spread = {}, {}
         places = [k for k, has_score in enumerate(scored) if has_score]
         for a, b in permutations(places, 2):
@@ -155,7 +155,7 @@ class EnsembleJudge:
     def _difference(
         self, said: Sequence[Sequence[Judgment]], scaled: Sequence[Sequence[Scaled | None]], a: int, b: int, name: str
     ) -> tuple[float, float]:
-        """Mean of the members' differences of two candidates, by their places, and its standard deviation.
+        """Computes the mean of the members' differences of two candidates, by their places, and its standard deviation.
 
         Args:
             name: the component by which a member states the standard deviation of its own difference.
@@ -177,7 +177,7 @@ class EnsembleJudge:
         return mean, math.sqrt(variance)
 
     def _scaled(self, number: int, found: Sequence[Judgment]) -> list[Scaled | None]:
-        """A member's scores of one prompt's candidates, with standard deviations, on the ensemble's scale."""
+        """Returns a member's scores of a prompt's candidates, with standard deviations, on the ensemble's scale."""
         if self._config.normalise == "ranks":
             ranks = relative_ranks([judgment.score for judgment in found])
             return [None if rank is None else (rank, 0.0) for rank in ranks]
@@ -219,7 +219,7 @@ class EnsembleJudge:
 
 
 def relative_ranks(scores: Sequence[float | None]) -> list[float | None]:
-    """Of each score the share of the others that it is above, ties half; None for a score that is alone, or none."""
+    """Computes the share of the other scores that each is above, ties half; None for one that is missing or alone."""
     known = [score for score in scores if score is not None]
     if len(known) < 2:
         return [None] * len(scores)

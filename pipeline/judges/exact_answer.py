@@ -28,7 +28,7 @@ class ExactAnswerJudge(RuleJudge[ExactAnswerConfig]):
     """Compares the texts of the answer and of the prompt's reference answer."""
 
     def verdict(self, item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
-        """No components."""
+        """Compares the answer with the reference; no components."""
         after = self.config.after
         text = candidate.text if after is None else candidate.text.rpartition(after)[2]
         return Verdict(score=float(text.strip() == (item.reference_answer or "").strip()))

@@ -62,7 +62,7 @@ class JsonSchemaJudge(RuleJudge[JsonSchemaConfig]):
         return [version("jsonschema")]
 
     def verdict(self, _item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
-        """Component ``parses``: whether the answer is JSON at all.
+        """Checks the answer. Component ``parses``: whether it is JSON at all.
 
         Raises:
             JudgeError: the schema refers to something that is not in it.

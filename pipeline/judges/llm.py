@@ -110,7 +110,7 @@ class LlmConfig(JudgeConfig):
 
     @field_serializer("structured")
     def _asks_the_same(self, structured: bool | None, info: SerializationInfo) -> bool | None:
-        """A form that the endpoint may take or leave is no other question: it is hashed as none, its old default."""
+        """Hashes a form that the endpoint may take or leave as none, its old default: it makes no other question."""
         return bool(structured) if for_a_hash(info) else structured
 
     @field_validator("mode", mode="before")
@@ -131,7 +131,7 @@ class LlmConfig(JudgeConfig):
     @field_validator("api_key_env")
     @classmethod
     def _is_a_name(cls, name: str | None) -> str | None:
-        # The value is not repeated: where somebody gave the key itself, it would be printed and logged.
+        # The value is not repeated: if somebody gave the key itself, it would be printed and logged.
         if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,99}", name):
             raise ValueError(
                 "api_key_env is no name of an environment variable: give a name of capital letters, such as "
@@ -192,13 +192,14 @@ class LlmJudge:
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
         """Asks side by side; must not be called from a running event loop.
 
-        Components: of a rubric the written score and the probability that the named scores had together; of
-        comparisons their number, wins, losses, ties, flips (another verdict in the other order) and those without a
-        verdict; of orders the numbers of those with a verdict and without; and how sure it is of each order.
+        Components of a rubric are the written score and the probability that the named scores had together. Those of
+        comparisons are their number, wins, losses, ties, flips (another verdict in the other order) and those without
+        a verdict. Those of orders are the numbers of those with a verdict and without. Both say how sure the judge is
+        of each order.
 
         Raises:
             BudgetError: the recipe allows no further request. What was judged is in the cache.
-            JudgeError: the endpoint is gone, refuses, or answers nothing in time. Likewise.
+            JudgeError: the endpoint is gone, refuses, or answers nothing in time. What was judged is in the cache.
         """
         if self._config.show_reference:
             require_references(self, items)

@@ -57,7 +57,7 @@ class MathJudge(RuleJudge[MathConfig]):
         return [[version(package) for package in _PACKAGES]]
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
-        """Component ``parsed``: whether an expression was found in the answer.
+        """Compares the answers' expressions. Component ``parsed``: whether one was found in the answer.
 
         Raises:
             JudgeError: a prompt has no reference answer, or one in which there is no mathematics.

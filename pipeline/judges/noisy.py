@@ -57,8 +57,8 @@ class NoisyConfig(JudgeConfig):
 class NoisyJudge:
     """Turns the scores of a prompt's candidates round with a probability that it states.
 
-    Each prompt has one of the error rates, by its id and the seed alone; whether its candidates' scores are mirrored at
-    the centre depends on their texts too, so that new answers draw anew and the same ones never do. The probability
+    Each prompt has one of the error rates, by its id and the seed alone. Whether its candidates' scores are mirrored at
+    the centre depends on their texts too: new answers draw anew, and the same ones have the same draw. The probability
     that any order of two candidates is right is then 1 less the prompt's error rate, whichever two a rule picks: it is
     stated for each pair, and 1/2 for equal scores. There is no standard deviation, as the errors are not normal.
     """
@@ -71,7 +71,7 @@ class NoisyJudge:
         self.version = judge_version(config, self._judge.version)
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
-        """Components: the other judge's, its score (``true_score``), the error rate, and of each pair who beats whom.
+        """Judges; components: the other judge's, its score (``true_score``), the error rate, and who beats whom.
 
         Raises:
             JudgeError: the other judge failed as a whole.
@@ -112,7 +112,7 @@ class NoisyJudge:
         ]
 
     def _draw(self, item: JudgeItem) -> tuple[float, bool]:
-        """The prompt's error rate, and whether this time it is wrong."""
+        """Draws the prompt's error rate, and whether this time the judge is wrong."""
         config = self._config
         rate = random.Random(f"{config.seed}/{item.prompt_id}").choice(config.error_rates)  # noqa: S311
         texts = [candidate.text for candidate in item.candidates]

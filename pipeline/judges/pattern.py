@@ -46,7 +46,7 @@ class RegexJudge(RuleJudge[RegexConfig]):
         return [version("regex")]
 
     def verdict(self, _item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
-        """The rationale is the text that was found."""
+        """Searches the answer; the rationale is the text that was found."""
         seconds = self.config.timeout_seconds
         try:
             if self.config.whole:

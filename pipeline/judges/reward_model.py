@@ -112,7 +112,7 @@ class RewardModelJudge:
         self.version = judge_version(config, version("transformers"), _weights_digest(self._model))
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
-        """Batches by length, so that little is padded; the latency of a judgment is its share of the batch's.
+        """Judges in batches by length, so that little is padded; the latency of a judgment is its share of the batch's.
 
         Components: each output by its name, if the recipe names outputs.
 
@@ -174,9 +174,9 @@ class RewardModelJudge:
         return [[float(value) for value in row] for row in logits_B_H.float().cpu()]
 
     def _padding(self, rows: Sequence[Sequence[int]]) -> int:
-        """The padding's id. The classifier reads its score at the last token that is not padding.
+        """Returns the padding's id. The classifier reads its score at the last token that is not padding.
 
-        Where its configuration names none, a token that is in none of the rows: with one that ends an answer
+        If its configuration names none, it is a token that is in none of the rows. With one that ends an answer
         (the end of a sequence is often taken) the score would be read too early.
         """
         named = self._model.config.pad_token_id
@@ -196,10 +196,10 @@ class RewardModelJudge:
 def encode(
     tokenizer: Any, item: JudgeItem, candidate: JudgedCandidate, *, without_template: bool, of: str
 ) -> list[int]:
-    """What a classifier reads of a prompt and an answer, as token ids; special tokens spelled in them stay text.
+    """Encodes what a classifier reads of a prompt and an answer; special tokens spelled in them stay text.
 
     Raises:
-        JudgeError: a conversation, and the tokenizer has no chat template, or one that refuses it; ``of`` says in
+        JudgeError: it is a conversation, and the tokenizer has no chat template, or one that refuses it; ``of`` says in
             words whose it is.
     """
     from pipeline.data.chat_template import encode_conversation, encode_joined
@@ -243,13 +243,13 @@ def _load(config: RewardModelConfig, device: str) -> tuple[Any, Any]:
 
 
 def _context(model: Any, tokenizer: Any) -> float:
-    """Most tokens that the classifier reads. Some count two positions more than they can use; the tokenizer knows."""
+    """Returns the most tokens that the classifier reads. Some claim two more than they can use: see the tokenizer."""
     positions = getattr(model.config, "max_position_embeddings", None)
     return min(float(positions or math.inf), float(tokenizer.model_max_length))
 
 
 def _outputs(model: Any, config: RewardModelConfig) -> list[_Output]:
-    """The outputs that count.
+    """Returns the outputs that count.
 
     Raises:
         JudgeError: the classifier has several, and the recipe names none; or it has none of that name or number.

@@ -27,30 +27,30 @@ class Workload:
 
     @property
     def answers(self) -> int:
-        """Completions that are sampled for training; the evaluation's are one for each held-out prompt."""
+        """Counts the completions that are sampled for training; the evaluation's are one for each held-out prompt."""
         return self.recipe.sampling.prompts_per_round * self.recipe.sampling.candidates
 
     @property
     def sampled_tokens(self) -> float:
-        """Tokens that are sampled in a round, the evaluation's included."""
+        """Counts the tokens that are sampled in a round, the evaluation's included."""
         return (self.answers + self.recipe.evaluation.prompts) * self.answer_tokens
 
     @property
     def trained_weights(self) -> int:
-        """Weights that the update changes, and that a checkpoint has."""
+        """Counts the weights that the update changes, and that a checkpoint has."""
         lora = self.recipe.update.lora
         return self.policy.parameters if lora is None else self.policy.adapter(lora.rank)
 
     def element_bytes(self, device: Device) -> int:
-        """Bytes of a weight while it computes; processors compute in float32."""
+        """Counts the bytes of a weight while it computes; processors compute in float32."""
         return 2 if self.recipe.update.precision == "bfloat16" and device.name != "cpu" else 4
 
     def shared_tokens(self, device: Device) -> float:
-        """Tokens of a prompt that its completions share in the KV cache: whole blocks."""
+        """Counts the tokens of a prompt that its completions share in the KV cache: whole blocks."""
         return self.prompt_tokens // device.cache_block * device.cache_block
 
     def step_tokens(self, ranks: int) -> float:
-        """Tokens of an optimizer step on the rank that has most of them: whole preferences, evenly spread."""
+        """Counts the tokens of a step on the rank that has most of them: whole preferences, evenly spread."""
         return ceil(min(self.recipe.update.batch_size, self.preferences) / ranks) * self.preference_tokens
 
 
@@ -60,8 +60,8 @@ def workload_of(
 ) -> Workload:  # fmt: skip
     """Counts the work of a round if no prompt is dropped as a tie.
 
-    If nobody gives mean lengths, a completion is as long as the recipe allows, and a prompt has 256 tokens (a question
-    with a chat template), or 12 in the generated corpora (which have 8 to 16).
+    If no mean lengths are given, a completion is as long as the recipe allows, and a prompt has 256 tokens, as a
+    question with a chat template. In the generated corpora it has 12, as theirs have 8 to 16.
     """
     count = recipe.sampling.candidates
     prompt_tokens = prompt_tokens or (12 if isinstance(recipe.prompts, GeneratedPrompts) else 256)

@@ -42,7 +42,7 @@ class Stated:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A candidate and its judgment; the score is NaN where there is none.
+    """A candidate and its judgment; the score is NaN if there is none.
 
     ``penalty`` is what the recipe takes off for its tokens, in units of the score.
     """
@@ -59,7 +59,7 @@ class Candidate:
 
     @property
     def value(self) -> float:
-        """What candidates are ordered by: the score, less the penalty of length."""
+        """Returns what candidates are ordered by: the score, less the penalty of length."""
         return self.score - self.penalty
 
 
@@ -80,10 +80,10 @@ class _Verdict:
 
 
 def judged_prompts(candidates: pa.Table, judgments: pa.Table, config: PreferencesConfig) -> Iterator[Judged]:
-    """Each prompt with its candidates, in the order in which the prompts first come.
+    """Yields each prompt with its candidates, in the order in which the prompts first come.
 
     Raises:
-        DataError: two judgments of one candidate, a judgment of none, two candidates of one index, or
+        DataError: two judgments of one candidate, a judgment of no candidate, two candidates of one index, or
             log-probabilities that do not fit the tokens.
     """
     verdicts = _verdicts(judgments)
@@ -106,7 +106,7 @@ def judged_prompts(candidates: pa.Table, judgments: pa.Table, config: Preference
 
 
 def leave_out(candidates: Sequence[Candidate], config: PreferencesConfig) -> tuple[list[Candidate], Counter[str]]:
-    """The candidates that can be part of a preference, and how many cannot, by reason."""
+    """Returns the candidates that can be part of a preference, and counts the others by reason."""
     kept: list[Candidate] = []
     left_out: Counter[str] = Counter()
     seen: set[tuple[int, ...]] = set()
@@ -126,7 +126,7 @@ def leave_out(candidates: Sequence[Candidate], config: PreferencesConfig) -> tup
 
 
 def _is_judged(candidate: Candidate, config: PreferencesConfig) -> bool:
-    """Whether the judge's numbers are numbers; of its standard deviation that is asked where it is used."""
+    """Says whether the judge's score is a number, and its standard deviation too, if one is stated and used."""
     if not abs(candidate.score) < _LARGEST:
         return False
     std = candidate.score_std

@@ -12,12 +12,12 @@ from pipeline.preferences.candidates import Candidate
 
 
 def soft_label(score_a: float, score_b: float, std_a: float, std_b: float) -> float:
-    """Probability that a beats b: 1 or 0 if both are certain, 1/2 where they are also equal."""
+    """Returns the probability that a beats b: 1 or 0 if both are certain, 1/2 if they are also equal."""
     return order_probability(score_a - score_b, math.hypot(std_a, std_b))
 
 
 def probability(better: Candidate, worse: Candidate, prompt_id: str) -> float | None:
-    """Probability that the order of two candidates by their values is right; None if the judge's number for it is none.
+    """Returns the probability that two candidates' order by their values is right; None if the judge's is no number.
 
     A value is a score less the penalty of length, which is certain: so the difference of the two scores has to be
     above the difference of the penalties. How probable that is follows from what the judge states, the most exact
@@ -54,7 +54,7 @@ def probability(better: Candidate, worse: Candidate, prompt_id: str) -> float | 
 
 
 def shifted(beats: float, difference: float, shift: float, spread: float | None) -> float:
-    """Probability that a difference is above ``shift``, if it is above 0 with the probability ``beats``.
+    """Returns the probability that a difference is above ``shift``, if it is above 0 with the probability ``beats``.
 
     ``Phi(z - shift / spread)`` with ``z = Phi^-1(beats)``, for a normal difference ``Phi((difference - shift) /
     spread)``. If the judge states no spread, it is the one that ``difference`` and ``beats`` imply, ``difference / z``;
@@ -81,17 +81,17 @@ def _above(difference: float, shift: float) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """When a candidate beats another: above the margin, and where the recipe says so above a probability."""
+    """When a candidate beats another: above the margin, and if the recipe says so above a probability."""
 
     config: PreferencesConfig
     prompt_id: str
 
     def above_margin(self, better: Candidate, worse: Candidate) -> bool:
-        """Whether the difference in value is above the least one."""
+        """Says whether the difference in value is above the least one."""
         return better.value - worse.value > self.config.min_margin
 
     def clear(self, better: Candidate, worse: Candidate) -> bool:
-        """Whether the first is preferred to the second."""
+        """Says whether the first is preferred to the second."""
         if not self.above_margin(better, worse):
             return False
         if not self.config.needs_uncertainty:

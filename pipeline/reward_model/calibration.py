@@ -32,7 +32,7 @@ class Calibration:
         accuracy: mean of how right the orders are; a probability of exactly 1/2 counts one half.
         accuracy_se: its standard error, as if all pairs were independent.
         expected_calibration_error: mean over pairs of the distance between confidence and accuracy of their bin.
-        mean_confidence: mean of ``max(p, 1 - p)``; above the accuracy where a judge is too sure of itself.
+        mean_confidence: mean of ``max(p, 1 - p)``; above the accuracy if a judge is too sure of itself.
         bins: those that are not empty, ascending.
     """
 
@@ -45,14 +45,14 @@ class Calibration:
 
     @property
     def above_chance(self) -> bool:
-        """Whether the accuracy is more than two standard errors above that of a coin."""
+        """Says whether the accuracy is more than two standard errors above that of a coin."""
         return self.accuracy - 2 * self.accuracy_se > 0.5
 
 
 def calibrate(probabilities: Sequence[float], labels: Sequence[float] | None = None) -> Calibration:
-    """The calibration of the probabilities of orders.
+    """Computes the calibration of the probabilities of orders.
 
-    A pair's confidence is ``max(p, 1 - p)``. How right it is, is the label if p > 1/2, else one minus the label: which
+    A pair's confidence is ``max(p, 1 - p)``. Its accuracy is the label if p > 1/2, else one minus the label. So which
     answer stands first does not matter, and a model that gives the labels themselves has no error.
     Confidences fall into `BINS` bins of equal width from 1/2 to 1, each with its lower edge, the last with both. The
     expected calibration error is ``sum_b n_b / n * |accuracy_b - confidence_b|`` (arXiv:1706.04599).

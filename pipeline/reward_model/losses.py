@@ -15,9 +15,9 @@ _REACH, _NODES = 8.0, 129
 
 
 def bradley_terry(chosen_P: Tensor, rejected_P: Tensor, label_P: Tensor | float = 1.0) -> Tensor:
-    """``-p log sigmoid(d) - (1 - p) log sigmoid(-d)`` with ``d = r_chosen - r_rejected`` and the label ``p``.
+    """Computes ``-p log sigmoid(d) - (1 - p) log sigmoid(-d)`` with ``d = r_chosen - r_rejected`` and the label ``p``.
 
-    For p = 1 the loss of Bradley and Terry (1952), as in arXiv:2203.02155; for others its expectation over orders.
+    For p = 1 it is the loss of Bradley and Terry (1952), as in arXiv:2203.02155; else its expectation over orders.
     """
     difference_P = chosen_P - rejected_P
     return -label_P * logsigmoid(difference_P) - (1 - label_P) * logsigmoid(-difference_P)
@@ -26,7 +26,7 @@ def bradley_terry(chosen_P: Tensor, rejected_P: Tensor, label_P: Tensor | float 
 def scaled_bradley_terry(
     chosen_P: Tensor, rejected_P: Tensor, margin_P: Tensor, label_P: Tensor | float = 1.0
 ) -> Tensor:
-    """``m`` times :func:`bradley_terry`: a pair counts by its margin (HelpSteer2-Preference, arXiv:2410.01257, eq. 4).
+    """Multiplies :func:`bradley_terry` by the margin ``m`` (HelpSteer2-Preference, arXiv:2410.01257, eq. 4).
 
     ``margin_P`` are weights from 0; their mean should be 1, for it acts as a factor of the learning rate.
     """
@@ -34,12 +34,12 @@ def scaled_bradley_terry(
 
 
 def regression(reward_A: Tensor, rating_A: Tensor) -> Tensor:
-    """``(r - rating)**2``: a reward in the unit of the ratings (HelpSteer2, arXiv:2406.08673)."""
+    """Computes ``(r - rating)**2``: a reward in the unit of the ratings (HelpSteer2, arXiv:2406.08673)."""
     return (reward_A - rating_A) ** 2
 
 
 def thurstone(chosen_P_2: Tensor, rejected_P_2: Tensor, label_P: Tensor | float = 1.0) -> Tensor:
-    """``-p log Phi(z) - (1 - p) log Phi(-z)`` with ``z`` of :func:`standardised_difference` and the label ``p``.
+    """Gives ``-p log Phi(z) - (1 - p) log Phi(-z)`` with ``z`` of :func:`standardised_difference` and the label ``p``.
 
     The likelihood of Thurstone (1927, case III), a probit: each reward is normal with a mean and a standard deviation
     of its own, and the higher draw wins. A common factor of all means and standard deviations changes nothing: the data
@@ -50,7 +50,7 @@ def thurstone(chosen_P_2: Tensor, rejected_P_2: Tensor, label_P: Tensor | float 
 
 
 def expected_logistic(chosen_P_2: Tensor, rejected_P_2: Tensor, label_P: Tensor | float = 1.0) -> Tensor:
-    """``E[-p log sigmoid(d) - (1 - p) log sigmoid(-d)]`` over a normal ``d``, with the label ``p``.
+    """Computes ``E[-p log sigmoid(d) - (1 - p) log sigmoid(-d)]`` over a normal ``d``, with the label ``p``.
 
     ``d`` has the mean ``mu_a - mu_b`` and the variance ``sigma_a**2 + sigma_b**2``: the logistic loss expected of
     rewards that are normal with a mean and a standard deviation of their own (HPSv3, arXiv:2508.03789). Unlike
@@ -62,15 +62,15 @@ def expected_logistic(chosen_P_2: Tensor, rejected_P_2: Tensor, label_P: Tensor 
 
 
 def standardised_difference(first_P_2: Tensor, second_P_2: Tensor) -> Tensor:
-    """``(mu_a - mu_b) / sqrt(sigma_a**2 + sigma_b**2)``; the last axis holds a mean and a log standard deviation."""
+    """Computes ``(mu_a - mu_b) / sqrt(sigma_a**2 + sigma_b**2)``; the last axis is a mean and a log deviation."""
     return (first_P_2[..., 0] - second_P_2[..., 0]) * torch.exp(-_log_spread(first_P_2, second_P_2))
 
 
 def order_probability(first_P_H: Tensor, second_P_H: Tensor, *, logits: bool = False) -> Tensor:
-    """Probability that the first answer beats the second, shape ``[P]``.
+    """Computes the probability that the first answer beats the second, shape ``[P]``.
 
-    ``sigmoid(r_a - r_b)`` of one output each. Of two, a mean and a log standard deviation: ``Phi(z)`` as
-    :func:`thurstone` has it, or if rewards are in ``logits`` the expectation of ``sigmoid(d)``, as
+    With one output each it is ``sigmoid(r_a - r_b)``. With two, a mean and a log standard deviation, it is ``Phi(z)``
+    as :func:`thurstone` has it, or if rewards are in ``logits`` the expectation of ``sigmoid(d)``, as
     :func:`expected_logistic`.
     """
     if first_P_H.shape[-1] == 1:
@@ -82,15 +82,15 @@ def order_probability(first_P_H: Tensor, second_P_H: Tensor, *, logits: bool = F
 
 
 def _log_spread(first_P_2: Tensor, second_P_2: Tensor) -> Tensor:
-    """Logarithm of the standard deviation of the difference of two rewards."""
+    """Computes the logarithm of the standard deviation of the difference of two rewards."""
     return torch.logaddexp(2 * first_P_2[..., 1], 2 * second_P_2[..., 1]) / 2
 
 
 def _nodes(first_P_2: Tensor, second_P_2: Tensor) -> tuple[Tensor, Tensor]:
-    """Points of the difference of two rewards, and their weights in a mean.
+    """Gives points of the difference of two rewards, and their weights in a mean.
 
-    The trapezoidal rule, which converges geometrically for smooth functions that end in nothing on both sides: up to a
-    deviation of 10 logits its error here is below 1e-6.
+    It is the trapezoidal rule, which converges geometrically for smooth functions that end in nothing on both sides: up
+    to a deviation of 10 logits its error here is below 1e-6.
     """
     place_N = torch.linspace(-_REACH, _REACH, _NODES, device=first_P_2.device, dtype=first_P_2.dtype)
     weight_N = torch.exp(-place_N.square() / 2) * (2 * _REACH / (_NODES - 1) / math.sqrt(2 * math.pi))

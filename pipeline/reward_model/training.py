@@ -38,7 +38,7 @@ class RewardReport:
     """What a fit did. Its calibration is that of the pairs whose prompts it never saw.
 
     Attributes:
-        pairs, ratings: those that it was fitted to; ratings only where the objective reads them.
+        pairs, ratings: those that it was fitted to; ratings only if the objective reads them.
         prompts, held_out_prompts: how many prompts they, and the pairs held out, come from.
         too_long: pairs and ratings left out, for an answer longer than the base reads.
         margin_scale: the margin that weighs 1; None if margins are no weights.
@@ -98,7 +98,7 @@ def fit_reward_model(
 
     Raises:
         ConfigError: the base cannot be loaded, or has no padding token.
-        DataError: too few pairs, or margins or ratings that are all alike where they matter.
+        DataError: too few pairs, or margins or ratings that are all alike, if they are used.
         JudgeError: conversations, and the base has no chat template.
         NonFiniteError: a loss or a gradient left the numbers; the step was not taken, and nothing is saved.
     """
@@ -183,7 +183,7 @@ class _Fit:
         self._total = 0
 
     def run(self, pairs: Sequence[_Pair], ratings: Sequence[_Rating]) -> list[float]:
-        """Regression on the ratings, if there are any, then the comparisons, whose losses it returns."""
+        """Fits the ratings, if there are any, then the comparisons, whose losses it returns."""
         config = self._config
         plan: list[tuple[Sequence[Any], int, Callable[[Any], Tensor]]] = [(pairs, config.epochs, self._pair_losses)]
         if ratings:
@@ -195,7 +195,7 @@ class _Fit:
         return found
 
     def probabilities(self, pairs: Sequence[_Pair]) -> list[float]:
-        """Probability of each pair's order."""
+        """Computes the probability of each pair's order."""
         self._model.eval()
         found: list[float] = []
         for start in range(0, len(pairs), self._config.batch_size):
@@ -282,7 +282,7 @@ class _Fit:
 
 
 def _in_logits(config: RewardTrainingConfig) -> bool:
-    """Whether the objective fixes the scale of rewards, so that their differences are in logits."""
+    """Says whether the objective fixes the scale of rewards, so that their differences are in logits."""
     return config.objective == "expected_logistic"
 
 
@@ -291,7 +291,7 @@ def _regresses(config: RewardTrainingConfig) -> bool:
 
 
 def _standardised(ratings: Sequence[_Rating]) -> tuple[list[_Rating], tuple[float, float]]:
-    """The ratings with mean 0 and standard deviation 1, and what they were."""
+    """Scales the ratings to mean 0 and standard deviation 1, and returns what these were."""
     values = [row.rating for row in ratings]
     mean, spread = (fmean(values), pstdev(values)) if values else (0.0, 0.0)
     if not spread > 0:
@@ -300,7 +300,7 @@ def _standardised(ratings: Sequence[_Rating]) -> tuple[list[_Rating], tuple[floa
 
 
 def _weighted(pairs: Sequence[_Pair]) -> tuple[list[_Pair], float]:
-    """The pairs with margins of mean 1 as weights, and the mean that they had."""
+    """Scales the margins to mean 1, as weights of the pairs, and returns the mean that they had."""
     scale = fmean(pair.weight for pair in pairs) if pairs else 0.0
     if not scale > 0:
         raise DataError(f"the margins of {len(pairs)} pairs are all 0, and would weigh nothing: use bradley_terry")

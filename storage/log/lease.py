@@ -13,7 +13,7 @@ from storage.log.manifest import Entry
 Holder = Literal["alive", "dead", "unknown"]
 
 # The start time that psutil gives is computed from the wall clock, so that it moves when the clock is set: it tells
-# processes apart only where no ticks since the system's start do.
+# processes apart only if no ticks since the system's start do.
 _CLOCK_TOLERANCE_S = 5.0
 
 # Sessions of this process that are over, though their closing entry may have failed.
@@ -21,19 +21,19 @@ _over: set[str] = set()
 
 
 def describe_process() -> dict[str, Any]:
-    """This process, as the meta of a "session" entry."""
+    """Describes this process, as the meta of a "session" entry."""
     process = psutil.Process()
     ticks = {"ticks": found} if (found := _ticks(process.pid)) is not None else {}
     return {"host": socket.gethostname(), "pid": process.pid, "started": process.create_time(), **ticks, **_numbering()}
 
 
 def end(session_id: str) -> None:
-    """Remember that a session of this process writes no more."""
+    """Remembers that a session of this process writes no more."""
     _over.add(session_id)
 
 
 def holder(session: Entry) -> Holder:
-    """Whether the process that opened the session still runs; "unknown" on another host, or in another container."""
+    """Says whether the session's process still runs; "unknown" on another host, or in another container."""
     meta = session.meta
     if session.session in _over:
         return "dead"
@@ -56,7 +56,7 @@ def holder(session: Entry) -> Holder:
 
 
 def describe_place(session: Entry) -> str:
-    """The session's process and where it is, in words."""
+    """Says which process the session's is, and where."""
     pid, host, elsewhere = session.meta.get("pid"), session.meta.get("host"), _numbered_elsewhere(session)
     itself = " (this very process)" if pid == os.getpid() and host == socket.gethostname() and not elsewhere else ""
     return f"process {pid}{itself} on host {host}" + (
@@ -65,12 +65,12 @@ def describe_place(session: Entry) -> str:
 
 
 def describe_holder(session: Entry) -> str:
-    """The session's process in words, and since when it writes."""
+    """Says which process the session's is, and where, and since when it writes."""
     return f"{describe_place(session)}, since {session.time}"
 
 
 def _ticks(pid: int) -> int | None:
-    """When a process began, in the kernel's ticks since its own start; None where that cannot be read."""
+    """Says when a process began, in the kernel's ticks since its own start; None if that cannot be read."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):
@@ -78,7 +78,7 @@ def _ticks(pid: int) -> int | None:
 
 
 def _numbering() -> dict[str, str]:
-    """What a process id counts in: the boot of the system, and the PID namespace. Empty where that cannot be read.
+    """Says what a process id counts in: the system's boot, and the PID namespace. Empty if that cannot be read.
 
     A container on its host's network has the host's name, and process ids of its own.
     """
@@ -90,12 +90,12 @@ def _numbering() -> dict[str, str]:
 
 
 def _numbered_elsewhere(session: Entry) -> bool:
-    """Whether the session's process id says nothing here. After another boot it does: that process is gone."""
+    """Says whether the session's process id means nothing here. After another boot it does: that process is gone."""
     ours, meta = _numbering(), session.meta
     return bool(ours) and meta.get("boot") == ours["boot"] and meta.get("pid_namespace") != ours["pid_namespace"]
 
 
 def utc_now() -> str:
-    """The time, UTC, ISO 8601, to the millisecond."""
+    """Returns the time, UTC, in ISO 8601, to the millisecond."""
     now = time.time()
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"

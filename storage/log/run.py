@@ -43,48 +43,48 @@ class Run:
         self.identity = self._log.header.session
 
     def refresh(self) -> None:
-        """Read what was committed since."""
+        """Reads what was committed since."""
         self._log.refresh()
 
     @property
     def state(self) -> Literal["running", "stopped"]:
-        """Whether a writer has the run open; a writer on another host counts as running until it closes."""
+        """Says whether a writer has the run open; a writer on another host counts as running until it closes."""
         last = self._log.session
         held = last is not None and not self._log.session_closed and lease.holder(last) != "dead"
         return "running" if held else "stopped"
 
     @property
     def pause(self) -> dict[str, Any] | None:
-        """Who holds the run back, and since when, if it was paused; None if it may go on."""
+        """Says who holds the run back, and since when, if it was paused; None if it may go on."""
         return self._log.pause
 
     @property
     def session(self) -> Entry | None:
-        """The newest "session" entry: whoever has the run open, or had it last."""
+        """Returns the newest "session" entry: whoever has the run open, or had it last."""
         return self._log.session
 
     def written(self, entry: Entry) -> datetime:
-        """When an entry was written, by the store's clock; the time in it is by its writer's."""
+        """Says when an entry was written, by the store's clock; the time in it is by its writer's."""
         return self._objects.written(layout.entry_key(self.name, entry.number))
 
     @property
     def dropped(self) -> dict[str, Entry]:
-        """The files that the run has given up, by path, each with the tombstone that says why."""
+        """Returns the files that the run has given up, by path, each with the tombstone that says why."""
         return self._log.dropped
 
     def check_kept(self, files: Sequence[FileRef]) -> None:
-        """DroppedFileError where the run has given one of these files up, whether or not its bytes are still there."""
+        """Raises DroppedFileError if the run has given one of these files up, even if its bytes are still there."""
         dropped = self._log.dropped
         gone = next((file.path for file in files if file.path in dropped), None)
         if gone is not None:
             raise tombstones.dropped_error(self._log, gone, dropped)
 
     def find(self, key: Key) -> Entry | None:
-        """The commit with exactly this key."""
+        """Returns the commit with exactly this key; None if there is none."""
         return self._log.find(key)
 
     def entries(self, round: int | None = None, stage: str | None = None) -> list[Entry]:
-        """The commits of a round, or of all, in log order; the shards of one stage stand together, by index."""
+        """Returns the commits of a round, or of all, in log order; the shards of one stage stand together, by index."""
         chosen = self._all_commits() if round is None else self._commits(round)
         if stage is not None:
             chosen = [entry for entry in chosen if entry.key is not None and entry.key.stage == stage]
@@ -94,17 +94,17 @@ class Run:
         return sorted(chosen, key=lambda entry: (first[_piece(entry)], _shard(entry), entry.number))
 
     def work(self, round: int, stage: str | None = None) -> list[Entry]:
-        """The commits as :meth:`entries` has them, each piece of work once, also one that was made the newest again."""
+        """Returns the commits as :meth:`entries` has them, but for those that make an earlier one the newest again."""
         return [entry for entry in self.entries(round, stage) if not key_of(entry).renewal]
 
     def unfinished(self) -> list[Entry]:
-        """The commits of rounds that are not finished, in log order."""
+        """Returns the commits of rounds that are not finished, in log order."""
         return list(self._log.pending.values())
 
     def files(self, round: int, stage: str) -> list[FileRef]:
-        """The files of a stage, by shard; where a shard was committed under several inputs, those of the latest.
+        """Returns the files of a stage, by shard; if a shard was committed under several inputs, those of the latest.
 
-        Empty where the stage has no commit.
+        Empty if the stage has no commit.
         """
         latest: dict[int | None, Entry] = {}
         for entry in sorted(self.entries(round, stage), key=lambda entry: entry.number):
@@ -117,25 +117,25 @@ class Run:
         return [file for entry in sorted(chosen, key=_shard) for file in entry.files]
 
     def rounds(self) -> list[Entry]:
-        """The "round" entries, one for each finished round, ascending."""
+        """Returns the "round" entries, one for each finished round, ascending."""
         return [snapshot.entry for snapshot in self._log.snapshots()]
 
     def round_entry(self, round: int) -> Entry:
-        """The "round" entry of a finished round."""
+        """Returns the "round" entry of a finished round."""
         return self._log.snapshot(round).entry
 
     def finished_by(self, round: int) -> Entry:
-        """The "session" entry of the writer that finished the round."""
+        """Returns the "session" entry of the writer that finished the round."""
         return self._log.snapshot(round).session
 
     @property
     def finished(self) -> list[int]:
-        """The numbers of the finished rounds, ascending; quicker than :meth:`rounds`."""
+        """Returns the numbers of the finished rounds, ascending; quicker than :meth:`rounds`."""
         return self._log.finished
 
     @property
     def last_round(self) -> Entry | None:
-        """The "round" entry of the newest finished round; quicker than :meth:`rounds` in a long run."""
+        """Returns the "round" entry of the newest finished round; None if there is none. Quicker than `rounds`."""
         finished = self._log.finished
         return self._log.snapshot(finished[-1]).entry if finished else None
 
@@ -143,7 +143,7 @@ class Run:
     def writer(
         self, take_over: bool = False, meta: dict[str, Any] | None = None, *, ends_pause: bool = False
     ) -> Iterator[Writer]:
-        """The right to append to the run, until the end of the block.
+        """Gives the right to append to the run, until the end of the block.
 
         Args:
             take_over: take the run from a writer on another host that is known to be dead.
@@ -152,7 +152,7 @@ class Run:
 
         Raises:
             RunBusyError: another process has it, or was faster.
-            UnsupportedStoreError: the backend overwrites where it must not.
+            UnsupportedStoreError: the backend overwrites what it must not.
         """
         writer = Writer(self._objects, self._log, take_over, meta or {}, ends_pause)
         try:

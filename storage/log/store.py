@@ -33,7 +33,7 @@ class Store:
 
     @classmethod
     def open(cls, root: str | Path, *, create: bool = True) -> "Store":
-        """The store in a local directory, which is created, or under s3://, gs://, az:// or memory://.
+        """Opens the store in a local directory, which is created, or under s3://, gs://, az:// or memory://.
 
         Credentials and endpoints of a bucket come from the usual environment variables.
 
@@ -55,11 +55,11 @@ class Store:
         return self.local_root is not None
 
     def run_names(self) -> list[str]:
-        """The names of the runs, sorted. A directory without a first log entry is no run."""
+        """Returns the names of the runs, sorted. A directory without a first log entry is no run."""
         return [name for name in self.objects.children(layout.RUNS) if self._exists(name)]
 
     def create_run(self, name: str, header: dict[str, Any]) -> Run:
-        """A new run with that header; one with a ``parent`` of a ``run`` and a ``round`` is a fork.
+        """Creates a new run with that header; one with a ``parent`` of a ``run`` and a ``round`` is a fork.
 
         Raises:
             InvalidNameError: the name is none that the store accepts.
@@ -77,7 +77,7 @@ class Store:
         return Run(self.objects, name)
 
     def run(self, name: str, *, intact_part: bool = False) -> Run:
-        """The run of that name.
+        """Returns the run of that name.
 
         Args:
             intact_part: read a damaged log as far as it is intact, to save what is there; nothing can be written to it.
@@ -91,11 +91,11 @@ class Store:
         return Run(self.objects, name, intact_part=intact_part)
 
     def no_run(self, name: str) -> RunNotFoundError:
-        """What to raise where there is no run of that name; the message names similar ones, or those that there are."""
+        """Returns what to raise if there is no run of that name; the message names similar ones, or all."""
         return RunNotFoundError(f"there is no run '{name}' in {self.root}{self._similar(name)}")
 
     def check_root(self) -> None:
-        """Create an object, read it, try to create it again, and remove it.
+        """Checks that the root keeps an object, and refuses to create it again; the object is removed at the end.
 
         Raises:
             UnsupportedStoreError: the backend overwrites what it is asked to create, or does not keep it.
@@ -113,7 +113,7 @@ class Store:
             self.objects.remove_empty(key.rpartition("/")[0])
 
     def now(self) -> datetime:
-        """The time by the clock that dates the store's files, which need not be this machine's.
+        """Returns the time by the clock that dates the store's files, which need not be this machine's.
 
         Raises:
             StorageAccessError: nothing can be written there, so that nobody can tell.
@@ -127,19 +127,19 @@ class Store:
             self.objects.remove_empty(key.rsplit("/", 2)[0])
 
     def report_path(self, run: str) -> Path | None:
-        """Where the report of a run lies on a local disk; None elsewhere, where :meth:`report_key` names it."""
+        """Says where the report of a run lies on a local disk; None elsewhere, where :meth:`report_key` names it."""
         return self.objects.local_path(self.report_key(run))
 
     def log_directory(self, run: str) -> Path | None:
-        """Where processes that serve a run keep their logs on a local disk; None elsewhere."""
+        """Says where processes that serve a run keep their logs on a local disk; None elsewhere."""
         return self.objects.local_path(layout.process_log_prefix(run))
 
     def report_key(self, run: str) -> str:
-        """The key of a run's report."""
+        """Returns the key of a run's report."""
         return layout.report_key(run)
 
     def _check_refuses(self, key: str, data: bytes) -> None:
-        """UnsupportedStoreError if the backend creates an object that is there."""
+        """Raises UnsupportedStoreError if the backend creates an object that is there."""
         if self.objects.create(key, data):
             raise UnsupportedStoreError(
                 f"{self.root} overwrites objects that it is asked to create: keep the store elsewhere"

@@ -221,7 +221,7 @@ class Writer:
 
 
 def put_once(objects: Objects, key: str, data: bytes) -> bool:
-    """Put-if-absent that recognises its own bytes: a write whose reply was lost counts as done.
+    """Writes an object if none is there, and returns whether it has these bytes now: a lost reply does no harm.
 
     Raises:
         BackendError: the write failed, and the object is not there.

@@ -33,7 +33,7 @@ _SNAPSHOT = re.compile(r"(\d{6})-(\d{10})\.json")
 
 
 def check_run_name(name: str) -> str:
-    """The name itself.
+    """Checks the name of a run, and returns it.
 
     Raises:
         InvalidNameError: it is not 1 to 100 letters, digits, dots, underscores and hyphens, or is reserved.
@@ -49,26 +49,26 @@ def check_run_name(name: str) -> str:
 
 
 def is_run_name(name: str) -> bool:
-    """Whether :func:`check_run_name` accepts the name."""
+    """Says whether :func:`check_run_name` accepts the name."""
     return bool(RUN_NAME.fullmatch(name)) and name.lower() not in _RESERVED
 
 
 def check_stage(stage: str) -> str:
-    """The stage name itself; InvalidNameError where it is not made of ``a-z 0-9 _ -``."""
+    """Returns the stage name itself; raises InvalidNameError if it is not made of ``a-z 0-9 _ -``."""
     if not _STAGE.fullmatch(stage):
         raise InvalidNameError(f"{stage!r} is no stage name: use 1 to 64 of a-z, 0-9, underscore and hyphen")
     return stage
 
 
 def check_digest(digest: str) -> str:
-    """The digest itself; InvalidNameError where it is not 8 to 64 lower-case hexadecimal digits."""
+    """Returns the digest itself; raises InvalidNameError if it is not 8 to 64 lower-case hexadecimal digits."""
     if not _DIGEST.fullmatch(digest):
         raise InvalidNameError(f"{digest!r} is no digest: use 8 to 64 lower-case hexadecimal digits")
     return digest
 
 
 def check_relative(path: str) -> str:
-    """The path itself, if it stays below the directory that it is relative to.
+    """Returns the path itself, if it stays below the directory that it is relative to.
 
     Raises:
         InvalidNameError: it is absolute, empty, or has a segment that is empty, '.', '..' or holds a backslash or
@@ -82,20 +82,20 @@ def check_relative(path: str) -> str:
 
 
 def check_data_path(path: str) -> str:
-    """The path itself, if data files may lie there: inside a run or in the shared part of the root."""
+    """Returns the path itself, if data files may lie there: inside a run or in the shared part of the root."""
     if path.partition("/")[0] not in (RUNS, SHARED) or path.count("/") < 2:
         raise InvalidNameError(f"{path!r} lies outside the runs and the shared files of the root")
     return check_relative(path)
 
 
 def run_of(path: str) -> str | None:
-    """The run in whose directory the path lies; None for what runs share."""
+    """Returns the run in whose directory the path lies; None for what runs share."""
     first, _, rest = path.partition("/")
     return rest.partition("/")[0] if first == RUNS else None
 
 
 def is_file_of_run(path: str) -> bool:
-    """Whether the store itself, or a process that serves a run, writes files under such a key."""
+    """Says whether the store itself, or a process that serves a run, writes files under such a key."""
     parts = path.split("/")
     return (
         len(parts) > 2
@@ -106,13 +106,13 @@ def is_file_of_run(path: str) -> bool:
 
 
 def is_shared_file(path: str) -> bool:
-    """Whether the key is one of a shared directory."""
+    """Says whether the key is one of a shared directory."""
     parts = path.split("/")
     return len(parts) > 3 and parts[0] == SHARED and bool(_STAGE.fullmatch(parts[1]) and _DIGEST.fullmatch(parts[2]))
 
 
 def unique_directory_of(path: str) -> str | None:
-    """The directory of a committed directory's file; None for a single file, whose directory others share."""
+    """Returns the directory of a committed directory's file; None for a single file, whose directory others share."""
     parts = path.split("/")
     depth = 5 if parts[0] == RUNS else 4
     return "/".join(parts[:depth]) if len(parts) > depth else None
@@ -131,7 +131,7 @@ def entry_key(run: str, number: int) -> str:
 
 
 def entry_number(key: str) -> int | None:
-    """The number of the log entry under that key; None for a stray file."""
+    """Returns the number of the log entry under that key; None for a stray file."""
     match = _ENTRY.fullmatch(key.rpartition("/")[2])
     return int(match[1]) if match else None
 
@@ -145,13 +145,13 @@ def snapshot_key(run: str, round_number: int, number: int) -> str:
 
 
 def snapshot_numbers(key: str) -> tuple[int, int] | None:
-    """Round, and number of its "round" entry, of the snapshot under that key; None for a stray file."""
+    """Returns the round, and the number of its "round" entry, of the snapshot under that key; None for a stray file."""
     match = _SNAPSHOT.fullmatch(key.rpartition("/")[2])
     return (int(match[1]), int(match[2])) if match else None
 
 
 def process_log_prefix(run: str) -> str:
-    """Logs of the processes that serve a run, for people; no reader of the store looks at them."""
+    """Says where the processes that serve a run keep their logs, for people; no reader of the store looks there."""
     return f"{run_prefix(run)}/process-logs"
 
 
@@ -164,13 +164,13 @@ def rounds_prefix(run: str) -> str:
 
 
 def new_shard_key(run: str, round_number: int, stage: str, shard: int | None) -> str:
-    """A new, unique key for a Parquet file."""
+    """Makes a new, unique key for a Parquet file."""
     which = "all" if shard is None else f"{shard:05d}"
     return f"{_round_prefix(run, round_number)}/{check_stage(stage)}-{which}-{uuid.uuid4().hex}.parquet"
 
 
 def new_directory_key(run: str, round_number: int, stage: str) -> str:
-    """A new, unique key for a directory of files."""
+    """Makes a new, unique key for a directory of files."""
     return f"{_round_prefix(run, round_number)}/{check_stage(stage)}-{uuid.uuid4().hex}"
 
 
@@ -179,7 +179,7 @@ def shared_manifest_key(kind: str, digest: str) -> str:
 
 
 def shared_manifest_of(path: str) -> str:
-    """The key of the manifest that makes a file of a shared directory visible."""
+    """Returns the key of the manifest that makes a file of a shared directory visible."""
     return "/".join([*path.split("/")[:3], "manifest.json"])
 
 

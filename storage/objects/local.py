@@ -28,7 +28,7 @@ class LocalObjects(Objects):
             raise _gone(self.root)
 
     def local_path(self, key: str) -> Path:
-        """Where the object lies; InvalidNameError if links lead out of the root, BackendError if that is gone."""
+        """Says where the object lies; InvalidNameError if links lead out of the root, BackendError if that is gone."""
         self._check_root()
         with clear_errors(key):
             path = os.path.realpath(f"{self._prefix}{key}")
@@ -63,7 +63,7 @@ class LocalObjects(Objects):
         return super().keys(prefix, after)
 
     def listing(self, prefix: str) -> list[Listed]:
-        """Plain files; those too that obstore leaves out because a killed writer had not named them yet."""
+        """Lists plain files; those too that obstore leaves out because a killed writer had not named them yet."""
         base, found = self.local_path(prefix), []
         with clear_errors(prefix):
             for directory, _, names in os.walk(base):

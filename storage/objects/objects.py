@@ -135,7 +135,7 @@ class Objects:
         self.patience = Patience(root)
 
     def create(self, key: str, data: bytes) -> bool:
-        """Put-if-absent: True if the object was written, False if one is there. Durable when it returns.
+        """Writes the object if none is there, and returns whether it did. It is durable then.
 
         Raises:
             BackendError: the outcome is unknown, the object may or may not be there.
@@ -151,66 +151,66 @@ class Objects:
                 return False
             return True
 
-        # Where a write took place whose answer was lost, the next one finds its bytes there, which callers recognise as
+        # If a write took place whose answer was lost, the next one finds its bytes there, which callers recognise as
         # their own.
         return self._ask(key, put)
 
     def read(self, key: str) -> bytes:
-        """The object's bytes; MissingObjectError where there is none."""
+        """Returns the object's bytes; raises MissingObjectError if there is none."""
         return self._ask(key, lambda: bytes(obstore.get(self._store, key).bytes()))
 
     def read_many(self, keys: Sequence[str]) -> list[bytes]:
-        """The bytes of several objects, read at the same time where that saves round trips."""
+        """Returns the bytes of several objects, read at the same time if that saves round trips."""
         if len(keys) < 2:
             return [self.read(key) for key in keys]
         with ThreadPoolExecutor(min(_PARALLEL_READS, len(keys))) as pool:
             return list(pool.map(self.read, keys))
 
     def open(self, key: str) -> BinaryIO:
-        """The object as a seekable file that reads only what is asked for."""
+        """Opens the object as a seekable file that reads only what is asked for."""
         return RangeReader(self._store, key, self.patience)  # type: ignore[return-value]
 
     def local_path(self, key: str) -> Path | None:
-        """Where the object lies on a local disk; None on other backends."""
+        """Says where the object lies on a local disk; None on other backends."""
         return None
 
     def size(self, key: str) -> int | None:
-        """The object's size in bytes, None if there is none."""
+        """Returns the object's size in bytes, None if there is none."""
         try:
             return self._ask(key, lambda: obstore.head(self._store, key)["size"])
         except MissingObjectError:
             return None
 
     def written(self, key: str) -> datetime:
-        """When the object's bytes were written, by the backend's clock; MissingObjectError where there is none."""
+        """Says when the object was written, by the backend's clock; raises MissingObjectError if there is none."""
         return self._ask(key, lambda: obstore.head(self._store, key)["last_modified"])
 
     def keys(self, prefix: str, after: str | None = None) -> list[str]:
-        """The keys below a prefix, sorted; only those greater than ``after``."""
+        """Returns the keys below a prefix, sorted; only those greater than ``after``."""
         listed = self._ask(prefix, lambda: obstore.list(self._store, prefix, offset=after, chunk_size=1000).collect())
         return sorted(item["path"] for item in listed)
 
     def listing(self, prefix: str) -> list[Listed]:
-        """The objects below a prefix, sorted by key."""
+        """Lists the objects below a prefix, sorted by key."""
         listed = self._ask(prefix, lambda: obstore.list(self._store, prefix, chunk_size=1000).collect())
         found = [Listed(item["path"], item["size"], item["last_modified"]) for item in listed]
         return sorted(found, key=lambda item: item.key)
 
     def children(self, prefix: str) -> list[str]:
-        """The names of the directories right below a prefix, sorted."""
+        """Returns the names of the directories right below a prefix, sorted."""
         listed = self._ask(prefix, lambda: obstore.list_with_delimiter(self._store, prefix))
         return sorted(path.rpartition("/")[2] for path in listed["common_prefixes"])
 
     @contextmanager
     def sink(self, key: str) -> Iterator[Sink]:
-        """A new object to write to, piece by piece; durable at the end of the block, gone if it fails."""
+        """Makes a new object to write to, piece by piece; durable at the end of the block, gone if it fails."""
         upload = Upload(self._open_store, key, self.patience, lambda: self.size(key))
         yield Sink(upload, key)
         with clear_errors(key):
             upload.close(self._store)
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Remove objects; one that is not there is no error."""
+        """Removes objects; one that is not there is no error."""
         for key in keys:
             with suppress(MissingObjectError):
                 self._ask(key, partial(obstore.delete, self._store, key))
@@ -220,12 +220,12 @@ class Objects:
             return self.patience.ask(call)
 
     def remove_empty(self, prefix: str) -> None:
-        """Remove the directory below which no object is left; only local disks have such directories."""
+        """Removes the directory below which no object is left; only local disks have such directories."""
 
 
 @contextmanager
 def clear_errors(key: str) -> Iterator[None]:
-    """Turn the errors of the backend into those of the store."""
+    """Turns the errors of the backend into those of the store."""
     try:
         with durable.clear_errors(key):
             yield

@@ -31,7 +31,7 @@ Waiting = Callable[[], AbstractContextManager[Callable[[float], None]]]
 
 
 def client_retries(seconds: float | None) -> "RetryConfig":
-    """How often the client itself tries again: for so many seconds, or else a few times."""
+    """Says how often the client itself tries again: for so many seconds, or else a few times."""
     if seconds is None:
         return {"max_retries": 3, "retry_timeout": timedelta(seconds=FIRST_SECONDS)}
     return {"max_retries": 10_000, "retry_timeout": timedelta(seconds=seconds)}
@@ -55,7 +55,7 @@ class Patience:
         self._root, self._lock, self._told = root, threading.Lock(), 0.0
 
     def ask(self, call: Callable[[], _Answer]) -> _Answer:
-        """What a request gives; it is made again as long as its error may pass, and patience lasts."""
+        """Returns what a request gives, which is made again as long as its error may pass, and patience lasts."""
         began, length = time.monotonic(), _FIRST_PAUSE
         with ExitStack() as stack:
             pause = None
@@ -80,7 +80,7 @@ class Patience:
 
     @contextmanager
     def watching(self, look: Callable[[], object]) -> Iterator[None]:
-        """Around what the client itself waits for: looks, by a request of its own, if that takes long.
+        """Goes around what the client itself waits for: looks, by a request of its own, if that takes long.
 
         So people are told if the backend is why.
         """

@@ -34,10 +34,10 @@ class Stray:
 
 
 def find_strays(store: Store, now: datetime, grace: timedelta = DEFAULT_GRACE) -> list[Stray]:
-    """The files that no log entry of any run names and that are older than the grace, and those of tombstones.
+    """Finds the files that no log entry of any run names and that are older than the grace, and those of tombstones.
 
-    Reports, logs, and what a shared manifest names are none. Nor is what a run that is being written has written, or
-    may have written for all runs to share, since its writer began: however long ago that is, it may yet be named.
+    Reports, logs, and what a shared manifest names are left out. So is what a run that is being written has written, or
+    may have written for all runs to share, since its writer began: it may yet be named.
 
     Args:
         now: by the store's own clock, see :meth:`storage.log.store.Store.now`; all other times are by that too.
@@ -67,7 +67,7 @@ def find_strays(store: Store, now: datetime, grace: timedelta = DEFAULT_GRACE) -
 
 
 def sweep(store: Store, strays: Iterable[Stray]) -> None:
-    """Remove them, with the directories that this leaves empty."""
+    """Removes the strays, with the directories that this leaves empty."""
     strays = list(strays)
     remove(store.objects, [stray.path for stray in strays])
     for run in sorted(
@@ -77,7 +77,7 @@ def sweep(store: Store, strays: Iterable[Stray]) -> None:
 
 
 def _live(store: Store) -> dict[str, datetime]:
-    """The runs that somebody writes to, and since when, by the store's clock."""
+    """Returns the runs that somebody writes to, and since when, by the store's clock."""
     found = {}
     for run in map(store.run, store.run_names()):
         if run.state == "running" and run.session is not None:
@@ -99,7 +99,7 @@ def _needed(logs: dict[str, Log]) -> set[str]:
 
 
 def _why(item: Listed, run: str | None, *, known: bool, shared: set[str]) -> Why | None:
-    """Why the file could go, if nobody names it; None if it is none of those that sweeping is about."""
+    """Says why the file could go, if nobody names it; None if it is none of those that sweeping is about."""
     if not (layout.is_file_of_run(item.key) if run is not None else layout.is_shared_file(item.key)):
         return None  # somebody else's
     if not known:

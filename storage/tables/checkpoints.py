@@ -45,7 +45,7 @@ class StagedDirectory:
 
 @contextmanager
 def stage_directory(store: Store, run: str, round: int, stage: str) -> Iterator[StagedDirectory]:
-    """A new directory; at the end of the block its files are durable, and can be committed. Gone where it fails.
+    """Makes a new directory; at the end of the block its files are durable, and can be committed. Gone if it fails.
 
     Raises:
         InvalidEntryError: the directory is empty, or holds a link or a special file.
@@ -56,7 +56,7 @@ def stage_directory(store: Store, run: str, round: int, stage: str) -> Iterator[
 
 
 def local_directory(store: Store, files: Sequence[FileRef], cache: Path, *, verify: bool = True) -> Path:
-    """The committed directory on a local disk: in place where the store is local, else downloaded once.
+    """Returns the committed directory on a local disk: in place if the store is local, else downloaded once.
 
     Args:
         files: all files of one directory, as they were committed.
@@ -84,7 +84,7 @@ def local_directory(store: Store, files: Sequence[FileRef], cache: Path, *, veri
 
 
 def directory_digest(files: Sequence[FileRef]) -> str:
-    """SHA-256 over the sorted names and SHA-256s: the same wherever the directory lies."""
+    """Computes a SHA-256 over the sorted names and SHA-256s: the same wherever the directory lies."""
     digest = hashlib.sha256()
     for name, sha256 in sorted((_name(file), file.sha256) for file in files):
         digest.update(f"{name}\0{sha256}\n".encode())
@@ -92,7 +92,7 @@ def directory_digest(files: Sequence[FileRef]) -> str:
 
 
 def weights_digest(files: Sequence[FileRef]) -> str:
-    """The :func:`directory_digest` of the safetensors files alone, which names the weights.
+    """Computes the :func:`directory_digest` of the safetensors files alone, which names the weights.
 
     Raises:
         InvalidEntryError: there are none.
@@ -104,7 +104,7 @@ def weights_digest(files: Sequence[FileRef]) -> str:
 
 
 def find_shared(store: Store, kind: str, digest: str) -> tuple[FileRef, ...] | None:
-    """The files of a shared directory, None if there is none.
+    """Returns the files of a shared directory, None if there is none.
 
     Raises:
         CorruptEntryError: its manifest is damaged.
@@ -123,7 +123,7 @@ def find_shared(store: Store, kind: str, digest: str) -> tuple[FileRef, ...] | N
 
 
 def shared_files(store: Store, keys: Iterable[str]) -> set[str]:
-    """Which of these keys are shared manifests, or files that one names.
+    """Returns those of these keys that are shared manifests, or files that one names.
 
     Raises:
         CorruptEntryError: a manifest is damaged.
@@ -138,9 +138,9 @@ def shared_files(store: Store, keys: Iterable[str]) -> set[str]:
 
 @contextmanager
 def stage_shared(store: Store, kind: str, digest: str) -> Iterator[StagedDirectory]:
-    """A new shared directory, visible at the end of the block.
+    """Makes a new shared directory, visible at the end of the block.
 
-    Where another process was faster, ``files`` are the files of that one.
+    If another process was faster, ``files`` are the files of that one.
     """
     with _stage(store, layout.new_shared_directory_key(kind, digest)) as staged:
         yield staged
@@ -167,7 +167,7 @@ def _stage(store: Store, key: str) -> Iterator[StagedDirectory]:
     try:
         with _made_once(local), durable.clear_write_errors(local):
             yield staged
-        store.objects.local_path(key)  # raises where the root was moved
+        store.objects.local_path(key)  # raises if the root was moved
         names = _names(local)
         staged.files = tuple(_seal_file(key, local, name) for name in names)
         with durable.clear_errors(local):
@@ -196,7 +196,7 @@ def _made_once(directory: Path) -> Iterator[None]:
 
 
 def _names(directory: Path) -> list[str]:
-    """The relative names of the files below the directory, sorted; InvalidEntryError where one is no plain file."""
+    """Returns the sorted relative names of the files below the directory; InvalidEntryError if one is no plain file."""
     names = []
     for path in sorted(directory.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
@@ -224,7 +224,7 @@ def _upload(store: Store, key: str, directory: Path, name: str) -> FileRef:
 
 
 def copy_directory(store: Store, files: Sequence[FileRef], target: Path) -> None:
-    """Fetch the files into a directory beside the target, then move it there: a broken download is never used."""
+    """Fetches the files into a directory beside the target, then moves it there: a broken download is never used."""
     with durable.clear_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f"{target.name}-", dir=target.parent))
@@ -246,7 +246,7 @@ def copy_directory(store: Store, files: Sequence[FileRef], target: Path) -> None
 
 
 def _forget_old_copies(cache: Path, used: Path) -> None:
-    """Keep the copies that were used last, by whichever process: a copy is read right after it was asked for."""
+    """Keeps the copies that were used last, by whichever process: a copy is read right after it was asked for."""
     with durable.clear_errors(cache), suppress(FileNotFoundError):  # another process forgets the same
         os.utime(used)
         copies = [path for path in cache.iterdir() if "-" not in path.name]  # not what is being downloaded

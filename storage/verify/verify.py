@@ -61,7 +61,7 @@ class Verification:
 
 
 def verify(store: Store, name: str, rules: Rules, progress: Progress | None = None) -> Verification:
-    """Re-read all that a run names: its log, its tables and weights, those of its parent and shared ones included.
+    """Reads again all that a run names: its log, its tables and weights, those of its parent and shared ones included.
 
     Raises:
         RunNotFoundError: there is no such run, nor a log of one.
@@ -100,7 +100,7 @@ def verify(store: Store, name: str, rules: Rules, progress: Progress | None = No
 
 
 def newest_good_round(store: Store, run: Run, needed: Needed, checked: dict[str, Checked]) -> int | None:
-    """The newest finished round with all that a next one needs; what is ``checked`` already is not read again."""
+    """Finds the newest finished round with all that a next one needs; what is ``checked`` already is not read again."""
     dropped = run.dropped
     for number in reversed(run.finished):
         try:
@@ -115,7 +115,7 @@ def newest_good_round(store: Store, run: Run, needed: Needed, checked: dict[str,
 
 
 def _commits(run: Run) -> tuple[list[Entry], set[int]]:
-    """All commits, and the rounds whose commits cannot be listed any more."""
+    """Returns all commits, and the rounds whose commits cannot be listed any more."""
     commits, unreadable = [], set()
     for number in run.finished:
         try:
@@ -126,7 +126,7 @@ def _commits(run: Run) -> tuple[list[Entry], set[int]]:
 
 
 def _named(commits: Sequence[Entry]) -> dict[str, list[Entry]]:
-    """The commits that name each file, the newest of each round: a round may share files with the one before."""
+    """Returns the commits that name each file, the newest of each round; a round may share files with one before."""
     found: dict[str, dict[int, Entry]] = {}
     for entry in commits:
         for file in entry.files:
@@ -153,7 +153,7 @@ def _contradiction(run: Run, entry: Entry, problem: str) -> Damage:
 
 
 def _not_of_parent(store: Store, run: Run, commits: Sequence[Entry]) -> Iterator[Damage]:
-    """The entries of a fork's past that are not its parent's."""
+    """Finds the entries of a fork's past that are not its parent's."""
     start = parent_of(run.header)
     if start is None:
         return
@@ -171,7 +171,7 @@ def _not_of_parent(store: Store, run: Run, commits: Sequence[Entry]) -> Iterator
 
 
 def _columns(checked: dict[str, Checked], commits: Sequence[Entry], rules: Rules) -> Iterator[Damage]:
-    """Shards of one stage whose columns differ."""
+    """Finds shards of one stage whose columns differ."""
     first: dict[tuple[int, str], str] = {}
     for entry in commits:
         for file in entry.files:
@@ -186,7 +186,7 @@ def _columns(checked: dict[str, Checked], commits: Sequence[Entry], rules: Rules
 def _additions(
     store: Store, refs: dict[str, tuple[FileRef, Entry]], named: dict[str, list[Entry]], rules: Rules
 ) -> Iterator[Damage]:
-    """Files that lie in a committed directory, and were not committed."""
+    """Finds files that lie in a committed directory, and were not committed."""
     directories = {path.removesuffix(f"/{file.name}"): named[path] for path, (file, _) in refs.items() if file.name}
     # Elsewhere a directory is downloaded file by file, and what lies beside them is not.
     for directory, entries in directories.items() if store.is_local else ():
@@ -198,7 +198,7 @@ def _additions(
 
 
 def _manifests(store: Store, refs: dict[str, tuple[FileRef, Entry]]) -> Iterator[Damage]:
-    """Manifests of shared directories that are damaged, or name other files than the run does."""
+    """Finds manifests of shared directories that are damaged, or name other files than the run does."""
     shared: dict[str, tuple[set[FileRef], Entry]] = {}
     for path, (file, entry) in refs.items():
         if layout.is_shared_file(path):

@@ -1,8 +1,8 @@
 """The connection to a Ray cluster, or a cluster on this machine that lives as long as the run does.
 
 Ray unpickles what reaches it, whoever sent it. So a cluster that is started here listens on loopback only, and takes
-requests only from those who know its token, which is made for it alone and lies in no file. A cluster of the user's own
-is protected as the user has set it up: by Ray's token authentication, or by a network that nobody else reaches.
+requests only from those who know its token. The token is made for it alone and lies in no file. A cluster of the user's
+own is protected as the user has set it up: by Ray's token authentication, or by a network that nobody else reaches.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ class RayCluster:
 
     @property
     def lost(self) -> ClusterError | None:
-        """What to end with, if the cluster's head has not answered for too long, or the node of one's own is gone."""
+        """Returns what to end with if the cluster's head has not answered for too long, or our own node is gone."""
         if self._lost is None and self._head is not None and self._head.returncode is not None:
             self._lost = ClusterError(
                 "the Ray cluster on this machine (cluster.address 'local') has died, or its only node has: resume the "
@@ -72,13 +72,13 @@ class RayCluster:
         return self._lost
 
     async def explain(self, error: Exception) -> Exception:
-        """The loss of the whole cluster, if that is why a replica has died; else the error as it is."""
+        """Returns the loss of the whole cluster, if that is why a replica has died; else the error as it is."""
         if isinstance(error, WorkerDiedError) and self._head is not None:
             await asyncio.sleep(NOTICE_SECONDS)
         return self.lost or error
 
     async def join(self) -> None:
-        """Connects, where that has not been done.
+        """Connects, if that has not been done.
 
         Raises:
             ClusterError: there is no cluster at this address, or none can be started.
@@ -107,7 +107,7 @@ class RayCluster:
                 await self._end()
 
     def room(self) -> str:
-        """What the cluster has, for a message."""
+        """Says what the cluster has, for a message."""
         import ray
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -198,14 +198,14 @@ class RayCluster:
 
 
 def _check_reachable(address: str) -> None:
-    """Raises OSError where nobody listens; Ray itself would try for minutes."""
+    """Raises OSError if nobody listens; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
 def variables(names: Sequence[str]) -> dict[str, str]:
-    """Variables of this process's environment that replicas are given.
+    """Returns the variables of this process's environment that replicas are given.
 
     Raises:
         ConfigError: one is not set.
@@ -218,6 +218,6 @@ def variables(names: Sequence[str]) -> dict[str, str]:
 
 
 def _short_directory() -> Path:
-    """Where Ray keeps sockets, whose paths have at most 107 characters, and logs."""
+    """Makes the directory for Ray's logs and its sockets, whose paths have at most 107 characters."""
     usual = tempfile.gettempdir()
     return Path(tempfile.mkdtemp(prefix="rondo-ray-", dir=usual if len(usual) < 20 else Path(usual).anchor + "tmp"))

@@ -4,7 +4,7 @@ It ends as well when its only node does: Ray itself would wait for another one.
 
     python -m flows.remote.ray.head '{"_temp_dir": ..., "num_cpus": 4}'
 
-It prints the cluster's address. All of Ray's processes are in its process group and end with it at once, also where the
+It prints the cluster's address. All of Ray's processes are in its process group and end with it at once, also if the
 parent was killed: left to itself, Ray would keep two of them for a minute.
 """
 

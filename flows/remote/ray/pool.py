@@ -1,8 +1,8 @@
 """Replicas of a worker on a Ray cluster, behind the interface of one worker process.
 
 Calls wait in one queue, and each replica takes the next when it has room: a slow one takes fewer, one that joins takes
-its first at once. Where a replica or its node dies, its calls in progress fail with WorkerDiedError, and whoever asked
-makes them again (see ``flows/round/shard_steps.py``), so that another replica does them; the pool itself gives no call
+its first at once. If a replica or its node dies, its calls in progress fail with WorkerDiedError, and whoever asked
+makes them again (see ``flows/round/shard_steps.py``), so that another replica does them. The pool itself gives no call
 to a second replica, and a shard that kills its workers is counted in one place. So Ray's ``max_task_retries`` is for
 none of these calls; its ``max_restarts`` starts a replica that died again when a node has room. Ray's ActorPool gives
 an actor one task at a time, and gives further ones to an actor that has died.
@@ -41,7 +41,7 @@ class RayPool:
         kind: a name in ``flows.remote.worker_main.WORKERS``.
         arguments: what the worker's constructor takes, without ``scratch``; must be JSON.
         created: when the run was created, by which a node shows that it sees the same store.
-        log: the local file that collects the ends of the replicas' logs where something fails.
+        log: the local file that collects the ends of the replicas' logs if something fails.
         environment: variables of the replicas, secret ones among them.
         config: how many replicas, and what each needs.
         capacity: calls that one replica takes at once.
@@ -81,12 +81,12 @@ class RayPool:
 
     @property
     def capacity(self) -> int:
-        """Calls that the pool takes at once: as many as all replicas do together once they are there."""
+        """Says how many calls the pool takes at once: as many as all replicas do together once they are there."""
         return self._each * self._config.replicas
 
     @property
     def replicas(self) -> int:
-        """Replicas that are there."""
+        """Says how many replicas are there."""
         return len(self._replicas)
 
     async def start(self) -> None:
@@ -102,7 +102,7 @@ class RayPool:
     async def call(
         self, method: str, *, on_progress: Progress | None = None, alone: bool = False, **arguments: Any
     ) -> Any:
-        """The answer of one method, by whichever replica is free; of those for all replicas, the largest metrics.
+        """Returns the answer of one method, by whichever replica is free; of one for all replicas, the largest metrics.
 
         Raises:
             RondoError, StoreError: what the worker raised, with its own class and sentence.
@@ -150,7 +150,7 @@ class RayPool:
             self._someone.clear()
 
     async def _ask_all(self, request: Mapping[str, Any], on_progress: Progress | None) -> dict[str, float] | None:
-        """Asks all replicas that are there, and returns the largest of each figure that they answer.
+        """Asks all replicas that are there, and returns the largest of each metric that they answer.
 
         One that dies meanwhile is left out, as is one that comes later: each takes the policy of what it samples.
         """
@@ -165,7 +165,7 @@ class RayPool:
         return {name: max(each[name] for each in metrics) for name in metrics[0]} if metrics else None
 
     async def _mind(self) -> None:
-        """Gives up those who wait where there has been no replica for too long, or no head of the cluster."""
+        """Gives up those who wait if there has been no replica for too long, or no head of the cluster."""
         clock = asyncio.get_running_loop().time
         since = clock()
         while True:
@@ -234,14 +234,14 @@ class RayPool:
                 error = WorkerDiedError(f"the replica of the {self.kind} on {replica.node} was given up in its work")
                 raise
             except Exception as raised:
-                error = raised  # also where the place is given up meanwhile
+                error = raised  # also if the place is given up meanwhile
                 error = await self._cluster.explain(raised)
             finally:
                 if not call.answer.done():
                     call.answer.set_result(result) if error is None else call.answer.set_exception(error)
 
     def _check_software(self, software: dict[str, str]) -> None:
-        """Replicas must be alike, and have the flow's rondo; the flow may lack what only they need."""
+        """Checks that replicas are alike, and have the flow's rondo; the flow may lack what only they need."""
         before = self._software or {**software, "rondo": packages().get("rondo", "")}
         names = sorted({*before, *software})
         differing = [name for name in names if software.get(name) != before.get(name)]

@@ -62,7 +62,7 @@ class RemoteReplica:
         return software
 
     async def ask(self, request: Mapping[str, Any], on_progress: Progress | None) -> Any:
-        """The answer of one method of its worker; raises as ``join`` does."""
+        """Returns the answer of one method of its worker; raises as ``join`` does."""
         number = request["id"]
         self._progress[number] = on_progress
         try:
@@ -73,7 +73,7 @@ class RemoteReplica:
         return self._result(answer)
 
     async def listen(self) -> None:
-        """Passes on progress until the actor dies; WorkerDiedError when it has, or says nothing for too long."""
+        """Passes on progress until the actor dies; raises WorkerDiedError when it has, or says nothing for too long."""
         while True:
             await asyncio.sleep(NEWS_SECONDS)
             try:
@@ -107,7 +107,7 @@ class RemoteReplica:
         asked = getattr(self._actor, method).options(max_task_retries=max_task_retries)
         try:
             answer = await asked.remote(*arguments)
-        except Exception as error:  # Ray's own kinds, and a plain one where it knows no such actor any more
+        except Exception as error:  # Ray's own kinds, and a plain one if it knows no such actor any more
             self.alive = False
             why = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise WorkerDiedError(f"the replica of the {self._kind} on {self.node} has died: {why}") from None

@@ -19,7 +19,7 @@ have odds below 260 to 1. It keeps the strength of a candidate that wins, or los
 
 
 def schedule(count: int, opponents: int | None, rng: random.Random) -> list[tuple[int, int]]:
-    """Pairs of candidates to compare: all, or in a drawn circle each with as many neighbours on either side.
+    """Chooses pairs of candidates to compare: all, or in a drawn circle each with as many neighbours on either side.
 
     With a bound each candidate has the same number of opponents, and any two are connected through others.
     """
@@ -36,10 +36,10 @@ def schedule(count: int, opponents: int | None, rng: random.Random) -> list[tupl
 
 
 def strengths(count: int, wins: Mapping[tuple[int, int], float]) -> tuple[Floats, Floats]:
-    """Bradley-Terry strengths (1952) under a normal prior, in nats of log-odds, with their standard deviations.
+    """Computes Bradley-Terry strengths (1952) under a normal prior, in nats of log-odds, with standard deviations.
 
     ``P(a beats b) = sigmoid(s_a - s_b)``; the strengths are the posterior's mode, their deviations those of the
-    normal approximation around it. They sum to 0. Where each is compared with each, their order is that of the
+    normal approximation around it. They sum to 0. If each is compared with each, their order is that of the
     shares of wins (Ford 1957).
 
     Args:
@@ -50,7 +50,7 @@ def strengths(count: int, wins: Mapping[tuple[int, int], float]) -> tuple[Floats
 
 
 def strength_orders(count: int, wins: Mapping[tuple[int, int], float]) -> tuple[Floats, Floats]:
-    """Probability that a is stronger than b, and the standard deviation of their difference, both at ``[a, b]``.
+    """Computes at ``[a, b]`` the probability that a is stronger than b, and their difference's standard deviation.
 
     The comparisons determine differences alone: the deviations of single strengths hold a common level beside them,
     which is not independent. So the deviation of a difference is ``sqrt(V_aa + V_bb - 2 V_ab)``. The probability is
@@ -71,7 +71,7 @@ def strength_orders(count: int, wins: Mapping[tuple[int, int], float]) -> tuple[
 
 
 def shuffles(count: int, number: int, rng: random.Random) -> list[list[int]]:
-    """Orders in which to show candidates; every second is the one before it from behind, so that places even out."""
+    """Draws orders in which to show candidates; each second one reverses the one before, so that places even out."""
     orders: list[list[int]] = []
     for place in range(number):
         orders.append(orders[-1][::-1] if place % 2 else rng.sample(range(count), count))
@@ -79,7 +79,7 @@ def shuffles(count: int, number: int, rng: random.Random) -> list[list[int]]:
 
 
 def places(ranking: Sequence[int], count: int) -> list[float]:
-    """Of each candidate in a ranking, best first, the share of the others behind it: 1 for the best, 0 for the last."""
+    """Returns the share of the others behind each candidate of a ranking: 1 for the best, 0 for the last."""
     scores = [0.0] * count
     for place, candidate in enumerate(ranking):
         scores[candidate] = 1 - place / (count - 1)
@@ -87,24 +87,24 @@ def places(ranking: Sequence[int], count: int) -> list[float]:
 
 
 def mean_place(found: Sequence[float], count: int) -> tuple[float, float]:
-    """Mean of a candidate's places over shuffles, and the standard error of that mean."""
+    """Computes the mean of a candidate's places over shuffles, and the standard error of that mean."""
     variance = (count + 1) / (12 * (count - 1))  # of a place in an order that is drawn
     return fmean(found), _standard_error(found, variance)
 
 
 def place_difference(first: Sequence[float], second: Sequence[float], count: int) -> tuple[float, float]:
-    """Mean difference of two candidates' places over the same shuffles, and the standard error of that mean."""
+    """Computes the mean difference of two candidates' places over the same shuffles, and its standard error."""
     variance = count * (count + 1) / (6 * (count - 1) ** 2)  # of a difference of two places in an order that is drawn
     differences = [a - b for a, b in zip(first, second, strict=True)]
     return fmean(differences), _standard_error(differences, variance)
 
 
 def _standard_error(values: Sequence[float], drawn: float) -> float:
-    """Standard error of the mean of few values, ``sqrt(s2 / n)``, never 0.
+    """Computes the standard error of the mean of few values, ``sqrt(s2 / n)``, never 0.
 
-    The variance ``s2 = (drawn + sum (x - mean)**2) / n`` counts one degree of freedom of orders that say nothing beside
-    the ``n - 1`` that were seen (the mean of a scaled inverse chi-square's conjugate prior): two shuffles that agree by
-    chance would else be certain for ever.
+    The variance is ``s2 = (drawn + sum (x - mean)**2) / n``. To the ``n - 1`` degrees of freedom that were seen it adds
+    one, of orders that say nothing: the mean of a scaled inverse chi-square's conjugate prior. Without it two shuffles
+    that agree by chance would be certain for ever.
     """
     mean = fmean(values)
     return math.sqrt((drawn + math.fsum((value - mean) ** 2 for value in values)) / len(values) / len(values))

@@ -44,10 +44,10 @@ class _UnknownError(Exception):
 
 
 class Endpoint:
-    """Replies to requests, from the cache where they were asked before.
+    """Replies to requests, from the cache if they were asked before.
 
-    Where a request fails as a whole, those on the way are waited for and kept, and no other is sent: what was paid for
-    is in the cache, and to ask again pays for the rest alone.
+    If the judge as a whole fails at a request, those in progress are waited for and kept, and no other is sent. So what
+    was paid for is in the cache, and to ask again pays for the rest alone.
 
     Args:
         harmless: fields of a request that every endpoint answers, unless it answers none.
@@ -82,7 +82,7 @@ class Endpoint:
         await self._client.close()
 
     async def ask(self, body: Mapping[str, Any], form: Mapping[str, Any] | None = None) -> Reply:
-        """The reply to a request, the fields of which are those of a chat completion.
+        """Returns the reply to a request, the fields of which are those of a chat completion.
 
         Args:
             form: a ``response_format`` to ask for if the endpoint takes it; it does not change what is asked.
@@ -117,7 +117,7 @@ class Endpoint:
             return reply
 
     async def _send_in_form(self, request: Mapping[str, Any], form: Mapping[str, Any] | None) -> Reply:
-        """The reply in a form, or without one from an endpoint that takes none."""
+        """Returns the reply in a form, or without one from an endpoint that takes none."""
         try:
             if form is None or self._takes_forms is False:
                 return await self._send(request)
@@ -139,7 +139,7 @@ class Endpoint:
             raise JudgeError(f"{self._where} refuses every request: {error}; correct the recipe's judge") from None
 
     async def _answers_others(self, request: Mapping[str, Any]) -> bool:
-        """Whether the endpoint answers requests with these settings at all: if none was yet, a harmless one tells."""
+        """Says whether the endpoint answers requests with these settings; if none was yet, a harmless one tells."""
         if self._accepts_now:
             return True
         if self._probe is None:
@@ -204,7 +204,7 @@ class Endpoint:
         self.tokens += reply.spent or 0
 
     def _failure(self, error: openai.OpenAIError, form_in_doubt: bool) -> Exception:
-        """What a failed request means: for itself alone, or for the judge as a whole."""
+        """Says what a failed request means: for itself alone, or for the judge as a whole."""
         config, tries = self._config, self._config.retries + 1
         if isinstance(error, openai.APITimeoutError):
             self.requests += config.retries
@@ -227,7 +227,7 @@ class Endpoint:
         return JudgeError(f"{self._where} cannot be asked: {self._without_key(str(error))}")
 
     def _stated_failure(self, stated: EndpointError, response: Any) -> Exception:
-        """What an error means that the endpoint states."""
+        """Says what an error means that the endpoint states."""
         config, reason = self._config, self._without_key(stated.message)
         status = "200 and an error within" if WITHIN_200 in response.extensions else f"{stated.status}"
         match stated.meaning:

@@ -1,7 +1,7 @@
 """What an endpoint means by an error: this request alone, the recipe as a whole, or that it should be asked later.
 
 Providers agree on a status and on little else. So codes and types are read first, and the words of their messages
-where they say nothing. What neither tells apart stays unknown, and whoever asks finds out.
+if they say nothing. What neither tells apart stays unknown, and whoever asks finds out.
 """
 
 import json
@@ -12,8 +12,9 @@ from http import HTTPStatus
 from typing import Any, Literal
 
 Meaning = Literal["too_long", "refused", "recipe", "later", "unknown"]
-"""The request is longer than the model reads; its content is not answered; no request of this recipe will be; the same
-request may be answered later; or an error of this request or of the recipe, which cannot be told."""
+"""What an error means, in this order: the request is longer than the model reads. Its content is not answered. No
+request of this recipe will be. The same request may be answered later. It cannot be told whether the error is of this
+request or of the recipe."""
 
 _TOO_LONG_CODES = re.compile(r"context_(length|window)|exceed_context|too_long|too_large|max_length|token_limit")
 _TOO_LONG = re.compile(
@@ -60,7 +61,7 @@ class EndpointError:
 
     @property
     def meaning(self) -> Meaning:
-        """What follows from it."""
+        """Says what follows from it."""
         codes = " ".join(self.codes)
         if self.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or self._too_long(codes):
             return "too_long"
@@ -74,7 +75,7 @@ class EndpointError:
 
     @property
     def may_be_the_form(self) -> bool:
-        """Whether the endpoint may mean a ``response_format`` that was asked for, which it does not take."""
+        """Says whether the endpoint may mean a ``response_format`` that was asked for, which it does not take."""
         if self.meaning in ("too_long", "refused"):
             return False
         return self.status in (400, 415, 422, 500, 501) or bool(_FORM.search(self.message))
@@ -90,7 +91,7 @@ class EndpointError:
 
 
 def stated_error(status: int, body: bytes | str) -> EndpointError:
-    """The error that a response with this status and body states."""
+    """Reads the error that a response with this status and body states."""
     try:
         stated = json.loads(body)
     except (ValueError, RecursionError):
@@ -105,7 +106,7 @@ def stated_error(status: int, body: bytes | str) -> EndpointError:
 
 
 def error_within(body: bytes) -> EndpointError | None:
-    """The error in the body of a response that says it is none (status 200); None if there is none.
+    """Reads the error in the body of a response whose status is 200; None if there is none.
 
     Its status is the one that the body names, else 400 for what is not worth another try, else 429.
     """
@@ -131,7 +132,7 @@ def error_within(body: bytes) -> EndpointError | None:
 
 
 def _parts(stated: Any) -> Iterator[Mapping[str, Any]]:
-    """The mappings in a body that may say something of an error, outer ones first."""
+    """Yields the mappings in a body that may say something of an error, outer ones first."""
     if isinstance(stated, Sequence) and not isinstance(stated, str):
         for part in stated:
             yield from _parts(part)

@@ -37,7 +37,7 @@ class Interview:
 
     @property
     def requests(self) -> int:
-        """Requests that were sent so far."""
+        """Counts the requests that were sent so far."""
         return self._endpoint.requests
 
     def judge(self, items: Sequence[JudgeItem]) -> list[Judgment]:
@@ -120,7 +120,7 @@ class Interview:
         ]
 
     async def _ask(self, question: Question) -> Spoken:
-        """The model's verdict, asked for a second time where the first reply cannot be read."""
+        """Returns the model's verdict, asked for a second time if the first reply cannot be read."""
         latency, reply = 0.0, None
         for again in (False, True):
             try:
@@ -143,7 +143,7 @@ class Interview:
 
 
 def _harmless(config: LlmConfig) -> dict[str, Any]:
-    """A request of the judge's kind, with nothing in it that is too long or that anybody filters."""
+    """Builds a request of the judge's kind, with nothing in it that is too long or that anybody filters."""
     answers = [JudgedCandidate(index=index, text=text, finish_reason="stop") for index, text in enumerate(("4", "5"))]
     item = JudgeItem(prompt_id="", prompt_text="What is 2 + 2?", reference_answer="4", candidates=answers)
     match config.mode:
@@ -157,14 +157,14 @@ def _harmless(config: LlmConfig) -> dict[str, Any]:
 
 
 def _why(reply: Reply | None, config: LlmConfig) -> str:
-    """Why a reply cannot be read."""
+    """Says why a reply cannot be read."""
     if reply is not None and reply.finish_reason == "length":
         return f"cut at max_tokens {config.max_tokens}"
     return "not the form that was asked for"
 
 
 async def _all(parts: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """What all parts return. If one fails, the others still end by themselves: their replies are kept."""
+    """Returns what all parts return. If one fails, the others still end by themselves: their replies are kept."""
     results = await asyncio.gather(*parts, return_exceptions=True)
     failed = next((result for result in results if isinstance(result, BaseException)), None)
     if failed is not None:

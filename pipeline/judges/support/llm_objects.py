@@ -1,7 +1,7 @@
 """The object of a verdict in what a language model writes: after a reasoning, amid prose, in a fence, or by itself.
 
-What is not surely the verdict is none: a reasoning that does not end, an object that is part of another or of a list,
-one that another begins after, and one that names a field twice.
+An object counts only if it is surely the verdict. So these do not: one in a reasoning that does not end, one that is
+part of another or of a list, one after which another begins, and one that names a field twice.
 """
 
 import json
@@ -35,13 +35,13 @@ class FoundObject:
     following: str
 
     def after(self, key: str) -> str:
-        """The text from the value of one of its fields on."""
+        """Returns the text from the value of one of its fields on."""
         values = list(re.finditer(rf'"{re.escape(key)}"\s*:\s*', self.text))
         return self.text[values[-1].end() :] + self.following if values else ""
 
 
 def last_object(reply: str) -> FoundObject | None:
-    """The last JSON object after the reasoning; None if there is none that is surely whole and by itself."""
+    """Finds the last JSON object after the reasoning; None if there is none that is surely whole and by itself."""
     try:
         return _last_object(reply.strip())
     except RecursionError:
@@ -49,7 +49,7 @@ def last_object(reply: str) -> FoundObject | None:
 
 
 def whole_number(value: Any) -> int | None:
-    """A whole number in any form: 4, 4.0, "4" or "4.0"; None for everything else."""
+    """Reads a whole number in any form: 4, 4.0, "4" or "4.0"; None for everything else."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
@@ -71,7 +71,7 @@ def _last_object(text: str) -> FoundObject | None:
 
 
 def _last_alone(text: str) -> FoundObject | None:
-    """The last object of a text, if the braces around it that are no objects are balanced without it."""
+    """Finds the last object of a text, if the braces around it that are no objects are balanced without it."""
     if text.count("{") + text.count("[") > _MOST_BEGINNINGS:
         return None
     last: FoundObject | None = None
@@ -90,7 +90,7 @@ def _last_alone(text: str) -> FoundObject | None:
 
 
 def _decode(text: str, place: int) -> tuple[Any, int] | None:
-    """The JSON value that begins here, and where it ends."""
+    """Reads the JSON value that begins here, and says where it ends; None if there is none."""
     try:
         return _DECODER.raw_decode(text, place)
     except ValueError:

@@ -1,7 +1,7 @@
 """What a language model is asked as a judge, and how its replies are read.
 
-Prompts and answers are data. Each stands between marks that hold a hash of all the texts that are shown: a text cannot
-hold a hash of itself, so nothing that an answer says can end its own block or begin another. What a reply does not
+Prompts and answers are data. Each stands between marks that hold a hash of all the texts that are shown. As a text
+cannot hold a hash of itself, nothing that an answer says can end its own block or begin another. What a reply does not
 say in the form that was asked for is not guessed.
 """
 
@@ -72,7 +72,7 @@ class Question:
     distribution: bool = False
 
     def body(self, config: LlmConfig, *, again: bool) -> dict[str, Any]:
-        """The fields of the request; ``again`` after a reply that could not be read."""
+        """Returns the fields of the request; ``again`` after a reply that could not be read."""
         user = f"{self.user}\n{AGAIN}" if again else self.user
         body: dict[str, Any] = {
             "messages": [{"role": "system", "content": self.system}, {"role": "user", "content": user}],
@@ -86,14 +86,14 @@ class Question:
         return body
 
     def form(self, config: LlmConfig) -> dict[str, Any] | None:
-        """What to ask the endpoint for if it takes a form; None if the recipe says whether it does."""
+        """Says what to ask the endpoint for if it takes a form; None if the recipe says whether it does."""
         return self._form() if config.structured is None else None
 
     def _form(self) -> dict[str, Any]:
         return {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": self.schema}}
 
     def said(self, reply: Reply) -> Said | None:
-        """What the reply says, None if that cannot be read."""
+        """Reads what the reply says; None if that cannot be read."""
         found = last_object(reply.content or "")
         if found is None:
             return None
@@ -166,7 +166,7 @@ class ScoreDistribution:
 
 
 def score_distribution(tokens: Sequence[TokenLogprobs], said: Said, scale: int) -> ScoreDistribution | None:
-    """The score's distribution by the probabilities of its token (G-Eval, arXiv:2303.16634, weighs scores so).
+    """Computes the score's distribution by its token's probabilities (G-Eval, arXiv:2303.16634, weighs scores so).
 
     Its token is found by the digits that follow it, since a reason before or after may hold the same digit. Scores
     whose tokens are not among the likeliest that the endpoint names count as impossible; the mass, below 1, says how

@@ -16,7 +16,7 @@ class Reply:
 
     Args:
         content: None if it wrote nothing, as after a refusal; without a reasoning that comes apart from it.
-        finish_reason: ``stop``, ``length`` where it was cut, or the endpoint's own word.
+        finish_reason: ``stop``, ``length`` if it was cut, or the endpoint's own word.
         tokens: each token that holds a digit, with its likeliest rivals, for only scores are weighed; None if none
             were asked for, or none given.
         spent: tokens read and written.
@@ -33,7 +33,7 @@ class Reply:
 
 
 def reply_of(completion: Mapping[str, Any], latency: float) -> Reply:
-    """The reply in a completion.
+    """Reads the reply in a completion.
 
     Raises:
         ValueError, LookupError, TypeError, AttributeError: it is no chat completion.
@@ -62,7 +62,7 @@ def reply_of(completion: Mapping[str, Any], latency: float) -> Reply:
 
 
 def _text(content: Any) -> str | None:
-    """What a message says; of one in parts its texts, without those that are reasoning.
+    """Returns what a message says; of one in parts its texts, without those that are reasoning.
 
     Raises:
         TypeError: it is no content of a message.
@@ -75,6 +75,6 @@ def _text(content: Any) -> str | None:
 
 
 def kept_reply(kept: Mapping[str, Any]) -> Reply:
-    """A reply that was kept as JSON."""
+    """Reads a reply that was kept as JSON."""
     tokens = kept["tokens"]
     return Reply(**{**kept, "tokens": None if tokens is None else [(token, rivals) for token, rivals in tokens]})

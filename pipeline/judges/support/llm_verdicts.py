@@ -53,7 +53,7 @@ class Compared:
 
     @property
     def winner(self) -> int | None:
-        """The place of the better one; None for a tie, and where the verdict turns with the order."""
+        """Returns the place of the better one; None for a tie, and if the verdict turns with the order."""
         return None if self.flipped else self._winners[0]
 
     @property
@@ -64,7 +64,7 @@ class Compared:
 
 
 def rubric_verdict(spoken: Spoken, mode: Rubric, url: str, *, compared: bool) -> Verdict:
-    """The score of a candidate that was judged by itself.
+    """Returns the score of a candidate that was judged by itself.
 
     Args:
         compared: whether the prompt has other candidates, so that the score's distribution is of use.
@@ -97,7 +97,7 @@ def rubric_verdict(spoken: Spoken, mode: Rubric, url: str, *, compared: bool) ->
 def pairwise_verdicts(
     item: JudgeItem, compared: Sequence[Compared], found: tuple[Floats, Floats], orders: tuple[Floats, Floats]
 ) -> list[Verdict]:
-    """The strength of each candidate, and the probability that it beats each other one.
+    """Returns the strength of each candidate, and the probability that it beats each other one.
 
     Args:
         found: the strengths that all comparisons give, and their standard deviations.
@@ -128,7 +128,7 @@ def listwise_verdicts(
     said: Sequence[Spoken],
     places: Sequence[Sequence[float]],
 ) -> list[Verdict]:
-    """The mean place of each candidate, and the probability that it is before each other one.
+    """Returns the mean place of each candidate, and the probability that it is before each other one.
 
     Args:
         shown: in which order each question showed the candidates, by their places in the item.
@@ -166,7 +166,7 @@ def _place_orders(indices: Sequence[int], places: Sequence[Sequence[float]]) -> 
 
 
 def _counted(indices: Sequence[int], k: int, mine: Sequence[Compared], spoken: Sequence[Compared]) -> Verdict:
-    """A candidate's comparisons in numbers; the status is that of the first that failed."""
+    """Counts a candidate's comparisons; the status is that of the first that failed."""
     wins = sum(one.winner == k for one in spoken)
     ties = sum(one.winner is None for one in spoken)
     components: Mapping[str, int] = {
@@ -183,7 +183,7 @@ def _counted(indices: Sequence[int], k: int, mine: Sequence[Compared], spoken: S
 
 
 def _reason(indices: Sequence[int], k: int, spoken: Sequence[Compared]) -> str | None:
-    """The first reason that was given in one of a candidate's comparisons, which names the two A and B."""
+    """Finds the first reason that was given in one of a candidate's comparisons, which names the two A and B."""
     for one in spoken:
         for (a, b), order in zip((one.pair, one.pair[::-1]), one.orders, strict=True):
             if order.reason:

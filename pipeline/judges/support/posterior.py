@@ -34,17 +34,17 @@ class Posterior:
     prior_std: float
 
     def mode(self) -> tuple[Floats, Floats]:
-        """The likeliest strengths, and the inverse of the negative log-posterior's second derivatives there."""
+        """Returns the likeliest strengths, and the inverse of the negative log-posterior's second derivatives there."""
         strengths_K, hessian_K_K = self._maximum(np.zeros((1, self.count)), np.eye(self.count))
         return strengths_K[0], np.linalg.inv(hessian_K_K[0])
 
     def order_probability(self, a: int, b: int, mean: float, spread: float) -> float:
-        """Probability that a is stronger than b.
+        """Computes the probability that a is stronger than b.
 
-        An integral over their difference, by Gauss and Legendre on both sides of 0, of one over the other dimensions,
-        by Gauss and Hermite around the likeliest strengths that have this difference (Naylor and Smith 1982). Exact
-        for two candidates, and to 0.001 for up to six; of more the inner integral is Laplace's approximation (Tierney
-        and Kadane 1986).
+        It is an integral over their difference, by Gauss and Legendre on both sides of 0. Its integrand is an integral
+        over the other dimensions, by Gauss and Hermite around the likeliest strengths that have this difference (Naylor
+        and Smith 1982). The result is exact for two candidates, and to 0.001 for up to six. For more, the inner
+        integral is Laplace's approximation (Tierney and Kadane 1986).
 
         Args:
             mean, spread: of the difference in the normal approximation, which says where to look.
@@ -57,7 +57,7 @@ class Posterior:
         return float(masses[:_NODES].sum() / masses.sum())
 
     def _log_density(self, a: int, b: int, differences_T: Floats) -> Floats:
-        """Log-density of a difference of two strengths, up to a constant."""
+        """Computes the log-density of a difference of two strengths, up to a constant."""
         basis = _basis(self.count, a, b)
         base_T_K: Floats = differences_T[:, None] * basis[:, 0] / sqrt(2)
         others = basis[:, 1:]
@@ -75,7 +75,7 @@ class Posterior:
         return found
 
     def _maximum(self, base_T_K: Floats, basis_K_D: Floats) -> tuple[Floats, Floats]:
-        """The likeliest strengths ``base + basis x`` for each base, and the second derivatives in x there.
+        """Finds the likeliest strengths ``base + basis x`` for each base, and the second derivatives in x there.
 
         The log-posterior is concave, and with so wide a prior a few Newton steps reach its mode; small ones are safe.
         """
@@ -98,7 +98,7 @@ class Posterior:
         return strengths_T_K, hessian_T_D_D
 
     def _log_posterior(self, strengths_K: Floats) -> Floats:
-        """Up to a constant; the last axis holds the strengths."""
+        """Computes the log-posterior up to a constant; the last axis holds the strengths."""
         found: Floats = -(strengths_K**2).sum(-1) / (2 * self.prior_std**2)
         for (a, b), number in self.wins.items():
             if number:
@@ -107,7 +107,7 @@ class Posterior:
 
 
 def _basis(count: int, a: int, b: int) -> Floats:
-    """Orthonormal columns of all strengths that sum to 0, the first of them the difference of a and b."""
+    """Builds orthonormal columns of all strengths that sum to 0, the first of them the difference of a and b."""
     others = [k for k in range(count) if k not in (a, b)]
     columns = np.zeros((count, count - 1))
     columns[a], columns[b] = -0.5, -0.5
@@ -119,7 +119,7 @@ def _basis(count: int, a: int, b: int) -> Floats:
 
 
 def _hermite(dimensions: int) -> tuple[Floats, Floats]:
-    """Points and weights for integrals with the density of so many standard normal variables, up to a constant."""
+    """Gives points and weights of integrals with the density of so many standard normal variables, up to a constant."""
     each = max(1, min(7, int(_MOST_POINTS ** (1 / dimensions) + 1e-9)))
     each -= 1 - each % 2  # an odd number has its middle at the mode
     points, weights = np.polynomial.hermite_e.hermegauss(each)
