@@ -104,7 +104,10 @@ def parse_grace(text: str) -> timedelta:
     match = _GRACE.fullmatch(text)
     if match is None:
         raise ConfigError(f"--grace '{text}' is no duration: give a number with s, m, h or d, such as 24h")
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    try:
+        return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    except OverflowError:
+        raise ConfigError(f"--grace '{text}' is longer than all time: give a number such as 24h") from None
 
 
 def _unneeded(run: Run, keep: Collection[int]) -> list[Entry]:
@@ -141,15 +144,15 @@ def _best(rounds: Sequence[RoundSummary], metric: str) -> int:
         raise ConfigError(f"--keep-best '{metric}': give METRIC, or METRIC:min if less is better")
     fields = [key for key in RoundSummary.model_fields if key != "round"]
     metrics = {
-        key: {summary.round: value for summary in rounds if _is_figure(value := getattr(summary, key))}
+        key: {summary.round: value for summary in rounds if _is_metric(value := getattr(summary, key))}
         for key in fields
     }
     if not metrics.get(name):
         known = ", ".join(key for key, values in metrics.items() if values)
-        raise ConfigError(f"--keep-best '{metric}': the rounds have no such figure, but {known}")
+        raise ConfigError(f"--keep-best '{metric}': the rounds have no such metric, but {known}")
     sign = -1 if direction == "min" else 1
     return max(metrics[name], key=lambda number: (sign * metrics[name][number], -number))
 
 
-def _is_figure(value: object) -> bool:
+def _is_metric(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -117,9 +117,8 @@ class Stage:
         parts = [self.label, self._count, self.note, f"{time.perf_counter() - self._started:.0f} s"]
         return "  ".join(part for part in parts if part)
 
-    @property
     def last_line(self) -> str:
-        """Describes the stage as it was, with its time."""
+        """Ends what the stage was doing, and describes it as it was, with its time."""
         self._doing = ""
         done = f"{self.done:,.0f} {self._unit}" if self._unit and self.done else ""
         return f"{self.label:<28}{self.seconds:7.1f} s   {'  '.join(filter(None, (done, self.note)))}".rstrip()
@@ -267,7 +266,7 @@ class Display:
             self._stages.remove(stage)
             stage.end()
         if stage.worked and stays:
-            self.say(stage.last_line)
+            self.say(stage.last_line())
 
     def _break_silence(self) -> None:
         while not self._ended.wait(_LOOK_SECONDS):

@@ -118,7 +118,7 @@ def test_prune_names_the_forks_that_keep_weights(rondo: Rondo, store: Store) -> 
     ("arguments", "sentence"),
     [
         (["prune", "kept"], "say what to keep"),
-        (["prune", "kept", "--keep-best", "fun"], "the rounds have no such figure, but reward, kl_initial"),
+        (["prune", "kept", "--keep-best", "fun"], "the rounds have no such metric, but reward, kl_initial"),
         (["prune", "kept", "--keep-best", "reward:low"], "or METRIC:min if less is better"),
         (["sweep", "--grace", "soon"], "'soon' is no duration"),
         (["verify", "kpt"], "did you mean 'kept'?"),
@@ -212,7 +212,7 @@ def test_the_rule_for_what_is_kept(values: list[float | None], last: int, every:
         (lowest,), (highest,) = (rounds_to_keep(rounds, None, None, [f"kl_initial{how}"]) for how in (":min", ""))
         assert (values[lowest], values[highest]) == (min(known), max(known))
     else:
-        with pytest.raises(ConfigError, match="no such figure"):
+        with pytest.raises(ConfigError, match="no such metric"):
             rounds_to_keep(rounds, None, None, ["kl_initial"])
 
 
