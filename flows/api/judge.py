@@ -22,9 +22,13 @@ class JudgeFunction:
     def __init__(self, function: Callable[..., Any]) -> None:
         functools.update_wrapper(self, function)
         self._function = function
-        parameters = inspect.signature(function).parameters.values()
+        signature = inspect.signature(function)
+        parameters = [*signature.parameters.values()]
         self._takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-        self._unused = {name for name in KEYWORDS if name not in inspect.signature(function).parameters}
+        self._unused = {name for name in KEYWORDS if name not in signature.parameters}
+        if not self._takes_all:  # what a call of this object may be given, which is more than the function takes
+            unused = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in self._unused]
+            self.__signature__ = signature.replace(parameters=[*parameters, *unused])
 
     def __call__(self, **keywords: Any) -> Any:
         """Calls the function without those keywords of a judge that it does not take."""

@@ -58,6 +58,7 @@ def killed(watched: dict[str, str], tiny_recipe: Path, tmp_path_factory: pytest.
     return root
 
 
+@pytest.mark.nightly
 def test_a_run_that_is_stopped_again_and_again_ends_as_any_other(
     killed: Path, server: BackgroundServer, watched: dict[str, str], tiny_recipe: Path, whole: Path, tmp_path: Path
 ) -> None:

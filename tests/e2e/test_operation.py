@@ -188,6 +188,7 @@ def test_pages_from_elsewhere_can_neither_read_nor_write(machine: Machine) -> No
     assert "access-control-allow-origin" not in httpx.get(f"{api}/health", headers=stranger).headers
 
 
+@pytest.mark.nightly
 def test_a_scheduled_run_adds_a_round_and_the_next_one_waits_for_it(
     machine: Machine, recipe: Path, tmp_path: Path
 ) -> None:
@@ -259,7 +260,7 @@ def test_what_the_form_asks_is_checked_when_it_is_sent(machine: Machine, recipe:
         ({"overrides": {"mode": "quick"}}, "mode"),
         ({"overrides": {"devices.sampler": "gpu"}}, "devices.sampler"),
         ({"overrides": {"devices.samplr": "cpu"}}, "devices.samplr"),
-        ({"overrides": {"update.beta": 0.3}}, "'update.beta' does not match '^(devices|cluster|mode|"),
+        ({"overrides": {"update.beta": 0.3}}, "'update.beta' does not match '^(devices|cluster|store|mode|"),
     ):
         with pytest.raises(PrefectHTTPStatusError) as refused:
             start(**wrong)

@@ -63,6 +63,7 @@ def test_what_a_run_measured_is_marked(tmp_path: Path) -> None:
 
     def also(writer: Writer, number: int) -> None:
         writer.commit(Key(number, "candidates", 0, "counted"), [], {"candidates": 12, "tokens": 120})
+        writer.commit(Key(number, "checkpoint"), [], {"seconds": 5.0})
 
     # This run did not record how long its judge took.
     seconds = {"sample": 2.0, "hand over": 0.1, "update": 5.0}

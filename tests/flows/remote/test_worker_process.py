@@ -185,6 +185,7 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     """The parent is SIGKILLed, so that none of its own cleaning up can run; the child is gone within seconds, and what
     it has started is too.
     """
+    Store.open(tmp_path / "root")
     script = tmp_path / "parent.py"
     script.write_text(
         "import asyncio, sys, time\n"

@@ -117,7 +117,8 @@ class Counting(Objects):
     """Objects in ranges, as of a bucket, that count what is read."""
 
     def __init__(self, store: Store) -> None:
-        super().__init__(store.objects._store)
+        backend = store.objects._store
+        super().__init__("memory://", lambda _seconds: backend)
         self.read_keys: list[str] = []
         self.bytes = 0
 

@@ -395,7 +395,10 @@ def owner(bench: Bench, address: str, head_seconds: float = 30.0, *, for_all: bo
     return [sys.executable, "-c", OWNER, json.dumps(given)]
 
 
-@pytest.mark.parametrize("for_all", [False, True], ids=["a shard", "what is for all replicas"])
+@pytest.mark.parametrize(
+    "for_all",
+    [pytest.param(False, id="a shard"), pytest.param(True, id="what is for all replicas", marks=pytest.mark.nightly)],
+)
 def test_a_head_that_dies_ends_the_run_with_its_address(bench: Bench, tmp_path: Path, for_all: bool) -> None:
     """Ray itself would let the replica work on for a minute, and then kill the flow's process."""
     bench.hold()
@@ -431,7 +434,13 @@ def test_the_only_node_of_a_local_cluster_that_dies_ends_the_run_at_once(bench: 
     assert psutil.wait_procs(family, timeout=60)[1] == []
 
 
-@pytest.mark.parametrize("own", [True, False], ids=["a cluster of its own", "a cluster of the user's"])
+@pytest.mark.parametrize(
+    "own",
+    [
+        pytest.param(True, id="a cluster of its own"),
+        pytest.param(False, id="a cluster of the user's", marks=pytest.mark.nightly),
+    ],
+)
 def test_nothing_outlives_a_killed_flow(bench: Bench, nodes: Nodes, tmp_path: Path, own: bool) -> None:
     """SIGKILL in the middle of a shard, so that none of the flow's own cleaning up can run."""
     if not own:
