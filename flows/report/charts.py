@@ -194,7 +194,10 @@ def reliability(title: str, rows: Sequence[Row]) -> alt.LayerChart:
 
 def side_by_side(title: str, panels: Mapping[str, alt.LayerChart]) -> alt.HConcatChart:
     """Draws charts of curves beside each other, each below its name."""
-    small = [panel.properties(title=name, width=250, height=170) for name, panel in panels.items()]
+    small = [
+        panel.properties(title=alt.Title(name, frame="group", offset=14), width=250, height=170)
+        for name, panel in panels.items()
+    ]
     heading = alt.Title(title, fontSize=15, fontWeight="bold")
     said = " ".join(str(panel.description) for panel in panels.values())
-    return alt.hconcat(*small, spacing=36).properties(title=heading, description=f"{title}. {said}")
+    return alt.hconcat(*small, spacing=70, bounds="flush").properties(title=heading, description=f"{title}. {said}")
