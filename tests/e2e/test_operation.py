@@ -148,7 +148,8 @@ def test_up_says_where_and_says_so_again(machine: Machine) -> None:
     assert f"PREFECT_API_URL={before.api}" in said
     killed = machine.ask(lambda client: client.read_automations_by_name(crashed_runs().name))
     assert [automation.enabled for automation in killed] == [True]
-    (prefect,) = (row for row in json.loads(machine.rondo("doctor", "--json")) if row["what"] == "Prefect")
+    rows = json.loads(machine.call("flows.cli.main", "doctor", "--json").stdout)
+    (prefect,) = (row for row in rows if row["what"] == "Prefect")
     assert prefect["verdict"] == "ok"
     assert before.ui in prefect["found"]
 

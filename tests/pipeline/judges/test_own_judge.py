@@ -1,7 +1,9 @@
 """A new judge, as CONTRIBUTING describes it: one file with its configuration and itself, from a recipe to scores."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -89,4 +91,6 @@ def test_a_recipe_needs_none_of_what_judges_load() -> None:
         "import sys; from pipeline.recipe import Recipe; from support.recipes import TINY; Recipe.model_validate(TINY);"
         f"sys.exit(', '.join(name for name in {heavy} if name in sys.modules) or 0)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+    tests = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300, env=environment)
