@@ -6,10 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.judges.python_function import PythonConfig
-
-KEYWORDS = ("prompt", "messages", "reference_answer", "answer", "finish_reason")
-"""What a judge is called with, each as a keyword; the options of a recipe come beside them."""
+from pipeline.judges.python_function import KEYWORDS, PythonConfig
 
 
 class JudgeFunction:

@@ -100,7 +100,7 @@ async def alone(run: str, root: str, recipe: Recipe, display: Display) -> AsyncI
         turn = Turn()
         if needs_gpu(recipe):
             await _require(GPU_LIMIT)
-            await stack.enter_async_context(turn._with_gpus(display))
+            await stack.enter_async_context(turn.with_gpus(display))
         yield turn
 
 
@@ -218,7 +218,8 @@ class Turn:
         await _take_gpus(held, display)
 
     @contextlib.asynccontextmanager
-    async def _with_gpus(self, display: Display) -> AsyncIterator[None]:
+    async def with_gpus(self, display: Display) -> AsyncIterator[None]:
+        """Waits for the GPUs, and holds them during the block."""
         self._gpus = held = _Held(GPU_LIMIT)
         try:
             await _take_gpus(held, display)

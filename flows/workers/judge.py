@@ -230,10 +230,8 @@ class JudgeWorker(Worker):
         probe: tuple[FileRef, ...],
     ) -> dict[str, Any]:
         """Computes the metrics of an evaluation: against earlier rounds' judgments if these are given."""
-        judged, judges = (
-            self.table(judgments),
-            [self.recipe.judge_names[place] for place in self.recipe.held_out_judges],
-        )
+        judged = self.table(judgments)
+        judges = [self.recipe.judge_names[place] for place in self.recipe.held_out_judges]
         metrics = describe_evaluation(
             candidates=self.table(candidates),
             judgments=judged,

@@ -15,7 +15,8 @@ from pipeline.judges.base import ON_CPU, JudgeConfig, JudgedCandidate, JudgeItem
 from pipeline.judges.registry import judge
 
 _REASON_LENGTH = 300
-_GIVEN = ("prompt", "messages", "reference_answer", "answer", "finish_reason")
+KEYWORDS = ("prompt", "messages", "reference_answer", "answer", "finish_reason")
+"""What a function is called with, each as a keyword; the options of a recipe come beside them."""
 
 
 class PythonConfig(JudgeConfig):
@@ -102,7 +103,7 @@ def _check_call(function: Callable[..., Any], config: PythonConfig) -> None:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # of a builtin
         return
-    given = dict.fromkeys(_GIVEN)
+    given = dict.fromkeys(KEYWORDS)
     try:
         if twice := given.keys() & config.options.keys():
             raise TypeError(f"the option '{min(twice)}' is already among them")
@@ -110,7 +111,7 @@ def _check_call(function: Callable[..., Any], config: PythonConfig) -> None:
     except TypeError as error:
         raise JudgeError(
             f"judge.function '{config.function}' cannot be called with the keywords "
-            f"{', '.join([*_GIVEN, *config.options])}: {error}; let it take them by name, and those that it does not "
+            f"{', '.join([*KEYWORDS, *config.options])}: {error}; let it take them by name, and those that it does not "
             "use by **_"
         ) from None
 
