@@ -8,6 +8,7 @@ from flows.errors import WorkerDiedError
 from flows.host.progress import Stage
 from flows.remote.calls import Answer
 from flows.round.context import RoundContext
+from flows.round.step import is_worth_another_try
 from flows.workers.judge import JudgeWorker
 from flows.workers.references import PromptBatch, hashes
 from flows.workers.sampler import Sampled, SamplerWorker
@@ -150,13 +151,13 @@ async def retry_on_worker_death(work: Callable[[bool], Awaitable[Result]]) -> Re
         work: is told whether it is done again.
 
     Raises:
-        WorkerDiedError, EngineError: of the last try.
+        WorkerDiedError, EngineError: of the last try; a WeightSyncError of the first.
     """
     for attempt in range(TRIES):
         try:
             return await work(attempt > 0)
-        except (WorkerDiedError, EngineError):
-            if attempt + 1 == TRIES:
+        except (WorkerDiedError, EngineError) as error:
+            if attempt + 1 == TRIES or not is_worth_another_try(error):
                 raise
             await asyncio.sleep(PAUSE_SECONDS)
     raise AssertionError("there is a first try")

@@ -9,16 +9,24 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from flows.errors import WorkerDiedError
-from pipeline.errors import EngineError, LostUpdateError
+from pipeline.errors import EngineError, LostUpdateError, WeightSyncError
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
 Step = Callable[P, Coroutine[Any, Any, Result]]
 
 
-def _worker_died(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Says whether a worker, an engine or an update was lost: that is worth another try, a wrong input is not."""
-    return isinstance(state.data, WorkerDiedError | EngineError | LostUpdateError)
+def is_worth_another_try(error: object) -> bool:
+    """Says whether a worker, an engine or an update was lost: that may pass, a wrong input does not.
+
+    Nor does an engine that computes otherwise than the trainer.
+    """
+    lost = isinstance(error, WorkerDiedError | EngineError | LostUpdateError)
+    return lost and not isinstance(error, WeightSyncError)
+
+
+def _may_pass(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    return is_worth_another_try(state.data)
 
 
 def step(name: str, *, retries: int = 2) -> Callable[[Step[P, Result]], Step[P, Result]]:
@@ -29,6 +37,6 @@ def step(name: str, *, retries: int = 2) -> Callable[[Step[P, Result]], Step[P, 
         persist_result=False,
         retries=retries,
         retry_delay_seconds=1,
-        retry_condition_fn=_worker_died,
+        retry_condition_fn=_may_pass,
     )
     return made

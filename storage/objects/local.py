@@ -81,7 +81,7 @@ class LocalObjects(Objects):
         return super().children(prefix)
 
     @contextmanager
-    def sink(self, key: str) -> Iterator[Sink]:
+    def sink(self, key: str, source: Path | None = None) -> Iterator[Sink]:
         path = self.local_path(key)
         with durable.clear_errors(path):
             durable.make_directories(path.parent)

@@ -202,12 +202,16 @@ class Objects:
         return sorted(path.rpartition("/")[2] for path in listed["common_prefixes"])
 
     @contextmanager
-    def sink(self, key: str) -> Iterator[Sink]:
-        """Makes a new object to write to, piece by piece; durable at the end of the block, gone if it fails."""
-        upload = Upload(self._open_store, key, self.patience, lambda: self.size(key))
-        yield Sink(upload, key)
-        with clear_errors(key):
-            upload.close(self._store)
+    def sink(self, key: str, source: Path | None = None) -> Iterator[Sink]:
+        """Makes a new object to write to, piece by piece; durable at the end of the block, gone if it fails.
+
+        Args:
+            source: a file that has all that will be written, so that a bucket's client need not keep it for a repeat.
+        """
+        with Upload(self._open_store, key, self.patience, lambda: self.size(key), source) as upload:
+            yield Sink(upload, key)
+            with clear_errors(key):
+                upload.close(self._store)
 
     def delete(self, keys: Sequence[str]) -> None:
         """Removes objects; one that is not there is no error."""

@@ -24,6 +24,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
 
 # 409 is S3's ConditionalRequestConflict: two wrote at once, and neither knows yet whose write took place.
 _REFUSED = re.compile(r"status code: ((?:408|409|429|500|502|503|504)[^:\n]*)")
+_CONFLICT = re.compile(r"status code: (409[^:\n]*)")
 _UNANSWERED = re.compile(r"HTTP error: ([^\n]*)")
 
 _Answer = TypeVar("_Answer")
@@ -54,9 +55,14 @@ class Patience:
         self.reached = False
         self._root, self._lock, self._told = root, threading.Lock(), 0.0
 
-    def ask(self, call: Callable[[], _Answer]) -> _Answer:
-        """Returns what a request gives, which is made again as long as its error may pass, and patience lasts."""
-        began, length = time.monotonic(), _FIRST_PAUSE
+    def ask(self, call: Callable[[], _Answer], *, patient: bool = False) -> _Answer:
+        """Returns what a request gives, which is made again as long as its error may pass, and patience lasts.
+
+        Args:
+            patient: the request takes long, and waits itself for what may pass, but for a conflict, which clients take
+                for an answer. Patience counts from the first conflict.
+        """
+        began, length = None if patient else time.monotonic(), _FIRST_PAUSE
         with ExitStack() as stack:
             pause = None
             while True:
@@ -66,7 +72,8 @@ class Patience:
                     refused, unanswered = _REFUSED.search(str(error)), _UNANSWERED.search(str(error))
                     self.reached = self.reached or unanswered is None
                     most = self.seconds if self.reached else min(self.seconds, FIRST_SECONDS)
-                    why = refused or unanswered
+                    why = _CONFLICT.search(str(error)) if patient else refused or unanswered
+                    began = began or time.monotonic()
                     if why is None or time.monotonic() + length - began > most:
                         raise
                     self._tell(why[1].strip(), began, most)

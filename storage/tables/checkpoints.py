@@ -217,7 +217,8 @@ def _seal_file(key: str, directory: Path, name: str) -> FileRef:
 
 
 def _upload(store: Store, key: str, directory: Path, name: str) -> FileRef:
-    with (directory / name).open("rb") as file, store.objects.sink(f"{key}/{name}") as sink:
+    path = directory / name
+    with path.open("rb") as file, store.objects.sink(f"{key}/{name}", path) as sink:
         for chunk in _chunks(file):
             sink.write(chunk)
     return FileRef(f"{key}/{name}", sink.bytes, sink.sha256, name=name)

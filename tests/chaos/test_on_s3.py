@@ -2,8 +2,10 @@
 
 import json
 import signal
+import subprocess
+import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from storage.log.store import Store
 from storage.tables.checkpoints import KEPT_COPIES
 from support import chaos
+from support.compare import assert_same
 from support.small_run import Rondo, Whole
 from support.unreliable_s3 import UnreliableS3
 
@@ -33,6 +36,15 @@ def environment_of(s3: UnreliableS3, tmp_path: Path) -> Callable[..., dict[str, 
     """The variables of a command: how to reach the bucket, and a directory for what is temporary."""
     (tmp_path / "tmp").mkdir()
     return lambda **more: {**s3.environment, "TMPDIR": str(tmp_path / "tmp"), **more}
+
+
+@pytest.fixture
+def elsewhere(forked: dict[str, str]) -> Iterator[dict[str, str]]:
+    """The variable of a client whose bucket of the same name lies at another endpoint."""
+    command = [sys.executable, "-m", "support.unreliable_s3"]
+    with subprocess.Popen(command, env=forked, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        yield {"AWS_ENDPOINT_URL": server.stdout.readline().strip()}
 
 
 def test_killed_and_resumed(
@@ -80,6 +92,36 @@ def test_copies_do_not_pile_up(
     assert 1 <= len(list((scratch / "checkpoints").iterdir())) <= KEPT_COPIES
     rondo("resume", "small", "--root", bucket, environment=environment_of())
     assert list((tmp_path / "tmp").glob("rondo-*")) == []
+
+
+def test_the_same_names_at_two_endpoints(
+    rondo: Rondo,
+    whole: Whole,
+    bucket: str,
+    elsewhere: dict[str, str],
+    environment_of: Callable[..., dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two runs at once on one machine: the second still needs its local copies when the first ends, and has them."""
+    both = (environment_of(), environment_of(**elsewhere))
+    command = [*rondo.start(), "--root", bucket]
+    first, second = (
+        rondo.begin(*command, "--rounds", str(rounds), environment=environment)
+        for rounds, environment in enumerate(both, start=1)
+    )
+    done = first.wait()
+    assert done.returncode == 0, done.stderr
+    assert not second.ended
+    assert len(list((tmp_path / "tmp").glob("rondo-*-*"))) == 1
+    done = second.wait()
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "tmp").glob("rondo-*-*")) == []
+    for environment, rounds in zip(both, ([0, 1], [0, 1, 2]), strict=True):
+        rondo("verify", "small", "--root", bucket, environment=environment)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", environment["AWS_ENDPOINT_URL"])
+        assert Store.open(bucket).run("small").finished == rounds
+        assert_same(whole.root, "small", bucket, "small", range(2))
 
 
 def test_over_an_unreliable_network(

@@ -44,11 +44,12 @@ RECIPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Seen:
-    """The command and its workers when a round had just been finished."""
+    """The command and its workers when a round had just been finished: bytes, descriptors, processor seconds."""
 
     round: int
     memory: Mapping[str, int]
     files: Mapping[str, int]
+    processor: Mapping[str, float]
 
 
 @pytest.mark.nightly
@@ -70,18 +71,21 @@ def test_a_round_costs_the_same_however_many_were_before(environment: dict[str, 
         "seconds a round": (median(seconds[early]), median(seconds[late])),
         "log bytes a round": (median(entries[early]), median(entries[late])),
         "snapshot bytes a round": (median(snapshots[early]), median(snapshots[late])),
+        **{f"processor seconds a round, {name}": spent(seen, name) for name in seen[-1].processor},
         **{f"open files, {name}": at_ends(seen, "files", name) for name in seen[-1].files},
         **{f"memory, {name}": at_ends(seen, "memory", name) for name in seen[-1].memory},
     }
     for name, (before, after) in report.items():
         sys.stdout.write(f"{name}: {before:.4g} -> {after:.4g}\n")
-    # Other work on the machine comes and goes: a half more is none of ours.
-    assert report["seconds a round"][1] < 1.5 * report["seconds a round"][0] + 0.2
     # Numbers of entries have more digits, and a round more or less a preference. A snapshot also lists the numbers of
     # all files that were given up so far, of which there are two or three a round.
     assert report["log bytes a round"][1] < 1.1 * report["log bytes a round"][0]
     assert report["snapshot bytes a round"][1] < 1.1 * report["snapshot bytes a round"][0] + 3 * 8 * ROUNDS
     for name, (before, after) in report.items():
+        if name.startswith("processor"):
+            # Time by the clock depends on what else the machine does: five times as much has been seen. Processor time
+            # does so by what others do to its caches.
+            assert after < 1.5 * before + 0.1, name
         if name.startswith("open files"):
             assert after <= before + 3, name
         if name.startswith("memory"):
@@ -96,7 +100,8 @@ def watch(command: psutil.Process, root: Path) -> list[Seen]:
         time.sleep(0.2)
         done = finished_rounds(root)
         if done and (not found or found[-1].round < done):
-            found.append(Seen(done, *measures(command)))
+            memory, files, processor = measures(command)
+            found.append(Seen(done, memory, files, {**processor, "Prefect's server": seconds_of_server()}))
     return found
 
 
@@ -105,9 +110,9 @@ def finished_rounds(root: Path) -> int:
     return max((len(list(directory.iterdir())) if directory.is_dir() else 0) - 1, 0)
 
 
-def measures(command: psutil.Process) -> tuple[dict[str, int], dict[str, int]]:
-    """Resident bytes and open descriptors of the command and of its workers."""
-    memory, files = dict[str, int](), dict[str, int]()
+def measures(command: psutil.Process) -> tuple[dict[str, int], dict[str, int], dict[str, float]]:
+    """Resident bytes, open descriptors and processor seconds of the command and of its workers."""
+    memory, files, processor = dict[str, int](), dict[str, int](), dict[str, float]()
     for process in (command, *command.children(recursive=True)):
         try:
             words = process.cmdline()
@@ -115,9 +120,16 @@ def measures(command: psutil.Process) -> tuple[dict[str, int], dict[str, int]]:
             name = name or ("command" if process == command else None)
             if name is not None:
                 memory[name], files[name] = process.memory_info().rss, process.num_fds()
+                processor[name] = sum(process.cpu_times()[:2])
         except psutil.NoSuchProcess:
             continue
-    return memory, files
+    return memory, files, processor
+
+
+def seconds_of_server() -> float:
+    """Processor seconds of the Prefect server, which all tests of this process share."""
+    (server,) = [one for one in psutil.Process().children() if "flows.prefect_api.server" in one.cmdline()]
+    return sum(server.cpu_times()[:2])
 
 
 def at_ends(seen: Sequence[Seen], field: str, name: str) -> tuple[float, float]:
@@ -125,6 +137,17 @@ def at_ends(seen: Sequence[Seen], field: str, name: str) -> tuple[float, float]:
     values = [getattr(one, field)[name] for one in seen if name in getattr(one, field)]
     part = len(values) // 6
     return median(values[part : 2 * part]), median(values[-part:])
+
+
+def spent(seen: Sequence[Seen], name: str) -> tuple[float, float]:
+    """Processor seconds a round, at the beginning and at the end."""
+    known = [one for one in seen if name in one.processor]
+    part = len(known) // 6
+    ends = ((known[part], known[2 * part]), (known[-part], known[-1]))
+    early, late = (
+        (last.processor[name] - first.processor[name]) / (last.round - first.round) for first, last in ends
+    )
+    return early, late
 
 
 def seconds_of(rounds: Sequence[Any]) -> list[float]:

@@ -66,8 +66,8 @@ class FaultyObjects(Objects):
             return self.real.create(key, data)
 
     @contextmanager
-    def sink(self, key: str) -> Iterator[Sink]:
-        with self._write(), self.real.sink(key) as sink:
+    def sink(self, key: str, source: Path | None = None) -> Iterator[Sink]:
+        with self._write(), self.real.sink(key, source) as sink:
             yield sink
 
     def delete(self, keys: Sequence[str]) -> None:

@@ -116,12 +116,12 @@ def _create(real: Callable[..., bool], striker: _Striker) -> Callable[..., bool]
 
 def _sink(real: Callable[..., Any], striker: _Striker) -> Callable[..., Any]:
     @contextmanager
-    def sink(self: Objects, key: str) -> Iterator[Sink]:
+    def sink(self: Objects, key: str, source: Path | None = None) -> Iterator[Sink]:
         kind = "table " if key.endswith(".parquet") else "" if key.endswith("report.html") else "file "
         hit = striker.wants(kind + _plain(key))
         if hit and striker.kind == "before":
             striker.strike()
-        with real(self, key) as opened:
+        with real(self, key, source) as opened:
             yield opened
             if hit and striker.kind == "torn":
                 path = self.local_path(key)

@@ -53,7 +53,8 @@ def score_of(round: int, prompt_id: str, index: int) -> float:
 
 def finished_run(
     store: Store, name: str = "small", *, rounds: int = 3, recipe: Recipe | None = None, text: Text = say,
-    changes: Mapping[str, Any] | None = None, also: Callable[[Writer, int], None] | None = None,
+    rationale: Text | None = None, changes: Mapping[str, Any] | None = None,
+    also: Callable[[Writer, int], None] | None = None,
     seconds: Mapping[str, float] = {"sample": 2.0, "hand over": 0.1}, cut: Container[tuple[str, int]] = (),
     prompts: pa.Table | None = None, **more: Any,
 ) -> Run:  # fmt: skip
@@ -61,6 +62,7 @@ def finished_run(
 
     Args:
         text: the answers.
+        rationale: what the judge says of each; nothing, if there is none.
         changes: fields of the last round's summary to put in place of the measured ones.
         seconds: what each round's summary says of its time.
         also: what commits more to a round, before it is finished.
@@ -73,7 +75,7 @@ def finished_run(
     with run.writer() as writer:
         commit(store, writer, name, 0, "prompts", prompts_table() if prompts is None else prompts)
         for number in range(rounds + 1):
-            metrics = _evaluated(store, writer, run, number, text)
+            metrics = _evaluated(store, writer, run, number, text, rationale)
             if number:
                 metrics |= _trained(store, writer, run, number, recipe, text, cut)
                 metrics["alarms"] = alarms(metrics, run.rounds()[0].meta, recipe.evaluation)
@@ -108,9 +110,9 @@ def prompts_table() -> pa.Table:
     return to_table(rows, PROMPTS)
 
 
-def _evaluated(store: Store, writer: Writer, run: Run, number: int, text: Text) -> Row:
+def _evaluated(store: Store, writer: Writer, run: Run, number: int, text: Text, rationale: Text | None) -> Row:
     candidates = to_table([_candidate(number, prompt_id, 0, text) for prompt_id in HELD_OUT], CANDIDATES)
-    judged = {round: _judgments(round, HELD_OUT, 1, ("vader", "grammar")) for round in range(number + 1)}
+    judged = {round: _judgments(round, HELD_OUT, 1, ("vader", "grammar"), rationale) for round in range(number + 1)}
     logps = None
     if number:
         logps = to_table([_logps(number, prompt_id) for prompt_id in HELD_OUT], EVALUATION_LOGPS)
@@ -155,10 +157,13 @@ def _candidate(number: int, prompt_id: str, index: int, text: Text) -> Row:
     }  # fmt: skip
 
 
-def _judgments(number: int, prompt_ids: tuple[str, ...], count: int, judges: tuple[str, ...]) -> pa.Table:
+def _judgments(
+    number: int, prompt_ids: tuple[str, ...], count: int, judges: tuple[str, ...], rationale: Text | None = None
+) -> pa.Table:
     return to_table([
         {
-            "prompt_id": prompt_id, "candidate": index, "score_std": None, "components": [], "rationale": None,
+            "prompt_id": prompt_id, "candidate": index, "score_std": None, "components": [],
+            "rationale": rationale(number, prompt_id, index) if rationale and judge == "vader" else None,
             "score": score_of(number, prompt_id, index) if judge == "vader" else 0.9, "judge": judge,
             "judge_version": "1", "status": "ok", "latency": 0.0, "raw": None,
         }

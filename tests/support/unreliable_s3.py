@@ -10,10 +10,15 @@ cut          the connection ends in the middle of the answer's body
 slow         the answer's body comes in pieces, with pauses
 hang         the answer comes after the client has lost patience
 overwrite    the condition of a conditional write is ignored, as some look-alikes do
+
+    python -m support.unreliable_s3    one without faults, which says its endpoint and lives until its input is closed
+
+Servers in one process share moto's buckets; one in a process of its own has others.
 """
 
 import logging
 import socket
+import sys
 import threading
 import time
 import urllib.request
@@ -126,3 +131,10 @@ def _slowly(answer: bytes, pieces: int = 4) -> Iterator[bytes]:
     for start in range(0, max(1, len(answer)), step):
         time.sleep(0.05)
         yield answer[start : start + step]
+
+
+if __name__ == "__main__":
+    with unreliable_s3() as served:
+        sys.stdout.write(f"{served.endpoint}\n")
+        sys.stdout.flush()
+        sys.stdin.read()

@@ -258,6 +258,24 @@ def test_text_is_escaped_everywhere(store: Store) -> None:
     assert all(HOSTILE in article for article in page.texts["article"])
 
 
+def test_what_the_judge_says_is_beside_each_completion(store: Store) -> None:
+    """That of round 0 and that of the last round, as text; a judge that says nothing has no place."""
+
+    def rationale(number: int, prompt_id: str, _index: int) -> str:
+        return "" if prompt_id == "e1" else f"{HOSTILE} of {prompt_id} in round {number}"
+
+    written = Path(write_report(store, finished_run(store, rationale=rationale))).read_text()
+    page = Page.parse(written)
+    said = [
+        tuple(re.findall(r"The judge: (.*?)(?= Round 3|$)", " ".join(text.split()))) for text in page.texts["article"]
+    ]
+    assert said == [
+        () if prompt_id == "e1" else tuple(f"{HOSTILE} of {prompt_id} in round {number}" for number in (0, 3))
+        for prompt_id in ("e4", "e3", "e2", "e1", "e0")
+    ]
+    assert {tag for tag, _ in page.elements} & {"script", "b"} == set()
+
+
 def test_the_recipe_and_the_commands_are_complete(store: Store) -> None:
     run = finished_run(store, rounds=1)
     page = Page.parse(Path(write_report(store, run)).read_text())

@@ -12,13 +12,14 @@ from flows.host.work_spans import busy_seconds, shared_seconds
 from flows.remote.calls import Client
 from flows.round import round_steps, shards
 from flows.round.context import RoundContext
+from flows.round.shard_steps import retry_on_worker_death
 from flows.round.shards import Shard, Shards, ShardsFailedError, process_shards
 from flows.round.update_state import commit_state, drop_states, interrupted_update
 from flows.round.update_step import update
 from flows.workers.judge import JudgeWorker
 from flows.workers.references import PromptBatch
 from flows.workers.sampler import SamplerWorker
-from pipeline.errors import EngineError
+from pipeline.errors import EngineError, WeightSyncError
 from pipeline.records import content_id
 from storage.log.manifest import Entry, FileRef, Key
 from storage.log.store import Store
@@ -75,6 +76,22 @@ def test_who_waits_for_shards_that_fail_does_not_try_again(rounds: RoundContext,
     again = update.retry_condition_fn
     states = [SimpleNamespace(data=error) for error in (waited[0], EngineError("died"))]
     assert [again(None, None, state) for state in states] == [False, True]  # type: ignore[misc]
+
+
+def test_weights_that_differ_end_the_run_at_once() -> None:
+    """A new engine would compute as the one before: neither the shard nor the step is tried again."""
+    tried: list[bool] = []
+
+    async def sample(again: bool) -> None:
+        tried.append(again)
+        raise WeightSyncError("other weights")
+
+    with pytest.raises(WeightSyncError, match="other weights"):
+        asyncio.run(retry_on_worker_death(sample))
+    assert tried == [False]
+    for step in (round_steps.sync_weights, update):
+        again = step.retry_condition_fn  # type: ignore[attr-defined]
+        assert not again(None, None, SimpleNamespace(data=WeightSyncError("other weights")))
 
 
 @pytest.mark.parametrize("mode", ["streaming", "phased"])

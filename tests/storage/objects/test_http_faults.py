@@ -73,6 +73,31 @@ def test_large_file_whose_last_reply_is_lost(s3: UnreliableS3, bucket: str, tmp_
     assert s3.faults["error"] >= 1
 
 
+@pytest.mark.parametrize("where", ["first", "part", "join"])
+def test_a_large_file_that_meets_a_conflict_is_sent_again(
+    s3: UnreliableS3, bucket: str, tmp_path: Path, where: str
+) -> None:
+    """At the request that begins it, at one of its parts, at the one that joins them: its client gives up at each."""
+    objects, data = Store.open(bucket).objects, bytes(range(256)) * (12 * 2**12)  # 12 MiB: two parts
+    (tmp_path / "source").write_bytes(data)
+    for key, source in (("written", None), ("copied", tmp_path / "source")):
+        seen: list[str] = []
+
+        def choose(_number: int, method: str, _path: str, seen: list[str] = seen) -> str:
+            seen.append(method)
+            hit = {"first": method == "POST", "part": method == "PUT", "join": seen.count("POST") == 2}[where]
+            return "conflict" if hit and not s3.faults else ""
+
+        s3.reset(choose)
+        with objects.sink(key, source) as sink:
+            for start in range(0, len(data), 2**20):
+                sink.write(data[start : start + 2**20])
+        assert s3.faults == {"conflict": 1}
+        assert seen.count("POST") == 3 + (where == "join")
+        assert seen.count("DELETE") == (where != "first"), "no parts are left that nobody sees, and somebody pays for"
+        assert objects.read(key) == data
+
+
 def test_a_conflict_is_no_answer(s3: UnreliableS3, bucket: str) -> None:
     """Nothing is there: a writer that took it for another's entry would have to end."""
     objects = Store.open(bucket).objects
