@@ -177,6 +177,11 @@ class Recipe(Config):
         return (self.judge, *self.evaluation.judges)
 
     @property
+    def judge_parts(self) -> list[JudgeConfig]:
+        """Returns all judges, and those that they are made of."""
+        return [part for judge in self.judges for part in judge.parts()]
+
+    @property
     def held_out_judges(self) -> list[int]:
         """Returns the places among the judges of those that score the held-out answers, of which a prompt has one."""
         return [place for place, judge in enumerate(self.judges) if not judge.compares]
@@ -226,7 +231,7 @@ class Recipe(Config):
                 f"prompts.train {prompts.train} is less than sampling.prompts_per_round {wanted}: raise the first"
             )
         answers = prompts.corpus == "additions" if isinstance(prompts, GeneratedPrompts) else prompts.reference_column
-        needing = next((part.kind for judge in self.judges for part in judge.parts() if part.needs_reference), None)
+        needing = next((part.kind for part in self.judge_parts if part.needs_reference), None)
         if needing is not None and not answers:
             raise ValueError(
                 f"the judge {needing} compares with reference answers, and these prompts have none: "
@@ -303,7 +308,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _one_process_counts_a_budget(self) -> "Recipe":
-        counted = any(part.has_budget for judge in self.judges for part in judge.parts())
+        counted = any(part.has_budget for part in self.judge_parts)
         if counted and self.cluster.judge.replicas > 1:
             raise ValueError(
                 f"cluster.judge.replicas {self.cluster.judge.replicas}: a judge has a budget, counted by each process "

@@ -40,6 +40,10 @@ class Rubric(Config):
             )
         return self
 
+    def requests(self, _completions: int) -> float:
+        """Counts the requests for each of a prompt's completions."""
+        return 1.0
+
 
 class Pairwise(Config):
     """Two answers at a time, each two of them in both orders; verdicts that turn with the order are ties."""
@@ -50,6 +54,10 @@ class Pairwise(Config):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="of the drawing")
 
+    def requests(self, completions: int) -> float:
+        """Counts the requests for each of a prompt's completions: two for each pair, which two of them share."""
+        return min(self.opponents or completions - 1, completions - 1)
+
 
 class Listwise(Config):
     """All answers of a prompt at once, in shuffled positions; the score is the mean place, from 0 (last) to 1."""
@@ -59,6 +67,10 @@ class Listwise(Config):
         2, ge=1, le=16, description="how often each prompt is asked; every second order is the one before, reversed"
     )
     seed: int = Field(0, ge=0, lt=2**31, description="of the shuffles")
+
+    def requests(self, completions: int) -> float:
+        """Counts the requests for each of a prompt's completions, which share those of the prompt."""
+        return self.shuffles / completions
 
 
 Mode = Annotated[Rubric | Pairwise | Listwise, Field(discriminator="kind")]
