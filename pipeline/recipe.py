@@ -42,7 +42,7 @@ class EvaluationConfig(Config):
         None,
         ge=2,
         le=100_000,
-        description="answers of round 0 that judges which may drift, as language models, judge again in each round",
+        description="completions of round 0 that judges which may drift, as language models, judge again in each round",
     )
     kl_limit: float | None = Field(
         None, gt=0, description="raise an alarm above this KL to the initial policy, in nats per sequence"
@@ -69,12 +69,12 @@ class Recipe(Config):
         0,
         ge=0,
         le=1,
-        description="1: a round's candidates come from the policy before the newest one, and are sampled while that is "
-        "being trained; the policy that sampled stays the reference",
+        description="1: a round's completions come from the policy before the newest one, sampled while that is being "
+        "trained; the policy that sampled stays the reference",
     )
     policy: Policy = Field(description="the initial policy")
     prompts: Prompts = Field(description="where prompts come from, in training and held out")
-    sampling: SamplingConfig = Field(SamplingConfig(), description="how candidates are sampled")
+    sampling: SamplingConfig = Field(SamplingConfig(), description="how completions are sampled")
     judge: AnyJudge = Field(description="the training judge, whose scores the preferences are made of")
     preferences: PreferencesConfig = Field(PreferencesConfig(), description="how judgments become preferences")
     people: HumanFeedbackConfig | None = Field(None, description="people beside the judge; nobody is asked where empty")
