@@ -42,7 +42,7 @@ class EvaluationConfig(Config):
         None,
         ge=2,
         le=100_000,
-        description="answers of round 0 that judges which may drift, as language models, judge again in each round",
+        description="completions of round 0 that judges which may drift, as language models, judge again in each round",
     )
     kl_limit: float | None = Field(
         None, gt=0, description="raise an alarm above this KL to the initial policy, in nats per sequence"
@@ -69,12 +69,12 @@ class Recipe(Config):
         0,
         ge=0,
         le=1,
-        description="1: a round's candidates come from the policy before the newest one, and are sampled while that is "
-        "being trained; the policy that sampled stays the reference",
+        description="1: a round's completions come from the policy before the newest one, sampled while that is being "
+        "trained; the policy that sampled stays the reference",
     )
     policy: Policy = Field(description="the initial policy")
     prompts: Prompts = Field(description="where prompts come from, in training and held out")
-    sampling: SamplingConfig = Field(SamplingConfig(), description="how candidates are sampled")
+    sampling: SamplingConfig = Field(SamplingConfig(), description="how completions are sampled")
     judge: AnyJudge = Field(description="the training judge, whose scores the preferences are made of")
     preferences: PreferencesConfig = Field(PreferencesConfig(), description="how judgments become preferences")
     people: HumanFeedbackConfig | None = Field(None, description="people beside the judge; nobody is asked where empty")
@@ -177,6 +177,11 @@ class Recipe(Config):
         return (self.judge, *self.evaluation.judges)
 
     @property
+    def judge_parts(self) -> list[JudgeConfig]:
+        """Returns all judges, and those that they are made of."""
+        return [part for judge in self.judges for part in judge.parts()]
+
+    @property
     def held_out_judges(self) -> list[int]:
         """Returns the places among the judges of those that score the held-out answers, of which a prompt has one."""
         return [place for place, judge in enumerate(self.judges) if not judge.compares]
@@ -226,7 +231,7 @@ class Recipe(Config):
                 f"prompts.train {prompts.train} is less than sampling.prompts_per_round {wanted}: raise the first"
             )
         answers = prompts.corpus == "additions" if isinstance(prompts, GeneratedPrompts) else prompts.reference_column
-        needing = next((part.kind for judge in self.judges for part in judge.parts() if part.needs_reference), None)
+        needing = next((part.kind for part in self.judge_parts if part.needs_reference), None)
         if needing is not None and not answers:
             raise ValueError(
                 f"the judge {needing} compares with reference answers, and these prompts have none: "
@@ -303,7 +308,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _one_process_counts_a_budget(self) -> "Recipe":
-        counted = any(part.has_budget for judge in self.judges for part in judge.parts())
+        counted = any(part.has_budget for part in self.judge_parts)
         if counted and self.cluster.judge.replicas > 1:
             raise ValueError(
                 f"cluster.judge.replicas {self.cluster.judge.replicas}: a judge has a budget, counted by each process "

@@ -26,6 +26,8 @@ two tables below.
 """
 
 REMEDIES = {
+    "go on": "open it",
+    "try again": "try again",
     "clear": "delete it once more",
     "take over": "take the run over",
     "verify": "verify that run",
@@ -36,7 +38,7 @@ STAGE_TITLES: dict[str, str] = {}
 """What people call the files of a stage, if that is not the stage's own name."""
 
 
-def remedy(action: str, run: str) -> str:
+def remedy(action: str, run: str = "") -> str:
     """Ends a sentence: says how to do this with the run."""
     return REMEDIES[action].format(run=run)
 

@@ -43,8 +43,7 @@ class Labelling:
         counts = [sum(choice["question"] == question.key for choice in answers) for question in asked]
         order = sorted(range(len(asked)), key=lambda place: counts[place])
         self.questions: Sequence[Question] = [asked[place] for place in order if asked[place].key not in mine]
-        parts = [part for judge in recipe.judges for part in judge.parts()]
-        self.criteria = next((part.criteria for part in parts if isinstance(part, LlmConfig)), None)
+        self.criteria = next((part.criteria for part in recipe.judge_parts if isinstance(part, LlmConfig)), None)
 
     def shown(self, question: Question) -> tuple[JudgedCandidate, JudgedCandidate]:
         """Returns the answers as A and B; their order is drawn by the seed, the labeller and the question."""

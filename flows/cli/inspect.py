@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -286,6 +285,8 @@ def print_rounds(run: str, rounds: Sequence["RoundSummary"], format: Format = Fo
 
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    from statistics import fmean
+
     there, preferences = (Counter(row[name] for row in rows) for name in ("there", "preference"))
     changes = [row["change"] for row in rows if row["change"] is not None]
     text = f"{there['both']} prompts in both, {there['new']} new, {there['gone']} gone"

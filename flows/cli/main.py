@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from flows.cli import inspect, judges, operate, plan, running, share, store, timeline
 from flows.cli.options import hide_flag_types
 from flows.errors import InterruptedRunError, WaitingForLabelsError
+from flows.host.imports import spare_help_parsers, spare_plugins
 from flows.host.text import visible
 from pipeline.errors import RondoError
 from storage.errors import StoreError
@@ -81,6 +82,9 @@ def main() -> None:
 
 def _run_command() -> None:
     _check_arguments()
+    spare_plugins()
+    if "--help" in sys.argv:
+        spare_help_parsers()
     try:
         app(prog_name="rondo")
     except InterruptedRunError as interruption:

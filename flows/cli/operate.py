@@ -1,22 +1,14 @@
 """The commands of operation: up and down, serve and deploy."""
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from flows.cli.options import Changes, Commands, RecipePath, Root
 from flows.registry import DEFAULT_ROOT
+from flows.schedule import PoolType
 
 app = Commands("Operate")
-
-
-class PoolType(StrEnum):
-    """Where a pool's workers run."""
-
-    process = "process"
-    docker = "docker"
-    kubernetes = "kubernetes"
 
 
 Name = Annotated[str | None, typer.Option(help="name of the run; the recipe's if empty")]
@@ -96,5 +88,5 @@ def deploy(
     from flows.schedule import commands
 
     when = commands.When(cron, interval, rrule, timezone)
-    target = commands.Target(pool or DEFAULT_POOL, type_.value if type_ else None, image)
+    target = commands.Target(pool or DEFAULT_POOL, type_, image)
     commands.deploy(recipe, name, when, target, rounds_per_run, root, set_ or [], Display().say)

@@ -1,4 +1,4 @@
-"""`rondo plan`: what a recipe's round takes on a number of devices; each figure is measured or assumed."""
+"""`rondo plan`: what a recipe's round takes on a number of devices; each metric is measured or assumed."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -39,20 +39,20 @@ def plan(
     from flows.registry.recipes import load_recipe
     from pipeline.planning.devices import Fact
 
-    with doing("reading model and prompts"):
+    with doing("reading what the plan rests on"):
         found = plan_recipe(
             load_recipe(recipe, set_ or []), device, gpus, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens,
             usd_per_hour=gpu_hour_usd, calibrate=calibrate, root=root,
         )  # fmt: skip
-    facts = [(name, float(fact), fact.source) for name, fact in vars(found.device).items() if isinstance(fact, Fact)]
-    size = f"{found.work.policy.parameters / 1e6:,.4g} M parameters"
+    work, devices = found.work, f"{found.devices} x {found.device.name}"
     title = (
-        f"{found.work.recipe.name} (rounds: {found.work.recipe.rounds}): {size}, {found.devices} x {found.device.name}"
+        f"{work.recipe.name}, rounds: {work.recipe.rounds}, {work.policy.parameters / 1e6:,.4g} M weights, {devices}"
     )
-    records = _rows(found)
+    facts = [(name, float(fact), fact.source) for name, fact in vars(found.device).items() if isinstance(fact, Fact)]
+    records = _records(found)
     rows = [{**row, "value": _shown(row["value"], row["unit"])} for row in records]
-    rows = [{name: row[name] for name in ("figure", "value", "made of", "basis")} for row in rows]
-    document = {"figures": records, "rests on": facts, "warnings": found.warnings}
+    rows = [{name: value for name, value in row.items() if name != "unit"} for row in rows]
+    document = {"metrics": records, "rests on": facts, "warnings": found.warnings}
     tables.print_rows(rows, title=title, format=format, records=records, document=document)
     if not format.is_for_people:
         return
@@ -61,18 +61,18 @@ def plan(
         Console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _rows(plan: "Plan") -> list[dict[str, Any]]:
-    """Makes a row of each figure: its value in seconds, bytes or USD, what it is made of, and its basis."""
+def _records(plan: "Plan") -> list[dict[str, Any]]:
+    """Makes a record of each metric: its value in seconds, bytes or USD, what it is made of, and its basis."""
     partly = "partly measured" if plan.measured else "assumed"
     bases = {**dict.fromkeys(plan.measured, "measured"), "evaluate": partly}
-    figures = [(name, "s", parts, bases.get(name, "assumed")) for name, parts in plan.stages.items()]
-    figures += [("round", "s", {"": plan.seconds}, partly), ("run", "s", {"": plan.run_seconds}, partly)]
-    figures += [(f"memory, {part}", "B", sizes, "assumed") for part, sizes in plan.memory.items()]
-    figures += [("store, round", "B", plan.store, "assumed"), ("store, run", "B", {"": plan.run_store}, "assumed")]
-    figures += [] if plan.usd is None else [("cost, run", "USD", {"": plan.usd}, partly)]
+    metrics = [(name, "s", parts, bases.get(name, "assumed")) for name, parts in plan.stages.items()]
+    metrics += [("round", "s", {"": plan.seconds}, partly), ("run", "s", {"": plan.run_seconds}, partly)]
+    metrics += [(f"memory, {part}", "B", sizes, "assumed") for part, sizes in plan.memory.items()]
+    metrics += [("store, round", "B", plan.store, "assumed"), ("store, run", "B", {"": plan.run_store}, "assumed")]
+    metrics += [] if plan.usd is None else [("cost, run", "USD", {"": plan.usd}, partly)]
     return [
-        {"figure": name, "value": sum(parts.values()), "unit": unit, "made of": _made_of(parts, unit), "basis": basis}
-        for name, unit, parts, basis in figures
+        {"metric": name, "value": sum(parts.values()), "unit": unit, "made of": _made_of(parts, unit), "basis": basis}
+        for name, unit, parts, basis in metrics
     ]
 
 

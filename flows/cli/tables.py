@@ -1,6 +1,5 @@
 """Results on standard output, in each of the formats: tables for people, JSON, JSON lines and CSV for machines."""
 
-import csv
 import json
 import re
 import sys
@@ -98,6 +97,8 @@ def shortened(row: Mapping[str, Any], *hidden: str) -> dict[str, Any]:
 
 def _print_csv(records: Rows) -> None:
     """Prints records as CSV with a header; lists and mappings within them are JSON, and what is missing is empty."""
+    import csv
+
     names = list(dict.fromkeys(name for record in records for name in record))
     writer = csv.writer(sys.stdout, lineterminator="\n")
     if names:

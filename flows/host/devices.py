@@ -18,6 +18,6 @@ def check_devices(recipe: Recipe) -> None:
     check_device("devices.trainer", devices.trainer)
     if not cluster.sampler.replicas:
         check_device("devices.sampler", devices.sampler)
-    parts = [part for judge in recipe.judges for part in judge.parts()]
-    if any(isinstance(part, RewardModelConfig | ImplicitConfig) for part in parts) and not cluster.judge.replicas:
+    by_model = any(isinstance(part, RewardModelConfig | ImplicitConfig) for part in recipe.judge_parts)
+    if by_model and not cluster.judge.replicas:
         check_device("devices.judge", devices.judge)

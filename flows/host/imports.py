@@ -1,11 +1,12 @@
 """What a command keeps from being imported, because it takes longer than the command itself."""
 
+import os
 import sys
-from importlib.abc import MetaPathFinder
+from types import ModuleType
 from typing import Any
 
 
-class _WithoutPandas(MetaPathFinder):
+class _WithoutPandas:
     """Says that there is no pandas."""
 
     def find_spec(self, fullname: str, *_: Any) -> None:
@@ -29,3 +30,25 @@ def spare_pandas() -> None:
         pa.array([0])
     finally:
         sys.meta_path.remove(finder)
+
+
+def spare_help_parsers() -> None:
+    """Imports typer's help pages without the parser of Markdown and the printer of tracebacks, which ours never use.
+
+    They take longer than the page itself. Whoever imports them later gets the real ones.
+    """
+    unused = {"rich.markdown": "Markdown", "rich.traceback": "Traceback"}
+    spared = {module: ModuleType(module) for module in unused if module not in sys.modules}
+    for module, empty in spared.items():
+        setattr(empty, unused[module], type(unused[module], (), {}))
+    sys.modules.update(spared)
+    try:
+        import typer.rich_utils  # noqa: F401  typer takes it from here
+    finally:
+        for module in spared:
+            del sys.modules[module]
+
+
+def spare_plugins() -> None:
+    """Keeps pydantic from looking for plugins, for which it reads what every installed package says of itself."""
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")

@@ -97,7 +97,7 @@ def check_files(recipe: Recipe) -> None:
     named = prompts.name if isinstance(prompts, DatasetPrompts) else ""
     if named.startswith((".", "/", "~")) and not Path(named).is_dir():
         raise ConfigError(f"prompts.name: there is no directory '{named}': correct the path")
-    for part in (part for judge in recipe.judges for part in judge.parts()):
+    for part in recipe.judge_parts:
         if isinstance(part, RewardModelConfig):
             _check_model("judge.path", part.path)
     if isinstance(recipe.policy, PretrainedPolicy) and find_gguf(recipe.policy.path) is None:

@@ -40,7 +40,7 @@ class RoundSummary(BaseModel):
     round: int
     policy: str = Field(description="hash of the weights")
     reference: str | None = Field(None, description="hash of the reference policy's weights")
-    judge: str = Field(description="judge of the reward: the training judge, if it scores one answer")
+    judge: str = Field(description="judge of the reward: the training judge, if it scores one completion")
     reward: float = Field(description="mean score of that judge on held-out prompts")
     reward_se: float | None = Field(description="its standard error; none of a single prompt")
     judges: dict[str, float] = Field(description="mean score of each judge that training does not hear")
@@ -58,21 +58,21 @@ class RoundSummary(BaseModel):
     sampled_reward: float | None = None
     sampled_length: float | None = None
     unjudged: int | None = None
-    tied: float | None = Field(None, description="share of pairs of a prompt's candidates within the least margin")
+    tied: float | None = Field(None, description="share of pairs of a prompt's completions within the least margin")
     unparsable: float | None = Field(None, description="share of judgments whose reply could not be read")
     flipped: float | None = Field(None, description="share of comparisons whose verdict turned with the order")
     length_correlation: float | None = Field(
-        None, description="Spearman's correlation of score and length within prompts, of the candidates"
+        None, description="Spearman's correlation of score and length within prompts, of the completions"
     )
     agreement: dict[str, float] = Field(
-        {}, description="share of pairs of held-out answers in the same order as by the judge, by held-out judge"
+        {}, description="share of pairs of held-out completions in the same order as by the judge, by held-out judge"
     )
     gaps: dict[str, float] = Field(
         {}, description="rise of the judge since round 0 less a held-out judge's, each in its own spread of round 0"
     )
     over_optimised: list[str] = []
     judge_drift: dict[str, float] = Field(
-        {}, description="mean change of what judges say of the same answers of round 0, by judge"
+        {}, description="mean change of what judges say of the same completions of round 0, by judge"
     )
     drifted: list[str] = []
     preferences: int | None = None
@@ -82,7 +82,7 @@ class RoundSummary(BaseModel):
     )
     labels_missing: int | None = Field(None, description="people's labels that the round went on without")
     margin: float | None = None
-    length_margin: float | None = Field(None, description="by how much the best answer is longer than the worst")
+    length_margin: float | None = Field(None, description="by how much the best completion is longer than the worst")
     replayed: int | None = Field(None, description="preferences of earlier rounds that were trained on beside these")
     replayed_share: float | None = None
     replayed_age: float | None = Field(None, description="their mean age, in rounds")
@@ -106,7 +106,7 @@ class RoundSummary(BaseModel):
     last_kl: float | None = Field(None, description="divergence from the reference at the last step, estimated")
     train_tokens: int | None = None
     train_accuracy: float | None = None
-    chosen_fell: float | None = Field(None, description="share of pairs whose chosen answer became less likely")
+    chosen_fell: float | None = Field(None, description="share of pairs whose chosen completion became less likely")
     chosen_change: float | None = None
     rejected_change: float | None = None
     handover_drift: float = Field(description="sampler against trainer after the weight sync, nats per token")

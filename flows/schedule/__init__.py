@@ -4,7 +4,10 @@ Deployments that users have stored name their flow ``flows.schedule.add_rounds``
 it is asked for, so that the command line does not import Prefect.
 """
 
-from typing import Any
+from typing import Any, Literal
+
+PoolType = Literal["process", "docker", "kubernetes"]
+"""Where the workers of a pool run."""
 
 
 def __getattr__(name: str) -> Any:

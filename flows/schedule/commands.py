@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from flows.errors import ServerError
 from flows.host.text import counted
@@ -13,6 +13,7 @@ from flows.monitors.tracking import check_tracking
 from flows.prefect_api.server_record import Record
 from flows.registry.recipes import load_recipe
 from flows.registry.resume import create_or_open, report_changes
+from flows.schedule import PoolType
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
 from storage.log.store import Store
@@ -36,7 +37,7 @@ class Target:
     """Where a deployment's runs are executed: the work pool, its type and the containers' image."""
 
     pool: str
-    kind: Literal["process", "docker", "kubernetes"] | None
+    kind: PoolType | None
     image: str | None
 
 

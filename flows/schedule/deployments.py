@@ -10,7 +10,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import prefect
 from prefect.client.orchestration import get_client
@@ -31,13 +31,13 @@ from flows.registry import DEFAULT_ROOT
 from flows.registry.recipes import load_recipe
 from flows.registry.resume import free_changes
 from flows.registry.shipped_recipes import find_recipe, shipped_recipes
+from flows.schedule import PoolType
 from flows.schedule.form import parameter_schema
 from flows.schedule.scheduled_rounds import add_rounds
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
 from storage.log.store import Store
 
-PoolType = Literal["process", "docker", "kubernetes"]
 ENTRYPOINT = "flows.schedule.add_rounds"
 """The name of the flow in stored deployments: it stays, wherever the flow's file goes."""
 SHIPPED_TAG = "ships-with-rondo"

@@ -35,10 +35,9 @@ def check_source(recipe: Recipe, policy: str | None, say: Say) -> tuple[pa.Table
         return None, _trial(generate_prompts(recipe.prompts, "train", 1, recipe.seed)[0])
     prompts = read_prompts(recipe.prompts)
     check_count(len(prompts), recipe.evaluation.prompts, recipe.sampling.prompts_per_round)
-    parts = [part for judge in recipe.judges for part in judge.parts()]
-    if (judge := next((part.kind for part in parts if part.needs_reference), None)) is not None:
+    if (judge := next((part.kind for part in recipe.judge_parts if part.needs_reference), None)) is not None:
         check_reference_answers(prompts, judge)
-    for part in parts:
+    for part in recipe.judge_parts:
         if isinstance(part, RewardModelConfig) and not part.without_template:
             _check_reward_model(prompts, part.path, part.revision)
     if isinstance(recipe.policy, PretrainedPolicy):

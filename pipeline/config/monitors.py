@@ -11,7 +11,7 @@ Event = Literal["finished", "failed", "alarm", "labels"]
 
 
 class TrackingConfig(Config):
-    """Live curves. The store has every figure either way; these are copies for people who watch."""
+    """Live curves. The store has every metric either way; these are copies for people who watch."""
 
     tensorboard: str | None = Field(
         None, description="a local directory for TensorBoard's event files; a relative one begins where rondo is called"

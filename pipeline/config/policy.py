@@ -36,6 +36,11 @@ class WarmStartPolicy(Config):
     context: int = Field(128, ge=16, le=131_072, description="longest sequence, in tokens")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of corpus, initial weights and batch order")
 
+    @property
+    def intermediate_size(self) -> int:
+        """Returns the width of the gated MLP: 8/3 of the residual stream's, as Llama has it, in steps of 16."""
+        return round(self.hidden_size * 8 / 3 / 16) * 16
+
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "WarmStartPolicy":
         head = self.hidden_size // self.heads

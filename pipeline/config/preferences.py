@@ -12,10 +12,10 @@ RANKING_RULES = ("full_ranking", "top_m")
 class ReplayConfig(Config):
     """Preferences of earlier rounds, trained on again.
 
-    The reference of a round's update is one policy for all its preferences: ``current`` scores replayed answers under
-    it, so that all of them are held back by the same policy. That is the policy that the update starts from if
+    The reference of a round's update is one policy for all its preferences. ``current`` scores replayed completions
+    under it, so that all of them are held back by the same policy. That is the policy that the update starts from if
     ``update.reference`` is ``previous`` and ``staleness`` is 0, and the first loss then is the one that theory gives.
-    With staleness 1 it is the policy before, which sampled the round's own answers; else round 0's, or the average.
+    With staleness 1 it is the policy before, which sampled the round's own completions; else round 0's, or the average.
     With ``original`` each keeps the policy that sampled it: what an earlier update has already learned of a pair then
     counts, and its pull is towards that earlier policy.
     """
@@ -34,7 +34,7 @@ class PreferencesConfig(Config):
 
     rule: Literal[
         "best_vs_worst", "best_vs_random", "best_vs_each", "all_pairs", "correct_vs_incorrect", "full_ranking", "top_m"
-    ] = Field("best_vs_worst", description="which candidates of a prompt are set against each other")
+    ] = Field("best_vs_worst", description="which completions of a prompt are set against each other")
     top: int | None = Field(None, ge=1, le=1024, description="places that top_m knows; the others tie behind them")
     ties: Literal["drop", "keep"] = Field(
         "drop", description="of a ranking: leave out what ties with a better one, or let it share that one's place"
@@ -47,9 +47,9 @@ class PreferencesConfig(Config):
         None, ge=0.5, lt=1, description="least probability that a pair's order is right; needs a judge with uncertainty"
     )
     length_penalty: float = Field(
-        0.0, ge=0, description="taken off a score for each token before candidates are compared, in units of the score"
+        0.0, ge=0, description="taken off a score for each token before completions are compared, in units of the score"
     )
-    drop_truncated: bool = Field(False, description="leave out candidates that were cut at max_tokens")
+    drop_truncated: bool = Field(False, description="leave out completions that were cut at max_tokens")
     soft_labels: bool = Field(
         False,
         description="weigh each pair by the probability that its order is right; needs a judge with uncertainty",

@@ -14,7 +14,7 @@ BFLOAT16_TOLERANCE = 0.2
 
 
 class SamplingConfig(Config):
-    """How the candidates of a round are sampled from the current policy."""
+    """How the completions of a round are sampled from the current policy."""
 
     OLD_NAMES: ClassVar[Mapping[str, str]] = {"most_set_aside": "max_skipped_fraction"}
 
@@ -22,10 +22,10 @@ class SamplingConfig(Config):
         "vllm", description="vllm, or the plain and slow transformers loop that tests use in its place"
     )
     prompts_per_round: int = Field(256, ge=1, le=10_000_000, description="prompts of one round (P)")
-    candidates: int = Field(4, ge=2, le=256, description="candidates per prompt (K)")
+    candidates: int = Field(4, ge=2, le=256, description="completions per prompt (K)")
     temperature: float = Field(1.0, gt=0, le=5, description="sampling temperature")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus: smallest share of probability mass to sample from")
-    max_tokens: int = Field(48, ge=1, le=131_072, description="longest answer, in tokens")
+    max_tokens: int = Field(48, ge=1, le=131_072, description="longest completion, in tokens")
     shard_prompts: int = Field(128, ge=1, le=1_000_000, description="prompts in one shard, the unit that is committed")
     shards_in_flight: int = Field(
         2,

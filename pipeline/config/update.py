@@ -61,7 +61,7 @@ class UpdateConfig(Config):
     beta: float = Field(0.1, gt=0, le=100, description="strength of the pull towards the reference")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="probability that a pair's order is wrong")
     target_margin: float = Field(0.5, ge=0, le=100, description="margin of simpo, in its rewards' unit")
-    dpop_penalty: float = Field(50.0, ge=0, le=1e6, description="factor of dpop's penalty on chosen answers that fall")
+    dpop_penalty: float = Field(50.0, ge=0, le=1e6, description="factor of dpop's penalty on a chosen one that falls")
     divergence: Literal["reverse_kl", "forward_kl", "jensen_shannon", "alpha"] = Field(
         "reverse_kl", description="divergence that the rewards are derived from"
     )
@@ -69,7 +69,9 @@ class UpdateConfig(Config):
         0.5, gt=0, lt=1, description="of the divergence alpha, between reverse KL (0) and forward KL (1)"
     )
     wpo: bool = Field(False, description="weigh each pair by its probability under the policy (WPO)")
-    nll_weight: float = Field(0.0, ge=0, le=100, description="weight of the chosen answer's negative log-likelihood")
+    nll_weight: float = Field(
+        0.0, ge=0, le=100, description="weight of the chosen completion's negative log-likelihood"
+    )
     exploration_weight: float = Field(0.0, ge=0, le=100, description="weight of the exploration term (XPO)")
     router_loss_weight: Annotated[float, Later(0.0)] = Field(
         0.0, ge=0, le=100, description="weight of the balancing loss of a mixture of experts"

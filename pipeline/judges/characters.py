@@ -14,7 +14,7 @@ _LETTER = regex.compile(r"\p{Letter}")
 
 
 class CharactersConfig(JudgeConfig):
-    """Share of the answer's letters that belong to the named Unicode scripts; 1 if it has no letters."""
+    """Share of the completion's letters that belong to the named Unicode scripts; 1 if it has no letters."""
 
     kind: Literal["characters"]
     scripts: tuple[str, ...] = Field(min_length=1, description="Unicode scripts, such as Latin, Han, Cyrillic")

@@ -31,22 +31,22 @@ _REASON_LENGTH = 300
 
 
 class CodeConfig(JudgeConfig):
-    """1 if the answer's last Python block runs and passes, else 0. Runs what a model wrote: off unless allowed."""
+    """1 if the completion's last Python block runs and passes, else 0. Runs what a model wrote: off unless allowed."""
 
     kind: Literal["code"]
     allow_execution: bool = Field(False, description="the consent to run code that a model wrote, on this machine")
     check: Literal["tests", "output"] = Field(
         "tests",
-        description="the reference answer is Python that runs after the answer's (tests), or what it has to print",
+        description="the reference answer is Python that runs after the completion's (tests), or what it has to print",
     )
     isolation: Literal["namespaces", "limits"] = Field(
         "namespaces",
         description="namespaces: own file system, no network, no other processes; limits: time and memory alone",
     )
     timeout_seconds: float = Field(
-        5.0, gt=0, le=600, description="most processor time of one answer; it may wait as long, too, and 4 s"
+        5.0, gt=0, le=600, description="most processor time of one completion; it may wait as long, too, and 4 s"
     )
-    memory_mib: int = Field(256, ge=64, le=1_048_576, description="most memory of one answer's process, in MiB")
+    memory_mib: int = Field(256, ge=64, le=1_048_576, description="most memory of one completion's process, in MiB")
 
     GIVES_VERDICTS = True
 

@@ -42,8 +42,8 @@ class Member(Config):
 class EnsembleConfig(JudgeConfig):
     """Several judges as one score, with their disagreement as its standard deviation.
 
-    Scales are given, not estimated: what is estimated from a shard would give one answer different scores in
-    different shards. ``ranks`` needs no scales: a member counts by its order of a prompt's candidates, from 0 to 1.
+    Scales are given, not estimated: what is estimated from a shard would give one completion different scores in
+    different shards. ``ranks`` needs no scales: a member counts by its order of a prompt's completions, from 0 to 1.
     """
 
     MEMBER = False
@@ -51,7 +51,7 @@ class EnsembleConfig(JudgeConfig):
     kind: Literal["ensemble"]
     members: tuple[Member, ...] = Field(description="the judges")
     normalise: Literal["scales", "ranks"] = Field(
-        "scales", description="by each member's offset and scale, or by rank among the prompt's candidates"
+        "scales", description="by each member's offset and scale, or by rank among the prompt's completions"
     )
     combine: Literal["mean", "minimum", "lower_bound"] = Field(
         "mean", description="weighted mean, worst member, or mean less confidence times the standard deviation"

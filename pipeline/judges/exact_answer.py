@@ -9,7 +9,7 @@ from pipeline.judges.registry import judge
 
 
 class ExactAnswerConfig(JudgeConfig):
-    """1 if the answer equals the prompt's reference answer, else 0; surrounding white space is ignored."""
+    """1 if the completion equals the prompt's reference answer, else 0; surrounding white space is ignored."""
 
     kind: Literal["exact_answer"]
     after: str | None = Field(

@@ -9,7 +9,7 @@ from pipeline.judges.registry import judge
 
 
 class GrammarConfig(JudgeConfig):
-    """Share of an answer's clauses that the grammar of a generated corpus can produce, from 0 to 1."""
+    """Share of a completion's clauses that the grammar of a generated corpus can produce, from 0 to 1."""
 
     kind: Literal["grammar"]
     corpus: Literal["film_reviews"] = Field("film_reviews", description="the corpus whose grammar is used")

@@ -33,15 +33,15 @@ _WAIT = Field(
 
 
 class HumanConfig(JudgeConfig):
-    """People who choose between two answers: ``rondo label RUN@ROUND``. The run stops until all have been asked.
+    """People who choose between two completions: ``rondo label RUN@ROUND``. The run stops until all have been asked.
 
-    An answer's score is the share of its comparisons that it won, a tie counting one half.
+    A completion's score is the share of its comparisons that it won, a tie counting one half.
     """
 
     MEMBER = False
 
     kind: Literal["human", "people"]
-    pairs: int = Field(1, ge=1, le=1000, description="pairs of a prompt's answers that people are shown")
+    pairs: int = Field(1, ge=1, le=1000, description="pairs of a prompt's completions that people are shown")
     wait_minutes: float = _WAIT
 
     @field_serializer("kind")

@@ -49,7 +49,7 @@ class ImplicitConfig(JudgeConfig):
     reference: PolicyName = Field("initial", description="what it is held against: latest, initial, or a round")
     beta: float = Field(0.1, gt=0, le=1000, description="factor of the log-ratio, as in the update")
     length_penalty: float = Field(
-        0.0, ge=0, le=1000, description="taken off for each token, in units of the reward, against longer answers"
+        0.0, ge=0, le=1000, description="taken off for each token, in units of the reward, against longer completions"
     )
 
     @model_validator(mode="after")

@@ -25,11 +25,11 @@ _REASON_LENGTH = 300
 
 
 class JsonSchemaConfig(JudgeConfig):
-    """1 if the answer is JSON that a JSON Schema accepts, else 0."""
+    """1 if the completion is JSON that a JSON Schema accepts, else 0."""
 
     kind: Literal["json_schema"]
     definition: Mapping[str, JsonValue] = Field(description="the schema, written out; references within it alone")
-    fenced: bool = Field(False, description="judge the last block between ``` marks in place of the whole answer")
+    fenced: bool = Field(False, description="judge the last block between ``` marks in place of the whole completion")
     timeout_seconds: float = Field(1.0, gt=0, le=60, description="most seconds for one of the schema's patterns")
 
     GIVES_VERDICTS = True

@@ -22,7 +22,7 @@ DIGITS = 9
 
 
 class Rubric(Config):
-    """Each answer by itself gets a score from 1 to ``scale``."""
+    """Each completion by itself gets a score from 1 to ``scale``."""
 
     kind: Literal["rubric"]
     scale: int = Field(5, ge=2, le=100, description="the best score; the worst is 1")
@@ -40,25 +40,37 @@ class Rubric(Config):
             )
         return self
 
+    def requests(self, _completions: int) -> float:
+        """Counts the requests for each of a prompt's completions."""
+        return 1.0
+
 
 class Pairwise(Config):
-    """Two answers at a time, each two of them in both orders; verdicts that turn with the order are ties."""
+    """Two completions at a time, each two of them in both orders; verdicts that turn with the order are ties."""
 
     kind: Literal["pairwise"]
     opponents: int | None = Field(
-        None, ge=2, le=1000, multiple_of=2, description="opponents of each answer, drawn by the seed; all if empty"
+        None, ge=2, le=1000, multiple_of=2, description="opponents of each completion, drawn by the seed; all if empty"
     )
     seed: int = Field(0, ge=0, lt=2**31, description="of the drawing")
 
+    def requests(self, completions: int) -> float:
+        """Counts the requests for each of a prompt's completions: two for each pair, which two of them share."""
+        return min(self.opponents or completions - 1, completions - 1)
+
 
 class Listwise(Config):
-    """All answers of a prompt at once, in shuffled positions; the score is the mean place, from 0 (last) to 1."""
+    """All completions of a prompt at once, in shuffled positions; the score is the mean place, from 0 (last) to 1."""
 
     kind: Literal["listwise"]
     shuffles: int = Field(
         2, ge=1, le=16, description="how often each prompt is asked; every second order is the one before, reversed"
     )
     seed: int = Field(0, ge=0, lt=2**31, description="of the shuffles")
+
+    def requests(self, completions: int) -> float:
+        """Counts the requests for each of a prompt's completions, which share those of the prompt."""
+        return self.shuffles / completions
 
 
 Mode = Annotated[Rubric | Pairwise | Listwise, Field(discriminator="kind")]
@@ -82,7 +94,7 @@ class LlmConfig(JudgeConfig):
     criteria: str = Field(
         "A good answer does what the prompt asks, is correct and clear, and is no longer than it needs to be.",
         min_length=1,
-        description="what makes an answer good, as the model is told",
+        description="what makes a completion good, as the model is told",
     )
     show_reference: bool = Field(False, description="show the model the prompt's reference answer")
     rationale: bool = Field(False, description="ask for a reason before the verdict, and keep it")

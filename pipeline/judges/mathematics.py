@@ -27,10 +27,10 @@ _PACKAGES = ("math-verify", "latex2sympy2_extended", "sympy")
 
 
 class MathConfig(JudgeConfig):
-    """1 if the answer's mathematics equals the prompt's reference answer by ``math-verify``, else 0."""
+    """1 if the completion's mathematics equals the prompt's reference answer by ``math-verify``, else 0."""
 
     kind: Literal["math"]
-    timeout_seconds: int = Field(5, ge=1, le=600, description="most seconds to read, and to compare, one answer")
+    timeout_seconds: int = Field(5, ge=1, le=600, description="most seconds to read, and to compare, one completion")
 
     GIVES_VERDICTS = True
 

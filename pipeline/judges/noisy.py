@@ -23,7 +23,7 @@ from pipeline.judges.registry import OneOf, judge, make
 
 
 class NoisyConfig(JudgeConfig):
-    """Another judge, whose scores of a prompt's candidates are turned round with a stated probability.
+    """Another judge, whose scores of a prompt's completions are turned round with a stated probability.
 
     Turned round is mirrored at ``centre``, so that every order is reversed. How often that happens differs from prompt
     to prompt: each has one of ``error_rates``, all of them equally often. For experiments on labels that are wrong.

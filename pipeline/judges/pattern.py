@@ -12,14 +12,18 @@ from pipeline.judges.registry import judge
 
 
 class RegexConfig(JudgeConfig):
-    """1 if the pattern is found in the answer, else 0."""
+    """1 if the pattern is found in the completion, else 0."""
 
     kind: Literal["regex"]
     pattern: str = Field(min_length=1, description="regular expression, in the syntax of the package regex")
     ignore_case: bool = Field(False, description="letters match in either case")
     dot_all: bool = Field(False, description="a dot matches a line's end too")
-    whole: bool = Field(False, description="the pattern has to match the whole answer, white space around it left out")
-    timeout_seconds: float = Field(1.0, gt=0, le=60, description="most seconds for one answer; then it is timed_out")
+    whole: bool = Field(
+        False, description="the pattern has to match the whole completion, white space around it left out"
+    )
+    timeout_seconds: float = Field(
+        1.0, gt=0, le=60, description="most seconds for one completion; then it is timed_out"
+    )
 
     GIVES_VERDICTS = True
 

@@ -44,14 +44,14 @@ class Head(Config):
 
 
 class RewardModelConfig(JudgeConfig):
-    """A sequence classifier, applied to prompt and answer: its one output, or a weighted sum of named ones."""
+    """A sequence classifier, applied to prompt and completion: its one output, or a weighted sum of named ones."""
 
     kind: Literal["reward_model"]
     path: str = Field(min_length=1, description="local directory, or id on the model hub")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     heads: tuple[Head, ...] = Field((), description="the outputs that count, if the classifier has several")
     without_template: bool = Field(
-        False, description="join prompt and answer as they are, in place of the classifier's chat template"
+        False, description="join prompt and completion as they are, in place of the classifier's chat template"
     )
     gives_std: bool = Field(
         False,

@@ -146,7 +146,7 @@ def _build_model(config: WarmStartPolicy, tokenizer: PreTrainedTokenizerFast) ->
     llama = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.hidden_size,
-        intermediate_size=round(config.hidden_size * 8 / 3 / 16) * 16,
+        intermediate_size=config.intermediate_size,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
         num_key_value_heads=config.heads,

@@ -48,7 +48,9 @@ class Device:
         return self.bfloat16_flops if precision == "bfloat16" else self.float32_flops
 
     def with_threads(self, threads: int) -> "Device":
-        """Gives a processor's device so many cores, which share one memory."""
+        """Gives a processor's device so many cores, which share one memory; a GPU stays as it is."""
+        if self.name != "cpu":
+            return self
         flops = Fact(threads * self.float32_flops, f"{self.float32_flops.source}, times {threads}")
         return replace(self, bfloat16_flops=flops, float32_flops=flops)
 

@@ -80,10 +80,7 @@ def _stages(work: Workload, device: Device, samplers: int, ranks: int) -> dict[s
 
 
 def _overlapped(recipe: Recipe, stages: Mapping[str, Parts], *, apart: bool) -> float:
-    """Counts the seconds of a round.
-
-    Streaming is taken at its best: as if shards were so small that the longer side alone counted.
-    """
+    """Counts the seconds of a round; streaming at its best, as if shards were so small that the longer side counted."""
     sampled, judged, trained, *rest = (sum(parts.values()) for parts in stages.values())
     if not apart:
         return sampled + judged + trained + sum(rest)

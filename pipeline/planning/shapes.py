@@ -74,7 +74,7 @@ def shape_of_config(config: Mapping[str, Any], name: str) -> ModelShape:
 def shape_of_warm_start(config: WarmStartPolicy) -> ModelShape:
     """Gives the shape of the policy that a warm start trains, if its tokenizer fills the vocabulary."""
     hidden = config.hidden_size
-    return ModelShape(config.layers, hidden, hidden, hidden, round(hidden * 8 / 3 / 16) * 16, config.vocabulary)
+    return ModelShape(config.layers, hidden, hidden, hidden, config.intermediate_size, config.vocabulary)
 
 
 KNOWN_SHAPES = {

@@ -4,11 +4,8 @@ from collections.abc import Sequence
 from math import ceil
 
 from pipeline.judges import JudgeConfig
-from pipeline.judges.ensemble import EnsembleConfig
-from pipeline.judges.human import HumanConfig
 from pipeline.judges.implicit import ImplicitConfig
-from pipeline.judges.llm import Listwise, LlmConfig, Pairwise
-from pipeline.judges.noisy import NoisyConfig
+from pipeline.judges.llm import LlmConfig
 from pipeline.judges.reward_model import RewardModelConfig
 from pipeline.planning.devices import FLOAT, GIB, Device, Parts
 from pipeline.planning.work import Workload
@@ -51,15 +48,12 @@ def judging(work: Workload, device: Device, devices: int, judges: Sequence[Judge
     weights, rules, requests = 0, 0, 0.0
     for part in (part for judge in judges for part in judge.parts()):
         if isinstance(part, LlmConfig):
-            # Of one completion: each pair is asked in both orders, a list is shared by its completions.
-            mode, others = part.mode, work.recipe.sampling.candidates - 1
-            pairs = min(mode.opponents or others, others) if isinstance(mode, Pairwise) else 1
-            requests += (mode.shuffles / (others + 1) if isinstance(mode, Listwise) else pairs) / part.concurrency
+            requests += part.mode.requests(work.recipe.sampling.candidates) / part.concurrency
         elif isinstance(part, RewardModelConfig):
             weights += work.judge.multiplied if work.judge else 0
         elif isinstance(part, ImplicitConfig):
             weights += 2 * work.policy.multiplied  # the policy and its reference
-        elif not isinstance(part, EnsembleConfig | NoisyConfig | HumanConfig):
+        elif part.MEMBER:  # it judges by itself, and asks nobody
             rules += 1
     tokens = answers * (work.prompt_tokens + work.answer_tokens)
     return {

@@ -31,7 +31,7 @@ class RewardTrainingConfig(Config):
     device: Device = Field("cpu", description="where it is fitted")
     threads: int = Field(1, ge=1, le=1024, description="on a CPU; a change changes results in the last bits")
     without_template: bool = Field(
-        False, description="join prompt and answer as they are, in place of the base's chat template"
+        False, description="join prompt and completion as they are, in place of the base's chat template"
     )
 
     @field_validator("objective", mode="before")

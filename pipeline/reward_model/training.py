@@ -13,18 +13,15 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
-from pipeline.errors import ConfigError, DataError, NonFiniteError
+from pipeline.errors import DataError, NonFiniteError
 from pipeline.judges.base import JudgedCandidate, JudgeItem
-from pipeline.judges.reward_model import MEAN_AND_LOG_STD, MEAN_AND_LOG_STD_LOGITS, encode
-from pipeline.model.checkpoint_files import check_source
-from pipeline.model.classifier import misfit, names_classifier, too_many_tokens
+from pipeline.judges.reward_model import encode
 from pipeline.model.policy import max_context
 from pipeline.reward_model import losses as losses
+from pipeline.reward_model.base_model import in_logits, load_classifier, load_tokenizer
 from pipeline.reward_model.calibration import Calibration, calibrate
-from pipeline.reward_model.config import WITH_DEVIATION, RewardTrainingConfig
+from pipeline.reward_model.config import RewardTrainingConfig
 from pipeline.reward_model.data import RatedAnswer, RewardPair, held_out_prompts, split
 
 MAX_GRAD_NORM = 1.0
@@ -103,7 +100,7 @@ def fit_reward_model(
         NonFiniteError: a loss or a gradient left the numbers; the step was not taken, and nothing is saved.
     """
     held = held_out_prompts(pairs, config.held_out, config.seed)
-    tokenizer = _load_tokenizer(base)
+    tokenizer = load_tokenizer(base)
     encoder = _Encoder(tokenizer, config, str(base), max_context(base))
     fitted, judged = (encoder.pairs(part) for part in split(pairs, held))
     rated, scale = _standardised(encoder.ratings(split(ratings, held)[0])) if _regresses(config) else ([], None)
@@ -115,7 +112,7 @@ def fit_reward_model(
             raise DataError(f"no pair is short enough for the base '{base}' to {name}: it reads {encoder.context}")
     with _threads(config.threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = _load_model(base, tokenizer, config).to(config.device)
+        model = load_classifier(base, tokenizer, config).to(config.device)
         fit = _Fit(model, tokenizer.pad_token_id, config, on_step)
         trained = fit.run(fitted, rated)
         calibration = calibrate(fit.probabilities(judged), [pair.label for pair in judged])
@@ -202,7 +199,7 @@ class _Fit:
             with torch.inference_mode():
                 outputs = self._outputs(pairs[start : start + self._config.batch_size])
                 halves = (half.double() for half in outputs)
-                found += losses.order_probability(*halves, logits=_in_logits(self._config)).tolist()
+                found += losses.order_probability(*halves, logits=in_logits(self._config)).tolist()
         return found
 
     def _fit(self, rows: Sequence[_Row], epochs: int, loss_of: Callable[[list[_Row]], Tensor]) -> list[float]:
@@ -281,11 +278,6 @@ class _Fit:
         return logits_B_H.float()
 
 
-def _in_logits(config: RewardTrainingConfig) -> bool:
-    """Says whether the objective fixes the scale of rewards, so that their differences are in logits."""
-    return config.objective == "expected_logistic"
-
-
 def _regresses(config: RewardTrainingConfig) -> bool:
     return config.objective == "regression_then_bradley_terry"
 
@@ -305,51 +297,6 @@ def _weighted(pairs: Sequence[_Pair]) -> tuple[list[_Pair], float]:
     if not scale > 0:
         raise DataError(f"the margins of {len(pairs)} pairs are all 0, and would weigh nothing: use bradley_terry")
     return [_Pair(p.prompt_id, p.chosen, p.rejected, p.weight / scale, p.label) for p in pairs], scale
-
-
-def _load_tokenizer(base: str | Path) -> Any:
-    check_source(str(base), None)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=False)
-    except Exception as error:
-        raise ConfigError(f"the base '{base}' has no tokenizer that can be loaded: {error}") from error
-    if tokenizer.pad_token_id is None:
-        raise ConfigError(
-            f"the tokenizer of the base '{base}' has no padding token, which marks where an answer ends: set its "
-            "pad_token, best to a token of its own, and save it again"
-        )
-    return tokenizer
-
-
-def _load_model(base: str | Path, tokenizer: Any, config: RewardTrainingConfig) -> Any:
-    labels: tuple[str, ...] = ("reward",)
-    if config.objective in WITH_DEVIATION:
-        labels = MEAN_AND_LOG_STD_LOGITS if _in_logits(config) else MEAN_AND_LOG_STD
-    loud = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # that the head is new is no news; the rest is looked at below
-    try:
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            str(base), num_labels=len(labels), dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
-            output_loading_info=True,
-        )  # fmt: skip
-    except Exception as error:
-        raise ConfigError(
-            f"the base '{base}' cannot be made a classifier with {len(labels)} outputs: give a checkpoint of a "
-            f"language model, or a classifier with as many; {str(error).strip().splitlines()[0]}"
-        ) from error
-    finally:
-        transformers_logging.set_verbosity(loud)
-    architectures, body = model.config.architectures, f"{model.base_model_prefix}."
-    if not names_classifier(architectures):  # of a language model the head is new, and its own has no use
-        kept = ("missing_keys", "unexpected_keys")
-        loading = {kind: [name for name in loading[kind] if name.startswith(body)] for kind in kept}
-    faults = misfit(type(model).__name__, loading, architectures), too_many_tokens(model, tokenizer)
-    if fault := next(filter(None, faults), None):
-        raise ConfigError(f"the base '{base}' {fault}")
-    model.config.pad_token_id = tokenizer.pad_token_id
-    model.config.id2label = dict(enumerate(labels))
-    model.config.label2id = {label: column for column, label in enumerate(labels)}
-    return model
 
 
 @contextmanager

@@ -72,7 +72,7 @@ class Store:
             raise RunExistsError(f"what is left of a deleted run '{name}' is in the way: {remedy('clear', name)}")
         data = encode_entry(Entry(0, "run", uuid.uuid4().hex, None, (), header, None, utc_now()))
         if not put_once(self.objects, key, data):
-            raise RunExistsError(f"run '{name}' is already there: resume it, or choose another name")
+            raise RunExistsError(f"run '{name}' is already there: {remedy('go on', name)}, or choose another name")
         self._check_refuses(key, data)
         return Run(self.objects, name)
 

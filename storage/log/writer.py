@@ -189,8 +189,8 @@ class Writer:
         if last is None or last.session == self.session:
             return
         self._ended = (
-            f"run '{self._log.run}' was taken over by {lease.describe_holder(last)}: this writer has stopped; what "
-            "it had committed is kept, resume the run once the other one is done"
+            f"run '{self._log.run}' was taken over by {lease.describe_holder(last)}: this writer has stopped, and what "
+            f"it had committed is kept; once the other one is done, {remedy('go on', self._log.run)}"
         )
         raise RunBusyError(self._ended)
 

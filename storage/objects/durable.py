@@ -16,6 +16,7 @@ from storage.errors import (
     StorageAccessError,
     StorageFullError,
     StoreError,
+    remedy,
 )
 
 _MOST_AT_ONCE = 8
@@ -60,7 +61,7 @@ def clear_write_errors(path: Path) -> Iterator[None]:
 
 def _refuse(number: int | None, path: Path | str, error: Exception) -> None:
     if number in _FULL:
-        raise StorageFullError(f"no room left to write {path}: free some space, then resume") from error
+        raise StorageFullError(f"no room left to write {path}: free some space, then {remedy('try again')}") from error
     if number in _DENIED and number is not None:
         raise StorageAccessError(f"cannot access {path}: {os.strerror(number)}; check its permissions") from error
 

@@ -6,18 +6,20 @@ What is read is checked page by page; see ``storage/tables/shards.py``.
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from storage.errors import NotCommittedError, QueryError
 from storage.log.manifest import FileRef
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.queries.duckdb import clear_errors, locked_connection
-from storage.tables.shards import open_dataset
+from storage.tables.datasets import open_dataset
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 ROUNDS = "rounds"
 """The table of the rounds' metrics; no stage."""
@@ -93,7 +95,7 @@ def table_files(run: Run, stages: Iterable[str] | None = None) -> dict[str, dict
     return found
 
 
-def open_rounds(store: Store, rounds: Mapping[int, Sequence[FileRef]]) -> ds.Dataset:
+def open_rounds(store: Store, rounds: Mapping[int, Sequence[FileRef]]) -> "ds.Dataset":
     """Opens the files of a stage, given by round, as one lazy dataset with a column ``round``."""
     of_round = {file.path: number for number, files in rounds.items() for file in files}
     return open_dataset(store, [file for files in rounds.values() for file in files], rounds=of_round)
@@ -106,7 +108,7 @@ def rounds_table(run: Run) -> pa.Table:
     return pa.table({name: _metrics([row.get(name) for row in rows]) for name in names})
 
 
-def _table(store: Store, run: Run, source: Source) -> pa.Table | ds.Dataset:
+def _table(store: Store, run: Run, source: Source) -> "pa.Table | ds.Dataset":
     by_round = table_files(run, [source.stage]).get(source.stage, {})
     files = {n: files for n, files in by_round.items() if source.rounds is None or n in source.rounds}
     if files:

@@ -3,19 +3,17 @@
 How sure a reader can be that it has what was committed depends on how much of a file it reads:
 
 - the whole file (:func:`read_table`): every byte is compared, through size and SHA-256;
-- some columns (:func:`open_table`, :func:`open_dataset`, :func:`read_table` with ``verify=False``): the size is
+- some columns (:func:`open_table`, :func:`read_table` with ``verify=False``, ``datasets.open_dataset``): the size is
   compared, and the CRC-32 of each page that is read. Other pages are not checked. The footer has no checksum of its
   own: damage there shows only if it makes the file unreadable or changes its number of rows. Only the whole file's
   SHA-256 is proof against a deliberate change.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from pyarrow.fs import LocalFileSystem
 
 from storage.errors import DamagedFileError, MissingObjectError, NotCommittedError, QueryError, StoreError
 from storage.log.manifest import FileRef, digest_of
@@ -29,9 +27,6 @@ ROW_GROUP = 16_384
 # position; level 3 is the last one that costs less time than the disk it saves.
 _COMPRESSION: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "write_page_checksum": True}
 _BUFFER = 2**20
-_FORMAT = ds.ParquetFileFormat(
-    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
-)
 # A column that holds one number only, as this module writes it, has 64 values to a byte.
 _VALUES_PER_BYTE = 512
 _SMALL = 4_000_000
@@ -99,39 +94,6 @@ def open_table(store: Store, file: FileRef) -> pq.ParquetFile:
         raise DamagedFileError(f"{file.path} cannot be read as Parquet: {error}") from error
     _check_promise(file, parquet.metadata)
     return parquet
-
-
-def open_dataset(store: Store, files: Sequence[FileRef], *, rounds: Mapping[str, int] | None = None) -> ds.Dataset:
-    """Opens the files as one lazy dataset, which reads only the columns and row groups it is asked for.
-
-    Args:
-        rounds: round of each file by its path; gives the dataset a column ``round``.
-
-    Raises:
-        DamagedFileError: a file is missing or of another size than was committed.
-        DroppedFileError: a file was removed on purpose.
-        NotCommittedError: there are no files.
-        QueryError: the files are of versions whose columns do not go together.
-    """
-    if not files:
-        raise NotCommittedError("there are no files to read: the stage was not committed")
-    fragments = []
-    for file in files:
-        check_size(store, file)
-        partition = None if rounds is None else ds.field("round") == pa.scalar(rounds[file.path], pa.int32())
-        path = store.objects.local_path(file.path)
-        source = pa.PythonFile(store.objects.open(file.path), mode="r") if path is None else str(path)
-        system = None if path is None else LocalFileSystem()
-        fragments.append(_FORMAT.make_fragment(source, system, partition_expression=partition))
-    # The files of a stage have one schema; a version that added a column shows in the newest file.
-    schemas = [_schema(fragment, file) for fragment, file in ((fragments[0], files[0]), (fragments[-1], files[-1]))]
-    try:
-        schema = pa.unify_schemas(schemas)
-    except pa.ArrowException as error:
-        raise QueryError(f"{files[0].path} and {files[-1].path} have columns of different types: {error}") from error
-    if rounds is not None:
-        schema = schema.insert(0, pa.field("round", pa.int32()))
-    return ds.FileSystemDataset(fragments, schema, _FORMAT)
 
 
 def check_size(store: Store, file: FileRef) -> None:
@@ -239,10 +201,3 @@ def _verified(store: Store, file: FileRef) -> bytes:
 def _missing(store: Store, file: FileRef) -> StoreError:
     damage = DamagedFileError(f"{file.path} is missing: it was committed with {file.bytes} bytes")
     return why_missing(store.objects, [file]) or damage
-
-
-def _schema(fragment: ds.Fragment, file: FileRef) -> pa.Schema:
-    try:
-        return fragment.physical_schema
-    except PARQUET_ERRORS as error:
-        raise DamagedFileError(f"{file.path} cannot be read as Parquet: {error}") from error

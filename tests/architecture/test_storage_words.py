@@ -43,7 +43,7 @@ def test_the_check_itself_finds_what_it_looks_for(tmp_path: Path) -> None:
 
 
 def test_flows_complete_every_sentence_of_the_store() -> None:
-    assert set(REMEDIES) == {"clear", "take over", "verify"}
-    for action in REMEDIES:
+    assert set(REMEDIES) == {"go on", "try again", "clear", "take over", "verify"}
+    for action in REMEDIES.keys() - {"try again"}:  # of a full disk, under whatever command
         assert re.search(r"'rondo [a-z]+ demo[^']*'", remedy(action, "demo")), action
     assert STAGE_TITLES == {"checkpoint": "weights"}

@@ -59,14 +59,14 @@ def test_a_round_on_paper_is_of_the_size_of_a_real_one(
     read_json: Callable[..., Any], tiny_recipe: Path, whole: Path
 ) -> None:
     found = read_json("plan", str(tiny_recipe), "--calibrate", "whole@1", "--root", str(whole))
-    figures = {row["figure"]: row["value"] for row in found["figures"]}
+    metrics = {row["metric"]: row["value"] for row in found["metrics"]}
     measured = read_json("rounds", "whole", "--root", str(whole))[1]
     # Measured seconds of sampling are those of the held-out prompts too, whose shards are small and cost as much.
-    assert 0.1 < figures["sample"] / measured["seconds"]["sample"] < 1.5
+    assert 0.1 < metrics["sample"] / measured["seconds"]["sample"] < 1.5
     # The tokenizer may find fewer words than the vocabulary allows: its file and two matrices are then smaller.
     entries = Store.open(whole).run("whole").entries(round=2)
     kept = sum({file.path: file.bytes for entry in entries for file in entry.files}.values())
-    assert 0.8 < figures["store, round"] / kept < 1.5
+    assert 0.8 < metrics["store, round"] / kept < 1.5
 
 
 def test_prompts_never_overlap(whole: Path) -> None:

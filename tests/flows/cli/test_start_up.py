@@ -76,8 +76,29 @@ def test_a_command_that_reads_imports_nothing_heavy(root: Path, arguments: tuple
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--version",)])
 def test_help_and_version_open_no_store(arguments: tuple[str, ...]) -> None:
-    code = COMMAND.replace(repr(HEAVY), "('obstore', 'duckdb', 'pyarrow', 'numpy', 'storage.log', 'pipeline.config')")
-    assert python(code, *arguments)[1] == []
+    spared = (
+        "obstore", "duckdb", "pyarrow", "numpy", "pydantic", "storage.log", "pipeline.config", "markdown_it",
+        "pygments", "attr", "rich.markdown", "rich.traceback", "statistics",
+    )  # fmt: skip
+    assert python(COMMAND.replace(repr(HEAVY), repr(spared)), *arguments)[1] == []
+
+
+def test_help_pages_are_those_of_typer_alone() -> None:
+    """With and without the parts that are spared."""
+    spared = COMMAND.replace(SAY, "print('[]', file=sys.stderr)")
+    whole = spared.replace("from flows.cli.main", "import rich.markdown, rich.traceback\nfrom flows.cli.main")
+    assert python(spared, "show", "--help")[0] == python(whole, "show", "--help")[0]
+
+
+def test_a_table_of_a_round_needs_no_dataset(root: Path) -> None:
+    code = COMMAND.replace(repr(HEAVY), "('pyarrow.dataset',)")
+    assert python(code, "show", "small@2", "--root", str(root))[1] == []
+
+
+def test_no_plugins_of_pydantic_are_looked_for(root: Path) -> None:
+    """pydantic lists them once, when the first model is made: until then there is no list."""
+    say = "from pydantic.plugin import _loader; print('[]' if _loader._plugins is None else '[0]', file=sys.stderr)"
+    assert python(COMMAND.replace(SAY, say), "rounds", "small", "--root", str(root))[1] == []
 
 
 def test_the_catalog_needs_no_arrow(root: Path) -> None:

@@ -67,7 +67,7 @@ def totals(plan: Plan) -> dict[str, float]:
     return {name: sum(parts.values()) for name, parts in plan.stages.items()}
 
 
-def test_every_figure_has_a_source() -> None:
+def test_every_number_has_a_source() -> None:
     for device in DEVICES.values():
         facts = [value for value in vars(device).values() if isinstance(value, float)]
         assert len(facts) > 10

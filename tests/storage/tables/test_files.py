@@ -30,7 +30,8 @@ from storage.tables.checkpoints import (
     stage_shared,
     weights_digest,
 )
-from storage.tables.shards import open_dataset, read_table, write_table
+from storage.tables.datasets import open_dataset
+from storage.tables.shards import read_table, write_table
 
 SCHEMA = pa.schema(
     [

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from storage.errors import StoreError
 from storage.log.manifest import FileRef, digest_of
 from storage.log.store import Store
-from storage.tables.shards import open_dataset, read_table
+from storage.tables.datasets import open_dataset
+from storage.tables.shards import read_table
 
 EXAMPLES = 300
 SECONDS = 120.0  # for all of them; one takes a millisecond
