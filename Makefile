@@ -16,6 +16,9 @@ WORKERS ?= 2
 # Where a CPU build of torch comes from when no other index that pip knows holds one. Unreachable is fine: pip goes on.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
+# pip would compile 34,000 modules on one core.
+INSTALL := pip install --quiet --disable-pip-version-check --no-compile
+
 .PHONY: help demo test nightly check reference bench clean
 
 help:
@@ -26,9 +29,10 @@ $(VENV)/.ready: deploy/requirements-cpu.txt pyproject.toml setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rondo needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing about 250 packages: 3 to 6 minutes"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --extra-index-url $(TORCH_INDEX) "torch==2.13.0+cpu"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r deploy/requirements-cpu.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m $(INSTALL) --retries 1 --extra-index-url $(TORCH_INDEX) "torch==2.13.0+cpu"
+	$(BIN)/python -m $(INSTALL) --no-deps -r deploy/requirements-cpu.txt
+	$(BIN)/python -m $(INSTALL) --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true  # some packages hold files that are no Python
 	touch $@
 
 demo: $(VENV)/.ready
