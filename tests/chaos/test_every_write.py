@@ -33,6 +33,16 @@ def test_every_operation_is_known(whole: Whole) -> None:
     assert len(whole.operations) == len(set(whole.operations)) == OPERATIONS, whole.operations
 
 
+def test_the_sample_leaves_out_no_sort(whole: Whole) -> None:
+    """Each sort of write is there, and each mechanism with every kind of kill that there is for it."""
+    dealt = sampled(whole.operations)
+    assert {_sort(name) for names in dealt.values() for name in names} == {_sort(name) for name in whole.operations}
+    met = {(_mechanism(name), kind) for kind, names in dealt.items() for name in names}
+    mechanisms = {"entry", "table", "file", "delete", "report.html"}
+    assert met == {(one, kind) for one in mechanisms for kind in chaos.KINDS if kind != "linked" or one == "entry"}
+    assert sum(map(len, dealt.values())) < OPERATIONS
+
+
 def test_killed_at_one_write_of_each_sort(rondo: Rondo, whole: Whole, disk: Path) -> None:
     """SIGKILL before, in the middle of, or after it, in whichever process it is; then the run goes on."""
     _assert_killed(rondo, whole, disk, sampled(whole.operations), only=True)
