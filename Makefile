@@ -16,6 +16,9 @@ WORKERS ?= 2
 # Where a CPU build of torch comes from when no other index that pip knows holds one. Unreachable is fine: pip goes on.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
+# pip would compile 34,000 modules on one core.
+INSTALL := pip install --quiet --disable-pip-version-check --no-compile
+
 .PHONY: help demo test nightly check reference bench clean
 
 help:
@@ -27,9 +30,10 @@ $(VENV)/.ready: deploy/requirements-cpu.txt pyproject.toml setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rondo needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing about 250 packages: 3 to 6 minutes"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --extra-index-url $(TORCH_INDEX) "torch==2.13.0+cpu"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r deploy/requirements-cpu.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m $(INSTALL) --retries 1 --extra-index-url $(TORCH_INDEX) "torch==2.13.0+cpu"
+	$(BIN)/python -m $(INSTALL) --no-deps -r deploy/requirements-cpu.txt
+	$(BIN)/python -m $(INSTALL) --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true  # some packages hold files that are no Python
 	touch $@
 
 demo: $(VENV)/.ready
@@ -41,10 +45,15 @@ check: $(VENV)/.ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# vLLM changes its process for good (threads, environment), so its tests have one of their own.
+# Files go to the workers in the order of tests/conftest.py, the dearest first, and not by their number of tests.
+IN_WORKERS := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# To collect all files for the sake of these takes half a minute.
+VLLM_FILES = $(shell grep -rl --include='test_*.py' 'mark\.vllm' tests)
+
+# vLLM changes its process for good (threads, environment), so its tests have processes of their own.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not vllm and not nightly" -n $(WORKERS) --dist loadfile
-	$(BIN)/python -m pytest -m "vllm and not nightly"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not vllm and not nightly" $(IN_WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "vllm and not nightly" $(IN_WORKERS) $(VLLM_FILES)
 
 # What takes minutes to hours, one after another, with what it measured. RONDO_LONG_ROUNDS=60 makes the long run shorter.
 nightly: $(VENV)/.ready

@@ -13,9 +13,15 @@ from support.unreliable_s3 import UnreliableS3, unreliable_s3
 
 pytest.register_assert_rewrite("support.sampler_contract", "support.compare", "support.ranks")
 TESTS = Path(__file__).parent
+# Folders whose files take minutes. They come first, so that at the end no worker waits long for the other.
+DEAR = ("chaos", "e2e", "flows/remote")
 
 # A job in the background of a script ignores Ctrl-C, and so would the processes that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.path.relative_to(TESTS).as_posix().startswith(DEAR))
 
 
 @pytest.fixture(scope="session")

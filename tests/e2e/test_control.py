@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from storage.log.store import Store
 from storage.tables.shards import read_table
 from support.background_server import BackgroundServer, background_server
 from support.compare import assert_same
+from support.forkserver import Command, Done, ForkServer
 from support.recipes import TINY
 
-Rondo = Callable[..., subprocess.CompletedProcess[str]]
 AUTOMATION = Path(__file__).parents[2] / "deploy" / "automations" / "crashed-runs.yaml"
 HANGS = 300  # seconds
 
@@ -48,20 +49,47 @@ def watched(environment: dict[str, str], server: BackgroundServer) -> dict[str, 
     return {**environment, **server.variables}
 
 
+@dataclass(frozen=True)
+class Forked:
+    """Commands in processes that are forked, and that see the server."""
+
+    forks: ForkServer
+    server: BackgroundServer
+    outputs: Path
+
+    def begin(self, module: str, *arguments: str) -> Command:
+        return self.forks.start(module, *arguments, directory=self.outputs, environment=self.server.variables)
+
+    def run(self, module: str, *arguments: str) -> Done:
+        return self.begin(module, *arguments).wait(HANGS)
+
+    def scheduled(self, recipe: Path, run: str, root: Path, rounds: int = 1) -> str:
+        """What Prefect's runner does when a scheduled run is due; what is said meanwhile."""
+        done = self.run("support.scheduled", str(recipe), run, str(root), str(rounds))
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+
 @pytest.fixture(scope="module")
-def killed(watched: dict[str, str], tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def forked_rondo(forks: ForkServer, server: BackgroundServer, tmp_path_factory: pytest.TempPathFactory) -> Forked:
+    return Forked(forks, server, tmp_path_factory.mktemp("outputs"))
+
+
+@pytest.fixture(scope="module")
+def killed(forked_rondo: Forked, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of a run that was killed in round 1; Prefect finds it while the other tests run."""
     root = tmp_path_factory.mktemp("killed")
-    command = _command("run", str(tiny_recipe), "--name", "killed", "--root", str(root), at="finish_update:1:during")
-    done = subprocess.run(command, env=watched, capture_output=True, timeout=HANGS, check=False)
+    command = ("finish_update:1:during", "run", str(tiny_recipe), "--name", "killed", "--root", str(root))
+    done = forked_rondo.run("support.killed", *command)
     assert done.returncode == -signal.SIGKILL, done.stderr
     return root
 
 
 @pytest.mark.nightly
 def test_a_run_that_is_stopped_again_and_again_ends_as_any_other(
-    killed: Path, server: BackgroundServer, watched: dict[str, str], tiny_recipe: Path, whole: Path, tmp_path: Path
-) -> None:
+    killed: Path, server: BackgroundServer, watched: dict[str, str], forked_rondo: Forked, tiny_recipe: Path,
+    whole: Path, tmp_path: Path,
+) -> None:  # fmt: skip
     """Paused in the UI, cancelled there, paused and cancelled by commands, here and from another host."""
     root = ["--root", str(tmp_path)]
     run = ["run", str(tiny_recipe), "--name", "stopped", *root]
@@ -81,7 +109,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_any_other(
     assert store.run("stopped").pause
     assert "paused" in _rondo(watched, "runs", *root)()
 
-    _scheduled(watched, tiny_recipe, "stopped", tmp_path)
+    forked_rondo.scheduled(tiny_recipe, "stopped", tmp_path)
     assert _states(server, "stopped") == ["Skipped", "Suspended", "Cancelled"]
     assert len(store.run("stopped").rounds()) == 1
 
@@ -106,22 +134,23 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_any_other(
 
 
 def test_people_label_in_time_and_not(
-    server: BackgroundServer, watched: dict[str, str], tmp_path: Path, receiver: list[dict[str, Any]]
+    server: BackgroundServer, forked_rondo: Forked, tmp_path: Path, receiver: list[dict[str, Any]]
 ) -> None:
     """Round 1 goes on when people have labelled, round 2 when their time is over; all of it is told and shown."""
     path = tmp_path / "recipe.yaml"
     people = {"wait_for": 3, "wait_minutes": 0.25, "on_timeout": "judge"}
     told = {"blocks": ["custom-webhook/team"], "events": ["labels", "alarm", "finished"]}
     path.write_text(yaml.safe_dump({**TINY, "seed": 11, "people": people, "notifications": told}))
-    command = _command("run", str(path), "--name", "asked", "--root", str(tmp_path))
-    with subprocess.Popen(command, env=watched, stderr=subprocess.PIPE, text=True) as run:
-        _until(lambda: _states(server, "asked") == ["Paused"])
-        assert psutil.Process(run.pid).children() == [], "who waits for people holds no device"
-        labelling = Labelling("asked@1", "ann", 0, str(tmp_path))
-        for question in labelling.questions[:3]:
-            labelling.choose(question, "a")
-        _, messages = run.communicate(timeout=HANGS)
-    assert run.returncode == 0, messages
+    run = forked_rondo.begin("flows.cli.main", "run", str(path), "--name", "asked", "--root", str(tmp_path))
+    _until(lambda: _states(server, "asked") == ["Paused"])
+    session = Store.open(tmp_path).run("asked").session
+    assert session is not None
+    assert psutil.Process(session.meta["pid"]).children() == [], "who waits for people holds no device"
+    labelling = Labelling("asked@1", "ann", 0, str(tmp_path))
+    for question in labelling.questions[:3]:
+        labelling.choose(question, "a")
+    done = run.wait(HANGS)
+    assert done.returncode == 0, done.stderr
     store = Store.open(tmp_path)
     first, second = store.run("asked").rounds()[1:]
     assert (first.meta["labels_missing"], second.meta["labels_missing"]) == (None, 3)
@@ -144,14 +173,14 @@ def test_people_label_in_time_and_not(
 
 
 def test_a_schedule_waits_for_people_and_goes_on_when_they_have_labelled(
-    server: BackgroundServer, watched: dict[str, str], tmp_path: Path, receiver: list[dict[str, Any]]
+    server: BackgroundServer, forked_rondo: Forked, tmp_path: Path, receiver: list[dict[str, Any]]
 ) -> None:
     """Nothing has failed where labels are missing: no flow run says so, and people are told what is wanted of them."""
     path, name, told = tmp_path / "recipe.yaml", "due", {"blocks": ["custom-webhook/team"]}
     changes = {"policy": {**TINY["policy"], "steps": 10}, "people": {"wait_for": 2}, "notifications": told}
     path.write_text(yaml.safe_dump({**TINY, **changes}))
     before = len(receiver)
-    said = _scheduled(watched, path, name, tmp_path)
+    said = forked_rondo.scheduled(path, name, tmp_path)
     assert "waiting for 2 labels: rondo label due@1" in said
     assert "Traceback" not in said
     assert _states(server, name) == ["AwaitingLabels"]
@@ -162,7 +191,7 @@ def test_a_schedule_waits_for_people_and_goes_on_when_they_have_labelled(
     labelling = Labelling("due@1", "ann", 0, str(tmp_path))
     for question in labelling.questions[:2]:
         labelling.choose(question, "b")
-    _scheduled(watched, path, name, tmp_path)
+    forked_rondo.scheduled(path, name, tmp_path)
     assert _states(server, name) == ["Completed", "AwaitingLabels"]
     newest, *_ = server.flow_runs(name)
     assert len(json.loads(server.artifacts(newest["id"])["rounds-due"]["data"])) == 2, "it is where people look first"
@@ -179,17 +208,17 @@ def test_a_schedule_waits_for_people_and_goes_on_when_they_have_labelled(
     ],
 )
 def test_a_block_that_cannot_send_is_refused_before_there_is_a_run(
-    watched: dict[str, str], tiny_recipe: Path, tmp_path: Path, receiver: Any, block: str, sentence: str
+    forked_rondo: Forked, tiny_recipe: Path, tmp_path: Path, receiver: Any, block: str, sentence: str
 ) -> None:
-    command = _command("run", str(tiny_recipe), "--root", str(tmp_path), "--set", f"notifications.blocks=[{block}]")
-    done = subprocess.run(command, env=watched, capture_output=True, text=True, timeout=HANGS, check=False)
+    command = ("run", str(tiny_recipe), "--root", str(tmp_path), "--set", f"notifications.blocks=[{block}]")
+    done = forked_rondo.run("flows.cli.main", *command)
     assert (done.returncode, done.stderr.count("error:"), "Traceback" in done.stderr) == (1, 1, False)
     assert sentence in done.stderr
     assert Store.open(tmp_path).run_names() == []
 
 
 def test_a_killed_run_is_found_and_the_schedule_goes_on(
-    killed: Path, server: BackgroundServer, watched: dict[str, str], whole: Path, tmp_path: Path
+    killed: Path, server: BackgroundServer, forked_rondo: Forked, whole: Path, tmp_path: Path
 ) -> None:
     """Its flow runs give no sign of life: the automation marks them, and the next scheduled run continues.
 
@@ -198,7 +227,7 @@ def test_a_killed_run_is_found_and_the_schedule_goes_on(
     streaming = tmp_path / "streaming.yaml"
     streaming.write_text(yaml.safe_dump({**TINY, "mode": "streaming"}))
     _until(lambda: _states(server, "killed") == ["Crashed"])
-    _scheduled(watched, streaming, "killed", killed, rounds=2)
+    forked_rondo.scheduled(streaming, "killed", killed, rounds=2)
     assert _states(server, "killed") == ["Completed", "Crashed"]
     session = Store.open(killed).run("killed").session
     assert session is not None
@@ -279,24 +308,6 @@ def _rondo(variables: dict[str, str], *arguments: str, host: str | None = None) 
         return done.stdout
 
     return call
-
-
-def _scheduled(variables: dict[str, str], recipe: Path, run: str, root: Path, rounds: int = 1) -> str:
-    """What Prefect's runner does when a scheduled run is due; what is said meanwhile."""
-    code = """
-import asyncio, sys
-import flows.prefect_api
-from flows.registry.recipes import load_recipe
-from flows.schedule.scheduled_rounds import add_rounds
-from pathlib import Path
-recipe, run, root, rounds = sys.argv[1:]
-recipe = load_recipe(Path(recipe)).model_dump(mode="json")
-asyncio.run(add_rounds(recipe=recipe, run=run, root=root, rounds=int(rounds)))
-"""
-    command = [sys.executable, "-c", code, str(recipe), run, str(root), str(rounds)]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=HANGS, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
 
 
 def _states(server: BackgroundServer, name: str) -> list[str]:

@@ -57,6 +57,7 @@ def cluster(environment: dict[str, str], s3: UnreliableS3, s3_environment: None,
     return Cluster({**environment, **s3.environment}, tmp_path)
 
 
+@pytest.mark.nightly  # two ranks, killed: test_ranks.py; machines that leave: tests/flows/remote/test_nodes.py
 @pytest.mark.timeout(1500)
 def test_two_machines_make_the_round_of_one(cluster: Cluster) -> None:
     """A rank dies within an update, and the same command goes on; a head dies, and then one machine goes on alone.

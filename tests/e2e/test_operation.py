@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from flows.cli.main import app
 from flows.host.processes import lives
-from flows.prefect_api import HEARTBEAT_VARIABLE
+from flows.prefect_api import HEARTBEAT_VARIABLE, limits
 from flows.prefect_api.server_record import HOME_VARIABLE, Record, read
 from flows.schedule.crash_automation import crashed_runs
 from storage.log import lease
@@ -117,6 +117,12 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("operation-recipe") / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY))
     return path
+
+
+@pytest.fixture
+def asks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a slot asks twice a second, not once in three: these tests would sleep most of their time."""
+    monkeypatch.setattr(limits, "ASK_SECONDS", 0.5)
 
 
 def wait_until(found: Callable[[], Any], what: str) -> Any:
@@ -224,7 +230,6 @@ def test_a_scheduled_run_leaves_where_another_waits(
     from prefect.concurrency.asyncio import concurrency
 
     from flows.host.progress import Display
-    from flows.prefect_api import limits
     from flows.registry.recipes import parse_recipe
 
     root = str(tmp_path)
@@ -321,7 +326,7 @@ def test_the_shipped_prefect_file_deploys_all_recipes(machine: Machine, tmp_path
         assert deployment.job_variables == {"env": {HEARTBEAT_VARIABLE: "30"}}
 
 
-def test_runs_of_other_names_wait_for_the_gpu(machine: Machine, tmp_path: Path) -> None:
+def test_runs_of_other_names_wait_for_the_gpu(machine: Machine, asks_often: None, tmp_path: Path) -> None:
     """Runs of one name wait for each other, those on GPUs for all on GPUs, and those on CPUs for nobody else."""
     from flows.host.progress import Display
     from flows.prefect_api.limits import GPU_LIMIT, alone
@@ -353,11 +358,10 @@ def test_runs_of_other_names_wait_for_the_gpu(machine: Machine, tmp_path: Path) 
     assert (limit.limit, limit.active_slots) == (1, 0)
 
 
-def test_who_is_cancelled_while_it_waits_takes_no_slot(machine: Machine, tmp_path: Path) -> None:
+def test_who_is_cancelled_while_it_waits_takes_no_slot(machine: Machine, asks_often: None, tmp_path: Path) -> None:
     from prefect.concurrency.asyncio import concurrency
 
     from flows.host.progress import Display
-    from flows.prefect_api import limits
     from flows.registry.recipes import parse_recipe
 
     name = limits.run_limit("f", str(tmp_path))
@@ -381,7 +385,7 @@ def test_who_is_cancelled_while_it_waits_takes_no_slot(machine: Machine, tmp_pat
     assert machine.ask(slots_after) == 0
 
 
-def test_who_waits_for_people_leaves_the_gpu_to_others(machine: Machine, tmp_path: Path) -> None:
+def test_who_waits_for_people_leaves_the_gpu_to_others(machine: Machine, asks_often: None, tmp_path: Path) -> None:
     from flows.host.progress import Display
     from flows.prefect_api.limits import alone
     from flows.registry.recipes import parse_recipe

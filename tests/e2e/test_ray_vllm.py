@@ -24,7 +24,8 @@ from storage.tables.shards import read_table, write_table
 from support.recipes import TINY
 from support.tiny import tiny_llama
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+# It starts three engines. Another process's bits: test_vllm_engine.py; replicas: tests/flows/remote/ray/test_pool.py.
+pytestmark = [pytest.mark.vllm, pytest.mark.nightly, pytest.mark.timeout(600)]
 
 SHARDS, PROMPTS_OF_ONE = 4, 8
 SAMPLING = {**TINY["sampling"], "engine": "vllm", "max_sequences": 32, "cache_gib": 0.25, "context": 64}

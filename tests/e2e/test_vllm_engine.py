@@ -86,25 +86,6 @@ class TestVllmSampler(SamplerContract):
             sampler.load_weights(weights.tied[0])
 
 
-def test_an_engine_that_schedules_ahead(tmp_path: Path) -> None:
-    """As on a GPU: see the script, which needs a process of its own."""
-    tests = Path(__file__).parents[1]
-    script = [sys.executable, str(tests / "support" / "engine_ahead.py"), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
-    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-@pytest.mark.parametrize("kind", ["gemma2", "cohere", "granite", "gpt2", "longrope", "opt", "own head"])
-def test_types_of_models_that_keep_things_elsewhere(kind: str, tmp_path: Path) -> None:
-    """vLLM agrees with plain transformers, before and after new weights: see the script."""
-    tests = Path(__file__).parents[1]
-    script = [sys.executable, str(tests / "support" / "engine_of_type.py"), kind, str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
-    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def test_what_an_engine_on_gpus_is_given(engine: Sampler, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU is here: vLLM knows all of the arguments, and finds room for weights, cache and a tenth."""
     from vllm.engine.arg_utils import EngineArgs

@@ -1,9 +1,12 @@
 """The store on each backend: a local directory, memory, and S3 as moto serves it on loopback."""
 
+import multiprocessing
+import os
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -42,3 +45,15 @@ def act_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         monkeypatch.setattr(storage.log.lease, "describe_process", lambda: describe() | changes)
 
     return act
+
+
+@pytest.fixture(scope="session")
+def processes() -> multiprocessing.context.ForkServerContext:
+    """Forks children from a process that has imported the store, and what tests have them do."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["storage.tables.checkpoints", "store_faults", "store_races"])
+    with pytest.MonkeyPatch.context() as patch:
+        # Python 3.11 does not hand on its own path, and says nothing of what it then cannot import.
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
+    return context

@@ -1,6 +1,6 @@
 """A vLLM engine that schedules a step before the tokens of the last one are known: as on a GPU, and never on a CPU.
 
-    python tests/support/engine_ahead.py DIRECTORY
+    python -m support.engine_ahead DIRECTORY       forked, see ``support.vllm_imported``
 
 When a call ends, a step of its requests is still in flight: what comes after must not be refused or moved by it.
 """
@@ -8,19 +8,16 @@ When a call ends, a step of its requests is still in flight: what comes after mu
 import sys
 from pathlib import Path
 
+from vllm.platforms.cpu import CpuPlatform
+
+from pipeline.config import SamplingConfig
 from pipeline.sampling import finish
-from pipeline.sampling.environment import configure_environment
+from pipeline.sampling.vllm_engine import VllmSampler
+from support.sampler_contract import CONTEXT, SETTINGS, make_weights, requests
 
 
 def main() -> None:
     """Samples, gives up, rests and takes weights; a wrong result is an AssertionError."""
-    configure_environment("cpu", 1)
-    from vllm.platforms.cpu import CpuPlatform
-
-    from pipeline.config import SamplingConfig
-    from pipeline.sampling.vllm_engine import VllmSampler
-    from support.sampler_contract import CONTEXT, SETTINGS, make_weights, requests
-
     original = CpuPlatform.check_and_update_config
 
     def schedule_ahead(config: object) -> None:
@@ -52,7 +49,3 @@ def main() -> None:
     assert finish(sampler.sample(requests(6), SETTINGS)) != expected
     sampler.load_weights(weights.first)
     assert finish(sampler.sample(requests(6), SETTINGS)) == expected
-
-
-if __name__ == "__main__":
-    main()

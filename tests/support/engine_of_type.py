@@ -1,6 +1,6 @@
 """vLLM in a process of its own against plain transformers, eager and one sequence at a time, for a type of model.
 
-    python tests/support/engine_of_type.py TYPE DIRECTORY
+    python -m support.engine_of_type TYPE DIRECTORY        forked, see ``support.vllm_imported``
 
 Scores under the weights that the engine starts with, samples, takes other weights in place, and scores again. A wrong
 value is an AssertionError.
@@ -11,7 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.sampling.environment import configure_environment
+import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
+
+from pipeline.config import SamplingConfig
+from pipeline.model.sampler_copy import sampler_copy
+from pipeline.sampling.base import SamplingRequest, finish
+from pipeline.sampling.vllm_engine import VllmSampler
+from support.tiny import tiny_tokenizer
 
 CONTEXT = 32
 # Float32 on both sides, in another order, over a few tokens.
@@ -26,8 +34,6 @@ SEQUENCES = [([5, 6, 7, 8], [9, 10, 2]), ([1, 2, 3, *range(20, 40)], [50, 51, 52
 
 def configurations() -> dict[str, Callable[[], Any]]:
     """A tiny configuration of each type that is tried here."""
-    import transformers as hf
-
     longrope = {
         "rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": CONTEXT,
         "short_factor": [1 + 0.02 * place for place in range(16)], "long_factor": [4.0 * (1 + p) for p in range(16)],
@@ -57,13 +63,6 @@ def configurations() -> dict[str, Callable[[], Any]]:
 
 def checkpoint(kind: str, directory: Path, seed: int) -> Path:
     """Random weights of a type, as the sampler gets them."""
-    import torch
-    import transformers as hf
-    from safetensors.torch import load_file, save_file
-
-    from pipeline.model.sampler_copy import sampler_copy
-    from support.tiny import tiny_tokenizer
-
     torch.manual_seed(seed)
     source = directory / str(seed)
     hf.AutoModelForCausalLM.from_config(configurations()[kind]()).save_pretrained(source)
@@ -77,9 +76,6 @@ def checkpoint(kind: str, directory: Path, seed: int) -> Path:
 
 def expected(directory: Path) -> list[list[float]]:
     """Log-probabilities of each answer's tokens by transformers alone."""
-    import torch
-    import transformers as hf
-
     model = hf.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager", dtype="float32").eval()
     found = []
     for prompt, answer in SEQUENCES:
@@ -98,13 +94,9 @@ def assert_close(found: list[list[float]], right: list[list[float]]) -> None:
     assert max(gaps) < TOLERANCE, (max(gaps), found, right)
 
 
-def main(kind: str, directory: Path) -> None:
+def main() -> None:
     """Compares before and after new weights, for answers that are given and for answers that are sampled."""
-    configure_environment("cpu", 1)
-    from pipeline.config import SamplingConfig
-    from pipeline.sampling.base import SamplingRequest, finish
-    from pipeline.sampling.vllm_engine import VllmSampler
-
+    kind, directory = sys.argv[1], Path(sys.argv[2])
     first, second = checkpoint(kind, directory, 0), checkpoint(kind, directory, 1)
     config = SamplingConfig(
         context=CONTEXT, cache_gib=0.1, max_sequences=16, candidates=3, temperature=0.7, top_p=0.9, max_tokens=8
@@ -115,7 +107,3 @@ def main(kind: str, directory: Path) -> None:
     assert_close(sampler.score(SEQUENCES), expected(second))
     for candidate in finish(sampler.sample([SamplingRequest("p", [5, 6, 7], 0)], config)):
         assert_close([candidate.logprobs], sampler.score([([5, 6, 7], candidate.token_ids)]))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))

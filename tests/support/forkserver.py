@@ -4,8 +4,8 @@ Starting ``rondo`` with its three workers imports torch four times, for seconds 
 that nothing is simulated: every command and every worker is a process of its own, with the pipes, the signals and the
 exit status that it has elsewhere.
 
-    python -m support.forkserver SOCKET        the server
-    python -IS LAUNCHER ...                what stands in for ``sys.executable``: asks the server, and mirrors the end
+    python -m support.forkserver SOCKET MODULE...  the server, and what it imports
+    python -IS LAUNCHER ...    what stands in for ``sys.executable``: asks the server, and mirrors the end
 
 A launcher that is killed takes its process with it; a process that ends by a signal ends its launcher by the same one.
 """
@@ -35,8 +35,9 @@ PRELOAD = (
     "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto", "storage.tables.checkpoints",
     "vaderSentiment.vaderSentiment", "prefect.artifacts", "duckdb", "support.chaos",
 )  # fmt: skip
+_SERVER = "PREFECT_API_URL"
 _MESSAGE = 2**18  # bytes; a request holds the environment and a recipe
-_START_SECONDS = 180.0
+_START_SECONDS = 600.0  # for what hangs: 14 s of a core, of which a busy machine gives it little
 
 # Small and without imports of its own: it is started once a worker, by the real interpreter.
 _LAUNCHER = """#!{python} -IS
@@ -134,19 +135,22 @@ class Command:
 
 
 @contextlib.contextmanager
-def forkserver(directory: Path, environment: Mapping[str, str], prefix: Sequence[str] = ()) -> Iterator[ForkServer]:
+def forkserver(
+    directory: Path, environment: Mapping[str, str], prefix: Sequence[str] = (), preload: Sequence[str] = PRELOAD
+) -> Iterator[ForkServer]:
     """A running server.
 
     Args:
         directory: for its socket and log; its path must be short.
         environment: variables of the server and of every command.
         prefix: a command that starts the server, such as ``unshare``.
+        preload: the modules that it imports.
     """
     path = str(directory / "forkserver")
     variables = {**environment, "RONDO_ZYGOTE_LAUNCHER": _write_launcher(directory, path)}
     with (directory / "forkserver.log").open("wb") as log:
         server = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "support.forkserver", path],
+            [*prefix, sys.executable, "-m", "support.forkserver", path, *preload],
             env=variables,
             stderr=log,
             stdin=subprocess.PIPE,
@@ -174,7 +178,8 @@ def _write_launcher(directory: Path, path: str) -> str:
 class _Server:
     """Forks, reaps, and tells each launcher how its process ended."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, variables: Mapping[str, str]) -> None:
+        self._variables = variables
         self._selector = selectors.DefaultSelector()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(path + ".new")
@@ -209,7 +214,9 @@ class _Server:
             return
         pid = os.fork()
         if pid == 0:
-            _become(json.loads(data), descriptors, [*self._connections, self._listener.fileno()])
+            request = json.loads(data)
+            request["environment"] = {**self._variables, **request["environment"]}
+            _become(request, descriptors, [*self._connections, self._listener.fileno()])
         for copy in descriptors:
             os.close(copy)
         pidfd = os.pidfd_open(pid)
@@ -244,9 +251,12 @@ def _become(request: dict[str, object], descriptors: Sequence[int], close: Seque
             os.close(descriptor)
         os.setsid()
         os.chdir(str(request["cwd"]))
+        other_server = os.environ.get(_SERVER) != request["environment"].get(_SERVER)  # type: ignore[attr-defined]
         os.environ.clear()
         os.environ.update(request["environment"])  # type: ignore[arg-type]
         tempfile.tempdir = None  # TMPDIR may be another one
+        if other_server:  # Prefect has read its settings already
+            importlib.import_module("prefect.context").refresh_global_settings_context()
         sys.executable = os.environ["RONDO_ZYGOTE_LAUNCHER"]
         _option, module, *arguments = request["argv"]  # type: ignore[misc]
         sys.argv = [module, *arguments]
@@ -267,14 +277,18 @@ def _become(request: dict[str, object], descriptors: Sequence[int], close: Seque
 
 
 def main() -> None:
-    for module in PRELOAD:
+    path, *preload = sys.argv[1:]
+    given = dict(os.environ)
+    for module in preload:
         importlib.import_module(module)
+    # What a module sets when it is imported, such as the switches of vLLM, holds in the child too.
+    variables = {name: value for name, value in os.environ.items() if name not in given}
     threads = [Path(f"/proc/self/task/{thread}/comm").read_text().strip() for thread in os.listdir("/proc/self/task")]
     # Arrow's allocator knows of forks; any other thread would be missing in the child, and what it holds stay locked.
     assert set(threads) <= {"python", "jemalloc_bg_thd"}, threads
     gc.collect()
     gc.freeze()
-    _Server(sys.argv[1]).serve()
+    _Server(path, variables).serve()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """A process killed at any write, a disk that is full or read-only."""
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -17,13 +16,6 @@ from storage.log.store import Store
 # snapshot; close. The checkpoint's two files are written in place on a local disk, and by the objects elsewhere.
 LOCAL_WRITES = 2 + 2 + 2 * 7 + 1
 OTHER_WRITES = LOCAL_WRITES + 2 * 2
-
-
-@pytest.fixture(scope="module")
-def processes() -> multiprocessing.context.ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["storage.tables.checkpoints", "store_faults"])
-    return context
 
 
 @pytest.fixture(scope="module")

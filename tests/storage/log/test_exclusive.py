@@ -20,13 +20,6 @@ from storage.log.store import Store
 RACES = 100
 
 
-@pytest.fixture(scope="module")
-def processes() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["storage.tables.checkpoints", "store_faults", "store_races"])
-    return context
-
-
 def test_one_of_three_processes_gets_the_run(local: Store, processes: ForkServerContext) -> None:
     for number in range(RACES):
         local.create_run(f"race{number}", {})

@@ -1,6 +1,5 @@
 """What is removed on purpose, and that nothing else ever is: pruning, sweeping, deleting, at every point of a crash."""
 
-import multiprocessing
 import os
 import re
 from collections.abc import Callable
@@ -47,13 +46,6 @@ LATER = timedelta(days=30)
 def memory() -> Store:
     """For what does not depend on the backend: S3, as moto serves it, takes a hundred times as long."""
     return Store.open("memory://")
-
-
-@pytest.fixture(scope="module")
-def processes() -> multiprocessing.context.ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["store_faults"])
-    return context
 
 
 def strays(store: Store, *, after: timedelta = LATER, grace: timedelta = timedelta(hours=24)) -> list[Stray]:
