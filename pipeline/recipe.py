@@ -226,8 +226,10 @@ class Recipe(Config):
             raise ValueError(
                 f"prompts.train {prompts.train} is less than sampling.prompts_per_round {wanted}: raise the first"
             )
-        generated = CORPORA[prompts.corpus] if isinstance(prompts, GeneratedPrompts) else None
-        answers = prompts.reference_column if generated is None else generated.has_reference_answers
+        if isinstance(prompts, GeneratedPrompts):
+            answers = CORPORA[prompts.corpus].has_reference_answers
+        else:
+            answers = prompts.reference_column is not None
         needing = next((part.kind for judge in self.judges for part in judge.parts() if part.needs_reference), None)
         if needing is not None and not answers:
             raise ValueError(
@@ -238,13 +240,12 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _policy_takes_conversations(self) -> "Recipe":
-        prompts = self.prompts
-        if isinstance(self.policy, WarmStartPolicy) and isinstance(prompts, GeneratedPrompts):
-            if CORPORA[prompts.corpus].chat:
-                raise ValueError(
-                    f"prompts.corpus '{prompts.corpus}' has conversations, and a warm-started policy has no chat "
-                    f"template: choose one of {', '.join(TEXT_CORPORA)}, or a pretrained policy that was tuned for chat"
-                )
+        prompts, texts_only = self.prompts, isinstance(self.policy, WarmStartPolicy)
+        if isinstance(prompts, GeneratedPrompts) and texts_only and CORPORA[prompts.corpus].chat:
+            raise ValueError(
+                f"prompts.corpus '{prompts.corpus}' has conversations, and a warm-started policy has no chat template: "
+                f"choose one of {', '.join(TEXT_CORPORA)}, or a pretrained policy that was tuned for chat"
+            )
         return self
 
     @model_validator(mode="after")

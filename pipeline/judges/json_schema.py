@@ -1,7 +1,7 @@
 """Whether an answer is JSON of a given form, and how near it comes to that."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
@@ -54,10 +54,10 @@ class JsonSchemaConfig(JudgeConfig):
 class JsonSchemaJudge(RuleJudge[JsonSchemaConfig]):
     """1 if the schema accepts the answer, else 0, with the first fault as the rationale.
 
-    With ``partial_credit`` c, an answer that does not fit scores ``c * (f + s) / 2``. Here f is 1 if all of the answer is
-    JSON, 1/2 if an object stands amid other text, such as a fence or a greeting, and else 0. And s is the share of the
-    schema's ``required`` keys that the object has with values that the schema accepts. So of two wrong answers the
-    one that is nearer is the better one, which is what there is to learn from if few answers are right.
+    With ``partial_credit`` c, an answer that does not fit scores ``c * (f + s) / 2``. Here f is 1 if all of the answer
+    is JSON, 1/2 if an object stands amid other text, such as a fence or a greeting, and else 0. And s is the share of
+    the schema's ``required`` keys that the object has with values that the schema accepts. So of two wrong answers the
+    nearer one is the better one: this is what there is to learn from if few answers are right.
 
     Nothing is fetched: a reference that leads out of the schema is an error. Patterns are searched with a time limit,
     for the texts are a model's; formats (such as ``date``) are not checked.

@@ -150,7 +150,8 @@ def read_instruction(reference: str) -> Instruction:
         if kind not in KINDS:
             raise DataError(f"there is no constraint '{kind}': choose among {', '.join(KINDS)}")
         wanted = type(KINDS[kind].values[0])
-        if type(value) is not wanted or not value or (wanted is int and value < 1):
+        negative = isinstance(value, int) and value < 0
+        if type(value) is not wanted or not value or negative:
             names = {int: "a whole number from 1 up", str: "a text that is not empty", bool: "true"}
             raise DataError(f"the constraint '{kind}' has the value {value!r:.40}: give it {names[wanted]}")
     return Instruction(tuple(stated.get("about", ())), constraints)

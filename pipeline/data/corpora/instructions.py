@@ -1,8 +1,8 @@
 """Conversations that ask about a topic and set one or two limits to the answer, which a program can check.
 
-In the manner of IFEval (arXiv:2311.07911), with topics, wordings and constraints of our own. The reference answer states
-the topic's words and the constraints, for the judge ``instructions``. The topic decides the split, so that topics that
-are held out are new as well as their prompts.
+In the manner of IFEval (arXiv:2311.07911), with topics, wordings and constraints of our own. The reference answer
+states the topic's words and the constraints, for the judge ``instructions``. The topic decides the split, so that
+topics that are held out are new as well as their prompts.
 """
 
 import random

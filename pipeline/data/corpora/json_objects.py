@@ -32,8 +32,8 @@ NOUNS = (
     "baker", "sailor", "teacher", "carpenter", "gardener", "doctor", "painter", "farmer", "plumber", "violinist",
     "librarian", "tailor", "pilot", "cook", "dentist", "shepherd",
     # places
-    "lighthouse", "market", "bridge", "library", "island", "harbour", "castle", "museum", "village", "garden", "station",
-    "theatre", "waterfall", "forest", "mill", "cave", "beach", "hotel",
+    "lighthouse", "market", "bridge", "library", "island", "harbour", "castle", "museum", "village", "garden",
+    "station", "theatre", "waterfall", "forest", "mill", "cave", "beach", "hotel",
     # ways to travel, to play and to make music
     "tram", "canoe", "ferry", "sledge", "scooter", "balloon", "caravan", "submarine", "violin", "drum", "piano",
     "kite", "puzzle", "chessboard",

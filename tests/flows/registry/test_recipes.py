@@ -55,6 +55,18 @@ def test_shipped_recipes_parse(path: Path) -> None:
         ),
         ("evaluation.judges=[{kind: vader}]", "two judges are named 'vader'"),
         ("judge.kind=exact_answer", "these prompts have none"),
+        ("judge.kind=mentions_reference", "compares with reference answers, and these prompts have none"),
+        (
+            "prompts.corpus=json_objects",
+            "prompts.corpus 'json_objects' has conversations, and a warm-started policy has no chat template: choose "
+            "one of film_reviews, additions, or a pretrained policy that was tuned for chat",
+        ),
+        ("policy.corpus=json_objects", "policy.corpus: 'json_objects' is not allowed: input should be 'film_reviews'"),
+        (
+            "judge={kind: json_schema, definition: {}, partial_credit: 0.5}\npreferences.rule=correct_vs_incorrect",
+            "preferences.rule 'correct_vs_incorrect' takes scores of 0 and 1 alone, and the judge 'json_schema' gives",
+        ),
+        ("judge={kind: json_schema, definition: {}, partial_credit: 1}", "judge.partial_credit: 1 is not allowed"),
         ("prompts.train=4", "prompts.train 4 is less than sampling.prompts_per_round 12"),
         ("update.token_budget=40", "does not hold a prompt with 2 answers"),
         ("preferences.soft_labels=true", "python function with gives_std"),

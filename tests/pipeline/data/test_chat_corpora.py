@@ -1,4 +1,4 @@
-"""The generated corpora of conversations: enough of them, no thing in two splits, and answers that fit what they ask."""
+"""The generated corpora of conversations: enough of them, no thing in two splits, and answers that fit the request."""
 
 import json
 from collections import Counter
