@@ -19,6 +19,17 @@ def test_shipped_recipes_parse(path: Path) -> None:
     assert load_recipe(path).name == path.stem
 
 
+@pytest.mark.parametrize("name", ["smollm2-json", "smollm2-instructions"])
+def test_a_recipe_for_a_model_that_people_know(name: str) -> None:
+    """With the hub's weights, and what its comments promise."""
+    recipe = load_recipe(Path(name), ["policy.path=HuggingFaceTB/SmolLM2-135M-Instruct"])
+    assert recipe.sampling.prompts_per_round == 8 * recipe.sampling.shard_prompts
+    assert recipe.judge.gives_partial_credit
+    strict, mentions = recipe.evaluation.judges
+    assert strict == recipe.judge.model_copy(update={"partial_credit": 0.0, "name": strict.name})
+    assert (mentions.kind, mentions.needs_reference) == ("mentions_reference", True)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
