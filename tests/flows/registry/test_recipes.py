@@ -30,6 +30,14 @@ def test_a_recipe_for_a_model_that_people_know(name: str) -> None:
     assert (mentions.kind, mentions.needs_reference) == ("mentions_reference", True)
 
 
+def test_a_recipe_is_read_on_a_machine_that_has_not_its_model() -> None:
+    """As `rondo up` reads all that ship: what is missing is said when one of them is run."""
+    change = ["policy={source: pretrained, path: ./nowhere}"]
+    assert load_recipe(Path("sentiment"), change, files=False).policy.source == "pretrained"
+    with pytest.raises(ConfigError, match=r"policy.path: './nowhere'"):
+        load_recipe(Path("sentiment"), change)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
