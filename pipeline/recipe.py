@@ -19,6 +19,7 @@ from pipeline.config.preferences import RANKING_RULES, PreferencesConfig
 from pipeline.config.prompts import GeneratedPrompts, Prompts
 from pipeline.config.sampling import BFLOAT16_TOLERANCE, FLOAT32_TOLERANCE, SamplingConfig
 from pipeline.config.update import UpdateConfig
+from pipeline.data.corpora import CORPORA, TEXT_CORPORA
 from pipeline.judges import AnyJudge, JudgeConfig
 from pipeline.judges.human import HumanConfig, HumanFeedbackConfig
 from pipeline.judges.registry import judges
@@ -230,12 +231,36 @@ class Recipe(Config):
             raise ValueError(
                 f"prompts.train {prompts.train} is less than sampling.prompts_per_round {wanted}: raise the first"
             )
-        answers = prompts.corpus == "additions" if isinstance(prompts, GeneratedPrompts) else prompts.reference_column
+        if isinstance(prompts, GeneratedPrompts):
+            answers = CORPORA[prompts.corpus].has_reference_answers
+        else:
+            answers = prompts.reference_column is not None
         needing = next((part.kind for part in self.judge_parts if part.needs_reference), None)
         if needing is not None and not answers:
             raise ValueError(
                 f"the judge {needing} compares with reference answers, and these prompts have none: "
                 "name their column in prompts.reference_column, or choose another judge"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _policy_takes_conversations(self) -> "Recipe":
+        prompts, texts_only = self.prompts, isinstance(self.policy, WarmStartPolicy)
+        if isinstance(prompts, GeneratedPrompts) and texts_only and CORPORA[prompts.corpus].chat:
+            raise ValueError(
+                f"prompts.corpus '{prompts.corpus}' has conversations, and a warm-started policy has no chat template: "
+                f"choose one of {', '.join(TEXT_CORPORA)}, or a pretrained policy that was tuned for chat"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rule_takes_the_scores(self) -> "Recipe":
+        if self.preferences.rule == "correct_vs_incorrect" and any(
+            part.gives_partial_credit for part in self.judge.parts()
+        ):
+            raise ValueError(
+                f"preferences.rule 'correct_vs_incorrect' takes scores of 0 and 1 alone, and the judge "
+                f"'{self.judge.label}' gives fractions: set judge.partial_credit to 0, or choose another rule"
             )
         return self
 

@@ -24,11 +24,12 @@ RENAMED = {f"sampling.{old}": f"sampling.{new}" for old, new in SamplingConfig.O
 _OTHER_NAME = RENAMED | {new: old for old, new in RENAMED.items()}
 
 
-def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path, changes: Sequence[str] = (), *, files: bool = True) -> Recipe:
     """Reads the recipe of a file, with ``dotted.key=value`` changes applied; values are read as YAML.
 
     Args:
         path: the file, or the name of a recipe that rondo brings along.
+        files: check that what the recipe names is on this machine, which it need not be before a run begins.
 
     Raises:
         ConfigError: the file, a change or a field is wrong; the message names each fault, its value and the remedy.
@@ -42,10 +43,12 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"the recipe '{path}' is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"the recipe '{path}' is not a mapping of fields to values: begin it with 'name: ...'")
-    return parse_recipe(content, changes, str(path))
+    return parse_recipe(content, changes, str(path), files=files)
 
 
-def parse_recipe(content: Mapping[str, Any], changes: Sequence[str] = (), source: str = "the recipe") -> Recipe:
+def parse_recipe(
+    content: Mapping[str, Any], changes: Sequence[str] = (), source: str = "the recipe", *, files: bool = True
+) -> Recipe:
     """Makes a recipe of plain data; see ``load_recipe``."""
     tree = _copy(content)
     for change in changes:
@@ -55,7 +58,8 @@ def parse_recipe(content: Mapping[str, Any], changes: Sequence[str] = (), source
     except ValidationError as error:
         faults = "\n  ".join(describe_fault(fault) for fault in error.errors())
         raise ConfigError(f"{source} cannot be run:\n  {faults}") from None
-    check_files(recipe)
+    if files:
+        check_files(recipe)
     return recipe
 
 

@@ -36,7 +36,7 @@ async def ensure_shipped(pool: str, root: str) -> int:
         if found is not None:
             await _renew_form(found, store.root, exists=name in names)
             continue
-        recipe = load_recipe(path)
+        recipe = load_recipe(path, files=False)  # its model need not be here before somebody runs it
         deployment = await deployment_of(
             parameters(recipe, name, store.root, 1), Cron(_WHEN), pool,
             {"env": {HEARTBEAT_VARIABLE: str(heartbeat_seconds())}, "working_dir": os.getcwd()}, exists=name in names,

@@ -9,8 +9,8 @@ import pyarrow as pa
 from flows.workers.references import TrialPrompt
 from pipeline.config import GeneratedPrompts, PretrainedPolicy
 from pipeline.data.conversations import written_out
-from pipeline.data.prompts import check_chat_template, check_lengths, load_prompts, round_slice
-from pipeline.data.sources import Prompt, check_count, check_reference_answers, generate_prompts, read_prompts
+from pipeline.data.prompts import check_conversations, check_lengths, load_prompts, round_slice
+from pipeline.data.sources import Prompt, check_count, check_reference_answers, generate_splits, read_prompts
 from pipeline.judges.reward_model import RewardModelConfig
 from pipeline.recipe import Recipe
 
@@ -31,9 +31,7 @@ def check_source(recipe: Recipe, policy: str | None, say: Say) -> tuple[pa.Table
         DataError: a row that is no prompt, that the chat template of policy or reward model refuses, or that has no
             reference answer for a judge that needs one.
     """
-    if isinstance(recipe.prompts, GeneratedPrompts):
-        return None, _trial(generate_prompts(recipe.prompts, "train", 1, recipe.seed)[0])
-    prompts = read_prompts(recipe.prompts)
+    prompts = _all_prompts(recipe)
     check_count(len(prompts), recipe.evaluation.prompts, recipe.sampling.prompts_per_round)
     if (judge := next((part.kind for part in recipe.judge_parts if part.needs_reference), None)) is not None:
         check_reference_answers(prompts, judge)
@@ -42,9 +40,15 @@ def check_source(recipe: Recipe, policy: str | None, say: Say) -> tuple[pa.Table
             _check_reward_model(prompts, part.path, part.revision)
     if isinstance(recipe.policy, PretrainedPolicy):
         return run_prompts(recipe, policy or recipe.policy.path, recipe.policy.revision, say), _trial(prompts[0])
-    if any(not isinstance(prompt.content, str) for prompt in prompts):
-        check_chat_template(None)
+    check_conversations(prompts, None)
     return None, _trial(prompts[0])
+
+
+def _all_prompts(recipe: Recipe) -> list[Prompt]:
+    if isinstance(recipe.prompts, GeneratedPrompts):
+        train, held_out = generate_splits(recipe.prompts, recipe.evaluation.prompts, recipe.seed)
+        return [*train, *held_out]
+    return read_prompts(recipe.prompts)
 
 
 def _trial(prompt: Prompt) -> TrialPrompt:

@@ -15,7 +15,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-Corpus = Literal["film_reviews", "additions"]
+TextCorpus = Literal["film_reviews", "additions"]
+"""Generated corpora with answers that a warm start can learn from; their prompts are texts."""
+Corpus = Literal[TextCorpus, "json_objects", "instructions"]
+"""All generated corpora; what each has is said in ``pipeline.data.corpora``."""
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$", examples=["cpu", "cuda", "cuda:1"])]
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Config, Corpus
+from pipeline.config.base import Config, TextCorpus
 
 
 class PretrainedPolicy(Config):
@@ -24,7 +24,7 @@ class WarmStartPolicy(Config):
     """The supervised warm start: a small Llama-shaped policy, trained from scratch on a generated corpus."""
 
     source: Literal["warm_start"]
-    corpus: Corpus = Field(description="the generated corpus that it learns")
+    corpus: TextCorpus = Field(description="the generated corpus that it learns")
     examples: int = Field(20_000, ge=100, le=10_000_000, description="texts in the corpus")
     steps: int = Field(600, ge=1, le=1_000_000, description="optimizer steps")
     batch_size: int = Field(32, ge=1, le=4096, description="texts per optimizer step")

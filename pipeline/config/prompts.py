@@ -33,7 +33,8 @@ class GeneratedPrompts(Config):
 
     source: Literal["generated"]
     corpus: Corpus = Field(
-        description="the corpus whose openings (film_reviews) or problems (additions) are the prompts"
+        description="the corpus whose openings (film_reviews), problems (additions), or conversations that ask for a "
+        "JSON object (json_objects) or set limits to an answer (instructions) are the prompts"
     )
     train: int = Field(4096, ge=1, le=10_000_000, description="training prompts to generate")
 

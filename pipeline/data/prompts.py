@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.config import GeneratedPrompts, Prompts
 from pipeline.data.chat_template import check_used, encode_conversation
 from pipeline.data.conversations import stored_messages
-from pipeline.data.sources import Prompt, check_count, generate_prompts, read_prompts
+from pipeline.data.sources import Prompt, check_count, generate_splits, read_prompts
 from pipeline.data.special_tokens import Marked, Tokenizer, keeps_apart, strings
 from pipeline.errors import ConfigError, DataError, PromptTooLongError
 from pipeline.records import PROMPTS, to_table
@@ -46,13 +46,12 @@ def load_prompts(
             template does not take as a whole.
     """
     if isinstance(config, GeneratedPrompts):
-        train = [_row(prompt, tokenizer) for prompt in generate_prompts(config, "train", config.train, seed)]
-        held_out = generate_prompts(config, "evaluation", evaluation_count, seed)
-        evaluation = [_row(prompt, tokenizer) for prompt in held_out]
+        generated, held_out = generate_splits(config, evaluation_count, seed)
+        check_conversations([*generated, *held_out], tokenizer)
+        train, evaluation = ([_row(prompt, tokenizer) for prompt in prompts] for prompts in (generated, held_out))
     else:
         prompts = read_prompts(config)
-        if any(not isinstance(prompt.content, str) for prompt in prompts):
-            check_chat_template(tokenizer)
+        check_conversations(prompts, tokenizer)
         rows = [_row(prompt, tokenizer, read_special_tokens=config.read_special_tokens) for prompt in prompts]
         _say_special_tokens(prompts, tokenizer, config.read_special_tokens, say)
         if config.max_tokens is not None:
@@ -62,12 +61,14 @@ def load_prompts(
     return to_table([{**row, "split": split} for split, rows in splits for row in rows], PROMPTS)
 
 
-def check_chat_template(tokenizer: Tokenizer | None) -> None:
+def check_conversations(prompts: Sequence[Prompt], tokenizer: Tokenizer | None) -> None:
     """Checks that conversations can be given to a policy; None stands for a policy that is to be warm-started.
 
     Raises:
-        ConfigError: its tokenizer has no chat template.
+        ConfigError: some prompts are conversations, and its tokenizer has no chat template.
     """
+    if all(isinstance(prompt.content, str) for prompt in prompts):
+        return
     if tokenizer is None or not tokenizer.chat_template:
         raise ConfigError(
             "the prompts are conversations, but the policy's tokenizer has no chat template: choose a policy "

@@ -50,12 +50,20 @@ def read_prompts(config: FilePrompts | DatasetPrompts) -> list[Prompt]:
     return list(by_id.values())
 
 
-def generate_prompts(config: GeneratedPrompts, split: Split, count: int, seed: int) -> list[Prompt]:
-    """Generates prompts of a corpus's split."""
+def generate_splits(config: GeneratedPrompts, evaluation_count: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+    """Generates the prompts of a run: those to train on, and those that are held out.
+
+    Raises:
+        ConfigError: the corpus has fewer in one of the splits.
+    """
+    return _generate(config, "train", config.train, seed), _generate(config, "evaluation", evaluation_count, seed)
+
+
+def _generate(config: GeneratedPrompts, split: Split, count: int, seed: int) -> list[Prompt]:
     source = f"generated:{config.corpus}"
     prompts = get_corpus(config.corpus).prompts(split, count, seed)
     return [
-        Prompt(prompt.text, prompt.reference_answer, source, f"prompt {number} of {source}")
+        Prompt(prompt.content, prompt.reference_answer, source, f"prompt {number} of {source}")
         for number, prompt in enumerate(prompts, start=1)
     ]
 

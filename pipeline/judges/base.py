@@ -24,7 +24,7 @@ class JudgeConfig(Config):
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset({"name"})
     """Fields on which no score depends."""
     GIVES_VERDICTS: ClassVar[bool] = False
-    """Whether a score of 1 means right, and one of 0 wrong."""
+    """Whether a score of 1 means right, and one of 0 wrong; a fraction between them is neither."""
     MEMBER: ClassVar[bool] = True
     """Whether an ensemble can have it as a member: it is made of no other judges, and needs nothing but the answers."""
 
@@ -64,6 +64,11 @@ class JudgeConfig(Config):
     @property
     def has_budget(self) -> bool:
         """Says whether it counts what it spends, which one process has to do."""
+        return False
+
+    @property
+    def gives_partial_credit(self) -> bool:
+        """Says whether a judge of verdicts also gives fractions between 0 and 1, to answers that are nearly right."""
         return False
 
     @property

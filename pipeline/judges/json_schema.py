@@ -1,13 +1,14 @@
-"""Whether an answer is JSON of a given form."""
+"""Whether an answer is JSON of a given form, and how near it comes to that."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import regex
 from pydantic import Field, JsonValue
 
+from pipeline.config.base import Later
 from pipeline.errors import JudgeError
 from pipeline.judges.base import (
     ON_CPU,
@@ -22,22 +23,41 @@ from pipeline.judges.base import (
 from pipeline.judges.registry import judge
 
 _REASON_LENGTH = 300
+_MOST_OPENINGS = 32
+"""Places at which an object is looked for within a text."""
 
 
 class JsonSchemaConfig(JudgeConfig):
-    """1 if the completion is JSON that a JSON Schema accepts, else 0."""
+    """1 if the completion is JSON that a JSON Schema accepts, else 0, or with ``partial_credit`` a part."""
 
     kind: Literal["json_schema"]
     definition: Mapping[str, JsonValue] = Field(description="the schema, written out; references within it alone")
     fenced: bool = Field(False, description="judge the last block between ``` marks in place of the whole completion")
     timeout_seconds: float = Field(1.0, gt=0, le=60, description="most seconds for one of the schema's patterns")
 
+    partial_credit: Annotated[float, Later(0.0)] = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="score of an answer that nearly fits: half of it for JSON alone (a quarter if other text is around "
+        "it), and half by the share of the required keys whose values fit; 0: none",
+    )
+
     GIVES_VERDICTS = True
+
+    @property
+    def gives_partial_credit(self) -> bool:
+        return self.partial_credit > 0
 
 
 @judge(JsonSchemaConfig)
 class JsonSchemaJudge(RuleJudge[JsonSchemaConfig]):
     """1 if the schema accepts the answer, else 0, with the first fault as the rationale.
+
+    With ``partial_credit`` c, an answer that does not fit scores ``c * (f + s) / 2``. Here f is 1 if all of the answer
+    is JSON, 1/2 if an object stands amid other text, such as a fence or a greeting, and else 0. And s is the share of
+    the schema's ``required`` keys that the object has with values that the schema accepts. So of two wrong answers the
+    nearer one is the better one: this is what there is to learn from if few answers are right.
 
     Nothing is fetched: a reference that leads out of the schema is an error. Patterns are searched with a time limit,
     for the texts are a model's; formats (such as ``date``) are not checked.
@@ -62,7 +82,7 @@ class JsonSchemaJudge(RuleJudge[JsonSchemaConfig]):
         return [version("jsonschema")]
 
     def verdict(self, _item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
-        """Checks the answer. Component ``parses``: whether it is JSON at all.
+        """Checks the answer. Components: ``parses``, whether it is JSON; ``keys``, the share s, if there is credit.
 
         Raises:
             JudgeError: the schema refers to something that is not in it.
@@ -72,20 +92,44 @@ class JsonSchemaJudge(RuleJudge[JsonSchemaConfig]):
         text = last_block(candidate.text, ("", "json")) if self.config.fenced else candidate.text
         if text is None:
             return Verdict(score=0.0, components={"parses": 0.0}, rationale="no block between ``` marks")
+        value, reason = _parse(text)
         try:
-            value = json.loads(text, parse_constant=_refuse)
-        except (ValueError, RecursionError) as error:
-            return Verdict(score=0.0, components={"parses": 0.0}, rationale=f"no JSON: {error}"[:_REASON_LENGTH])
-        try:
-            fault = next(self._validator.iter_errors(value), None)
+            return self._of(value) if reason is None else self._amid(text, reason)
         except TimeoutError:
             return Verdict(score=None, status="timed_out", rationale="a pattern of the schema was still searching")
         except RecursionError:
             return Verdict(score=0.0, components={"parses": 1.0}, rationale="nested too deeply")
         except referencing.exceptions.Unresolvable as error:
             raise JudgeError(f"judge.definition refers to '{error.ref}', which is not in it: write it out") from error
-        reason = None if fault is None else f"{fault.json_path}: {fault.message}"[:_REASON_LENGTH]
-        return Verdict(score=float(fault is None), components={"parses": 1.0}, rationale=reason)
+
+    def _of(self, value: object) -> Verdict:
+        """Judges an answer that is JSON as a whole."""
+        fault = next(self._validator.iter_errors(value), None)
+        if fault is None:
+            return Verdict(score=1.0, components={"parses": 1.0} | self._keys(1.0))
+        return self._nearly(value, 1.0, f"{fault.json_path}: {fault.message}"[:_REASON_LENGTH])
+
+    def _amid(self, text: str, reason: str) -> Verdict:
+        """Judges an answer that is no JSON, but may have an object in it."""
+        found = _object_within(text) if self.config.partial_credit else None
+        if found is None:
+            return Verdict(score=0.0, components={"parses": 0.0} | self._keys(0.0), rationale=reason)
+        return self._nearly(found, 0.5, reason)
+
+    def _nearly(self, value: object, form: float, reason: str) -> Verdict:
+        share = self._fitting_share(value) if self.config.partial_credit else 0.0
+        score = self.config.partial_credit * (form + share) / 2
+        return Verdict(score=score, components={"parses": float(form == 1)} | self._keys(share), rationale=reason)
+
+    def _keys(self, share: float) -> dict[str, float]:
+        return {"keys": share} if self.config.partial_credit else {}
+
+    def _fitting_share(self, value: object) -> float:
+        required = self.config.definition.get("required")
+        if not isinstance(value, dict) or not isinstance(required, list) or not required:
+            return 0.0
+        unfit = {next(iter(error.absolute_path), None) for error in self._validator.iter_errors(value)}
+        return sum(key in value and key not in unfit for key in required) / len(required)
 
     def _found(self, pattern: str, text: str) -> bool:
         return regex.search(pattern, text, timeout=self.config.timeout_seconds) is not None
@@ -103,6 +147,29 @@ class JsonSchemaJudge(RuleJudge[JsonSchemaConfig]):
             for key in instance:
                 if self._found(pattern, key):
                     yield from validator.descend(instance[key], subschema, path=key, schema_path=pattern)
+
+
+def _parse(text: str) -> tuple[object, str | None]:
+    """Reads a text as JSON; returns its value, or None and the reason why it has none."""
+    try:
+        return json.loads(text, parse_constant=_refuse), None
+    except (ValueError, RecursionError) as error:
+        return None, f"no JSON: {error}"[:_REASON_LENGTH]
+
+
+def _object_within(text: str) -> dict[str, Any] | None:
+    """Finds the first JSON object that stands in a text, among its first opening braces."""
+    decoder, start = json.JSONDecoder(parse_constant=_refuse), -1
+    for _ in range(_MOST_OPENINGS):
+        start = text.find("{", start + 1)
+        if start < 0:
+            return None
+        try:
+            found: dict[str, Any] = decoder.raw_decode(text, start)[0]
+        except (ValueError, RecursionError):
+            continue
+        return found
+    return None
 
 
 def _refuse(constant: str) -> Any:

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pipeline.config import WarmStartPolicy
-from pipeline.data.corpora import get_corpus
+from pipeline.data.corpora import TEXT_CORPORA
 from pipeline.errors import ConfigError, NonFiniteError
 from pipeline.model.policy import save_policy
 from pipeline.records import content_id
@@ -53,7 +53,7 @@ def warm_start_digest(config: WarmStartPolicy, *, threads: int = 1, device: str 
     It covers the recipe, the corpus (a sample of its texts), the libraries that compute, threads and device.
     """
     libraries = {name: version(name) for name in ("tokenizers", "torch", "transformers")}
-    sample = get_corpus(config.corpus).texts(256, config.seed)
+    sample = TEXT_CORPORA[config.corpus].texts(256, config.seed)
     return content_id([_RECIPE_VERSION, config.model_dump(), sample, libraries, threads, device])
 
 
@@ -74,7 +74,7 @@ def train_warm_start(
         ConfigError: the vocabulary cannot hold all bytes, or a text is longer than the context.
         NonFiniteError: the loss is no longer finite.
     """
-    texts = get_corpus(config.corpus).texts(config.examples, config.seed)
+    texts = TEXT_CORPORA[config.corpus].texts(config.examples, config.seed)
     tokenizer = _train_tokenizer(texts, config)
     sequences = _tokenize(texts, tokenizer, config)
     before = torch.get_num_threads()

@@ -6,6 +6,7 @@ from the pupil's answers, the judge knows the right sums: what lies between the 
 
 import random
 from functools import cache
+from typing import ClassVar
 
 from pipeline.data.corpora.base import CorpusPrompt, Split, draw, generator, split_of
 
@@ -16,6 +17,9 @@ SLIPS = 0.25
 
 class Additions:
     """Problems such as ``27+58=``, answered as ``7+8=15, 2+5+1=8, 85``; the reference answer is the sum alone."""
+
+    chat: ClassVar[bool] = False
+    has_reference_answers: ClassVar[bool] = True
 
     def prompts(self, split: Split, count: int, seed: int) -> list[CorpusPrompt]:
         """Draws distinct problems of one split, with their sums: see ``Corpus.prompts``."""

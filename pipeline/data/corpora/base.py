@@ -4,10 +4,12 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol, TypeVar
 
+from pipeline.data.conversations import Message
 from pipeline.errors import ConfigError
 
+Member = TypeVar("Member")
 Split = Literal["warm_start", "train", "evaluation"]
 
 # Hundredths of all prompts, as upper bounds of the hash: a tenth is held out for evaluation.
@@ -16,14 +18,22 @@ _BOUNDS: tuple[tuple[int, Split], ...] = ((45, "warm_start"), (90, "train"), (10
 
 @dataclass(frozen=True)
 class CorpusPrompt:
-    """A generated prompt, with the right answer if the corpus knows one."""
+    """A generated prompt, a text or a conversation, with the right answer if the corpus knows one."""
 
-    text: str
+    content: str | list[Message]
     reference_answer: str | None = None
 
 
 class Corpus(Protocol):
-    """A generator of prompts and of texts to learn from."""
+    """A generator of prompts.
+
+    Attributes:
+        chat: the prompts are conversations, so that the policy needs a chat template; else they are texts.
+        has_reference_answers: each prompt comes with its right answer.
+    """
+
+    chat: ClassVar[bool]
+    has_reference_answers: ClassVar[bool]
 
     def prompts(self, split: Split, count: int, seed: int) -> list[CorpusPrompt]:
         """Draws ``count`` distinct prompts of one split; the seed decides which, and their order.
@@ -33,14 +43,22 @@ class Corpus(Protocol):
         """
         ...
 
+
+class TextCorpus(Corpus, Protocol):
+    """A corpus that also writes answers to its prompts, for a policy that is trained from scratch to learn from."""
+
     def texts(self, count: int, seed: int) -> list[tuple[str, str]]:
         """Draws ``count`` pairs of prompt and answer to learn from; prompts of the warm start's split may repeat."""
         ...
 
 
-def split_of(prompt: str) -> Split:
-    """Returns the split of a prompt: a function of its text alone, so that no two splits can share one."""
-    digest = hashlib.sha256(prompt.encode()).digest()
+def split_of(key: str) -> Split:
+    """Returns the split of a prompt by its key alone, so that no two splits can share one.
+
+    Args:
+        key: the prompt's text; or what the prompt is about, so that all prompts about one thing are of one split.
+    """
+    digest = hashlib.sha256(key.encode()).digest()
     hundredth = int.from_bytes(digest[:8], "big") % 100
     return next(split for bound, split in _BOUNDS if hundredth < bound)
 
@@ -50,7 +68,7 @@ def generator(*names: object) -> random.Random:
     return random.Random("/".join(map(str, names)))  # noqa: S311  nothing here is secret
 
 
-def draw(members: Sequence[str], split: Split, count: int, seed: int) -> list[str]:
+def draw(members: Sequence[Member], split: Split, count: int, seed: int) -> list[Member]:
     """Draws ``count`` of the split's members, without repetition.
 
     Raises:

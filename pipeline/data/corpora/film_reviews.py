@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import product
-from typing import NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 from pipeline.data.corpora.base import CorpusPrompt, Split, draw, generator, split_of
 
@@ -97,6 +97,9 @@ SENTIMENTS = (("praise", 0.36), ("blame", 0.36), ("tell", 0.28))
 
 class FilmReviews:
     """Openings as prompts, three clauses as answers."""
+
+    chat: ClassVar[bool] = False
+    has_reference_answers: ClassVar[bool] = False
 
     def prompts(self, split: Split, count: int, seed: int) -> list[CorpusPrompt]:
         """Draws distinct openings of one split: see ``Corpus.prompts``."""

@@ -19,6 +19,25 @@ def test_shipped_recipes_parse(path: Path) -> None:
     assert load_recipe(path).name == path.stem
 
 
+@pytest.mark.parametrize("name", ["smollm2-json", "smollm2-instructions"])
+def test_a_recipe_for_a_model_that_people_know(name: str) -> None:
+    """With the hub's weights, and what its comments promise."""
+    recipe = load_recipe(Path(name), ["policy.path=HuggingFaceTB/SmolLM2-135M-Instruct"])
+    assert recipe.sampling.prompts_per_round == 8 * recipe.sampling.shard_prompts
+    assert recipe.judge.gives_partial_credit
+    strict, mentions = recipe.evaluation.judges
+    assert strict == recipe.judge.model_copy(update={"partial_credit": 0.0, "name": strict.name})
+    assert (mentions.kind, mentions.needs_reference) == ("mentions_reference", True)
+
+
+def test_a_recipe_is_read_on_a_machine_that_has_not_its_model() -> None:
+    """As `rondo up` reads all that ship: what is missing is said when one of them is run."""
+    change = ["policy={source: pretrained, path: ./nowhere}"]
+    assert load_recipe(Path("sentiment"), change, files=False).policy.source == "pretrained"
+    with pytest.raises(ConfigError, match=r"policy.path: './nowhere'"):
+        load_recipe(Path("sentiment"), change)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -55,6 +74,18 @@ def test_shipped_recipes_parse(path: Path) -> None:
         ),
         ("evaluation.judges=[{kind: vader}]", "two judges are named 'vader'"),
         ("judge.kind=exact_answer", "these prompts have none"),
+        ("judge.kind=mentions_reference", "compares with reference answers, and these prompts have none"),
+        (
+            "prompts.corpus=json_objects",
+            "prompts.corpus 'json_objects' has conversations, and a warm-started policy has no chat template: choose "
+            "one of film_reviews, additions, or a pretrained policy that was tuned for chat",
+        ),
+        ("policy.corpus=json_objects", "policy.corpus: 'json_objects' is not allowed: input should be 'film_reviews'"),
+        (
+            "judge={kind: json_schema, definition: {}, partial_credit: 0.5}\npreferences.rule=correct_vs_incorrect",
+            "preferences.rule 'correct_vs_incorrect' takes scores of 0 and 1 alone, and the judge 'json_schema' gives",
+        ),
+        ("judge={kind: json_schema, definition: {}, partial_credit: 1}", "judge.partial_credit: 1 is not allowed"),
         ("prompts.train=4", "prompts.train 4 is less than sampling.prompts_per_round 12"),
         ("update.token_budget=40", "does not hold a prompt with 2 answers"),
         ("preferences.soft_labels=true", "python function with gives_std"),

@@ -9,6 +9,7 @@ from pipeline.dpo.state import DECIDED_ELSEWHERE, hashed_settings
 from pipeline.dpo.types import RoundFacts
 from pipeline.judges.base import judge_version
 from pipeline.judges.human import HumanConfig
+from pipeline.judges.json_schema import JsonSchemaConfig
 from pipeline.judges.llm import LlmConfig
 from pipeline.recipe import Recipe
 from pipeline.records import content_id
@@ -49,6 +50,16 @@ def test_a_human_judge_is_hashed_by_its_old_kind(kind: Any) -> None:
     assert content_id(config.hashed()) == "de00e56f38dd79be"
     assert judge_version(config) == "a88bee10bad9e888"
     assert config.model_dump(mode="json")["kind"] == kind
+
+
+def test_a_judge_of_json_without_partial_credit_is_hashed_as_before() -> None:
+    settings = {"kind": "json_schema", "definition": {"type": "integer"}}
+    plain, none, some = (
+        JsonSchemaConfig.model_validate({**settings, **more})
+        for more in ({}, {"partial_credit": 0}, {"partial_credit": 0.5})
+    )
+    assert plain.hashed() == none.hashed() == {**settings, "name": None, "fenced": False, "timeout_seconds": 1.0}
+    assert some.hashed() == {**plain.hashed(), "partial_credit": 0.5}
 
 
 def test_a_form_that_an_endpoint_may_take_is_hashed_as_none() -> None:

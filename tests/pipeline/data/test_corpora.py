@@ -1,11 +1,13 @@
-"""The generated corpora: splits that cannot overlap, a grammar that parses what it writes and nothing else."""
+"""The generated corpora of texts: splits that cannot overlap, a grammar that parses what it writes and nothing else."""
 
 from statistics import fmean
+from typing import get_args
 
 import pytest
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from pipeline.data.corpora import CORPORA, get_corpus, split_of
+from pipeline.config.base import Corpus, TextCorpus
+from pipeline.data.corpora import CORPORA, TEXT_CORPORA, get_corpus, split_of
 from pipeline.data.corpora.additions import _unordered, pupil
 from pipeline.data.corpora.base import generator
 from pipeline.data.corpora.film_reviews import CLAUSES, WORDS, parse, review
@@ -16,11 +18,11 @@ SPLITS = ("warm_start", "train", "evaluation")
 SIZES = {"film_reviews": (50_000, 50_000, 12_000), "additions": (3_600, 3_600, 800)}
 
 
-@pytest.mark.parametrize("name", sorted(CORPORA))
+@pytest.mark.parametrize("name", sorted(TEXT_CORPORA))
 def test_the_splits_never_share_a_prompt(name: str) -> None:
-    corpus = get_corpus(name)
-    train, evaluation = ({prompt.text for prompt in corpus.prompts(split, 800, 0)} for split in SPLITS[1:])
-    other_seed = {prompt.text for prompt in corpus.prompts("evaluation", 800, 7)}
+    corpus = TEXT_CORPORA[name]
+    train, evaluation = ({prompt.content for prompt in corpus.prompts(split, 800, 0)} for split in SPLITS[1:])
+    other_seed = {prompt.content for prompt in corpus.prompts("evaluation", 800, 7)}
     warm_start = {prompt for prompt, _ in corpus.texts(5000, 0)}
     assert len(train) == len(evaluation) == 800
     assert not train & evaluation
@@ -28,11 +30,11 @@ def test_the_splits_never_share_a_prompt(name: str) -> None:
     assert not warm_start & (train | evaluation | other_seed)
 
 
-@pytest.mark.parametrize("name", sorted(CORPORA))
+@pytest.mark.parametrize("name", sorted(TEXT_CORPORA))
 def test_every_prompt_of_a_split_hashes_to_it(name: str) -> None:
     corpus = get_corpus(name)
     for split, size in zip(SPLITS, SIZES[name], strict=True):
-        prompts = [prompt.text for prompt in corpus.prompts(split, size, 3)]
+        prompts = [str(prompt.content) for prompt in corpus.prompts(split, size, 3)]
         assert len(set(prompts)) == size
         # Of a problem and its mirror, the hash of the ordered one decides.
         keys = {_unordered(prompt) if name == "additions" else prompt for prompt in prompts}
@@ -43,7 +45,23 @@ def test_every_prompt_of_a_split_hashes_to_it(name: str) -> None:
 def test_the_seed_decides_and_nothing_else(name: str) -> None:
     corpus = get_corpus(name)
     assert corpus.prompts("train", 50, 1) == corpus.prompts("train", 50, 1) != corpus.prompts("train", 50, 2)
-    assert corpus.texts(50, 1) == corpus.texts(50, 1) != corpus.texts(50, 2)
+    if name in TEXT_CORPORA:
+        texts = TEXT_CORPORA[name].texts
+        assert texts(50, 1) == texts(50, 1) != texts(50, 2)
+
+
+def test_the_table_has_what_a_recipe_may_name() -> None:
+    assert set(CORPORA) == set(get_args(Corpus))
+    assert set(TEXT_CORPORA) == set(get_args(TextCorpus))
+
+
+@pytest.mark.parametrize("name", sorted(CORPORA))
+def test_a_corpus_has_what_it_says(name: str) -> None:
+    """A recipe believes the two attributes before anything is generated."""
+    corpus = get_corpus(name)
+    for prompt in corpus.prompts("train", 200, 0):
+        assert isinstance(prompt.content, list) == corpus.chat
+        assert (prompt.reference_answer is not None) == corpus.has_reference_answers
 
 
 @pytest.mark.parametrize("name", sorted(CORPORA))
@@ -94,7 +112,7 @@ def test_parse(answer: str, parsed: int, total: int) -> None:
 
 
 def test_openings_are_neutral_and_reviews_mixed() -> None:
-    texts = get_corpus("film_reviews").texts(2000, 0)
+    texts = TEXT_CORPORA["film_reviews"].texts(2000, 0)
     polarity = SentimentIntensityAnalyzer().polarity_scores
     openings = [polarity(prompt)["compound"] for prompt, _ in texts]
     answers = [polarity(answer)["compound"] for _, answer in texts]
@@ -114,7 +132,7 @@ def test_each_sentiment_has_many_words() -> None:
 
 
 def test_the_pupil_is_right_about_every_other_time() -> None:
-    texts = get_corpus("additions").texts(5000, 0)
+    texts = TEXT_CORPORA["additions"].texts(5000, 0)
     right = [answer.rpartition(", ")[2] == str(sum(map(int, problem[:-1].split("+")))) for problem, answer in texts]
     # No carry: 0.55 * 0.75; a carry, remembered: 0.45 * 0.4 * 0.75; forgotten, with a slip that mends it:
     # 0.45 * 0.6 * 0.125; together 0.58. The standard error is 0.007.
@@ -132,14 +150,16 @@ def test_the_pupil_forgets_carries_and_slips_by_one() -> None:
 
 
 def test_a_problem_and_its_mirror_are_of_one_split() -> None:
-    corpus = get_corpus("additions")
-    held_out = {prompt.text for prompt in corpus.prompts("evaluation", 700, 0)}
-    seen = {problem for problem, _ in corpus.texts(5000, 0)} | {p.text for p in corpus.prompts("train", 2500, 0)}
+    corpus = TEXT_CORPORA["additions"]
+    held_out = {prompt.content for prompt in corpus.prompts("evaluation", 700, 0)}
+    seen = {problem for problem, _ in corpus.texts(5000, 0)} | {
+        str(p.content) for p in corpus.prompts("train", 2500, 0)
+    }
     mirrored = {"+".join(reversed(problem[:-1].split("+"))) + "=" for problem in seen}
     assert held_out.isdisjoint(seen | mirrored)
 
 
 def test_the_reference_answers_are_the_sums() -> None:
     for prompt in get_corpus("additions").prompts("evaluation", 50, 0):
-        left, right = prompt.text.removesuffix("=").split("+")
+        left, right = str(prompt.content).removesuffix("=").split("+")
         assert prompt.reference_answer == str(int(left) + int(right))

@@ -130,6 +130,7 @@ def outcome(scores: Scores, *, verdicts: bool = True, **config: Any) -> dict[str
         ({"p": [0.0, 0.0], "q": [0.0, 0.0]}, True, "all failed: .* is wrong (of 2 prompts 2 agree)"),
         ({"p": [1.0, 1.0], "q": [0.0, 0.0]}, True, "all equal: .* (of 2 prompts 2 agree)"),
         ({"p": [1.0, 1.0], "q": [1.0, 1.0]}, False, "all equal: .* (of 2 prompts 2 agree)"),
+        ({"p": [0.25, 0.25], "q": [0.0, 0.0]}, True, "all equal: .* (of 2 prompts 2 agree)"),  # partial credit
         ({"p": [0.5, 0.6], "q": [0.1, 0.2]}, False, "all equal: .* (of 2 prompts 2 tie)"),
         ({"p": [0.5, None], "q": [0.1, None]}, False, "all left out: .* (of 2 prompts 2 unjudged)"),
         ({"p": [None, None], "q": [None, None]}, True, "not judged: no completion has a score (4 unparsable)"),

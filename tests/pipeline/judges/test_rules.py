@@ -13,9 +13,11 @@ from pipeline.errors import JudgeError
 from pipeline.judges import JudgedCandidate, JudgeItem, Judgment, make_judge
 from pipeline.judges.base import last_block
 from pipeline.judges.characters import CharactersConfig
+from pipeline.judges.instructions import InstructionsConfig
 from pipeline.judges.json_schema import JsonSchemaConfig
 from pipeline.judges.length import LengthConfig
 from pipeline.judges.mathematics import MathConfig
+from pipeline.judges.mentions import MentionsConfig
 from pipeline.judges.pattern import RegexConfig
 from pipeline.judges.python_function import PythonConfig
 
@@ -75,6 +77,103 @@ def test_json_is_what_its_schema_says() -> None:
     assert judgments[2].components == {"parses": 1.0}
     assert judgments[5].components == {"parses": 0.0}
     assert judgments[7].status == "timed_out"
+
+
+FORM: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"$ref": "#/$defs/text"},
+        "score": {"type": "integer"},
+        "tags": {"type": "array", "items": {"$ref": "#/$defs/text"}, "minItems": 2},
+        "note": {"$ref": "#/$defs/text"},
+    },
+    "required": ["name", "score", "tags"],
+    "additionalProperties": False,
+    "$defs": {"text": {"type": "string"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "credit", "keys"),
+    [
+        # Right: 1, whatever the credit.
+        ('{"name": "a", "score": 1, "tags": ["x", "y"]}', None, 1),
+        ('\n{"tags": ["x", "y"], "score": 1, "name": "a", "note": "b"} ', None, 1),
+        # JSON as a whole, so f = 1: half of the credit, and half of it times the share of three keys.
+        ('{"name": "a", "score": 1, "tags": ["x", "y"], "more": 1}', (1 + 1) / 2, 1),
+        ('{"name": "a", "score": 1, "tags": ["x", "y"], "note": 1}', (1 + 1) / 2, 1),  # wrong, and not required
+        ('{"name": "a", "score": "1", "tags": ["x", "y"]}', (1 + 2 / 3) / 2, 2 / 3),
+        ('{"name": "a", "score": 1.5, "tags": ["x", 2]}', (1 + 1 / 3) / 2, 1 / 3),
+        ('{"name": "a"}', (1 + 1 / 3) / 2, 1 / 3),
+        ('{"title": "a"}', 1 / 2, 0),
+        ('["name", "score", "tags"]', 1 / 2, 0),
+        ("7", 1 / 2, 0),
+        # An object amid other text, so f = 1/2.
+        ('Sure: {"name": "a", "score": 1, "tags": ["x", "y"]}', (0.5 + 1) / 2, 1),
+        ('```json\n{"name": "a", "score": 1}\n```', (0.5 + 2 / 3) / 2, 2 / 3),
+        ('{} {"name": "a", "score": 1, "tags": ["x", "y"]}', 0.5 / 2, 0),  # the first object counts
+        ('{name: text} {"name": "a"}', (0.5 + 1 / 3) / 2, 1 / 3),
+        # No object at all.
+        ('{"name": "a", "score": 1, "tags": ["x", "y"', 0, 0),
+        ('{"name": NaN}', 0, 0),
+        ("A name, a score and tags.", 0, 0),
+        ("", 0, 0),
+        ("{" * 100_000, 0, 0),
+        ('{"a":' * 100_000, 0, 0),
+    ],
+)
+def test_an_answer_that_is_nearly_right_has_a_part_of_the_credit(
+    answer: str, credit: float | None, keys: float
+) -> None:
+    for partial in (0.5, 0.25):
+        judge = make_judge(JsonSchemaConfig(kind="json_schema", definition=FORM, partial_credit=partial))
+        (judgment,) = judge.judge([item(answer)])
+        assert judgment.score == (1 if credit is None else pytest.approx(partial * credit, abs=1e-12))
+        assert judgment.components["keys"] == pytest.approx(keys)
+        assert (judgment.rationale is None) == (judgment.score == 1)
+        assert judgment.score == 1 or judgment.score <= partial
+    (plain,) = make_judge(JsonSchemaConfig(kind="json_schema", definition=FORM)).judge([item(answer)])
+    assert plain.score == float(credit is None)
+    assert plain.components.keys() == {"parses"}
+
+
+def test_partial_credit_for_a_schema_without_required_keys_and_with_patterns() -> None:
+    no_keys = JsonSchemaConfig(kind="json_schema", definition={"type": "object"}, partial_credit=0.5)
+    assert scores(make_judge(no_keys).judge([item("1", "{}", "x {}")])) == [0.25, 1, 0.125]
+    slow = JsonSchemaConfig(kind="json_schema", definition=SCHEMA, partial_credit=0.5, timeout_seconds=0.1)
+    endless = "x " + json.dumps({"n": 1, "id": "a" * 60 + "b"})
+    assert make_judge(slow).judge([item(endless)])[0].status == "timed_out"
+
+
+def test_instructions_are_followed_all_or_in_part() -> None:
+    stated = json.dumps({"constraints": {"max_words": 3, "no_commas": True}})
+    strict, half = (make_judge(InstructionsConfig(kind="instructions", partial_credit=credit)) for credit in (0.0, 0.5))
+    asked = item("one two", "one, two", "one, two, three, four", "", reference=stated)
+    assert scores(strict.judge([asked])) == [1, 0, 0, 0]
+    judgments = half.judge([asked])
+    assert scores(judgments) == [1, 0.25, 0, 0]  # one of two, times a half
+    assert judgments[1].components == {"max_words": 1.0, "no_commas": 0.0}
+    assert [judgment.rationale for judgment in judgments[:3]] == [
+        None, "does not hold: no_commas", "does not hold: max_words 3, no_commas",
+    ]  # fmt: skip
+    with pytest.raises(JudgeError, match="prompt p, for the judge instructions: the reference answer '85' states no"):
+        half.judge([item("one", reference="85")])
+    with pytest.raises(JudgeError, match="has no reference answer"):
+        half.judge([item("one")])
+
+
+def test_an_answer_mentions_what_it_should() -> None:
+    judge = make_judge(MentionsConfig(kind="mentions_reference"))
+    answers = ('{"name": "OLD lighthouse"}', "A lighthouse, by the sea.", "Lighthouses are older.", "")
+    judgments = judge.judge([item(*answers, reference="old lighthouse, old")])
+    assert scores(judgments) == [1, 0.5, 0, 0]
+    assert judgments[1].rationale == "missing: old"
+    about = make_judge(MentionsConfig(kind="mentions_reference", json_field="about"))
+    assert scores(about.judge([item("Rivers flow.", reference='{"about": ["rivers", "lakes"]}')])) == [0.5]
+    assert scores(about.judge([item("Rivers flow.", reference='{"about": "rivers"}')])) == [1]
+    for reference, sentence in (("85", "is no JSON object with a text"), ('{"about": []}', "has no words")):
+        with pytest.raises(JudgeError, match=sentence):
+            about.judge([item("one", reference=reference)])
 
 
 def test_json_in_a_block() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from pipeline.config import WarmStartPolicy
-from pipeline.data.corpora import get_corpus
+from pipeline.data.corpora import TEXT_CORPORA
 from pipeline.errors import ConfigError
 from pipeline.model.warm_start import train_warm_start, warm_start_digest
 
@@ -32,7 +32,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_prompt_and_answer_are_tokenised_alike_apart_and_together(saved: tuple[WarmStartPolicy, Path]) -> None:
     config, directory = saved
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    for prompt, answer in get_corpus(config.corpus).texts(300, seed=5):
+    for prompt, answer in TEXT_CORPORA[config.corpus].texts(300, seed=5):
         apart = tokenizer(prompt).input_ids + tokenizer(answer).input_ids
         assert tokenizer(prompt + answer).input_ids == apart
         assert tokenizer.decode(apart) == prompt + answer

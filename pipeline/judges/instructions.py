@@ -1,0 +1,59 @@
+"""Whether an answer fulfils the constraints that its prompt sets."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.data.corpora.constraints import CHECKS_VERSION, held, read_instruction
+from pipeline.errors import DataError, JudgeError
+from pipeline.judges.base import JudgeConfig, JudgedCandidate, JudgeItem, RuleJudge, Verdict
+from pipeline.judges.registry import judge
+
+
+class InstructionsConfig(JudgeConfig):
+    """1 if an answer fulfils all constraints of its prompt, which the reference answer states; else a part, or 0."""
+
+    kind: Literal["instructions"]
+    partial_credit: float = Field(
+        0.0, ge=0, lt=1, description="score of an answer that fulfils some of them, times the share of those; 0: none"
+    )
+
+    GIVES_VERDICTS = True
+
+    @property
+    def gives_partial_credit(self) -> bool:
+        return self.partial_credit > 0
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
+
+
+@judge(InstructionsConfig)
+class InstructionsJudge(RuleJudge[InstructionsConfig]):
+    """1 if all n constraints hold, else ``partial_credit * k / n`` for the k that hold.
+
+    The kinds of constraints, and how a reference answer states them, are in ``pipeline.data.corpora.constraints``. The
+    mean of the scores without partial credit is the strict accuracy of IFEval, arXiv:2311.07911, over prompts.
+    """
+
+    def depends_on(self) -> Sequence[object]:
+        return [CHECKS_VERSION]
+
+    def verdict(self, item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
+        """Checks each constraint. Components: 1 or 0 for each kind; the rationale names those that do not hold.
+
+        Raises:
+            JudgeError: the reference answer states no constraints.
+        """
+        try:
+            constraints = read_instruction(item.reference_answer or "").constraints
+        except DataError as error:
+            raise JudgeError(f"prompt {item.prompt_id}, for the judge {self.name}: {error}") from error
+        found = held(candidate.text, constraints)
+        missed = [kind for kind, holds in found.items() if not holds]
+        score = 1.0 if not missed else self.config.partial_credit * (1 - len(missed) / len(found))
+        reason = ", ".join(kind if constraints[kind] is True else f"{kind} {constraints[kind]}" for kind in missed)
+        components = {kind: float(holds) for kind, holds in found.items()}
+        return Verdict(score=score, components=components, rationale=f"does not hold: {reason}" if reason else None)
