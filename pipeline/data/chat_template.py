@@ -133,7 +133,7 @@ def template_switches(tokenizer: Tokenizer, *, of: str) -> list[str]:
 
 
 class _Generation(Extension):
-    """Lets templates mark what the assistant says by ``{% generation %}``, as transformers does; nothing is made of it."""
+    """Lets templates mark what the assistant says by ``{% generation %}``, as those of transformers do."""
 
     tags = {"generation"}  # noqa: RUF012  Jinja's own type
 
