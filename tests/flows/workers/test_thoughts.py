@@ -76,12 +76,12 @@ def test_a_shard_of_a_policy_that_thinks(tmp_path: Path) -> None:
     assert metrics["cut_in_answer"] == sum(END in row["token_ids"] for row in cut) / 4
 
     # The update has the whole completions: their tokens are counted, and so are their log-probabilities.
-    preferences = read_table(store, [judge.build_preferences((sampled,), (trained,), 1, 0, 0).file]).to_pylist()
+    built = judge.build_preferences((sampled,), (trained,), 1, 0, 0).file
     tokens = {
         (row["prompt_id"], row["candidate"]): row["token_ids"] for row in read_table(store, [sampled]).to_pylist()
     }
-    kept = [row for row in preferences if row["kind"] == "pair"]
+    kept = [row for row in read_table(store, [built]).to_pylist() if row["kind"] == "pair"]
     assert kept
     for row in kept:
         assert row["token_counts"] == [len(tokens[row["prompt_id"], index]) for index in row["candidates"]]
-    assert judge.describe((sampled,), (trained,), ())["sampled_length"] == sum(map(len, tokens.values())) / 12
+    assert judge.describe((sampled,), (trained,), (built,))["sampled_length"] == sum(map(len, tokens.values())) / 12
