@@ -55,6 +55,15 @@ CANDIDATES = _schema("candidates", [
     _column("policy", pa.string(), "hash of the weights that sampled"),
 ])  # fmt: skip
 
+THINKING_CANDIDATES = _schema("candidates", [
+    *CANDIDATES,
+    _column("thought_tokens", pa.int32(), "length of the thought that the answer begins with, marks included; null if "
+            "it begins with none", unit="tokens", nullable=True),
+    _column("answer", pa.string(), "the text after the thought, which judges see; null if the thought never ends, or "
+            "there is none", nullable=True),
+], version=2)  # fmt: skip
+"""The candidates of a policy that thinks; those of all others have neither column."""
+
 JUDGMENTS = _schema("judgments", [
     _PROMPT_ID,
     _CANDIDATE,

@@ -267,10 +267,10 @@ def recipes(format: Output = Format.table) -> None:
 
 def print_rounds(run: str, rounds: Sequence["RoundSummary"], format: Format = Format.table) -> None:
     """Prints a row for each round, and the alarms of all rounds below."""
-    from flows.registry.round_summary import row_of
+    from flows.registry.round_summary import rows_of
 
     tables.print_rows(
-        list(map(row_of, rounds)), title=f"Run {run}", format=format, empty="no round is finished yet",
+        rows_of(rounds), title=f"Run {run}", format=format, empty="no round is finished yet",
         records=[summary.model_dump(mode="json") for summary in rounds],
     )  # fmt: skip
     if not format.is_for_people:

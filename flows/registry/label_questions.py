@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pipeline.judges.base import seen_by
 from pipeline.judges.human import HumanConfig
 from pipeline.judges.support.human_labels import Question, questions_of_candidates, questions_of_preferences
 from pipeline.judges.support.tables import judge_items
@@ -28,5 +29,5 @@ def questions_of(
     candidates = read_table(store, run.files(number, "candidates"))
     items = judge_items(read_table(store, run.files(0, "prompts")), candidates)
     if isinstance(recipe.judge, HumanConfig):
-        return questions_of_candidates(items, recipe.judge.pairs, recipe.seed)
+        return questions_of_candidates(seen_by(recipe.judge, items), recipe.judge.pairs, recipe.seed)
     return questions_of_preferences(items, read_table(store, found))

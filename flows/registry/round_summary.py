@@ -55,6 +55,12 @@ class RoundSummary(BaseModel):
     truncated: float
     distinct: float
     entropy_per_token: float = Field(description="nats per token")
+    thought_length: float | None = Field(
+        None, description="mean length of what completions think before they answer; none if none of them does"
+    )
+    answer_length: float | None = Field(None, description="mean length of what follows the thought")
+    cut_in_thought: float | None = Field(None, description="share of completions cut before their thought had ended")
+    cut_in_answer: float | None = Field(None, description="share of completions cut after it")
     sampled_reward: float | None = None
     sampled_length: float | None = None
     unjudged: int | None = None
@@ -129,8 +135,20 @@ def summaries(rounds: Sequence[Entry]) -> list[RoundSummary]:
     return [RoundSummary.model_validate(entry.meta) for entry in rounds]
 
 
-def row_of(summary: RoundSummary) -> dict[str, str]:
+def rows_of(rounds: Sequence[RoundSummary]) -> list[dict[str, str]]:
+    """Returns rounds as people read them, with columns for thoughts if the completions of one of them have some."""
+    thinks = any(summary.thought_length is not None for summary in rounds)
+    return [row_of(summary, thinks=thinks) for summary in rounds]
+
+
+def row_of(summary: RoundSummary, *, thinks: bool = False) -> dict[str, str]:
     """Returns a round as people read it; what does not apply to a round is a dash."""
+    thoughts = {
+        "thought": _tokens(summary.thought_length),
+        "answer": _tokens(summary.answer_length),
+        "cut in thought": _share(summary.cut_in_thought),
+        "cut in answer": _share(summary.cut_in_answer),
+    }
     return {
         "round": str(summary.round),
         "reward": f"{summary.reward:+.3f}{_error(summary.reward_se, 3)}",
@@ -138,9 +156,14 @@ def row_of(summary: RoundSummary) -> dict[str, str]:
         "win/prev": _share(summary.win_rate_previous),
         "KL/0": _nats(summary.kl_initial, summary.kl_initial_se),
         "KL/prev": _nats(summary.kl_previous, summary.kl_previous_se),
-        "length": f"{summary.length:.1f}",
+        "length": _tokens(summary.length),
+        **(thoughts if thinks else {}),
         "chosen↓": _share(summary.chosen_fell),
     }
+
+
+def _tokens(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def _share(value: float | None) -> str:

@@ -9,7 +9,7 @@ import yaml
 
 from flows.registry.packing_check import untried_lengths
 from flows.registry.recipes import changed_fields
-from flows.registry.round_summary import RoundSummary, row_of, summaries
+from flows.registry.round_summary import RoundSummary, rows_of, summaries
 from flows.report.data import Completions, held_out_completions, optimizer_steps, sampled_scores
 from flows.report.rendering import to_page
 from flows.report.sections import Section, sections
@@ -85,7 +85,7 @@ def gather(store: Store, run: Run) -> Report:
             timeline(run, [summary.round for summary in rounds[1:][-_TIMED_ROUNDS:]] or [0]),
         ),
         tables={
-            "Held-out metrics": [row_of(summary) for summary in rounds],
+            "Held-out metrics": rows_of(rounds),
             "Judges and preferences": [_watched(summary, others) for summary in rounds],
             "Updates, checks and costs": [_work(summary, stages, recipe.staleness) for summary in rounds],
         },
@@ -124,7 +124,12 @@ def _cards(rounds: Sequence[RoundSummary], recipe: Recipe) -> Iterator[Card]:
         error = f"{'' if last.kl_initial_se is None else f'±{last.kl_initial_se:.2f} '}nats per sequence"
         yield Card("KL to round 0", f"{last.kl_initial:.2f}", [error, *([f"alarm above {limit:g}"] if limit else [])])
     truncated = f"{last.truncated:.1%} truncated"
+    if last.thought_length is not None:
+        truncated += f", {last.cut_in_thought:.1%} within the thought"
     yield Card("Tokens per completion", f"{last.length:.1f}", [*before(first.length, ".1f"), truncated])
+    if last.thought_length is not None:
+        answer = f"{last.answer_length:.1f} of the answer"
+        yield Card("Tokens of thought", f"{last.thought_length:.1f}", [*before(first.thought_length, ".1f"), answer])
     entropy = before(first.entropy_per_token, ".2f")
     yield Card("Entropy", f"{last.entropy_per_token:.2f}", [*entropy, "nats per token"])
 

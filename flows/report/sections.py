@@ -221,6 +221,18 @@ def _text(rounds: Sequence[RoundSummary]) -> Iterator[Figure]:
         points_of(rounds, {"": "truncated"}),
         Axes(percent=True),
     )
+    yield from _curves(
+        "Length of thought and answer",
+        "Mean length of what held-out completions think, and of what they answer, end of sequence included.",
+        points_of(rounds, {"thought": "thought_length", "answer": "answer_length"}),
+        Axes(unit="tokens"),
+    )
+    yield from _curves(
+        "Truncated within thought or answer",
+        "Share of held-out completions cut before their thought had ended, which have no answer, and after it.",
+        points_of(rounds, {"within the thought": "cut_in_thought", "within the answer": "cut_in_answer"}),
+        Axes(percent=True),
+    )
 
 
 def _steps(steps: Mapping[int, pa.Table], rounds: Sequence[RoundSummary]) -> Iterator[Figure]:

@@ -36,9 +36,9 @@ async def sample_shard(
         EngineError: it died on held-out prompts, or more would be skipped than the recipe allows.
     """
     recipe, policy, prompts = context.recipe, context.policies.after(batch.policy), context.files(0, "prompts")
-    settings = {"max_tokens": recipe.sampling.max_tokens}
-    if not batch.held_out:
-        settings = recipe.sampling.hashed(exclude=("shards_in_flight", "max_skipped_fraction"))
+    settings = recipe.sampling.hashed(exclude=("shards_in_flight", "max_skipped_fraction"))
+    if batch.held_out:
+        settings = {name: settings[name] for name in ("max_tokens", "thought") if name in settings}
     inputs = content_id([policy.digest, hashes(prompts), rows, recipe.seed, settings])
     done, stage = context.find_in(batch.places, "candidates", inputs, shard)
     if done is not None:

@@ -16,6 +16,7 @@ from pipeline.data.conversations import messages_of
 from pipeline.evaluation.held_out import describe_evaluation, unscored_answers
 from pipeline.evaluation.round_metrics import RoundMetrics
 from pipeline.judges import Judge, JudgeItem, Judgment, make_judge
+from pipeline.judges.base import seen_by
 from pipeline.judges.human import HumanJudge
 from pipeline.judges.support.human_labels import override_pairs
 from pipeline.judges.support.tables import judge_items, judgments_table
@@ -109,7 +110,8 @@ class JudgeWorker(Worker):
                 self._name_policies(judge, compared)
             if isinstance(judge, HumanJudge):
                 judge.use(choices or (), self.recipe.seed)
-            judgments += [replace(judgment, judge=name) for judgment in judge.judge(items)]
+            seen = seen_by(self.recipe.judges[place], items)
+            judgments += [replace(judgment, judge=name) for judgment in judge.judge(seen)]
         self.empty_cache()
         return self.write(judgments_table(judgments), round, stage, shard)
 
@@ -141,9 +143,9 @@ class JudgeWorker(Worker):
         devices = self.recipe.devices
         judgments: list[Judgment] = []
         for place in judges:
-            judge = make_judge(self.recipe.judges[place], device=devices.judge, threads=devices.cpu_threads)
-            name = self.recipe.judge_names[place]
-            judgments += [replace(judgment, judge=name) for judgment in judge.judge(items)]
+            config, name = self.recipe.judges[place], self.recipe.judge_names[place]
+            judge = make_judge(config, device=devices.judge, threads=devices.cpu_threads)
+            judgments += [replace(judgment, judge=name) for judgment in judge.judge(seen_by(config, items))]
         self.empty_cache()
         return self.write(judgments_table(judgments), round, "judge_probe")
 

@@ -20,6 +20,7 @@ from pipeline.sampling import (
     reported,
 )
 from pipeline.sampling.environment import configure_environment
+from pipeline.sampling.thoughts import thought_marks
 from storage.log.manifest import FileRef
 
 EVALUATION_SEED_ROUND = 0
@@ -102,7 +103,8 @@ class SamplerWorker(Worker):
 
         candidates = yield from reported(self._sampler.sample(requests, config), report)
         ids = {request.prompt_id: request.token_ids for request in requests}
-        table = candidates_table(candidates, ids, self._tokenizer, policy.digest)
+        marks = thought_marks(self._tokenizer, self.recipe.sampling.thought)
+        table = candidates_table(candidates, ids, self._tokenizer, policy.digest, marks)
         tokens = sum(len(candidate.token_ids) for candidate in candidates)
         return Sampled(self.write(table, round, stage, shard), tokens)
 

@@ -9,7 +9,7 @@ from pipeline.config.objectives import OBJECTIVES
 from pipeline.config.policy import PretrainedPolicy, WarmStartPolicy
 from pipeline.config.preferences import PreferencesConfig
 from pipeline.config.prompts import DatasetPrompts, FilePrompts, GeneratedPrompts, Prompts
-from pipeline.config.sampling import SamplingConfig
+from pipeline.config.sampling import SamplingConfig, ThoughtMarks
 from pipeline.config.update import LoraConfig, UpdateConfig
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "ReplicasConfig",
     "SamplingConfig",
     "StoreConfig",
+    "ThoughtMarks",
     "TrackingConfig",
     "UpdateConfig",
     "WarmStartPolicy",

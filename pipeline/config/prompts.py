@@ -1,10 +1,29 @@
 """Where prompts come from."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, JsonValue
 
-from pipeline.config.base import Config, Corpus
+from pipeline.config.base import Config, Corpus, Later
+
+RESERVED_KEYWORDS = frozenset({
+    "messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt",
+    "continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict",
+    "return_assistant_tokens_mask", "tokenizer_kwargs", "raise_exception", "strftime_now", "bos_token", "eos_token",
+    "unk_token", "sep_token", "pad_token", "cls_token", "mask_token", "additional_special_tokens",
+})  # fmt: skip
+"""What a chat template is given by rondo and by the tokenizer, so that no recipe can set it."""
+
+
+def _no_reserved_names(keywords: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+    if reserved := sorted(RESERVED_KEYWORDS & keywords.keys()):
+        raise ValueError(
+            f"prompts.chat_template_kwargs sets '{reserved[0]}', which rondo or the tokenizer gives every chat "
+            "template: leave it out"
+        )
+    return keywords
+
 
 MaxTokens = Annotated[
     int | None,
@@ -26,6 +45,15 @@ ReadSpecialTokens = Annotated[
         "tokens, as texts with a template of their own need it; otherwise they are ordinary text"
     ),
 ]
+ChatTemplateKwargs = Annotated[
+    Mapping[str, JsonValue],
+    AfterValidator(_no_reserved_names),
+    Later({}),
+    Field(
+        description="switches of the policy's chat template, such as enable_thinking: false; each must be one that the "
+        "template reads, and they belong to a conversation's id"
+    ),
+]
 
 
 class GeneratedPrompts(Config):
@@ -37,6 +65,7 @@ class GeneratedPrompts(Config):
         "JSON object (json_objects) or set limits to an answer (instructions) are the prompts"
     )
     train: int = Field(4096, ge=1, le=10_000_000, description="training prompts to generate")
+    chat_template_kwargs: ChatTemplateKwargs = Field(default_factory=dict)
 
 
 class FilePrompts(Config):
@@ -51,6 +80,7 @@ class FilePrompts(Config):
     reference_column: ReferenceColumn = None
     max_tokens: MaxTokens = None
     read_special_tokens: ReadSpecialTokens = False
+    chat_template_kwargs: ChatTemplateKwargs = Field(default_factory=dict)
 
 
 class DatasetPrompts(Config):
@@ -67,6 +97,7 @@ class DatasetPrompts(Config):
     reference_column: ReferenceColumn = None
     max_tokens: MaxTokens = None
     read_special_tokens: ReadSpecialTokens = False
+    chat_template_kwargs: ChatTemplateKwargs = Field(default_factory=dict)
 
 
 Prompts = Annotated[GeneratedPrompts | FilePrompts | DatasetPrompts, Field(discriminator="source")]

@@ -1,16 +1,32 @@
 """How candidates are sampled."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, SerializationInfo, field_serializer
+from pydantic import Field, SerializationInfo, field_serializer, model_validator
 
-from pipeline.config.base import Config, for_a_hash
+from pipeline.config.base import Config, Later, for_a_hash
 
 FLOAT32_TOLERANCE = 1e-3
 """Two engines that compute in float32 differ by about 1e-6 nats per token on the same weights."""
 BFLOAT16_TOLERANCE = 0.2
 """If one of them computes in bfloat16, each token is off by about 0.05 at random, and the worst answer by more."""
+
+
+class ThoughtMarks(Config):
+    """The texts, or tokens, that a thought begins and ends with."""
+
+    begin: str = Field(min_length=1, max_length=100, examples=["<think>"], description="what a thought begins with")
+    end: str = Field(min_length=1, max_length=100, examples=["</think>"], description="what it ends with")
+
+    @model_validator(mode="after")
+    def _differ(self) -> "ThoughtMarks":
+        if self.begin in self.end:
+            raise ValueError(
+                f"sampling.thought.end '{self.end}' contains sampling.thought.begin '{self.begin}', so that no thought "
+                "would be told from an answer: give marks that differ"
+            )
+        return self
 
 
 class SamplingConfig(Config):
@@ -56,6 +72,11 @@ class SamplingConfig(Config):
         f"{FLOAT32_TOLERANCE:g}, or {BFLOAT16_TOLERANCE:g} if update.precision is bfloat16",
     )
     cache_gib: float = Field(1.0, gt=0, le=2000, description="memory of the engine's KV cache, in GiB")
+    thought: Annotated[ThoughtMarks | None, Later(None)] = Field(
+        None,
+        description="marks around what a policy thinks before it answers; if empty, the tokenizer's own, such as "
+        "<think> and </think>, if it has some",
+    )
 
     @property
     def held_out(self) -> "SamplingConfig":

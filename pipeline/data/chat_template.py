@@ -1,12 +1,20 @@
 """Chat templates: conversations rendered and encoded, and refused in one sentence if a template does not take them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import Environment, TemplateSyntaxError, meta, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+
+from pipeline.config.prompts import RESERVED_KEYWORDS
 from pipeline.data.conversations import Message, other_fields
 from pipeline.data.sources import Prompt
 from pipeline.data.special_tokens import Marked, Tokenizer, strings
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
+
+_NO_SWITCHES: Mapping[str, Any] = {}
 
 
 def encode_conversation(
@@ -16,18 +24,21 @@ def encode_conversation(
     of: str,
     add_generation_prompt: bool,
     read_special_tokens: bool = False,
+    template_kwargs: Mapping[str, Any] = _NO_SWITCHES,
 ) -> tuple[str, list[int]]:
     """Encodes a conversation in a tokenizer's chat template: returns its text and its token ids.
 
     Args:
         of: whose template it is, in words.
         read_special_tokens: take those that messages spell for control tokens, rather than for text.
+        template_kwargs: what the template is told beside the messages, such as ``enable_thinking``.
 
     Raises:
         DataError: the template refuses the conversation; says at which message, and in the template's words.
     """
     marks = Marked(tokenizer, *([] if read_special_tokens else strings(list(messages))))
-    rendered = _render(tokenizer, [marks.mark(message) for message in messages], of, add_generation_prompt)
+    write = _Writer(tokenizer, add_generation_prompt, template_kwargs)
+    rendered = _render(write, [marks.mark(message) for message in messages], of)
     # The template writes the special tokens itself: adding them again would double the first.
     return marks.unmark(rendered), marks.encode(rendered, add_special_tokens=False)
 
@@ -88,7 +99,57 @@ def encode_joined(
     return marks.encode(prompt_text + marks.mark(answer), add_special_tokens=True)
 
 
-def check_used(tokenizer: Tokenizer, messages: Sequence[Message], text: str, *, of: str) -> None:
+def check_switches(tokenizer: Tokenizer, template_kwargs: Mapping[str, Any], *, of: str) -> None:
+    """Checks that a chat template reads each of these keywords: of one that it does not read nothing would be seen.
+
+    Raises:
+        ConfigError: it does not read one; names those that it reads.
+    """
+    if not template_kwargs:
+        return
+    switches = template_switches(tokenizer, of=of)
+    if unknown := next((name for name in template_kwargs if name not in switches), None):
+        known = f"it reads {', '.join(switches)}" if switches else "it has no switches"
+        raise ConfigError(
+            f"prompts.chat_template_kwargs sets '{unknown}', which the chat template of {of} does not read: {known}; "
+            "correct the name, or leave it out"
+        )
+
+
+def template_switches(tokenizer: Tokenizer, *, of: str) -> list[str]:
+    """Lists the variables that a chat template reads and that a recipe may set.
+
+    Raises:
+        ConfigError: the template is not Jinja; says at which line, in Jinja's words.
+    """
+    environment = Environment(extensions=[loopcontrols, _Generation])  # noqa: S701  it parses, and writes nothing
+    try:
+        variables = meta.find_undeclared_variables(environment.parse(tokenizer.get_chat_template()))
+    except TemplateSyntaxError as error:
+        raise ConfigError(
+            f"the chat template of {of} cannot be read: line {error.lineno}: {error.message}; correct it"
+        ) from error
+    return sorted(variables - RESERVED_KEYWORDS - getattr(tokenizer, "special_tokens_map", {}).keys())
+
+
+class _Generation(Extension):
+    """Lets templates mark what the assistant says by ``{% generation %}``, as those of transformers do."""
+
+    tags = {"generation"}  # noqa: RUF012  Jinja's own type
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def check_used(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    text: str,
+    *,
+    of: str,
+    template_kwargs: Mapping[str, Any] = _NO_SWITCHES,
+) -> None:
     """Checks that a template has written all messages and all their fields, given the text that it wrote.
 
     Conversations that differ only in what a template leaves out would be one prompt.
@@ -96,10 +157,11 @@ def check_used(tokenizer: Tokenizer, messages: Sequence[Message], text: str, *, 
     Raises:
         DataError: it left something out.
     """
+    write = _Writer(tokenizer, True, template_kwargs)
 
     def left_out(number: int, changed: list[Message]) -> bool:
         try:
-            return _write(tokenizer, [*messages[:number], *changed, *messages[number + 1 :]], True) == text
+            return write([*messages[:number], *changed, *messages[number + 1 :]]) == text
         except Exception:
             return False  # the template looks at it
 
@@ -119,33 +181,41 @@ def check_used(tokenizer: Tokenizer, messages: Sequence[Message], text: str, *, 
                 )
 
 
-def _render(tokenizer: Tokenizer, messages: list[Message], of: str, add_generation_prompt: bool) -> str:
+@dataclass(frozen=True)
+class _Writer:
+    """Writes conversations in a tokenizer's chat template."""
+
+    tokenizer: Tokenizer
+    add_generation_prompt: bool
+    template_kwargs: Mapping[str, Any]
+
+    def __call__(self, messages: Sequence[Message]) -> str:
+        text: str = self.tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=self.add_generation_prompt, tokenize=False, **self.template_kwargs
+        )
+        return text
+
+
+def _render(write: _Writer, messages: list[Message], of: str) -> str:
     try:
-        return _write(tokenizer, messages, add_generation_prompt)
+        return write(messages)
     except Exception as error:  # a template may fail in any way that an expression can
-        number = _first_refused(tokenizer, messages, add_generation_prompt, _words(error))
+        number = _first_refused(write, messages, _words(error))
         raise DataError(
             f"the chat template of {of} refuses message {number}, of role '{messages[number - 1]['role']}': "
             f"{_words(error)}"
         ) from error
 
 
-def _first_refused(tokenizer: Tokenizer, messages: list[Message], add_generation_prompt: bool, words: str) -> int:
+def _first_refused(write: _Writer, messages: list[Message], words: str) -> int:
     """Finds the least number of messages with which a template says these words; all of them together say them."""
     for count in range(1, len(messages)):
         try:
-            _write(tokenizer, messages[:count], add_generation_prompt)
+            write(messages[:count])
         except Exception as error:
             if _words(error) == words:
                 return count
     return len(messages)
-
-
-def _write(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-    text: str = tokenizer.apply_chat_template(
-        list(messages), add_generation_prompt=add_generation_prompt, tokenize=False
-    )
-    return text
 
 
 def _words(error: Exception) -> str:

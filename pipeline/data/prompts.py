@@ -1,17 +1,17 @@
 """Prompts as a run's table: encoded for its policy, which of them are held out, and which a round takes.
 
-A prompt is a text, or a conversation that goes through the tokenizer's chat template. Its id is the hash of
-its content: the same prompt has the same id in every run. Pictures and lists of tools are left out.
+A prompt is a text, or a conversation that goes through the tokenizer's chat template. Its id is the hash of its content
+and of the template's switches: the same prompt has the same id in every run. Pictures and lists of tools are left out.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.config import GeneratedPrompts, Prompts
-from pipeline.data.chat_template import check_used, encode_conversation
+from pipeline.data.chat_template import check_switches, check_used, encode_conversation
 from pipeline.data.conversations import stored_messages
 from pipeline.data.sources import Prompt, check_count, generate_splits, read_prompts
 from pipeline.data.special_tokens import Marked, Tokenizer, keeps_apart, strings
@@ -32,16 +32,16 @@ def load_prompts(
     """Loads all prompts of a run, in the ``PROMPTS`` schema: the train split, then the evaluation split.
 
     The splits never share a prompt. Generated prompts come from splits of the corpus. Of a file or dataset, repeated
-    prompts and those beyond ``max_tokens`` are left out; of repeated ones the first stays. Those with the
-    ``evaluation_count`` smallest ids are held out, whatever the seed, so that a run forked with another seed trains on
-    none of them.
+    prompts and those beyond ``max_tokens`` are left out; of repeated ones the first stays. Those whose contents have
+    the ``evaluation_count`` smallest hashes are held out, whatever the seed and the chat template's switches, so that a
+    run with others trains on none of them.
 
     Args:
         say: takes sentences for people: how many prompts were too long, and how many spell special tokens.
 
     Raises:
-        ConfigError: no such file, dataset, split or column; too few prompts; or conversations without a
-            chat template.
+        ConfigError: no such file, dataset, split or column; too few prompts; conversations without a chat template; or
+            switches that the template does not have.
         DataError: a prompt that is empty, neither a text nor a conversation that awaits an answer, or that the chat
             template does not take as a whole.
     """
@@ -56,7 +56,8 @@ def load_prompts(
         _say_special_tokens(prompts, tokenizer, config.read_special_tokens, say)
         if config.max_tokens is not None:
             rows = _short(rows, config.max_tokens, say)
-        train, evaluation = _hold_out(rows, evaluation_count)
+        contents = {prompt.prompt_id: prompt.content_id for prompt in prompts}
+        train, evaluation = _hold_out(rows, evaluation_count, contents)
     splits = (("train", train), ("evaluation", evaluation))
     return to_table([{**row, "split": split} for split, rows in splits for row in rows], PROMPTS)
 
@@ -65,15 +66,18 @@ def check_conversations(prompts: Sequence[Prompt], tokenizer: Tokenizer | None) 
     """Checks that conversations can be given to a policy; None stands for a policy that is to be warm-started.
 
     Raises:
-        ConfigError: some prompts are conversations, and its tokenizer has no chat template.
+        ConfigError: some prompts are conversations, and its tokenizer has no chat template, or one without the switches
+            that the recipe sets.
     """
-    if all(isinstance(prompt.content, str) for prompt in prompts):
+    conversation = next((prompt for prompt in prompts if not isinstance(prompt.content, str)), None)
+    if conversation is None:
         return
     if tokenizer is None or not tokenizer.chat_template:
         raise ConfigError(
             "the prompts are conversations, but the policy's tokenizer has no chat template: choose a policy "
             "that was tuned for chat, add a chat_template.jinja to its directory, or give prompts as texts"
         )
+    check_switches(tokenizer, conversation.template_kwargs, of="the policy")
 
 
 def check_lengths(prompts: pa.Table, max_tokens: int, context: int) -> None:
@@ -118,10 +122,12 @@ def _short(rows: Sequence[_Row], most: int, say: _Say) -> list[_Row]:
     return kept
 
 
-def _hold_out(rows: Sequence[_Row], count: int) -> tuple[list[_Row], list[_Row]]:
+def _hold_out(rows: Sequence[_Row], count: int, contents: Mapping[str, str]) -> tuple[list[_Row], list[_Row]]:
+    """Splits rows into those to train on and those held out, by the hashes of their contents, given by prompt id."""
     check_count(len(rows), count)
     by_id = {row["prompt_id"]: row for row in rows}
-    held_out = {prompt_id: by_id.pop(prompt_id) for prompt_id in sorted(by_id)[:count]}
+    first = sorted(by_id, key=contents.__getitem__)[:count]
+    held_out = {prompt_id: by_id.pop(prompt_id) for prompt_id in first}
     return list(by_id.values()), list(held_out.values())
 
 
@@ -144,9 +150,10 @@ def _encode(prompt: Prompt, tokenizer: Tokenizer, read_special_tokens: bool) -> 
         return content, _encode_text(content, tokenizer, read_special_tokens)
     try:
         text, ids = encode_conversation(
-            tokenizer, content, of="the policy", add_generation_prompt=True, read_special_tokens=read_special_tokens
-        )
-        check_used(tokenizer, content, text, of="the policy")
+            tokenizer, content, of="the policy", add_generation_prompt=True, read_special_tokens=read_special_tokens,
+            template_kwargs=prompt.template_kwargs,
+        )  # fmt: skip
+        check_used(tokenizer, content, text, of="the policy", template_kwargs=prompt.template_kwargs)
     except DataError as error:
         raise DataError(f"{prompt.place}: {error}") from error
     return text, ids

@@ -1,7 +1,8 @@
 """The prompts of a recipe's source, before any policy: texts and conversations with their reference answers."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.config import DatasetPrompts, FilePrompts, GeneratedPrompts
 from pipeline.data.conversations import Message, prompt_content
@@ -18,16 +19,25 @@ class Prompt:
 
     Attributes:
         place: where it stands, for messages.
+        template_kwargs: what the policy's chat template is told beside a conversation; a text goes through none.
     """
 
     content: str | list[Message]
     reference_answer: str | None
     source: str
     place: str
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def prompt_id(self) -> str:
-        """Hashes the content, all fields of its messages included."""
+        """Hashes the content, all fields of its messages included, and what the chat template is told beside them."""
+        if isinstance(self.content, str) or not self.template_kwargs:
+            return self.content_id
+        return content_id({"messages": self.content, "chat_template_kwargs": dict(self.template_kwargs)})
+
+    @property
+    def content_id(self) -> str:
+        """Hashes the content alone: the same whatever the chat template is told."""
         return content_id(self.content)
 
 
@@ -35,7 +45,8 @@ def read_prompts(config: FilePrompts | DatasetPrompts) -> list[Prompt]:
     """Reads the different prompts of a file or dataset; of repeated ones the first stays.
 
     Raises:
-        ConfigError: there is no such file, dataset, split or column, it cannot be read, or it has no rows.
+        ConfigError: there is no such file, dataset, split or column, it cannot be read, or it has no rows; or the
+            recipe sets switches of a chat template, and no prompt is a conversation.
         DataError: a row whose prompt or reference answer cannot be used; names its place.
     """
     found = read_rows(config)
@@ -45,8 +56,9 @@ def read_prompts(config: FilePrompts | DatasetPrompts) -> list[Prompt]:
         content = prompt_content(row.prompt, place, padded=found.padded)
         column = config.reference_column
         answer = reference_answer(row.answer, found.place(row, column), column) if column else None
-        prompt = Prompt(content, answer, found.source, place)
+        prompt = Prompt(content, answer, found.source, place, config.chat_template_kwargs)
         by_id.setdefault(prompt.prompt_id, prompt)
+    _check_switches_are_used(config.chat_template_kwargs, list(by_id.values()))
     return list(by_id.values())
 
 
@@ -62,10 +74,23 @@ def generate_splits(config: GeneratedPrompts, evaluation_count: int, seed: int) 
 def _generate(config: GeneratedPrompts, split: Split, count: int, seed: int) -> list[Prompt]:
     source = f"generated:{config.corpus}"
     prompts = get_corpus(config.corpus).prompts(split, count, seed)
-    return [
-        Prompt(prompt.content, prompt.reference_answer, source, f"prompt {number} of {source}")
+    made = [
+        Prompt(
+            prompt.content, prompt.reference_answer, source, f"prompt {number} of {source}", config.chat_template_kwargs
+        )
         for number, prompt in enumerate(prompts, start=1)
     ]
+    _check_switches_are_used(config.chat_template_kwargs, made)
+    return made
+
+
+def _check_switches_are_used(template_kwargs: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
+    """Raises ConfigError if switches of a chat template are set, and no prompt is a conversation."""
+    if template_kwargs and all(isinstance(prompt.content, str) for prompt in prompts):
+        raise ConfigError(
+            f"prompts.chat_template_kwargs sets {', '.join(template_kwargs)}, but the prompts are texts, which go "
+            "through no chat template: leave it out, or give conversations"
+        )
 
 
 def check_count(total: int, held_out: int, prompts_per_round: int = 1) -> None:

@@ -4,6 +4,7 @@ Lengths are in tokens with the end-of-sequence token, divergences in nats per se
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from math import isfinite
 from typing import Any
 
@@ -13,7 +14,15 @@ import pyarrow.compute as pc
 from pipeline.config import PreferencesConfig
 from pipeline.errors import DataError
 from pipeline.evaluation.judge_drift import agreement, change, drifted, over_optimised, overoptimization_gap
-from pipeline.evaluation.metrics import Scores, answer_statistics, kl_estimate, mean_score, scores_by_prompt, win_rate
+from pipeline.evaluation.metrics import (
+    Scores,
+    answer_statistics,
+    kl_estimate,
+    mean_score,
+    scores_by_prompt,
+    thought_statistics,
+    win_rate,
+)
 from pipeline.evaluation.unscored import Unscored
 from pipeline.recipe import EvaluationConfig
 
@@ -64,6 +73,7 @@ def describe_evaluation(
         "truncated": answers.truncated_share,
         "distinct": answers.distinct_share,
         "entropy_per_token": -answers.logp_per_token,
+        **(asdict(thoughts) if (thoughts := thought_statistics(candidates)) else {}),
     }
     for name, table in (("previous", previous), ("initial", initial)):
         if table is not None and _scored(scores, before := judged_by(table, judges[0])):

@@ -41,6 +41,21 @@ class AnswerStatistics:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ThoughtStatistics:
+    """Of the answers of a policy that thinks: both parts of them, as means and shares over all answers of a round.
+
+    Lengths are in tokens: ``thought_length`` with the marks, ``answer_length`` with the end of sequence; their sum is
+    the mean length. ``cut_in_thought`` and ``cut_in_answer`` are the shares that ran into the limit before and after
+    the thought had ended; their sum is the truncated share.
+    """
+
+    thought_length: float
+    answer_length: float
+    cut_in_thought: float
+    cut_in_answer: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChangedAnswer:
     """A held-out prompt with its answer before and after, and what the judge said of them, if it gives reasons."""
 
@@ -138,6 +153,25 @@ def answer_statistics(candidates: pa.Table) -> AnswerStatistics:
         empty_share=fmean(not text.strip() for text in texts),
         distinct_share=len(set(ids)) / len(ids),
         logp_per_token=math.fsum(logps) / max(1, sum(map(len, ids))),
+    )
+
+
+def thought_statistics(candidates: pa.Table) -> ThoughtStatistics | None:
+    """Computes lengths and ends of thoughts and answers in a ``CANDIDATES`` table; None if no answer has a thought."""
+    if "thought_tokens" not in candidates.column_names or not candidates["thought_tokens"].drop_null():
+        return None
+    thoughts = [tokens or 0 for tokens in candidates["thought_tokens"].to_pylist()]
+    lengths = [len(row) for row in candidates["token_ids"].to_pylist()]
+    ended = [
+        tokens == 0 or answer is not None
+        for tokens, answer in zip(thoughts, candidates["answer"].to_pylist(), strict=True)
+    ]
+    cut = [reason == "length" for reason in candidates["finish_reason"].to_pylist()]
+    return ThoughtStatistics(
+        thought_length=fmean(thoughts),
+        answer_length=fmean(lengths) - fmean(thoughts),
+        cut_in_thought=fmean(is_cut and not has_ended for is_cut, has_ended in zip(cut, ended, strict=True)),
+        cut_in_answer=fmean(is_cut and has_ended for is_cut, has_ended in zip(cut, ended, strict=True)),
     )
 
 

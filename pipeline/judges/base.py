@@ -8,13 +8,13 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from pydantic import Field
 
-from pipeline.config.base import Config
+from pipeline.config.base import Config, Later
 from pipeline.errors import JudgeError
 
 
@@ -34,6 +34,10 @@ class JudgeConfig(Config):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
         examples=["helpfulness"],
         description="name in the tables; the kind if empty",
+    )
+    sees_thought: Annotated[bool, Later(False)] = Field(
+        False,
+        description="of a policy that thinks, judge the whole completion, in place of the answer after the thought",
     )
 
     @property
@@ -96,13 +100,31 @@ judge compares candidates, and the prompt had but one. Nobody has been asked abo
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedCandidate:
-    """An answer to judge: its index among the K of its prompt, its text, why it ended, its length and its token ids."""
+    """An answer to judge, of a policy that thinks without the thought before it.
+
+    Attributes:
+        index: among the K of its prompt.
+        text: of the answer; empty if the thought never ended.
+        finish_reason: why the completion ended.
+        tokens: length of the answer.
+        token_ids: of the whole completion.
+        completion: text of the whole completion, if a thought comes before the answer.
+    """
 
     index: int
     text: str
     finish_reason: str
     tokens: int | None = None
     token_ids: Sequence[int] | None = None
+    completion: str | None = None
+
+    @property
+    def with_thought(self) -> "JudgedCandidate":
+        """Returns the whole completion as an answer to judge."""
+        if self.completion is None:
+            return self
+        tokens = self.tokens if self.token_ids is None else len(self.token_ids)
+        return replace(self, text=self.completion, tokens=tokens, completion=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +141,15 @@ class JudgeItem:
     reference_answer: str | None = None
     read_special_tokens: bool = False
     candidates: Sequence[JudgedCandidate]
+
+
+def seen_by(config: JudgeConfig, items: Sequence[JudgeItem]) -> Sequence[JudgeItem]:
+    """Returns the items as a judge with these settings is to see them: with thoughts if it asks for them."""
+    if not config.sees_thought:
+        return items
+    return [
+        replace(item, candidates=[candidate.with_thought for candidate in item.candidates]) for item in items
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

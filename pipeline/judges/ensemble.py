@@ -21,6 +21,7 @@ from pipeline.judges.base import (
     judgment_of,
     order_probability,
     pair_components,
+    seen_by,
 )
 from pipeline.judges.registry import MemberJudge, judge, make
 
@@ -117,7 +118,10 @@ class EnsembleJudge:
         Raises:
             JudgeError: a member failed as a whole.
         """
-        by_member = [member.judge(items) for member in self._members]
+        configs = [member.judge for member in self._config.members]
+        by_member = [
+            member.judge(seen_by(config, items)) for config, member in zip(configs, self._members, strict=True)
+        ]
         judgments: list[Judgment] = []
         for item in items:
             start = len(judgments)

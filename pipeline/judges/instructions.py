@@ -12,11 +12,11 @@ from pipeline.judges.registry import judge
 
 
 class InstructionsConfig(JudgeConfig):
-    """1 if an answer fulfils all constraints of its prompt, which the reference answer states; else a part, or 0."""
+    """1 if a completion fulfils all constraints of its prompt, which the reference answer states; else a part, or 0."""
 
     kind: Literal["instructions"]
     partial_credit: float = Field(
-        0.0, ge=0, lt=1, description="score of an answer that fulfils some of them, times the share of those; 0: none"
+        0.0, ge=0, lt=1, description="score of a completion that fulfils some of them, times their share; 0: none"
     )
 
     GIVES_VERDICTS = True

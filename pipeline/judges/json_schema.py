@@ -39,8 +39,8 @@ class JsonSchemaConfig(JudgeConfig):
         0.0,
         ge=0,
         lt=1,
-        description="score of an answer that nearly fits: half of it for JSON alone (a quarter if other text is around "
-        "it), and half by the share of the required keys whose values fit; 0: none",
+        description="score of a completion that nearly fits: half of it for JSON alone (a quarter if other text is "
+        "around it), and half by the share of the required keys whose values fit; 0: none",
     )
 
     GIVES_VERDICTS = True

@@ -13,7 +13,7 @@ from pipeline.judges.registry import judge
 
 
 class MentionsConfig(JudgeConfig):
-    """Share of the reference answer's different words that stand in the answer, in capital or small letters."""
+    """Share of the reference answer's different words that stand in the completion, in capital or small letters."""
 
     kind: Literal["mentions_reference"]
     json_field: str | None = Field(

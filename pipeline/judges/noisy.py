@@ -16,6 +16,7 @@ from pipeline.judges.base import (
     Resources,
     judge_version,
     pair_components,
+    seen_by,
     without_stated,
 )
 from pipeline.judges.ensemble import EnsembleConfig
@@ -76,7 +77,7 @@ class NoisyJudge:
         Raises:
             JudgeError: the other judge failed as a whole.
         """
-        found = iter(self._judge.judge(items))
+        found = iter(self._judge.judge(seen_by(self._config.judge, items)))
         return [
             judgment
             for item in items

@@ -15,10 +15,11 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import pyarrow as pa
 
-from pipeline.config import SamplingConfig
+from pipeline.config import SamplingConfig, ThoughtMarks
 from pipeline.errors import DataError, PromptTooLongError
-from pipeline.records import CANDIDATES, to_table
+from pipeline.records import CANDIDATES, THINKING_CANDIDATES, to_table
 from pipeline.sampling.decoding import Tokenizer, completion_texts
+from pipeline.sampling.thoughts import find_thoughts
 
 Result = TypeVar("Result")
 FinishReason = Literal["stop", "length"]
@@ -137,22 +138,35 @@ def finish(turns: Generator[object, None, Result]) -> Result:
 
 
 def candidates_table(
-    candidates: Sequence[Candidate], prompts: Mapping[str, Sequence[int]], tokenizer: Tokenizer, policy: str
+    candidates: Sequence[Candidate],
+    prompts: Mapping[str, Sequence[int]],
+    tokenizer: Tokenizer,
+    policy: str,
+    marks: ThoughtMarks | None = None,
 ) -> pa.Table:
-    """Turns candidates into a table of the ``CANDIDATES`` schema.
+    """Turns candidates into a table of the ``CANDIDATES`` schema; of a policy that thinks, ``THINKING_CANDIDATES``.
 
     Args:
         prompts: token ids of each prompt by its id.
         policy: hash of the weights that sampled.
+        marks: those around its thoughts, if it thinks.
 
     Raises:
         DataError: a candidate does not fit the schema.
     """
     texts: dict[tuple[str, int], str] = {}
+    thoughts: dict[tuple[str, int], dict[str, Any]] = {}
     for prompt_id, group in groupby(candidates, attrgetter("prompt_id")):
         own = list(group)
-        decoded = completion_texts(tokenizer, prompts[prompt_id], [candidate.token_ids for candidate in own])
-        texts |= {(prompt_id, candidate.candidate): text for candidate, text in zip(own, decoded, strict=True)}
+        keys = [(prompt_id, candidate.candidate) for candidate in own]
+        sampled = [candidate.token_ids for candidate in own]
+        texts |= zip(keys, completion_texts(tokenizer, prompts[prompt_id], sampled), strict=True)
+        if marks is not None:
+            found = find_thoughts(tokenizer, marks, prompts[prompt_id], sampled)
+            thoughts |= {
+                key: {"thought_tokens": thought and thought.tokens, "answer": thought and thought.answer}
+                for key, thought in zip(keys, found, strict=True)
+            }
     rows = [
         {
             "prompt_id": candidate.prompt_id,
@@ -163,10 +177,11 @@ def candidates_table(
             "finish_reason": candidate.finish_reason,
             "seed": candidate.seed,
             "policy": policy,
+            **thoughts.get((candidate.prompt_id, candidate.candidate), {}),
         }
         for candidate in candidates
     ]
-    return to_table(rows, CANDIDATES)
+    return to_table(rows, CANDIDATES if marks is None else THINKING_CANDIDATES)
 
 
 def check_lengths(requests: Sequence[SamplingRequest], max_tokens: int, context: int) -> None:

@@ -13,22 +13,38 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<s> {{ message['role'] }} : {{ message['content'] }} </s> {% endfor %}"
     "{% if add_generation_prompt %}<s> assistant : {% endif %}"
 )
+MARKS = ("<think>", "</think>")
+THINKING_TEMPLATE = (
+    f"{CHAT_TEMPLATE}{{% if add_generation_prompt and enable_thinking is defined and enable_thinking is false %}}"
+    "<think> </think> {% endif %}"
+)
+"""Thinks if it is not told otherwise: then it closes an empty thought before the answer begins."""
+OPENING_TEMPLATE = f"{CHAT_TEMPLATE}{{% if add_generation_prompt %}}<think> {{% endif %}}"
+"""Opens the thought itself, so that a completion begins within it."""
 
 
-def tiny_tokenizer(vocab: int = 64, *, chat_template: bool = False) -> PreTrainedTokenizerFast:
-    """Words ``w0``, ``w1``, ... separated by spaces, behind four special tokens; ``vocab`` tokens in all."""
-    chat_words = ("user", "assistant", "system", ":") if chat_template else ()
-    words = [*SPECIAL_TOKENS, *chat_words]
+def tiny_tokenizer(
+    vocab: int = 64, *, chat_template: bool = False, thinking: str | None = None
+) -> PreTrainedTokenizerFast:
+    """Words ``w0``, ``w1``, ... separated by spaces, behind four special tokens; ``vocab`` tokens in all.
+
+    Args:
+        thinking: the template of one with the tokens ``<think>`` and ``</think>``, which are added and not special.
+    """
+    chat_words = ("user", "assistant", "system", ":") if chat_template or thinking else ()
+    words = [*SPECIAL_TOKENS, *chat_words, *(MARKS if thinking else ())]
     words += [f"w{index}" for index in range(vocab - len(words))]
     tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
+    if thinking:
+        tokenizer.add_tokens(list(MARKS))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
-        chat_template=CHAT_TEMPLATE if chat_template else None,
+        chat_template=thinking or (CHAT_TEMPLATE if chat_template else None),
     )
 
 
@@ -41,6 +57,7 @@ def tiny_llama(
     context: int = 64,
     scale: float = 0.1,
     chat_template: bool = False,
+    thinking: str | None = None,
 ) -> Path:
     """A Llama of two layers with random weights, saved with its tokenizer; returns the directory.
 
@@ -65,5 +82,5 @@ def tiny_llama(
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
     model.save_pretrained(directory)
-    tiny_tokenizer(vocab, chat_template=chat_template).save_pretrained(directory)
+    tiny_tokenizer(vocab, chat_template=chat_template, thinking=thinking).save_pretrained(directory)
     return directory

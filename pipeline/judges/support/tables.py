@@ -1,7 +1,8 @@
 """Tables of prompts and candidates as what a judge is given, and what it says as a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +16,8 @@ from pipeline.records import JUDGMENTS, to_table
 def judge_items(prompts: pa.Table, candidates: pa.Table, *, read_special_tokens: bool = False) -> list[JudgeItem]:
     """Joins prompts and candidates: one item for each prompt that has candidates, in the candidates' order.
 
+    Of a policy that thinks, the answer is what comes after the thought; `seen_by` brings the thought back.
+
     Args:
         read_special_tokens: as the recipe's prompts say.
 
@@ -22,15 +25,9 @@ def judge_items(prompts: pa.Table, candidates: pa.Table, *, read_special_tokens:
         DataError: a candidate of a prompt that is not among the prompts.
     """
     answers: dict[str, list[JudgedCandidate]] = {}
-    for row in candidates.select(["prompt_id", "candidate", "text", "finish_reason", "token_ids"]).to_pylist():
-        answer = JudgedCandidate(
-            index=row["candidate"],
-            text=row["text"],
-            finish_reason=row["finish_reason"],
-            tokens=len(row["token_ids"]),
-            token_ids=row["token_ids"],
-        )
-        answers.setdefault(row["prompt_id"], []).append(answer)
+    read = ["prompt_id", "candidate", "text", "finish_reason", "token_ids", "thought_tokens", "answer"]
+    for row in candidates.select([name for name in read if name in candidates.column_names]).to_pylist():
+        answers.setdefault(row["prompt_id"], []).append(_candidate(row))
     columns = ["prompt_id", "text", "messages", "reference_answer", "token_ids"]
     found = prompts.filter(pc.field("prompt_id").isin(list(answers))).select(columns).to_pylist()
     asked = {row["prompt_id"]: row for row in found}
@@ -48,6 +45,18 @@ def judge_items(prompts: pa.Table, candidates: pa.Table, *, read_special_tokens:
         )
         for prompt_id, judged in answers.items()
     ]
+
+
+def _candidate(row: Mapping[str, Any]) -> JudgedCandidate:
+    thought = row.get("thought_tokens")  # policies that do not think have no such column
+    return JudgedCandidate(
+        index=row["candidate"],
+        text=row["text"] if thought is None else row["answer"] or "",
+        finish_reason=row["finish_reason"],
+        tokens=len(row["token_ids"]) - (thought or 0),
+        token_ids=row["token_ids"],
+        completion=None if thought is None else row["text"],
+    )
 
 
 def judgments_table(judgments: Sequence[Judgment]) -> pa.Table:

@@ -122,6 +122,17 @@ def test_shows_the_updates_and_their_checks(whole: str) -> None:
     assert last_row == ["3", "none", "4", "0.6931", "+2e-07", "0.5000", "75.0%", "1e-06", "500", "0.1", "2.0"]
 
 
+def test_thoughts_are_shown_of_policies_that_think(store: Store, whole: str) -> None:
+    changes = {"thought_length": 30.5, "answer_length": 4.25, "cut_in_thought": 0.25, "cut_in_answer": 0.125}
+    page = Page.parse(Path(write_report(store, finished_run(store, changes=changes))).read_text())
+    assert "25.0% within the thought" in page.text
+    assert "Tokens of thought 30.5 4.2 of the answer" in page.text
+    for title in ("Length of thought and answer", "Truncated within thought or answer"):
+        assert title in page.text
+        assert title not in whole
+    assert "Tokens of thought" not in whole
+
+
 def test_alarms_are_at_the_top(store: Store, whole: str) -> None:
     # KL to round 0 is 0.2 n plus 0.02, above the limit of 0.5 in round 3 only.
     page = Page.parse(whole)

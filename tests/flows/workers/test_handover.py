@@ -9,7 +9,6 @@ import pytest
 
 from flows.workers.precision import Agreement
 from flows.workers.preference_groups import with_reference
-from flows.workers.references import PolicyRef
 from flows.workers.sampler import SamplerWorker, _nearer_to_previous
 from pipeline.config import UpdateConfig
 from pipeline.dpo.types import PreferenceGroup
@@ -20,24 +19,10 @@ from pipeline.packing.packing import TokenGroup
 from pipeline.recipe import Recipe
 from pipeline.records import PROBE, to_table
 from storage.log.store import Store
-from storage.tables.checkpoints import stage_directory, weights_digest
 from storage.tables.shards import write_table
+from support.committed_policy import ANSWER, PROMPT, committed_policy
 from support.recipes import TINY
 from support.tiny import tiny_llama
-
-PROMPT, ANSWER = [5, 6, 7], [8, 9, 10, 2]
-
-
-def policy(store: Store, seed: int, *, probed_seed: int | None = None, previous: float | None = None) -> PolicyRef:
-    """A committed policy of this seed; its probe is that of another where ``probed_seed`` says so."""
-    with stage_directory(store, "r", 0, "checkpoint") as staged:
-        tiny_llama(staged.path, seed=seed, scale=0.3)
-    probed = tiny_llama(Path(store.root) / f"probed-{seed}-{probed_seed}", seed=probed_seed or seed, scale=0.3)
-    model, _ = load_policy(probed, device="cpu")
-    ((logp,),) = sequence_logps(model, [TokenGroup("p", PROMPT, [ANSWER])], 64)
-    rows = [{"prompt_token_ids": PROMPT, "token_ids": ANSWER, "logp": logp, "previous_logp": previous}]
-    probe = write_table(store, "r", 0, "probe", to_table(rows, PROBE))
-    return PolicyRef(weights_digest(staged.files), staged.files, probe)
 
 
 @pytest.fixture
@@ -58,21 +43,21 @@ def sampler(store: Store, tmp_path: Path) -> SamplerWorker:
 def test_an_engine_that_starts_apart_does_not_blame_other_weights(store: Store, sampler: SamplerWorker) -> None:
     """It has just been given these weights: what differs is how it computes this type."""
     with pytest.raises(WeightSyncError, match=r"has just started with these weights.*sampling\.engine to transformers"):
-        sampler.use(policy(store, 1, probed_seed=2))
+        sampler.use(committed_policy(store, 1, probed_seed=2))
 
 
 def test_new_weights_agree_with_their_probe(store: Store, sampler: SamplerWorker) -> None:
     for seed in (1, 2):
-        drift = sampler.use(policy(store, seed))
+        drift = sampler.use(committed_policy(store, seed))
         # Two float32 computations of the same sum: about 1e-6 nats.
         assert drift.per_token < 1e-4
 
 
 def test_other_weights_than_the_trainers_stop_the_run(store: Store, sampler: SamplerWorker) -> None:
     """The engine holds seed 2, and the probe says what seed 3 gives: as after a reload that did nothing."""
-    sampler.use(policy(store, 1))
+    sampler.use(committed_policy(store, 1))
     with pytest.raises(WeightSyncError, match=r"more than sampling\.handover_tolerance 0\.001"):
-        sampler.use(policy(store, 2, probed_seed=3))
+        sampler.use(committed_policy(store, 2, probed_seed=3))
 
 
 def test_old_weights_are_found_where_no_tolerance_tells(store: Store, sampler: SamplerWorker) -> None:
@@ -81,14 +66,14 @@ def test_old_weights_are_found_where_no_tolerance_tells(store: Store, sampler: S
         update={"sampling": sampler.recipe.sampling.model_copy(update={"handover_tolerance": 10.0})}
     )
     sampler.recipe = recipe
-    held = policy(store, 2)
+    held = committed_policy(store, 2)
     (row,) = sampler.table((held.probe,)).to_pylist()
-    stale = policy(store, 2, probed_seed=3, previous=row["logp"])
+    stale = committed_policy(store, 2, probed_seed=3, previous=row["logp"])
     (new,) = sampler.table((stale.probe,)).to_pylist()
     assert abs(new["logp"] - row["logp"]) > 0.2  # the two seeds are told apart
     with pytest.raises(WeightSyncError, match="the engine has kept the old weights"):
         sampler.use(stale)
-    assert sampler.use(policy(store, 2, previous=row["logp"] - 0.5)).per_token < 1e-4
+    assert sampler.use(committed_policy(store, 2, previous=row["logp"] - 0.5)).per_token < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -181,7 +166,7 @@ def test_a_trainer_in_bfloat16_takes_the_default_tolerance(store: Store, sampler
     """Sampler in float32, and a probe of the same weights in bfloat16: refused in float32's tolerance, with both
     sides named; and the default of bfloat16 takes it.
     """
-    held = policy(store, 2)
+    held = committed_policy(store, 2)
     model, _ = load_policy(Path(store.root) / "probed-2-None", device="cpu")
     ((logp,),) = sequence_logps(model, [TokenGroup("p", PROMPT, [ANSWER])], 64, precision="bfloat16")
     rows = [{"prompt_token_ids": PROMPT, "token_ids": ANSWER, "logp": logp, "previous_logp": None}]

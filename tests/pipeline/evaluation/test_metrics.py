@@ -15,9 +15,10 @@ from pipeline.evaluation.metrics import (
     mean_score,
     most_changed,
     scores_by_prompt,
+    thought_statistics,
     win_rate,
 )
-from pipeline.records import CANDIDATES, JUDGMENTS, to_table
+from pipeline.records import CANDIDATES, JUDGMENTS, THINKING_CANDIDATES, to_table
 
 
 def judgment(prompt_id: str, score: float | None, **changes: Any) -> dict[str, Any]:
@@ -118,3 +119,29 @@ def test_most_changed_takes_the_largest_change_either_way() -> None:
     changed = most_changed(prompts, before, after, scores_before, scores_after, 3)
     assert [answer.prompt_id for answer in changed] == ["b", "c", "a"]  # 0.9 twice, then 0.5 before e's
     assert (changed[1].prompt, changed[1].answer_before, changed[1].score_after) == ("C", "c before", 0.1)
+
+
+def test_both_parts_of_answers_with_thoughts() -> None:
+    """Of four: an answer after a thought, one without, a thought that was cut, and an answer that was cut."""
+    none: dict[str, Any] = {"thought_tokens": None, "answer": None}
+    plain = [
+        candidate("a", [8, 5, 9, 6, 2], "t 6"), candidate("b", [6, 2], "6"),
+        candidate("c", [8, 5, 5], "t", "length"), candidate("d", [8, 9, 6, 6, 6, 6], "6 6 6 6", "length"),
+    ]  # fmt: skip
+    thoughts = [{"thought_tokens": 3, "answer": "6"}, none, {"thought_tokens": 3, "answer": None},
+                {"thought_tokens": 2, "answer": "6 6 6 6"}]  # fmt: skip
+    rows = [row | thought for row, thought in zip(plain, thoughts, strict=True)]
+    found, table = thought_statistics(to_table(rows, THINKING_CANDIDATES)), to_table(rows, THINKING_CANDIDATES)
+    assert found is not None
+    assert (found.thought_length, found.answer_length) == (8 / 4, 8 / 4)
+    assert (found.cut_in_thought, found.cut_in_answer) == (1 / 4, 1 / 4)
+    whole = answer_statistics(table)
+    assert found.thought_length + found.answer_length == whole.mean_length
+    assert found.cut_in_thought + found.cut_in_answer == whole.truncated_share
+
+
+def test_a_policy_that_does_not_think_has_no_statistics_of_thoughts() -> None:
+    rows = [candidate("a", [6, 2], "6"), candidate("b", [6, 6], "6 6", "length")]
+    assert thought_statistics(to_table(rows, CANDIDATES)) is None
+    silent = [row | {"thought_tokens": None, "answer": None} for row in rows]
+    assert thought_statistics(to_table(silent, THINKING_CANDIDATES)) is None
