@@ -280,6 +280,8 @@ def print_rounds(run: str, rounds: Sequence["RoundSummary"], format: Format = Fo
     judges = list(dict.fromkeys(summary.judge for summary in rounds))
     if len(judges) > 1:
         console.print(f"rewards do not compare across judges: {', then '.join(judges)}", markup=False, style="yellow")
+    if rounds and rounds[0].base_rate:
+        console.print(f"round 0: {rounds[0].base_rate}", markup=False)
     for summary in rounds:
         for alarm in summary.alarms:
             console.print(f"alarm in round {summary.round}: {alarm}", markup=False, style="yellow")

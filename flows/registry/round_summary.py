@@ -53,10 +53,12 @@ class RoundSummary(BaseModel):
     initial_logp_per_token: float | None = Field(None, description="log-probability under round 0, nats per token")
     length: float
     truncated: float
+    base_rate: str | None = Field(None, description="how many of the initial policy's answers score; in round 0")
     distinct: float
     entropy_per_token: float = Field(description="nats per token")
     sampled_reward: float | None = None
     sampled_length: float | None = None
+    sampled_truncated: float | None = Field(None, description="share of the candidates that were cut at max_tokens")
     unjudged: int | None = None
     tied: float | None = Field(None, description="share of pairs of a prompt's candidates within the least margin")
     unparsable: float | None = Field(None, description="share of judgments whose reply could not be read")

@@ -45,6 +45,7 @@ class Report:
     state: str
     parent: str | None
     untried: str | None
+    base_rate: str | None
     last: int
     cards: list[Card]
     alarms: list[tuple[int, str]]
@@ -75,6 +76,7 @@ def gather(store: Store, run: Run) -> Report:
         state=_state(run, recipe, rounds[-1].round),
         parent=f"{parent['run']}@{parent['round']}" if parent else None,
         untried=untried_lengths(run),
+        base_rate=rounds[0].base_rate,
         last=rounds[-1].round,
         cards=list(_cards(rounds, recipe)),
         alarms=[(summary.round, alarm) for summary in rounds for alarm in summary.alarms],

@@ -37,7 +37,7 @@ async def sample_shard(
     recipe, policy, prompts = context.recipe, context.policies.after(batch.policy), context.files(0, "prompts")
     settings = {"max_tokens": recipe.sampling.max_tokens}
     if not batch.held_out:
-        settings = recipe.sampling.hashed(exclude=("shards_in_flight", "max_skipped_fraction"))
+        settings = recipe.sampling.hashed(exclude=("shards_in_flight", "max_skipped_fraction", "alarm_truncated"))
     inputs = content_id([policy.digest, hashes(prompts), rows, recipe.seed, settings])
     done, stage = context.find_in(batch.places, "candidates", inputs, shard)
     if done is not None:
@@ -138,9 +138,8 @@ async def build_preferences(
         )
     )  # fmt: skip
     built = answer.result
-    return context.commit(
-        number, "preferences", [built.file], {"preferences": built.count, **answer.work}, inputs, shard
-    )
+    meta = {"preferences": built.count, "prompts": built.prompts, "preferring": built.preferring, **answer.work}
+    return context.commit(number, "preferences", [built.file], meta, inputs, shard)
 
 
 async def retry_on_worker_death(work: Callable[[bool], Awaitable[Result]]) -> Result:

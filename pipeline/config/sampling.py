@@ -1,11 +1,11 @@
 """How candidates are sampled."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, SerializationInfo, field_serializer
 
-from pipeline.config.base import Config, for_a_hash
+from pipeline.config.base import Config, Later, for_a_hash
 
 FLOAT32_TOLERANCE = 1e-3
 """Two engines that compute in float32 differ by about 1e-6 nats per token on the same weights."""
@@ -26,6 +26,13 @@ class SamplingConfig(Config):
     temperature: float = Field(1.0, gt=0, le=5, description="sampling temperature")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus: smallest share of probability mass to sample from")
     max_tokens: int = Field(48, ge=1, le=131_072, description="longest answer, in tokens")
+    alarm_truncated: Annotated[float, Later(0.25)] = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="raise an alarm if a larger share of a round's completions is cut at max_tokens; one in four is "
+        "enough for the preferences to be about what was cut",
+    )
     shard_prompts: int = Field(128, ge=1, le=1_000_000, description="prompts in one shard, the unit that is committed")
     shards_in_flight: int = Field(
         2,

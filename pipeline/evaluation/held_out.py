@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import PreferencesConfig
+from pipeline.config import PreferencesConfig, SamplingConfig
 from pipeline.errors import DataError
 from pipeline.evaluation.judge_drift import agreement, change, drifted, over_optimised, overoptimization_gap
 from pipeline.evaluation.metrics import Scores, answer_statistics, kl_estimate, mean_score, scores_by_prompt, win_rate
@@ -118,9 +118,11 @@ def alarms(
     initial: Mapping[str, Any],
     config: EvaluationConfig,
     preferences: PreferencesConfig | None = None,
+    sampling: SamplingConfig | None = None,
 ) -> list[str]:
     """Says what a person should look at before trusting this round, one sentence each."""
     found = list(_little_to_learn(metrics, preferences or PreferencesConfig()))
+    found += _truncation(metrics, sampling or SamplingConfig())
     fell, change = metrics.get("chosen_fell"), metrics.get("chosen_change")
     if fell is not None and change is not None and fell > DISPLACEMENT_SHARE and change < 0:
         found.append(
@@ -145,6 +147,24 @@ def alarms(
     found += [f"over-optimisation: {sentence}" for sentence in metrics.get("over_optimised", ())]
     found += [f"judge drift: {sentence}" for sentence in metrics.get("drifted", ())]
     return found
+
+
+def initial_alarms(metrics: Mapping[str, Any], sampling: SamplingConfig) -> list[str]:
+    """Says what a person should look at before the first round, from the initial policy's held-out answers."""
+    unscored = [f"judge: {sentence}" for sentence in metrics.get("unscored", ())]
+    rate = metrics.get("base_rate_alarm")
+    return [*([rate] if rate else []), *_truncation(metrics, sampling), *unscored]
+
+
+def _truncation(metrics: Mapping[str, Any], sampling: SamplingConfig) -> Iterator[str]:
+    shares = {"sampled": metrics.get("sampled_truncated"), "held-out": metrics.get("truncated")}
+    most = sampling.alarm_truncated
+    cut = [f"{share:.0%} of the {kind} completions" for kind, share in shares.items() if share and share > most]
+    if cut:
+        yield (
+            f"truncation: {' and '.join(cut)} were cut at sampling.max_tokens {sampling.max_tokens}, more than "
+            f"sampling.alarm_truncated {most:.0%}: raise sampling.max_tokens, or ask for shorter answers in the prompts"
+        )
 
 
 def _little_to_learn(metrics: Mapping[str, Any], config: PreferencesConfig) -> Iterator[str]:
