@@ -39,6 +39,8 @@ class Table(StrEnum):
     replayed = "replayed"
     eval_completions = "eval_completions"
     eval_judgments = "eval_judgments"
+    served_completions = "served_completions"
+    served_judgments = "served_judgments"
     candidates = "candidates"
     eval_candidates = "eval_candidates"
 
@@ -65,9 +67,9 @@ def rounds_(run: RunName, root: Root = DEFAULT_ROOT, format: Output = Format.tab
 @app.command()
 def show(
     source: RunAtRound,
-    table: Annotated[Table, typer.Option(help="which table; those with eval_ are of the held-out prompts")] = (
-        Table.completions
-    ),
+    table: Annotated[
+        Table, typer.Option(help="which table; eval_: of held-out prompts; served_: of these, as one would serve")
+    ] = (Table.completions),
     prompt: Annotated[str | None, typer.Option(help="only this prompt: its id, or the beginning of it")] = None,
     limit: Limit = 10,
     where: Annotated[
@@ -268,10 +270,10 @@ def recipes(format: Output = Format.table) -> None:
 
 def print_rounds(run: str, rounds: Sequence["RoundSummary"], format: Format = Format.table) -> None:
     """Prints a row for each round, and the alarms of all rounds below."""
-    from flows.registry.round_summary import row_of
+    from flows.registry.round_summary import rows_of
 
     tables.print_rows(
-        list(map(row_of, rounds)), title=f"Run {run}", format=format, empty="no round is finished yet",
+        rows_of(rounds), title=f"Run {run}", format=format, empty="no round is finished yet",
         records=[summary.model_dump(mode="json") for summary in rounds],
     )  # fmt: skip
     if not format.is_for_people:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from flows.host.text import visible
-from flows.registry.round_summary import RoundSummary, row_of, summaries
+from flows.registry.round_summary import RoundSummary, rows_of, summaries
 from storage.log.run import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -61,7 +61,7 @@ def model_card(run: Run, round: int, repo: str, dataset: str | None) -> str:
         title=f"{escaped(run.name)}, round {round}",
         round=round,
         facts=_escaped_values(facts),
-        rounds=[row_of(summary) for summary in done],
+        rounds=rows_of(done),
         repo=repo,
         recipe=_fenced(yaml.safe_dump(_without_places(recipe), sort_keys=False, allow_unicode=True)),
     )

@@ -29,6 +29,18 @@ class RoundOrigin(BaseModel):
     judges: list[JudgeOrigin] = Field(description="the training judge first")
 
 
+class Served(BaseModel):
+    """Held-out answers that were sampled as one would serve, which is for reading: lengths in tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reward: float | None = Field(description="mean score of the judge of the reward; none if no answer has a score")
+    reward_se: float | None = None
+    judges: dict[str, float] = Field(description="mean score of each other judge")
+    length: float
+    truncated: float
+
+
 class RoundSummary(BaseModel):
     """A finished round. Shares are from 0 to 1, lengths in tokens, divergences in nats per sequence.
 
@@ -44,6 +56,7 @@ class RoundSummary(BaseModel):
     reward: float = Field(description="mean score of that judge on held-out prompts")
     reward_se: float | None = Field(description="its standard error; none of a single prompt")
     judges: dict[str, float] = Field(description="mean score of each judge that training does not hear")
+    served: Served | None = Field(None, description="as one would serve, if the recipe says how; else at temperature 1")
     win_rate_initial: float | None = None
     win_rate_previous: float | None = None
     kl_previous: float | None = None
@@ -131,11 +144,21 @@ def summaries(rounds: Sequence[Entry]) -> list[RoundSummary]:
     return [RoundSummary.model_validate(entry.meta) for entry in rounds]
 
 
-def row_of(summary: RoundSummary) -> dict[str, str]:
-    """Returns a round as people read it; what does not apply to a round is a dash."""
+def rows_of(rounds: Sequence[RoundSummary]) -> list[dict[str, str]]:
+    """Returns rounds as people read them; what does not apply to a round is a dash.
+
+    The reward is of answers at temperature 1. That of answers as one would serve stands beside it, if a round has them.
+    """
+    served = any(summary.served is not None for summary in rounds)
+    return [_row(summary, served=served) for summary in rounds]
+
+
+def _row(summary: RoundSummary, *, served: bool) -> dict[str, str]:
+    as_served = summary.served
     return {
         "round": str(summary.round),
-        "reward": f"{summary.reward:+.3f}{_error(summary.reward_se, 3)}",
+        "reward": _reward(summary.reward, summary.reward_se),
+        **({"as served": _reward(as_served and as_served.reward, as_served and as_served.reward_se)} if served else {}),
         "win/0": _share(summary.win_rate_initial),
         "win/prev": _share(summary.win_rate_previous),
         "KL/0": _nats(summary.kl_initial, summary.kl_initial_se),
@@ -143,6 +166,10 @@ def row_of(summary: RoundSummary) -> dict[str, str]:
         "length": f"{summary.length:.1f}",
         "chosen↓": _share(summary.chosen_fell),
     }
+
+
+def _reward(value: float | None, error: float | None) -> str:
+    return "-" if value is None else f"{value:+.3f}{_error(error, 3)}"
 
 
 def _share(value: float | None) -> str:

@@ -9,7 +9,7 @@ import yaml
 
 from flows.registry.packing_check import untried_lengths
 from flows.registry.recipes import changed_fields
-from flows.registry.round_summary import RoundSummary, row_of, summaries
+from flows.registry.round_summary import RoundSummary, rows_of, summaries
 from flows.report.data import Completions, held_out_completions, optimizer_steps, sampled_scores
 from flows.report.rendering import to_page
 from flows.report.sections import Section, sections
@@ -87,7 +87,7 @@ def gather(store: Store, run: Run) -> Report:
             timeline(run, [summary.round for summary in rounds[1:][-_TIMED_ROUNDS:]] or [0]),
         ),
         tables={
-            "Held-out metrics": [row_of(summary) for summary in rounds],
+            "Held-out metrics": rows_of(rounds),
             "Judges and preferences": [_watched(summary, others) for summary in rounds],
             "Updates, checks and costs": [_work(summary, stages, recipe.staleness) for summary in rounds],
         },
@@ -115,7 +115,12 @@ def _cards(rounds: Sequence[RoundSummary], recipe: Recipe) -> Iterator[Card]:
         return [] if value is None or last is first else [f"{value:{form}} in round {first.round}"]
 
     error = "one scored answer" if last.reward_se is None else f"±{last.reward_se:.3f} standard error"
-    yield Card("Held-out reward", f"{last.reward:+.3f}", [*before(first.reward, "+.3f"), error])
+    yield Card("Held-out reward", f"{last.reward:+.3f}", [*before(first.reward, "+.3f"), error, "at temperature 1"])
+    if last.served is not None and last.served.reward is not None:
+        settings = recipe.evaluation.serving
+        how = [] if settings is None else [f"temperature {settings.temperature:g}, top-p {settings.top_p:g}"]
+        earlier = before(first.served and first.served.reward, "+.3f")
+        yield Card("Reward as served", f"{last.served.reward:+.3f}", [*earlier, *how])
     if last.win_rate_initial is not None and last.win_rate_previous is not None:
         previous = f"{last.win_rate_previous:.1%} against round {last.round - 1}"
         yield Card("Win rate against round 0", f"{last.win_rate_initial:.1%}", [previous])

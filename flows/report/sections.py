@@ -52,7 +52,8 @@ def sections(
     found = [
         Section(
             "What the judges say",
-            "Bands and bars are 95% intervals (1.96 standard errors) over the held-out prompts.",
+            "Bands and bars are 95% intervals (1.96 standard errors) over the held-out prompts. They are answered at "
+            "temperature 1, which the KL needs and which reads worse than what one would serve.",
             [*_judged(rounds), *_sampled(scores_by_round)],
         ),
         Section(

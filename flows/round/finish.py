@@ -5,7 +5,7 @@ from typing import Any
 from prefect import get_run_logger
 
 from flows.host.work_spans import busy_seconds, shared_seconds, spans_of
-from flows.registry.round_summary import RoundSummary, row_of, summaries
+from flows.registry.round_summary import RoundSummary, rows_of, summaries
 from flows.round.context import RoundContext
 from flows.round.provenance import round_origin
 from flows.round.round_steps import describe
@@ -47,7 +47,7 @@ async def finish_round(context: RoundContext, number: int, evaluation: dict[str,
         logger.warning("alarm in round %d: %s", number, alarm)
     if summary.alarms:
         context.monitors.notifier.tell("alarm", f"{context.name}: alarm in round {number}", "\n".join(summary.alarms))
-    context.monitors.artifacts.rounds([row_of(finished) for finished in summaries(context.run.rounds())])
+    context.monitors.artifacts.rounds(rows_of(summaries(context.run.rounds())))
     return summary
 
 
@@ -61,10 +61,10 @@ def _costs(context: RoundContext, number: int) -> dict[str, Any]:
     def metas(*stages: str) -> list[dict[str, Any]]:
         return [entry.meta for stage in stages for entry in context.run.work(number, stage)]
 
-    sampled = [meta for meta in metas("candidates", "eval_candidates") if "tokens" in meta]
+    sampled = [meta for meta in metas("candidates", "eval_candidates", "served_candidates") if "tokens" in meta]
     seconds = {
         "sample": busy_seconds(spans_of(sampled)),
-        "judge": busy_seconds(spans_of(metas("judgments", "eval_judgments"))),
+        "judge": busy_seconds(spans_of(metas("judgments", "eval_judgments", "served_judgments"))),
         "hand over": context.policies.weight_sync(number).meta["seconds"],
     }
     metrics: dict[str, Any] = {"sampled_tokens": sum(meta["tokens"] for meta in sampled), "seconds": seconds}

@@ -35,7 +35,9 @@ async def sample_shard(
         EngineError: it died on held-out prompts, or more would be skipped than the recipe allows.
     """
     recipe, policy, prompts = context.recipe, context.policies.after(batch.policy), context.files(0, "prompts")
-    settings = {"max_tokens": recipe.sampling.max_tokens}
+    settings: dict[str, Any] = {"max_tokens": recipe.sampling.max_tokens}
+    if batch.served and recipe.evaluation.serving is not None:
+        settings |= recipe.evaluation.serving.hashed()
     if not batch.held_out:
         settings = recipe.sampling.hashed(exclude=("shards_in_flight", "max_skipped_fraction", "alarm_truncated"))
     inputs = content_id([policy.digest, hashes(prompts), rows, recipe.seed, settings])
@@ -49,6 +51,7 @@ async def sample_shard(
         return await sampler.call(
             SamplerWorker.sample,
             policy=policy, prompts=prompts, rows=rows, round=number, stage=stage, shard=shard, held_out=batch.held_out,
+            served=batch.served,
         )  # fmt: skip
 
     try:

@@ -14,7 +14,7 @@ from flows.workers.references import JudgePolicies, PolicyRef, TrialPrompt
 from pipeline.config import GeneratedPrompts
 from pipeline.data.conversations import messages_of
 from pipeline.evaluation.base_rate import BaseRate
-from pipeline.evaluation.held_out import describe_evaluation, judged_by, unscored_answers
+from pipeline.evaluation.held_out import describe_evaluation, describe_served, judged_by, unscored_answers
 from pipeline.evaluation.round_metrics import RoundMetrics
 from pipeline.judges import Judge, JudgeItem, Judgment, make_judge
 from pipeline.judges.human import HumanJudge
@@ -235,12 +235,17 @@ class JudgeWorker(Worker):
         self,
         candidates: tuple[FileRef, ...],
         judgments: tuple[FileRef, ...],
+        served_candidates: tuple[FileRef, ...],
+        served_judgments: tuple[FileRef, ...],
         previous: tuple[FileRef, ...],
         initial: tuple[FileRef, ...],
         logps: tuple[FileRef, ...],
         probe: tuple[FileRef, ...],
     ) -> dict[str, Any]:
-        """Computes the metrics of an evaluation: against earlier rounds' judgments if these are given."""
+        """Computes the metrics of an evaluation: against earlier rounds' judgments if these are given.
+
+        Those as one would serve stand beside them, if the recipe says how.
+        """
         judged, places = self.table(judgments), self.recipe.held_out_judges
         judges = [self.recipe.judge_names[place] for place in places]
         metrics = describe_evaluation(
@@ -252,6 +257,8 @@ class JudgeWorker(Worker):
             judges=judges,
             probe=self.table(probe) if probe else None,
         )
+        if served_candidates:
+            metrics["served"] = describe_served(self.table(served_candidates), self.table(served_judgments), judges)
         if not initial:
             verdicts = self.recipe.judges[places[0]].GIVES_VERDICTS
             rate = BaseRate.of(judged_by(judged, judges[0]), judges[0], verdicts=verdicts)

@@ -72,6 +72,14 @@ class SamplingConfig(Config):
         """
         return self.model_copy(update={"candidates": 1, "temperature": 1.0, "top_p": 1.0})
 
+    def served(self, temperature: float, top_p: float) -> "SamplingConfig":
+        """Says how held-out prompts are answered as one would serve: once each, and as long as in training.
+
+        Args:
+            temperature: 0 takes the likeliest token; the candidates of a round may not, as all would be the same.
+        """
+        return self.model_copy(update={"candidates": 1, "temperature": temperature, "top_p": top_p})
+
     @field_serializer("handover_tolerance")
     def _hashed_by_its_first_default(self, value: float | None, info: SerializationInfo) -> float | None:
         # In version 0.1.0 it did not depend on the precision.

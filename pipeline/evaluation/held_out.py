@@ -76,6 +76,23 @@ def describe_evaluation(
     return metrics | _judge_drift(judgments, previous, initial, judges, probe)
 
 
+def describe_served(candidates: pa.Table, judgments: pa.Table, judges: Sequence[str]) -> dict[str, Any]:
+    """Computes what people read of answers that were sampled as one would serve: they compare with no other round.
+
+    Returns:
+        The fields of a round's ``served``; the reward is None if no answer has a score.
+    """
+    scores, answers = judged_by(judgments, judges[0]), answer_statistics(candidates)
+    reward = mean_score(scores) if _scored(scores) else None
+    return {
+        "reward": reward and reward.mean,
+        "reward_se": reward and _finite(reward.standard_error),
+        "judges": {name: mean_score(given).mean for name in judges[1:] if _scored(given := judged_by(judgments, name))},
+        "length": answers.mean_length,
+        "truncated": answers.truncated_share,
+    }
+
+
 def unscored_answers(judgments: pa.Table, judges: Sequence[str]) -> list[str]:
     """Writes a sentence for each judge that gave too few held-out answers a score."""
     found = {name: Unscored.of(judgments.filter(pc.field("judge") == name)) for name in judges}
