@@ -35,6 +35,7 @@ from flows.round.worker_set import WorkerSet, create_workers
 from flows.run.check_judges import check_judge_policies
 from flows.run.fork_history import import_parent_rounds
 from flows.workers.judge import JudgeWorker
+from flows.workers.references import TrialPrompt
 from pipeline.recipe import Recipe
 from storage.log.run import Run
 from storage.log.store import Store
@@ -56,7 +57,11 @@ async def _missing_rounds(context: RoundContext) -> None:
         # Judges that cannot be loaded, and prompts that cannot be used, say so here, before anything is paid for.
         async with context.display.waiting("loading the judges"):
             context.judge_versions = (await context.workers.judge.call(JudgeWorker.versions)).result
-        await round_steps.try_judges(context, await round_steps.check_prompts(context))
+        if context.trial is not None:  # before the trainer, which takes seconds to import, has looked at the prompts
+            await round_steps.try_judges(context, context.trial)
+        checked = await round_steps.check_prompts(context)
+        if context.trial is None:
+            await round_steps.try_judges(context, checked)
         await round_steps.prepare_policy(context)
         await round_steps.prepare_prompts(context)
         for number in range(len(context.run.rounds()), context.goal + 1):
@@ -76,6 +81,7 @@ async def execute(
     display: Display,
     take_over: bool,
     turn: Turn | None = None,
+    trial: TrialPrompt | None = None,
 ) -> None:
     """Opens the run for writing, starts workers and scheduler side by side, and runs the rounds that are missing.
 
@@ -83,6 +89,7 @@ async def execute(
 
     Args:
         turn: the turn of a scheduled run, which may hold the GPUs.
+        trial: a prompt to try the judges on at once; if it is None they are tried when the prompts are checked.
     """
     paused, changed = run.pause, report_changes(run, recipe, display.say)
     made = {**software(), "rounds": rounds, **({"changes": changed} if changed else {})}
@@ -98,7 +105,7 @@ async def execute(
         monitors = Monitors(artifacts, notifier)
         workers = create_workers(store, run, recipe, scratch, logs, display.say)
         policies = Policies(run, recipe)
-        context = RoundContext(store, run, writer, recipe, workers, policies, display, control, monitors, rounds)
+        context = RoundContext(store, run, writer, recipe, workers, policies, display, control, monitors, rounds, trial)
         enter(context)
         import_parent_rounds(store, run, writer)
         check_judge_policies(recipe, run.name, len(run.rounds()))

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from flows.workers.references import TrialPrompt
-from pipeline.config import GeneratedPrompts, PretrainedPolicy
+from pipeline.config import DatasetPrompts, FilePrompts, GeneratedPrompts, PretrainedPolicy
 from pipeline.data.conversations import written_out
 from pipeline.data.prompts import check_chat_template, check_lengths, load_prompts, round_slice
 from pipeline.data.sources import Prompt, check_count, check_reference_answers, generate_prompts, read_prompts
@@ -30,12 +30,8 @@ def check_source(recipe: Recipe, say: Say) -> tuple[pa.Table | None, TrialPrompt
     """
     if isinstance(recipe.prompts, GeneratedPrompts):
         return None, _trial(generate_prompts(recipe.prompts, "train", 1, recipe.seed)[0])
-    prompts = read_prompts(recipe.prompts)
-    check_count(len(prompts), recipe.evaluation.prompts, recipe.sampling.prompts_per_round)
-    parts = [part for judge in recipe.judges for part in judge.parts()]
-    if (judge := next((part.kind for part in parts if part.needs_reference), None)) is not None:
-        check_reference_answers(prompts, judge)
-    for part in parts:
+    prompts = _counted(recipe, recipe.prompts)
+    for part in (part for judge in recipe.judges for part in judge.parts()):
         if isinstance(part, RewardModelConfig) and not part.without_template:
             _check_reward_model(prompts, part.path, part.revision)
     if isinstance(recipe.policy, PretrainedPolicy):
@@ -43,6 +39,32 @@ def check_source(recipe: Recipe, say: Say) -> tuple[pa.Table | None, TrialPrompt
     if any(not isinstance(prompt.content, str) for prompt in prompts):
         check_chat_template(None)
     return None, _trial(prompts[0])
+
+
+def first_prompt(recipe: Recipe) -> TrialPrompt | None:
+    """Checks how many prompts there are, and their answers, if that takes neither a library nor a network.
+
+    Returns:
+        One of them to try the judges on; None if they are of a dataset, which `check_source` reads.
+
+    Raises:
+        ConfigError, DataError: as for `check_source`.
+    """
+    config = recipe.prompts
+    if isinstance(config, DatasetPrompts):
+        return None
+    if isinstance(config, GeneratedPrompts):
+        return _trial(generate_prompts(config, "train", 1, recipe.seed)[0])
+    return _trial(_counted(recipe, config)[0])
+
+
+def _counted(recipe: Recipe, config: FilePrompts | DatasetPrompts) -> list[Prompt]:
+    prompts = read_prompts(config)
+    check_count(len(prompts), recipe.evaluation.prompts, recipe.sampling.prompts_per_round)
+    parts = [part for judge in recipe.judges for part in judge.parts()]
+    if (judge := next((part.kind for part in parts if part.needs_reference), None)) is not None:
+        check_reference_answers(prompts, judge)
+    return prompts
 
 
 def _trial(prompt: Prompt) -> TrialPrompt:
