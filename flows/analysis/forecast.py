@@ -39,7 +39,17 @@ class Forecast:
     @property
     def seconds(self) -> float:
         """Sums the rounds, and round 0's evaluation."""
-        return self.rounds * self.plan.seconds + self.begins * sum(self.plan.stages["evaluate"].values())
+        return self.rounds * (self.plan.seconds + self._served) + self.begins * self._evaluation
+
+    @property
+    def _served(self) -> float:
+        """Returns the seconds of the evaluation as one would serve, which the plan of a round does not have."""
+        again = self.plan.work.recipe.evaluation.serving is not None
+        return again * sum(self.plan.stages["evaluate"].get(part, 0.0) for part in ("sample", "judge"))
+
+    @property
+    def _evaluation(self) -> float:
+        return sum(self.plan.stages["evaluate"].values()) + self._served
 
     @property
     def disk(self) -> float:
@@ -55,13 +65,14 @@ class Forecast:
             disk: bytes that are free where the store lies; None if nobody knows, as of a bucket.
         """
         plan, stages = self.plan, {name: sum(parts.values()) for name, parts in self.plan.stages.items()}
+        stages |= {"evaluate": self._evaluation}
         longest = ", ".join(f"{name} {_time(stages[name])}" for name in ("sample", "judge", "update", "evaluate"))
         needed = max(sum(parts.values()) for parts in plan.memory.values())
         short = " (too little: lower update.token_budget or sampling.cache_gib)" if needed > memory else ""
         room = "" if disk is None else f" of {_size(disk)} free{' (too little)' if self.disk > disk else ''}"
         return [
             f"on paper, as on {plan.devices} x {plan.device.name}: about {_time(self.seconds)} of work for "
-            f"{counted(self.rounds, 'round')} of {_time(plan.seconds)} each ({longest})",
+            f"{counted(self.rounds, 'round')} of {_time(plan.seconds + self._served)} each ({longest})",
             f"memory about {_size(needed)} of {_size(memory)} free{short}, disk about {_size(self.disk)}{room}; "
             "'rondo plan' says what of",
         ]

@@ -28,6 +28,13 @@ def test_a_whole_run_takes_what_the_planner_says_of_it() -> None:
     assert (resumed.seconds, resumed.disk) == (pytest.approx(plan.seconds), pytest.approx(sum(plan.store.values())))
 
 
+def test_the_evaluation_as_served_is_sampled_and_judged_once_more() -> None:
+    """And not scored: of two rounds and round 0, three times the held-out prompts are answered again."""
+    plan = plan_recipe(parse_recipe(TINY, ["evaluation.serving={}"]))
+    again = 3 * (plan.stages["evaluate"]["sample"] + plan.stages["evaluate"]["judge"])
+    assert Forecast(plan, 2, begins=True).seconds == pytest.approx(plan.run_seconds + again)
+
+
 def test_it_is_said_in_two_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     free(monkeypatch, 50e9)
     lines = forecast(parse_recipe(TINY), -1, 2, tmp_path)
