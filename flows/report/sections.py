@@ -95,10 +95,15 @@ def summary_chart(title: str, rounds: Sequence[RoundSummary]) -> ChartType:
 
 
 def _judged(rounds: Sequence[RoundSummary]) -> Iterator[Figure]:
+    served: list[Row] = [
+        {"curve": "as served", "x": summary.round, "y": found.reward, "error": found.reward_se}
+        for summary in rounds
+        if (found := summary.served) is not None and found.reward is not None
+    ]
     yield from _curves(
         "Held-out reward",
         "Mean score of the training judge, on prompts that training never sees.",
-        points_of(rounds, {"": "reward"}),
+        [*points_of(rounds, {"at temperature 1" if served else "": "reward"}), *served],
     )
     yield from _curves(
         "Win rate",

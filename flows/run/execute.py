@@ -55,10 +55,8 @@ async def _in_this_flow(context: RoundContext) -> State[Any] | None:
 async def _missing_rounds(context: RoundContext) -> None:
     async with telling_end(context), context.monitors.artifacts.kept_up():
         # Judges that cannot be loaded, and prompts that cannot be used, say so here, before anything is paid for.
-        async with context.display.waiting("loading the judges"):
-            context.judge_versions = (await context.workers.judge.call(JudgeWorker.versions)).result
-        if context.trial is not None:  # before the trainer, which takes seconds to import, has looked at the prompts
-            await round_steps.try_judges(context, context.trial)
+        if not context.judge_versions:
+            await _load_judges(context)
         checked = await round_steps.check_prompts(context)
         if context.trial is None:
             await round_steps.try_judges(context, checked)
@@ -71,6 +69,18 @@ async def _missing_rounds(context: RoundContext) -> None:
                 break
         else:
             context.display.rounds(context.goal + 1, context.goal + 1)
+
+
+async def _load_judges(context: RoundContext) -> None:
+    """Has the judges loaded, and tries them if there is a prompt to try them on.
+
+    Raises:
+        JudgeError: one cannot be loaded, or fails on whatever it is given.
+    """
+    async with context.display.waiting("loading the judges"):
+        context.judge_versions = (await context.workers.judge.call(JudgeWorker.versions)).result
+    if context.trial is not None:
+        await round_steps.try_judges(context, context.trial)
 
 
 async def execute(
@@ -117,6 +127,8 @@ async def execute(
             if FlowRunContext.get() is not None:
                 await _in_this_flow(context)
                 return
+            # A judge's mistake is seen before the scheduler and the trainer, which take seconds to import, are there.
+            await _load_judges(context)
             async with display.waiting("starting Prefect and the workers"):
                 await stack.enter_async_context(prefect_api(display.say))
             await _in_a_flow_of_its_own(context)
