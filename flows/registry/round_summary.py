@@ -154,11 +154,12 @@ def rows_of(rounds: Sequence[RoundSummary]) -> list[dict[str, str]]:
 
 
 def _row(summary: RoundSummary, *, served: bool) -> dict[str, str]:
-    as_served = summary.served
+    found = summary.served
+    as_served = "-" if found is None else _reward(found.reward, found.reward_se)
     return {
         "round": str(summary.round),
         "reward": _reward(summary.reward, summary.reward_se),
-        **({"as served": _reward(as_served and as_served.reward, as_served and as_served.reward_se)} if served else {}),
+        **({"as served": as_served} if served else {}),
         "win/0": _share(summary.win_rate_initial),
         "win/prev": _share(summary.win_rate_previous),
         "KL/0": _nats(summary.kl_initial, summary.kl_initial_se),

@@ -119,7 +119,7 @@ def _cards(rounds: Sequence[RoundSummary], recipe: Recipe) -> Iterator[Card]:
     if last.served is not None and last.served.reward is not None:
         settings = recipe.evaluation.serving
         how = [] if settings is None else [f"temperature {settings.temperature:g}, top-p {settings.top_p:g}"]
-        earlier = before(first.served and first.served.reward, "+.3f")
+        earlier = before(None if first.served is None else first.served.reward, "+.3f")
         yield Card("Reward as served", f"{last.served.reward:+.3f}", [*earlier, *how])
     if last.win_rate_initial is not None and last.win_rate_previous is not None:
         previous = f"{last.win_rate_previous:.1%} against round {last.round - 1}"
