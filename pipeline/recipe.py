@@ -28,6 +28,17 @@ VLLM_CPU_HEAD_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """With another width vLLM 0.32 starts, and dies on the first prompt."""
 
 
+class ServingConfig(Config):
+    """How one would serve the policy: the held-out prompts are answered once more like that, and judged, for reading.
+
+    An answer is as long as in training. It counts for nothing else: rewards, win rates and divergences that rounds are
+    compared by are of answers at temperature 1.
+    """
+
+    temperature: float = Field(0.0, ge=0, le=5, description="sampling temperature; 0 takes the likeliest token")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus: smallest share of probability mass to sample from")
+
+
 class EvaluationConfig(Config):
     """Held-out evaluation after each round, and of the initial policy (round 0).
 
@@ -47,6 +58,9 @@ class EvaluationConfig(Config):
     )
     kl_limit: float | None = Field(
         None, gt=0, description="raise an alarm above this KL to the initial policy, in nats per sequence"
+    )
+    serving: Annotated[ServingConfig | None, Later(None)] = Field(
+        None, description="how to answer the held-out prompts once more, as one would serve; not at all if empty"
     )
 
 

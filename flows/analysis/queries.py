@@ -31,7 +31,7 @@ def show(
 ) -> list[dict[str, Any]]:
     """Returns rows of a round's table, joined with what one wants to read beside them; all columns, or these."""
     # A round's own candidates have one judge; the held-out ones have several, and this one's scores are the reward.
-    judge = _judge_of_reward(run, number) if table.startswith("eval_") else None
+    judge = _judge_of_reward(run, number) if table.startswith(("eval_", "served_")) else None
     found = round_tables.query(
         store, run, number, table=table, where=where, prompt=prompt, limit=limit, judge=judge, columns=columns
     )

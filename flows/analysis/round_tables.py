@@ -13,7 +13,7 @@ from storage.log.store import Store
 from storage.queries import round_query
 from storage.queries.round_query import Joined, View
 
-_HELD_OUT = "eval_"
+_HELD_OUT = ("eval_", "served_")
 _ORDER = ("prompt_id", "candidate", "judge", "step")
 _PAIR = ("prompt_id", "candidate")
 _ID = ("prompt_id", pa.string())
@@ -82,8 +82,8 @@ def query(
     """Returns the rows of one table of a round, in the order of the prompts and candidates.
 
     Args:
-        table: candidates, judgments or preferences, or one of these with ``eval_`` before it, joined as ``_VIEWS``
-            says; or the name of any other stage that is a table.
+        table: candidates, judgments or preferences, or one of these with ``eval_`` or ``served_`` before it, joined
+            as ``_VIEWS`` says; or the name of any other stage that is a table.
         where: an SQL expression over the columns.
         prompt: the first characters of a prompt's id.
         limit: the largest number of rows.
@@ -100,10 +100,11 @@ def query(
 
 def _view(table: str, judge: str | None) -> View:
     """Says how the table is shown; a table of held-out prompts is joined with others of held-out prompts."""
-    view = _VIEWS.get(table.removeprefix(_HELD_OUT), View(_ORDER))
-    if table.startswith(_HELD_OUT):
+    prefix = next((known for known in _HELD_OUT if table.startswith(known)), "")
+    view = _VIEWS.get(table.removeprefix(prefix), View(_ORDER))
+    if prefix:
         joined = {
-            alias: other if other.round is not None else replace(other, stage=_HELD_OUT + other.stage)
+            alias: other if other.round is not None else replace(other, stage=prefix + other.stage)
             for alias, other in view.joined.items()
         }
         view = replace(view, joined=joined)

@@ -38,6 +38,8 @@ class Table(StrEnum):
     replayed = "replayed"
     eval_completions = "eval_completions"
     eval_judgments = "eval_judgments"
+    served_completions = "served_completions"
+    served_judgments = "served_judgments"
     candidates = "candidates"
     eval_candidates = "eval_candidates"
 
@@ -64,9 +66,9 @@ def rounds_(run: RunName, root: Root = DEFAULT_ROOT, format: Output = Format.tab
 @app.command()
 def show(
     source: RunAtRound,
-    table: Annotated[Table, typer.Option(help="which table; those with eval_ are of the held-out prompts")] = (
-        Table.completions
-    ),
+    table: Annotated[
+        Table, typer.Option(help="which table; eval_: of held-out prompts; served_: of these, as one would serve")
+    ] = (Table.completions),
     prompt: Annotated[str | None, typer.Option(help="only this prompt: its id, or the beginning of it")] = None,
     limit: Limit = 10,
     where: Annotated[
@@ -279,6 +281,8 @@ def print_rounds(run: str, rounds: Sequence["RoundSummary"], format: Format = Fo
     judges = list(dict.fromkeys(summary.judge for summary in rounds))
     if len(judges) > 1:
         console.print(f"rewards do not compare across judges: {', then '.join(judges)}", markup=False, style="yellow")
+    if rounds and rounds[0].base_rate:
+        console.print(f"round 0: {rounds[0].base_rate}", markup=False)
     for summary in rounds:
         for alarm in summary.alarms:
             console.print(f"alarm in round {summary.round}: {alarm}", markup=False, style="yellow")

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 NEWEST = "latest"
 """The round that stands for the newest one in ``RUN@latest``."""
-TABLE_ALIASES = {"completions": "candidates", "eval_completions": "eval_candidates"}
+TABLE_ALIASES = {
+    "completions": "candidates",
+    "eval_completions": "eval_candidates",
+    "served_completions": "served_candidates",
+}
 """What the field calls a table, and its name in the store."""
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -34,14 +35,16 @@ policy:
   path: {model}
 
 {prompts}
-# Each round samples K completions for each of its prompts.
+# Each round samples K completions for each of its prompts. Round 0 says how many of them score at all: if it is none
+# or all, there is nothing to learn, and the run says what to do.
 sampling:
-  prompts_per_round: 256
-  candidates: 8         # K
-  temperature: 1.0
-  max_tokens: 256       # longest completion
-  context: 2048         # prompt and completion together
-  cache_gib: 4.0        # memory of the engine's KV cache
+  prompts_per_round: {prompts_per_round}
+  candidates: {candidates}         # K
+  temperature: 1.0      # lower, and the K completions are alike
+  max_tokens: {max_tokens:<10}# longest completion; an alarm names the share that is cut
+  shard_prompts: {shard_prompts:<7}# an eighth of a round: what is lost at most if the run is killed
+  context: {context:<13}# prompt and completion together
+  cache_gib: {cache_gib}        # memory of the engine's KV cache
 
 {judge}
 # How scores become preferences: here the best completion of a prompt against its worst.
@@ -53,17 +56,21 @@ preferences:
 update:
   objective: sigmoid    # the loss of DPO; there are fourteen others
   beta: 0.1             # strength of the pull towards the policy that sampled
-  learning_rate: 1.0e-6
+  lora: {{rank: 16}}      # train an adapter: little memory, small checkpoints; leave it out for all weights
+  learning_rate: 2.0e-4 # of an adapter; all weights take 1.0e-6 to 5.0e-5
   schedule: linear
+  warmup_steps: {warmup_steps}
   epochs: 1
-  batch_size: 32        # preferences of an optimizer step
-  token_budget: 8192    # tokens that are computed at once; lower it if memory runs out
-  # lora: {{rank: 16}}    # train an adapter in place of all weights
-
-# Held-out prompts, which training never sees, and the divergence above which an alarm is raised.
+  batch_size: 8         # preferences of an optimizer step, so that a round has some eight steps or more
+  token_budget: {token_budget:<8}# tokens that are computed at once; lower it if memory runs out
+  stop_at_kl: 5.0       # end a round's steps once it is so far from the policy that sampled, in nats per sequence
+{precision}
+# Held-out prompts, which training never sees, answered at temperature 1 as the KL needs it, and once more as one would
+# serve. Together they are at most half as many answers as a round samples.
 evaluation:
-  prompts: 128
-  kl_limit: 50.0
+  prompts: {evaluation}
+  serving: {{temperature: 0.0}}   # the likeliest answer; leave it out to save that time
+  kl_limit: 15.0        # an alarm above this KL to the initial policy, in nats per sequence
 
 # Where each part runs: cpu, cuda, or cuda:1. On one GPU the parts take turns.
 devices:
@@ -71,6 +78,19 @@ devices:
   trainer: {device}
   judge: {device}
 """
+
+_SIZES: dict[str, dict[str, Any]] = {
+    # A model of some hundred million parameters has a round of minutes on two cores, one of some billions on one GPU.
+    "cpu": {
+        "prompts_per_round": 64, "candidates": 4, "max_tokens": 96, "shard_prompts": 8, "context": 1024,
+        "cache_gib": 1.0, "warmup_steps": 2, "token_budget": 2048, "evaluation": 64, "precision": "",
+    },
+    "cuda": {
+        "prompts_per_round": 256, "candidates": 8, "max_tokens": 256, "shard_prompts": 32, "context": 2048,
+        "cache_gib": 4.0, "warmup_steps": 4, "token_budget": 8192, "evaluation": 256,
+        "precision": "  precision: bfloat16   # of forward passes and of vLLM; master weights are float32\n",
+    },
+}  # fmt: skip
 
 _PYTHON_JUDGE = """\
 # A function of yours, in a module that Python finds from where rondo is started. For example in {file}:
@@ -133,6 +153,7 @@ def new_recipe(name: str, model: str, prompts: str, judge: str, device: str) -> 
         prompts=_prompts(prompts) + _reference(judge),
         judge=_judge(judge),
         device=device,
+        **_SIZES["cpu" if device == "cpu" else "cuda"],
     )
 
 

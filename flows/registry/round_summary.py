@@ -29,6 +29,18 @@ class RoundOrigin(BaseModel):
     judges: list[JudgeOrigin] = Field(description="the training judge first")
 
 
+class Served(BaseModel):
+    """Held-out answers that were sampled as one would serve, which is for reading: lengths in tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reward: float | None = Field(description="mean score of the judge of the reward; none if no answer has a score")
+    reward_se: float | None = None
+    judges: dict[str, float] = Field(description="mean score of each other judge")
+    length: float
+    truncated: float
+
+
 class RoundSummary(BaseModel):
     """A finished round. Shares are from 0 to 1, lengths in tokens, divergences in nats per sequence.
 
@@ -44,6 +56,7 @@ class RoundSummary(BaseModel):
     reward: float = Field(description="mean score of that judge on held-out prompts")
     reward_se: float | None = Field(description="its standard error; none of a single prompt")
     judges: dict[str, float] = Field(description="mean score of each judge that training does not hear")
+    served: Served | None = Field(None, description="as one would serve, if the recipe says how; else at temperature 1")
     win_rate_initial: float | None = None
     win_rate_previous: float | None = None
     kl_previous: float | None = None
@@ -53,6 +66,7 @@ class RoundSummary(BaseModel):
     initial_logp_per_token: float | None = Field(None, description="log-probability under round 0, nats per token")
     length: float
     truncated: float
+    base_rate: str | None = Field(None, description="how many of the initial policy's answers score; in round 0")
     distinct: float
     entropy_per_token: float = Field(description="nats per token")
     thought_length: float | None = Field(
@@ -63,6 +77,7 @@ class RoundSummary(BaseModel):
     cut_in_answer: float | None = Field(None, description="share of completions cut after it")
     sampled_reward: float | None = None
     sampled_length: float | None = None
+    sampled_truncated: float | None = Field(None, description="share of the candidates that were cut at max_tokens")
     unjudged: int | None = None
     tied: float | None = Field(None, description="share of pairs of a prompt's completions within the least margin")
     unparsable: float | None = Field(None, description="share of judgments whose reply could not be read")
@@ -136,13 +151,19 @@ def summaries(rounds: Sequence[Entry]) -> list[RoundSummary]:
 
 
 def rows_of(rounds: Sequence[RoundSummary]) -> list[dict[str, str]]:
-    """Returns rounds as people read them, with columns for thoughts if the completions of one of them have some."""
+    """Returns rounds as people read them; what does not apply to a round is a dash.
+
+    The reward is of answers at temperature 1. That of answers as one would serve stands beside it if a round has them,
+    and so do lengths of thoughts.
+    """
+    served = any(summary.served is not None for summary in rounds)
     thinks = any(summary.thought_length is not None for summary in rounds)
-    return [row_of(summary, thinks=thinks) for summary in rounds]
+    return [_row(summary, served=served, thinks=thinks) for summary in rounds]
 
 
-def row_of(summary: RoundSummary, *, thinks: bool = False) -> dict[str, str]:
-    """Returns a round as people read it; what does not apply to a round is a dash."""
+def _row(summary: RoundSummary, *, served: bool, thinks: bool) -> dict[str, str]:
+    found = summary.served
+    as_served = "-" if found is None else _reward(found.reward, found.reward_se)
     thoughts = {
         "thought": _tokens(summary.thought_length),
         "answer": _tokens(summary.answer_length),
@@ -151,7 +172,8 @@ def row_of(summary: RoundSummary, *, thinks: bool = False) -> dict[str, str]:
     }
     return {
         "round": str(summary.round),
-        "reward": f"{summary.reward:+.3f}{_error(summary.reward_se, 3)}",
+        "reward": _reward(summary.reward, summary.reward_se),
+        **({"as served": as_served} if served else {}),
         "win/0": _share(summary.win_rate_initial),
         "win/prev": _share(summary.win_rate_previous),
         "KL/0": _nats(summary.kl_initial, summary.kl_initial_se),
@@ -160,6 +182,10 @@ def row_of(summary: RoundSummary, *, thinks: bool = False) -> dict[str, str]:
         **(thoughts if thinks else {}),
         "chosen↓": _share(summary.chosen_fell),
     }
+
+
+def _reward(value: float | None, error: float | None) -> str:
+    return "-" if value is None else f"{value:+.3f}{_error(error, 3)}"
 
 
 def _tokens(value: float | None) -> str:

@@ -64,6 +64,7 @@ def _sampled_by(entry: Entry, policies: Policies, said: Mapping[int, str | None]
     allowed = {
         "candidates": earlier if sampled is None or None in earlier else earlier & {sampled},
         "eval_candidates": {policies.get(entry.round)},
+        "served_candidates": {policies.get(entry.round)},
         "baseline_candidates": {before, initial},  # also of round 0, in runs of earlier versions
         "initial_candidates": {initial},
     }.get(stage, {policy})

@@ -45,6 +45,7 @@ class Report:
     state: str
     parent: str | None
     untried: str | None
+    base_rate: str | None
     last: int
     cards: list[Card]
     alarms: list[tuple[int, str]]
@@ -75,6 +76,7 @@ def gather(store: Store, run: Run) -> Report:
         state=_state(run, recipe, rounds[-1].round),
         parent=f"{parent['run']}@{parent['round']}" if parent else None,
         untried=untried_lengths(run),
+        base_rate=rounds[0].base_rate,
         last=rounds[-1].round,
         cards=list(_cards(rounds, recipe)),
         alarms=[(summary.round, alarm) for summary in rounds for alarm in summary.alarms],
@@ -113,7 +115,12 @@ def _cards(rounds: Sequence[RoundSummary], recipe: Recipe) -> Iterator[Card]:
         return [] if value is None or last is first else [f"{value:{form}} in round {first.round}"]
 
     error = "one scored answer" if last.reward_se is None else f"±{last.reward_se:.3f} standard error"
-    yield Card("Held-out reward", f"{last.reward:+.3f}", [*before(first.reward, "+.3f"), error])
+    yield Card("Held-out reward", f"{last.reward:+.3f}", [*before(first.reward, "+.3f"), error, "at temperature 1"])
+    if last.served is not None and last.served.reward is not None:
+        settings = recipe.evaluation.serving
+        how = [] if settings is None else [f"temperature {settings.temperature:g}, top-p {settings.top_p:g}"]
+        earlier = before(None if first.served is None else first.served.reward, "+.3f")
+        yield Card("Reward as served", f"{last.served.reward:+.3f}", [*earlier, *how])
     if last.win_rate_initial is not None and last.win_rate_previous is not None:
         previous = f"{last.win_rate_previous:.1%} against round {last.round - 1}"
         yield Card("Win rate against round 0", f"{last.win_rate_initial:.1%}", [previous])

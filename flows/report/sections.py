@@ -52,7 +52,8 @@ def sections(
     found = [
         Section(
             "What the judges say",
-            "Bands and bars are 95% intervals (1.96 standard errors) over the held-out prompts.",
+            "Bands and bars are 95% intervals (1.96 standard errors) over the held-out prompts. They are answered at "
+            "temperature 1, which the KL needs and which reads worse than what one would serve.",
             [*_judged(rounds), *_sampled(scores_by_round)],
         ),
         Section(
@@ -94,10 +95,15 @@ def summary_chart(title: str, rounds: Sequence[RoundSummary]) -> ChartType:
 
 
 def _judged(rounds: Sequence[RoundSummary]) -> Iterator[Figure]:
+    served: list[Row] = [
+        {"curve": "as served", "x": summary.round, "y": found.reward, "error": found.reward_se}
+        for summary in rounds
+        if (found := summary.served) is not None and found.reward is not None
+    ]
     yield from _curves(
         "Held-out reward",
         "Mean score of the training judge, on prompts that training never sees.",
-        points_of(rounds, {"": "reward"}),
+        [*points_of(rounds, {"at temperature 1" if served else "": "reward"}), *served],
     )
     yield from _curves(
         "Win rate",

@@ -22,11 +22,13 @@ KINDS: tuple[Kind, ...] = ("training", "evaluation", "weight sync")
 _STAGES: dict[str, tuple[str, Kind]] = {
     "candidates": ("sample", "training"),
     "eval_candidates": ("sample", "evaluation"),
+    "served_candidates": ("sample", "evaluation"),
     "handover": ("sample", "weight sync"),
     "judgments": ("judge", "training"),
     "preferences": ("judge", "training"),
     "replayed": ("judge", "training"),
     "eval_judgments": ("judge", "evaluation"),
+    "served_judgments": ("judge", "evaluation"),
     "judge_probe": ("judge", "evaluation"),
     "policy": ("update", "training"),
     "prompts": ("update", "training"),

@@ -10,6 +10,7 @@ from flows.monitors.monitors import Monitors
 from flows.prefect_api.control import Control
 from flows.round.policies import Policies
 from flows.round.worker_set import WorkerSet
+from flows.workers.references import TrialPrompt
 from pipeline.recipe import Recipe
 from pipeline.records import prompt_seed
 from storage.log.manifest import Entry, FileRef, Key
@@ -25,6 +26,7 @@ class RoundContext:
 
     Attributes:
         goal: how many rounds the run is being brought to.
+        trial: a prompt to try the judges on, if it was read before the run began.
         judge_versions: version of each judge, in the recipe's order.
     """
 
@@ -38,6 +40,7 @@ class RoundContext:
     control: Control
     monitors: Monitors
     goal: int = 0
+    trial: TrialPrompt | None = None
     judge_versions: list[str] = field(default_factory=list)
     _choices: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
 

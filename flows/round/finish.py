@@ -10,19 +10,21 @@ from flows.round.context import RoundContext
 from flows.round.provenance import round_origin
 from flows.round.round_steps import describe
 from flows.round.update_state import drop_states
-from pipeline.evaluation.held_out import alarms
+from pipeline.evaluation.held_out import alarms, initial_alarms
 
 
 async def finish_round(context: RoundContext, number: int, evaluation: dict[str, Any]) -> RoundSummary:
     """Makes the round visible as a whole: it counts from here on, and no reader sees it before."""
     metrics, recipe = {**evaluation, **_costs(context, number)}, context.recipe
     if not number:
-        metrics["alarms"] = [f"judge: {sentence}" for sentence in evaluation.get("unscored", ())]
+        metrics["alarms"] = initial_alarms(evaluation, recipe.sampling)
+        context.display.say(f"round 0: {evaluation['base_rate']}")
     if number:
         trained = {key: value for key, value in _checkpoint(context, number).items() if key != "seconds"}
         replayed = [entry.meta for entry in context.run.entries(round=number, stage="replayed")]
         metrics |= {**await describe(context, number), **(replayed[-1] if replayed else {}), **trained}
-        metrics["alarms"] = alarms(metrics, context.run.rounds()[0].meta, recipe.evaluation, recipe.preferences)
+        initial = context.run.rounds()[0].meta
+        metrics["alarms"] = alarms(metrics, initial, recipe.evaluation, recipe.preferences, recipe.sampling)
         for entry in context.run.entries(round=number, stage="unlabelled"):
             metrics["labels_missing"] = entry.meta["missing"]
             metrics["alarms"] = [*metrics["alarms"], entry.meta["why"]]
@@ -59,10 +61,10 @@ def _costs(context: RoundContext, number: int) -> dict[str, Any]:
     def metas(*stages: str) -> list[dict[str, Any]]:
         return [entry.meta for stage in stages for entry in context.run.work(number, stage)]
 
-    sampled = [meta for meta in metas("candidates", "eval_candidates") if "tokens" in meta]
+    sampled = [meta for meta in metas("candidates", "eval_candidates", "served_candidates") if "tokens" in meta]
     seconds = {
         "sample": busy_seconds(spans_of(sampled)),
-        "judge": busy_seconds(spans_of(metas("judgments", "eval_judgments"))),
+        "judge": busy_seconds(spans_of(metas("judgments", "eval_judgments", "served_judgments"))),
         "hand over": context.policies.weight_sync(number).meta["seconds"],
     }
     metrics: dict[str, Any] = {"sampled_tokens": sum(meta["tokens"] for meta in sampled), "seconds": seconds}

@@ -90,15 +90,19 @@ async def judged(context: RoundContext, number: int, batch: PromptBatch) -> list
 async def evaluate(context: RoundContext, number: int) -> dict[str, Any]:
     """Measures held-out reward, win rates against the previous round and round 0, and KL to both of their policies.
 
+    If the recipe says how one would serve, the reward of answers that are sampled like that stands beside it.
+
     A round without an update has the completions and judgments of the round before.
     """
     if number and context.policies.digest(number) == context.policies.digest(number - 1):
         round_steps.adopt_evaluation(context, number)
     own = await judged(context, number, PromptBatch.evaluation(number))
+    serving = context.recipe.evaluation.serving
+    served = [] if serving is None else await judged(context, number, PromptBatch.as_served(number))
     if number == 0:
-        return await round_steps.compare(context, number, own)
+        return await round_steps.compare(context, number, own, served)
     previous = await judged(context, number, PromptBatch.baseline(number, number - 1))
     initial = await judged(context, number, PromptBatch.baseline(number, 0))
     logps = await round_steps.score(context, number, [shard.candidates for shard in own])
     probe = await round_steps.probe_judges(context, number)
-    return await round_steps.compare(context, number, own, previous, initial, [logps], probe)
+    return await round_steps.compare(context, number, own, served, previous, initial, [logps], probe)

@@ -155,7 +155,7 @@ def adopt_evaluation(context: RoundContext, number: int) -> None:
 
     The steps that would make them find them, unless a judge has changed since. What they cost counts for that round.
     """
-    for stage in ("eval_candidates", "eval_judgments"):
+    for stage in ("eval_candidates", "eval_judgments", "served_candidates", "served_judgments"):
         for entry in context.run.entries(number - 1, stage):
             key, meta = entry.key, {name: entry.meta[name] for name in _ADOPTED if name in entry.meta}
             if key is not None:
@@ -205,6 +205,7 @@ async def compare(
     context: RoundContext,
     number: int,
     own: Sequence[Shard],
+    served: Sequence[Shard] = (),
     previous: Sequence[Shard] = (),
     initial: Sequence[Shard] = (),
     logps: Sequence[Entry] = (),
@@ -216,6 +217,8 @@ async def compare(
             JudgeWorker.compare,
             candidates=files_of(shard.candidates for shard in own),
             judgments=files_of(shard.judgments for shard in own),
+            served_candidates=files_of(shard.candidates for shard in served),
+            served_judgments=files_of(shard.judgments for shard in served),
             previous=files_of(shard.judgments for shard in previous),
             initial=files_of(shard.judgments for shard in initial),
             logps=files_of(logps),

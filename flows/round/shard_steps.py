@@ -36,9 +36,11 @@ async def sample_shard(
         EngineError: it died on held-out prompts, or more would be skipped than the recipe allows.
     """
     recipe, policy, prompts = context.recipe, context.policies.after(batch.policy), context.files(0, "prompts")
-    settings = recipe.sampling.hashed(exclude=("shards_in_flight", "max_skipped_fraction"))
+    settings = recipe.sampling.hashed(exclude=("shards_in_flight", "max_skipped_fraction", "alarm_truncated"))
     if batch.held_out:
         settings = {name: settings[name] for name in ("max_tokens", "thought") if name in settings}
+    if batch.served and recipe.evaluation.serving is not None:
+        settings |= recipe.evaluation.serving.hashed()
     inputs = content_id([policy.digest, hashes(prompts), rows, recipe.seed, settings])
     done, stage = context.find_in(batch.places, "candidates", inputs, shard)
     if done is not None:
@@ -50,6 +52,7 @@ async def sample_shard(
         return await sampler.call(
             SamplerWorker.sample,
             policy=policy, prompts=prompts, rows=rows, round=number, stage=stage, shard=shard, held_out=batch.held_out,
+            served=batch.served,
         )  # fmt: skip
 
     try:
@@ -139,9 +142,8 @@ async def build_preferences(
         )
     )  # fmt: skip
     built = answer.result
-    return context.commit(
-        number, "preferences", [built.file], {"preferences": built.count, **answer.work}, inputs, shard
-    )
+    meta = {"preferences": built.count, "prompts": built.prompts, "preferring": built.preferring, **answer.work}
+    return context.commit(number, "preferences", [built.file], meta, inputs, shard)
 
 
 async def retry_on_worker_death(work: Callable[[bool], Awaitable[Result]]) -> Result:

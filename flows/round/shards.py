@@ -17,6 +17,7 @@ from flows.round.shard_steps import build_preferences, judge_shard, sample_shard
 from flows.round.step import step
 from flows.workers.references import PreferenceShard, PromptBatch
 from pipeline.data.prompts import round_slice
+from pipeline.evaluation.base_rate import first_preferences
 from storage.log.manifest import Entry, FileRef
 from storage.tables.shards import read_table
 
@@ -113,6 +114,8 @@ async def _process(
         if after is not None:
             await after.all()
         await _process_shards(context, number, batch, shards)
+        if number == 1 and not batch.held_out:
+            _say_first_preferences(context, await shards.all())
     except BaseException:
         shards.fail()
         raise
@@ -149,6 +152,14 @@ async def _process_shards(context: RoundContext, number: int, batch: PromptBatch
         else:
             sampled = await gather(bounded(sample, index) for index in indices)
             await gather(bounded(finish, index, entry) for index, entry in zip(indices, sampled, strict=True))
+
+
+def _say_first_preferences(context: RoundContext, shards: Iterable[Shard]) -> None:
+    """Says, before the first update ends, how many prompts give a preference; entries of 0.1.0 do not know it."""
+    metas = [shard.preferences.meta for shard in shards if shard.preferences is not None]
+    prompts, preferring = (sum(meta.get(name, 0) for meta in metas) for name in ("prompts", "preferring"))
+    if prompts:
+        context.display.say(f"round 1: {first_preferences(preferring, prompts)}")
 
 
 async def _judge_and_prefer(

@@ -35,6 +35,7 @@ from flows.round.worker_set import WorkerSet, create_workers
 from flows.run.check_judges import check_judge_policies
 from flows.run.fork_history import import_parent_rounds
 from flows.workers.judge import JudgeWorker
+from flows.workers.references import TrialPrompt
 from pipeline.recipe import Recipe
 from storage.log.run import Run
 from storage.log.store import Store
@@ -54,9 +55,11 @@ async def _in_this_flow(context: RoundContext) -> State[Any] | None:
 async def _missing_rounds(context: RoundContext) -> None:
     async with telling_end(context), context.monitors.artifacts.kept_up():
         # Judges that cannot be loaded, and prompts that cannot be used, say so here, before anything is paid for.
-        async with context.display.waiting("loading the judges"):
-            context.judge_versions = (await context.workers.judge.call(JudgeWorker.versions)).result
-        await round_steps.try_judges(context, await round_steps.check_prompts(context))
+        if not context.judge_versions:
+            await _load_judges(context)
+        checked = await round_steps.check_prompts(context)
+        if context.trial is None:
+            await round_steps.try_judges(context, checked)
         await round_steps.prepare_policy(context)
         await round_steps.prepare_prompts(context)
         for number in range(len(context.run.rounds()), context.goal + 1):
@@ -68,6 +71,18 @@ async def _missing_rounds(context: RoundContext) -> None:
             context.display.rounds(context.goal + 1, context.goal + 1)
 
 
+async def _load_judges(context: RoundContext) -> None:
+    """Has the judges loaded, and tries them if there is a prompt to try them on.
+
+    Raises:
+        JudgeError: one cannot be loaded, or fails on whatever it is given.
+    """
+    async with context.display.waiting("loading the judges"):
+        context.judge_versions = (await context.workers.judge.call(JudgeWorker.versions)).result
+    if context.trial is not None:
+        await round_steps.try_judges(context, context.trial)
+
+
 async def execute(
     store: Store,
     run: Run,
@@ -76,6 +91,7 @@ async def execute(
     display: Display,
     take_over: bool,
     turn: Turn | None = None,
+    trial: TrialPrompt | None = None,
 ) -> None:
     """Opens the run for writing, starts workers and scheduler side by side, and runs the rounds that are missing.
 
@@ -83,6 +99,7 @@ async def execute(
 
     Args:
         turn: the turn of a scheduled run, which may hold the GPUs.
+        trial: a prompt to try the judges on at once; if it is None they are tried when the prompts are checked.
     """
     paused, changed = run.pause, report_changes(run, recipe, display.say)
     made = {**software(), "rounds": rounds, **({"changes": changed} if changed else {})}
@@ -98,7 +115,7 @@ async def execute(
         monitors = Monitors(artifacts, notifier)
         workers = create_workers(store, run, recipe, scratch, logs, display.say)
         policies = Policies(run, recipe)
-        context = RoundContext(store, run, writer, recipe, workers, policies, display, control, monitors, rounds)
+        context = RoundContext(store, run, writer, recipe, workers, policies, display, control, monitors, rounds, trial)
         enter(context)
         import_parent_rounds(store, run, writer)
         check_judge_policies(recipe, run.name, len(run.rounds()))
@@ -110,6 +127,8 @@ async def execute(
             if FlowRunContext.get() is not None:
                 await _in_this_flow(context)
                 return
+            # A judge's mistake is seen before the scheduler and the trainer, which take seconds to import, are there.
+            await _load_judges(context)
             async with display.waiting("starting Prefect and the workers"):
                 await stack.enter_async_context(prefect_api(display.say))
             await _in_a_flow_of_its_own(context)

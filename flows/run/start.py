@@ -17,6 +17,7 @@ from flows.registry.resume_check import check_inputs, open_to_go_on, weights_of_
 from flows.registry.round_summary import RoundSummary, summaries
 from flows.run.check_judges import check_judge_policies
 from flows.run.fork_history import import_parent_rounds
+from flows.run.preflight import preflight
 from pipeline.errors import ConfigError, DataError, JudgeError, UnsupportedModelError
 from pipeline.recipe import Recipe
 from storage.log.run import Run
@@ -160,6 +161,8 @@ def _bring_to(
     check_devices(recipe)
     after = f", going on after round {done}" if done >= 0 else ""
     display.say(f"run '{run.name}' in {store.root}: {counted(rounds, 'round')}{after}")
+    with display.doing("looking at model, disk and prompts"):
+        trial = preflight(store, run, recipe, rounds, display.say)
     # What takes seconds to import comes after the first line: Prefect, and the charts of the report.
     with display.doing("loading Prefect"):
         import flows.prefect_api  # noqa: F401  before Prefect
@@ -167,7 +170,7 @@ def _bring_to(
         from flows.run.execute import execute
 
     with orderly_end(f"interrupted: what is committed stays, and 'rondo resume {run.name}' goes on"):
-        asyncio.run(execute(store, run, recipe, rounds, display, take_over))
+        asyncio.run(execute(store, run, recipe, rounds, display, take_over, trial=trial))
         run.refresh()
         message = ended_early(run, rounds) or f"run '{run.name}' has {counted(rounds, 'round')}"
         with display.doing("writing the report"):

@@ -13,7 +13,8 @@ from flows.workers.judge_trial import trial_item, trial_notice
 from flows.workers.references import JudgePolicies, PolicyRef, TrialPrompt
 from pipeline.config import GeneratedPrompts
 from pipeline.data.conversations import messages_of
-from pipeline.evaluation.held_out import describe_evaluation, unscored_answers
+from pipeline.evaluation.base_rate import BaseRate
+from pipeline.evaluation.held_out import describe_evaluation, describe_served, judged_by, unscored_answers
 from pipeline.evaluation.round_metrics import RoundMetrics
 from pipeline.judges import Judge, JudgeItem, Judgment, make_judge
 from pipeline.judges.base import seen_by
@@ -34,10 +35,19 @@ from storage.tables.shared_values import SharedCache
 
 @dataclass(frozen=True)
 class BuiltPreferences:
-    """A table of preferences: its file, and how many it has beside the prompts that gave none."""
+    """A table of preferences.
+
+    Attributes:
+        file: where it lies.
+        count: how many preferences it has.
+        prompts: of how many prompts it tells, those that gave none included.
+        preferring: how many of them gave one.
+    """
 
     file: FileRef
     count: int
+    prompts: int
+    preferring: int
 
 
 class JudgeWorker(Worker):
@@ -160,7 +170,7 @@ class JudgeWorker(Worker):
         """Turns the judgments of a shard into preferences."""
         config = self.recipe.preferences
         preferences = build_preferences(self.table(candidates), self.table(judgments), config, seed=seed)
-        return BuiltPreferences(self.write(preferences, round, "preferences", shard), preference_count(preferences))
+        return _built(self.write(preferences, round, "preferences", shard), preferences)
 
     def describe(
         self,
@@ -176,13 +186,14 @@ class JudgeWorker(Worker):
         found = RoundMetrics(min_margin=self.recipe.preferences.min_margin)
         for sampled, judged in zip(candidates, judgments, strict=True):
             found.add_judged(
-                self._columns(sampled, "prompt_id", "candidate", "token_ids"),
+                self._columns(sampled, "prompt_id", "candidate", "token_ids", "finish_reason"),
                 self._columns(judged, "prompt_id", "candidate", "score", "status", "rationale", "components"),
             )
         for file in preferences:
             found.add_preferences(self._columns(file, "prompt_id", "kind", "margin", "token_counts", "drop_reason"))
         outcome = found.outcome(verdicts=self.recipe.judge.GIVES_VERDICTS)
-        return {**found.metrics(), **outcome, "sampled_unscored": found.unscored(self.recipe.judge_names[0])}
+        unscored = found.unscored(self.recipe.judge_names[0])
+        return {**found.metrics(), **outcome, "sampled_truncated": found.truncated, "sampled_unscored": unscored}
 
     def _columns(self, file: FileRef, *columns: str) -> pa.Table:
         return shards.read_table(self.store, (file,), columns=columns)
@@ -198,7 +209,7 @@ class JudgeWorker(Worker):
         """Puts people's choices in place of the judge's."""
         items = self._items(prompts, self.table(candidates))
         decided = override_pairs(self.table(preferences), items, choices)
-        return BuiltPreferences(self.write(decided, round, "preferences"), preference_count(decided))
+        return _built(self.write(decided, round, "preferences"), decided)
 
     def replay(
         self,
@@ -226,14 +237,19 @@ class JudgeWorker(Worker):
         self,
         candidates: tuple[FileRef, ...],
         judgments: tuple[FileRef, ...],
+        served_candidates: tuple[FileRef, ...],
+        served_judgments: tuple[FileRef, ...],
         previous: tuple[FileRef, ...],
         initial: tuple[FileRef, ...],
         logps: tuple[FileRef, ...],
         probe: tuple[FileRef, ...],
     ) -> dict[str, Any]:
-        """Computes the metrics of an evaluation: against earlier rounds' judgments if these are given."""
-        judged = self.table(judgments)
-        judges = [self.recipe.judge_names[place] for place in self.recipe.held_out_judges]
+        """Computes the metrics of an evaluation: against earlier rounds' judgments if these are given.
+
+        Those as one would serve stand beside them, if the recipe says how.
+        """
+        judged, places = self.table(judgments), self.recipe.held_out_judges
+        judges = [self.recipe.judge_names[place] for place in places]
         metrics = describe_evaluation(
             candidates=self.table(candidates),
             judgments=judged,
@@ -243,4 +259,16 @@ class JudgeWorker(Worker):
             judges=judges,
             probe=self.table(probe) if probe else None,
         )
+        if served_candidates:
+            metrics["served"] = describe_served(self.table(served_candidates), self.table(served_judgments), judges)
+        if not initial:
+            verdicts = self.recipe.judges[places[0]].GIVES_VERDICTS
+            rate = BaseRate.of(judged_by(judged, judges[0]), judges[0], verdicts=verdicts)
+            metrics |= {"base_rate": rate.sentence, "base_rate_alarm": rate.alarm}
         return {**metrics, "unscored": unscored_answers(judged, judges)}
+
+
+def _built(file: FileRef, preferences: pa.Table) -> BuiltPreferences:
+    preferring = preferences.filter(pc.field("kind") != "dropped")["prompt_id"]
+    prompts = len(pc.unique(preferences["prompt_id"]))
+    return BuiltPreferences(file, preference_count(preferences), prompts, len(pc.unique(preferring)))

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from flows.workers.references import TrialPrompt
-from pipeline.config import GeneratedPrompts, PretrainedPolicy
+from pipeline.config import DatasetPrompts, GeneratedPrompts, PretrainedPolicy
 from pipeline.data.conversations import written_out
 from pipeline.data.prompts import check_conversations, check_lengths, load_prompts, round_slice
 from pipeline.data.sources import Prompt, check_count, check_reference_answers, generate_splits, read_prompts
@@ -31,10 +31,7 @@ def check_source(recipe: Recipe, policy: str | None, say: Say) -> tuple[pa.Table
         DataError: a row that is no prompt, that the chat template of policy or reward model refuses, or that has no
             reference answer for a judge that needs one.
     """
-    prompts = _all_prompts(recipe)
-    check_count(len(prompts), recipe.evaluation.prompts, recipe.sampling.prompts_per_round)
-    if (judge := next((part.kind for part in recipe.judge_parts if part.needs_reference), None)) is not None:
-        check_reference_answers(prompts, judge)
+    prompts = _counted(recipe)
     for part in recipe.judge_parts:
         if isinstance(part, RewardModelConfig) and not part.without_template:
             _check_reward_model(prompts, part.path, part.revision)
@@ -44,11 +41,28 @@ def check_source(recipe: Recipe, policy: str | None, say: Say) -> tuple[pa.Table
     return None, _trial(prompts[0])
 
 
-def _all_prompts(recipe: Recipe) -> list[Prompt]:
+def first_prompt(recipe: Recipe) -> TrialPrompt | None:
+    """Checks how many prompts there are, and their answers, if that takes neither a library nor a network.
+
+    Returns:
+        One of them to try the judges on; None if they are of a dataset, which `check_source` reads.
+
+    Raises:
+        ConfigError, DataError: as for `check_source`.
+    """
+    return None if isinstance(recipe.prompts, DatasetPrompts) else _trial(_counted(recipe)[0])
+
+
+def _counted(recipe: Recipe) -> list[Prompt]:
     if isinstance(recipe.prompts, GeneratedPrompts):
         train, held_out = generate_splits(recipe.prompts, recipe.evaluation.prompts, recipe.seed)
-        return [*train, *held_out]
-    return read_prompts(recipe.prompts)
+        prompts = [*train, *held_out]
+    else:
+        prompts = read_prompts(recipe.prompts)
+    check_count(len(prompts), recipe.evaluation.prompts, recipe.sampling.prompts_per_round)
+    if (judge := next((part.kind for part in recipe.judge_parts if part.needs_reference), None)) is not None:
+        check_reference_answers(prompts, judge)
+    return prompts
 
 
 def _trial(prompt: Prompt) -> TrialPrompt:

@@ -128,6 +128,7 @@ class PromptBatch:
     Args:
         policy: the round whose policy samples.
         held_out: whether the prompts are the held-out ones.
+        served: whether they are answered as one would serve, and not at temperature 1.
         places: where the tables may lie already, as round and prefix of the stage's name; the last is where they
             are committed.
     """
@@ -135,11 +136,14 @@ class PromptBatch:
     policy: int
     held_out: bool
     places: tuple[tuple[int, str], ...]
+    served: bool = False
 
     @property
     def name(self) -> str:
         """Returns the name of the batch among a round's tasks."""
-        return f"held-out of round {self.policy}" if self.held_out else "train"
+        if not self.held_out:
+            return "train"
+        return f"held-out of round {self.policy}{', as served' if self.served else ''}"
 
     @classmethod
     def training(cls, number: int, sampled_by: int) -> "PromptBatch":
@@ -150,6 +154,11 @@ class PromptBatch:
     def evaluation(cls, number: int) -> "PromptBatch":
         """Returns the held-out prompts, answered by the round's new policy."""
         return cls(number, True, ((number, "eval_"),))
+
+    @classmethod
+    def as_served(cls, number: int) -> "PromptBatch":
+        """Returns the held-out prompts, answered by the round's new policy as one would serve it."""
+        return cls(number, True, ((number, "served_"),), served=True)
 
     @classmethod
     def baseline(cls, number: int, earlier: int) -> "PromptBatch":

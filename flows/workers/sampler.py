@@ -8,6 +8,7 @@ from typing import Any
 from flows.workers.base import Worker, everywhere
 from flows.workers.precision import Agreement
 from flows.workers.references import Drift, PolicyRef
+from pipeline.config import SamplingConfig
 from pipeline.errors import WeightSyncError
 from pipeline.records import prompt_seed
 from pipeline.sampling import (
@@ -77,6 +78,7 @@ class SamplerWorker(Worker):
         stage: str,
         shard: int,
         held_out: bool,
+        served: bool = False,
     ) -> Generator[tuple[int, int], None, Sampled]:
         """Samples the candidates of these rows of the prompts table and writes them as one shard.
 
@@ -94,7 +96,7 @@ class SamplerWorker(Worker):
             )
             for row in chosen
         ]
-        config = self.recipe.sampling.held_out if held_out else self.recipe.sampling
+        config = self._settings(held_out, served)
         total = len(requests) * config.candidates
         started = time.perf_counter()
 
@@ -107,6 +109,12 @@ class SamplerWorker(Worker):
         table = candidates_table(candidates, ids, self._tokenizer, policy.digest, marks)
         tokens = sum(len(candidate.token_ids) for candidate in candidates)
         return Sampled(self.write(table, round, stage, shard), tokens)
+
+    def _settings(self, held_out: bool, served: bool) -> SamplingConfig:
+        serving = self.recipe.evaluation.serving
+        if served and serving is not None:
+            return self.recipe.sampling.served(serving.temperature, serving.top_p)
+        return self.recipe.sampling.held_out if held_out else self.recipe.sampling
 
     @everywhere
     def sleep(self) -> None:

@@ -42,6 +42,13 @@ class SamplingConfig(Config):
     temperature: float = Field(1.0, gt=0, le=5, description="sampling temperature")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus: smallest share of probability mass to sample from")
     max_tokens: int = Field(48, ge=1, le=131_072, description="longest completion, in tokens")
+    alarm_truncated: Annotated[float, Later(0.25)] = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="raise an alarm if a larger share of a round's completions is cut at max_tokens; one in four is "
+        "enough for the preferences to be about what was cut",
+    )
     shard_prompts: int = Field(128, ge=1, le=1_000_000, description="prompts in one shard, the unit that is committed")
     shards_in_flight: int = Field(
         2,
@@ -85,6 +92,14 @@ class SamplingConfig(Config):
         A recipe may not ask for one candidate, as nothing could be compared.
         """
         return self.model_copy(update={"candidates": 1, "temperature": 1.0, "top_p": 1.0})
+
+    def served(self, temperature: float, top_p: float) -> "SamplingConfig":
+        """Says how held-out prompts are answered as one would serve: once each, and as long as in training.
+
+        Args:
+            temperature: 0 takes the likeliest token; the candidates of a round may not, as all would be the same.
+        """
+        return self.model_copy(update={"candidates": 1, "temperature": temperature, "top_p": top_p})
 
     @field_serializer("handover_tolerance")
     def _hashed_by_its_first_default(self, value: float | None, info: SerializationInfo) -> float | None:

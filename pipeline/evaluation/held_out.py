@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import PreferencesConfig
+from pipeline.config import PreferencesConfig, SamplingConfig
 from pipeline.errors import DataError
 from pipeline.evaluation.judge_drift import agreement, change, drifted, over_optimised, overoptimization_gap
 from pipeline.evaluation.metrics import (
@@ -86,6 +86,23 @@ def describe_evaluation(
     return metrics | _judge_drift(judgments, previous, initial, judges, probe)
 
 
+def describe_served(candidates: pa.Table, judgments: pa.Table, judges: Sequence[str]) -> dict[str, Any]:
+    """Computes what people read of answers that were sampled as one would serve: they compare with no other round.
+
+    Returns:
+        The fields of a round's ``served``; the reward is None if no answer has a score.
+    """
+    scores, answers = judged_by(judgments, judges[0]), answer_statistics(candidates)
+    reward = mean_score(scores) if _scored(scores) else None
+    return {
+        "reward": reward and reward.mean,
+        "reward_se": reward and _finite(reward.standard_error),
+        "judges": {name: mean_score(given).mean for name in judges[1:] if _scored(given := judged_by(judgments, name))},
+        "length": answers.mean_length,
+        "truncated": answers.truncated_share,
+    }
+
+
 def unscored_answers(judgments: pa.Table, judges: Sequence[str]) -> list[str]:
     """Writes a sentence for each judge that gave too few held-out answers a score."""
     found = {name: Unscored.of(judgments.filter(pc.field("judge") == name)) for name in judges}
@@ -128,9 +145,11 @@ def alarms(
     initial: Mapping[str, Any],
     config: EvaluationConfig,
     preferences: PreferencesConfig | None = None,
+    sampling: SamplingConfig | None = None,
 ) -> list[str]:
     """Says what a person should look at before trusting this round, one sentence each."""
     found = list(_little_to_learn(metrics, preferences or PreferencesConfig()))
+    found += _truncation(metrics, sampling or SamplingConfig())
     fell, change = metrics.get("chosen_fell"), metrics.get("chosen_change")
     if fell is not None and change is not None and fell > DISPLACEMENT_SHARE and change < 0:
         found.append(
@@ -155,6 +174,24 @@ def alarms(
     found += [f"over-optimisation: {sentence}" for sentence in metrics.get("over_optimised", ())]
     found += [f"judge drift: {sentence}" for sentence in metrics.get("drifted", ())]
     return found
+
+
+def initial_alarms(metrics: Mapping[str, Any], sampling: SamplingConfig) -> list[str]:
+    """Says what a person should look at before the first round, from the initial policy's held-out answers."""
+    unscored = [f"judge: {sentence}" for sentence in metrics.get("unscored", ())]
+    rate = metrics.get("base_rate_alarm")
+    return [*([rate] if rate else []), *_truncation(metrics, sampling), *unscored]
+
+
+def _truncation(metrics: Mapping[str, Any], sampling: SamplingConfig) -> Iterator[str]:
+    shares = {"sampled": metrics.get("sampled_truncated"), "held-out": metrics.get("truncated")}
+    most = sampling.alarm_truncated
+    cut = [f"{share:.0%} of the {kind} completions" for kind, share in shares.items() if share and share > most]
+    if cut:
+        yield (
+            f"truncation: {' and '.join(cut)} were cut at sampling.max_tokens {sampling.max_tokens}, more than "
+            f"sampling.alarm_truncated {most:.0%}: raise sampling.max_tokens, or ask for shorter answers in the prompts"
+        )
 
 
 def _little_to_learn(metrics: Mapping[str, Any], config: PreferencesConfig) -> Iterator[str]:

@@ -59,6 +59,7 @@ class RoundMetrics:
     _preferring: int = 0
     _reward: _Mean = field(default_factory=_Mean)
     _length: _Mean = field(default_factory=_Mean)
+    _truncated: _Mean = field(default_factory=_Mean)
     _margin: _Mean = field(default_factory=_Mean)
     _length_margin: _Mean = field(default_factory=_Mean)
     _tied: _Mean = field(default_factory=_Mean)
@@ -68,9 +69,10 @@ class RoundMetrics:
     _products: dict[str, float] = field(default_factory=lambda: {"score": 0.0, "length": 0.0, "both": 0.0})
 
     def add_judged(self, candidates: pa.Table, judgments: pa.Table) -> None:
-        """Adds the ``CANDIDATES`` of a shard, of which the tokens are read, and what the judge said of them."""
+        """Adds the ``CANDIDATES`` of a shard, of which tokens and ends are read, and what the judge said."""
         lengths = pc.list_value_length(candidates["token_ids"]).to_pylist()
         self._length.add(*lengths)
+        self._truncated.add(*(reason == "length" for reason in candidates["finish_reason"].to_pylist()))
         self._reward.add(*judgments["score"].drop_null().to_pylist())
         self._unscored.add(judgments)
         self._add_comparisons(judgments)
@@ -109,6 +111,11 @@ class RoundMetrics:
             "flipped": compared["flips"] / compared["comparisons"] if compared["comparisons"] else None,
             "length_correlation": products["both"] / norm if norm else None,
         }
+
+    @property
+    def truncated(self) -> float | None:
+        """Returns the share of the candidates that were cut at the largest number of tokens; None if there are none."""
+        return self._truncated.value
 
     def unscored(self, judge: str) -> list[str]:
         """Returns a sentence if the judge gave too few candidates a score."""

@@ -173,8 +173,12 @@ class TransformersSampler:
 def _draw(logits_B_V: torch.Tensor, uniforms_B: torch.Tensor, config: SamplingConfig) -> torch.Tensor:
     """Draws one token a row, by inverting the cumulative distribution at a uniform number in [0, 1).
 
+    At temperature 0 it takes the likeliest one, the first of several.
+
     The nucleus is the smallest set of most probable tokens whose mass reaches top-p (arXiv:1904.09751).
     """
+    if config.temperature == 0:
+        return logits_B_V.argmax(-1)
     scaled_B_V = (logits_B_V.double() / config.temperature).softmax(-1)
     probs_B_V, order_B_V = torch.sort(scaled_B_V, dim=-1, descending=True, stable=True)
     mass_B_V = probs_B_V.cumsum(-1)

@@ -1,5 +1,6 @@
 """Rounds in which no prompt gives a preference: finished without an update, killed, resumed, forked and stopped."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ RECIPE: dict[str, Any] = {
     "sampling": {**TINY["sampling"], "prompts_per_round": 4, "candidates": 2, "shard_prompts": 2},
     "judge": {"kind": "regex", "pattern": "no film has this"},
     "update": {**TINY["update"], "optimizer_state": "carried", "reference": "ema"},
-    "evaluation": {"prompts": 4},
+    "evaluation": {"prompts": 4, "serving": {}},
 }
-POLICY_STAGES = ("checkpoint", "probe", "eval_candidates", "eval_judgments")
+POLICY_STAGES = (
+    "checkpoint", "probe", "eval_candidates", "eval_judgments", "served_candidates", "served_judgments"
+)  # fmt: skip
 Rondo = Callable[..., Done]
 
 
@@ -56,10 +59,19 @@ def test_rounds_without_preferences(rondo: Rondo, tmp_path: Path) -> None:
             assert run.files(number, stage) == run.files(0, stage), "by reference: nothing is sampled or copied again"
         assert not run.files(number, "metrics")
     assert '"ok": true' in rondo("verify", "whole", *root, "--json").stdout
+    assert "base rate 0: none of 4 held-out answers" in run.rounds()[0].meta["alarms"][0]
+    served = run.rounds()[0].meta["served"]
+    assert (served["reward"], served["judges"]) == (0.0, {})
+    shown = rondo("show", "whole@2", "--table", "served_completions", *root, "--json").stdout
+    assert len({row["prompt_id"] for row in json.loads(shown)}) == 4
+    assert "as served" in rondo("rounds", "whole", *root).stdout
     assert "no update" in (tmp_path / "runs" / "whole" / "report.html").read_text()
     assert "round 1 had no update: all failed" in " ".join(rondo("show", "whole@1", *root).stdout.split())
 
-    rondo("checkpoint:1:after", "run", str(recipe), "--name", "killed", *root, module="support.killed", code=-9)
+    command = ["run", str(recipe), "--name", "killed"]
+    for kill in ("served_candidates:0:after", "served_judgments:0:before", "checkpoint:1:after"):
+        rondo(kill, *command, *root, module="support.killed", code=-9)
+        command = ["resume", "killed"]
     rondo("resume", "killed", *root)
     assert_same(tmp_path, "whole", tmp_path, "killed", range(3))
 

@@ -11,7 +11,7 @@ from storage.tables.shards import read_table
 
 STAGES = (
     "prompts", "candidates", "judgments", "preferences", "replayed", "metrics", "probe", "eval_candidates",
-    "eval_judgments", "eval_logps",
+    "eval_judgments", "eval_logps", "served_candidates", "served_judgments",
 )  # fmt: skip
 TIMES = ("latency", "seconds")
 

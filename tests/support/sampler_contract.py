@@ -127,9 +127,13 @@ class SamplerContract:
                 # Slack for the float32 sums by which an engine finds the border of the nucleus.
                 assert more_probable < 0.5 + TOLERANCE
 
-    def test_a_cold_sampler_takes_the_most_probable_token(self, sampler: Sampler, weights: Weights) -> None:
+    @pytest.mark.parametrize("temperature", [0.001, 0.0])
+    def test_a_cold_sampler_takes_the_most_probable_token(
+        self, sampler: Sampler, weights: Weights, temperature: float
+    ) -> None:
         prompts = requests(3)
-        for candidate in finish(sampler.sample(prompts, SamplingConfig(candidates=2, temperature=0.001, max_tokens=8))):
+        config = SamplingConfig(max_tokens=8).served(temperature, 1.0).model_copy(update={"candidates": 2})
+        for candidate in finish(sampler.sample(prompts, config)):
             prompt = next(request for request in prompts if request.prompt_id == candidate.prompt_id)
             logps_T_V = reference_logps(weights.first, list(prompt.token_ids), candidate.token_ids)
             assert candidate.token_ids == logps_T_V.argmax(-1).tolist()

@@ -13,6 +13,7 @@ from pipeline.config import DatasetPrompts, FilePrompts, PretrainedPolicy
 from pipeline.errors import ConfigError
 from pipeline.judges.python_function import PythonConfig
 from pipeline.judges.reward_model import RewardModelConfig
+from pipeline.recipe import ServingConfig
 
 
 def test_every_recipe_that_ships_has_a_sentence() -> None:
@@ -55,6 +56,26 @@ def test_what_init_writes_is_a_recipe_with_comments(tmp_path: Path, monkeypatch:
     text = path.read_text(encoding="utf-8")
     assert "For example in my/judges.py:" in text
     assert sum("# " in line for line in text.splitlines()) > 20, "whoever reads it is told what each part is"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_init_writes_fits_a_model_that_somebody_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """The sizes hang together: eight shards, eight steps, and evaluations of at most half a round's answers."""
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(
+        written(tmp_path, "--model", "o/m", "--prompts", "o/p", "--judge", "vader", "--device", device)
+    )
+    sampling, update, evaluation = recipe.sampling, recipe.update, recipe.evaluation
+    assert sampling.prompts_per_round == 8 * sampling.shard_prompts
+    assert sampling.prompts_per_round >= 8 * update.batch_size == 64
+    assert 2 * evaluation.prompts <= sampling.prompts_per_round * sampling.candidates / 2
+    assert update.lora is not None
+    assert (update.learning_rate, update.stop_at_kl, update.warmup_steps > 0) == (2e-4, 5.0, True)
+    assert evaluation.serving == ServingConfig(temperature=0.0)
+    assert recipe.preferences.drop_truncated
+    assert update.precision == ("float32" if device == "cpu" else "bfloat16")
 
 
 def test_init_takes_a_dataset_a_reward_model_and_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

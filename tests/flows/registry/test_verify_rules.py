@@ -40,6 +40,7 @@ def test_records_that_contradict_each_other(tmp_path: Path, stage: str, field: s
         ("candidates", 3, (1,), {3: 1}),
         ("candidates", 3, (2,), {3: 2}),
         ("eval_candidates", 3, (3,), {}),
+        ("served_candidates", 3, (3,), {}),
         ("baseline_candidates", 3, (0, 2), {}),
         ("initial_candidates", 3, (0,), {}),
         ("checkpoint", 3, (0, 1, 2), {}),
@@ -53,7 +54,7 @@ def test_policies_that_may_be_meant(
     run = kept_run(store, "kept", 4)
     known = [snapshot.meta["policy"] for snapshot in run.rounds()]
     # There are no answers of earlier policies in this run: another table is taken for them.
-    taken = "judgments" if stage in ("baseline_candidates", "initial_candidates") else stage
+    taken = "judgments" if stage in ("baseline_candidates", "initial_candidates", "served_candidates") else stage
     field = "reference" if stage == "checkpoint" else "policy"
 
     def change(old: Entry, policy: str) -> Entry:

@@ -17,7 +17,7 @@ import yaml
 from typer.testing import CliRunner
 
 from flows.cli.main import app
-from flows.registry.round_summary import row_of, summaries
+from flows.registry.round_summary import rows_of, summaries
 from flows.report.charts import Axes, curves, histograms, reliability, side_by_side
 from flows.report.data import step_points
 from flows.report.rendering import LIGHT, PAPER, to_svg
@@ -98,8 +98,8 @@ def whole(three: tuple[Run, str]) -> str:
 def test_says_what_the_rounds_say(three: tuple[Run, str]) -> None:
     run, page = three[0], Page.parse(three[1])
     cells = {text.strip() for tag in ("th", "td") for text in page.texts[tag]}
-    for summary in summaries(run.rounds()):
-        for column, value in row_of(summary).items():
+    for row in rows_of(summaries(run.rounds())):
+        for column, value in row.items():
             assert {column, value} <= cells
     assert page.texts["h1"] == ["small"]
     assert "A small run." in page.text

@@ -87,6 +87,8 @@ def test_later_fields_leave_hashes_as_they_are_at_their_defaults() -> None:
     assert "router_loss_weight" not in UpdateConfig().hashed()
     assert not {"alarm_below", "on_none"} & PreferencesConfig().hashed().keys()
     assert PreferencesConfig(on_none="stop").hashed()["on_none"] == "stop"
+    assert "alarm_truncated" not in SamplingConfig().hashed()
     whole = Recipe.model_validate(TINY)
+    assert "serving" not in whole.hashed()["evaluation"]
     assert whole.hashed()["preferences"] == PreferencesConfig().hashed()
     assert {"alarm_below", "on_none"} <= whole.model_dump()["preferences"].keys()

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from pipeline.config import PreferencesConfig
-from pipeline.evaluation.held_out import alarms
+from pipeline.config import PreferencesConfig, SamplingConfig
+from pipeline.evaluation.held_out import alarms, initial_alarms
 from pipeline.recipe import EvaluationConfig
 
 INITIAL = {"length": 20.0, "entropy_per_token": 1.2}
@@ -60,3 +60,34 @@ def test_a_round_without_an_update_is_told_of_and_has_no_chosen_answers() -> Non
     for config in (PreferencesConfig(), PreferencesConfig(alarm_below=0)):
         (found,) = alarms(metrics, INITIAL, EvaluationConfig(), config)
         assert found == "no update, and the policy stays what it was: solved: all right"
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        (
+            {"truncated": 0.72, "sampled_truncated": 0.7},
+            "70% of the sampled completions and 72% of the held-out",
+        ),
+        (
+            {"truncated": 0.25, "sampled_truncated": 0.26},
+            "26% of the sampled completions were .* 48, .* 25%: raise",
+        ),
+        ({"truncated": 0.25, "sampled_truncated": 0.25}, None),  # the limit itself is quiet
+        ({"truncated": 0.0}, None),
+    ],
+)
+def test_what_is_cut_is_told_of(shares: dict[str, float], said: str | None) -> None:
+    config = SamplingConfig()
+    (*found,) = alarms({**GOOD, **shares}, INITIAL, EvaluationConfig(), sampling=config)
+    assert len(found) == (said is not None)
+    assert said is None or re.match(f"truncation: {said}", found[0])
+    assert alarms({**GOOD, **shares}, INITIAL, EvaluationConfig(), sampling=SamplingConfig(alarm_truncated=1)) == []
+
+
+def test_the_initial_policy_has_alarms_of_its_own() -> None:
+    found = initial_alarms(
+        {"truncated": 0.5, "base_rate_alarm": "base rate 0: none", "unscored": ["j: 3 failed"]}, SamplingConfig()
+    )
+    assert [sentence.partition(":")[0] for sentence in found] == ["base rate 0", "truncation", "judge"]
+    assert initial_alarms({"truncated": 0.1, "base_rate_alarm": None}, SamplingConfig()) == []

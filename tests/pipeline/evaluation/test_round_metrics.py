@@ -153,3 +153,17 @@ def test_the_share_of_prompts_counts_prompts_and_not_pairs() -> None:
 
 def test_a_round_of_which_nothing_was_sampled() -> None:
     assert "none was sampled" in RoundMetrics().outcome(verdicts=True)["no_update"]
+
+
+def test_candidates_that_were_cut_are_counted_over_all_shards() -> None:
+    """One of two, then two of two: three of four."""
+    found = RoundMetrics()
+    assert found.truncated is None
+    for reasons in (["stop", "length"], ["length", "length"]):
+        sampled = candidates({"p": [2, 3]})
+        place = sampled.column_names.index("finish_reason")
+        cut = sampled.set_column(
+            place, sampled.schema.field(place), pa.array(reasons, sampled.schema.field(place).type)
+        )
+        found.add_judged(cut, judgments({"p": [0.0, 1.0]}))
+    assert found.truncated == 0.75

@@ -1,0 +1,107 @@
+"""What is looked at in the command's own process before anything heavy starts, the cheapest first.
+
+Each check takes well under a second and imports no torch. The judges' call, and what needs a tokenizer, follow in the
+workers: see `flows.run.execute`.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flows.analysis.forecast import forecast, with_local_config
+from flows.workers.precision import Agreement
+from flows.workers.prompts import first_prompt
+from flows.workers.references import TrialPrompt
+from pipeline.config import PretrainedPolicy
+from pipeline.config.sampling import FLOAT32_TOLERANCE
+from pipeline.errors import ConfigError
+from pipeline.model.model_config import CONTEXT_NAMES
+from pipeline.recipe import VLLM_CPU_HEAD_WIDTHS, Recipe
+from storage.log.run import Run
+from storage.log.store import Store
+
+
+def preflight(store: Store, run: Run, recipe: Recipe, goal: int, say: Callable[[str], None]) -> TrialPrompt | None:
+    """Checks precision, model configuration, disk and prompts, and says what the run will take.
+
+    Returns:
+        A prompt to try the judges on; None if the store or a fork's parent has them, or if they are a dataset's, which
+        takes a library to read.
+
+    Raises:
+        ConfigError, DataError: the recipe cannot be run here.
+    """
+    if notice := _precision(recipe):
+        say(notice)
+    parent = run.header.get("parent")  # whose policy and prompts a fork has, before it names them as its own
+    done = parent["round"] if parent else -1
+    if parent is None and not run.files(0, "checkpoint"):
+        _check_model(recipe)
+    for line in forecast(recipe, max(done, len(run.rounds()) - 1), goal, store.local_root):
+        say(line)
+    return None if parent or run.files(0, "prompts") else first_prompt(recipe)
+
+
+def _precision(recipe: Recipe) -> str | None:
+    """Says if the two engines are likely to differ by more than the recipe allows: they do in bfloat16, on any weights.
+
+    It is no error: whether they do is measured, and a small model may keep to it.
+    """
+    agreed = Agreement.of(recipe)
+    if agreed.exact or agreed.tolerance > FLOAT32_TOLERANCE:
+        return None
+    return (
+        f"sampling.handover_tolerance {agreed.tolerance:g} is what float32 keeps to; the sampler is {agreed.sampler}, "
+        f"the trainer {agreed.trainer}, and the first weight sync may stop the run: leave it empty"
+    )
+
+
+def _check_model(recipe: Recipe) -> None:
+    """Checks what the policy's ``config.json`` says, if it lies on this machine; the weights are not looked at.
+
+    Raises:
+        ConfigError: it is no configuration of a model, its context is too short, or vLLM has no kernel for its heads.
+    """
+    policy = with_local_config(recipe.policy)
+    path = Path(policy.path) / "config.json" if isinstance(policy, PretrainedPolicy) else None
+    if path is None or not path.is_file():
+        return
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"policy.path: {path} is not JSON ({error}): fetch the model anew") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"policy.path: {path} is no mapping of fields to values: fetch the model anew")
+    text = content["text_config"] if isinstance(content.get("text_config"), dict) else content
+    _check_context(recipe, text)
+    _check_heads(recipe, text)
+
+
+def _check_context(recipe: Recipe, text: dict[str, Any]) -> None:
+    sampling = recipe.sampling
+    name, limit = next(((name, text[name]) for name in CONTEXT_NAMES if isinstance(text.get(name), int)), ("", None))
+    if limit is None:
+        return
+    if sampling.context is not None and sampling.context > limit:
+        raise ConfigError(
+            f"sampling.context {sampling.context} is more than the model's own {limit} ({name}): lower it, or leave it "
+            "empty"
+        )
+    if sampling.max_tokens >= limit:
+        raise ConfigError(
+            f"sampling.max_tokens {sampling.max_tokens} leaves no room for a prompt in the model's {limit} tokens "
+            f"({name}): lower it"
+        )
+
+
+def _check_heads(recipe: Recipe, text: dict[str, Any]) -> None:
+    if (recipe.sampling.engine, recipe.devices.sampler) != ("vllm", "cpu"):
+        return
+    hidden, heads = text.get("hidden_size"), text.get("num_attention_heads")
+    width = text.get("head_dim") or (hidden // heads if isinstance(hidden, int) and heads else None)
+    if width is not None and width not in VLLM_CPU_HEAD_WIDTHS:
+        raise ConfigError(
+            f"policy.path: the attention heads of '{getattr(recipe.policy, 'path', '')}' are {width} wide, and vLLM on "
+            f"a CPU takes {', '.join(map(str, VLLM_CPU_HEAD_WIDTHS))}: set sampling.engine to transformers"
+        )
