@@ -1,6 +1,6 @@
 """Committed Parquet files as one lazy dataset, for questions over many of them; ``shards.py`` says what is checked.
 
-pyarrow's datasets are imported when one is opened: that takes longer than most questions to one round.
+pyarrow's datasets are imported when one is opened, as not every reader of a table needs them.
 """
 
 from collections.abc import Mapping, Sequence

@@ -90,11 +90,6 @@ def test_help_pages_are_those_of_typer_alone() -> None:
     assert python(spared, "show", "--help")[0] == python(whole, "show", "--help")[0]
 
 
-def test_a_table_of_a_round_needs_no_dataset(root: Path) -> None:
-    code = COMMAND.replace(repr(HEAVY), "('pyarrow.dataset',)")
-    assert python(code, "show", "small@2", "--root", str(root))[1] == []
-
-
 def test_no_plugins_of_pydantic_are_looked_for(root: Path) -> None:
     """pydantic lists them once, when the first model is made: until then there is no list."""
     say = "from pydantic.plugin import _loader; print('[]' if _loader._plugins is None else '[0]', file=sys.stderr)"
