@@ -71,7 +71,7 @@ def sampled(operations: Collection[str]) -> dict[str, set[str]]:
     """The last operation of each sort, dealt in turn to the kinds of kill; each mechanism meets every kind.
 
     A mechanism is an entry, a table, a file of a directory, a deletion or the report. A sort is a mechanism and what is
-    written by it, whichever the round, the shard and the file: of a directory's files, the weights are the last.
+    written by it, whichever the round, the shard and the file of a directory.
     """
     last = {_sort(name): name for name in operations}
     dealt: dict[str, set[str]] = {kind: set() for kind in chaos.KINDS}
