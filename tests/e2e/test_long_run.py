@@ -144,9 +144,7 @@ def spent(seen: Sequence[Seen], name: str) -> tuple[float, float]:
     known = [one for one in seen if name in one.processor]
     part = len(known) // 6
     ends = ((known[part], known[2 * part]), (known[-part], known[-1]))
-    early, late = (
-        (last.processor[name] - first.processor[name]) / (last.round - first.round) for first, last in ends
-    )
+    early, late = ((last.processor[name] - first.processor[name]) / (last.round - first.round) for first, last in ends)
     return early, late
 
 
