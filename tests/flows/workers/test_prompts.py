@@ -27,7 +27,7 @@ def recipe(directory: Path, **more: Any) -> Recipe:
 
 def test_generated_conversations_are_tokenised_at_once_for_a_pretrained_policy(tmp_path: Path) -> None:
     tiny_tokenizer(chat_template=True).save_pretrained(tmp_path)
-    table, trial = check_source(recipe(tmp_path), print)
+    table, trial = check_source(recipe(tmp_path), None, print)
     assert table is not None
     assert table["split"].to_pylist() == ["train"] * 20 + ["evaluation"] * 8
     assert trial.messages == [{key: row[key] for key in ("role", "content")} for row in table["messages"][0].as_py()]
@@ -37,7 +37,7 @@ def test_generated_conversations_are_tokenised_at_once_for_a_pretrained_policy(t
 def test_a_policy_without_a_template_and_a_corpus_that_is_too_small(tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="the policy's tokenizer has no chat template"):
-        check_source(recipe(tmp_path), print)
+        check_source(recipe(tmp_path), None, print)
     few = {"source": "generated", "corpus": "json_objects", "train": 9999}
     with pytest.raises(ConfigError, match="9999 prompts were asked for, the train split of this corpus has 3200"):
-        check_source(recipe(tmp_path, prompts=few), print)
+        check_source(recipe(tmp_path, prompts=few), None, print)
