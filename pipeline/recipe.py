@@ -4,7 +4,7 @@ Each field has a type, a range and a sentence with its unit. ``flows/registry/re
 """
 
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import comb
 from typing import Annotated, Any, Literal
 
@@ -14,7 +14,7 @@ from pipeline.config.base import Config, Later, among
 from pipeline.config.devices import ClusterConfig, DevicesConfig, ReplicasConfig, StoreConfig
 from pipeline.config.monitors import NotificationsConfig, TrackingConfig
 from pipeline.config.objectives import OBJECTIVES, RANKING_OBJECTIVES, SOFT_LABEL_OBJECTIVES
-from pipeline.config.policy import Policy, WarmStartPolicy
+from pipeline.config.policy import Policy, PretrainedPolicy, WarmStartPolicy
 from pipeline.config.preferences import RANKING_RULES, PreferencesConfig
 from pipeline.config.prompts import GeneratedPrompts, Prompts
 from pipeline.config.sampling import BFLOAT16_TOLERANCE, FLOAT32_TOLERANCE, SamplingConfig
@@ -135,6 +135,23 @@ class Recipe(Config):
                 f"'{self.judge.label}' needs what is not there by then: set staleness to 0, or choose another judge"
             )
         return self
+
+    @property
+    def cpu_threads(self) -> int | Literal["auto"]:
+        """Returns the threads that are asked for; if the recipe leaves them out, what fits the policy.
+
+        A pretrained policy is slow, so it gets all cores. A warm start keeps what version 0.1.0 gave it: one thread,
+        with which samples are the same to the last bit.
+        """
+        by_policy: int | Literal["auto"] = "auto" if isinstance(self.policy, PretrainedPolicy) else 1
+        return self.devices.cpu_threads or by_policy
+
+    def hashed(self, *, exclude: Iterable[str] = ()) -> dict[str, Any]:
+        """Returns all fields as `Config.hashed` does, with the threads that are asked for."""
+        content = super().hashed(exclude=exclude)
+        if "devices" in content:
+            content["devices"]["cpu_threads"] = self.cpu_threads
+        return content
 
     @property
     def sampler_sleeps(self) -> bool:

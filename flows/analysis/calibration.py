@@ -3,6 +3,7 @@
 from dataclasses import replace
 from statistics import fmean
 
+from flows.host.allotment import Allotment
 from flows.registry.catalog import existing_store, run_at_round
 from flows.registry.round_summary import RoundSummary
 from pipeline.errors import ConfigError
@@ -10,6 +11,7 @@ from pipeline.planning.devices import DEVICES, Device
 from pipeline.planning.plan import plan_round
 from pipeline.planning.work import Workload
 from pipeline.recipe import Recipe
+from storage.log.run import Run
 from storage.queries.round_query import table
 
 
@@ -31,11 +33,18 @@ def calibrated(work: Workload, device: Device, source: str, root: str) -> tuple[
     tokens = sum(meta["tokens"] for meta in sampled) / sum(meta["candidates"] for meta in sampled)
     preferences = max(1, (summary.preferences or 0) + (summary.replayed or 0))
     each = (summary.train_tokens or 0) / (preferences * recorded.update.epochs)
-    used = DEVICES["cpu"].with_threads(recorded.devices.cpu_threads) if device.name == "cpu" else device
+    used = DEVICES["cpu"].with_threads(_threads(run, recorded)) if device.name == "cpu" else device
     theirs = Workload(recorded, work.policy, work.judge, fmean(lengths), tokens, preferences, each)
     scaled = round(preferences * recipe.sampling.prompts_per_round / recorded.sampling.prompts_per_round)
     steps: float = run.entries(number, "checkpoint")[-1].meta["seconds"]
     return replace(theirs, recipe=recipe, preferences=max(1, scaled)), _factors(summary, steps, theirs, used)
+
+
+def _threads(run: Run, recorded: Recipe) -> int:
+    """Returns the threads of the trainer in the run's last session; an earlier version had those of the recipe."""
+    allotment = run.session.meta.get("allotment") if run.session is not None else None
+    threads: int = (allotment or Allotment.of(recorded).record())["threads"]["trainer"]
+    return threads
 
 
 def _factors(summary: RoundSummary, steps: float, work: Workload, device: Device) -> dict[str, float]:

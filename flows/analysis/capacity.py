@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from flows.analysis.calibration import calibrated
+from flows.host.allotment import Allotment
 from flows.registry import DEFAULT_ROOT
 from pipeline.config import PretrainedPolicy
 from pipeline.errors import ConfigError
@@ -34,7 +35,7 @@ def plan_recipe(
     name = device or ("cpu" if recipe.devices.trainer == "cpu" else "h100")
     if name not in DEVICES:
         raise ConfigError(f"--device '{name}' is not known: choose among {', '.join(DEVICES)}")
-    kind = DEVICES["cpu"].with_threads(recipe.devices.cpu_threads) if name == "cpu" else DEVICES[name]
+    kind = DEVICES["cpu"].with_threads(Allotment.of(recipe).threads["trainer"]) if name == "cpu" else DEVICES[name]
     policy, parts = recipe.policy, [part for judge in recipe.judges for part in judge.parts()]
     shape = _shape(policy.path, "policy") if isinstance(policy, PretrainedPolicy) else shape_of_warm_start(policy)
     judges = [_shape(part.path, "judge") for part in parts if isinstance(part, RewardModelConfig)]

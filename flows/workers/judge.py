@@ -48,7 +48,7 @@ class JudgeWorker(Worker):
         devices = self.recipe.devices
         replies = SharedCache(self.store, "judge_replies")
         self._judges: list[Judge] = [
-            make_judge(config, device=devices.judge, threads=devices.cpu_threads, cache=replies)
+            make_judge(config, device=devices.judge, threads=devices.threads, cache=replies)
             for config in self.recipe.judges
         ]
 
@@ -141,7 +141,7 @@ class JudgeWorker(Worker):
         devices = self.recipe.devices
         judgments: list[Judgment] = []
         for place in judges:
-            judge = make_judge(self.recipe.judges[place], device=devices.judge, threads=devices.cpu_threads)
+            judge = make_judge(self.recipe.judges[place], device=devices.judge, threads=devices.threads)
             name = self.recipe.judge_names[place]
             judgments += [replace(judgment, judge=name) for judgment in judge.judge(items)]
         self.empty_cache()

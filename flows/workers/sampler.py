@@ -41,7 +41,7 @@ class SamplerWorker(Worker):
         super().__init__(**common)
         self.device = self.recipe.devices.sampler
         devices = self.recipe.devices
-        configure_environment(devices.sampler, devices.cpu_threads)
+        configure_environment(devices.sampler, devices.threads)
         # The imports take 5 to 20 s: they are paid while the first policy is still being prepared.
         import_engine(self.recipe.sampling)
         self._sampler: Sampler | None = None
@@ -127,7 +127,7 @@ class SamplerWorker(Worker):
                 self.recipe.sampling,
                 source,
                 device=devices.sampler,
-                threads=devices.cpu_threads,
+                threads=devices.threads,
                 gpus=self.recipe.cluster.sampler.gpus_per_engine,
                 precision=self.recipe.update.precision,
                 sleeps=self.recipe.sampler_sleeps,

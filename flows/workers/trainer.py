@@ -57,7 +57,7 @@ class TrainerWorker(Worker):
         from pipeline.model.warm_start import train_warm_start, warm_start_digest
 
         devices = self.recipe.devices
-        digest = warm_start_digest(config, threads=devices.cpu_threads, device=devices.trainer)
+        digest = warm_start_digest(config, threads=devices.threads, device=devices.trainer)
         cached = checkpoints.find_shared(self.store, "warm_starts", digest)
         if cached is not None:
             return list(cached), {"source": f"warm start {digest}", "cached": True}
@@ -68,7 +68,7 @@ class TrainerWorker(Worker):
 
         with checkpoints.stage_shared(self.store, "warm_starts", digest) as staged:
             report = train_warm_start(
-                config, staged.path, threads=devices.cpu_threads, device=devices.trainer, on_step=on_step
+                config, staged.path, threads=devices.threads, device=devices.trainer, on_step=on_step
             )
         return list(staged.files), {"source": f"warm start {digest}", "cached": False, **asdict(report)}
 

@@ -38,7 +38,7 @@ class TrainerModel:
 
     def __init__(self, worker: Worker) -> None:
         self.worker, self.recipe, devices = worker, worker.recipe, worker.recipe.devices
-        torch.set_num_threads(devices.cpu_threads)
+        torch.set_num_threads(devices.threads)
         check_device("devices.trainer", devices.trainer)
         if devices.trainer != "cpu" and (found := torch.cuda.device_count()) < devices.trainer_ranks:
             raise ConfigError(f"devices.trainer_ranks is {devices.trainer_ranks}, and torch finds {found} GPUs here")
