@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flows.host.processor import available_cores
+from flows.host.processor import available_cores, multiplies_bfloat16
 from pipeline.config import ReplicasConfig
+from pipeline.config.sampling import Precision
 from pipeline.judges.implicit import ImplicitConfig
 from pipeline.judges.reward_model import RewardModelConfig
 from pipeline.recipe import Recipe
@@ -21,19 +22,30 @@ class Allotment:
 
     Attributes:
         threads: of each kind of worker; each rank of a trainer has as many.
+        precision: of the sampler.
     """
 
     threads: Mapping[str, int]
+    precision: Precision
 
     @classmethod
-    def of(cls, recipe: Recipe, cores: int | None = None) -> "Allotment":
-        """Returns what a recipe's workers get of a machine with so many cores; of this one if that is left out."""
-        return cls(_threads(recipe, available_cores() if cores is None else cores))
+    def of(cls, recipe: Recipe, cores: int | None = None, *, bfloat16: bool | None = None) -> "Allotment":
+        """Returns what a recipe's workers get of a machine.
+
+        Args:
+            cores: how many it has; those of this one if left out.
+            bfloat16: whether its processor multiplies bfloat16; this one's if left out.
+        """
+        precision = recipe.sampler_precision
+        if precision == "auto":
+            precision = "bfloat16" if (multiplies_bfloat16() if bfloat16 is None else bfloat16) else "float32"
+        return cls(_threads(recipe, available_cores() if cores is None else cores), precision)
 
     def recipe(self, recipe: Recipe, kind: str) -> Recipe:
         """Returns the recipe that a worker of this kind is given: with numbers in place of ``auto``."""
         devices = recipe.devices.model_copy(update={"cpu_threads": self.threads[kind]})
-        return recipe.model_copy(update={"devices": devices})
+        sampling = recipe.sampling.model_copy(update={"precision": self.precision})
+        return recipe.model_copy(update={"devices": devices, "sampling": sampling})
 
     def record(self) -> dict[str, Any]:
         """Returns what the session's entry keeps."""
@@ -48,13 +60,16 @@ def report_allotment(
     Args:
         before: what that session recorded; None if there is none, or if it is of an earlier version.
     """
-    had = (before or {}).get("threads")
-    threads = ", ".join(f"{kind} {count}" for kind, count in allotment.threads.items())
-    if had is not None and had != dict(allotment.threads):
-        old = ", ".join(f"{kind} {count}" for kind, count in had.items())
-        say(f"threads of the workers: {threads}; they were {old}, so that results change in the last bits")
-    elif recipe.cpu_threads == "auto":
-        say(f"threads of the workers (devices.cpu_threads auto): {threads}")
+    now = allotment.record()
+    if before is not None and before != now:
+        say(f"this session has {_told(now)}; the one before had {_told(before)}: results change in the last bits")
+    elif "auto" in (recipe.cpu_threads, recipe.sampler_precision):
+        say(f"auto: {_told(now)}")
+
+
+def _told(recorded: Mapping[str, Any]) -> str:
+    threads = (f"{count} for the {kind}" for kind, count in recorded["threads"].items())
+    return f"threads {', '.join(threads)}, and samples in {recorded['precision']}"
 
 
 def _threads(recipe: Recipe, cores: int) -> dict[str, int]:

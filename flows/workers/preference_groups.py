@@ -96,7 +96,7 @@ def with_reference(
             f"it is not the policy that sampled{explain(per_token)}"
         )
     drift = max(drift, *gaps)
-    if config.reference_logprobs == "auto" and drift <= config.reference_tolerance:
+    if config.takes_samplers(drift):
         return list(groups), {"reference_logprobs": "sampler", "reference_drift": drift}
     scored += sequence_logps(model, groups[config.batch_size :], config.token_budget, precision=config.precision)
     exact = [replace(group, reference_logps=logps) for group, logps in zip(groups, scored, strict=True)]

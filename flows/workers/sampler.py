@@ -122,14 +122,15 @@ class SamplerWorker(Worker):
         source = sampler_copy(checkpoint, self.scratch / "sampler") if vllm else checkpoint
         self._started_with = policy.digest if self._sampler is None else None
         if self._sampler is None:
-            devices = self.recipe.devices
+            devices, precision = self.recipe.devices, self.recipe.sampler_precision
+            assert precision != "auto", "a worker's recipe says what auto came to"
             self._sampler = make_sampler(
                 self.recipe.sampling,
                 source,
                 device=devices.sampler,
                 threads=devices.threads,
                 gpus=self.recipe.cluster.sampler.gpus_per_engine,
-                precision=self.recipe.update.precision,
+                precision=precision,
                 sleeps=self.recipe.sampler_sleeps,
             )
             self._tokenizer = load_tokenizer(checkpoint)

@@ -1,4 +1,4 @@
-"""What ``auto`` comes to on a machine: threads of each worker, counted from its cores."""
+"""What ``auto`` comes to on a machine: threads of each worker, and the sampler's precision."""
 
 import os
 from pathlib import Path
@@ -11,6 +11,7 @@ from flows.host.allotment import Allotment, report_allotment
 from flows.registry.recipes import parse_recipe
 from flows.registry.resume import create_or_open, header, report_changes
 from flows.round.provenance import recipe_hash
+from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
 from storage.log.store import Store
 from support.recipes import TINY
@@ -89,16 +90,69 @@ def test_a_warm_start_hashes_as_it_did() -> None:
 
 
 def test_another_number_of_cores_is_said_and_nothing_fails() -> None:
-    asked, said = recipe(AUTO), list[str]()
-    two, four = Allotment.of(asked, 2), Allotment.of(asked, 4)
+    asked, said = recipe(AUTO, "sampling.engine=vllm"), list[str]()
+    two, four = Allotment.of(asked, 2, bfloat16=False), Allotment.of(asked, 4, bfloat16=True)
     report_allotment(two, asked, None, said.append)
+    report_allotment(two, asked, two.record(), said.append)
     report_allotment(four, asked, two.record(), said.append)
     report_allotment(Allotment.of(recipe(), 4), recipe(), Allotment.of(recipe(), 2).record(), said.append)
+    first = "threads 2 for the sampler, 2 for the trainer, 1 for the judge, and samples in float32"
     assert said == [
-        "threads of the workers (devices.cpu_threads auto): sampler 2, trainer 2, judge 1",
-        "threads of the workers: sampler 4, trainer 4, judge 1; they were sampler 2, trainer 2, judge 1, so that "
-        "results change in the last bits",
+        f"auto: {first}",
+        f"auto: {first}",
+        "this session has threads 4 for the sampler, 4 for the trainer, 1 for the judge, and samples in bfloat16; "
+        f"the one before had {first}: results change in the last bits",
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked", "on_fast", "on_slow"),
+    [
+        ([], "float32", "float32", "float32"),  # a warm start, as in version 0.1.0
+        ([AUTO], "auto", "bfloat16", "float32"),
+        ([AUTO, "sampling.precision=float32"], "float32", "float32", "float32"),
+        (["sampling.precision=auto"], "auto", "bfloat16", "float32"),
+        (["sampling.precision=bfloat16"], "bfloat16", "bfloat16", "bfloat16"),
+        ([AUTO, "sampling.engine=transformers"], "float32", "float32", "float32"),
+        ([AUTO, "devices.sampler=cuda", "update.precision=bfloat16"], "bfloat16", "bfloat16", "bfloat16"),
+        ([AUTO, "devices.sampler=cuda"], "float32", "float32", "float32"),
+    ],
+)
+def test_samples_are_in_bfloat16_where_the_processor_has_it(
+    changes: list[str], asked: str, on_fast: str, on_slow: str
+) -> None:
+    """The worker's recipe says which, and its tolerance follows."""
+    given = recipe("sampling.engine=vllm", *changes)
+    assert given.sampler_precision == asked
+    for bfloat16, wanted in ((True, on_fast), (False, on_slow)):
+        own = Allotment.of(given, 2, bfloat16=bfloat16).recipe(given, "sampler")
+        assert own.sampler_precision == wanted
+        assert own.handover_tolerance == (1e-3 if (wanted, own.update.precision) == ("float32",) * 2 else 0.2)
+
+
+def test_the_plain_engine_has_no_bfloat16() -> None:
+    with pytest.raises(ConfigError, match=r"sampling\.precision 'bfloat16' does not go with sampling\.engine 'transf"):
+        recipe("sampling.precision=bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("lines", "known"),
+    [
+        ("flags\t\t: fpu avx2 fma", False),
+        ("flags\t\t: fpu avx512_bf16 vaes", True),
+        ("flags\t\t: fpu amx_bf16 amx_tile", True),
+        ("Features\t: fp asimd bf16", True),
+        ("model name: bf16", False),
+    ],
+)
+def test_the_processor_says_what_it_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, known: bool
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{lines}\n")
+    monkeypatch.setattr(processor, "_FLAGS", tmp_path / "cpuinfo")
+    assert processor.multiplies_bfloat16() == known
+    monkeypatch.setattr(processor, "_FLAGS", tmp_path / "none")
+    assert not processor.multiplies_bfloat16()
 
 
 @pytest.mark.parametrize(
