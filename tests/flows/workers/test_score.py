@@ -44,8 +44,14 @@ def policy(store: Store, prompts: FileRef, seed: int) -> PolicyRef:
 
 
 def prompts_file(store: Store) -> FileRef:
-    columns = {name: None for name in PROMPTS.names}
-    row = {**columns, "prompt_id": "p", "text": "w1", "token_ids": PROMPT, "split": "evaluation"}
+    row = {
+        **dict.fromkeys(PROMPTS.names),
+        "prompt_id": "p",
+        "text": "w1",
+        "token_ids": PROMPT,
+        "split": "evaluation",
+        "source": "test",
+    }
     return write_table(store, "r", 0, "prompts", to_table([row], PROMPTS))
 
 
