@@ -100,7 +100,7 @@ class TrainerWorker(Worker):
         self._model.load(self._model.directory(checkpoint))
         ids = [row[:PROBE_TOKENS] for row in self.table(prompts).slice(0, PROBE_SEQUENCES)["token_ids"].to_pylist()]
         groups = [TokenGroup(f"probe {row}", tokens, [tokens]) for row, tokens in enumerate(ids)]
-        file = self._model.write_probe(0, groups)
+        file = self._model.write_probe(0, groups, [logp for (logp,) in self._model.logps(groups)])
         self.empty_cache()
         return file
 
