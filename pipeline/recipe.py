@@ -4,7 +4,7 @@ Each field has a type, a range and a sentence with its unit. ``flows/registry/re
 """
 
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import comb
 from typing import Annotated, Any, Literal
 
@@ -14,10 +14,10 @@ from pipeline.config.base import Config, Later, among
 from pipeline.config.devices import ClusterConfig, DevicesConfig, ReplicasConfig, StoreConfig
 from pipeline.config.monitors import NotificationsConfig, TrackingConfig
 from pipeline.config.objectives import OBJECTIVES, RANKING_OBJECTIVES, SOFT_LABEL_OBJECTIVES
-from pipeline.config.policy import Policy, WarmStartPolicy
+from pipeline.config.policy import Policy, PretrainedPolicy, WarmStartPolicy
 from pipeline.config.preferences import RANKING_RULES, PreferencesConfig
 from pipeline.config.prompts import GeneratedPrompts, Prompts
-from pipeline.config.sampling import BFLOAT16_TOLERANCE, FLOAT32_TOLERANCE, SamplingConfig
+from pipeline.config.sampling import BFLOAT16_TOLERANCE, FLOAT32_TOLERANCE, Precision, SamplingConfig
 from pipeline.config.update import UpdateConfig
 from pipeline.data.corpora import CORPORA, TEXT_CORPORA
 from pipeline.judges import AnyJudge, JudgeConfig
@@ -152,6 +152,23 @@ class Recipe(Config):
         return self
 
     @property
+    def cpu_threads(self) -> int | Literal["auto"]:
+        """Returns the threads that are asked for; if the recipe leaves them out, what fits the policy.
+
+        A pretrained policy is slow, so it gets all cores. A warm start keeps what version 0.1.0 gave it: one thread,
+        with which samples are the same to the last bit.
+        """
+        by_policy: int | Literal["auto"] = "auto" if isinstance(self.policy, PretrainedPolicy) else 1
+        return self.devices.cpu_threads or by_policy
+
+    def hashed(self, *, exclude: Iterable[str] = ()) -> dict[str, Any]:
+        """Returns all fields as `Config.hashed` does, with the threads that are asked for."""
+        content = super().hashed(exclude=exclude)
+        if "devices" in content:
+            content["devices"]["cpu_threads"] = self.cpu_threads
+        return content
+
+    @property
     def sampler_sleeps(self) -> bool:
         """Says whether the sampler lends its GPU's memory to the update: one card, and one part at work at a time."""
         devices = self.devices
@@ -161,16 +178,22 @@ class Recipe(Config):
         return shared and self.mode == "phased" and not self.staleness
 
     @property
-    def sampler_precision(self) -> str:
-        """Returns the sampler's precision: vLLM on a GPU has that of the update, and all else has float32."""
-        on_gpu = self.sampling.engine == "vllm" and self.devices.sampler != "cpu"
-        return self.update.precision if on_gpu else "float32"
+    def sampler_precision(self) -> Precision | Literal["auto"]:
+        """Returns the sampler's precision; auto if that depends on the processor, which its worker's recipe answers."""
+        if self.sampling.engine != "vllm":
+            return "float32"
+        asked = self.sampling.precision
+        if asked in ("float32", "bfloat16"):
+            return asked
+        if self.devices.sampler != "cpu":
+            return self.update.precision
+        return "auto" if asked == "auto" or self.cpu_threads == "auto" else "float32"
 
     @property
     def handover_tolerance(self) -> float:
         """Says by how much sampler and trainer may differ on the same weights, in nats per token."""
-        by_precision = BFLOAT16_TOLERANCE if self.update.precision == "bfloat16" else FLOAT32_TOLERANCE
-        return self.sampling.handover_tolerance or by_precision
+        exact = {self.update.precision, self.sampler_precision} == {"float32"}
+        return self.sampling.handover_tolerance or (FLOAT32_TOLERANCE if exact else BFLOAT16_TOLERANCE)
 
     @property
     def most_preferences(self) -> int:
@@ -352,6 +375,15 @@ class Recipe(Config):
             raise ValueError(
                 f"cluster.judge.replicas {self.cluster.judge.replicas}: a judge has a budget, counted by each process "
                 "by itself: set the former to 1, or leave the budget out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _engine_has_the_precision(self) -> "Recipe":
+        if self.sampling.precision == "bfloat16" and self.sampling.engine != "vllm":
+            raise ValueError(
+                f"sampling.precision 'bfloat16' does not go with sampling.engine '{self.sampling.engine}', which "
+                "computes in float32: choose vllm, or leave sampling.precision out"
             )
         return self
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
+from flows.host.allotment import Allotment
 from flows.registry import DEFAULT_ROOT
 from flows.registry.catalog import existing_store, run_at_round
 from flows.registry.round_summary import RoundSummary
@@ -33,7 +34,8 @@ def plan_recipe(
     name = device or ("cpu" if recipe.devices.trainer == "cpu" else "h100")
     if name not in DEVICES:
         raise ConfigError(f"--device '{name}' is not known: choose among {', '.join(DEVICES)}")
-    kind, policy = DEVICES[name].with_threads(recipe.devices.cpu_threads), recipe.policy
+    threads, policy = Allotment.of(recipe).threads["trainer"], recipe.policy
+    kind = DEVICES[name].with_threads(threads)
     shape = _shape(policy.path, "policy") if isinstance(policy, PretrainedPolicy) else shape_of_warm_start(policy)
     judges = [_shape(part.path, "judge") for part in recipe.judge_parts if isinstance(part, RewardModelConfig)]
     judge = max(judges, key=lambda shape: shape.parameters, default=None)
@@ -77,7 +79,9 @@ def _calibrated(work: Workload, device: Device, source: str, root: str) -> tuple
     preferences = max(1, (summary.preferences or 0) + (summary.replayed or 0))
     each = (summary.train_tokens or 0) / (preferences * recorded.update.epochs)
     theirs = Workload(recorded, work.policy, work.judge, fmean(lengths), tokens, preferences, each)
-    stages = plan_round(theirs, DEVICES[device.name].with_threads(recorded.devices.cpu_threads)).stages
+    allotment = run.session.meta.get("allotment") if run.session is not None else None
+    threads = (allotment or Allotment.of(recorded).record())["threads"]["trainer"]
+    stages = plan_round(theirs, DEVICES[device.name].with_threads(threads)).stages
     evaluation, totals = stages["evaluate"], {name: sum(parts.values()) for name, parts in stages.items()}
     on_paper = {
         "sample": (totals["sample"] + evaluation["sample"]) * summary.sampled_tokens / theirs.sampled_tokens,

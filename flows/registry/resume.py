@@ -16,7 +16,7 @@ FREE = ("devices", "cluster", "store", "mode", "tracking", "notifications")
 """The sections of a recipe that may differ from those that a run was started with, each time that it goes on."""
 
 
-_OLD_DEFAULTS = {("update", "learning_rate"): 1e-4}
+_OLD_DEFAULTS = {("update", "learning_rate"): 1e-4, ("devices", "cpu_threads"): 1}
 """What version 0.1.0 took for a field that a recipe leaves out, if this version takes something else."""
 
 

@@ -170,14 +170,16 @@ async def score(context: RoundContext, number: int, candidates: Sequence[Entry])
     inputs = content_id([policy.digest, previous.digest, initial.digest, hashes(files)])
     if done := context.find(number, "eval_logps", inputs):
         return done
+    sampled = context.recipe.update.takes_samplers(context.policies.weight_sync(number).meta["per_sequence"])
     with context.display.stage(number, "score") as stage:
         stage.begin()
         answer = await context.workers.trainer.call(
             TrainerWorker.score,
             policy=policy, previous=previous, initial=initial,
-            prompts=context.files(0, "prompts"), candidates=files, round=number,
+            prompts=context.files(0, "prompts"), candidates=files, round=number, sampled=sampled,
         )  # fmt: skip
-    return context.commit(number, "eval_logps", [answer.result], answer.work, inputs)
+    meta = {**answer.work, "policy_logprobs": "sampler" if sampled else "trainer"}
+    return context.commit(number, "eval_logps", [answer.result], meta, inputs)
 
 
 @step("{context.name} r{number} probe judges")

@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from flows.host.allotment import Allotment
 from flows.remote.calls import Carrier, Client
 from flows.remote.ray.cluster import RayCluster, variables
 from flows.remote.ray.pool import RayPool
@@ -43,34 +45,37 @@ class WorkerSet:
 
 
 def create_workers(
-    store: Store, run: Run, recipe: Recipe, scratch: Path, logs: Path, say: Callable[[str], None]
+    store: Store, run: Run, recipe: Recipe, allotment: Allotment, scratch: Path, logs: Path, say: Callable[[str], None]
 ) -> WorkerSet:
     """Creates the workers that a recipe asks for; none is started yet.
 
     Args:
+        allotment: what each of them gets of this machine.
         scratch: a local directory that goes with the command.
         logs: where what they print is kept.
         say: tells people of machines and replicas that come and go.
     """
-    common = {
-        "root": store.root, "run": run.name, "recipe": recipe.model_dump(mode="json"), "scratch": str(scratch),
-    }  # fmt: skip
+    common = {"root": store.root, "run": run.name, "scratch": str(scratch)}
     temporary = scratch / "tmp"  # what a killed worker leaves goes with the scratch directory
     temporary.mkdir()
     devices, config = recipe.devices, recipe.cluster
-    environment = worker_environment(devices.cpu_threads)
     cluster = RayCluster(config) if config.used else None
+
+    def arguments(kind: str) -> dict[str, Any]:
+        return {**common, "recipe": allotment.recipe(recipe, kind).model_dump(mode="json")}
 
     def process(kind: str, capacity: int = 1) -> WorkerProcess:
         ranks = torchrun_of(devices, say) if kind == "trainer" else None
-        own = {**environment, "TMPDIR": str(temporary)}
-        return WorkerProcess(kind, common, logs / f"{kind}.log", own, ranks, capacity)
+        own = {**worker_environment(allotment.threads[kind]), "TMPDIR": str(temporary)}
+        return WorkerProcess(kind, arguments(kind), logs / f"{kind}.log", own, ranks, capacity)
 
     def replicated(kind: str, replicas: ReplicasConfig, capacity: int) -> Carrier:
         if cluster is None or not replicas.replicas:
             return process(kind, capacity)
-        given = {**environment, **variables(config.environment)}
-        return RayPool(kind, common, run.created, logs / f"{kind}.log", given, replicas, capacity, cluster, say)
+        given = {**worker_environment(allotment.threads[kind]), **variables(config.environment)}
+        return RayPool(
+            kind, arguments(kind), run.created, logs / f"{kind}.log", given, replicas, capacity, cluster, say
+        )
 
     def told(kind: str) -> Callable[[str], None]:
         return lambda text: say(f"{kind}: {text}")

@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 
 from flows.errors import ServerError
+from flows.host.allotment import Allotment, report_allotment
 from flows.host.progress import Display
 from flows.host.scratch import scratch_directory
 from flows.host.signals import EndedBySignals
@@ -102,7 +103,11 @@ async def execute(
         trial: a prompt to try the judges on at once; if it is None they are tried when the prompts are checked.
     """
     paused, changed = run.pause, report_changes(run, recipe, display.say)
-    made = {**software(), "rounds": rounds, **({"changes": changed} if changed else {})}
+    allotment = Allotment.of(recipe)
+    before = run.session.meta.get("allotment") if run.session is not None else None
+    report_allotment(allotment, recipe, before, display.say)
+    made = {**software(), "rounds": rounds, "allotment": allotment.record()}
+    made |= {"changes": changed} if changed else {}
     with contextlib.ExitStack() as opened:
         writer = opened.enter_context(run.writer(take_over, made, ends_pause=True))
         _be_patient(store, recipe, display, opened)
@@ -113,7 +118,7 @@ async def execute(
         notifier = await open_notifier(recipe.notifications, display)
         artifacts = Artifacts(run.name, display, _report_address(store, run.name), shown=control.watched)
         monitors = Monitors(artifacts, notifier)
-        workers = create_workers(store, run, recipe, scratch, logs, display.say)
+        workers = create_workers(store, run, recipe, allotment, scratch, logs, display.say)
         policies = Policies(run, recipe)
         context = RoundContext(store, run, writer, recipe, workers, policies, display, control, monitors, rounds, trial)
         enter(context)

@@ -59,7 +59,7 @@ class JudgeWorker(Worker):
         devices = self.recipe.devices
         replies = SharedCache(self.store, "judge_replies")
         self._judges: list[Judge] = [
-            make_judge(config, device=devices.judge, threads=devices.cpu_threads, cache=replies)
+            make_judge(config, device=devices.judge, threads=devices.threads, cache=replies)
             for config in self.recipe.judges
         ]
 
@@ -154,7 +154,7 @@ class JudgeWorker(Worker):
         judgments: list[Judgment] = []
         for place in judges:
             config, name = self.recipe.judges[place], self.recipe.judge_names[place]
-            judge = make_judge(config, device=devices.judge, threads=devices.cpu_threads)
+            judge = make_judge(config, device=devices.judge, threads=devices.threads)
             judgments += [replace(judgment, judge=name) for judgment in judge.judge(seen_by(config, items))]
         self.empty_cache()
         return self.write(judgments_table(judgments), round, "judge_probe")

@@ -32,7 +32,7 @@ class Agreement:
             return sides
         usual = "more" if per_token > BFLOAT16_TOLERANCE else "no more"
         return (
-            f"{sides}, and this is {usual} than bfloat16 explains in most models: set update.precision to float32 to "
-            "see whether the weights agree, or, if this model is so far off with the right weights, "
-            f"sampling.handover_tolerance above {per_token:.2g}"
+            f"{sides}, and this is {usual} than bfloat16 explains in most models: set sampling.precision and "
+            "update.precision to float32 to see whether the weights agree, or, if this model is so far off with the "
+            f"right weights, sampling.handover_tolerance above {per_token:.2g}"
         )

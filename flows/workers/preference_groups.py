@@ -8,9 +8,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import UpdateConfig
+from pipeline.dpo.measured_sample import affordable
 from pipeline.dpo.types import PreferenceGroup, UpdateResult
 from pipeline.errors import WeightSyncError
 from pipeline.model.logprobs import sequence_logps
+
+LEAST_COMPARED = 2
+"""Preferences on which the engines are compared; the weight sync has compared them on a few sequences more."""
 
 
 def prompt_token_ids(prompts: pa.Table, wanted: Iterable[str]) -> dict[str, list[int]]:
@@ -63,15 +67,17 @@ def with_reference(
     drift: float,
     tolerance: float,
     explain: Callable[[float], str] = lambda _per_token: "",
+    expected: int = 0,
 ) -> tuple[list[PreferenceGroup], dict[str, Any]]:
     """Returns the groups with the reference's log-probabilities by the engine that the recipe asks for.
 
-    ``auto`` compares the two engines on the first step's worth of preferences. It takes the sampler's if all sequences,
-    here and at the weight sync, agree within ``reference_tolerance`` nats.
+    ``auto`` compares the two engines on some preferences: no more than a step has, and than take 3% of the steps' time.
+    It takes the sampler's if all sequences, here and at the weight sync, agree within ``reference_tolerance`` nats.
 
     Args:
         tolerance: how far the two may be apart on average, in nats per token, if they hold the same policy.
         explain: what more to say of a difference, in nats per token, that is too large.
+        expected: preferences of the round, of which these may be a part.
 
     Returns:
         The groups, and for the record which engine it is and how far the two were apart, in nats per sequence.
@@ -81,8 +87,9 @@ def with_reference(
     """
     if config.reference_logprobs == "sampler":
         return list(groups), {"reference_logprobs": "sampler", "reference_drift": drift}
-    scored = sequence_logps(model, groups[: config.batch_size], config.token_budget, precision=config.precision)
-    compared = groups[: config.batch_size]
+    most = affordable(expected or len(groups), config.epochs, least=LEAST_COMPARED, most=config.batch_size)
+    compared = groups[:most]
+    scored = sequence_logps(model, compared, config.token_budget, precision=config.precision)
     gaps = [
         abs(sampled - trained)
         for group, logps in zip(compared, scored, strict=True)
@@ -96,9 +103,9 @@ def with_reference(
             f"it is not the policy that sampled{explain(per_token)}"
         )
     drift = max(drift, *gaps)
-    if config.reference_logprobs == "auto" and drift <= config.reference_tolerance:
+    if config.takes_samplers(drift):
         return list(groups), {"reference_logprobs": "sampler", "reference_drift": drift}
-    scored += sequence_logps(model, groups[config.batch_size :], config.token_budget, precision=config.precision)
+    scored += sequence_logps(model, groups[most:], config.token_budget, precision=config.precision)
     exact = [replace(group, reference_logps=logps) for group, logps in zip(groups, scored, strict=True)]
     return exact, {"reference_logprobs": "trainer", "reference_drift": drift}
 

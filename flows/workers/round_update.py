@@ -16,7 +16,7 @@ from flows.workers.precision import Agreement
 from flows.workers.references import PolicyRef, PreferenceShard, Trained, UpdateInputs
 from flows.workers.trainer_model import TrainerModel
 from pipeline.dpo.preference_pool import PreferencePool
-from pipeline.dpo.types import PreferenceGroup, RoundFacts, StepMetrics
+from pipeline.dpo.types import PreferenceGroup, RoundFacts, StepMetrics, UpdateResult
 from pipeline.dpo.update import Update
 from pipeline.packing.packing import TokenGroup
 from pipeline.records import STEPS, to_table
@@ -67,7 +67,7 @@ class RoundUpdate:
         slot.set_current_policy(digest)
         others = {
             "metrics": [slot.write(to_table([asdict(step) for step in result.steps], STEPS), round, "metrics")],
-            "probe": [slot.write_probe(round, self._probed, self._probed_before)],
+            "probe": [self._write_probe(result)],
         }
         if self._config.optimizer_state == "carried":
             others["optimizer"] = list(slot.stage(round, "optimizer", update.save_optimizer))
@@ -79,6 +79,19 @@ class RoundUpdate:
             others,
             {**(self._metrics or {}), **preference_groups.summary(result, self._config)},
         )
+
+    def _write_probe(self, result: UpdateResult) -> FileRef:
+        """Writes some of the chosen answers with their log-probabilities before and after the update.
+
+        If the reference is the policy that the update starts from, both are known: as the reference's, which may be the
+        sampler's within ``reference_tolerance``, and from the preferences that were measured at the end.
+        """
+        if self._probed:
+            after = [logp for (logp,) in self._slot.logps(self._probed)]
+            return self._slot.write_probe(self._round, self._probed, after, self._probed_before)
+        groups, final = result.sample[:PROBE_SEQUENCES], result.final_logps[:PROBE_SEQUENCES]
+        after, before = [logps[0] for logps in final], [group.reference_logps[0] for group in groups]
+        return self._slot.write_probe(self._round, [_best_answer(group) for group in groups], after, before)
 
     def _wait_with(self, groups: Sequence[PreferenceGroup], share: float) -> None:
         self._waiting.extend(groups)
@@ -97,7 +110,7 @@ class RoundUpdate:
             self._tell(doing="comparing with the sampler")
             model, agreed = slot.use(inputs.reference or inputs.policy), Agreement.of(slot.recipe)
             groups, self._metrics = preference_groups.with_reference(
-                model, groups, config, inputs.drift, agreed.tolerance, agreed.explain
+                model, groups, config, inputs.drift, agreed.tolerance, agreed.explain, slot.recipe.most_preferences
             )
             return groups
         if self._metrics is not None and self._metrics["reference_logprobs"] == "sampler":
@@ -136,10 +149,11 @@ class RoundUpdate:
         slot, inputs = self._slot, self._inputs
         self._tell(doing="loading the weights")
         model = slot.use(inputs.policy)
-        first = next((count for count, _ in self._shards if count), 0)
-        self._probed = [_best_answer(group) for group in self._waiting[: min(first, PROBE_SEQUENCES)]]
-        self._probed_before = [logp for (logp,) in slot.logps(self._probed)]
         mixed = bool(inputs.replayed) and slot.recipe.preferences.replay.reference == "original"
+        if inputs.reference is not None or mixed:  # else the reference's log-probabilities are those before
+            first = next((count for count, _ in self._shards if count), 0)
+            self._probed = [_best_answer(group) for group in self._waiting[: min(first, PROBE_SEQUENCES)]]
+            self._probed_before = [logp for (logp,) in slot.logps(self._probed)]
         facts = RoundFacts(
             round=self._round,
             rounds=slot.recipe.rounds,

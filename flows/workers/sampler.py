@@ -43,7 +43,7 @@ class SamplerWorker(Worker):
         super().__init__(**common)
         self.device = self.recipe.devices.sampler
         devices = self.recipe.devices
-        configure_environment(devices.sampler, devices.cpu_threads)
+        configure_environment(devices.sampler, devices.threads)
         # The imports take 5 to 20 s: they are paid while the first policy is still being prepared.
         import_engine(self.recipe.sampling)
         self._sampler: Sampler | None = None
@@ -132,14 +132,15 @@ class SamplerWorker(Worker):
         source = sampler_copy(checkpoint, self.scratch / "sampler") if vllm else checkpoint
         self._started_with = policy.digest if self._sampler is None else None
         if self._sampler is None:
-            devices = self.recipe.devices
+            devices, precision = self.recipe.devices, self.recipe.sampler_precision
+            assert precision != "auto", "a worker's recipe says what auto came to"
             self._sampler = make_sampler(
                 self.recipe.sampling,
                 source,
                 device=devices.sampler,
-                threads=devices.cpu_threads,
+                threads=devices.threads,
                 gpus=self.recipe.cluster.sampler.gpus_per_engine,
-                precision=self.recipe.update.precision,
+                precision=precision,
                 sleeps=self.recipe.sampler_sleeps,
             )
             self._tokenizer = load_tokenizer(checkpoint)

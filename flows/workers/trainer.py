@@ -79,7 +79,7 @@ class TrainerWorker(Worker):
         from pipeline.model.warm_start import train_warm_start, warm_start_digest
 
         devices = self.recipe.devices
-        digest = warm_start_digest(config, threads=devices.cpu_threads, device=devices.trainer)
+        digest = warm_start_digest(config, threads=devices.threads, device=devices.trainer)
         cached = checkpoints.find_shared(self.store, "warm_starts", digest)
         if cached is not None:
             return list(cached), {"source": f"warm start {digest}", "cached": True}
@@ -90,7 +90,7 @@ class TrainerWorker(Worker):
 
         with checkpoints.stage_shared(self.store, "warm_starts", digest) as staged:
             report = train_warm_start(
-                config, staged.path, threads=devices.cpu_threads, device=devices.trainer, on_step=on_step
+                config, staged.path, threads=devices.threads, device=devices.trainer, on_step=on_step
             )
         return list(staged.files), {"source": f"warm start {digest}", "cached": False, **asdict(report)}
 
@@ -124,7 +124,7 @@ class TrainerWorker(Worker):
         self._model.load(self._model.directory(checkpoint))
         ids = [row[:PROBE_TOKENS] for row in self.table(prompts).slice(0, PROBE_SEQUENCES)["token_ids"].to_pylist()]
         groups = [TokenGroup(f"probe {row}", tokens, [tokens]) for row, tokens in enumerate(ids)]
-        file = self._model.write_probe(0, groups)
+        file = self._model.write_probe(0, groups, [logp for (logp,) in self._model.logps(groups)])
         self.empty_cache()
         return file
 
@@ -171,25 +171,38 @@ class TrainerWorker(Worker):
         prompts: tuple[FileRef, ...],
         candidates: tuple[FileRef, ...],
         round: int,
+        sampled: bool,
     ) -> FileRef:
-        """Writes held-out completions' log-probabilities under a round's policy, the previous and the initial one."""
+        """Writes held-out completions' log-probabilities under a round's policy, the previous and the initial one.
+
+        Two of them that are one policy are computed once, and those of the round's policy not at all if the sampler's
+        serve.
+
+        Args:
+            sampled: whether the sampler's are taken for the policy that sampled, as they agree with this model's.
+        """
         from flows.workers.preference_groups import prompt_token_ids
         from pipeline.packing.packing import TokenGroup
 
-        completions = self.table(candidates).select(["prompt_id", "candidate", "token_ids"]).to_pylist()
+        columns = ["prompt_id", "candidate", "token_ids", "logprobs", "policy"]
+        completions = self.table(candidates).select(columns).to_pylist()
         ids = prompt_token_ids(self.table(prompts), (row["prompt_id"] for row in completions))
         groups = [TokenGroup(row["prompt_id"], ids[row["prompt_id"]], [row["token_ids"]]) for row in completions]
-        logps: dict[str, list[float]] = {}
-        for name, reference in (("policy", policy), ("previous", previous), ("initial", initial)):
-            self._model.use(reference)
-            logps[name] = [logp for (logp,) in self._model.logps(groups)]
+        logps: dict[str, list[float]] = {}  # by the policy's hash
+        if sampled and all(row["policy"] == policy.digest for row in completions):
+            logps[policy.digest] = [sum(row["logprobs"]) for row in completions]
+        for reference in (policy, previous, initial):
+            if reference.digest not in logps:
+                self._model.use(reference)
+                logps[reference.digest] = [logp for (logp,) in self._model.logps(groups)]
         self.empty_cache()
+        named = {"policy": policy, "previous": previous, "initial": initial}
         rows = [
             {
                 "prompt_id": row["prompt_id"],
                 "candidate": row["candidate"],
                 "tokens": len(row["token_ids"]),
-                **{name: values[index] for name, values in logps.items()},
+                **{name: logps[reference.digest][index] for name, reference in named.items()},
             }
             for index, row in enumerate(completions)
         ]

@@ -38,7 +38,7 @@ class TrainerModel:
 
     def __init__(self, worker: Worker) -> None:
         self.worker, self.recipe, devices = worker, worker.recipe, worker.recipe.devices
-        torch.set_num_threads(devices.cpu_threads)
+        torch.set_num_threads(devices.threads)
         check_device("devices.trainer", devices.trainer)
         if devices.trainer != "cpu" and (found := torch.cuda.device_count()) < devices.trainer_ranks:
             raise ConfigError(f"devices.trainer_ranks is {devices.trainer_ranks}, and torch finds {found} GPUs here")
@@ -139,8 +139,10 @@ class TrainerModel:
         (file,) = self._of_first([self.worker.write(table, round, stage, shard)] if self._world.is_main else ())
         return file
 
-    def write_probe(self, round: int, groups: Sequence[TokenGroup], before: Sequence[float] | None = None) -> FileRef:
-        """Writes sequences with their log-probabilities now, and ``before`` the update."""
+    def write_probe(
+        self, round: int, groups: Sequence[TokenGroup], now: Sequence[float], before: Sequence[float] | None = None
+    ) -> FileRef:
+        """Writes sequences of one answer with their log-probabilities now, and ``before`` the update."""
         rows = [
             {
                 "prompt_token_ids": group.prompt_token_ids,
@@ -148,7 +150,7 @@ class TrainerModel:
                 "logp": logp,
                 "previous_logp": before[index] if before else None,
             }
-            for index, (group, (logp,)) in enumerate(zip(groups, self.logps(groups), strict=True))
+            for index, (group, logp) in enumerate(zip(groups, now, strict=True))
         ]
         return self.write(to_table(rows, PROBE), round, "probe")
 

@@ -4,9 +4,13 @@ Ray is a section of its own, and no value of ``sampling.engine``: the engine ins
 transformers, and the judge goes to the same cluster.
 """
 
+from typing import Annotated, Literal
+
 from pydantic import Field, model_validator
 
 from pipeline.config.base import Config, Device
+
+Threads = Annotated[int, Field(ge=1, le=1024)]
 
 
 class DevicesConfig(Config):
@@ -31,9 +35,24 @@ class DevicesConfig(Config):
     )
     trainer_wait: float = Field(600.0, gt=0, description="seconds that the update waits for machines that are missing")
     judge: Device = Field("cpu", description="device of a reward model")
-    cpu_threads: int = Field(
-        1, ge=1, le=1024, description="threads of one CPU worker; a change changes results in the last bits"
+    cpu_threads: Threads | Literal["auto"] | None = Field(
+        None,
+        description="threads of one CPU worker; auto: all cores of this machine for each worker, or a share of them "
+        "where workers compute at the same time; if empty auto for a pretrained policy, and 1 for a warm start. "
+        "Another number changes results in the last bits, and with more than one they depend on how shards meet in the "
+        "sampler",
     )
+
+    @property
+    def threads(self) -> int:
+        """Returns the threads of a worker, in the recipe that it is given; `flows.host.allotment` counts them.
+
+        Raises:
+            ValueError: the recipe does not say, and nobody has counted.
+        """
+        if not isinstance(self.cpu_threads, int):
+            raise ValueError(f"devices.cpu_threads is {self.cpu_threads!r}: give a number to a worker's recipe")
+        return self.cpu_threads
 
     @property
     def trainer_world(self) -> int:

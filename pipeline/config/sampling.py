@@ -7,6 +7,8 @@ from pydantic import Field, SerializationInfo, field_serializer, model_validator
 
 from pipeline.config.base import Config, Later, for_a_hash
 
+Precision = Literal["float32", "bfloat16"]
+
 FLOAT32_TOLERANCE = 1e-3
 """Two engines that compute in float32 differ by about 1e-6 nats per token on the same weights."""
 BFLOAT16_TOLERANCE = 0.2
@@ -76,7 +78,12 @@ class SamplingConfig(Config):
         gt=0,
         le=10,
         description="largest difference to the trainer after a weight sync, in nats per token; if empty "
-        f"{FLOAT32_TOLERANCE:g}, or {BFLOAT16_TOLERANCE:g} if update.precision is bfloat16",
+        f"{FLOAT32_TOLERANCE:g}, or {BFLOAT16_TOLERANCE:g} if one of the two computes in bfloat16",
+    )
+    precision: Annotated[Literal["float32", "bfloat16", "auto"] | None, Later(None)] = Field(
+        None,
+        description="of vLLM's weights and computation; auto: on a CPU bfloat16 if the processor multiplies it, else "
+        "float32, and on a GPU update.precision; if empty auto, or float32 on a CPU if devices.cpu_threads is a number",
     )
     cache_gib: float = Field(1.0, gt=0, le=2000, description="memory of the engine's KV cache, in GiB")
     thought: Annotated[ThoughtMarks | None, Later(None)] = Field(

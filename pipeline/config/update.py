@@ -131,7 +131,9 @@ class UpdateConfig(Config):
         0, ge=0, le=1_000_000, description="steps between checkpoints within a round, to resume from; none if 0"
     )
     reference_logprobs: Literal["sampler", "trainer", "auto"] = Field(
-        "auto", description="whose log-probabilities are the reference's"
+        "auto",
+        description="whose log-probabilities are the reference's, and those of held-out answers under the policy that "
+        "gave them",
     )
     reference_tolerance: float = Field(
         1e-2,
@@ -146,6 +148,16 @@ class UpdateConfig(Config):
     compile: bool = Field(
         False, description="compile the policy's layers once per worker; takes half a minute and a C++ compiler"
     )
+
+    def takes_samplers(self, drift: float) -> bool:
+        """Says whether the sampler's log-probabilities are taken as they are, at this difference to the trainer's.
+
+        Args:
+            drift: largest difference on the same weights, in nats per sequence.
+        """
+        return self.reference_logprobs == "sampler" or (
+            self.reference_logprobs == "auto" and drift <= self.reference_tolerance
+        )
 
     @field_validator("objective", mode="before")
     @classmethod

@@ -111,8 +111,8 @@ class UpdateResult:
     ``reference_drift`` is the largest difference, in nats a sequence, between the reference and the policy on
     the first step. The last three compare the policy after the last step with the reference: share of
     preferences whose chosen candidate became less likely, and mean change, in nats a sequence.
-    ``final_logps`` holds the log-probability of each of their candidates after the last step. Of many preferences
-    (`update.DISPLACEMENT_SAMPLE`) these are some, evenly spread. ``stopped`` says why the steps
+    They are of ``sample``: some of the preferences (`update.DISPLACEMENT_SAMPLE`), evenly spread. ``final_logps`` holds
+    the log-probability of each of its candidates after the last step. ``stopped`` says why the steps
     ended before the plan did, ``token_budget`` is that of the last step, less than asked for if memory ran out.
     """
 
@@ -122,6 +122,7 @@ class UpdateResult:
     steps: list[StepMetrics]
     stopped: str | None
     token_budget: int
+    sample: list[PreferenceGroup]
     final_logps: list[list[float]]
     chosen_fell_share: float
     chosen_change: float

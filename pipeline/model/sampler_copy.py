@@ -14,6 +14,7 @@ from pipeline.model.weight_names import open_tensors, weightless
 
 _EMBEDDINGS = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
+_HEAD_FILE = "head.safetensors"
 SAMPLED_TIED = frozenset({"gemma2", "gemma3n", "gemma3n_text", "cohere", "cohere2", "cohere2_moe"})
 """Types of which vLLM has no place for an output head of its own: their embeddings are always their head."""
 
@@ -26,8 +27,9 @@ def sampler_copy(checkpoint: Path, scratch: Path) -> Path:
     policies: log-probabilities were off by 0.5 nats per token after one reload, without any error. With a head of its
     own (``lm_head.weight``, ``tie_word_embeddings`` false) a reload is exact, and the model computes the same function.
 
-    Files of weights pass through one at a time; the model never has its weights. A type in `SAMPLED_TIED` stays as it
-    is: there the embeddings' own module projects on the vocabulary, and a reload packs it anew.
+    Files of weights are linked to, and the head alone is written: the copy costs no second model on disk. A type in
+    `SAMPLED_TIED` stays as it is: there the embeddings' own module projects on the vocabulary, and a reload packs it
+    anew.
 
     Args:
         checkpoint: directory in the hub's format.
@@ -50,7 +52,7 @@ def sampler_copy(checkpoint: Path, scratch: Path) -> Path:
     (scratch / "config.json").write_text(
         json.dumps({**config, "tie_word_embeddings": False}, indent=2), encoding="utf-8"
     )
-    _copy_untied(checkpoint, scratch)
+    _link_untied(checkpoint, scratch)
     return scratch
 
 
@@ -66,22 +68,23 @@ def is_tied(config: dict[str, Any]) -> bool:
     return default
 
 
-def _copy_untied(checkpoint: Path, scratch: Path) -> None:
+def _link_untied(checkpoint: Path, scratch: Path) -> None:
+    """Links to the checkpoint's weights, and writes the head alone beside them, with an index of both."""
     weight_map: dict[str, str] = {}
     shapes = weight_shapes(checkpoint)
     embeddings, head = _tied_names(checkpoint, shapes)
     for path in weight_files(checkpoint):
+        link = f"linked-{path.name}"  # transformers would take a model.safetensors for the whole, without the head
+        (scratch / link).symlink_to(path.resolve())
         with open_tensors(path) as source:
-            tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
-        # A file that has a head of its own beside the flag keeps it, as transformers does.
-        if embeddings in tensors and head not in shapes:
-            # safetensors refuses tensors that share memory.
-            tensors[head] = tensors[embeddings].clone()
-        save_file(tensors, scratch / path.name, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, path.name)
-    if (checkpoint / INDEX).is_file():
-        index = {"metadata": {}, "weight_map": weight_map}
-        (scratch / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+            names = list(source.keys())
+            weight_map |= dict.fromkeys(names, link)
+            # A file that has a head of its own beside the flag keeps it, as transformers does.
+            if embeddings in names and head not in shapes:
+                save_file({head: source.get_tensor(embeddings)}, scratch / _HEAD_FILE, metadata={"format": "pt"})
+                weight_map[head] = _HEAD_FILE
+    index = {"metadata": {}, "weight_map": weight_map}
+    (scratch / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
 def _tied_names(checkpoint: Path, shapes: Shapes) -> tuple[str, str]:

@@ -2,9 +2,9 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
 
 from pipeline.config import SamplingConfig
+from pipeline.config.sampling import Precision
 from pipeline.sampling.base import (
     Candidate,
     Progress,
@@ -54,7 +54,7 @@ def make_sampler(
     threads: int,
     seed: int = 0,
     gpus: int = 1,
-    precision: Literal["float32", "bfloat16"] = "bfloat16",
+    precision: Precision = "float32",
     sleeps: bool = False,
 ) -> Sampler:
     """Makes the engine that the recipe names, with the weights of a checkpoint directory.
@@ -68,7 +68,7 @@ def make_sampler(
         threads: CPU threads of this process; another number changes results in the last bits.
         seed: seed of the engine itself. Candidates have seeds of their own.
         gpus: GPUs that vLLM splits the model over.
-        precision: what vLLM computes in on a GPU, as the trainer does; on a CPU it is float32.
+        precision: what vLLM computes in.
         sleeps: whether it may be asked to lend its GPU's memory, as `Sleepable`; vLLM alone can.
 
     Raises:

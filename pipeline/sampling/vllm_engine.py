@@ -44,12 +44,12 @@ class VllmSampler:
     Args:
         directory: checkpoint with untied embeddings, as ``sampler_copy`` gives it.
         config: the recipe's sampling; its cache is that of all its GPUs together.
-        device: ``cpu`` (float32), ``cuda`` or ``cuda:N``.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
         threads: CPU threads; another number changes results in the last bits.
         seed: seed of the engine; candidates have seeds of their own.
         gpus: GPUs that the model is split over by tensor parallelism. More than one has not been tried yet.
-        precision: on a GPU, of weights and computation: the trainer's. Of an update whose steps are small, weights in
-            bfloat16 keep little; a trainer that computes with float32 would be another policy.
+        precision: of weights and computation. Of an update whose steps are small, weights in bfloat16 keep little; a
+            trainer that computes with float32 is another policy by that much.
         sleeps: whether it may be asked to lend its GPU's memory.
 
     Raises:
@@ -67,7 +67,7 @@ class VllmSampler:
         threads: int = 1,
         seed: int = 0,
         gpus: int = 1,
-        precision: Precision = "bfloat16",
+        precision: Precision = "float32",
         sleeps: bool = False,
     ) -> None:
         self._context = choose_context(directory, config.context)
@@ -78,7 +78,7 @@ class VllmSampler:
         self._sleeping = False
         arguments: dict[str, Any] = {
             "model": str(directory),
-            "dtype": "float32" if device == "cpu" else precision,
+            "dtype": precision,
             "max_model_len": self._context,
             "max_num_seqs": config.max_sequences,
             "max_num_batched_tokens": max(2048, self._context, config.max_sequences),

@@ -7,7 +7,10 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -26,6 +29,10 @@ from storage.objects import durable, layout
 from storage.tables.shards import check_size
 
 _CHUNK = 4 * 2**20
+_SETTLED_NS = 100_000_000
+"""A file system's times may be as coarse as a tick: a file that has just been written might be written to again, and
+look the same.
+"""
 # A round reads its own weights, those of the round before, and those of round 0.
 KEPT_COPIES = 3
 
@@ -169,10 +176,12 @@ def _stage(store: Store, key: str) -> Iterator[StagedDirectory]:
             yield staged
         store.objects.local_path(key)  # raises if the root was moved
         names = _names(local)
-        staged.files = tuple(_seal_file(key, local, name) for name in names)
-        with durable.clear_errors(local):
-            inner = {parent.as_posix() for name in names for parent in PurePosixPath(name).parents}
-            durable.sync_all([local.parent, *(local / name for name in [*inner, *names])])
+        inner = {parent.as_posix() for name in names for parent in PurePosixPath(name).parents}
+        paths = [local.parent, *(local / name for name in [*inner, *names])]
+        with durable.clear_errors(local), ThreadPoolExecutor(1) as disk:
+            syncing = disk.submit(durable.sync_all, paths)  # while the processor hashes
+            staged.files = tuple(_seal_file(key, local, name) for name in names)
+            syncing.result()
     except BaseException:
         shutil.rmtree(local, ignore_errors=True)
         raise
@@ -210,10 +219,33 @@ def _names(directory: Path) -> list[str]:
 
 def _seal_file(key: str, directory: Path, name: str) -> FileRef:
     path = directory / name
-    with durable.clear_errors(path):
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return FileRef(f"{key}/{name}", path.stat().st_size, sha256, name=name)
+    with durable.clear_errors(path), path.open("rb") as file:
+        return FileRef(f"{key}/{name}", os.fstat(file.fileno()).st_size, _sha256(file), name=name)
+
+
+_HASHED: OrderedDict[tuple[int, ...], str] = OrderedDict()
+_MOST_HASHED = 1000
+
+
+def _sha256(file: BinaryIO) -> str:
+    """Hashes a file, or remembers the hash if this process has read it and it has not been touched since.
+
+    A round reads some checkpoints twice, and hashing one takes as long as loading it. Whoever writes to a file changes
+    its times.
+    """
+    before = _identity(file)
+    found = _HASHED.get(before) or hashlib.file_digest(file, "sha256").hexdigest()
+    if _identity(file) == before and time.time_ns() - max(before[-2:]) > _SETTLED_NS:
+        _HASHED[before] = found
+        while len(_HASHED) > _MOST_HASHED:
+            _HASHED.popitem(last=False)
+    return found
+
+
+def _identity(file: BinaryIO) -> tuple[int, ...]:
+    """Returns what changes when a file is replaced or written to; its times of change come last."""
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _upload(store: Store, key: str, directory: Path, name: str) -> FileRef:
@@ -263,7 +295,7 @@ def _check_directory(directory: Path, files: Sequence[FileRef], verify: bool) ->
             raise DamagedFileError(f"{path} is missing, or is no plain file: it was committed with {file.bytes} bytes")
         with durable.clear_errors(path), path.open("rb") as content:
             intact = os.fstat(content.fileno()).st_size == file.bytes
-            if not intact or (verify and hashlib.file_digest(content, "sha256").hexdigest() != file.sha256):
+            if not intact or (verify and _sha256(content) != file.sha256):
                 raise DamagedFileError(
                     f"{path} is damaged: its bytes are not the {file.bytes} bytes that were committed"
                 )

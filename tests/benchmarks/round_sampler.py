@@ -11,6 +11,7 @@ import psutil
 from benchmarks.round_runs import Rounds
 from rich.console import Console
 
+from flows.host.allotment import Allotment
 from flows.host.progress import Display
 from flows.host.scratch import scratch_directory
 from flows.monitors.monitors import Monitors
@@ -48,7 +49,7 @@ class OurSampler:
             import_parent_rounds(store, run, writer)
             display, control = Display(Console(file=StringIO())), Control(run, writer, None, watched=False)
             monitors = Monitors(Artifacts(name, display, "", shown=False), Notifier({}, (), display))
-            workers = create_workers(store, run, recipe, scratch, scratch / "logs", display.say)
+            workers = create_workers(store, run, recipe, Allotment.of(recipe), scratch, scratch / "logs", display.say)
             policies = Policies(run, recipe)
             try:
                 yield cls(
@@ -89,7 +90,8 @@ class OurSampler:
         scratch.mkdir()
         context = self._context
         sampler = create_workers(
-            context.store, context.run, context.recipe, scratch, scratch, context.display.say
+            context.store, context.run, context.recipe, Allotment.of(context.recipe), scratch, scratch,
+            context.display.say,
         ).sampler  # fmt: skip
         started = time.perf_counter()
         await sampler.carrier.start()

@@ -94,7 +94,7 @@ def test_what_an_engine_on_gpus_is_given(engine: Sampler, weights: Weights, monk
     monkeypatch.setattr(vllm_engine, "_start", lambda arguments, *_: given.append(arguments))
     card = SimpleNamespace(total_memory=8 * vllm_engine.GIB)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: card)
-    make_sampler(CONFIG, weights.first, device="cuda:1", threads=1, sleeps=True)
+    make_sampler(CONFIG, weights.first, device="cuda:1", threads=1, precision="bfloat16", sleeps=True)
     large = CONFIG.model_copy(update={"cache_gib": 4.0})
     make_sampler(large, weights.first, device="cuda", threads=1, gpus=2, precision="float32")
     alone, split = (EngineArgs(**arguments) for arguments in given)

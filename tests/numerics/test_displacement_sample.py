@@ -5,8 +5,18 @@ from numerics.tiny_models import build, token_groups
 
 from pipeline.config import UpdateConfig
 from pipeline.dpo import update
+from pipeline.dpo.measured_sample import affordable
 from pipeline.dpo.types import PreferenceGroup
 from pipeline.model.logprobs import sequence_logps
+
+
+@pytest.mark.parametrize(
+    ("preferences", "epochs", "counted"),
+    [(16, 1, 8), (100, 1, 9), (100, 3, 27), (1000, 1, 90), (10_000, 1, 128), (2, 1, 8)],
+)
+def test_the_sample_takes_three_hundredths_of_the_steps_time(preferences: int, epochs: int, counted: int) -> None:
+    """A pass takes a third of a step's time: n of N preferences in each epoch take n / (3 N epochs) of it."""
+    assert affordable(preferences, epochs, least=8, most=128) == counted
 
 
 @pytest.mark.parametrize(("most", "expected"), [(3, [0, 2, 4]), (7, range(7)), (100, range(7))])

@@ -146,12 +146,15 @@ def test_an_update_that_would_start_from_another_policy_is_refused(tmp_path: Pat
         ({"update": {"precision": "bfloat16"}}, 0.2, "float32", "bfloat16"),
         ({"update": {"precision": "bfloat16"}, "devices": {"sampler": "cuda"}}, 0.2, "bfloat16", "bfloat16"),
         ({"update": {"precision": "bfloat16"}, "sampling": {"handover_tolerance": 0.01}}, 0.01, "float32", "bfloat16"),
+        ({"sampling": {"precision": "bfloat16"}}, 0.2, "bfloat16", "float32"),
+        ({"sampling": {"precision": "float32"}, "devices": {"sampler": "cuda"}}, 1e-3, "float32", "float32"),
+        ({"sampling": {"precision": "auto"}, "devices": {"sampler": "cuda"}}, 1e-3, "float32", "float32"),
     ],
 )
 def test_the_tolerance_follows_from_the_precision(
     given: dict[str, Any], tolerance: float, sampler: str, trainer: str
 ) -> None:
-    """On a CPU vLLM computes in float32, whatever the trainer does."""
+    """On a CPU vLLM computes in float32, whatever the trainer does, unless the recipe says otherwise."""
     content = {**TINY, "sampling": {"prompts_per_round": 12, "max_tokens": 20}}
     recipe = Recipe.model_validate({**content, **{name: {**content[name], **part} for name, part in given.items()}})
     agreed = Agreement.of(recipe)
@@ -159,7 +162,7 @@ def test_the_tolerance_follows_from_the_precision(
     said = agreed.explain(0.3)
     assert f"in {sampler}, the trainer" in said
     assert f"in {trainer}" in said
-    assert ("sampling.handover_tolerance above 0.3" in said) == (trainer == "bfloat16")
+    assert ("sampling.handover_tolerance above 0.3" in said) == ("bfloat16" in (sampler, trainer))
 
 
 def test_a_trainer_in_bfloat16_takes_the_default_tolerance(store: Store, sampler: SamplerWorker) -> None:

@@ -1,7 +1,9 @@
 """Tables and directories: written whole and durably, read back only as they were committed."""
 
+import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from storage.errors import (
 )
 from storage.log.manifest import FileRef, Key
 from storage.log.store import Store
+from storage.tables import checkpoints
 from storage.tables.checkpoints import (
     directory_digest,
     find_shared,
@@ -220,6 +223,28 @@ def test_damaged_directory_is_refused(store: Store, tmp_path: Path, damage: str)
     (directory / "model.safetensors").write_bytes(DAMAGE[damage](b"weights"))
     with pytest.raises(DamagedFileError, match=r"model\.safetensors"):
         local_directory(store, files, tmp_path / "cache")
+
+
+def test_a_file_is_hashed_once_until_it_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a file changes in place, with its old time of modification: its time of change tells."""
+    store, hashed = Store.open(tmp_path / "root"), list[str]()
+    monkeypatch.setattr(checkpoints, "_SETTLED_NS", -1)
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: (hashed.append(file.name), digest(file, kind))[1])
+    files = _checkpoint(store)
+    written = len(hashed)
+    for _ in range(2):
+        directory = local_directory(store, files, tmp_path / "cache")
+    assert len(hashed) == written == 2
+    weights = directory / "model.safetensors"
+    times = weights.stat()
+    time.sleep(0.02)  # longer than a tick of the file system's clock
+    with weights.open("r+b") as file:
+        file.write(b"WEI")
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(DamagedFileError, match="is damaged"):
+        local_directory(store, files, tmp_path / "cache")
+    assert hashed[written:] == [str(weights)]
 
 
 def test_added_and_deleted_files_are_refused(store: Store, tmp_path: Path) -> None:

@@ -1,0 +1,21 @@
+"""How many preferences are measured beside the steps of an update, so that this takes little beside them."""
+
+from collections.abc import Sequence
+
+from pipeline.dpo.types import PreferenceGroup
+
+COST = 0.03
+"""Of the steps' time, at most, unless the least number of preferences takes more."""
+PASSES_OF_A_STEP = 3
+"""A step computes forward once, and backward, which is twice as much."""
+
+
+def affordable(preferences: int, epochs: int, *, least: int, most: int) -> int:
+    """Counts the preferences that may be measured once, of an update on so many, between ``least`` and ``most``."""
+    return min(most, max(least, int(COST * PASSES_OF_A_STEP * preferences * epochs)))
+
+
+def spread(groups: Sequence[PreferenceGroup], most: int) -> list[PreferenceGroup]:
+    """Chooses at most so many, evenly spread over all."""
+    kept = min(most, len(groups))
+    return [groups[index * len(groups) // kept] for index in range(kept)]

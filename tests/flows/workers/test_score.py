@@ -1,0 +1,94 @@
+"""Held-out answers under three policies: the sampler's own log-probabilities where they serve, and no pass twice."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.workers.references import PolicyRef
+from flows.workers.trainer import TrainerWorker
+from pipeline.config import UpdateConfig
+from pipeline.model.logprobs import sequence_logps
+from pipeline.model.policy import load_policy
+from pipeline.packing.packing import TokenGroup
+from pipeline.recipe import Recipe
+from pipeline.records import CANDIDATES, PROMPTS, to_table
+from storage.log.manifest import FileRef
+from storage.log.store import Store
+from storage.tables.checkpoints import local_directory, stage_directory, weights_digest
+from storage.tables.shards import read_table, write_table
+from support.recipes import TINY
+from support.tiny import tiny_llama
+
+PROMPT, ANSWER = [5, 6, 7], [8, 9, 10, 2]
+SAMPLED = [-1.0, -2.0, -4.0, -0.5]  # nothing like what the model gives, so that it is seen whose these are
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store.open(tmp_path / "root")
+    store.create_run("r", {})
+    return store
+
+
+@pytest.fixture
+def trainer(store: Store, tmp_path: Path) -> TrainerWorker:
+    (tmp_path / "scratch").mkdir()
+    recipe = Recipe.model_validate(TINY).model_dump(mode="json")
+    return TrainerWorker(root=store.root, run="r", recipe=recipe, scratch=str(tmp_path / "scratch"))
+
+
+def policy(store: Store, prompts: FileRef, seed: int) -> PolicyRef:
+    with stage_directory(store, "r", 0, "checkpoint") as staged:
+        tiny_llama(staged.path, seed=seed, scale=0.3)
+    return PolicyRef(weights_digest(staged.files), staged.files, prompts)
+
+
+def prompts_file(store: Store) -> FileRef:
+    row = {
+        **dict.fromkeys(PROMPTS.names),
+        "prompt_id": "p",
+        "text": "w1",
+        "token_ids": PROMPT,
+        "split": "evaluation",
+        "source": "test",
+    }
+    return write_table(store, "r", 0, "prompts", to_table([row], PROMPTS))
+
+
+def answered_by(store: Store, digest: str) -> FileRef:
+    row = {
+        "prompt_id": "p", "candidate": 0, "token_ids": ANSWER, "text": "w4", "logprobs": SAMPLED,
+        "finish_reason": "stop", "seed": 0, "policy": digest,
+    }  # fmt: skip
+    return write_table(store, "r", 1, "eval_candidates", to_table([row], CANDIDATES))
+
+
+def computed(store: Store, held: PolicyRef, tmp_path: Path) -> float:
+    """What another model, loaded for this alone, gives the answer."""
+    model, _ = load_policy(local_directory(store, held.files, tmp_path / "cache"), device="cpu")
+    return sequence_logps(model, [TokenGroup("p", PROMPT, [ANSWER])], 64)[0][0]
+
+
+@pytest.mark.parametrize(("sampled", "by_sampler", "passes"), [(True, True, 1), (False, False, 2), (True, False, 2)])
+def test_the_samplers_serve_for_the_policy_that_sampled(
+    store: Store, trainer: TrainerWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    sampled: bool, by_sampler: bool, passes: int,
+) -> None:  # fmt: skip
+    """In the first round the previous policy is the initial one; answers of yet another policy are computed."""
+    prompts = prompts_file(store)
+    new, first = policy(store, prompts, 1), policy(store, prompts, 2)
+    candidates = answered_by(store, new.digest if sampled == by_sampler else "another")
+    used, use = [], trainer._model.use
+    monkeypatch.setattr(trainer._model, "use", lambda held: (used.append(held.digest), use(held))[1])
+    file = trainer.score(new, first, first, (prompts,), (candidates,), 1, sampled)
+    (row,) = read_table(store, (file,)).to_pylist()
+    assert row["policy"] == pytest.approx(sum(SAMPLED) if by_sampler else computed(store, new, tmp_path), abs=1e-4)
+    assert row["previous"] == row["initial"] == pytest.approx(computed(store, first, tmp_path), abs=1e-4)
+    assert (row["tokens"], len(used)) == (len(ANSWER), passes)
+
+
+def test_the_recipe_says_whose_log_probabilities_are_taken() -> None:
+    """As for the reference of an update; 0.01 nats a sequence is the default tolerance of ``auto``."""
+    configs = [UpdateConfig.model_validate({"reference_logprobs": kind}) for kind in ("sampler", "trainer", "auto")]
+    assert [config.takes_samplers(0.009) for config in configs] == [True, False, True]
+    assert [config.takes_samplers(0.011) for config in configs] == [True, False, False]
