@@ -129,7 +129,7 @@ def measures(command: psutil.Process) -> tuple[dict[str, int], dict[str, int], d
 def seconds_of_server() -> float:
     """Processor seconds of the Prefect server, which all tests of this process share."""
     (server,) = [one for one in psutil.Process().children() if "flows.prefect_api.server" in one.cmdline()]
-    return sum(server.cpu_times()[:2])
+    return float(sum(server.cpu_times()[:2]))
 
 
 def at_ends(seen: Sequence[Seen], field: str, name: str) -> tuple[float, float]:
