@@ -34,8 +34,7 @@ def plan_recipe(
     name = device or ("cpu" if recipe.devices.trainer == "cpu" else "h100")
     if name not in DEVICES:
         raise ConfigError(f"--device '{name}' is not known: choose among {', '.join(DEVICES)}")
-    threads, policy = Allotment.of(recipe).threads["trainer"], recipe.policy
-    kind = DEVICES[name].with_threads(threads)
+    kind, policy = DEVICES[name].with_threads(Allotment.of(recipe).threads["trainer"]), recipe.policy
     shape = _shape(policy.path, "policy") if isinstance(policy, PretrainedPolicy) else shape_of_warm_start(policy)
     judges = [_shape(part.path, "judge") for part in recipe.judge_parts if isinstance(part, RewardModelConfig)]
     judge = max(judges, key=lambda shape: shape.parameters, default=None)
@@ -47,11 +46,13 @@ def plan_recipe(
 
 
 def _shape(path: str, field: str) -> ModelShape:
-    file = find_gguf(path) if field == "policy" else None
-    config, path = Path(path) / "config.json", file.name if file else path
+    config, file = Path(path) / "config.json", find_gguf(path)
     if config.is_file():
         return shape_of_config(json.loads(config.read_text("utf-8")), path)
-    shape = next((shape for known, shape in KNOWN_SHAPES.items() if known.partition("/")[2] in path), None)
+    shape = next(
+        (shape for known, shape in KNOWN_SHAPES.items() if known.partition("/")[2] in (file.name if file else path)),
+        None,
+    )
     if shape is None:
         raise ConfigError(
             f"the size of '{path}' is not known here, and no hub is asked: --set {field}.path to a directory with its "
@@ -79,9 +80,8 @@ def _calibrated(work: Workload, device: Device, source: str, root: str) -> tuple
     preferences = max(1, (summary.preferences or 0) + (summary.replayed or 0))
     each = (summary.train_tokens or 0) / (preferences * recorded.update.epochs)
     theirs = Workload(recorded, work.policy, work.judge, fmean(lengths), tokens, preferences, each)
-    allotment = run.session.meta.get("allotment") if run.session is not None else None
-    threads = (allotment or Allotment.of(recorded).record())["threads"]["trainer"]
-    stages = plan_round(theirs, DEVICES[device.name].with_threads(threads)).stages
+    allotted = (run.session.meta.get("allotment") if run.session else None) or Allotment.of(recorded).record()
+    stages = plan_round(theirs, DEVICES[device.name].with_threads(allotted["threads"]["trainer"])).stages
     evaluation, totals = stages["evaluate"], {name: sum(parts.values()) for name, parts in stages.items()}
     on_paper = {
         "sample": (totals["sample"] + evaluation["sample"]) * summary.sampled_tokens / theirs.sampled_tokens,

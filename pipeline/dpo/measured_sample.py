@@ -1,8 +1,9 @@
 """How many preferences are measured beside the steps of an update, so that this takes little beside them."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
-from pipeline.dpo.types import PreferenceGroup
+Item = TypeVar("Item")
 
 COST = 0.03
 """Of the steps' time, at most, unless the least number of preferences takes more."""
@@ -15,7 +16,7 @@ def affordable(preferences: int, epochs: int, *, least: int, most: int) -> int:
     return min(most, max(least, int(COST * PASSES_OF_A_STEP * preferences * epochs)))
 
 
-def spread(groups: Sequence[PreferenceGroup], most: int) -> list[PreferenceGroup]:
+def spread(groups: Sequence[Item], most: int) -> list[Item]:
     """Chooses at most so many, evenly spread over all."""
     kept = min(most, len(groups))
     return [groups[index * len(groups) // kept] for index in range(kept)]

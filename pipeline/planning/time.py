@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from math import ceil
 
+from pipeline.dpo.measured_sample import affordable
 from pipeline.judges import JudgeConfig
 from pipeline.judges.implicit import ImplicitConfig
 from pipeline.judges.llm import LlmConfig
@@ -75,10 +76,9 @@ def update(work: Workload, device: Device, ranks: int) -> Parts:
     sent = (2 * work.element_bytes(device) * policy.parameters + FLOAT * work.trained_weights) * (ranks - 1) / ranks
     link = (device.link if ranks <= device.per_node else device.network) * device.traffic_share
     links = steps * ceil(tokens / config.token_budget) * sent / link
-    # On a GPU the engines differ by more than "auto" allows, so that the trainer scores all completions itself.
-    sampled = config.reference_logprobs == "sampler" or (config.reference_logprobs == "auto" and device.name == "cpu")
-    scored = min(128, work.preferences)  # which are scored again after the last step
-    scored += 0 if sampled and config.reference == "previous" else work.preferences
+    given = work.takes_samplers(device) and config.reference == "previous"
+    scored = affordable(work.preferences, config.epochs, least=8, most=128)  # once more at the end
+    scored += 0 if given else work.preferences
     return {
         ("links between ranks" if links > compute else "compute"): max(links, compute),
         "scoring": _passes(policy.multiplied * scored * work.preference_tokens, work, device, ranks),
@@ -93,10 +93,10 @@ def weight_sync(work: Workload, device: Device) -> Parts:
 
 
 def scoring(work: Workload, device: Device, ranks: int) -> Parts:
-    """Estimates the scoring of held-out completions under three policies, of which two are read from the store."""
+    """Estimates the scoring of held-out completions under policies other than the sampler's, of three in all."""
     tokens = work.recipe.evaluation.prompts * (work.prompt_tokens + work.answer_tokens)
     return {
-        "compute": 3 * _passes(work.policy.multiplied * tokens, work, device, ranks),
+        "compute": (3 - work.takes_samplers(device)) * _passes(work.policy.multiplied * tokens, work, device, ranks),
         "store": 2 * FLOAT * work.trained_weights / device.store_bandwidth,
     }
 

@@ -1,7 +1,7 @@
 """What a round has to do, in prompts, completions and tokens, from its recipe."""
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 
 from pipeline.config import GeneratedPrompts
 from pipeline.planning.devices import Device
@@ -40,6 +40,10 @@ class Workload:
         """Counts the weights that the update changes, and that a checkpoint has."""
         lora = self.recipe.update.lora
         return self.policy.parameters if lora is None else self.policy.adapter(lora.rank)
+
+    def takes_samplers(self, device: Device) -> bool:
+        """Says whether the sampler's log-probabilities serve; on GPUs the engines differ by more than auto allows."""
+        return self.recipe.update.takes_samplers(0.0 if device.name == "cpu" else inf)
 
     def element_bytes(self, device: Device) -> int:
         """Counts the bytes of a weight while it computes; processors compute in float32."""

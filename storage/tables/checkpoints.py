@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -227,7 +228,7 @@ _HASHED: OrderedDict[tuple[int, ...], str] = OrderedDict()
 _MOST_HASHED = 1000
 
 
-def _sha256(file: BinaryIO) -> str:
+def _sha256(file: BufferedReader) -> str:
     """Hashes a file, or remembers the hash if this process has read it and it has not been touched since.
 
     A round reads some checkpoints twice, and hashing one takes as long as loading it. Whoever writes to a file changes
@@ -242,7 +243,7 @@ def _sha256(file: BinaryIO) -> str:
     return found
 
 
-def _identity(file: BinaryIO) -> tuple[int, ...]:
+def _identity(file: BufferedReader) -> tuple[int, ...]:
     """Returns what changes when a file is replaced or written to; its times of change come last."""
     status = os.fstat(file.fileno())
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -77,8 +77,11 @@ def test_a_tied_model_whose_embeddings_have_another_name_gets_a_head(tmp_path: P
     config = GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1)
     model = GPT2LMHeadModel(config)
     model.save_pretrained(tmp_path / "gpt2")
-    copy = load_file(sampler_copy(tmp_path / "gpt2", tmp_path / "scratch") / "model.safetensors")
-    torch.testing.assert_close(copy["lm_head.weight"], model.transformer.wte.weight.data, rtol=0, atol=0)
+    copy = sampler_copy(tmp_path / "gpt2", tmp_path / "scratch")
+    index = json.loads((copy / "model.safetensors.index.json").read_text())["weight_map"]
+    head = load_file(copy / index["lm_head.weight"])
+    assert list(head) == ["lm_head.weight"], "the rest is in the checkpoint, and is linked to"
+    torch.testing.assert_close(head["lm_head.weight"], model.transformer.wte.weight.data, rtol=0, atol=0)
 
 
 def test_a_tied_model_without_embeddings_in_its_files_is_refused(tmp_path: Path) -> None:
