@@ -46,13 +46,10 @@ def plan_recipe(
 
 
 def _shape(path: str, field: str) -> ModelShape:
-    config, file = Path(path) / "config.json", find_gguf(path)
+    config, name = Path(path) / "config.json", file.name if (file := find_gguf(path)) else path
     if config.is_file():
         return shape_of_config(json.loads(config.read_text("utf-8")), path)
-    shape = next(
-        (shape for known, shape in KNOWN_SHAPES.items() if known.partition("/")[2] in (file.name if file else path)),
-        None,
-    )
+    shape = next((shape for known, shape in KNOWN_SHAPES.items() if known.partition("/")[2] in name), None)
     if shape is None:
         raise ConfigError(
             f"the size of '{path}' is not known here, and no hub is asked: --set {field}.path to a directory with its "
