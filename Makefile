@@ -1,4 +1,5 @@
 # make demo   environment, then the default recipe from start to report
+# make demo-real   the same with a model that people know, SmolLM2-135M-Instruct: about ten minutes
 # make test   environment, then linters, types, contracts and tests
 # make nightly  the tests that take minutes to hours, such as a run of 300 rounds
 # make check  linters, types and contracts alone
@@ -19,7 +20,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # pip would compile 34,000 modules on one core.
 INSTALL := pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: help demo test nightly check reference bench clean
+.PHONY: help demo demo-real test nightly check reference bench clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -38,6 +39,9 @@ $(VENV)/.ready: deploy/requirements-cpu.txt pyproject.toml setup.py
 
 demo: $(VENV)/.ready
 	$(BIN)/rondo run deploy/recipes/sentiment.yaml --name demo --root $(ROOT) --resume
+
+demo-real: $(VENV)/.ready
+	$(BIN)/rondo run smollm2-json --name demo-real --root $(ROOT) --resume
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .
