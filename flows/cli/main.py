@@ -66,14 +66,22 @@ def rondo(
     del version  # heard by its callback, before a command is asked for
 
 
+def _end_quickly() -> None:
+    """Leaves out the interpreter's last collection: it goes through all that was imported, which takes long.
+
+    Without it DuckDB's types are left over, of which its library complains on standard error.
+    """
+    if "duckdb" not in sys.modules:
+        gc.freeze()
+
+
 def main() -> None:
     """Runs a command; an error that a user can mend is one sentence on standard error and exit status 1."""
     if isinstance(sys.stdout, TextIOWrapper):  # what it cannot encode, such as a lone surrogate, is escaped
         sys.stdout.reconfigure(errors="backslashreplace")
     # A script's background job ignores Ctrl-C, and would then ignore SIGTERM too, which takes the same way to an end.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # The interpreter's last collection goes through all that was imported: a second of processor time after a run.
-    atexit.register(gc.freeze)
+    atexit.register(_end_quickly)
     try:
         try:
             _run_command()

@@ -248,9 +248,11 @@ def test_displacement_is_measured_after_the_last_step():
     model = build()
     groups = preferences(model)
     result = run_update(model, groups, changed(SETTINGS, epochs=3), seed=SEED)
-    final = sequence_logps(model, groups, SETTINGS.token_budget)
+    assert 8 <= len(result.sample) <= len(groups)
+    assert all(group in groups for group in result.sample)
+    final = sequence_logps(model, result.sample, SETTINGS.token_budget)
     assert result.final_logps == final
-    changes = [logps[0] - group.reference_logps[0] for logps, group in zip(final, groups, strict=True)]
+    changes = [logps[0] - group.reference_logps[0] for logps, group in zip(final, result.sample, strict=True)]
     assert result.chosen_change == pytest.approx(sum(changes) / len(changes))
     assert result.chosen_fell_share == sum(change < 0 for change in changes) / len(changes)
     assert result.rejected_change < 0

@@ -83,14 +83,15 @@ def adapter() -> None:
     model = built("llama")
     carried = Adapter(model, LORA, seed=SEED)
     shard(model, world)
-    trained = run_update(model, pairs, UNEVEN, seed=SEED).final_logps
+    trained = run_update(model, pairs, UNEVEN, seed=SEED)
     (out / "adapter").mkdir(exist_ok=True)
     carried.save(tiny_tokenizer(), out / "adapter")
     world.wait()  # for the first rank to write
     carried.reset()
     empty = sequence_logps(model, pairs, 200)
     carried.load(out / "adapter")
-    leave("adapter", {"trained": trained, "empty": empty, "loaded": sequence_logps(model, pairs, UNEVEN.token_budget)})
+    again = sequence_logps(model, trained.sample, UNEVEN.token_budget)
+    leave("adapter", {"trained": trained.final_logps, "empty": empty, "loaded": again})
 
 
 def errors() -> None:

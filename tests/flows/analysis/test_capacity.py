@@ -18,6 +18,7 @@ from support.finished_run import finished_run, small_recipe
 
 GPU_RECIPE = Path(__file__).parents[3] / "deploy" / "recipes" / "qwen2.5-0.5b-gpu.yaml"
 POLICY = {"source": "pretrained", "path": "Qwen/Qwen2.5-0.5B"}
+ONE_THREAD = {"cpu_threads": 1}
 
 
 def gpu_recipe(*changes: str) -> Recipe:
@@ -39,7 +40,8 @@ def test_sizes_and_devices_follow_from_the_recipe() -> None:
     short = plan_recipe(gpu_recipe(), prompt_tokens=50, answer_tokens=100)
     assert (short.work.prompt_tokens, short.work.answer_tokens) == (50, 100)
     threads = plan_recipe(small_recipe(policy=POLICY, devices={"cpu_threads": 2}))
-    assert threads.device.float32_flops == 2 * plan_recipe(small_recipe(policy=POLICY)).device.float32_flops
+    one = plan_recipe(small_recipe(policy=POLICY, devices=ONE_THREAD))
+    assert threads.device.float32_flops == 2 * one.device.float32_flops
 
 
 def test_a_local_policy_is_counted_by_its_configuration(tmp_path: Path) -> None:
@@ -68,12 +70,12 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> str:
             writer.commit(Key(number, "checkpoint"), [], {"seconds": 5.0})
 
     seconds = {"sample": 2.0, "judge": 3.0, "hand over": 0.1, "update": 6.0}
-    finished_run(Store.open(root), recipe=small_recipe(policy=POLICY), also=also, seconds=seconds)
+    finished_run(Store.open(root), recipe=small_recipe(policy=POLICY, devices=ONE_THREAD), also=also, seconds=seconds)
     return str(root)
 
 
 def test_a_calibrated_plan_gives_what_was_measured(measured: str) -> None:
-    recipe = small_recipe(policy=POLICY)
+    recipe = small_recipe(policy=POLICY, devices=ONE_THREAD)
     plan = plan_recipe(recipe, calibrate="small@2", root=measured)
     # 12 completions and 5 held-out ones of 10 tokens, at 500 tokens/s; 3 preferences as in round 2, of 100 tokens.
     assert (plan.work.answer_tokens, plan.work.prompt_tokens, plan.work.preferences) == (10, 2, 3)
@@ -87,13 +89,13 @@ def test_a_calibrated_plan_gives_what_was_measured(measured: str) -> None:
     assert sum(plan_recipe(recipe).stages["sync weights"].values()) > 1
     # Twice the prompts in as large batches: twice the preferences at the same speed.
     changes: dict[str, Any] = {"sampling": {"prompts_per_round": 6, "candidates": 4}, "update": {"batch_size": 3}}
-    twice = plan_recipe(small_recipe(policy=POLICY, **changes), calibrate="small@2", root=measured)
+    twice = plan_recipe(small_recipe(policy=POLICY, devices=ONE_THREAD, **changes), calibrate="small@2", root=measured)
     assert twice.work.preferences == 6
     assert twice.stages["update"]["compute"] == pytest.approx(10.0)
 
 
 def test_speeds_of_one_thread_are_those_of_one_thread(measured: str) -> None:
-    one = plan_recipe(small_recipe(policy=POLICY), calibrate="small@2", root=measured)
+    one = plan_recipe(small_recipe(policy=POLICY, devices=ONE_THREAD), calibrate="small@2", root=measured)
     two = plan_recipe(small_recipe(policy=POLICY, devices={"cpu_threads": 2}), calibrate="small@2", root=measured)
     assert two.measured == one.measured
     assert two.stages["update"]["compute"] == pytest.approx(2.5)

@@ -35,10 +35,10 @@ def refused(*arguments: str) -> str:
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_that_ships_can_be_planned(recipe: Path) -> None:
     found = asked(str(recipe), "--gpu-hour-usd", "2")
-    figures = {row["figure"]: row for row in found["figures"]}
-    assert figures.keys() >= {"sample", "update", "round", "run", "memory, update", "store, run", "cost, run"}
-    assert figures["round"]["value"] > 0
-    assert {row["basis"] for row in found["figures"]} == {"assumed"}, "nothing was measured without --calibrate"
+    metrics = {row["metric"]: row for row in found["metrics"]}
+    assert metrics.keys() >= {"sample", "update", "round", "run", "memory, update", "store, run", "cost, run"}
+    assert metrics["round"]["value"] > 0
+    assert {row["basis"] for row in found["metrics"]} == {"assumed"}, "nothing was measured without --calibrate"
     assert all(source.startswith(("data sheet", "measured", "assumed")) for _, _, source in found["rests on"])
     shown = CliRunner().invoke(app, ["plan", str(recipe), "--gpu-hour-usd", "2"], env={"COLUMNS": "200"})
     assert shown.exit_code == 0, shown.output
@@ -47,12 +47,12 @@ def test_every_recipe_that_ships_can_be_planned(recipe: Path) -> None:
     assert "USD" in shown.output
 
 
-def test_a_figure_says_what_it_is_made_of_the_largest_first() -> None:
+def test_a_metric_says_what_it_is_made_of_the_largest_first() -> None:
     found = asked(str(RECIPES / "qwen2.5-0.5b-gpu.yaml"), "--device", "h200", "--gpus", "2")
-    figures = {row["figure"]: row for row in found["figures"]}
+    metrics = {row["metric"]: row for row in found["metrics"]}
     # Tied weights of 494 million, written, and read twice: 3 x 4 bytes at 1 GB/s.
-    assert figures["sync weights"]["made of"] == "store 5.93 s"
-    assert figures["store, round"]["made of"].startswith("checkpoint 1.98 GB, tables ")
+    assert metrics["sync weights"]["made of"] == "store 5.93 s"
+    assert metrics["store, round"]["made of"].startswith("checkpoint 1.98 GB, tables ")
     assert ["memory", 141e9, "data sheet: NVIDIA H200"] in found["rests on"]
 
 
@@ -69,7 +69,7 @@ def test_what_a_run_measured_is_marked(tmp_path: Path) -> None:
     seconds = {"sample": 2.0, "hand over": 0.1, "update": 5.0}
     finished_run(Store.open(tmp_path / "runs"), recipe=recipe, also=also, seconds=seconds)
     found = asked(str(path), "--root", str(tmp_path / "runs"), "--calibrate", "small@3")
-    bases = {row["figure"]: row["basis"] for row in found["figures"]}
+    bases = {row["metric"]: row["basis"] for row in found["metrics"]}
     assert {name for name, basis in bases.items() if basis == "measured"} == {"sample", "update", "sync weights"}
     assert {name for name, basis in bases.items() if basis == "partly measured"} == {"evaluate", "round", "run"}
 

@@ -67,7 +67,7 @@ def test_a_shard_of_a_policy_that_thinks(tmp_path: Path) -> None:
         seen = [row["components"][0]["value"] for row in found if row["judge"] == name]
         assert seen == [len(ids) for ids in expected]
 
-    metrics = judge.compare((held_out,), (evaluated,), (), (), (), ())
+    metrics = judge.compare((held_out,), (evaluated,), (), (), (), (), (), ())
     total = sum(len(row["token_ids"]) for row in rows)
     assert metrics["answer_length"] == sum(map(len, answers)) / 4
     assert metrics["thought_length"] == (total - sum(map(len, answers))) / 4
