@@ -1,6 +1,7 @@
 """Shards that stream: the same rows and weights as one after the other, whatever is killed, and a shard that kills."""
 
 import itertools
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ def test_what_may_not_be_set_aside_stops_the_run(
 
 def _worked(done: Done) -> set[str]:
     """The stages that have ended, as they are shown."""
-    return {line[:24].strip() for line in done.stderr.splitlines() if line.startswith("round ")}
+    return {line[:24].strip() for line in done.stderr.splitlines() if re.match(r"round \d+  ", line)}
 
 
 def _digest(run: Run, shard: int) -> str | None:

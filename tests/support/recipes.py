@@ -24,6 +24,7 @@ TINY: dict[str, Any] = {
         "prompts_per_round": 12,
         "candidates": 4,
         "max_tokens": 20,
+        "alarm_truncated": 1.0,  # a policy of so few steps seldom ends by itself
         "shard_prompts": 6,
     },
     "judge": {"kind": "vader"},
