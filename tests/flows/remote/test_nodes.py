@@ -120,7 +120,7 @@ def test_an_error_of_another_machine_is_the_runs(
 
 
 def trainer(store: Store, address: str, scratch: Path, said: list[str]) -> tuple[WorkerProcess, Torchrun]:
-    recipe = {**TINY, "devices": {"trainer_nodes": 2, "trainer_address": address}}
+    recipe = {**TINY, "devices": {"cpu_threads": 1, "trainer_nodes": 2, "trainer_address": address}}
     arguments = {"root": store.root, "run": "r", "recipe": recipe, "scratch": str(scratch)}
     ranks = Torchrun(1, 2, address, 300, said.append)
     return WorkerProcess("trainer", arguments, scratch / "log", {**ENVIRONMENT, "TMPDIR": str(scratch)}, ranks), ranks

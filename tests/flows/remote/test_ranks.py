@@ -27,7 +27,7 @@ def test_faults_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     store = Store.open(tmp_path / "root")
     inputs = probe_inputs(store)
     monkeypatch.setattr(torchrun, "RANKS", "support.faulty_rank")
-    recipe = {**TINY, "devices": {"trainer_ranks": 2}}
+    recipe = {**TINY, "devices": {"cpu_threads": 1, "trainer_ranks": 2}}
     arguments = {"root": store.root, "run": "r", "recipe": recipe, "scratch": str(tmp_path)}
     environment = {
         "FAULT": str(tmp_path / "fault"),
