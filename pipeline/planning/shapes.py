@@ -81,6 +81,7 @@ KNOWN_SHAPES = {
     "HuggingFaceTB/SmolLM2-135M": ModelShape(30, 576, 576, 192, 1536, 49_152, tied=True),
     "Qwen/Qwen2.5-0.5B": ModelShape(24, 896, 896, 128, 4864, 151_936, tied=True),
     "Qwen/Qwen2.5-7B": ModelShape(28, 3584, 3584, 512, 18_944, 152_064),
+    "Qwen/Qwen2.5-32B": ModelShape(64, 5120, 5120, 1024, 27_648, 152_064),
     "Qwen/Qwen3-0.6B": ModelShape(28, 1024, 2048, 1024, 3072, 151_936, tied=True),
     "Qwen/Qwen3-8B": ModelShape(36, 4096, 4096, 1024, 12_288, 151_936),
     "meta-llama/Llama-3.1-8B": ModelShape(32, 4096, 4096, 1024, 14_336, 128_256),
