@@ -63,6 +63,8 @@ async def sample_shard(
         return context.commit(number, stage, [], _skip(context, number, shard, rows, batch, error), inputs, shard)
     display.worked_on(answer.work)
     sampled = answer.result
+    # In the last turn of an engine that several shards share, a worker tells nothing of those that end with it.
+    display.report({"done": sampled.file.rows, "tokens": sampled.tokens}, shard)
     meta = {"policy": policy.digest, "candidates": sampled.file.rows, "tokens": sampled.tokens, **answer.work}
     return context.commit(number, stage, [sampled.file], meta, inputs, shard)
 
