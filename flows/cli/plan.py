@@ -44,9 +44,8 @@ def plan(
             load_recipe(recipe, set_ or []), device, gpus, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens,
             usd_per_hour=gpu_hour_usd, calibrate=calibrate, root=root,
         )  # fmt: skip
-    work = found.work
-    size = f"{work.policy.parameters / 1e6:,.4g} M weights, {found.devices} x {found.device.name}"
-    title = f"{work.recipe.name}, rounds: {work.recipe.rounds}, {size}"
+    size = f"{found.work.policy.parameters / 1e6:,.4g} M weights, {found.devices} x {found.device.name}"
+    title = f"{found.work.recipe.name}, rounds: {found.work.recipe.rounds}, {size}"
     facts = [(name, float(fact), fact.source) for name, fact in vars(found.device).items() if isinstance(fact, Fact)]
     records = _records(found)
     rows = [{**row, "value": _shown(row["value"], row["unit"])} for row in records]

@@ -40,6 +40,7 @@ class Device:
     sequence_seconds: Fact = Fact(25e-6, f"measured: vLLM 0.32's own work for a sequence in a step; {_CORE}")
     rule_seconds: Fact = Fact(0.1e-3, f"measured: a rule's verdict on a completion; {_CORE}")
     request_seconds: Fact = Fact(1.0, "assumed: an endpoint's reply to one request of a judge")
+    drift: Fact = Fact(1.0, "assumed: nats per sequence by which engines in bfloat16 differ")
     framework_bytes: Fact = Fact(1.5e9, "assumed: a process before it has a model")
     store_bandwidth: Fact = Fact(1e9, "assumed: a local disk; a bucket is often slower")
 
@@ -71,4 +72,5 @@ DEVICES["cpu"] = Device(
     "cpu", _PRODUCT, _PRODUCT, Fact(38e9, f"measured: a sum over 256 MiB; {_CORE}"), None,
     link=Fact(38e9, "assumed: as fast as the memory"), network=Fact(1.25e9, "assumed: 10 Gb/s"),
     update_share=Fact(0.66, f"measured: the demo's optimizer steps; {_CORE}"), cache_block=128,
+    drift=Fact(1e-4, "measured: nats per sequence by which engines in float32 differ, at most"),
 )  # fmt: skip

@@ -5,7 +5,6 @@ from math import log2
 from pipeline.planning.devices import FLOAT, GIB, HALF, Device, Parts
 from pipeline.planning.work import Workload
 
-LOGITS_AT_ONCE = 1 << 27  # of a chunk of the update on a GPU
 # Of a sampled token in the store: its log-probability, compressed (measured in the demo's round 3, 2026-11-25), and its
 # text (assumed). Of a completion with its judgment, beside its tokens (measured there).
 LOGPROB_BYTES, TEXT_BYTES, ROW_BYTES = 3.03, 1.6, 40.0
@@ -56,8 +55,8 @@ def update_memory(work: Workload, device: Device, ranks: int) -> Parts:
         sizes["gathered"] = layers + (policy.parameters - policy.layers * policy.layer) * FLOAT * (1 + full)
     elif half:
         sizes["bfloat16 copy"] = HALF * policy.parameters
-    if device.name != "cpu":  # float32 logits with their gradient, and the gradient of the head
-        sizes["logits"] = 2 * FLOAT * LOGITS_AT_ONCE + FLOAT * full * policy.embedding
+    if device.name != "cpu":  # float32 logits of a chunk with their gradient, and the gradient of the head
+        sizes["logits"] = 2 * FLOAT * 2**27 + FLOAT * full * policy.embedding
     return sizes
 
 

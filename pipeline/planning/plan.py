@@ -54,12 +54,12 @@ def plan_round(
     }
     seconds, store = _overlapped(recipe, stages, apart=apart), round_store(work)
     memory = device_memory(work, device, ranks, apart=apart)
+    warnings = list(_warnings(work, device, memory))
     run_seconds = recipe.rounds * seconds + sum(stages["evaluate"].values())  # round 0 is evaluated too
-    run_store = FLOAT * work.policy.parameters + recipe.rounds * sum(store.values())
     usd = None if usd_per_hour is None else usd_per_hour * devices * run_seconds / 3600
     return Plan(
-        work, device, devices, stages, seconds, run_seconds, memory, store, run_store, usd, measured,
-        list(_warnings(work, device, memory)),
+        work, device, devices, stages, seconds, run_seconds, memory, store,
+        FLOAT * work.policy.parameters + recipe.rounds * sum(store.values()), usd, measured, warnings,
     )  # fmt: skip
 
 

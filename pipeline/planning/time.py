@@ -76,7 +76,7 @@ def update(work: Workload, device: Device, ranks: int) -> Parts:
     sent = (2 * work.element_bytes(device) * policy.parameters + FLOAT * work.trained_weights) * (ranks - 1) / ranks
     link = (device.link if ranks <= device.per_node else device.network) * device.traffic_share
     links = steps * ceil(tokens / config.token_budget) * sent / link
-    given = work.takes_samplers(device) and config.reference == "previous"
+    given = config.takes_samplers(device.drift) and config.reference == "previous"
     scored = affordable(work.preferences, config.epochs, least=8, most=128)  # once more at the end
     scored += 0 if given else work.preferences
     return {
@@ -96,7 +96,8 @@ def scoring(work: Workload, device: Device, ranks: int) -> Parts:
     """Estimates the scoring of held-out completions under policies other than the sampler's, of three in all."""
     tokens = work.recipe.evaluation.prompts * (work.prompt_tokens + work.answer_tokens)
     return {
-        "compute": (3 - work.takes_samplers(device)) * _passes(work.policy.multiplied * tokens, work, device, ranks),
+        "compute": (3 - work.recipe.update.takes_samplers(device.drift))
+        * _passes(work.policy.multiplied * tokens, work, device, ranks),
         "store": 2 * FLOAT * work.trained_weights / device.store_bandwidth,
     }
 

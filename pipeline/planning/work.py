@@ -1,9 +1,8 @@
 """What a round has to do, in prompts, completions and tokens, from its recipe."""
 
 from dataclasses import dataclass
-from math import ceil, inf
+from math import ceil
 
-from pipeline.config import GeneratedPrompts
 from pipeline.planning.devices import Device
 from pipeline.planning.shapes import ModelShape
 from pipeline.recipe import Recipe
@@ -41,10 +40,6 @@ class Workload:
         lora = self.recipe.update.lora
         return self.policy.parameters if lora is None else self.policy.adapter(lora.rank)
 
-    def takes_samplers(self, device: Device) -> bool:
-        """Says whether the sampler's log-probabilities serve; on GPUs the engines differ by more than auto allows."""
-        return self.recipe.update.takes_samplers(0.0 if device.name == "cpu" else inf)
-
     def element_bytes(self, device: Device) -> int:
         """Counts the bytes of a weight while it computes; processors compute in float32."""
         return 2 if self.recipe.update.precision == "bfloat16" and device.name != "cpu" else 4
@@ -65,10 +60,10 @@ def workload_of(
     """Counts the work of a round if no prompt is dropped as a tie.
 
     If no mean lengths are given, a completion is as long as the recipe allows, and a prompt has 256 tokens, as a
-    question with a chat template. In the generated corpora it has 12, as theirs have 8 to 16.
+    question with a chat template. In generated corpora it has 12, as the texts have 8 to 16, or the chats' median.
     """
-    count = recipe.sampling.candidates
-    prompt_tokens = prompt_tokens or (12 if isinstance(recipe.prompts, GeneratedPrompts) else 256)
+    count, corpus = recipe.sampling.candidates, getattr(recipe.prompts, "corpus", None)
+    prompt_tokens = prompt_tokens or {None: 256, "json_objects": 69, "instructions": 53}.get(corpus, 12)
     answer_tokens = answer_tokens or recipe.sampling.max_tokens
     tokens = prompt_tokens + (count if recipe.preferences.ranks else 2) * max(0.0, answer_tokens - 1)
     return Workload(recipe, policy, judge, prompt_tokens, answer_tokens, recipe.most_preferences, tokens)
