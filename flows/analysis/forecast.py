@@ -111,8 +111,12 @@ def with_local_config(policy: object) -> object:
     if not isinstance(policy, PretrainedPolicy) or os.path.isdir(policy.path) or policy.path.count("/") != 1:
         return policy
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    cached = try_to_load_from_cache(policy.path, "config.json", revision=policy.revision)
+    try:
+        cached = try_to_load_from_cache(policy.path, "config.json", revision=policy.revision)
+    except HFValidationError:  # it is no id, but a path such as ./model.gguf, or a directory that is gone
+        return policy
     return policy.model_copy(update={"path": str(Path(cached).parent)}) if isinstance(cached, str) else policy
 
 
@@ -130,9 +134,13 @@ def _device(recipe: Recipe) -> str | None:
 
 def _time(seconds: float) -> str:
     if seconds < 120:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.2g} min" if seconds < 7200 else f"{seconds / 3600:.2g} h"
+        return f"{_two_digits(seconds)} s"
+    return f"{_two_digits(seconds / 60)} min" if seconds < 7200 else f"{_two_digits(seconds / 3600)} h"
 
 
 def _size(size: float) -> str:
-    return f"{size / 1e9:.2g} GB" if size >= 1e8 else f"{size / 1e6:.2g} MB"
+    return f"{_two_digits(size / 1e9)} GB" if size >= 1e8 else f"{_two_digits(size / 1e6)} MB"
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.2g}" if value < 99.5 else f"{value:,.0f}"

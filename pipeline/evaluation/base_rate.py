@@ -68,7 +68,7 @@ class BaseRate:
             most = 1 - 0.05 ** (1 / count)
             return (
                 f"base rate 0: none of {count} held-out answers scores above 0 by {self.judge} (with 95% confidence "
-                f"fewer than {most:.0%} would), so that prompts may give no preference: {IF_NOTHING_SCORES}"
+                f"fewer than {100 * most:.2g}% would), so that prompts may give no preference: {IF_NOTHING_SCORES}"
             )
         if self.verdicts and score == 1:
             return f"base rate 1: all {count} held-out answers are right by {self.judge}: {IF_ALL_SCORE}"

@@ -11,6 +11,7 @@ import pytest
 from flows.analysis.capacity import plan_recipe
 from flows.analysis.forecast import Forecast, forecast
 from flows.registry.recipes import parse_recipe
+from pipeline.config import PretrainedPolicy
 from pipeline.errors import ConfigError
 from support.recipes import TINY
 
@@ -66,3 +67,11 @@ def test_what_nobody_can_say_is_said(tmp_path: Path, policy: dict[str, Any], sai
     (line,) = forecast(parse_recipe(recipe), -1, 2, tmp_path)
     assert line.startswith("what the run will take cannot be said: ")
     assert said in line or not policy
+
+
+def test_a_path_with_one_slash_is_asked_of_no_hub(tmp_path: Path) -> None:
+    """The directory of a run that goes on may be gone; its checkpoint is in the store."""
+    recipe = parse_recipe({**TINY, "policy": {"source": "warm_start", "corpus": "film_reviews"}})
+    gone = PretrainedPolicy(source="pretrained", path="./gone")
+    (line,) = forecast(recipe.model_copy(update={"policy": gone}), -1, 1, tmp_path)
+    assert line.startswith("what the run will take cannot be said")
