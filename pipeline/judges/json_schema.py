@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 import regex
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from pipeline.config.base import Later
 from pipeline.errors import JudgeError
@@ -39,11 +39,26 @@ class JsonSchemaConfig(JudgeConfig):
         0.0,
         ge=0,
         lt=1,
-        description="score of a completion that nearly fits: half of it for JSON alone (a quarter if other text is "
-        "around it), and half by the share of the required keys whose values fit; 0: none",
+        description="score of a completion that nearly fits, times the share of the required keys whose values fit; "
+        "half of that if other text is around the object; 0: none",
     )
 
     GIVES_VERDICTS = True
+
+    @model_validator(mode="after")
+    def _credit_has_keys(self) -> "JsonSchemaConfig":
+        if self.partial_credit and not self.required:
+            raise ValueError(
+                f"partial_credit {self.partial_credit} counts the required keys that fit, and definition names none: "
+                "list them under required, or set the former to 0"
+            )
+        return self
+
+    @property
+    def required(self) -> list[str]:
+        """Returns the keys that the schema requires of the answer's object, as far as it names them at its top."""
+        keys = self.definition.get("required")
+        return [key for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
 
     @property
     def gives_partial_credit(self) -> bool:
@@ -54,10 +69,11 @@ class JsonSchemaConfig(JudgeConfig):
 class JsonSchemaJudge(RuleJudge[JsonSchemaConfig]):
     """1 if the schema accepts the answer, else 0, with the first fault as the rationale.
 
-    With ``partial_credit`` c, an answer that does not fit scores ``c * (f + s) / 2``. Here f is 1 if all of the answer
-    is JSON, 1/2 if an object stands amid other text, such as a fence or a greeting, and else 0. And s is the share of
-    the schema's ``required`` keys that the object has with values that the schema accepts. So of two wrong answers the
-    nearer one is the better one: this is what there is to learn from if few answers are right.
+    With ``partial_credit`` c, an answer that does not fit scores ``c * f * s``. Here f is 1 if all of the answer is an
+    object, 1/2 if one stands amid other text, such as a fence or a greeting, and else 0. And s is the share of the
+    schema's ``required`` keys that the object has with values that the schema accepts. So of two wrong answers the
+    nearer one is the better one: this is what there is to learn from if few answers are right. It is a product, and no
+    sum, for a policy that is paid for the form alone soon writes nothing else, such as ``{}``.
 
     Nothing is fetched: a reference that leads out of the schema is an error. Patterns are searched with a time limit,
     for the texts are a model's; formats (such as ``date``) are not checked.
@@ -79,7 +95,8 @@ class JsonSchemaJudge(RuleJudge[JsonSchemaConfig]):
         self._validator = extend(known, checks)(schema, registry=referencing.Registry())
 
     def depends_on(self) -> Sequence[object]:
-        return [version("jsonschema")]
+        credit = ["form times keys"] if self.config.partial_credit else []
+        return [version("jsonschema"), *credit]
 
     def verdict(self, _item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
         """Checks the answer. Components: ``parses``, whether it is JSON; ``keys``, the share s, if there is credit.
@@ -90,10 +107,10 @@ class JsonSchemaJudge(RuleJudge[JsonSchemaConfig]):
         import referencing.exceptions
 
         text = last_block(candidate.text, ("", "json")) if self.config.fenced else candidate.text
-        if text is None:
-            return Verdict(score=0.0, components={"parses": 0.0}, rationale="no block between ``` marks")
-        value, reason = _parse(text)
         try:
+            if text is None:
+                return self._amid(candidate.text, "no block between ``` marks")
+            value, reason = _parse(text)
             return self._of(value) if reason is None else self._amid(text, reason)
         except TimeoutError:
             return Verdict(score=None, status="timed_out", rationale="a pattern of the schema was still searching")
@@ -118,17 +135,17 @@ class JsonSchemaJudge(RuleJudge[JsonSchemaConfig]):
 
     def _nearly(self, value: object, form: float, reason: str) -> Verdict:
         share = self._fitting_share(value) if self.config.partial_credit else 0.0
-        score = self.config.partial_credit * (form + share) / 2
+        score = self.config.partial_credit * form * share
         return Verdict(score=score, components={"parses": float(form == 1)} | self._keys(share), rationale=reason)
 
     def _keys(self, share: float) -> dict[str, float]:
         return {"keys": share} if self.config.partial_credit else {}
 
     def _fitting_share(self, value: object) -> float:
-        required = self.config.definition.get("required")
-        if not isinstance(value, dict) or not isinstance(required, list) or not required:
+        if not isinstance(value, dict):
             return 0.0
         unfit = {next(iter(error.absolute_path), None) for error in self._validator.iter_errors(value)}
+        required = self.config.required
         return sum(key in value and key not in unfit for key in required) / len(required)
 
     def _found(self, pattern: str, text: str) -> bool:

@@ -82,10 +82,14 @@ def test_a_recipe_is_read_on_a_machine_that_has_not_its_model() -> None:
         ),
         ("policy.corpus=json_objects", "policy.corpus: 'json_objects' is not allowed: input should be 'film_reviews'"),
         (
-            "judge={kind: json_schema, definition: {}, partial_credit: 0.5}\npreferences.rule=correct_vs_incorrect",
+            "judge={kind: json_schema, definition: {required: [n]}, partial_credit: 0.5}\npreferences.rule=correct_vs_incorrect",
             "preferences.rule 'correct_vs_incorrect' takes scores of 0 and 1 alone, and the judge 'json_schema' gives",
         ),
         ("judge={kind: json_schema, definition: {}, partial_credit: 1}", "judge.partial_credit: 1 is not allowed"),
+        (
+            "judge={kind: json_schema, definition: {}, partial_credit: 0.5}",
+            "partial_credit 0.5 counts the required keys that fit, and definition names none",
+        ),
         ("prompts.train=4", "prompts.train 4 is less than sampling.prompts_per_round 12"),
         ("update.token_budget=40", "does not hold a prompt with 2 answers"),
         ("preferences.soft_labels=true", "python function with gives_std"),

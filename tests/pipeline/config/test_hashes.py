@@ -53,7 +53,7 @@ def test_a_human_judge_is_hashed_by_its_old_kind(kind: Any) -> None:
 
 
 def test_a_judge_of_json_without_partial_credit_is_hashed_as_before() -> None:
-    settings = {"kind": "json_schema", "definition": {"type": "integer"}}
+    settings = {"kind": "json_schema", "definition": {"required": ["n"]}}
     plain, none, some = (
         JsonSchemaConfig.model_validate({**settings, **more})
         for more in ({}, {"partial_credit": 0}, {"partial_credit": 0.5})

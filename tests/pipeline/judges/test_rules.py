@@ -99,20 +99,21 @@ FORM: dict[str, Any] = {
         # Right: 1, whatever the credit.
         ('{"name": "a", "score": 1, "tags": ["x", "y"]}', None, 1),
         ('\n{"tags": ["x", "y"], "score": 1, "name": "a", "note": "b"} ', None, 1),
-        # JSON as a whole, so f = 1: half of the credit, and half of it times the share of three keys.
-        ('{"name": "a", "score": 1, "tags": ["x", "y"], "more": 1}', (1 + 1) / 2, 1),
-        ('{"name": "a", "score": 1, "tags": ["x", "y"], "note": 1}', (1 + 1) / 2, 1),  # wrong, and not required
-        ('{"name": "a", "score": "1", "tags": ["x", "y"]}', (1 + 2 / 3) / 2, 2 / 3),
-        ('{"name": "a", "score": 1.5, "tags": ["x", 2]}', (1 + 1 / 3) / 2, 1 / 3),
-        ('{"name": "a"}', (1 + 1 / 3) / 2, 1 / 3),
-        ('{"title": "a"}', 1 / 2, 0),
-        ('["name", "score", "tags"]', 1 / 2, 0),
-        ("7", 1 / 2, 0),
+        # An object as a whole, so f = 1: the credit times the share of three keys.
+        ('{"name": "a", "score": 1, "tags": ["x", "y"], "more": 1}', 1, 1),
+        ('{"name": "a", "score": 1, "tags": ["x", "y"], "note": 1}', 1, 1),  # wrong, and not required
+        ('{"name": "a", "score": "1", "tags": ["x", "y"]}', 2 / 3, 2 / 3),
+        ('{"name": "a", "score": 1.5, "tags": ["x", 2]}', 1 / 3, 1 / 3),
+        ('{"name": "a"}', 1 / 3, 1 / 3),
+        ('{"title": "a"}', 0, 0),
+        ("{}", 0, 0),
+        ('["name", "score", "tags"]', 0, 0),
+        ("7", 0, 0),
         # An object amid other text, so f = 1/2.
-        ('Sure: {"name": "a", "score": 1, "tags": ["x", "y"]}', (0.5 + 1) / 2, 1),
-        ('```json\n{"name": "a", "score": 1}\n```', (0.5 + 2 / 3) / 2, 2 / 3),
-        ('{} {"name": "a", "score": 1, "tags": ["x", "y"]}', 0.5 / 2, 0),  # the first object counts
-        ('{name: text} {"name": "a"}', (0.5 + 1 / 3) / 2, 1 / 3),
+        ('Sure: {"name": "a", "score": 1, "tags": ["x", "y"]}', 1 / 2, 1),
+        ('```json\n{"name": "a", "score": 1}\n```', 1 / 2 * 2 / 3, 2 / 3),
+        ('{} {"name": "a", "score": 1, "tags": ["x", "y"]}', 0, 0),  # the first object counts
+        ('{name: text} {"name": "a"}', 1 / 2 * 1 / 3, 1 / 3),
         # No object at all.
         ('{"name": "a", "score": 1, "tags": ["x", "y"', 0, 0),
         ('{"name": NaN}', 0, 0),
@@ -137,12 +138,28 @@ def test_an_answer_that_is_nearly_right_has_a_part_of_the_credit(
     assert plain.components.keys() == {"parses"}
 
 
-def test_partial_credit_for_a_schema_without_required_keys_and_with_patterns() -> None:
-    no_keys = JsonSchemaConfig(kind="json_schema", definition={"type": "object"}, partial_credit=0.5)
-    assert scores(make_judge(no_keys).judge([item("1", "{}", "x {}")])) == [0.25, 1, 0.125]
-    slow = JsonSchemaConfig(kind="json_schema", definition=SCHEMA, partial_credit=0.5, timeout_seconds=0.1)
+def test_partial_credit_needs_required_keys_and_keeps_the_time_limit_of_patterns() -> None:
+    for definition in ({"type": "object"}, {"required": []}, {"required": "id"}):
+        with pytest.raises(ValidationError, match="partial_credit 0.5 counts the required keys that fit"):
+            JsonSchemaConfig(kind="json_schema", definition=definition, partial_credit=0.5)
+    required = {**SCHEMA, "required": ["id"]}
+    slow = JsonSchemaConfig(kind="json_schema", definition=required, partial_credit=0.5, timeout_seconds=0.1)
     endless = "x " + json.dumps({"n": 1, "id": "a" * 60 + "b"})
     assert make_judge(slow).judge([item(endless)])[0].status == "timed_out"
+
+
+def test_partial_credit_looks_beside_a_fence_that_is_missing() -> None:
+    config = JsonSchemaConfig(kind="json_schema", definition=FORM, partial_credit=0.5, fenced=True)
+    whole = '{"name": "a", "score": 1, "tags": ["x", "y"]}'
+    assert scores(make_judge(config).judge([item(f"```\n{whole}\n```", whole, "```\n{}\n```", "none")])) == [
+        1,
+        0.25,
+        0,
+        0,
+    ]
+    strict = config.model_copy(update={"partial_credit": 0.0})
+    assert scores(make_judge(strict).judge([item(whole)])) == [0]
+    assert make_judge(config).version != make_judge(strict).version
 
 
 def test_instructions_are_followed_all_or_in_part() -> None:
