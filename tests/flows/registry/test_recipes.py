@@ -82,7 +82,8 @@ def test_a_recipe_is_read_on_a_machine_that_has_not_its_model() -> None:
         ),
         ("policy.corpus=json_objects", "policy.corpus: 'json_objects' is not allowed: input should be 'film_reviews'"),
         (
-            "judge={kind: json_schema, definition: {required: [n]}, partial_credit: 0.5}\npreferences.rule=correct_vs_incorrect",
+            "judge={kind: json_schema, definition: {required: [n]}, partial_credit: 0.5}\n"
+            "preferences.rule=correct_vs_incorrect",
             "preferences.rule 'correct_vs_incorrect' takes scores of 0 and 1 alone, and the judge 'json_schema' gives",
         ),
         ("judge={kind: json_schema, definition: {}, partial_credit: 1}", "judge.partial_credit: 1 is not allowed"),

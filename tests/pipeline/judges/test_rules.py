@@ -140,7 +140,7 @@ def test_an_answer_that_is_nearly_right_has_a_part_of_the_credit(
 
 def test_partial_credit_needs_required_keys_and_keeps_the_time_limit_of_patterns() -> None:
     for definition in ({"type": "object"}, {"required": []}, {"required": "id"}):
-        with pytest.raises(ValidationError, match="partial_credit 0.5 counts the required keys that fit"):
+        with pytest.raises(ValidationError, match=r"partial_credit 0\.5 counts the required keys that fit"):
             JsonSchemaConfig(kind="json_schema", definition=definition, partial_credit=0.5)
     required = {**SCHEMA, "required": ["id"]}
     slow = JsonSchemaConfig(kind="json_schema", definition=required, partial_credit=0.5, timeout_seconds=0.1)
