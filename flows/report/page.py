@@ -29,11 +29,12 @@ _TODAY = {"hand over": "weight sync"}
 
 @dataclass(frozen=True)
 class Card:
-    """A key metric of the last round, and what to hold it against."""
+    """A key metric, what to hold it against, and on a page with links where it leads."""
 
     label: str
     value: str
     details: list[str]
+    target: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def gather(store: Store, run: Run) -> Report:
         untried=untried_lengths(run),
         base_rate=rounds[0].base_rate,
         last=rounds[-1].round,
-        cards=list(_cards(rounds, recipe)),
+        cards=list(key_metrics(rounds, recipe)),
         alarms=[(summary.round, alarm) for summary in rounds for alarm in summary.alarms],
         sections=sections(
             rounds,
@@ -108,7 +109,8 @@ def _state(run: Run, recipe: Recipe, done: int) -> str:
     return f"{state}, {done} of {max(done, recipe.rounds)} rounds"
 
 
-def _cards(rounds: Sequence[RoundSummary], recipe: Recipe) -> Iterator[Card]:
+def key_metrics(rounds: Sequence[RoundSummary], recipe: Recipe) -> Iterator[Card]:
+    """Yields the metrics of the last round that one looks at first."""
     first, last = rounds[0], rounds[-1]
 
     def before(value: float | None, form: str) -> list[str]:

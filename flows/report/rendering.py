@@ -64,20 +64,35 @@ PAPER = _theme(LIGHT, LIGHT["card"], padding=16)
 
 
 def to_svg(chart: ChartType, theme: Theme = PAGE) -> str:
-    """Draws a chart: the same chart gives the same bytes. Its description is what a screen reader says."""
-    spec = chart.to_dict(validate=False)  # the tests validate: it takes longer than all else here
+    """Draws a chart: the same chart gives the same bytes."""
+    return svg_of(definition(chart), theme)
+
+
+def definition(chart: ChartType) -> dict[str, Any]:
+    """Returns what Vega-Lite draws; the tests validate it, for that takes longer than all else here."""
+    spec: dict[str, Any] = chart.to_dict(validate=False)
+    return spec
+
+
+def svg_of(spec: Mapping[str, Any], theme: Theme = PAGE) -> str:
+    """Draws a chart's definition. Its description is what a screen reader says."""
     drawn = vl_convert.vegalite_to_svg(spec, config=dict(theme), allowed_base_urls=[])
     return drawn.replace("<svg", f'<svg role="img" aria-label="{html.escape(spec["description"])}"', 1)
 
 
-def to_page(template: str, **values: Any) -> str:
-    """Fills in a template. Text is escaped; only a chart that it passes through ``drawn`` is markup."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+def environment(*templates: Path) -> Environment:
+    """Makes an environment of these directories of templates, and of this one. Text is escaped."""
+    return Environment(
+        loader=FileSystemLoader([*templates, Path(__file__).parent / "templates"]), autoescape=True,
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["drawn"] = _drawn
-    return environment.get_template(template).render(light=LIGHT, dark=DARK, **values)
+
+
+def to_page(template: str, **values: Any) -> str:
+    """Fills in a template; only a chart that it passes through ``drawn`` is markup."""
+    made = environment()
+    made.filters["drawn"] = _drawn
+    return made.get_template(template).render(light=LIGHT, dark=DARK, **values)
 
 
 def _drawn(chart: ChartType) -> Markup:

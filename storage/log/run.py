@@ -54,6 +54,12 @@ class Run:
         return "running" if held else "stopped"
 
     @property
+    def died(self) -> bool:
+        """Says whether the last writer is gone without having closed the run, as one that was killed."""
+        last = self._log.session
+        return last is not None and not self._log.session_closed and lease.holder(last) == "dead"
+
+    @property
     def pause(self) -> dict[str, Any] | None:
         """Says who holds the run back, and since when, if it was paused; None if it may go on."""
         return self._log.pause

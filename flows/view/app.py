@@ -1,0 +1,126 @@
+"""The server of the page: which address is answered by which page, what is told while a run goes on, and errors."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.middleware.base import BaseHTTPMiddleware
+
+from flows.view.addresses import served
+from flows.view.pages import run as run_page
+from flows.view.pages import runs as runs_page
+from flows.view.rendering import Page, render, static_file
+from flows.view.security import Guard
+from flows.view.site import Site
+from pipeline.errors import RondoError
+from storage.errors import NotCommittedError, RunNotFoundError, StoreError
+
+_POLL_SECONDS = 1.0
+_A_DAY = "max-age=86400"
+
+
+def make_app(site: Site, guard: Guard) -> FastAPI:
+    """Makes the application.
+
+    Args:
+        site: the runs that it shows.
+        guard: who may ask it.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        site.close()
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app.add_middleware(BaseHTTPMiddleware, dispatch=guard)
+    answer = Answers(guard)
+
+    @app.get("/")
+    def runs() -> Response:
+        return answer(runs_page.page(site))
+
+    @app.get("/compare")
+    def compare(run: Annotated[list[str], Query()] = []) -> Response:  # noqa: B006  FastAPI copies it
+        return answer(runs_page.compare(site, run))
+
+    @app.get("/run/{name}")
+    def run(name: str) -> Response:
+        return answer(run_page.page(site.run(name)))
+
+    @app.get("/events/{name}")
+    def events(name: str, request: Request) -> StreamingResponse:
+        site.run(name)
+        return StreamingResponse(_events(site, name, request), media_type="text/event-stream")
+
+    @app.get("/static/{name}")
+    def static(name: str) -> Response:
+        found = static_file(name)
+        if found is None:
+            raise HTTPException(404)
+        return Response(
+            found[0], media_type=found[1], headers={"Cache-Control": _A_DAY if name == "charts.js" else "no-cache"}
+        )
+
+    _add_errors(app, answer)
+    return app
+
+
+class Answers:
+    """Renders pages as answers."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    def __call__(self, page: Page, status: int = 200) -> HTMLResponse:
+        return HTMLResponse(render(page, served, form_token=self._guard.form_token), status)
+
+
+def _add_errors(app: FastAPI, answer: Callable[[Page, int], Response]) -> None:
+    """Answers what goes wrong with a page that says it in a sentence."""
+
+    def problem(sentence: str, status: int) -> Response:
+        return answer(
+            Page("problem.html.j2", "Not found" if status == 404 else "Problem", {"sentence": sentence}), status
+        )
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        missing = f"there is no page {request.url.path}: the link may be of another version, or mistyped"
+        return problem(missing if error.status_code == 404 else str(error.detail), error.status_code)
+
+    @app.exception_handler(RequestValidationError)
+    async def mistyped(_request: Request, error: RequestValidationError) -> Response:
+        first: Any = error.errors()[0]
+        return problem(f"{first['loc'][-1]} {first.get('input')!r} in the address: {first['msg'].lower()}", 400)
+
+    @app.exception_handler(RunNotFoundError)
+    @app.exception_handler(NotCommittedError)
+    async def gone(_request: Request, error: Exception) -> Response:
+        return problem(str(error), 404)
+
+    @app.exception_handler(RondoError)
+    @app.exception_handler(StoreError)
+    async def known(_request: Request, error: Exception) -> Response:
+        return problem(str(error), 400)
+
+
+async def _events(site: Site, name: str, request: Request) -> AsyncIterator[str]:
+    """Tells, as server-sent events, of each change of a run: the browser then asks for its page again."""
+    seen = ""
+    while not await request.is_disconnected():
+        opened = await asyncio.to_thread(site.run, name)
+        entries = opened.run.entries()
+        state = json.dumps([entries[-1].number if entries else 0, opened.run.state, opened.run.pause is not None])
+        if state != seen:
+            yield f"data: {state}\n\n"
+            seen = state
+        else:
+            yield ": still there\n\n"
+        await asyncio.sleep(_POLL_SECONDS)

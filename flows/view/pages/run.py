@@ -1,0 +1,46 @@
+"""A run: its last metrics, alarms and curves, and what it is at now."""
+
+from collections import Counter
+
+from flows.registry.round_summary import rows_of
+from flows.report.page import key_metrics
+from flows.view.pages.runs import state
+from flows.view.rendering import Page
+from flows.view.site import OpenRun
+
+_WORK = {"candidates": "shards sampled", "judgments": "shards judged", "preferences": "shards with preferences"}
+"""What people call the commits of a round that is at work."""
+
+
+def page(opened: OpenRun) -> Page:
+    """Shows a run."""
+    run, recipe, rounds = opened.run, opened.recipe, opened.rounds
+    done = rounds[-1].round if rounds else 0
+    facts = [
+        f"{state(run, done=done, goal=recipe.rounds)}, {done} of {max(done, recipe.rounds)} rounds",
+        f"recipe {recipe.name}",
+        f"judge {recipe.judge.label}",
+        f"seed {recipe.seed}",
+    ]
+    values = {
+        "description": recipe.description,
+        "facts": facts,
+        "parent": run.header.get("parent"),
+        "at_work": _at_work(opened),
+        "cards": list(key_metrics(rounds, recipe)) if rounds else [],
+        "alarms": [(summary.round, alarm) for summary in reversed(rounds) for alarm in summary.alarms],
+        "rounds": opened.begun,
+        "sections": opened.sections,
+        "tables": {"Held-out metrics": rows_of(rounds)} if rounds else {},
+    }
+    return Page("run.html.j2", opened.name, values, run=opened.name, tab="Run", live=True)
+
+
+def _at_work(opened: OpenRun) -> dict[str, object] | None:
+    """Counts what the round that is not finished has committed; None if there is none."""
+    entries = opened.run.unfinished()
+    if not entries:
+        return None
+    newest = min(entry.round for entry in entries)
+    stages = Counter(entry.key.stage for entry in entries if entry.round == newest and entry.key is not None)
+    return {"round": newest, "stages": {_WORK.get(stage, stage): count for stage, count in stages.items()}}

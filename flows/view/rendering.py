@@ -1,0 +1,137 @@
+"""From a page to HTML: text is escaped, what was not measured is said to be so, and charts are drawn as SVG."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import vl_convert
+from altair.typing import ChartType
+from jinja2 import Environment
+from markupsafe import Markup, escape
+
+from flows.host.text import visible
+from flows.report.rendering import DARK, LIGHT, PAGE, definition, environment, svg_of
+from flows.view.addresses import Addresses
+
+_HERE = Path(__file__).parent
+NOT_MEASURED = "not measured"
+_STATIC = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page before it is rendered.
+
+    Attributes:
+        template: the template's file name.
+        title: what the browser's tab says.
+        values: what the template shows.
+        run: the run that it is of, for the links between its pages.
+        tab: which of these links it belongs to.
+        live: it changes while the run goes on, so the browser asks for it again.
+    """
+
+    template: str
+    title: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    run: str | None = None
+    tab: str = ""
+    live: bool = False
+
+
+def render(page: Page, address: Addresses, *, form_token: str = "", exported: bool = False) -> str:
+    """Renders a page.
+
+    Args:
+        address: gives the links.
+        form_token: what its forms carry.
+        exported: it is to be a file, without a server behind it.
+    """
+    template = _environment().get_template(page.template)
+    return template.render(page=page, address=address, form_token=form_token, exported=exported, **page.values)
+
+
+@cache
+def _environment() -> Environment:
+    made = environment(_HERE / "templates")
+    made.filters |= {"number": number, "share": share, "shown": shown, "drawn": drawn, "spark": sparkline}
+    return made
+
+
+def number(value: float | None, form: str = ".3g") -> str:
+    """Writes a number; None is not measured, and never 0."""
+    return NOT_MEASURED if value is None else f"{value:{form}}"
+
+
+def share(value: float | None) -> str:
+    """Writes a share as a percentage."""
+    return NOT_MEASURED if value is None else f"{value:.1%}"
+
+
+def shown(text: str | None) -> Markup:
+    """Escapes a text of a model or a user, with its control characters made visible."""
+    return escape(visible(text)) if text else Markup("")
+
+
+def drawn(chart: ChartType, round_address: str | None = None) -> Markup:
+    """Draws a chart, with its definition beside it, from which the page's script makes it interactive.
+
+    Args:
+        round_address: where a click on a point of a curve over rounds leads, but for the round's number.
+    """
+    spec = definition(chart)
+    for layer in spec.get("layer", ()):
+        if round_address and isinstance(layer["mark"], dict) and layer["mark"]["type"] == "point":
+            layer["transform"] = [{"calculate": f"{json.dumps(round_address)} + datum.x", "as": "href"}]
+            layer["encoding"] |= {
+                "href": {"field": "href", "type": "nominal"},
+                "tooltip": [{"field": "x", "title": "round"}, {"field": "y", "title": "value", "format": ".4g"}],
+            }
+    return _drawn(json.dumps(spec, sort_keys=True))
+
+
+@lru_cache(maxsize=512)
+def _drawn(spec: str) -> Markup:
+    quoted = spec.replace("<", "\\u003c")
+    svg = svg_of(json.loads(spec))
+    return Markup(f'{svg}<script type="application/json" class="definition">{quoted}</script>')  # noqa: S704  JSON
+
+
+def sparkline(values: Sequence[float | None]) -> Markup:
+    """Draws a small curve of a metric over the rounds, without axes; what was not measured is a gap."""
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
+        return Markup("")
+    low, high = min(known), max(known)
+    step, scale = 96 / max(len(values) - 1, 1), 18 / ((high - low) or 1)
+    points = " ".join(f"{2 + n * step:.1f},{21 - (v - low) * scale:.1f}" for n, v in enumerate(values) if v is not None)
+    words = f"from {known[0]:.3g} to {known[-1]:.3g}"
+    return Markup(  # noqa: S704  numbers alone
+        f'<svg class="spark" viewBox="0 0 100 24" role="img" aria-label="{words}"><polyline points="{points}"/></svg>'
+    )
+
+
+def static_file(name: str) -> tuple[bytes, str] | None:
+    """Returns a file that all pages share, and its type: our styles and script, and the charts' library."""
+    if name == "colours.css":
+        return _colours().encode(), "text/css"
+    if name == "charts.js":
+        return _charts().encode(), "text/javascript"
+    return ((_HERE / "static" / name).read_bytes(), _STATIC[name]) if name in _STATIC else None
+
+
+def _colours() -> str:
+    def variables(colours: Mapping[str, str]) -> str:
+        return " ".join(f"--{role}: {colour};" for role, colour in colours.items())
+
+    return f":root {{ {variables(LIGHT)} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {variables(DARK)} }} }}\n"
+
+
+@cache
+def _charts() -> str:
+    """Returns the library that makes charts interactive, as vl-convert brings it along, with our theme."""
+    library: str = vl_convert.javascript_bundle()
+    return f"{library}\nwindow.rondoTheme = {json.dumps(PAGE)};\n"

@@ -1,0 +1,79 @@
+"""Who may ask the page for what: this machine alone, unless a token is given, and no other site on its behalf.
+
+A page of another site can make a browser send requests to loopback. It cannot read the answers, and it must not write:
+so a request names a host that is ours (against DNS rebinding), and a write carries a token that only our pages know.
+"""
+
+import hmac
+import ipaddress
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+_COOKIE = "rondo-view"
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def is_loopback(host: str) -> bool:
+    """Says whether an address, or the name localhost, is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Lets requests through, or refuses them.
+
+    Attributes:
+        host: the address that the page listens on.
+        token: what a visitor has to know; None on loopback, where none is needed.
+        form_token: what a form of our own pages carries.
+    """
+
+    host: str
+    token: str | None = None
+    form_token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+
+    async def __call__(self, request: Request, call_next: Handler) -> Response:
+        """Answers a request, or refuses it."""
+        response = self._refused(request) or await call_next(request)
+        for name, value in _HEADERS.items():
+            response.headers[name] = value
+        return response
+
+    def check_form(self, given: str | None) -> bool:
+        """Says whether a form came from one of our pages."""
+        return given is not None and hmac.compare_digest(given.encode(), self.form_token.encode())
+
+    def _refused(self, request: Request) -> Response | None:
+        host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+        if is_loopback(self.host) and not is_loopback(host):
+            return PlainTextResponse(f"this page answers on {self.host} alone", status_code=421)
+        origin = request.headers.get("origin")
+        if request.method != "GET" and origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+            return PlainTextResponse("only pages of rondo view may write", status_code=403)
+        if self.token is None or self._knows(request.cookies.get(_COOKIE)):
+            return None
+        if self._knows(request.query_params.get("token")):
+            response = RedirectResponse(request.url.path, status_code=303)
+            response.set_cookie(_COOKIE, self.token, httponly=True, samesite="strict")
+            return response
+        return PlainTextResponse("open the address that rondo view printed: it has a token", status_code=401)
+
+    def _knows(self, given: str | None) -> bool:
+        return given is not None and self.token is not None and hmac.compare_digest(given.encode(), self.token.encode())

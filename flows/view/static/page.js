@@ -1,0 +1,120 @@
+// What a page does beyond its links: keys, live updates, and charts that answer to the pointer. All of it is optional.
+"use strict";
+
+const rows = () => [...document.querySelectorAll("[data-row]")];
+const typing = (target) => target.closest("input:not([type=checkbox]), textarea, select, [contenteditable]") !== null;
+
+// --- keys ---------------------------------------------------------------------------------------------------------
+
+function move(step) {
+  const all = rows();
+  if (!all.length) return;
+  const at = all.findIndex((row) => row.classList.contains("here"));
+  const next = Math.min(Math.max(at < 0 ? (step > 0 ? 0 : all.length - 1) : at + step, 0), all.length - 1);
+  all.forEach((row, place) => row.classList.toggle("here", place === next));
+  all[next].scrollIntoView({ block: "nearest" });
+  const link = all[next].querySelector("a[href]");
+  if (link) link.focus({ preventScroll: true });
+}
+
+function follow(selector) {
+  const link = document.querySelector(selector);
+  if (link) link.click();
+  return Boolean(link);
+}
+
+function onKey(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+  if (event.key === "Escape" && typing(event.target)) return event.target.blur();
+  if (typing(event.target) || document.querySelector("dialog[open]")) return;
+  // A page's own keys stand in its markup, as data-key on what they press.
+  const own = document.querySelector(`[data-key="${CSS.escape(event.key)}"]`);
+  const keys = {
+    j: () => move(1),
+    k: () => move(-1),
+    "[": () => follow("a[rel=prev]"),
+    "]": () => follow("a[rel=next]"),
+    "/": () => document.querySelector("input[type=search]")?.focus(),
+    "?": () => document.getElementById("keys")?.showModal(),
+  };
+  if (own) own.click();
+  else if (keys[event.key]) keys[event.key]();
+  else return;
+  event.preventDefault();
+}
+
+// --- live updates ---------------------------------------------------------------------------------------------------
+
+let newest = null;
+
+async function renew() {
+  const busy = document.querySelector("dialog[open], main :focus-visible:is(input, textarea, select), main [data-hold]");
+  if (busy) return;
+  const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+  if (!answer.ok) return;
+  const made = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("main");
+  const here = rows().findIndex((row) => row.classList.contains("here"));
+  const open = [...document.querySelectorAll("main details")].map((part) => part.open);
+  document.getElementById("main").replaceChildren(...made.childNodes);
+  if (here >= 0) rows()[here]?.classList.add("here");
+  [...document.querySelectorAll("main details")].forEach((part, place) => { part.open = open[place] ?? part.open; });
+  document.body.dataset.renewed = String(Number(document.body.dataset.renewed ?? 0) + 1);
+}
+
+function listen() {
+  const address = document.body.dataset.events;
+  if (!address) return;
+  const source = new EventSource(address);
+  source.onmessage = (event) => {
+    const changed = newest !== null && newest !== event.data;
+    newest = event.data;
+    if (changed) renew();
+  };
+  addEventListener("pagehide", () => source.close());
+}
+
+// --- charts ---------------------------------------------------------------------------------------------------------
+
+let library = null;
+
+function charts() {
+  library ??= new Promise((done, failed) => {
+    const script = document.createElement("script");
+    script.type = "module";
+    script.src = document.body.dataset.charts;
+    script.onload = done;
+    script.onerror = failed;
+    document.head.append(script);
+  });
+  return library;
+}
+
+async function enliven(event) {
+  const chart = event.target.closest?.(".chart:not([data-alive])");
+  const definition = chart?.querySelector(".definition");
+  if (!definition) return;
+  chart.dataset.alive = "";
+  await charts();
+  const drawing = document.createElement("div");
+  const spec = JSON.parse(definition.textContent);
+  const options = {
+    actions: false, ast: true, renderer: "svg", defaultStyle: false, config: window.rondoTheme,
+    tooltip: { disableDefaultStyle: true },
+  };
+  await window.vegaEmbed(drawing, spec, options);
+  const svg = drawing.querySelector("svg");
+  if (!svg) return;
+  chart.querySelector("svg").replaceWith(drawing);
+}
+
+// --- start ----------------------------------------------------------------------------------------------------------
+
+document.addEventListener("keydown", onKey);
+document.addEventListener("pointerover", enliven);
+const keys = document.querySelector("[data-keys]");
+if (keys) {
+  keys.hidden = false;
+  keys.addEventListener("click", () => document.getElementById("keys").showModal());
+}
+listen();
+document.documentElement.dataset.ready = "";

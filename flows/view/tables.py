@@ -1,0 +1,122 @@
+"""What the page holds of a run in memory: its completions, verdicts, preferences and steps, without token ids."""
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.queries.memory import Held, MemoryTables
+
+KINDS = {"training": "", "held-out": "eval_", "served": "served_"}
+"""What a completion was sampled for, and how the names of the stages begin that hold it."""
+
+_KEY = [("round", pa.int32()), ("kind", pa.string()), ("prompt_id", pa.string()), ("candidate", pa.int32())]
+
+_COMPLETIONS = """
+    SELECT round, '{kind}' AS kind, prompt_id, candidate, text, answer, finish_reason,
+        len(token_ids)::INTEGER AS tokens, list_sum(logprobs)::DOUBLE AS logp, policy
+    FROM committed"""
+
+_JUDGMENTS = """
+    SELECT round, '{kind}' AS kind, prompt_id, candidate, judge, score, score_std, status, rationale FROM committed"""
+
+_HELD: Mapping[str, Held] = {
+    "prompts": Held(
+        {
+            "prompts": """
+            SELECT round, prompt_id,
+                coalesce(list_last([m.content FOR m IN messages IF m.role = 'user']), text) AS question,
+                reference_answer, split
+            FROM committed"""
+        },
+        pa.schema([
+            ("round", pa.int32()), ("prompt_id", pa.string()), ("question", pa.string()),
+            ("reference_answer", pa.string()), ("split", pa.string()),
+        ]),
+    ),
+    "completions": Held(
+        {f"{prefix}candidates": _COMPLETIONS.format(kind=kind) for kind, prefix in KINDS.items()},
+        pa.schema([
+            *_KEY, ("text", pa.string()), ("answer", pa.string()), ("finish_reason", pa.string()),
+            ("tokens", pa.int32()), ("logp", pa.float64()), ("policy", pa.string()),
+        ]),
+        optional=pa.schema([("answer", pa.string())]),
+    ),
+    "judgments": Held(
+        {f"{prefix}judgments": _JUDGMENTS.format(kind=kind) for kind, prefix in KINDS.items()},
+        pa.schema([
+            *_KEY, ("judge", pa.string()), ("score", pa.float64()), ("score_std", pa.float64()),
+            ("status", pa.string()), ("rationale", pa.string()),
+        ]),
+        optional=pa.schema([("score_std", pa.float64()), ("rationale", pa.string())]),
+    ),
+    "preferences": Held(
+        {
+            "preferences": """
+            SELECT round, prompt_id, kind, candidates, scores, margin, soft_label, rule, drop_reason FROM committed"""
+        },
+        pa.schema([
+            ("round", pa.int32()), ("prompt_id", pa.string()), ("kind", pa.string()),
+            ("candidates", pa.list_(pa.int32())), ("scores", pa.list_(pa.float64())), ("margin", pa.float64()),
+            ("soft_label", pa.float64()), ("rule", pa.string()), ("drop_reason", pa.string()),
+        ]),
+    ),
+    "logps": Held(
+        {"eval_logps": "SELECT round, prompt_id, candidate, policy, previous, initial FROM committed"},
+        pa.schema([
+            ("round", pa.int32()), ("prompt_id", pa.string()), ("candidate", pa.int32()), ("policy", pa.float64()),
+            ("previous", pa.float64()), ("initial", pa.float64()),
+        ]),
+    ),
+}  # fmt: skip
+
+# A row for each completion with the verdict that counts: of several judges the first in the recipe's order. With
+# several pairs of a prompt, a completion that is chosen in one and rejected in another is called chosen.
+_ANSWERS = """
+    WITH counts AS (
+        SELECT j.round, j.kind, arg_min(j.judge, coalesce(o.place, 1000)) AS judge
+        FROM judgments AS j LEFT JOIN judge_order AS o ON o.judge = j.judge GROUP BY ALL
+    ), verdicts AS (
+        SELECT j.* FROM judgments AS j JOIN counts AS c ON c.round = j.round AND c.kind = j.kind AND c.judge = j.judge
+    ), chosen AS (
+        SELECT round, prompt_id, candidates[1] AS candidate, max(margin) AS margin, true AS found FROM preferences
+        WHERE kind <> 'dropped' GROUP BY ALL
+    ), rejected AS (
+        SELECT round, prompt_id, candidates[-1] AS candidate, max(margin) AS margin, true AS found FROM preferences
+        WHERE kind <> 'dropped' GROUP BY ALL
+    ), dropped AS (
+        SELECT round, prompt_id, any_value(drop_reason) AS drop_reason, true AS found FROM preferences
+        WHERE kind = 'dropped' GROUP BY ALL
+    )
+    SELECT c.*, v.judge, v.score, v.score_std, v.status, v.rationale,
+        CASE
+            WHEN c.kind <> 'training' THEN NULL
+            WHEN p.found THEN 'chosen'
+            WHEN r.found THEN 'rejected'
+            WHEN d.found THEN 'dropped'
+        END AS role,
+        CASE WHEN c.kind = 'training' THEN coalesce(p.margin, r.margin) END AS margin,
+        CASE WHEN c.kind = 'training' THEN d.drop_reason END AS drop_reason,
+        l.policy - l.initial AS log_ratio
+    FROM completions AS c
+    LEFT JOIN verdicts AS v USING (round, kind, prompt_id, candidate)
+    LEFT JOIN chosen AS p USING (round, prompt_id, candidate)
+    LEFT JOIN rejected AS r USING (round, prompt_id, candidate)
+    LEFT JOIN dropped AS d USING (round, prompt_id)
+    LEFT JOIN logps AS l
+        ON c.kind = 'held-out' AND l.round = c.round AND l.prompt_id = c.prompt_id AND l.candidate = c.candidate
+    ORDER BY c.round, c.kind, c.prompt_id, c.candidate"""
+
+
+def run_tables(store: Store, run: Run, judges: Sequence[str]) -> MemoryTables:
+    """Prepares the tables of a run: prompts, completions, judgments, preferences, logps, and ``answers``.
+
+    A row of ``answers`` is a completion with its score, the part that it has in a preference (role: chosen, rejected,
+    dropped, or null), and of held-out ones the log-ratio of the policy that sampled to the initial one, in nats.
+
+    Args:
+        judges: the names of the judges; the first of them that has judged a completion gives its score there.
+    """
+    order = pa.table({"judge": pa.array(judges, pa.string()), "place": pa.array(range(len(judges)), pa.int32())})
+    return MemoryTables(store, run, _HELD, {"answers": _ANSWERS}, beside={"judge_order": order}, common=("prompts",))

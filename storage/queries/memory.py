@@ -1,0 +1,157 @@
+"""Columns of a run's committed tables, held in memory and kept current: for a page that asks many small questions.
+
+A statement of ``sql.py`` opens all files of its stages each time. Here a file is read when it is first seen, and what
+is read of it is checked page by page. Which columns are held, and what follows from them, is for the caller to say.
+"""
+
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage.errors import DroppedFileError
+from storage.log.manifest import FileRef
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.queries.duckdb import clear_errors, locked_connection
+from storage.queries.sql import open_rounds, table_files
+
+Tables = Mapping[str, pa.Table]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A table that is held in memory.
+
+    Attributes:
+        selects: by stage, the SELECT that makes its rows of ``committed``, the files of that stage in one round.
+        optional: columns that files of an older version may lack; they are null there.
+        empty: its columns, for a run that has committed none of these stages.
+    """
+
+    selects: Mapping[str, str]
+    empty: pa.Schema
+    optional: pa.Schema = field(default_factory=lambda: pa.schema([]))
+
+
+class MemoryTables:
+    """The tables of a run in memory; threads may share them.
+
+    Args:
+        held: what is read of the committed files, by the name of the table.
+        derived: what follows from it, by the name of the table: a SELECT over the held tables that gives a
+            column ``round``, and whose rows of a round follow from those of that round.
+        beside: further tables that these SELECTs read.
+        common: the held tables that belong to no round, such as prompts; a SELECT has all of their rows.
+
+    Attributes:
+        run: the run, as its log was at the last :meth:`refresh`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        run: Run,
+        held: Mapping[str, Held],
+        derived: Mapping[str, str],
+        beside: Tables | None = None,
+        common: Collection[str] = (),
+    ) -> None:
+        self.run = run
+        self._store, self._held, self._derived, self._common = store, held, derived, common
+        self._beside = dict(beside or {})
+        self._paths: dict[tuple[str, int], list[str]] = {}
+        self._read_rows = {
+            (name, stage): table.empty.empty_table() for name, table in held.items() for stage in table.selects
+        }
+        self._tables: Tables = {}
+        self._open = ExitStack()
+        self._lock = threading.Lock()
+
+    def refresh(self) -> None:
+        """Reads what was committed since.
+
+        Raises:
+            DamagedFileError: a committed file is missing, or what is read of it is damaged.
+        """
+        with self._lock:
+            self.run.refresh()
+            changed: set[int] = set()
+            stages = {stage for _, stage in self._read_rows}
+            for stage, rounds in table_files(self.run, stages).items():
+                paths = {number: [file.path for file in files] for number, files in rounds.items()}
+                new = {n: rounds[n] for n, of_round in paths.items() if self._paths.get((stage, n)) != of_round}
+                if new:
+                    self._read(stage, new)
+                    self._paths |= {(stage, number): paths[number] for number in new}
+                changed |= new.keys()
+            if changed or not self._tables:
+                self._derive(changed)
+
+    def ask(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Answers a SELECT over what is in memory since the last :meth:`refresh`: a dict for each row."""
+        with self._lock, clear_errors([]):
+            rows = self._connection.sql(sql, params=dict(parameters or {}))
+            return [dict(zip(rows.columns, row, strict=True)) for row in rows.fetchall()]
+
+    def close(self) -> None:
+        """Lets go of the memory."""
+        with self._lock:
+            self._open.close()
+
+    def _read(self, stage: str, rounds: Mapping[int, Sequence[FileRef]]) -> None:
+        """Reads a stage in these rounds, in place of what was read of it in them."""
+        for name, table in self._held.items():
+            if stage in table.selects:
+                kept = _without(self._read_rows[name, stage], rounds)
+                self._read_rows[name, stage] = pa.concat_tables([kept, self._rows(table, stage, rounds)])
+
+    def _rows(self, table: Held, stage: str, rounds: Mapping[int, Sequence[FileRef]]) -> pa.Table:
+        there = {number: files for number, files in rounds.items() if not _dropped(self.run, files)}
+        if not there:
+            return table.empty.empty_table()
+        sources: dict[str, Any] = {"committed": open_rounds(self._store, there)}
+        sql = table.selects[stage]
+        if table.optional.names:
+            sources = {"_files": sources["committed"], "_optional": table.optional.empty_table()}
+            sql = f"WITH committed AS (FROM _files UNION ALL BY NAME FROM _optional) {sql}"
+        return _select(sources, sql).cast(table.empty)
+
+    def _derive(self, changed: Collection[int]) -> None:
+        """Makes the derived rows of these rounds again."""
+        whole = {
+            name: pa.concat_tables(self._read_rows[name, stage] for stage in table.selects)
+            for name, table in self._held.items()
+        }
+        of_changed = {n: t if n in self._common else t.filter(_in(t, changed)) for n, t in whole.items()}
+        derived = {name: _select(of_changed | self._beside, sql) for name, sql in self._derived.items()}
+        before = {name: [_without(self._tables[name], changed)] if self._tables else [] for name in derived}
+        self._tables = whole | {name: pa.concat_tables([*before[name], table]) for name, table in derived.items()}
+        self._open.close()
+        self._connection = self._open.enter_context(locked_connection(self._tables))
+
+
+def _in(table: pa.Table, rounds: Collection[int]) -> pa.ChunkedArray:
+    return pc.is_in(table["round"], value_set=pa.array(sorted(rounds), pa.int32()))
+
+
+def _without(table: pa.Table, rounds: Collection[int]) -> pa.Table:
+    return table.filter(pc.invert(_in(table, rounds)))
+
+
+def _dropped(run: Run, files: Sequence[FileRef]) -> bool:
+    """Says whether the run has given these files up on purpose: then there is nothing to show."""
+    try:
+        run.check_kept(files)
+    except DroppedFileError:
+        return True
+    return False
+
+
+def _select(tables: Mapping[str, Any], sql: str, parameters: Mapping[str, Any] | None = None) -> pa.Table:
+    with locked_connection(tables) as connection, clear_errors([]):
+        return connection.sql(sql, params=dict(parameters or {})).to_arrow_table()
