@@ -48,7 +48,7 @@ def dequantise(file: Path, directory: Path) -> None:
     """Saves a GGUF file as a checkpoint of transformers: float32 weights as safetensors, configuration, tokenizer.
 
     Tokenizer files and a chat template that lie beside it are taken. If ``tokenizer.json`` is not among them, the
-    vocabulary comes from the GGUF file; if it is, the special tokens and the chat template that nothing beside it names.
+    vocabulary comes from the GGUF file; if it is, only special tokens and a chat template that nothing beside it names.
 
     Raises:
         ConfigError: transformers cannot read the file, or the package gguf is missing.
