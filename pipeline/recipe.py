@@ -1,6 +1,7 @@
 """The recipe: one frozen tree that says everything a run does.
 
-Each field has a type, a range and a sentence with its unit. ``flows/registry/recipes.py`` reads the file.
+Each field has a type, a range and a sentence with its unit; what fields of several parts must agree on is in
+``pipeline/agreement.py``. ``flows/registry/recipes.py`` reads the file.
 """
 
 import typing
@@ -10,22 +11,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from pipeline.config.base import Config, Later, among
-from pipeline.config.devices import ClusterConfig, DevicesConfig, ReplicasConfig, StoreConfig
+from pipeline import agreement
+from pipeline.config.base import Config, Later
+from pipeline.config.devices import ClusterConfig, DevicesConfig, StoreConfig
 from pipeline.config.monitors import NotificationsConfig, TrackingConfig
-from pipeline.config.objectives import OBJECTIVES, RANKING_OBJECTIVES, SOFT_LABEL_OBJECTIVES
-from pipeline.config.policy import Policy, PretrainedPolicy, WarmStartPolicy
-from pipeline.config.preferences import RANKING_RULES, PreferencesConfig
-from pipeline.config.prompts import GeneratedPrompts, Prompts
+from pipeline.config.policy import Policy, PretrainedPolicy
+from pipeline.config.preferences import PreferencesConfig
+from pipeline.config.prompts import Prompts
 from pipeline.config.sampling import BFLOAT16_TOLERANCE, FLOAT32_TOLERANCE, Precision, SamplingConfig
 from pipeline.config.update import UpdateConfig
-from pipeline.data.corpora import CORPORA, TEXT_CORPORA
 from pipeline.judges import AnyJudge, JudgeConfig
-from pipeline.judges.human import HumanConfig, HumanFeedbackConfig
+from pipeline.judges.human import HumanFeedbackConfig
 from pipeline.judges.registry import judges
-
-VLLM_CPU_HEAD_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""With another width vLLM 0.32 starts, and dies on the first prompt."""
 
 
 class ServingConfig(Config):
@@ -105,50 +102,26 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "Recipe":
-        policy, sampling = self.policy, self.sampling
-        if isinstance(policy, WarmStartPolicy) and sampling.max_tokens >= policy.context:
-            raise ValueError(
-                f"sampling.max_tokens {sampling.max_tokens} leaves no room for a prompt in policy.context "
-                f"{policy.context}: lower the first or raise the second"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _objective_takes_the_preferences(self) -> "Recipe":
-        rule, ranks, objectives = self.preferences.rule, self.preferences.ranks, self.update.objective
-        pairwise = [name for name in OBJECTIVES if name not in RANKING_OBJECTIVES]
-        if found := among(objectives, pairwise if ranks else RANKING_OBJECTIVES):
-            raise ValueError(
-                f"preferences.rule '{rule}' does not go with update.objective '{found}': {' and '.join(RANKING_RULES)} "
-                f"go with {' and '.join(RANKING_OBJECTIVES)}, and they with them"
-            )
-        if self.update.wpo and ranks:
-            raise ValueError(f"update.wpo weighs pairs, and preferences.rule is '{rule}': turn it off, or make pairs")
-        hard = [name for name in OBJECTIVES if name not in SOFT_LABEL_OBJECTIVES]
-        if self.preferences.soft_labels and (found := among(objectives, hard)):
-            raise ValueError(
-                f"preferences.soft_labels do not go with update.objective '{found}': they go with "
-                f"{', '.join(SOFT_LABEL_OBJECTIVES)}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _people_can_be_asked(self) -> "Recipe":
-        if self.people is not None and isinstance(self.judge, HumanConfig):
-            raise ValueError("people are the judge already: leave the field people out, or choose another judge")
-        if self.people is not None and self.preferences.ranks:
-            raise ValueError(
-                f"people choose between two answers, and preferences.rule is '{self.preferences.rule}': make pairs"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _judge_can_come_early(self) -> "Recipe":
-        if self.staleness and not self.judge.comes_early:
-            raise ValueError(
-                f"staleness {self.staleness} judges a round's candidates before the round begins, and the judge "
-                f"'{self.judge.label}' needs what is not there by then: set staleness to 0, or choose another judge"
-            )
+        """Compares the parts, in this order: of several faults the first one is told."""
+        judge, preferences, update, sampling = self.judge, self.preferences, self.update, self.sampling
+        agreement.check_room_for_prompts(self.policy, sampling)
+        agreement.check_objective(preferences, update)
+        agreement.check_people(self.people, judge, preferences)
+        agreement.check_early_judging(self.staleness, judge)
+        agreement.check_probe(self.evaluation.judge_probe, self.drifting_judges)
+        agreement.check_names(self.judge_names)
+        agreement.check_held_out_judges(judge, self.evaluation.judges)
+        agreement.check_prompts(self.prompts, sampling, self.judge_parts)
+        agreement.check_conversations(self.prompts, self.policy)
+        agreement.check_rule(preferences, judge)
+        agreement.check_budget(preferences, sampling, update)
+        agreement.check_replay(preferences, update)
+        agreement.check_soft_labels(preferences, judge)
+        agreement.check_ranks(self.devices, update)
+        agreement.check_replicas(self.cluster, self.devices, sampling)
+        agreement.check_counted_budget(self.cluster, self.judge_parts)
+        agreement.check_engine_precision(sampling)
+        agreement.check_engine_takes_policy(self.policy, sampling, self.devices)
         return self
 
     @property
@@ -228,184 +201,6 @@ class Recipe(Config):
     def drifting_judges(self) -> list[int]:
         """Returns the places among the judges of those that score the held-out answers and may drift."""
         return [place for place in self.held_out_judges if any(part.drifts for part in self.judges[place].parts())]
-
-    @model_validator(mode="after")
-    def _probed_judges_drift(self) -> "Recipe":
-        if self.evaluation.judge_probe is not None and not self.drifting_judges:
-            raise ValueError(
-                f"evaluation.judge_probe {self.evaluation.judge_probe} asks judges that may drift again, and no judge "
-                "of single answers here does: leave it empty, or name one of kind llm with a rubric"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _judges_differ(self) -> "Recipe":
-        names = self.judge_names
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(
-                f"two judges are named '{twice}': give one of them another name, as evaluation.judges.0.name"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _held_out_answers_have_a_judge(self) -> "Recipe":
-        if found := next((judge.label for judge in self.evaluation.judges if judge.compares), None):
-            raise ValueError(
-                f"evaluation.judges: '{found}' compares the candidates of a prompt, and held-out prompts have one "
-                "answer: give judges that score an answer by itself"
-            )
-        if self.judge.compares and not self.evaluation.judges:
-            raise ValueError(
-                f"the judge '{self.judge.label}' compares the candidates of a prompt, and held-out prompts have one "
-                "answer: name a judge that scores an answer by itself in evaluation.judges, for the held-out reward"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _prompts_suffice(self) -> "Recipe":
-        prompts, wanted = self.prompts, self.sampling.prompts_per_round
-        if isinstance(prompts, GeneratedPrompts) and prompts.train < wanted:
-            raise ValueError(
-                f"prompts.train {prompts.train} is less than sampling.prompts_per_round {wanted}: raise the first"
-            )
-        if isinstance(prompts, GeneratedPrompts):
-            answers = CORPORA[prompts.corpus].has_reference_answers
-        else:
-            answers = prompts.reference_column is not None
-        needing = next((part.kind for part in self.judge_parts if part.needs_reference), None)
-        if needing is not None and not answers:
-            raise ValueError(
-                f"the judge {needing} compares with reference answers, and these prompts have none: "
-                "name their column in prompts.reference_column, or choose another judge"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _policy_takes_conversations(self) -> "Recipe":
-        prompts, texts_only = self.prompts, isinstance(self.policy, WarmStartPolicy)
-        if isinstance(prompts, GeneratedPrompts) and texts_only and CORPORA[prompts.corpus].chat:
-            raise ValueError(
-                f"prompts.corpus '{prompts.corpus}' has conversations, and a warm-started policy has no chat template: "
-                f"choose one of {', '.join(TEXT_CORPORA)}, or a pretrained policy that was tuned for chat"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _rule_takes_the_scores(self) -> "Recipe":
-        if self.preferences.rule == "correct_vs_incorrect" and any(
-            part.gives_partial_credit for part in self.judge.parts()
-        ):
-            raise ValueError(
-                f"preferences.rule 'correct_vs_incorrect' takes scores of 0 and 1 alone, and the judge "
-                f"'{self.judge.label}' gives fractions: set judge.partial_credit to 0, or choose another rule"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _budget_holds_a_preference(self) -> "Recipe":
-        candidates = self.sampling.candidates if self.preferences.ranks else 2
-        least = candidates * self.sampling.max_tokens
-        if self.update.token_budget <= least:
-            raise ValueError(
-                f"update.token_budget {self.update.token_budget} does not hold a prompt with {candidates} answers of "
-                f"sampling.max_tokens {self.sampling.max_tokens}: raise it above {least} by the longest prompt"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _replayed_pairs_have_a_reference(self) -> "Recipe":
-        replay, reference = self.preferences.replay, self.update.reference
-        if replay.share and replay.reference == "original" and reference != "previous":
-            raise ValueError(
-                f"preferences.replay.reference 'original' does not go with update.reference '{reference}', which is "
-                "one policy for all preferences: set the first to current"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _soft_labels_have_a_source(self) -> "Recipe":
-        if self.preferences.needs_uncertainty and not self.judge.states_uncertainty:
-            raise ValueError(
-                "preferences.soft_labels and preferences.min_probability need a judge that says how sure it is, and "
-                f"'{self.judge.label}' does not as it is set: turn them off, or choose an ensemble, an llm (a rubric "
-                "with expected scores, or comparisons), human, a noisy judge, or a reward_model or python function "
-                "with gives_std"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _update_takes_the_ranks(self) -> "Recipe":
-        devices, update = self.devices, self.update
-        if devices.trainer_world == 1:
-            return self
-        refused = {
-            f"update.optimizer '{update.optimizer}', whose moments of 8 bits are not spread": update.optimizer
-            != "adamw",
-            "update.compile": update.compile,
-            f"devices.trainer '{devices.trainer}', which is one GPU: cuda means all": ":" in devices.trainer,
-        }
-        if found := next((what for what, given in refused.items() if given), None):
-            raise ValueError(
-                f"{_ranks(devices)} does not go with {found}; set the former to 1, or leave the latter out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _replicas_have_their_devices(self) -> "Recipe":
-        parts: dict[str, tuple[ReplicasConfig, str]] = {
-            "sampler": (self.cluster.sampler, self.devices.sampler), "judge": (self.cluster.judge, self.devices.judge)
-        }  # fmt: skip
-        for name, (part, device) in parts.items():
-            if part.replicas and device != ("cuda" if part.gpus else "cpu"):
-                raise ValueError(
-                    f"cluster.{name}.gpus {part.gpus} does not go with devices.{name} '{device}': a replica sees the "
-                    "GPUs that Ray gives it, as 'cuda'; without any it is on 'cpu'"
-                )
-        if self.cluster.sampler.gpus_per_engine > 1 and self.sampling.engine != "vllm":
-            raise ValueError(
-                f"cluster.sampler.gpus {self.cluster.sampler.gpus}: sampling.engine '{self.sampling.engine}' uses one "
-                "GPU: set the former to 1"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _one_process_counts_a_budget(self) -> "Recipe":
-        counted = any(part.has_budget for part in self.judge_parts)
-        if counted and self.cluster.judge.replicas > 1:
-            raise ValueError(
-                f"cluster.judge.replicas {self.cluster.judge.replicas}: a judge has a budget, counted by each process "
-                "by itself: set the former to 1, or leave the budget out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _engine_has_the_precision(self) -> "Recipe":
-        if self.sampling.precision == "bfloat16" and self.sampling.engine != "vllm":
-            raise ValueError(
-                f"sampling.precision 'bfloat16' does not go with sampling.engine '{self.sampling.engine}', which "
-                "computes in float32: choose vllm, or leave sampling.precision out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _engine_takes_the_policy(self) -> "Recipe":
-        policy = self.policy
-        context = self.sampling.context
-        if isinstance(policy, WarmStartPolicy) and context is not None and context > policy.context:
-            raise ValueError(f"sampling.context {context} is more than policy.context {policy.context}: lower it")
-        if isinstance(policy, WarmStartPolicy) and (self.sampling.engine, self.devices.sampler) == ("vllm", "cpu"):
-            width = policy.hidden_size // policy.heads
-            if width not in VLLM_CPU_HEAD_WIDTHS:
-                raise ValueError(
-                    f"policy.hidden_size {policy.hidden_size} over {policy.heads} heads makes heads {width} wide: "
-                    f"vLLM on a CPU takes {', '.join(map(str, VLLM_CPU_HEAD_WIDTHS))}"
-                )
-        return self
-
-
-def _ranks(devices: DevicesConfig) -> str:
-    nodes, ranks = devices.trainer_nodes, devices.trainer_ranks
-    return f"devices.trainer_ranks {ranks}" if nodes == 1 else f"devices.trainer_nodes {nodes}"
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:

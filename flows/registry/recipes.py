@@ -92,7 +92,7 @@ def check_files(recipe: Recipe) -> None:
     """Checks that the local files that a recipe names are there.
 
     Raises:
-        ConfigError: one of them is not there.
+        ConfigError: one of them is not there, or has no revisions.
     """
     if isinstance(recipe.prompts, FilePrompts) and not Path(recipe.prompts.path).is_file():
         raise ConfigError(f"prompts.path: there is no file '{recipe.prompts.path}': correct the path")
@@ -104,8 +104,19 @@ def check_files(recipe: Recipe) -> None:
     for part in recipe.judge_parts:
         if isinstance(part, RewardModelConfig):
             _check_model("judge.path", part.path)
-    if isinstance(recipe.policy, PretrainedPolicy) and find_gguf(recipe.policy.path) is None:
-        _check_model("policy.path", recipe.policy.path)
+    if isinstance(recipe.policy, PretrainedPolicy):
+        _check_policy(recipe.policy)
+
+
+def _check_policy(policy: PretrainedPolicy) -> None:
+    file = find_gguf(policy.path)
+    if file is None:
+        _check_model("policy.path", policy.path)
+    elif policy.revision is not None:
+        raise ConfigError(
+            f"policy.revision '{policy.revision}' is of a model on the hub, and policy.path '{policy.path}' means the "
+            f"file {file}: leave policy.revision out"
+        )
 
 
 def _check_model(field: str, path: str) -> None:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from flows.registry.round_summary import RoundSummary
 from pipeline.data.conversations import message_text, messages_of
 from pipeline.evaluation.held_out import judged_by
-from pipeline.evaluation.metrics import ChangedAnswer, most_changed
+from pipeline.evaluation.metrics import ChangedAnswer, most_changed, scored_answers
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.queries.round_query import table
@@ -43,24 +43,12 @@ def held_out_completions(store: Store, run: Run, last: RoundSummary) -> Completi
     scores_before, scores_after = (judged_by(said, last.judge) for said in judgments)
     texts_before, texts_after = (_texts(table(store, run, number, "eval_candidates")) for number in (0, last.round))
     prompts = _prompts(table(store, run, 0, "prompts"))
-    changed = most_changed(prompts, texts_before, texts_after, scores_before, scores_after, _CHANGED)
+    answers = scored_answers(prompts, texts_before, texts_after, scores_before, scores_after)
+    changed = most_changed(answers, _CHANGED)
     shown = {answer.prompt_id for answer in changed}
-    unchosen = [
-        ChangedAnswer(
-            prompt_id=prompt_id,
-            prompt=prompts[prompt_id],
-            answer_before=texts_before[prompt_id],
-            answer_after=answer,
-            score_before=before,
-            score_after=score,
-        )
-        for prompt_id, answer in texts_after.items()
-        if (before := scores_before.get(prompt_id)) is not None
-        and (score := scores_after[prompt_id]) is not None
-        and prompt_id not in shown
-    ]
+    unchosen = [answer for answer in answers if answer.prompt_id not in shown]
     reasons = [_rationales(said, last.judge) for said in judgments]
-    return Completions(*(_with_rationales(answers, *reasons) for answers in (changed, unchosen[:_UNCHOSEN])))
+    return Completions(*(_with_rationales(part, *reasons) for part in (changed, unchosen[:_UNCHOSEN])))
 
 
 def sampled_scores(store: Store, run: Run, rounds: Sequence[RoundSummary]) -> dict[int, list[float]]:

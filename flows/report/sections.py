@@ -14,6 +14,39 @@ from flows.report.timeline import Timeline, lane_rows
 
 _PER_SEQUENCE = "nats per sequence"
 _BY_ROUND = Axes()
+_COUNTED: tuple[tuple[str, str, dict[str, str], Axes], ...] = (
+    (
+        "Distinct completions",
+        "How many different held-out completions there are, for each hundred.",
+        {"": "distinct"},
+        Axes(percent=True),
+    ),
+    (
+        "Length",
+        "Mean length of the completions, end of sequence included.",
+        {"held-out": "length", "sampled for training": "sampled_length"},
+        Axes(unit="tokens"),
+    ),
+    (
+        "Truncated completions",
+        "Share of held-out completions cut at the largest number of tokens.",
+        {"": "truncated"},
+        Axes(percent=True),
+    ),
+    (
+        "Length of thought and answer",
+        "Mean length of what held-out completions think, and of what they answer, end of sequence included.",
+        {"thought": "thought_length", "answer": "answer_length"},
+        Axes(unit="tokens"),
+    ),
+    (
+        "Truncated within thought or answer",
+        "Share of held-out completions cut before their thought had ended, which have no answer, and after it.",
+        {"within the thought": "cut_in_thought", "within the answer": "cut_in_answer"},
+        Axes(percent=True),
+    ),
+)
+"""What is counted of held-out completions: title, caption, metrics by the names of their curves, axes."""
 
 
 @dataclass(frozen=True)
@@ -209,36 +242,8 @@ def _text(rounds: Sequence[RoundSummary]) -> Iterator[Figure]:
         [*points_of(rounds, {"entropy": "entropy_per_token"}), *surprise],
         Axes(unit="nats per token"),
     )
-    yield from _curves(
-        "Distinct completions",
-        "How many different held-out completions there are, for each hundred.",
-        points_of(rounds, {"": "distinct"}),
-        Axes(percent=True),
-    )
-    yield from _curves(
-        "Length",
-        "Mean length of the completions, end of sequence included.",
-        points_of(rounds, {"held-out": "length", "sampled for training": "sampled_length"}),
-        Axes(unit="tokens"),
-    )
-    yield from _curves(
-        "Truncated completions",
-        "Share of held-out completions cut at the largest number of tokens.",
-        points_of(rounds, {"": "truncated"}),
-        Axes(percent=True),
-    )
-    yield from _curves(
-        "Length of thought and answer",
-        "Mean length of what held-out completions think, and of what they answer, end of sequence included.",
-        points_of(rounds, {"thought": "thought_length", "answer": "answer_length"}),
-        Axes(unit="tokens"),
-    )
-    yield from _curves(
-        "Truncated within thought or answer",
-        "Share of held-out completions cut before their thought had ended, which have no answer, and after it.",
-        points_of(rounds, {"within the thought": "cut_in_thought", "within the answer": "cut_in_answer"}),
-        Axes(percent=True),
-    )
+    for title, caption, metrics, axes in _COUNTED:
+        yield from _curves(title, caption, points_of(rounds, metrics), axes)
 
 
 def _steps(steps: Mapping[int, pa.Table], rounds: Sequence[RoundSummary]) -> Iterator[Figure]:

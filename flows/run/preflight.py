@@ -14,10 +14,10 @@ from flows.workers.precision import Agreement
 from flows.workers.prompts import first_prompt
 from flows.workers.references import TrialPrompt
 from pipeline.config import PretrainedPolicy
-from pipeline.config.sampling import FLOAT32_TOLERANCE
+from pipeline.config.sampling import FLOAT32_TOLERANCE, VLLM_CPU_HEAD_WIDTHS
 from pipeline.errors import ConfigError
 from pipeline.model.model_config import CONTEXT_NAMES
-from pipeline.recipe import VLLM_CPU_HEAD_WIDTHS, Recipe
+from pipeline.recipe import Recipe
 from storage.log.run import Run
 from storage.log.store import Store
 

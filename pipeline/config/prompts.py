@@ -29,8 +29,12 @@ MaxTokens = Annotated[
     int | None,
     Field(ge=1, description="longest prompt to take, in tokens; longer ones are left out; if empty, they stop the run"),
 ]
-
-
+Column = Annotated[
+    str,
+    Field(
+        description="column with a text, or a list of messages: role, content, and what else the chat template writes"
+    ),
+]
 ReferenceColumn = Annotated[
     str | None,
     Field(
@@ -73,10 +77,7 @@ class FilePrompts(Config):
 
     source: Literal["jsonl", "parquet"]
     path: str = Field(min_length=1, description="the file")
-    column: str = Field(
-        "prompt",
-        description="column with a text, or a list of messages: role, content, and what else the chat template writes",
-    )
+    column: Column = "prompt"
     reference_column: ReferenceColumn = None
     max_tokens: MaxTokens = None
     read_special_tokens: ReadSpecialTokens = False
@@ -90,10 +91,7 @@ class DatasetPrompts(Config):
     name: str = Field(min_length=1, description="name on the data hub, or a local directory")
     subset: str | None = Field(None, description="configuration of the dataset, if it has several")
     split: str = Field("train", min_length=1, description="split to read, or a slice of it, such as train[:1000]")
-    column: str = Field(
-        "prompt",
-        description="column with a text, or a list of messages: role, content, and what else the chat template writes",
-    )
+    column: Column = "prompt"
     reference_column: ReferenceColumn = None
     max_tokens: MaxTokens = None
     read_special_tokens: ReadSpecialTokens = False

@@ -13,6 +13,8 @@ FLOAT32_TOLERANCE = 1e-3
 """Two engines that compute in float32 differ by about 1e-6 nats per token on the same weights."""
 BFLOAT16_TOLERANCE = 0.2
 """If one of them computes in bfloat16, each token is off by about 0.05 at random, and the worst answer by more."""
+VLLM_CPU_HEAD_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Of attention heads; with another width vLLM 0.32 starts, and dies on the first prompt."""
 
 
 class ThoughtMarks(Config):

@@ -1,15 +1,30 @@
 """Words and sentences of a text, as rules that count them see them."""
 
-import re
+import unicodedata
 
-_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)]*(?=\s|$)|\n+")
-_LETTER = re.compile(r"[^\W\d_]")
+import regex
+
+WORDS_VERSION = 2
+"""Counts changes of what is a word, or a sentence."""
+
+# Unlike those of ``re``, the words of ``regex`` hold combining marks, as the vowels of Hindi are.
+_WORD = regex.compile(r"[^\W_]+(?:(?:['-]|(?<=\d)[.,](?=\d))[^\W_]+)*")
+_SENTENCE_END = regex.compile(r"[.!?…؟]+[\"'”’)\]*_»]*(?=\s|$)|[。！？।]+|[\n\r\x85\u2028\u2029]+")
+_LETTER = regex.compile(r"\p{L}")
+_ONE_FORM = str.maketrans({"’": "'", "‐": "-", "‑": "-"})
+
+
+def in_one_form(text: str) -> str:
+    """Writes a text in small letters, and accents, apostrophes and hyphens in one of the ways that look alike."""
+    return unicodedata.normalize("NFC", text.casefold()).translate(_ONE_FORM)
 
 
 def words(text: str) -> list[str]:
-    """Lists the words of a text in small letters; ``don't`` and ``well-known`` are one word each."""
-    return [word.casefold() for word in _WORD.findall(text)]
+    """Lists the words of a text in one form; ``don't``, ``well-known`` and ``3.50`` are one word each.
+
+    A language that writes no blanks between words, such as Chinese, has one from mark to mark.
+    """
+    return list(_WORD.findall(in_one_form(text)))
 
 
 def sentences(text: str) -> int:

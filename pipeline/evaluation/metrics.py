@@ -5,7 +5,7 @@ not give is None. Answers come as ``CANDIDATES`` tables.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -175,32 +175,34 @@ def thought_statistics(candidates: pa.Table) -> ThoughtStatistics | None:
     )
 
 
-def most_changed(
+def scored_answers(
     prompts: Mapping[str, str],
     answers_before: Mapping[str, str],
     answers_after: Mapping[str, str],
     scores_before: Scores,
     scores_after: Scores,
-    count: int,
 ) -> list[ChangedAnswer]:
-    """Finds the ``count`` prompts whose score changed most, either way, largest change first; all by prompt id.
-
-    Prompts with the same answer, or without a score on either side, are passed over. Equal changes are ordered by
-    prompt id.
-    """
-    changed = []
-    for prompt_id, answer in answers_after.items():
-        before, after = scores_before.get(prompt_id), scores_after.get(prompt_id)
-        if before is None or after is None or answers_before.get(prompt_id, answer) == answer:
-            continue
-        changed.append(ChangedAnswer(
+    """Puts both answers of each prompt side by side, all by prompt id; prompts without both scores are left out."""
+    return [
+        ChangedAnswer(
             prompt_id=prompt_id,
             prompt=prompts[prompt_id],
             answer_before=answers_before[prompt_id],
             answer_after=answer,
             score_before=before,
             score_after=after,
-        ))  # fmt: skip
+        )
+        for prompt_id, answer in answers_after.items()
+        if (before := scores_before.get(prompt_id)) is not None and (after := scores_after.get(prompt_id)) is not None
+    ]
+
+
+def most_changed(answers: Iterable[ChangedAnswer], count: int) -> list[ChangedAnswer]:
+    """Finds the ``count`` prompts whose score changed most, either way, largest change first.
+
+    Prompts with the same answer are passed over. Equal changes are ordered by prompt id.
+    """
+    changed = [answer for answer in answers if answer.answer_before != answer.answer_after]
     changed.sort(key=lambda answer: (-abs(answer.score_after - answer.score_before), answer.prompt_id))
     return changed[:count]
 

@@ -11,7 +11,6 @@ from pydantic import Field, model_validator
 from pipeline.config.base import Config
 from pipeline.judges.base import (
     ON_CPU,
-    SPREAD,
     JudgeConfig,
     JudgeItem,
     Judgment,
@@ -19,11 +18,10 @@ from pipeline.judges.base import (
     Verdict,
     judge_version,
     judgment_of,
-    order_probability,
-    pair_components,
     seen_by,
 )
 from pipeline.judges.registry import MemberJudge, judge, make
+from pipeline.judges.support.stated import SPREAD, order_probability, pair_components
 
 Scaled = tuple[float, float]
 """A score on the ensemble's scale, and its standard deviation."""

@@ -16,9 +16,9 @@ from pipeline.judges.base import (
     Verdict,
     judge_version,
     judgment_of,
-    pair_components,
 )
 from pipeline.judges.registry import judge
+from pipeline.judges.support.stated import pair_components
 
 if TYPE_CHECKING:
     from pipeline.judges.support.human_labels import Choice

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.data.corpora.constraints import CHECKS_VERSION, held, read_instruction
+from pipeline.data.words import WORDS_VERSION
 from pipeline.errors import DataError, JudgeError
 from pipeline.judges.base import JudgeConfig, JudgedCandidate, JudgeItem, RuleJudge, Verdict
 from pipeline.judges.registry import judge
@@ -39,13 +40,13 @@ class InstructionsJudge(RuleJudge[InstructionsConfig]):
     """
 
     def depends_on(self) -> Sequence[object]:
-        return [CHECKS_VERSION]
+        return [CHECKS_VERSION, WORDS_VERSION]
 
     def verdict(self, item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
         """Checks each constraint. Components: 1 or 0 for each kind; the rationale names those that do not hold.
 
         Raises:
-            JudgeError: the reference answer states no constraints.
+            JudgeError: the reference answer states no constraints, or not in their form.
         """
         try:
             constraints = read_instruction(item.reference_answer or "").constraints

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.data.words import words
+from pipeline.data.words import WORDS_VERSION, words
 from pipeline.errors import JudgeError
 from pipeline.judges.base import JudgeConfig, JudgedCandidate, JudgeItem, RuleJudge, Verdict
 from pipeline.judges.registry import judge
@@ -34,6 +34,9 @@ class MentionsJudge(RuleJudge[MentionsConfig]):
 
     Words are compared whole and without regard to case: "lighthouses" does not mention a lighthouse.
     """
+
+    def depends_on(self) -> Sequence[object]:
+        return [WORDS_VERSION]
 
     def verdict(self, item: JudgeItem, candidate: JudgedCandidate) -> Verdict:
         """Looks for each word. Component ``words``: how many there are; the rationale names those that are missing.

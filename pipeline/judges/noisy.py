@@ -7,20 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.judges.base import (
-    ON_CPU,
-    TURNED,
-    JudgeConfig,
-    JudgeItem,
-    Judgment,
-    Resources,
-    judge_version,
-    pair_components,
-    seen_by,
-    without_stated,
-)
+from pipeline.judges.base import ON_CPU, JudgeConfig, JudgeItem, Judgment, Resources, judge_version, seen_by
 from pipeline.judges.ensemble import EnsembleConfig
 from pipeline.judges.registry import OneOf, judge, make
+from pipeline.judges.support.stated import TURNED, pair_components, without_stated
 
 
 class NoisyConfig(JudgeConfig):

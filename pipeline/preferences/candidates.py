@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.config import PreferencesConfig
 from pipeline.errors import DataError
-from pipeline.judges.base import BEATS, LEVEL, SPREAD, TURNED
+from pipeline.judges.support.stated import BEATS, LEVEL, SPREAD, TURNED
 from pipeline.records import components_of
 
 REASONS = ("unjudged", "truncated", "empty", "duplicate", "single", "agree", "tie", "unsure")

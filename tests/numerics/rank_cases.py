@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from numerics.tiny_models import SHAPE, build, changed, token_groups
+from numerics.tiny_models import SHAPE, build, changed, token_groups, with_reference
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 
@@ -63,12 +63,4 @@ def references() -> dict[str, list[list[float]]]:
 def preferences(case: str, references: dict[str, list[list[float]]]) -> list[PreferenceGroup]:
     """Thirteen preferences. The references are handed on as numbers: processes may differ in the last digit."""
     groups = token_groups(13, CASES[case][2], seed=1)
-    return [
-        PreferenceGroup(
-            prompt_id=group.prompt_id,
-            prompt_token_ids=group.prompt_token_ids,
-            candidate_token_ids=group.candidate_token_ids,
-            reference_logps=logps,
-        )
-        for group, logps in zip(groups, references[case], strict=True)
-    ]
+    return with_reference(groups, references[case])

@@ -4,12 +4,11 @@ import shutil
 
 import pytest
 import torch
-from numerics.tiny_models import build, gradients, token_groups
+from numerics.tiny_models import build, gradients, token_groups, with_reference
 
 from pipeline.config import UpdateConfig
 from pipeline.dpo.checks import check_inputs
 from pipeline.dpo.gradients import accumulate_gradient
-from pipeline.dpo.types import PreferenceGroup
 from pipeline.errors import ConfigError, UnsupportedModelError
 from pipeline.model.compilation import check_compiler, compile_layers
 from pipeline.packing.attention import shared_prefix_attention
@@ -26,15 +25,7 @@ def compilation(monkeypatch):
 
 
 def step(model, count, token_budget):
-    groups = [
-        PreferenceGroup(
-            prompt_id=group.prompt_id,
-            prompt_token_ids=group.prompt_token_ids,
-            candidate_token_ids=group.candidate_token_ids,
-            reference_logps=[-20.0, -20.0],
-        )
-        for group in token_groups(count, seed=count)
-    ]
+    groups = with_reference(token_groups(count, seed=count), [[-20.0, -20.0]] * count)
     settings = UpdateConfig(token_budget=token_budget)
     with shared_prefix_attention(model):
         outcome, _ = accumulate_gradient(model, groups, check_inputs(groups, settings), settings, step=0)

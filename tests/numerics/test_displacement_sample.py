@@ -1,12 +1,11 @@
 """After the last step no more preferences are measured again than a share needs."""
 
 import pytest
-from numerics.tiny_models import build, token_groups
+from numerics.tiny_models import build, token_groups, with_reference
 
 from pipeline.config import UpdateConfig
 from pipeline.dpo import update
 from pipeline.dpo.measured_sample import affordable
-from pipeline.dpo.types import PreferenceGroup
 from pipeline.model.logprobs import sequence_logps
 
 
@@ -24,15 +23,7 @@ def test_the_sample_is_spread_evenly(most, expected, monkeypatch):
     monkeypatch.setattr(update, "DISPLACEMENT_SAMPLE", most)
     model = build()
     plain = token_groups(7, seed=3)
-    groups = [
-        PreferenceGroup(
-            prompt_id=group.prompt_id,
-            prompt_token_ids=group.prompt_token_ids,
-            candidate_token_ids=group.candidate_token_ids,
-            reference_logps=logps,
-        )
-        for group, logps in zip(plain, sequence_logps(model, plain, 1000), strict=True)
-    ]
+    groups = with_reference(plain, sequence_logps(model, plain, 1000))
     result = update.run_update(model, groups, UpdateConfig(learning_rate=1e-2), seed=1)
     kept = [groups[index] for index in expected]
     assert result.final_logps == sequence_logps(model, kept, UpdateConfig().token_budget)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from numerics.tiny_models import build, changed, gradients, plain_logps, token_groups
+from numerics.tiny_models import build, changed, gradients, plain_logps, token_groups, with_reference
 from torch.nn.functional import logsigmoid
 
 from pipeline.config import UpdateConfig
@@ -35,16 +35,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 def preferences(model, count=12, candidates=2, seed=0, **fields) -> list[PreferenceGroup]:
     """Preferences whose reference is the model as it is."""
     groups = token_groups(count, candidates, seed)
-    return [
-        PreferenceGroup(
-            prompt_id=group.prompt_id,
-            prompt_token_ids=group.prompt_token_ids,
-            candidate_token_ids=group.candidate_token_ids,
-            reference_logps=logps,
-            **fields,
-        )
-        for group, logps in zip(groups, sequence_logps(model, groups, 200), strict=True)
-    ]
+    return with_reference(groups, sequence_logps(model, groups, 200), **fields)
 
 
 def weights(model) -> dict[str, torch.Tensor]:

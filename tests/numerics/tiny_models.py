@@ -1,7 +1,7 @@
 """Tiny models with random weights, one of each shape, and plain log-probabilities to compare with."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from pipeline.config import UpdateConfig
+from pipeline.dpo.types import PreferenceGroup
 from pipeline.packing.packing import TokenGroup
 
 VOCABULARY = 61
@@ -121,6 +122,22 @@ def token_groups(count: int, candidates: int = 2, seed: int = 0, longest: int = 
         return [draw.randrange(VOCABULARY) for _ in range(draw.randint(least, longest))]
 
     return [TokenGroup(f"prompt-{i}", ids(2), [ids(1) for _ in range(candidates)]) for i in range(count)]
+
+
+def with_reference(
+    groups: Sequence[TokenGroup], logps: Iterable[Sequence[float]], **fields: Any
+) -> list[PreferenceGroup]:
+    """Preferences among the candidates of these groups, whose reference gives them these log-probabilities."""
+    return [
+        PreferenceGroup(
+            prompt_id=group.prompt_id,
+            prompt_token_ids=group.prompt_token_ids,
+            candidate_token_ids=group.candidate_token_ids,
+            reference_logps=reference,
+            **fields,
+        )
+        for group, reference in zip(groups, logps, strict=True)
+    ]
 
 
 def plain_logps(model: Any, group: TokenGroup) -> torch.Tensor:

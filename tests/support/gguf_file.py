@@ -25,7 +25,7 @@ def halves_interleaved(weight: torch.Tensor) -> torch.Tensor:
     return weight[order]
 
 
-def write_gguf(source: Path, file: Path) -> dict[str, torch.Tensor]:
+def write_gguf(source: Path, file: Path, chat_template: str | None = None) -> dict[str, torch.Tensor]:
     """Writes a tiny Llama in 8 bits, norms in 32; returns the weights that the file then stands for."""
     model = LlamaForCausalLM.from_pretrained(source)
     config = model.config
@@ -41,6 +41,8 @@ def write_gguf(source: Path, file: Path) -> dict[str, torch.Tensor]:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_eos_token_id(2)
+    if chat_template is not None:
+        writer.add_chat_template(chat_template)
     written = {}
     for name, weight in model.state_dict().items():
         whole = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}

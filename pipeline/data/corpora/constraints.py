@@ -10,13 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pipeline.data.words import sentences, words
+from pipeline.data.words import in_one_form, sentences, words
 from pipeline.errors import DataError
 
 Value = int | str | bool
-CHECKS_VERSION = 1
+CHECKS_VERSION = 2
 """Counts changes of what the checks below accept."""
-_BULLET = re.compile(r"^\s*[-*•]\s+\S", re.MULTILINE)
+# On one line a mark, a blank, and something that is no further mark: "* * *" is a rule between paragraphs.
+_BULLET = re.compile(r"^[^\S\n]*[-*•][^\S\n]+[^\n]*[^\s*•-]", re.MULTILINE)
+_COMMAS = frozenset(",،、，")
+_OF_WORDS = frozenset({"starts_with", "keyword", "without_word"})
+"""Kinds whose value is compared word by word."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Kind:
 
     Attributes:
         asks: how a prompt asks for it, in two wordings; ``{value}`` stands for its value.
-        holds: says whether an answer that has a word fulfils it, given its value.
+        holds: says whether an answer that has a word, with ``\\n`` alone between lines, fulfils it, given its value.
         values: what a generated prompt may ask for.
         aspects: what of an answer it decides. Two kinds that share none can always be fulfilled together.
     """
@@ -43,12 +47,22 @@ class Instruction(NamedTuple):
     constraints: Mapping[str, Value]
 
 
-def _starts(answer: str, word: str) -> bool:
-    return words(answer)[0] == word.casefold()
+def _starts(answer: str, phrase: str) -> bool:
+    wanted = words(phrase)
+    return words(answer)[: len(wanted)] == wanted
 
 
 def _ends(answer: str, phrase: str) -> bool:
-    return answer.rstrip().casefold().endswith(phrase.casefold())
+    text, end = (" ".join(in_one_form(part).split()) for part in (answer, phrase))
+    before = text.removesuffix(end)
+    inside_a_word = before[-1:].isalnum() and end[0].isalnum()
+    return text.endswith(end) and not inside_a_word
+
+
+def _has(answer: str, phrase: str) -> bool:
+    """Says whether the words of a phrase stand one after the other in an answer."""
+    said, wanted = words(answer), words(phrase)
+    return any(said[first : first + len(wanted)] == wanted for first in range(len(said) - len(wanted) + 1))
 
 
 def _quoted(answer: str, _value: bool) -> bool:
@@ -100,18 +114,18 @@ KINDS: Mapping[str, Kind] = {
     ),
     "no_commas": Kind(
         ("Do not use any commas.", "There must be no comma in your answer."),
-        lambda answer, _value: "," not in answer, (True,), frozenset({"punctuation"}),
+        lambda answer, _value: _COMMAS.isdisjoint(answer), (True,), frozenset({"punctuation"}),
     ),
     "keyword": Kind(
         ("Use the word \"{value}\".", "The word \"{value}\" must be in your answer."),
-        lambda answer, word: word.casefold() in words(answer),
+        _has,
         ("morning", "stone", "friend", "silver", "window", "number", "summer", "story", "careful", "quickly",
          "wonderful", "history"),
         frozenset({"words"}),
     ),
     "without_word": Kind(
         ("Do not use the word \"{value}\".", "The word \"{value}\" must not be in your answer."),
-        lambda answer, word: word.casefold() not in words(answer), ("and", "a", "of", "they", "can"),
+        lambda answer, phrase: not _has(answer, phrase), ("and", "a", "of", "they", "can"),
         frozenset({"words"}),
     ),
 }  # fmt: skip
@@ -119,8 +133,8 @@ KINDS: Mapping[str, Kind] = {
 
 def held(answer: str, constraints: Mapping[str, Value]) -> dict[str, bool]:
     """Says for each constraint whether the answer fulfils it; an answer without a word fulfils none."""
-    empty = not words(answer)
-    return {kind: not empty and KINDS[kind].holds(answer, value) for kind, value in constraints.items()}
+    empty, text = not words(answer), "\n".join(answer.splitlines())
+    return {kind: not empty and KINDS[kind].holds(text, value) for kind, value in constraints.items()}
 
 
 def write_instruction(instruction: Instruction) -> str:
@@ -131,13 +145,15 @@ def write_instruction(instruction: Instruction) -> str:
 
 
 def read_instruction(reference: str) -> Instruction:
-    """Reads a reference answer; ``about`` may be absent.
+    """Reads a reference answer; ``about``, a text or a list of texts, may be absent.
 
     Raises:
         DataError: it does not state constraints in this form; says what is wrong.
     """
     try:
-        stated = json.loads(reference)
+        stated = json.loads(reference, object_pairs_hook=_each_once)
+    except DataError:
+        raise
     except (ValueError, RecursionError):
         stated = None
     constraints = stated.get("constraints") if isinstance(stated, dict) else None
@@ -147,11 +163,33 @@ def read_instruction(reference: str) -> Instruction:
             '{"constraints": {"max_words": 20}}'
         )
     for kind, value in constraints.items():
-        if kind not in KINDS:
-            raise DataError(f"there is no constraint '{kind}': choose among {', '.join(KINDS)}")
-        wanted = type(KINDS[kind].values[0])
-        negative = isinstance(value, int) and value < 0
-        if type(value) is not wanted or not value or negative:
-            names = {int: "a whole number from 1 up", str: "a text that is not empty", bool: "true"}
-            raise DataError(f"the constraint '{kind}' has the value {value!r:.40}: give it {names[wanted]}")
-    return Instruction(tuple(stated.get("about", ())), constraints)
+        _check(kind, value)
+    about = stated.get("about", [])
+    topics = [about] if isinstance(about, str) else about
+    if not isinstance(topics, list) or not all(isinstance(topic, str) for topic in topics):
+        raise DataError(f"the reference answer's 'about' is {about!r:.40}: give it a text or a list of texts")
+    return Instruction(tuple(topics), constraints)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes an object of its fields. Of a name that stands there twice the parser would keep the last one alone."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"the reference answer states '{twice}' twice, and one would be lost: state it once")
+    return fields
+
+
+def _check(kind: str, value: object) -> None:
+    if kind not in KINDS:
+        raise DataError(f"there is no constraint '{kind}': choose among {', '.join(KINDS)}")
+    if isinstance(value, str):
+        empty = not (words(value) if kind in _OF_WORDS else value.strip())
+    else:
+        empty = not value or (isinstance(value, int) and value < 0)
+    wanted = type(KINDS[kind].values[0])
+    if type(value) is not wanted or empty:
+        text = "a text with a word in it" if kind in _OF_WORDS else "a text that is not empty"
+        names = {int: "a whole number from 1 up", str: text, bool: "true"}
+        raise DataError(f"the constraint '{kind}' has the value {value!r:.40}: give it {names[wanted]}")

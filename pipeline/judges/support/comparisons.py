@@ -8,8 +8,8 @@ from statistics import fmean
 
 import numpy as np
 
-from pipeline.judges.base import order_probability
 from pipeline.judges.support.posterior import Floats, Posterior
+from pipeline.judges.support.stated import order_probability
 
 MOST_EXACT = 8
 """Candidates of a prompt up to which the probabilities of their orders are integrated, which takes 0.2 s."""

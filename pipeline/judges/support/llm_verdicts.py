@@ -7,12 +7,13 @@ from itertools import permutations
 from typing import Any
 
 from pipeline.errors import JudgeError
-from pipeline.judges.base import LEVEL, JudgeItem, Status, Verdict, order_probability, pair_components
+from pipeline.judges.base import JudgeItem, Status, Verdict
 from pipeline.judges.llm import Listwise, Rubric
 from pipeline.judges.support.comparisons import mean_place, place_difference
 from pipeline.judges.support.llm_questions import Said, score_distribution
 from pipeline.judges.support.llm_reply import Reply
 from pipeline.judges.support.posterior import Floats
+from pipeline.judges.support.stated import LEVEL, order_probability, pair_components
 
 Pairs = dict[tuple[int, int], float]
 

@@ -38,6 +38,16 @@ def test_a_recipe_is_read_on_a_machine_that_has_not_its_model() -> None:
         load_recipe(Path("sentiment"), change)
 
 
+def test_a_file_has_no_revisions(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    policy = f"policy={{source: pretrained, path: {tmp_path}"
+    assert load_recipe(Path("sentiment"), [f"{policy}}}"]).policy.source == "pretrained"
+    sentence = f"policy.revision 'main' is of a model on the hub, and policy.path '{tmp_path}' means the file "
+    with pytest.raises(ConfigError) as refused:
+        load_recipe(Path("sentiment"), [f"{policy}, revision: main}}"])
+    assert str(refused.value) == f"{sentence}{tmp_path / 'model.gguf'}: leave policy.revision out"
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

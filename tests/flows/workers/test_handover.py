@@ -1,6 +1,7 @@
 """After a hand-over the sampler computes with the new weights; the reference is the engine that the recipe trusts."""
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,9 @@ from support.tiny import tiny_llama
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store.open(tmp_path / "root")
-    store.create_run("r", {})
-    return store
-
-
-@pytest.fixture
-def sampler(store: Store, tmp_path: Path) -> SamplerWorker:
+def sampler(make_worker: Callable[..., Any]) -> SamplerWorker:
     recipe = Recipe.model_validate({**TINY, "sampling": {**TINY["sampling"], "context": 64}})
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    return SamplerWorker(root=store.root, run="r", recipe=recipe.model_dump(mode="json"), scratch=str(scratch))
+    return make_worker(SamplerWorker, recipe)
 
 
 def test_an_engine_that_starts_apart_does_not_blame_other_weights(store: Store, sampler: SamplerWorker) -> None:

@@ -1,6 +1,8 @@
 """Held-out answers under three policies: the sampler's own log-probabilities where they serve, and no pass twice."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,33 +16,17 @@ from pipeline.recipe import Recipe
 from pipeline.records import CANDIDATES, PROMPTS, to_table
 from storage.log.manifest import FileRef
 from storage.log.store import Store
-from storage.tables.checkpoints import local_directory, stage_directory, weights_digest
+from storage.tables.checkpoints import local_directory
 from storage.tables.shards import read_table, write_table
+from support.committed_policy import ANSWER, PROMPT, committed_policy
 from support.recipes import TINY
-from support.tiny import tiny_llama
 
-PROMPT, ANSWER = [5, 6, 7], [8, 9, 10, 2]
 SAMPLED = [-1.0, -2.0, -4.0, -0.5]  # nothing like what the model gives, so that it is seen whose these are
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store.open(tmp_path / "root")
-    store.create_run("r", {})
-    return store
-
-
-@pytest.fixture
-def trainer(store: Store, tmp_path: Path) -> TrainerWorker:
-    (tmp_path / "scratch").mkdir()
-    recipe = Recipe.model_validate(TINY).model_dump(mode="json")
-    return TrainerWorker(root=store.root, run="r", recipe=recipe, scratch=str(tmp_path / "scratch"))
-
-
-def policy(store: Store, prompts: FileRef, seed: int) -> PolicyRef:
-    with stage_directory(store, "r", 0, "checkpoint") as staged:
-        tiny_llama(staged.path, seed=seed, scale=0.3)
-    return PolicyRef(weights_digest(staged.files), staged.files, prompts)
+def trainer(make_worker: Callable[..., Any]) -> TrainerWorker:
+    return make_worker(TrainerWorker, Recipe.model_validate(TINY))
 
 
 def prompts_file(store: Store) -> FileRef:
@@ -76,7 +62,7 @@ def test_the_samplers_serve_for_the_policy_that_sampled(
 ) -> None:  # fmt: skip
     """In the first round the previous policy is the initial one; answers of yet another policy are computed."""
     prompts = prompts_file(store)
-    new, first = policy(store, prompts, 1), policy(store, prompts, 2)
+    new, first = committed_policy(store, 1), committed_policy(store, 2)
     candidates = answered_by(store, new.digest if sampled == by_sampler else "another")
     used, use = [], trainer._model.use
     monkeypatch.setattr(trainer._model, "use", lambda held: (used.append(held.digest), use(held))[1])

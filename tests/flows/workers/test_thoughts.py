@@ -1,6 +1,7 @@
 """A shard of a policy that thinks, through the workers of sampler and judge: what is kept, judged and measured."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,9 @@ def thinking_recipe(directory: Path) -> Recipe:
     })  # fmt: skip
 
 
-def test_a_shard_of_a_policy_that_thinks(tmp_path: Path) -> None:
-    store, recipe = Store.open(tmp_path / "root"), thinking_recipe(tmp_path)
-    store.create_run("r", {})
-    (tmp_path / "scratch").mkdir()
-    common = {"root": store.root, "run": "r", "recipe": recipe.model_dump(mode="json")}
-    sampler = SamplerWorker(**common, scratch=str(tmp_path / "scratch"))
-    judge = JudgeWorker(**common, scratch=str(tmp_path / "scratch"))
+def test_a_shard_of_a_policy_that_thinks(store: Store, make_worker: Callable[..., Any], tmp_path: Path) -> None:
+    recipe = thinking_recipe(tmp_path)
+    sampler, judge = make_worker(SamplerWorker, recipe), make_worker(JudgeWorker, recipe)
     tokenizer = tiny_tokenizer(thinking=OPENING_TEMPLATE)
     prompts = write_table(store, "r", 0, "prompts", load_prompts(recipe.prompts, 4, 0, tokenizer))
     policy = committed_policy(store, 1, thinking=OPENING_TEMPLATE)

@@ -14,6 +14,7 @@ from pipeline.evaluation.metrics import (
     kl_estimate,
     mean_score,
     most_changed,
+    scored_answers,
     scores_by_prompt,
     thought_statistics,
     win_rate,
@@ -116,7 +117,7 @@ def test_most_changed_takes_the_largest_change_either_way() -> None:
     after = {key: f"{key} after" for key in "abcdef"} | {"d": "same"}
     scores_before = {"a": 0.0, "b": 0.0, "c": 1.0, "d": 0.0, "e": 0.0, "f": None}
     scores_after = {"a": 0.5, "b": 0.9, "c": 0.1, "d": 1.0, "e": 0.5, "f": 1.0}
-    changed = most_changed(prompts, before, after, scores_before, scores_after, 3)
+    changed = most_changed(scored_answers(prompts, before, after, scores_before, scores_after), 3)
     assert [answer.prompt_id for answer in changed] == ["b", "c", "a"]  # 0.9 twice, then 0.5 before e's
     assert (changed[1].prompt, changed[1].answer_before, changed[1].score_after) == ("C", "c before", 0.1)
 

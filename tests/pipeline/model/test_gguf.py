@@ -37,17 +37,52 @@ def test_the_weights_are_those_of_the_file(model: tuple[Path, dict[str, torch.Te
     assert {path.suffix for path in (tmp_path / "checkpoint").iterdir()} <= {".json", ".jinja", ".safetensors"}
 
 
-def test_the_hash_is_of_all_that_is_read(model: tuple[Path, dict[str, torch.Tensor]]) -> None:
-    directory, _ = model
-    file = directory / "tiny.Q8_0.gguf"
+def test_the_hash_is_of_all_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "tiny.gguf"
+    file.write_bytes(b"a")
     before = gguf_digest(file)
-    (directory / "notes.txt").write_text("of no matter")
-    assert gguf_digest(file) == before
-    template = directory / "chat_template.jinja"
-    template.write_text(CHAT_TEMPLATE + " ")
-    other = gguf_digest(file)
-    template.write_text(CHAT_TEMPLATE)
-    assert other != before == gguf_digest(file)
+    for name in ("notes.txt", "adapter_config.json", "another.gguf"):
+        (tmp_path / name).write_text("of no matter")
+        assert gguf_digest(file) == before, name
+    digests = [before]
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json", "chat_template.jinja", "vocab.txt"):
+        for content in ("a", "b"):
+            (tmp_path / name).write_text(content)
+            digests.append(gguf_digest(file))
+    file.write_bytes(b"b")
+    digests.append(gguf_digest(file))
+    for package in ("transformers", "gguf"):
+        versions = {"transformers": "5.0.0", "gguf": "0.19.0", package: "9.9.9"}
+        monkeypatch.setattr("pipeline.model.gguf.version", versions.__getitem__)
+        digests.append(gguf_digest(file))
+    assert len(set(digests)) == len(digests) == 1 + 5 * 2 + 1 + 2
+
+
+def test_what_tokenizer_files_beside_it_do_not_name_comes_from_the_file(tmp_path: Path) -> None:
+    template = "of the file: {{ messages }}"
+    write_gguf(tiny_llama(tmp_path / "source"), tmp_path / "tiny.gguf", chat_template=template)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    dequantise(tmp_path / "tiny.gguf", tmp_path / "both")
+    (tmp_path / "tokenizer_config.json").unlink()
+    dequantise(tmp_path / "tiny.gguf", tmp_path / "one")
+    both, one = (load_policy(tmp_path / name, device="cpu")[1] for name in ("both", "one"))
+    assert (both.eos_token, both.bos_token, both.chat_template) == ("</s>", "<s>", template)
+    assert (one.eos_token, one.bos_token, one.chat_template) == ("</s>", None, template)  # the file names no other
+    assert one("w0 w1").input_ids == both("w0 w1").input_ids
+
+
+def test_an_adapter_that_lies_beside_it_is_not_followed(
+    model: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    directory, written = model
+    adapter = directory / "adapter_config.json"
+    adapter.write_text('{"peft_type": "LORA", "base_model_name_or_path": "/another/model"}')
+    try:
+        dequantise(directory / "tiny.Q8_0.gguf", tmp_path / "checkpoint")
+    finally:
+        adapter.unlink()
+    policy, _ = load_policy(tmp_path / "checkpoint", device="cpu")
+    assert torch.equal(policy.get_input_embeddings().weight, written["model.embed_tokens.weight"])
 
 
 def test_a_package_holds_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.judges.base import BEATS, LEVEL, SPREAD, TURNED
+from pipeline.judges.support.stated import BEATS, LEVEL, SPREAD, TURNED
 from pipeline.preferences.candidates import Candidate, Stated
 from pipeline.preferences.order import probability
 

@@ -10,10 +10,10 @@ from storage.errors import DamagedFileError, NotCommittedError, QueryError
 from storage.log.manifest import Key
 from storage.log.run import Run
 from storage.log.store import Store
-from storage.objects.objects import Objects
 from storage.queries.round_query import Joined, View, query, table
 from storage.queries.sql import select
 from storage.tables.shards import open_table, read_table, write_table
+from support.counted_objects import counted
 
 NAMES = ["c1", "a1", "a2"]  # in this order, which is not the alphabetical one
 VALUE = pa.schema([("id", pa.string()), ("value", pa.int64())])
@@ -113,32 +113,6 @@ def test_damaged_file_is_not_the_users_fault(store: Store, run: Run) -> None:
         store.objects.delete([file.path])
 
 
-class Counting(Objects):
-    """Objects in ranges, as of a bucket, that count what is read."""
-
-    def __init__(self, store: Store) -> None:
-        backend = store.objects._store
-        super().__init__("memory://", lambda _seconds: backend)
-        self.read_keys: list[str] = []
-        self.bytes = 0
-
-    def read(self, key: str) -> bytes:
-        self.read_keys.append(key)
-        return super().read(key)
-
-    def open(self, key: str):  # type: ignore[no-untyped-def]
-        source = super().open(key)
-        read = source.read
-
-        def count(size: int = -1) -> bytes:
-            data = read(size)
-            self.bytes += len(data)
-            return data
-
-        source.read = count  # type: ignore[method-assign]
-        return source
-
-
 def test_a_run_is_opened_with_one_read_a_round_whatever_its_shards(local: Store) -> None:
     reads = {}
     for rounds, shards in ((3, 2), (3, 20), (6, 2)):
@@ -148,10 +122,9 @@ def test_a_run_is_opened_with_one_read_a_round_whatever_its_shards(local: Store)
                 for shard in range(shards):
                     writer.commit(Key(number, "candidates", shard), [])
                 writer.finish_round(number, {})
-        counting = Counting(local)
-        run = Store(local.root, counting).run(name)
-        assert len(run.rounds()) == rounds
-        reads[rounds, shards] = len(counting.read_keys)
+        store, counting = counted(local)
+        assert len(store.run(name).rounds()) == rounds
+        reads[rounds, shards] = counting.reads
     # The header, a snapshot for each round, and the entry that closes the session.
     assert reads == {(3, 2): 5, (3, 20): 5, (6, 2): 8}
 
@@ -165,8 +138,8 @@ def test_a_reader_of_one_column_reads_little_more(local: Store) -> None:
     file = write_table(local, "a", 1, "candidates", table)
     metadata = open_table(local, file).metadata
     column = sum(metadata.row_group(group).column(0).total_compressed_size for group in range(metadata.num_row_groups))
-    counting = Counting(local)
-    read_table(Store(local.root, counting), [file], ["small"], verify=False)
+    store, counting = counted(local)
+    read_table(store, [file], ["small"], verify=False)
     # The footer is looked for in the last 64 KiB; the rest is the column's own.
     assert column <= counting.bytes <= column + 2**16
     assert counting.bytes < file.bytes / 2
@@ -187,13 +160,14 @@ def test_a_filter_with_a_limit_reads_the_row_groups_that_it_shows(local: Store) 
                 "candidate": pa.array([0] * 500, pa.int32()), "text": wide,
             })  # fmt: skip
             writer.commit(Key(1, "candidates", shard), [write_table(local, "a", 1, "candidates", part, shard)])
-    counting = Counting(local)
+    store, counting = counted(local)
     by_id = View(("prompt_id",))
-    rows = query(Store(local.root, counting), run, 1, "candidates", by_id, where="prompt_id > 'p1700'", limit=2)
+    rows = query(store, run, 1, "candidates", by_id, where="prompt_id > 'p1700'", limit=2)
     assert rows["prompt_id"].to_pylist() == ["p1701", "p1702"]
     assert rows["text"].to_pylist() == wide[201:203]
     text = open_table(local, run.files(1, "candidates")[0]).metadata.row_group(0).column(2).total_compressed_size
-    narrow = query(Store(local.root, few := Counting(local)), run, 1, "candidates", by_id, limit=0)
+    other, few = counted(local)
+    narrow = query(other, run, 1, "candidates", by_id, limit=0)
     assert narrow.num_rows == 0
     # Beyond what finds the rows, that is the text of one shard of eight, and a little of the other columns.
     assert text <= counting.bytes - few.bytes < 1.2 * text
