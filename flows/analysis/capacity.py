@@ -18,7 +18,6 @@ from pipeline.planning.plan import Plan, plan_round
 from pipeline.planning.shapes import KNOWN_SHAPES, ModelShape, shape_of_config, shape_of_warm_start
 from pipeline.planning.work import Workload, workload_of
 from pipeline.recipe import Recipe
-from storage.queries.round_query import table
 
 
 def plan_recipe(
@@ -63,8 +62,9 @@ def _calibrated(work: Workload, device: Device, source: str, root: str) -> tuple
 
     ConfigError if it is round 0 or had no update, or the run is of another policy or on another kind of device.
     """
-    store = existing_store(root)
-    run, number = run_at_round(store, source)
+    from storage.queries.round_query import table  # brings DuckDB, which a forecast does not need
+
+    run, number = run_at_round(store := existing_store(root), source)
     while (parent := run.header.get("parent")) and number <= parent["round"]:
         run = store.run(parent["run"])  # which ran the round that a fork has from it
     recipe, recorded = work.recipe, Recipe.model_validate(run.header["recipe"])

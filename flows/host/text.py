@@ -1,4 +1,4 @@
-"""Text for people: counts and quantities, and texts of a model or a user with control characters shown instead of obeyed."""
+"""Text for people: counts, quantities, and texts with control characters shown instead of obeyed."""
 
 import unicodedata
 

@@ -82,7 +82,7 @@ def test_a_first_checkpoint_that_may_be_there_is_not_asked_for_room(
     model.touch()
     policy, adapter = {"source": "pretrained", "path": str(model)}, {**TINY["update"], "lora": {"rank": 1}}
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=5e6))
-    with pytest.raises(ConfigError, match="the weights of 2 rounds of this recipe take 0.54 GB"):
+    with pytest.raises(ConfigError, match=r"the weights of 2 rounds of this recipe take 0\.54 GB"):
         looked_at(tmp_path, policy=policy, update=adapter)
     copies = stage_shared(Store.open(tmp_path / "root"), DEQUANTISED, "ab" * 32)
     with copies as staged:
