@@ -109,7 +109,7 @@ def forecast(recipe: Recipe, done: int, goal: int, where: Path | None, *, made: 
     recipe = recipe.model_copy(update={"policy": with_local_config(recipe.policy)})
     gpu = None if recipe.devices.trainer == "cpu" else _Gpu.of(recipe.devices.trainer)
     try:
-        plan = plan_recipe(recipe, gpu and gpu.kind)
+        plan = plan_recipe(recipe, gpu.kind if gpu else None)
     except (ConfigError, json.JSONDecodeError) as error:
         return [f"what the run will take cannot be said: {str(error).partition(': ')[0]}"]
     found = Forecast(plan, goal - max(done, 0), done < 0)

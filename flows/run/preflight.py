@@ -1,8 +1,8 @@
 """What is looked at in the command's own process before anything heavy starts, the cheapest first.
 
 Each check takes well under a second and imports no torch; but for the prompts of large files, which take 0.1 s of
-processor time for 10,000 prompts of 500 bytes, 1.4 s for 100,000 and 10 s for 500,000. Judges that a recipe brings along
-are loaded beside it (`flows.run.judge_check`). Their call, and what needs a tokenizer, follow in the workers: see
+processor time for 10,000 prompts of 500 bytes, 1.4 s for 100,000 and 10 s for 500,000. Judges that a recipe brings
+along are loaded beside it (`flows.run.judge_check`). Their call, and what needs a tokenizer, follow in the workers: see
 `flows.run.execute`.
 """
 
