@@ -193,10 +193,13 @@ def _record(schema: pa.Schema) -> str:
     return name.decode()
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+"""Made once: `json.dumps` makes one for each of a million prompts."""
+
+
 def content_id(content: object) -> str:
     """Gives a JSON value a short, stable name: the first 16 hexadecimal digits of its SHA-256."""
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return hashlib.sha256(_CANONICAL.encode(content).encode()).hexdigest()[:16]
 
 
 def prompt_seed(run_seed: int, round_number: int, prompt_id: str) -> int:

@@ -18,7 +18,6 @@ from pipeline.planning.plan import Plan, plan_round
 from pipeline.planning.shapes import KNOWN_SHAPES, ModelShape, shape_of_config, shape_of_warm_start
 from pipeline.planning.work import Workload, workload_of
 from pipeline.recipe import Recipe
-from storage.queries.round_query import table
 
 
 def plan_recipe(
@@ -63,8 +62,11 @@ def _calibrated(work: Workload, device: Device, source: str, root: str) -> tuple
 
     ConfigError if it is round 0 or had no update, or the run is of another policy or on another kind of device.
     """
-    store = existing_store(root)
-    run, number = run_at_round(store, source)
+    from storage.queries.round_query import table  # brings DuckDB, which a forecast does not need
+
+    run, number = run_at_round(store := existing_store(root), source)
+    while (parent := run.header.get("parent")) and number <= parent["round"]:
+        run = store.run(parent["run"])  # which ran the round that a fork has from it
     recipe, recorded = work.recipe, Recipe.model_validate(run.header["recipe"])
     if number == 0 or recorded.policy != recipe.policy or (recorded.devices.trainer == "cpu") != (device.name == "cpu"):
         raise ConfigError(f"--calibrate {source}: name a round from 1 on of a run of this policy on '{device.name}'")
@@ -77,7 +79,7 @@ def _calibrated(work: Workload, device: Device, source: str, root: str) -> tuple
     preferences = max(1, (summary.preferences or 0) + (summary.replayed or 0))
     each = (summary.train_tokens or 0) / (preferences * recorded.update.epochs)
     theirs = Workload(recorded, work.policy, work.judge, fmean(lengths), tokens, preferences, each)
-    allotted = (run.session.meta.get("allotment") if run.session else None) or Allotment.of(recorded).record()
+    allotted = run.finished_by(number).meta.get("allotment") or Allotment.of(recorded).record()
     stages = plan_round(theirs, DEVICES[device.name].with_threads(allotted["threads"]["trainer"])).stages
     evaluation, totals = stages["evaluate"], {name: sum(parts.values()) for name, parts in stages.items()}
     on_paper = {

@@ -11,15 +11,15 @@ from pathlib import Path
 import psutil
 
 from flows.analysis.capacity import plan_recipe
-from flows.host.text import counted
+from flows.host.text import counted, quantity
 from pipeline.config import PretrainedPolicy
 from pipeline.errors import ConfigError
 from pipeline.planning.devices import DEVICES, FLOAT
 from pipeline.planning.plan import Plan
 from pipeline.recipe import Recipe
 
-_SURE = 0.5
-"""Share of the planned bytes that a run writes in any case: weights may lie in half of the planned precision."""
+_DIGITS = 2
+"""More than these would look as if they were known."""
 
 
 @dataclass(frozen=True)
@@ -39,71 +39,95 @@ class Forecast:
     @property
     def seconds(self) -> float:
         """Sums the rounds, and round 0's evaluation."""
-        return self.rounds * (self.plan.seconds + self._served) + self.begins * self._evaluation
-
-    @property
-    def _served(self) -> float:
-        """Returns the seconds of the evaluation as one would serve, which the plan of a round does not have."""
-        again = self.plan.work.recipe.evaluation.serving is not None
-        return again * sum(self.plan.stages["evaluate"].get(part, 0.0) for part in ("sample", "judge"))
-
-    @property
-    def _evaluation(self) -> float:
-        return sum(self.plan.stages["evaluate"].values()) + self._served
+        return self.rounds * self.plan.seconds + self.begins * sum(self.plan.stages["evaluate"].values())
 
     @property
     def disk(self) -> float:
-        """Sums the bytes that the store grows by."""
-        first = FLOAT * self.plan.work.policy.parameters
-        return self.rounds * sum(self.plan.store.values()) + self.begins * first
+        """Sums the bytes that the store grows by, at most: completions are seldom as long as they may be."""
+        return self.rounds * sum(self.plan.store.values()) + self.begins * self._first
 
-    def lines(self, memory: float, disk: float | None) -> list[str]:
-        """Says it in two lines.
+    def surely_written(self, *, made: bool = False) -> float:
+        """Sums the bytes of weights, and of what goes with them, that a run whose rounds have updates has to write.
+
+        A warm start's tokenizer may have fewer tokens than the recipe allows, and an adapter may be on some modules
+        alone: the planner counts both at their upper bound, and of them nothing is sure.
 
         Args:
-            memory: bytes that are free, of the machine or of a device.
-            disk: bytes that are free where the store lies; None if nobody knows, as of a bucket.
+            made: whether the checkpoint of the next round is there already.
         """
-        plan, stages = self.plan, {name: sum(parts.values()) for name, parts in self.plan.stages.items()}
-        stages |= {"evaluate": self._evaluation}
-        longest = ", ".join(f"{name} {_time(stages[name])}" for name in ("sample", "judge", "update", "evaluate"))
-        needed = max(sum(parts.values()) for parts in plan.memory.values())
-        short = " (too little: lower update.token_budget or sampling.cache_gib)" if needed > memory else ""
-        room = "" if disk is None else f" of {_size(disk)} free{' (too little)' if self.disk > disk else ''}"
-        return [
-            f"on paper, as on {plan.devices} x {plan.device.name}: about {_time(self.seconds)} of work for "
-            f"{counted(self.rounds, 'round')} of {_time(plan.seconds + self._served)} each ({longest})",
-            f"memory about {_size(needed)} of {_size(memory)} free{short}, disk about {_size(self.disk)}{room}; "
-            "'rondo plan' says what of",
-        ]
+        recipe, store = self.plan.work.recipe, self.plan.store
+        lora = recipe.update.lora
+        if not isinstance(recipe.policy, PretrainedPolicy):
+            return 0.0
+        each = 0.0 if lora is not None and lora.target_modules else sum(store.values()) - store["tables"]
+        if self.begins:
+            return self.rounds * each + (not made) * self._first
+        return (self.rounds - made) * each
+
+    @property
+    def _first(self) -> float:
+        return FLOAT * self.plan.work.policy.parameters
+
+    def time_line(self) -> str:
+        """Says how long the rounds take, and what takes longest."""
+        stages = {name: sum(parts.values()) for name, parts in self.plan.stages.items()}
+        longest = ", ".join(f"{name} {_short(stages[name], 's')}" for name in ("sample", "judge", "update", "evaluate"))
+        return (
+            f"on paper, as on {self.plan.devices} x {self.plan.device.name}: about {_short(self.seconds, 's')} of work "
+            f"for {counted(self.rounds, 'round')} of {_short(self.plan.seconds, 's')} each ({longest})"
+        )
+
+    def memory_words(self, free: float | None) -> str:
+        """Says how much memory the largest part needs, of so many free bytes of the machine or the device, if known."""
+        needed = max(sum(parts.values()) for parts in self.plan.memory.values())
+        if free is None:
+            return f"memory about {_short(needed, 'B')} (how much is free is not known)"
+        short = " (too little: lower update.token_budget or sampling.cache_gib)" if needed > free else ""
+        return f"memory about {_short(needed, 'B')} of {_short(free, 'B')} free{short}"
+
+    def disk_words(self, free: float | None) -> str:
+        """Says how much the store grows by, of so many free bytes; None if nobody knows, as of a bucket."""
+        short = " (may be too little)" if free is not None and self.disk > free else ""
+        room = "" if free is None else f" of {_short(free, 'B')} free{short}"
+        return f"disk at most about {_short(self.disk, 'B')}{room}"
 
 
-def forecast(recipe: Recipe, done: int, goal: int, where: Path | None) -> list[str]:
+def forecast(recipe: Recipe, done: int, goal: int, where: Path | None, *, made: bool = False) -> list[str]:
     """Says in at most two lines what the rounds up to ``goal`` take of this machine, or why nobody can say.
 
-    No hub is asked: of a model there, the size is known if its configuration was fetched before.
+    No hub is asked: of a model there, the size is known if its configuration was fetched before. Of a GPU that the
+    planner does not know, the disk alone is told.
 
     Args:
         done: the newest finished round; -1 if the run begins.
         where: the directory of the store; None if it is a bucket.
+        made: whether the checkpoint of the next round, 0 if the run begins, is in the store already, or may be.
 
     Raises:
-        ConfigError: the disk has less room than the rounds write in any case.
+        ConfigError: the disk has less room than the weights take that the rounds have to write.
     """
     recipe = recipe.model_copy(update={"policy": with_local_config(recipe.policy)})
+    gpu = None if recipe.devices.trainer == "cpu" else _Gpu.of(recipe.devices.trainer)
     try:
-        plan = plan_recipe(recipe, _device(recipe))
+        plan = plan_recipe(recipe, gpu.kind if gpu else None)
     except (ConfigError, json.JSONDecodeError) as error:
         return [f"what the run will take cannot be said: {str(error).partition(': ')[0]}"]
     found = Forecast(plan, goal - max(done, 0), done < 0)
-    free = None if where is None else float(shutil.disk_usage(where).free)
-    if free is not None and _SURE * found.disk > free:
+    disk = None if where is None else float(shutil.disk_usage(where).free)
+    if disk is not None and (sure := found.surely_written(made=made)) > disk:
         raise ConfigError(
-            f"{where} has {_size(free)} free, and {counted(found.rounds, 'round')} of this recipe write about "
-            f"{_size(found.disk)}: make room, take another --root, fewer rounds, or an adapter (update.lora)"
+            f"{where} has {_short(disk, 'B')} free, and the weights of {counted(found.rounds, 'round')} of this recipe "
+            f"take {_short(sure, 'B')}: make room, take another --root, fewer rounds, or an adapter (update.lora)"
         )
-    memory = plan.device.memory or float(psutil.virtual_memory().available)
-    return found.lines(memory, free)
+    if gpu is not None and gpu.kind is None:  # what a plan says of the disk is true of any device
+        known = ", ".join(name for name in DEVICES if name != "cpu")
+        return [
+            f"what the run will take of {gpu.name} cannot be said, as its speed is not known here; 'rondo plan "
+            f"--device' says what it would take of {known}",
+            found.disk_words(disk),
+        ]
+    memory = float(psutil.virtual_memory().available) if gpu is None else gpu.free
+    return [found.time_line(), f"{found.memory_words(memory)}, {found.disk_words(disk)}; 'rondo plan' says what of"]
 
 
 def with_local_config(policy: object) -> object:
@@ -120,27 +144,34 @@ def with_local_config(policy: object) -> object:
     return policy.model_copy(update={"path": str(Path(cached).parent)}) if isinstance(cached, str) else policy
 
 
-def _device(recipe: Recipe) -> str | None:
-    """Names the planner's device that this machine has; None if it has none of them, or a processor alone.
+@dataclass(frozen=True)
+class _Gpu:
+    """The trainer's GPU.
 
-    torch is there only if the recipe names a GPU, for which it was asked whether there is one.
+    Attributes:
+        name: as its driver gives it, in quotes.
+        kind: its name among ``DEVICES``; None if it is none of them.
+        free: bytes of its memory that nobody uses; None if that cannot be asked.
     """
-    torch, wanted = sys.modules.get("torch"), recipe.devices.trainer
-    if torch is None or wanted == "cpu" or not torch.cuda.is_available():
-        return None
-    words = re.split(r"[^a-z0-9]+", torch.cuda.get_device_name(wanted).lower())
-    return next((name for name in DEVICES if name in words), None)
+
+    name: str
+    kind: str | None
+    free: float | None
+
+    @classmethod
+    def of(cls, device: str) -> "_Gpu":
+        """Asks torch, which is imported if the recipe names a GPU, as it was asked whether there is one."""
+        torch = sys.modules.get("torch")
+        if torch is None or not torch.cuda.is_available():
+            return cls("a GPU that is not here", None, None)
+        name = torch.cuda.get_device_name(device)
+        words = re.split(r"[^a-z0-9]+", name.lower())
+        try:  # by the driver's library: torch's own answer would take some of that memory until the command ends
+            free = torch.cuda.get_device_properties(device).total_memory - torch.cuda.device_memory_used(device)
+        except Exception:  # the library is not there, or knows no such device, as a part of a GPU
+            free = None
+        return cls(f"'{name}'", next((kind for kind in DEVICES if kind in words), None), free)
 
 
-def _time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{_two_digits(seconds)} s"
-    return f"{_two_digits(seconds / 60)} min" if seconds < 7200 else f"{_two_digits(seconds / 3600)} h"
-
-
-def _size(size: float) -> str:
-    return f"{_two_digits(size / 1e9)} GB" if size >= 1e8 else f"{_two_digits(size / 1e6)} MB"
-
-
-def _two_digits(value: float) -> str:
-    return f"{value:.2g}" if value < 99.5 else f"{value:,.0f}"
+def _short(value: float, unit: str) -> str:
+    return quantity(value, unit, _DIGITS)

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from flows.cli import tables
 from flows.cli.options import Changes, Commands, Format, Output, RecipePath, Root
+from flows.host.text import quantity
 from flows.registry import DEFAULT_ROOT
 
 if TYPE_CHECKING:
@@ -48,14 +49,13 @@ def plan(
     title = f"{found.work.recipe.name}, rounds: {found.work.recipe.rounds}, {size}"
     facts = [(name, float(fact), fact.source) for name, fact in vars(found.device).items() if isinstance(fact, Fact)]
     records = _records(found)
-    rows = [{**row, "value": _shown(row["value"], row["unit"])} for row in records]
+    rows = [{**row, "value": quantity(row["value"], row["unit"])} for row in records]
     rows = [{name: value for name, value in row.items() if name != "unit"} for row in rows]
     document = {"metrics": records, "rests on": facts, "warnings": found.warnings}
     tables.print_rows(rows, title=title, format=format, records=records, document=document)
-    if not format.is_for_people:
-        return
     lines = [f"{name} {value:.3g}: {source}" for name, value, source in facts]
-    for line in lines + [f"warning: {warning}" for warning in found.warnings]:
+    lines += [f"warning: {warning}" for warning in found.warnings]
+    for line in lines if format.is_for_people else ():
         Console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -76,10 +76,4 @@ def _records(plan: "Plan") -> list[dict[str, Any]]:
 
 def _made_of(parts: Mapping[str, float], unit: str) -> str:
     largest_first = sorted(parts.items(), key=lambda part: -part[1])
-    return ", ".join(f"{name} {_shown(size, unit)}" for name, size in largest_first if name and size)
-
-
-def _shown(value: float, unit: str) -> str:
-    if unit == "s" and value >= 120:
-        return f"{value / 60:.3g} min" if value < 7200 else f"{value / 3600:.3g} h"
-    return f"{value / 1e9:.3g} GB" if unit == "B" else f"{value:.3g} {unit}"
+    return ", ".join(f"{name} {quantity(size, unit)}" for name, size in largest_first if name and size)

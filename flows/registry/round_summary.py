@@ -128,6 +128,7 @@ class RoundSummary(BaseModel):
     train_tokens: int | None = None
     train_accuracy: float | None = None
     chosen_fell: float | None = Field(None, description="share of pairs whose chosen completion became less likely")
+    chosen_measured: int | None = Field(None, description="pairs that this was measured on; none in earlier versions")
     chosen_change: float | None = None
     rejected_change: float | None = None
     handover_drift: float = Field(description="sampler against trainer after the weight sync, nats per token")

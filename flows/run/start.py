@@ -17,6 +17,7 @@ from flows.registry.resume_check import check_inputs, open_to_go_on, weights_of_
 from flows.registry.round_summary import RoundSummary, summaries
 from flows.run.check_judges import check_judge_policies
 from flows.run.fork_history import import_parent_rounds
+from flows.run.judge_check import checking_judges
 from flows.run.preflight import preflight
 from pipeline.errors import ConfigError, DataError, JudgeError, UnsupportedModelError
 from pipeline.recipe import Recipe
@@ -161,8 +162,9 @@ def _bring_to(
     check_devices(recipe)
     after = f", going on after round {done}" if done >= 0 else ""
     display.say(f"run '{run.name}' in {store.root}: {counted(rounds, 'round')}{after}")
-    with display.doing("looking at model, disk and prompts"):
+    with display.doing("looking at judges, model, disk and prompts"), checking_judges(recipe) as judges:
         trial = preflight(store, run, recipe, rounds, display.say)
+        judges.wait()
     # What takes seconds to import comes after the first line: Prefect, and the charts of the report.
     with display.doing("loading Prefect"):
         import flows.prefect_api  # noqa: F401  before Prefect

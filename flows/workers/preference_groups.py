@@ -137,6 +137,7 @@ def summary(result: UpdateResult, config: UpdateConfig) -> dict[str, Any]:
         "train_tokens": sum(step.tokens for step in result.steps),
         "train_accuracy": last.accuracy,
         "chosen_fell": result.chosen_fell_share,
+        "chosen_measured": len(result.sample),
         "chosen_change": result.chosen_change,
         "rejected_change": result.rejected_change,
     }

@@ -7,24 +7,24 @@ from typing import Any
 import pyarrow as pa
 
 from flows.workers.references import TrialPrompt
-from pipeline.config import DatasetPrompts, GeneratedPrompts, PretrainedPolicy
+from pipeline.config import DatasetPrompts, PretrainedPolicy
 from pipeline.data.conversations import written_out
 from pipeline.data.prompts import check_conversations, check_lengths, load_prompts, round_slice
-from pipeline.data.sources import Prompt, check_count, check_reference_answers, generate_splits, read_prompts
+from pipeline.data.sources import Prompt, all_prompts, check_count, check_reference_answers
 from pipeline.judges.reward_model import RewardModelConfig
 from pipeline.recipe import Recipe
 
 Say = Callable[[str], None]
 
 
-def check_source(recipe: Recipe, policy: str | None, say: Say) -> tuple[pa.Table | None, TrialPrompt]:
+def check_source(recipe: Recipe, policy: str | None, say: Say) -> tuple[list[Prompt], pa.Table | None]:
     """Checks prompts as far as they can be before there is a policy: with a pretrained one that is all.
 
     Args:
         policy: where a pretrained one is loaded from: a directory or a hub id.
 
     Returns:
-        The prompts' table, if there is a tokenizer to make it with; and one of them to try the judges on.
+        The prompts, for `run_prompts`; and their table, if there is a tokenizer to make it with.
 
     Raises:
         ConfigError: they cannot be read or are too few, or the policy has no chat template for them.
@@ -36,9 +36,9 @@ def check_source(recipe: Recipe, policy: str | None, say: Say) -> tuple[pa.Table
         if isinstance(part, RewardModelConfig) and not part.without_template:
             _check_reward_model(prompts, part.path, part.revision)
     if isinstance(recipe.policy, PretrainedPolicy):
-        return run_prompts(recipe, policy or recipe.policy.path, recipe.policy.revision, say), _trial(prompts[0])
+        return prompts, run_prompts(recipe, policy or recipe.policy.path, recipe.policy.revision, say, prompts)
     check_conversations(prompts, None)
-    return None, _trial(prompts[0])
+    return prompts, None
 
 
 def first_prompt(recipe: Recipe) -> TrialPrompt | None:
@@ -50,32 +50,32 @@ def first_prompt(recipe: Recipe) -> TrialPrompt | None:
     Raises:
         ConfigError, DataError: as for `check_source`.
     """
-    return None if isinstance(recipe.prompts, DatasetPrompts) else _trial(_counted(recipe)[0])
+    return None if isinstance(recipe.prompts, DatasetPrompts) else trial_of(_counted(recipe)[0])
 
 
 def _counted(recipe: Recipe) -> list[Prompt]:
-    if isinstance(recipe.prompts, GeneratedPrompts):
-        train, held_out = generate_splits(recipe.prompts, recipe.evaluation.prompts, recipe.seed)
-        prompts = [*train, *held_out]
-    else:
-        prompts = read_prompts(recipe.prompts)
+    prompts = all_prompts(recipe.prompts, recipe.evaluation.prompts, recipe.seed)
     check_count(len(prompts), recipe.evaluation.prompts, recipe.sampling.prompts_per_round)
     if (judge := next((part.kind for part in recipe.judge_parts if part.needs_reference), None)) is not None:
         check_reference_answers(prompts, judge)
     return prompts
 
 
-def _trial(prompt: Prompt) -> TrialPrompt:
+def trial_of(prompt: Prompt) -> TrialPrompt:
+    """Returns what judges are tried on."""
     messages = None if isinstance(prompt.content, str) else [dict(message) for message in prompt.content]
     text = prompt.content if isinstance(prompt.content, str) else written_out(prompt.content)
     return TrialPrompt(prompt.prompt_id, text, messages, prompt.reference_answer)
 
 
-def run_prompts(recipe: Recipe, policy: str | Path, revision: str | None, say: Say) -> pa.Table:
+def run_prompts(
+    recipe: Recipe, policy: str | Path, revision: str | None, say: Say, prompts: Sequence[Prompt] | None = None
+) -> pa.Table:
     """Loads the prompts of a run, tokenised, and checks them against the context of the policy.
 
     Args:
         policy: directory or hub id of its checkpoint.
+        prompts: what `check_source` gave; they are read or generated if it is None.
 
     Raises:
         ConfigError, DataError: as for `load_prompts` and `check_lengths`.
@@ -83,7 +83,7 @@ def run_prompts(recipe: Recipe, policy: str | Path, revision: str | None, say: S
     from pipeline.model.policy import load_tokenizer, max_context
 
     tokenizer = load_tokenizer(policy, revision=revision)
-    table = load_prompts(recipe.prompts, recipe.evaluation.prompts, recipe.seed, tokenizer, say)
+    table = load_prompts(recipe.prompts, recipe.evaluation.prompts, recipe.seed, tokenizer, say, prompts)
     context = min(max_context(policy, revision=revision), recipe.sampling.context or 2**62)
     check_lengths(table, recipe.sampling.max_tokens, context)
     round_slice(table, 1, recipe.sampling.prompts_per_round, recipe.seed)

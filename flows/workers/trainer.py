@@ -20,6 +20,7 @@ from storage.tables import checkpoints
 
 if TYPE_CHECKING:
     from flows.workers.round_update import RoundUpdate
+    from pipeline.data.sources import Prompt
 
 DEQUANTISED = "dequantised"
 """Directory of the store's shared cache for checkpoints that are made of GGUF files."""
@@ -37,7 +38,8 @@ class TrainerWorker(Worker):
         self.device = self.recipe.devices.trainer
         self._model = TrainerModel(self)
         self._update: RoundUpdate | None = None
-        self._prompts: pa.Table | None = None  # checked, and not written yet
+        self._prompts: list[Prompt] | None = None  # checked, and not written yet
+        self._table: pa.Table | None = None  # of them, if there was a tokenizer
 
     def prepare_policy(self) -> tuple[list[FileRef], dict[str, Any]]:
         """Makes the checkpoint of round 0: a warm start, trained once for its configuration, or a pretrained policy."""
@@ -96,22 +98,22 @@ class TrainerWorker(Worker):
 
     def check_prompts(self) -> TrialPrompt:
         """Checks the prompts as far as they can be before there is a policy, see `flows.workers.prompts`."""
-        from flows.workers.prompts import check_source
+        from flows.workers.prompts import check_source, trial_of
 
         policy = self.recipe.policy
         directory = self._pretrained(policy)[0] if isinstance(policy, PretrainedPolicy) else None
-        self._prompts, trial = check_source(self.recipe, directory, self._notice)
-        return trial
+        self._prompts, self._table = check_source(self.recipe, directory, self._notice)
+        return trial_of(self._prompts[0])
 
     def prepare_prompts(self, checkpoint: tuple[FileRef, ...]) -> FileRef:
         """Writes the prompts of the whole run, tokenised once and checked against the policy's context."""
         from flows.workers.prompts import run_prompts
 
-        if self._prompts is None:
-            self._prompts = run_prompts(self.recipe, self.directory(checkpoint), None, self._notice)
-        file = self.write(self._prompts, 0, "prompts")
-        self._prompts = None
-        return file
+        table = self._table
+        if table is None:
+            table = run_prompts(self.recipe, self.directory(checkpoint), None, self._notice, self._prompts)
+        self._prompts = self._table = None
+        return self.write(table, 0, "prompts")
 
     def _notice(self, notice: str) -> None:
         self.progress(notice=notice)

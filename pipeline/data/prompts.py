@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.config import GeneratedPrompts, Prompts
 from pipeline.data.chat_template import check_switches, check_used, encode_conversation
 from pipeline.data.conversations import stored_messages
-from pipeline.data.sources import Prompt, check_count, generate_splits, read_prompts
+from pipeline.data.sources import Prompt, all_prompts, check_count
 from pipeline.data.special_tokens import Marked, Tokenizer, keeps_apart, strings
 from pipeline.errors import ConfigError, DataError, PromptTooLongError
 from pipeline.records import PROMPTS, to_table
@@ -28,6 +28,7 @@ def load_prompts(
     seed: int,
     tokenizer: Tokenizer,
     say: _Say = lambda _sentence: None,
+    prompts: Sequence[Prompt] | None = None,
 ) -> pa.Table:
     """Loads all prompts of a run, in the ``PROMPTS`` schema: the train split, then the evaluation split.
 
@@ -38,6 +39,7 @@ def load_prompts(
 
     Args:
         say: takes sentences for people: how many prompts were too long, and how many spell special tokens.
+        prompts: what `all_prompts` gave of these very arguments, if it was asked before.
 
     Raises:
         ConfigError: no such file, dataset, split or column; too few prompts; conversations without a chat template; or
@@ -45,13 +47,12 @@ def load_prompts(
         DataError: a prompt that is empty, neither a text nor a conversation that awaits an answer, or that the chat
             template does not take as a whole.
     """
+    prompts = all_prompts(config, evaluation_count, seed) if prompts is None else prompts
+    check_conversations(prompts, tokenizer)
     if isinstance(config, GeneratedPrompts):
-        generated, held_out = generate_splits(config, evaluation_count, seed)
-        check_conversations([*generated, *held_out], tokenizer)
-        train, evaluation = ([_row(prompt, tokenizer) for prompt in prompts] for prompts in (generated, held_out))
+        rows = [_row(prompt, tokenizer) for prompt in prompts]
+        train, evaluation = rows[: config.train], rows[config.train :]
     else:
-        prompts = read_prompts(config)
-        check_conversations(prompts, tokenizer)
         rows = [_row(prompt, tokenizer, read_special_tokens=config.read_special_tokens) for prompt in prompts]
         _say_special_tokens(prompts, tokenizer, config.read_special_tokens, say)
         if config.max_tokens is not None:

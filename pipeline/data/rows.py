@@ -167,7 +167,7 @@ def _head(name: str, present: Sequence[str], place: str) -> str:
 
 
 def _value(fields: Mapping[str, Any], name: str, place: str) -> object:
-    head = _head(name, list(fields), place)
+    head = name if name in fields else _head(name, list(fields), place)
     value = fields[head]
     for part in name.removeprefix(head).split(".")[1:]:
         if value is None:

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from pipeline.config import DatasetPrompts, FilePrompts, GeneratedPrompts
+from pipeline.config import DatasetPrompts, FilePrompts, GeneratedPrompts, Prompts
 from pipeline.data.conversations import Message, prompt_content
 from pipeline.data.corpora import Split, get_corpus
 from pipeline.data.reference_answers import reference_answer
@@ -28,17 +29,28 @@ class Prompt:
     place: str
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def prompt_id(self) -> str:
         """Hashes the content, all fields of its messages included, and what the chat template is told beside them."""
         if isinstance(self.content, str) or not self.template_kwargs:
             return self.content_id
         return content_id({"messages": self.content, "chat_template_kwargs": dict(self.template_kwargs)})
 
-    @property
+    @cached_property
     def content_id(self) -> str:
         """Hashes the content alone: the same whatever the chat template is told."""
         return content_id(self.content)
+
+
+def all_prompts(config: Prompts, evaluation_count: int, seed: int) -> list[Prompt]:
+    """Generates or reads the prompts of a run; of generated ones the last ``evaluation_count`` are held out.
+
+    Raises:
+        ConfigError, DataError: as for `read_prompts`; or the corpus has fewer in one of its splits.
+    """
+    if not isinstance(config, GeneratedPrompts):
+        return read_prompts(config)
+    return [*_generate(config, "train", config.train, seed), *_generate(config, "evaluation", evaluation_count, seed)]
 
 
 def read_prompts(config: FilePrompts | DatasetPrompts) -> list[Prompt]:
@@ -60,15 +72,6 @@ def read_prompts(config: FilePrompts | DatasetPrompts) -> list[Prompt]:
         by_id.setdefault(prompt.prompt_id, prompt)
     _check_switches_are_used(config.chat_template_kwargs, list(by_id.values()))
     return list(by_id.values())
-
-
-def generate_splits(config: GeneratedPrompts, evaluation_count: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    """Generates the prompts of a run: those to train on, and those that are held out.
-
-    Raises:
-        ConfigError: the corpus has fewer in one of the splits.
-    """
-    return _generate(config, "train", config.train, seed), _generate(config, "evaluation", evaluation_count, seed)
 
 
 def _generate(config: GeneratedPrompts, split: Split, count: int, seed: int) -> list[Prompt]:

@@ -111,7 +111,7 @@ class UpdateResult:
     ``reference_drift`` is the largest difference, in nats a sequence, between the reference and the policy on
     the first step. The last three compare the policy after the last step with the reference: share of
     preferences whose chosen candidate became less likely, and mean change, in nats a sequence.
-    They are of ``sample``: some of the preferences (`update.DISPLACEMENT_SAMPLE`), evenly spread. ``final_logps`` holds
+    They are of ``sample``: some of the preferences (`displacement_sample`), evenly spread. ``final_logps`` holds
     the log-probability of each of its candidates after the last step. ``stopped`` says why the steps
     ended before the plan did, ``token_budget`` is that of the last step, less than asked for if memory ran out.
     """

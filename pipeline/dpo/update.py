@@ -29,7 +29,7 @@ from pipeline.dpo.checks import (
     halved_budget,
 )
 from pipeline.dpo.gradients import StepOutcome, accumulate_gradient
-from pipeline.dpo.measured_sample import affordable, spread
+from pipeline.dpo.measured_sample import displacement_sample, spread
 from pipeline.dpo.optimizer import build_optimizer, learning_rate_factor
 from pipeline.dpo.preference_pool import PreferencePool
 from pipeline.dpo.state import hashed_settings, load_optimizer, load_progress, load_state, save_optimizer, save_state
@@ -43,13 +43,6 @@ from pipeline.packing.attention import shared_prefix_attention
 from pipeline.records import content_id
 
 __all__ = ["PreferenceGroup", "RoundFacts", "StepMetrics", "Update", "UpdateResult", "run_update"]
-
-DISPLACEMENT_SAMPLE = 128
-LEAST_SAMPLE = 8
-"""Preferences that are measured again after the last step: at most and at least, and as many as take 3% of the steps'
-time in between. For all it would be a third of an epoch's. A share of 128 has a standard error of at most 4.4 points,
-one of 8 of at most 18.
-"""
 
 REFERENCE = "reference_logps.jsonl"
 """Of a saved update: the reference's log-probabilities, a line for each preference."""
@@ -199,8 +192,7 @@ class Update:
         self.advance(on_step)
         self._optimizer.zero_grad(set_to_none=True)  # as large as the weights, and the model stays
         done = self._done
-        size = affordable(len(self._groups), self._config.epochs, least=LEAST_SAMPLE, most=DISPLACEMENT_SAMPLE)
-        sample = spread(self._groups, size)
+        sample = spread(self._groups, displacement_sample(len(self._groups), self._config.epochs))
         final = sequence_logps(self._model, sample, done.token_budget, precision=self._config.precision)
         return UpdateResult(
             first_loss=done.first_loss,

@@ -15,9 +15,11 @@ from pipeline.config import PreferencesConfig, SamplingConfig
 from pipeline.errors import DataError
 from pipeline.evaluation.judge_drift import agreement, change, drifted, over_optimised, overoptimization_gap
 from pipeline.evaluation.metrics import (
+    CONFIDENCE,
     Scores,
     answer_statistics,
     kl_estimate,
+    least_share,
     mean_score,
     scores_by_prompt,
     thought_statistics,
@@ -150,12 +152,7 @@ def alarms(
     """Says what a person should look at before trusting this round, one sentence each."""
     found = list(_little_to_learn(metrics, preferences or PreferencesConfig()))
     found += _truncation(metrics, sampling or SamplingConfig())
-    fell, change = metrics.get("chosen_fell"), metrics.get("chosen_change")
-    if fell is not None and change is not None and fell > DISPLACEMENT_SHARE and change < 0:
-        found.append(
-            f"likelihood displacement: {fell:.0%} of the chosen answers became less likely "
-            f"({change:+.2f} nats on average)"
-        )
+    found += _displacement(metrics)
     if metrics["length"] > LENGTH_GROWTH * initial["length"]:
         found.append(f"length: answers grew from {initial['length']:.1f} to {metrics['length']:.1f} tokens")
     if metrics["entropy_per_token"] < ENTROPY_SHARE * initial["entropy_per_token"]:
@@ -192,6 +189,18 @@ def _truncation(metrics: Mapping[str, Any], sampling: SamplingConfig) -> Iterato
             f"truncation: {' and '.join(cut)} were cut at sampling.max_tokens {sampling.max_tokens}, more than "
             f"sampling.alarm_truncated {most:.0%}: raise sampling.max_tokens, or ask for shorter answers in the prompts"
         )
+
+
+def _displacement(metrics: Mapping[str, Any]) -> Iterator[str]:
+    fell, moved, pairs = (metrics.get(name) for name in ("chosen_fell", "chosen_change", "chosen_measured"))
+    if fell is None or moved is None:
+        return
+    # An update of an earlier version, whose round is finished by this one, did not say how many it measured.
+    least = fell if pairs is None else least_share(fell, pairs)
+    if least > DISPLACEMENT_SHARE and moved < 0:
+        of = "the chosen answers" if pairs is None else f"{pairs} chosen answers"
+        sure = "" if pairs is None else f", so at least {least:.0%} of all with {CONFIDENCE:.0%} confidence"
+        yield f"likelihood displacement: {fell:.0%} of {of} became less likely{sure} ({moved:+.2f} nats on average)"
 
 
 def _little_to_learn(metrics: Mapping[str, Any], config: PreferencesConfig) -> Iterator[str]:

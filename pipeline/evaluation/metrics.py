@@ -7,13 +7,15 @@ not give is None. Answers come as ``CANDIDATES`` tables.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import NormalDist, fmean, stdev
 
 import pyarrow as pa
 
 from pipeline.errors import DataError
 
 Scores = Mapping[str, float | None]
+CONFIDENCE = 0.95
+"""That a share is at least what `least_share` says of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +135,17 @@ def kl_estimate(logps_policy_B: Sequence[float], logps_reference_B: Sequence[flo
         )
     ratios_B = [policy - reference for policy, reference in zip(logps_policy_B, logps_reference_B, strict=True)]
     return _estimate(ratios_B, "no answer was given")
+
+
+def least_share(share: float, count: int) -> float:
+    """Returns the lower end of a share that was measured on ``count`` independent cases, with 95% confidence.
+
+    Wilson's score limit, one-sided: (p + z^2/2n - z sqrt(p(1 - p)/n + z^2/4n^2)) / (1 + z^2/n) with z = 1.645; E. B.
+    Wilson, J. Am. Stat. Assoc. 22 (1927), 209-212. Unlike p - z sqrt(p(1 - p)/n) it holds for few cases, and if all of
+    them are alike.
+    """
+    z2 = NormalDist().inv_cdf(CONFIDENCE) ** 2 / count
+    return (share + z2 / 2 - math.sqrt(z2 * (share * (1 - share) + z2 / 4))) / (1 + z2)
 
 
 def answer_statistics(candidates: pa.Table) -> AnswerStatistics:

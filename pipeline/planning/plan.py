@@ -72,8 +72,8 @@ def _stages(work: Workload, device: Device, samplers: int, ranks: int) -> dict[s
         "update": time.update(work, device, ranks),
         "sync weights": time.weight_sync(work, device),
         "evaluate": {
-            "sample": sum(time.sampling(work, device, samplers, held_out=True).values()),
-            "judge": sum(time.judging(work, device, ranks, judges, held_out).values()),
+            "sample": work.evaluations * sum(time.sampling(work, device, samplers, held_out=True).values()),
+            "judge": work.evaluations * sum(time.judging(work, device, ranks, judges, held_out).values()),
             **time.scoring(work, device, ranks),
         },
     }

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from math import ceil
 
-from pipeline.dpo.measured_sample import affordable
+from pipeline.dpo.measured_sample import displacement_sample
 from pipeline.judges import JudgeConfig
 from pipeline.judges.implicit import ImplicitConfig
 from pipeline.judges.llm import LlmConfig
@@ -77,8 +77,7 @@ def update(work: Workload, device: Device, ranks: int) -> Parts:
     link = (device.link if ranks <= device.per_node else device.network) * device.traffic_share
     links = steps * ceil(tokens / config.token_budget) * sent / link
     given = config.takes_samplers(device.drift) and config.reference == "previous"
-    scored = affordable(work.preferences, config.epochs, least=8, most=128)  # once more at the end
-    scored += 0 if given else work.preferences
+    scored = (0 if given else work.preferences) + displacement_sample(work.preferences, config.epochs)
     return {
         ("links between ranks" if links > compute else "compute"): max(links, compute),
         "scoring": _passes(policy.multiplied * scored * work.preference_tokens, work, device, ranks),

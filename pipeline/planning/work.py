@@ -26,13 +26,18 @@ class Workload:
 
     @property
     def answers(self) -> int:
-        """Counts the completions that are sampled for training; the evaluation's are one for each held-out prompt."""
+        """Counts the completions that are sampled for training."""
         return self.recipe.sampling.prompts_per_round * self.recipe.sampling.candidates
+
+    @property
+    def evaluations(self) -> int:
+        """Counts how often held-out prompts are answered and judged: once more if the recipe says how one serves."""
+        return 1 if self.recipe.evaluation.serving is None else 2
 
     @property
     def sampled_tokens(self) -> float:
         """Counts the tokens that are sampled in a round, the evaluation's included."""
-        return (self.answers + self.recipe.evaluation.prompts) * self.answer_tokens
+        return (self.answers + self.evaluations * self.recipe.evaluation.prompts) * self.answer_tokens
 
     @property
     def trained_weights(self) -> int:

@@ -32,7 +32,7 @@ from storage.tables.shards import check_size
 _CHUNK = 4 * 2**20
 _SETTLED_NS = 100_000_000
 """A file system's times may be as coarse as a tick: a file that has just been written might be written to again, and
-look the same.
+look the same. Of a file that was older than this when reading began, any later write shows.
 """
 # A round reads its own weights, those of the round before, and those of round 0.
 KEPT_COPIES = 3
@@ -128,6 +128,11 @@ def find_shared(store: Store, kind: str, digest: str) -> tuple[FileRef, ...] | N
     if {name: value.get(name) for name in expected} != expected or not isinstance(value.get("files"), list):
         raise CorruptEntryError(f"{key} is no manifest of {kind} {digest}")
     return tuple(FileRef.from_json(file) for file in value["files"])
+
+
+def has_shared(store: Store, kind: str) -> bool:
+    """Says whether there is any shared directory of this kind."""
+    return kind in store.objects.children(layout.SHARED)
 
 
 def shared_files(store: Store, keys: Iterable[str]) -> set[str]:
@@ -235,8 +240,9 @@ def _sha256(file: BufferedReader) -> str:
     its times.
     """
     before = _identity(file)
+    settled = time.time_ns() - max(before[-2:]) > _SETTLED_NS  # before it is read: hashing may take longer than that
     found = _HASHED.get(before) or hashlib.file_digest(file, "sha256").hexdigest()
-    if _identity(file) == before and time.time_ns() - max(before[-2:]) > _SETTLED_NS:
+    if settled and _identity(file) == before:
         _HASHED[before] = found
         while len(_HASHED) > _MOST_HASHED:
             _HASHED.popitem(last=False)

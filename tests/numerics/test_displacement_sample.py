@@ -4,8 +4,8 @@ import pytest
 from numerics.tiny_models import build, token_groups, with_reference
 
 from pipeline.config import UpdateConfig
-from pipeline.dpo import update
-from pipeline.dpo.measured_sample import affordable
+from pipeline.dpo import measured_sample, update
+from pipeline.dpo.measured_sample import displacement_sample
 from pipeline.model.logprobs import sequence_logps
 
 
@@ -15,12 +15,12 @@ from pipeline.model.logprobs import sequence_logps
 )
 def test_the_sample_takes_three_hundredths_of_the_steps_time(preferences: int, epochs: int, counted: int) -> None:
     """A pass takes a third of a step's time: n of N preferences in each epoch take n / (3 N epochs) of it."""
-    assert affordable(preferences, epochs, least=8, most=128) == counted
+    assert displacement_sample(preferences, epochs) == counted
 
 
 @pytest.mark.parametrize(("most", "expected"), [(3, [0, 2, 4]), (7, range(7)), (100, range(7))])
 def test_the_sample_is_spread_evenly(most, expected, monkeypatch):
-    monkeypatch.setattr(update, "DISPLACEMENT_SAMPLE", most)
+    monkeypatch.setattr(measured_sample, "DISPLACEMENT_SAMPLE", most)
     model = build()
     plain = token_groups(7, seed=3)
     groups = with_reference(plain, sequence_logps(model, plain, 1000))

@@ -103,12 +103,12 @@ class FilmReviews:
 
     def prompts(self, split: Split, count: int, seed: int) -> list[CorpusPrompt]:
         """Draws distinct openings of one split: see ``Corpus.prompts``."""
-        return [CorpusPrompt(text) for text in draw(_openings(split), split, count, seed)]
+        return [CorpusPrompt(text) for text in draw(_openings()[split], split, count, seed)]
 
     def texts(self, count: int, seed: int) -> list[tuple[str, str]]:
         """Writes whole reviews: an opening, and an answer that begins with a blank."""
         rng = generator("film_reviews", seed)
-        openings = _openings("warm_start")
+        openings = _openings()["warm_start"]
         return [(rng.choice(openings), review(rng)) for _ in range(count)]
 
 
@@ -179,6 +179,10 @@ def _capital(clause: str) -> str:
 
 
 @cache
-def _openings(split: Split) -> tuple[str, ...]:
-    texts = ("".join(parts) for parts in product(*_OPENING))
-    return tuple(text for text in texts if split_of(text) == split)
+def _openings() -> Mapping[Split, Sequence[str]]:
+    """Writes all openings, by their splits: hashing them takes longest, and most runs need two splits."""
+    found: dict[Split, list[str]] = {"warm_start": [], "train": [], "evaluation": []}
+    for parts in product(*_OPENING):
+        text = "".join(parts)
+        found[split_of(text)].append(text)
+    return found

@@ -8,12 +8,15 @@ import pytest
 
 from flows.analysis.capacity import plan_recipe
 from flows.registry.recipes import load_recipe
+from flows.registry.resume import header
+from flows.run.fork_history import import_parent_rounds
 from pipeline.errors import ConfigError
 from pipeline.planning.shapes import KNOWN_SHAPES
 from pipeline.recipe import Recipe
 from storage.log.manifest import Key
 from storage.log.store import Store
 from storage.log.writer import Writer
+from storage.retention.prune import create_fork
 from support.finished_run import finished_run, small_recipe
 
 GPU_RECIPE = Path(__file__).parents[3] / "deploy" / "recipes" / "qwen2.5-0.5b-gpu.yaml"
@@ -92,6 +95,21 @@ def test_a_calibrated_plan_gives_what_was_measured(measured: str) -> None:
     twice = plan_recipe(small_recipe(policy=POLICY, devices=ONE_THREAD, **changes), calibrate="small@2", root=measured)
     assert twice.work.preferences == 6
     assert twice.stages["update"]["compute"] == pytest.approx(10.0)
+
+
+def test_the_threads_are_those_of_the_session_that_ran_the_round(measured: str) -> None:
+    """Round 2 had one thread, as its recipe says; a later session with four, and a fork with two, change nothing."""
+    store, recipe = Store.open(measured), small_recipe(policy=POLICY, devices=ONE_THREAD)
+    before = plan_recipe(recipe, calibrate="small@2", root=measured)
+    allotment = {"threads": {"sampler": 4, "trainer": 4, "judge": 4}, "precision": "float32"}
+    with store.run("small").writer(meta={"allotment": allotment}):
+        pass
+    assert plan_recipe(recipe, calibrate="small@2", root=measured).measured == before.measured
+    parent = store.run("small")
+    fork = create_fork(store, parent, 2, "fork", header(small_recipe(policy=POLICY, devices={"cpu_threads": 2})), [])
+    with fork.writer(meta={"allotment": allotment}) as writer:
+        import_parent_rounds(store, fork, writer)
+    assert plan_recipe(recipe, calibrate="fork@2", root=measured).measured == before.measured
 
 
 def test_speeds_of_one_thread_are_those_of_one_thread(measured: str) -> None:

@@ -1,9 +1,11 @@
 """What stops a run before its workers, its scheduler and torch are there."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +14,10 @@ from flows.registry.recipes import parse_recipe
 from flows.registry.resume import header
 from flows.run.preflight import preflight
 from flows.workers.references import TrialPrompt
+from flows.workers.trainer import DEQUANTISED
 from pipeline.errors import ConfigError, DataError
 from storage.log.store import Store
+from storage.tables.checkpoints import stage_shared
 from support.recipes import TINY
 
 CONFIG = {
@@ -34,7 +38,7 @@ def looked_at(
         "prompts": {"source": "jsonl", "path": str(prompts), "reference_column": column}, **changes,
     })  # fmt: skip
     store = Store.open(directory / "root")
-    run = store.create_run("r", header(recipe))
+    run = store.create_run(recipe.name, header(recipe))
     said: list[str] = []
     return preflight(store, run, recipe, 2, said.append), said
 
@@ -68,6 +72,22 @@ def test_what_cannot_be_run_is_refused(
 ) -> None:
     with pytest.raises(error, match=sentence):
         looked_at(tmp_path, **changes)
+
+
+def test_a_first_checkpoint_that_may_be_there_is_not_asked_for_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GGUF file's, once any was dequantised in this root; the two adapters of a rank of 1 fit."""
+    model = tmp_path / "SmolLM2-135M.gguf"  # whose size is known by its name
+    model.touch()
+    policy, adapter = {"source": "pretrained", "path": str(model)}, {**TINY["update"], "lora": {"rank": 1}}
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=5e6))
+    with pytest.raises(ConfigError, match=r"the weights of 2 rounds of this recipe take 0\.54 GB"):
+        looked_at(tmp_path, policy=policy, update=adapter)
+    copies = stage_shared(Store.open(tmp_path / "root"), DEQUANTISED, "ab" * 32)
+    with copies as staged:
+        (staged.path / "model.safetensors").touch()
+    assert "(may be too little)" in looked_at(tmp_path, name="s", policy=policy, update=adapter)[1][1]
 
 
 def test_a_tolerance_of_float32_in_bfloat16_is_told_of(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from flows.registry.recipes import parse_recipe
-from flows.workers.prompts import check_source
+from flows.workers.prompts import check_source, trial_of
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
 from support.recipes import TINY
@@ -27,8 +27,9 @@ def recipe(directory: Path, **more: Any) -> Recipe:
 
 def test_generated_conversations_are_tokenised_at_once_for_a_pretrained_policy(tmp_path: Path) -> None:
     tiny_tokenizer(chat_template=True).save_pretrained(tmp_path)
-    table, trial = check_source(recipe(tmp_path), None, print)
+    prompts, table = check_source(recipe(tmp_path), None, print)
     assert table is not None
+    trial = trial_of(prompts[0])
     assert table["split"].to_pylist() == ["train"] * 20 + ["evaluation"] * 8
     assert trial.messages == [{key: row[key] for key in ("role", "content")} for row in table["messages"][0].as_py()]
     assert trial.reference_answer == table["reference_answer"][0].as_py()

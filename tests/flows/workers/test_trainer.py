@@ -1,17 +1,24 @@
 """What the trainer makes of a policy's source."""
 
+import shutil
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from flows.workers.trainer import TrainerWorker
+from pipeline.data.corpora.film_reviews import FilmReviews
 from pipeline.recipe import Recipe
 from storage.log.store import Store
+from storage.tables.checkpoints import stage_directory
+from storage.tables.shards import read_table
 from support.gguf_file import write_gguf
 from support.recipes import TINY
 from support.tiny import tiny_llama, tiny_tokenizer
 
 
-def trainer(root: str, run: str, path: Path, scratch: Path) -> TrainerWorker:
-    recipe = Recipe.model_validate({**TINY, "policy": {"source": "pretrained", "path": str(path)}})
+def trainer(root: str, run: str, path: Path, scratch: Path, **changes: Any) -> TrainerWorker:
+    recipe = Recipe.model_validate({**TINY, "policy": {"source": "pretrained", "path": str(path)}, **changes})
     scratch.mkdir(exist_ok=True)
     return TrainerWorker(root=root, run=run, recipe=recipe.model_dump(mode="json"), scratch=str(scratch))
 
@@ -29,3 +36,42 @@ def test_a_gguf_file_is_dequantised_once_for_all_runs_of_a_root(tmp_path: Path) 
         assert report == {"source": str(model)}
     assert made[0] == made[1]
     assert all(file.path.startswith("shared/dequantised/") for file in made[0])
+
+
+def test_prompts_are_generated_once_by_a_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the check before there is a policy, and for the table: both splits, of which no corpus is asked again."""
+    asked = []
+    generate = FilmReviews.prompts
+    monkeypatch.setattr(FilmReviews, "prompts", lambda self, *given: (asked.append(given), generate(self, *given))[1])
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    tiny_llama(tmp_path / "model")
+    store = Store.open(tmp_path / "root")
+    store.create_run("r", {})
+    prompts = {"source": "generated", "corpus": "film_reviews", "train": 20}
+    worker = trainer(store.root, "r", tmp_path / "model", tmp_path / "scratch", prompts=prompts)
+    trial = worker.check_prompts()
+    table = read_table(store, [worker.prepare_prompts(())])
+    assert asked == [("train", 20, 7), ("evaluation", 8, 7)]
+    assert table["prompt_id"][0].as_py() == trial.prompt_id
+    assert table["split"].to_pylist() == ["train"] * 20 + ["evaluation"] * 8
+
+
+def test_prompts_are_read_once_before_there_is_a_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a warm start, whose tokenizer comes after the check; a new worker, after a crash, reads them anew."""
+    store = Store.open(tmp_path / "root")
+    store.create_run("r", {})
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    tiny_llama(tmp_path / "model")
+    with stage_directory(store, "r", 0, "checkpoint") as staged:
+        shutil.copytree(tmp_path / "model", staged.path, dirs_exist_ok=True)
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(f'{{"prompt": "Number {row}"}}\n' for row in range(30)))
+    policy = {"source": "warm_start", "corpus": "film_reviews"}
+    given: dict[str, Any] = {"policy": policy, "prompts": {"source": "jsonl", "path": str(file)}}
+    first, second = (trainer(store.root, "r", tmp_path, tmp_path / name, **given) for name in ("a", "b"))
+    trial = first.check_prompts()
+    file.rename(tmp_path / "elsewhere.jsonl")
+    assert read_table(store, [first.prepare_prompts(staged.files)]).num_rows == 30
+    (tmp_path / "elsewhere.jsonl").rename(file)
+    table = read_table(store, [second.prepare_prompts(staged.files)])
+    assert trial.prompt_id in table["prompt_id"].to_pylist()

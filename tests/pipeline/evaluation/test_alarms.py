@@ -19,7 +19,14 @@ def test_a_good_round_raises_none() -> None:
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ({"chosen_fell": 0.6, "chosen_change": -0.5}, "likelihood displacement: 60% .*-0.50 nats"),
+        (
+            {"chosen_fell": 0.6, "chosen_change": -0.5, "chosen_measured": 128},
+            "likelihood displacement: 60% of 128 chosen answers .* at least 53% .* .-0.50 nats",
+        ),
+        # All of 8: 8 / (8 + 1.645^2) = 75%. And 7 of 8, 59% by the same formula.
+        ({"chosen_fell": 1.0, "chosen_change": -0.5, "chosen_measured": 8}, "likelihood displacement: .* at least 75%"),
+        ({"chosen_fell": 0.875, "chosen_change": -0.5, "chosen_measured": 8}, "likelihood.* of 8 .* at least 59%"),
+        ({"chosen_fell": 0.6, "chosen_change": -0.5}, "likelihood displacement: 60% of the .* likely .-0.50"),
         ({"length": 31.0}, "length: answers grew from 20.0 to 31.0 tokens"),
         ({"entropy_per_token": 0.59}, "entropy collapse: 0.59 nats per token, less than 50% of .* 1.20"),
         ({"kl_initial": 5.5}, "drift: KL .* 5.50 nats, above 5"),
@@ -33,7 +40,9 @@ def test_each_alarm_alone(changed: dict[str, float], expected: str) -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"chosen_fell": 0.6, "chosen_change": 0.1},  # more fell than rose, by less
+        {"chosen_fell": 0.6, "chosen_change": 0.1, "chosen_measured": 128},  # more fell than rose, by less
+        {"chosen_fell": 0.75, "chosen_change": -0.5, "chosen_measured": 8},  # 6 of 8: at least 46% of all
+        {"chosen_fell": 0.57, "chosen_change": -0.5, "chosen_measured": 128},  # at least 49.7%
         {"length": 30.0},
         {"entropy_per_token": 0.6},
     ],

@@ -12,6 +12,7 @@ from pipeline.errors import DataError
 from pipeline.evaluation.metrics import (
     answer_statistics,
     kl_estimate,
+    least_share,
     mean_score,
     most_changed,
     scored_answers,
@@ -55,6 +56,15 @@ def test_mean_score_and_its_standard_error() -> None:
     assert math.isnan(mean_score({"a": 1.0}).standard_error)
     with pytest.raises(DataError, match="no prompt has a score"):
         mean_score({"a": None})
+
+
+@pytest.mark.parametrize("count", [1, 8, 128])
+@pytest.mark.parametrize("fell", [0.0, 0.5, 0.75, 1.0])
+def test_the_least_share_is_where_the_measured_one_is_just_credible(fell: float, count: int) -> None:
+    """Wilson's limit solves (p - q)^2 = z^2 q (1 - q) / n for q, z of 95% on one side: up to rounding."""
+    q = least_share(fell, count)
+    assert 0 <= q <= fell
+    assert (fell - q) ** 2 == pytest.approx(1.6448536269514722**2 * q * (1 - q) / count, abs=1e-12)
 
 
 def test_win_rate_counts_a_tie_as_one_half_and_pairs_by_prompt() -> None:

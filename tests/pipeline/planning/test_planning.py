@@ -268,6 +268,16 @@ def test_an_evaluation_samples_judges_and_scores_the_held_out_completions() -> N
     assert {name: evaluation[name] for name in found} == found
 
 
+def test_an_evaluation_as_served_samples_and_judges_once_more() -> None:
+    """And scores nothing more; the store gets its completions too."""
+    served = {"evaluation": {"prompts": 256, "serving": {}}}
+    once, twice = (planned(4, **changes).stages["evaluate"] for changes in ({"evaluation": {"prompts": 256}}, served))
+    assert twice == {**once, "sample": 2 * once["sample"], "judge": 2 * once["judge"]}
+    assert work_of(**served).sampled_tokens == (8192 + 2 * 256) * 512
+    # 8,448 completions become 8,704.
+    assert round_store(work_of(**served))["tables"] == pytest.approx(round_store(work_of())["tables"] * 8704 / 8448)
+
+
 def test_new_weights_are_read_and_copies_made() -> None:
     assert weight_sync(work_of(), H100) == {"store": pytest.approx(4 * WEIGHTS / 1e9)}
     # Tied weights are read, written with a head of their own, and read again.

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,7 @@ from storage.tables import checkpoints
 from storage.tables.checkpoints import (
     directory_digest,
     find_shared,
+    has_shared,
     local_directory,
     stage_directory,
     stage_shared,
@@ -247,6 +249,30 @@ def test_a_file_is_hashed_once_until_it_is_touched(tmp_path: Path, monkeypatch: 
     assert hashed[written:] == [str(weights)]
 
 
+def test_a_file_that_was_new_when_reading_began_is_hashed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the hashing took: a write within the tick of the first one would not show in the file's times."""
+    hashed = []
+    digest = hashlib.file_digest
+
+    def slow(file: Any, kind: str) -> Any:
+        found = digest(file, kind)
+        hashed.append(file.name)
+        time.sleep(2 * checkpoints._SETTLED_NS / 1e9)
+        return found
+
+    monkeypatch.setattr(hashlib, "file_digest", slow)
+    store = Store.open(tmp_path)
+    store.create_run("r", {})
+    with stage_directory(store, "r", 1, "checkpoint") as staged:
+        (staged.path / "weights").write_bytes(b"weights")
+    assert len(hashed) == 1
+    for reads in (2, 2):  # the second reading begins when the file has settled, and is remembered
+        local_directory(store, staged.files, tmp_path / "cache")
+        assert len(hashed) == reads
+
+
 def test_added_and_deleted_files_are_refused(store: Store, tmp_path: Path) -> None:
     files = _checkpoint(store)
     directory = local_directory(store, files, tmp_path / "cache")
@@ -286,12 +312,15 @@ def test_failing_stage_leaves_nothing(store: Store) -> None:
 def test_shared_directory(store: Store, tmp_path: Path) -> None:
     digest = "ab" * 32
     assert find_shared(store, "warm_starts", digest) is None
+    assert not has_shared(store, "warm_starts")
     with stage_shared(store, "warm_starts", digest) as slow:
         (slow.path / "model.safetensors").write_bytes(b"slow")
         with stage_shared(store, "warm_starts", digest) as fast:
             (fast.path / "model.safetensors").write_bytes(b"fast")
         assert find_shared(store, "warm_starts", digest) == fast.files
     assert slow.files == fast.files == find_shared(store, "warm_starts", digest)
+    assert has_shared(store, "warm_starts")
+    assert not has_shared(store, "dequantised")
     assert (local_directory(store, slow.files, tmp_path / "cache") / "model.safetensors").read_bytes() == b"fast"
     run = store.create_run("a", {})
     with run.writer() as writer:
