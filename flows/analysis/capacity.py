@@ -33,7 +33,10 @@ def plan_recipe(
     name = device or ("cpu" if recipe.devices.trainer == "cpu" else "h100")
     if name not in DEVICES:
         raise ConfigError(f"--device '{name}' is not known: choose among {', '.join(DEVICES)}")
-    kind, policy = DEVICES[name].with_threads(Allotment.of(recipe).threads["trainer"]), recipe.policy
+    allotment, policy = Allotment.of(recipe), recipe.policy
+    kind = DEVICES[name].with_threads(allotment.threads["trainer"])
+    if name == "cpu" and "bfloat16" in (allotment.precision, recipe.update.precision):
+        kind = replace(kind, drift=Device.drift)
     shape = _shape(policy.path, "policy") if isinstance(policy, PretrainedPolicy) else shape_of_warm_start(policy)
     judges = [_shape(part.path, "judge") for part in recipe.judge_parts if isinstance(part, RewardModelConfig)]
     judge = max(judges, key=lambda shape: shape.parameters, default=None)

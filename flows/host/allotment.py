@@ -1,11 +1,11 @@
 """What a run's workers get of this machine, where the recipe says ``auto``: counted once, when a session begins.
 
-Nothing that a round keeps is found by these numbers. So a run may go on on another machine; it then says that its
-results change in the last bits.
+A run may go on on another machine. With other threads its results change in the last bits, which it says. Its samples
+stay in the precision that they began in, for those of two precisions would mix within a round.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from flows.host.processor import available_cores, multiplies_bfloat16
@@ -23,23 +23,34 @@ class Allotment:
     Attributes:
         threads: of each kind of worker; each rank of a trainer has as many.
         precision: of the sampler.
+        own_precision: the one that recipe and machine alone would give it.
     """
 
     threads: Mapping[str, int]
     precision: Precision
+    own_precision: Precision
 
     @classmethod
-    def of(cls, recipe: Recipe, cores: int | None = None, *, bfloat16: bool | None = None) -> "Allotment":
+    def of(
+        cls,
+        recipe: Recipe,
+        cores: int | None = None,
+        *,
+        bfloat16: bool | None = None,
+        sampled_in: Precision | None = None,
+    ) -> "Allotment":
         """Returns what a recipe's workers get of a machine.
 
         Args:
             cores: how many it has; those of this one if left out.
             bfloat16: whether its processor multiplies bfloat16; this one's if left out.
+            sampled_in: the precision in which the run has sampled so far, which it keeps; None if it begins. vLLM
+                computes in bfloat16 also on a processor without instructions for it, if more slowly.
         """
-        precision = recipe.sampler_precision
-        if precision == "auto":
-            precision = "bfloat16" if (multiplies_bfloat16() if bfloat16 is None else bfloat16) else "float32"
-        return cls(_threads(recipe, available_cores() if cores is None else cores), precision)
+        own = recipe.sampler_precision
+        if own == "auto":
+            own = "bfloat16" if (multiplies_bfloat16() if bfloat16 is None else bfloat16) else "float32"
+        return cls(_threads(recipe, available_cores() if cores is None else cores), sampled_in or own, own)
 
     def recipe(self, recipe: Recipe, kind: str) -> Recipe:
         """Returns the recipe that a worker of this kind is given: with numbers in place of ``auto``."""
@@ -49,27 +60,32 @@ class Allotment:
 
     def record(self) -> dict[str, Any]:
         """Returns what the session's entry keeps."""
-        return asdict(self)
+        return {"threads": dict(self.threads), "precision": self.precision}
 
 
 def report_allotment(
     allotment: Allotment, recipe: Recipe, before: Mapping[str, Any] | None, say: Callable[[str], None]
 ) -> None:
-    """Says what ``auto`` came to, and that results change in the last bits if the session before had other numbers.
+    """Says what ``auto`` came to, and in what this session differs from where the run was before.
+
+    Other threads change results in the last bits. The precision stays, even if this machine would take another one.
 
     Args:
         before: what that session recorded; None if there is none, or if it is of an earlier version.
     """
-    now = allotment.record()
-    if before is not None and before != now:
-        say(f"this session has {_told(now)}; the one before had {_told(before)}: results change in the last bits")
+    threads, precision, own = allotment.threads, allotment.precision, allotment.own_precision
+    if before is not None and before["threads"] != threads:
+        say(f"this session has {_told(threads)}; the one before had {_told(before['threads'])}: results change in the "
+            "last bits")  # fmt: skip
     elif "auto" in (recipe.cpu_threads, recipe.sampler_precision):
-        say(f"auto: {_told(now)}")
+        say(f"auto: {_told(threads)}, and samples in {precision}")
+    if precision != own:
+        say(f"samples stay in {precision}, in which the run began, so that no round mixes two precisions; this machine "
+            f"would take {own}: a fork with --set sampling.precision={own} does")  # fmt: skip
 
 
-def _told(recorded: Mapping[str, Any]) -> str:
-    threads = (f"{count} for the {kind}" for kind, count in recorded["threads"].items())
-    return f"threads {', '.join(threads)}, and samples in {recorded['precision']}"
+def _told(threads: Mapping[str, int]) -> str:
+    return f"threads {', '.join(f'{count} for the {kind}' for kind, count in threads.items())}"
 
 
 def _threads(recipe: Recipe, cores: int) -> dict[str, int]:

@@ -1,7 +1,11 @@
 """The policies of a run's rounds: which one samples, which one holds the update back, and where their weights lie."""
 
+from functools import cached_property
+
 from flows.registry.checkpoints import base_of, is_adapter
+from flows.registry.first_facts import thoughts_between
 from flows.workers.references import JudgePolicies, PolicyRef
+from pipeline.config import ThoughtMarks
 from pipeline.judges.implicit import ImplicitConfig
 from pipeline.recipe import Recipe
 from storage.log.manifest import Entry, FileRef
@@ -33,6 +37,11 @@ class Policies:
                 return policy
             self._finished = {**dict(list(self._finished.items())[1 - _KEPT :]), round: policy}
         return self._finished[round]
+
+    @cached_property
+    def thought(self) -> ThoughtMarks | None:
+        """Returns the marks around what the policies think before they answer; they are those of round 0's."""
+        return thoughts_between(self._run, self._recipe.sampling.thought)
 
     def average(self, round: int) -> PolicyRef:
         """Returns the moving average of the policies up to a round; the round's own policy if it keeps none."""

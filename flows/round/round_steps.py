@@ -167,10 +167,13 @@ async def score(context: RoundContext, number: int, candidates: Sequence[Entry])
     """Computes the held-out completions' log-probabilities under this policy, the previous one and the initial one."""
     policy, previous, initial = (context.policies.after(round) for round in (number, max(number - 1, 0), 0))
     files = files_of(candidates)
-    inputs = content_id([policy.digest, previous.digest, initial.digest, hashes(files)])
+    drift = context.policies.weight_sync(number).meta["per_sequence"]
+    sampled = context.recipe.update.measures_by_samplers(drift)
+    # Version 0.1.0 had the trainer compute all of them.
+    more = ["sampler"] if sampled else []
+    inputs = content_id([policy.digest, previous.digest, initial.digest, hashes(files), *more])
     if done := context.find(number, "eval_logps", inputs):
         return done
-    sampled = context.recipe.update.takes_samplers(context.policies.weight_sync(number).meta["per_sequence"])
     with context.display.stage(number, "score") as stage:
         stage.begin()
         answer = await context.workers.trainer.call(

@@ -52,7 +52,7 @@ async def sample_shard(
         return await sampler.call(
             SamplerWorker.sample,
             policy=policy, prompts=prompts, rows=rows, round=number, stage=stage, shard=shard, held_out=batch.held_out,
-            served=batch.served,
+            served=batch.served, thought=context.policies.thought,
         )  # fmt: skip
 
     try:

@@ -26,6 +26,7 @@ from flows.prefect_api.control import PAUSE_SIGNAL, Control
 from flows.prefect_api.limits import Turn
 from flows.prefect_api.server import has_background_server, prefect_api
 from flows.registry.catalog import ended_early
+from flows.registry.first_facts import sampled_in
 from flows.registry.resume import report_changes, unread_states
 from flows.registry.resume_check import check_inputs
 from flows.round import round_steps
@@ -103,7 +104,7 @@ async def execute(
         trial: a prompt to try the judges on at once; if it is None they are tried when the prompts are checked.
     """
     paused, changed = run.pause, report_changes(run, recipe, display.say)
-    allotment = Allotment.of(recipe)
+    allotment = Allotment.of(recipe, sampled_in=sampled_in(store, run))
     before = run.session.meta.get("allotment") if run.session is not None else None
     report_allotment(allotment, recipe, before, display.say)
     made = {**software(), "rounds": rounds, "allotment": allotment.record()}

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.analysis.forecast import forecast, with_local_config
+from flows.host.allotment import Allotment
+from flows.registry.first_facts import sampled_in
 from flows.workers.precision import Agreement
 from flows.workers.prompts import first_prompt
 from flows.workers.references import TrialPrompt
@@ -37,7 +39,8 @@ def preflight(store: Store, run: Run, recipe: Recipe, goal: int, say: Callable[[
     Raises:
         ConfigError, DataError: the recipe cannot be run here.
     """
-    if notice := _precision(recipe):
+    allotment = Allotment.of(recipe, sampled_in=sampled_in(store, run))
+    if notice := _precision(allotment.recipe(recipe, "sampler")):
         say(notice)
     parent = run.header.get("parent")  # whose policy and prompts a fork has, before it names them as its own
     done = parent["round"] if parent else -1

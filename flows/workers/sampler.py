@@ -8,7 +8,7 @@ from typing import Any
 from flows.workers.base import Worker, everywhere
 from flows.workers.precision import Agreement
 from flows.workers.references import Drift, PolicyRef
-from pipeline.config import SamplingConfig
+from pipeline.config import SamplingConfig, ThoughtMarks
 from pipeline.errors import WeightSyncError
 from pipeline.records import prompt_seed
 from pipeline.sampling import (
@@ -21,7 +21,6 @@ from pipeline.sampling import (
     reported,
 )
 from pipeline.sampling.environment import configure_environment
-from pipeline.sampling.thoughts import thought_marks
 from storage.log.manifest import FileRef
 
 EVALUATION_SEED_ROUND = 0
@@ -79,10 +78,14 @@ class SamplerWorker(Worker):
         shard: int,
         held_out: bool,
         served: bool = False,
+        thought: ThoughtMarks | None = None,
     ) -> Generator[tuple[int, int], None, Sampled]:
         """Samples the candidates of these rows of the prompts table and writes them as one shard.
 
         A turn is a step of the engine, which several shards of one policy may share.
+
+        Args:
+            thought: the marks around what the policy thinks before it answers; None if it does not think.
         """
         self.use(policy)
         assert self._sampler is not None
@@ -105,8 +108,7 @@ class SamplerWorker(Worker):
 
         candidates = yield from reported(self._sampler.sample(requests, config), report)
         ids = {request.prompt_id: request.token_ids for request in requests}
-        marks = thought_marks(self._tokenizer, self.recipe.sampling.thought)
-        table = candidates_table(candidates, ids, self._tokenizer, policy.digest, marks)
+        table = candidates_table(candidates, ids, self._tokenizer, policy.digest, thought)
         tokens = sum(len(candidate.token_ids) for candidate in candidates)
         return Sampled(self.write(table, round, stage, shard), tokens)
 

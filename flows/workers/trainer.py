@@ -42,13 +42,22 @@ class TrainerWorker(Worker):
         self._table: pa.Table | None = None  # of them, if there was a tokenizer
 
     def prepare_policy(self) -> tuple[list[FileRef], dict[str, Any]]:
-        """Makes the checkpoint of round 0: a warm start, trained once for its configuration, or a pretrained policy."""
+        """Makes the checkpoint of round 0: a warm start, trained once for its configuration, or a pretrained policy.
+
+        Returns:
+            Its files, and what its entry keeps: with the rest what the run keeps to, see `flows.registry.first_facts`.
+        """
+        files, report = self._initial_policy()
+        return files, {"sampler_precision": self.recipe.sampler_precision, **report}
+
+    def _initial_policy(self) -> tuple[list[FileRef], dict[str, Any]]:
         config = self.recipe.policy
         if not isinstance(config, PretrainedPolicy):
             return self._warm_start(config)
         from pipeline.model.check import check_before_work
         from pipeline.model.policy import choose_context, load_policy, save_policy
         from pipeline.sampling.check import check_engine
+        from pipeline.sampling.thoughts import thought_marks
 
         source, files = self._pretrained(config)
         model, tokenizer = load_policy(source, device="cpu", revision=config.revision)
@@ -59,7 +68,12 @@ class TrainerWorker(Worker):
             with checkpoints.stage_directory(self.store, self.run, 0, "checkpoint") as staged:
                 save_policy(model, tokenizer, staged.path)
             files = staged.files
-        return list(files), {"source": config.path, **({"untried_lengths": untried} if untried else {})}
+        marks = thought_marks(tokenizer, self.recipe.sampling.thought)
+        return list(files), {
+            "source": config.path,
+            **({"untried_lengths": untried} if untried else {}),
+            **({"thought": marks.model_dump(mode="json")} if marks else {}),
+        }
 
     def _pretrained(self, config: PretrainedPolicy) -> tuple[str, tuple[FileRef, ...] | None]:
         """Returns where the policy is loaded from; also its files if runs share them, as those made of a GGUF file."""

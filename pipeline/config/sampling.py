@@ -85,7 +85,8 @@ class SamplingConfig(Config):
     precision: Annotated[Literal["float32", "bfloat16", "auto"] | None, Later(None)] = Field(
         None,
         description="of vLLM's weights and computation; auto: on a CPU bfloat16 if the processor multiplies it, else "
-        "float32, and on a GPU update.precision; if empty auto, or float32 on a CPU if devices.cpu_threads is a number",
+        "float32, and on a GPU update.precision; if empty auto, or float32 on a CPU if devices.cpu_threads is a number."
+        " A run keeps that of its first round",
     )
     cache_gib: float = Field(1.0, gt=0, le=2000, description="memory of the engine's KV cache, in GiB")
     thought: Annotated[ThoughtMarks | None, Later(None)] = Field(

@@ -132,8 +132,8 @@ class UpdateConfig(Config):
     )
     reference_logprobs: Literal["sampler", "trainer", "auto"] = Field(
         "auto",
-        description="whose log-probabilities are the reference's, and those of held-out answers under the policy that "
-        "gave them",
+        description="whose log-probabilities are the reference's; those of held-out answers under the policy that gave "
+        "them are the sampler's only if they differ by less than reference_tolerance, and never with trainer",
     )
     reference_tolerance: float = Field(
         1e-2,
@@ -150,14 +150,19 @@ class UpdateConfig(Config):
     )
 
     def takes_samplers(self, drift: float) -> bool:
-        """Says whether the sampler's log-probabilities are taken as they are, at this difference to the trainer's.
+        """Says whether the reference's log-probabilities are the sampler's, at this difference to the trainer's.
 
         Args:
             drift: largest difference on the same weights, in nats per sequence.
         """
-        return self.reference_logprobs == "sampler" or (
-            self.reference_logprobs == "auto" and drift <= self.reference_tolerance
-        )
+        return self.reference_logprobs == "sampler" or self.measures_by_samplers(drift)
+
+    def measures_by_samplers(self, drift: float) -> bool:
+        """Says whether a round is measured by the sampler's log-probabilities, at this difference to the trainer's.
+
+        Figures such as the KL compare rounds: however the reference is chosen, the two must agree.
+        """
+        return self.reference_logprobs != "trainer" and drift <= self.reference_tolerance
 
     @field_validator("objective", mode="before")
     @classmethod

@@ -95,7 +95,7 @@ def scoring(work: Workload, device: Device, ranks: int) -> Parts:
     """Estimates the scoring of held-out completions under policies other than the sampler's, of three in all."""
     tokens = work.recipe.evaluation.prompts * (work.prompt_tokens + work.answer_tokens)
     return {
-        "compute": (3 - work.recipe.update.takes_samplers(device.drift))
+        "compute": (3 - work.recipe.update.measures_by_samplers(device.drift))
         * _passes(work.policy.multiplied * tokens, work, device, ranks),
         "store": 2 * FLOAT * work.trained_weights / device.store_bandwidth,
     }

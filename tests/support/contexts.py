@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from flows.host.progress import Display
 from flows.registry.recipes import parse_recipe
+from flows.registry.resume import header
 from flows.round.context import RoundContext
 from flows.round.policies import Policies
 from pipeline.records import PROMPTS, to_table
@@ -25,9 +26,8 @@ def round_context(changes: Sequence[str] = (), prompts: int = 0, **parts: Any) -
         prompts: training prompts that the run has.
         parts: of the context, in place of nothing.
     """
-    store = Store.open("memory://")
-    run = store.create_run("r", {})
-    recipe = parse_recipe(TINY, changes)
+    store, recipe = Store.open("memory://"), parse_recipe(TINY, changes)
+    run = store.create_run("r", header(recipe))
     nothing: dict[str, Any] = dict.fromkeys(("workers", "control", "monitors"), SimpleNamespace()) | {
         "display": Display()
     }

@@ -47,6 +47,20 @@ def test_sizes_and_devices_follow_from_the_recipe() -> None:
     assert threads.device.float32_flops == 2 * one.device.float32_flops
 
 
+@pytest.mark.parametrize("part", ["update", "sampling"])
+def test_a_processor_in_bfloat16_scores_what_it_takes_from_the_sampler_in_float32(part: str) -> None:
+    """Two engines differ by more than the tolerance if one of them computes in bfloat16."""
+    counts = {"prompts_per_round": 3, "candidates": 4}
+    halves = {"sampling": counts, part: {**(counts if part == "sampling" else {}), "precision": "bfloat16"}}
+    exact, half = (
+        plan_recipe(small_recipe(policy=POLICY, devices=ONE_THREAD, **given)).stages
+        for given in ({"sampling": counts}, halves)
+    )
+    # In the end 8 preferences are scored, and now the round's 3 before; held-out answers under all three policies.
+    assert half["update"]["scoring"] == pytest.approx(exact["update"]["scoring"] * 11 / 8)
+    assert half["evaluate"]["compute"] == pytest.approx(exact["evaluate"]["compute"] * 3 / 2)
+
+
 def test_a_local_policy_is_counted_by_its_configuration(tmp_path: Path) -> None:
     config = {
         "model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96,

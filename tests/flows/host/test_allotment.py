@@ -11,6 +11,7 @@ from flows.host.allotment import Allotment, report_allotment
 from flows.registry.recipes import parse_recipe
 from flows.registry.resume import create_or_open, header, report_changes
 from flows.round.provenance import recipe_hash
+from pipeline.config.sampling import Precision
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
 from storage.log.store import Store
@@ -91,18 +92,36 @@ def test_a_warm_start_hashes_as_it_did() -> None:
 
 def test_another_number_of_cores_is_said_and_nothing_fails() -> None:
     asked, said = recipe(AUTO, "sampling.engine=vllm"), list[str]()
-    two, four = Allotment.of(asked, 2, bfloat16=False), Allotment.of(asked, 4, bfloat16=True)
+    two, four = (Allotment.of(asked, cores, bfloat16=False) for cores in (2, 4))
     report_allotment(two, asked, None, said.append)
     report_allotment(two, asked, two.record(), said.append)
     report_allotment(four, asked, two.record(), said.append)
     report_allotment(Allotment.of(recipe(), 4), recipe(), Allotment.of(recipe(), 2).record(), said.append)
-    first = "threads 2 for the sampler, 2 for the trainer, 1 for the judge, and samples in float32"
+    first = "threads 2 for the sampler, 2 for the trainer, 1 for the judge"
     assert said == [
-        f"auto: {first}",
-        f"auto: {first}",
-        "this session has threads 4 for the sampler, 4 for the trainer, 1 for the judge, and samples in bfloat16; "
+        f"auto: {first}, and samples in float32",
+        f"auto: {first}, and samples in float32",
+        "this session has threads 4 for the sampler, 4 for the trainer, 1 for the judge; "
         f"the one before had {first}: results change in the last bits",
     ]
+
+
+@pytest.mark.parametrize(("began", "here"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_a_run_that_goes_on_on_another_processor_samples_as_it_began(began: Precision, here: Precision) -> None:
+    """Threads are those of the machine; the precision, with its tolerance, is the run's."""
+    asked, said = recipe(AUTO, "sampling.engine=vllm"), list[str]()
+    alone = Allotment.of(asked, 2, bfloat16=here == "bfloat16")
+    kept = Allotment.of(asked, 2, bfloat16=here == "bfloat16", sampled_in=began)
+    assert (alone.precision, kept.precision, kept.threads) == (here, began, alone.threads)
+    own = kept.recipe(asked, "sampler")
+    assert (own.sampler_precision, own.handover_tolerance) == (began, 0.2 if began == "bfloat16" else 1e-3)
+    report_allotment(kept, asked, kept.record(), said.append)
+    assert said[1:] == [
+        f"samples stay in {began}, in which the run began, so that no round mixes two precisions; this machine would "
+        f"take {here}: a fork with --set sampling.precision={here} does"
+    ]
+    report_allotment(alone, asked, kept.record(), said.append)
+    assert len(said) == 3, "what stays as it would be needs no sentence"
 
 
 @pytest.mark.parametrize(

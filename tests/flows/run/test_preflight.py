@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from flows.host import allotment
 from flows.registry.recipes import parse_recipe
 from flows.registry.resume import header
 from flows.run.preflight import preflight
@@ -94,6 +95,16 @@ def test_a_tolerance_of_float32_in_bfloat16_is_told_of(tmp_path: Path) -> None:
     update = {**TINY["update"], "precision": "bfloat16"}
     _, said = looked_at(tmp_path, update=update, sampling={**TINY["sampling"], "handover_tolerance": 1e-3})
     assert said[0].startswith("sampling.handover_tolerance 0.001 is what float32 keeps to; the sampler is transformers")
+
+
+@pytest.mark.parametrize(("fast", "told"), [(True, True), (False, False)])
+def test_so_it_is_if_auto_comes_to_bfloat16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, told: bool
+) -> None:
+    monkeypatch.setattr(allotment, "multiplies_bfloat16", lambda: fast)
+    own = {**TINY["sampling"], "engine": "vllm", "precision": "auto", "handover_tolerance": 1e-3}
+    _, said = looked_at(tmp_path, sampling=own)
+    assert any("the sampler is vllm on cpu in bfloat16" in line for line in said) == told
 
 
 def test_it_imports_nothing_that_is_heavy() -> None:

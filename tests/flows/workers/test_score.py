@@ -74,7 +74,9 @@ def test_the_samplers_serve_for_the_policy_that_sampled(
 
 
 def test_the_recipe_says_whose_log_probabilities_are_taken() -> None:
-    """As for the reference of an update; 0.01 nats a sequence is the default tolerance of ``auto``."""
+    """0.01 nats a sequence is the default tolerance. What measures a round keeps to it, whoever gives the reference."""
     configs = [UpdateConfig.model_validate({"reference_logprobs": kind}) for kind in ("sampler", "trainer", "auto")]
     assert [config.takes_samplers(0.009) for config in configs] == [True, False, True]
     assert [config.takes_samplers(0.011) for config in configs] == [True, False, False]
+    assert [config.measures_by_samplers(0.009) for config in configs] == [True, False, True]
+    assert [config.measures_by_samplers(0.011) for config in configs] == [False, False, False]

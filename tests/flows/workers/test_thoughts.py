@@ -8,6 +8,7 @@ from typing import Any
 from flows.registry.recipes import parse_recipe
 from flows.workers.judge import JudgeWorker
 from flows.workers.sampler import SamplerWorker
+from pipeline.config import ThoughtMarks
 from pipeline.data.prompts import load_prompts
 from pipeline.recipe import Recipe
 from pipeline.sampling import finish
@@ -19,6 +20,7 @@ from support.recipes import TINY
 from support.tiny import OPENING_TEMPLATE, tiny_tokenizer
 
 END = 9  # the id of </think>
+MARKS = ThoughtMarks(begin="<think>", end="</think>")
 LENGTH: dict[str, Any] = {"kind": "length", "target": 8}
 
 
@@ -44,7 +46,7 @@ def test_a_shard_of_a_policy_that_thinks(store: Store, make_worker: Callable[...
     policy = committed_policy(store, 1, thinking=OPENING_TEMPLATE)
 
     def sample(rows: list[int], stage: str, held_out: bool) -> FileRef:
-        turns = sampler.sample(policy, (prompts,), rows, 1, stage, 0, held_out)
+        turns = sampler.sample(policy, (prompts,), rows, 1, stage, 0, held_out, thought=MARKS)
         return finish(turns).file
 
     def judged(candidates: FileRef, stage: str, judges: list[int]) -> FileRef:

@@ -14,7 +14,7 @@ from storage.tables.checkpoints import stage_directory
 from storage.tables.shards import read_table
 from support.gguf_file import write_gguf
 from support.recipes import TINY
-from support.tiny import tiny_llama, tiny_tokenizer
+from support.tiny import THINKING_TEMPLATE, tiny_llama, tiny_tokenizer
 
 
 def trainer(root: str, run: str, path: Path, scratch: Path, **changes: Any) -> TrainerWorker:
@@ -33,7 +33,7 @@ def test_a_gguf_file_is_dequantised_once_for_all_runs_of_a_root(tmp_path: Path) 
         store.create_run(run, {})
         files, report = trainer(store.root, run, model, tmp_path / run).prepare_policy()
         made.append(files)
-        assert report == {"source": str(model)}
+        assert report == {"source": str(model), "sampler_precision": "float32"}
     assert made[0] == made[1]
     assert all(file.path.startswith("shared/dequantised/") for file in made[0])
 
@@ -75,3 +75,23 @@ def test_prompts_are_read_once_before_there_is_a_policy(tmp_path: Path, monkeypa
     (tmp_path / "elsewhere.jsonl").rename(file)
     table = read_table(store, [second.prepare_prompts(staged.files)])
     assert trial.prompt_id in table["prompt_id"].to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("template", "given", "found"),
+    [
+        (THINKING_TEMPLATE, {}, {"begin": "<think>", "end": "</think>"}),
+        (None, {}, None),
+        (THINKING_TEMPLATE, {"thought": {"begin": "w1", "end": "w2"}}, {"begin": "w1", "end": "w2"}),
+    ],
+)
+def test_what_the_run_keeps_to_is_recorded_with_the_first_checkpoint(
+    tmp_path: Path, template: str | None, given: dict[str, Any], found: dict[str, str] | None
+) -> None:
+    """The marks of thoughts, and the precision that its recipe, which has no ``auto``, says by then."""
+    model = tiny_llama(tmp_path / "model", thinking=template)
+    store = Store.open(tmp_path / "root")
+    store.create_run("r", {})
+    sampling = {"engine": "vllm", "precision": "bfloat16", "context": 64, **given}
+    _, report = trainer(store.root, "r", model, tmp_path / "scratch", sampling=TINY["sampling"] | sampling).prepare_policy()
+    assert (report.get("thought"), report["sampler_precision"]) == (found, "bfloat16")
