@@ -93,5 +93,7 @@ def test_what_the_run_keeps_to_is_recorded_with_the_first_checkpoint(
     store = Store.open(tmp_path / "root")
     store.create_run("r", {})
     sampling = {"engine": "vllm", "precision": "bfloat16", "context": 64, **given}
-    _, report = trainer(store.root, "r", model, tmp_path / "scratch", sampling=TINY["sampling"] | sampling).prepare_policy()
+    _, report = trainer(
+        store.root, "r", model, tmp_path / "scratch", sampling=TINY["sampling"] | sampling
+    ).prepare_policy()
     assert (report.get("thought"), report["sampler_precision"]) == (found, "bfloat16")

@@ -1,0 +1,129 @@
+"""``rondo view`` in a real Chromium: links, keys, charts, and what changes while a run is written."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.log.store import Store
+from support.finished_run import finished_run
+from support.view_page import Visitor, chromium, needs_chromium, served
+
+pytestmark = needs_chromium
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("view") / "root"
+    store = Store.open(root)
+    parent = finished_run(store, rationale=lambda _round, prompt, index: f"reason {index} for {prompt}")
+    finished_run(store, "fork", rounds=2, parent={"run": parent.name, "round": 1})
+    return root
+
+
+@pytest.fixture(scope="module")
+def address(root: Path) -> Iterator[str]:
+    with served(root) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def visitor(browser, address) -> Iterator[Visitor]:
+    visitor = Visitor(browser, address)
+    yield visitor
+    visitor.page.close()
+    assert [said for said in visitor.complaints if "status of 400" not in said] == []
+
+
+def test_runs_by_keys_to_a_run_and_its_round(visitor: Visitor) -> None:
+    page = visitor.open("/")
+    assert page.locator("tbody tr").count() == 2
+    assert "forked from small@1" in page.locator("tbody tr").nth(1).inner_text()
+    visitor.picture("runs")
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    page.keyboard.press("k")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/run/small")
+    assert page.locator("h1").inner_text() == "small"
+    assert page.locator(".chart svg").count() > 8
+    visitor.picture("run")
+    page.keyboard.press("?")
+    assert page.locator("dialog[open] h2").inner_text() == "Keys"
+    page.keyboard.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
+
+
+def test_two_runs_are_compared(visitor: Visitor) -> None:
+    page = visitor.open("/")
+    page.get_by_label("Compare small").check()
+    page.get_by_role("button", name="Compare").click()
+    assert "tick two or three" in page.locator(".problem").inner_text()
+    page.go_back()
+    page.get_by_label("Compare fork").check()
+    page.get_by_label("Compare small").check()
+    page.get_by_role("button", name="Compare").click()
+    assert page.locator("h1").inner_text() == "Runs against each other"
+    assert page.locator(".chart svg").count() == 4
+    assert "their recipes are the same" in page.locator("main").inner_text()
+    visitor.picture("compare")
+
+
+def test_a_chart_answers_to_the_pointer_and_a_point_opens_its_round(visitor: Visitor) -> None:
+    page = visitor.open("/run/small")
+    chart = page.locator(".chart").first
+    assert chart.locator("a").count() == 4  # also without the script
+    chart.hover()
+    chart.locator(".vega-embed svg").wait_for()
+    points = chart.locator(".mark-symbol path")
+    assert points.count() == 4
+    points.nth(2).hover()
+    tip = page.locator("#vg-tooltip-element.visible")
+    tip.wait_for()
+    assert tip.locator("tr").first.inner_text().split() == ["round", "2"]
+    points.nth(2).click()
+    page.wait_for_url("**/run/small/round/2")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", ["/", "/run/small", "/compare?run=small&run=fork", "/nothing"])
+def test_a_telephone_scrolls_no_page_sideways(browser, address, path: str, scheme: str) -> None:
+    visitor = Visitor(browser, address, viewport={"width": 390, "height": 800}, color_scheme=scheme)
+    page = visitor.open(path)
+    assert not visitor.scrolls_sideways()
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(19, 20, 23)") == (scheme == "dark")
+    visitor.picture(f"phone-{scheme}{path.partition('?')[0].replace('/', '-')}")
+    visitor.page.close()
+    assert [said for said in visitor.complaints if "404" not in said] == []
+
+
+def test_a_page_follows_a_run_that_is_written(browser, tmp_path: Path) -> None:
+    """The run is written by this process; its third round is held back until the browser has the page."""
+    store, go_on = Store.open(tmp_path), threading.Event()
+    writing = threading.Thread(
+        target=finished_run, args=(store,), kwargs={"also": lambda _writer, number: number < 3 or go_on.wait(60)}
+    )
+    writing.start()
+    try:
+        with served(tmp_path) as address:
+            visitor = Visitor(browser, address)
+            page = visitor.open("/run/small")
+            page.get_by_text("At work on round 3").wait_for()
+            assert "running, 2 of 3 rounds" in page.locator(".facts").inner_text()
+            page.evaluate("scrollTo(0, 300)")
+            go_on.set()
+            page.get_by_text("finished, 3 of 3 rounds").wait_for(timeout=20_000)
+            assert page.get_by_text("At work on round").count() == 0
+            assert page.evaluate("scrollY") == 300
+            assert visitor.complaints == []
+    finally:
+        go_on.set()
+        writing.join()
