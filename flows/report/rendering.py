@@ -76,7 +76,7 @@ def definition(chart: ChartType) -> dict[str, Any]:
 
 def svg_of(spec: Mapping[str, Any], theme: Theme = PAGE) -> str:
     """Draws a chart's definition. Its description is what a screen reader says."""
-    drawn = vl_convert.vegalite_to_svg(spec, config=dict(theme), allowed_base_urls=[])
+    drawn = vl_convert.vegalite_to_svg(dict(spec), config=dict(theme), allowed_base_urls=[])
     return drawn.replace("<svg", f'<svg role="img" aria-label="{html.escape(spec["description"])}"', 1)
 
 
