@@ -23,8 +23,8 @@ _ALL = (
     Advice(
         "no update",
         "The round gave nothing to learn from, so it ended with the policy of the round before.",
-        "Look at why prompts were dropped: if all completions of a prompt score the same, sample at a higher temperature "
-        "or let the judge see finer differences; if few are scored, mend the judge.",
+        "Look at why prompts were dropped: if all completions of a prompt score the same, sample at a higher "
+        "temperature or let the judge see finer differences; if few are scored, mend the judge.",
         (_TRAINING, ("role", "dropped")),
     ),
     Advice(
@@ -37,14 +37,14 @@ _ALL = (
     Advice(
         "truncation",
         "Completions were cut before they ended: the judge scores half a text, and the policy learns from it.",
-        "Raise sampling.max_tokens, or ask for shorter answers in the prompts.",
+        "See in reward against length what the cut ones score; preferences.drop_truncated leaves them out of preferences.",
         (("finish", "length"),),
     ),
     Advice(
         "likelihood displacement",
         "The update made chosen completions less likely, only less so than the rejected ones: probability goes to "
         "texts that nobody sampled.",
-        "Lower update.learning_rate, raise update.beta, or add a term that keeps the chosen likely "
+        "Lower update.learning_rate, raise update.beta, or add update.nll_weight, which keeps the chosen likely "
         "(docs/update.md); check that chosen and rejected differ in more than a few words.",
         (_TRAINING, ("role", "chosen"), ("sort", "margin")),
     ),
@@ -65,8 +65,8 @@ _ALL = (
     Advice(
         "drift",
         "The policy has moved further from the initial one than evaluation.kl_limit allows.",
-        "Read the held-out completions with the largest log-ratio; raise update.beta or lower update.learning_rate in a "
-        "fork of an earlier round, or raise the limit if they read well.",
+        "Read the held-out completions with the largest log-ratio; raise update.beta or lower update.learning_rate in "
+        "a fork of an earlier round, or raise the limit if they read well.",
         (_HELD_OUT, ("sort", "-ratio")),
     ),
     Advice(
@@ -82,23 +82,24 @@ _ALL = (
     ),
     Advice(
         "judge",
-        "Completions have no score, as the judge failed, or its replies could not be read: they take part in no preference.",
-        "Read the statuses and the judge's replies; raise the judge's max_tokens, or say the form of the reply more plainly "
-        "in its prompt.",
+        "Completions have no score, as the judge failed, or its replies could not be read: they are in no "
+        "preference.",
+        "Read the statuses and the judge's replies; raise the judge's max_tokens, or say the form of the reply more "
+        "plainly in its prompt.",
         (_TRAINING,),
     ),
     Advice(
         "over-optimisation",
         "The training judge's score rises while a held-out judge's falls: the policy learns the judge's mistakes.",
-        "Read the completions with the largest score; go back to the round before the fall with a fork, and use another "
-        "judge, several, or a larger update.beta.",
+        "Read the completions with the largest score; go back to the round before the fall with a fork, and use "
+        "another judge, several, or a larger update.beta.",
         (_HELD_OUT, ("sort", "-score")),
     ),
     Advice(
         "base rate",
         "All answers of the initial policy score the same, so that there may be nothing to prefer.",
-        "If nothing scores, show an example in the prompt or give credit for half right answers; if all do, give harder "
-        "prompts or a stricter judge.",
+        "If nothing scores, show an example in the prompt or give credit for half right answers; if all do, give "
+        "harder prompts or a stricter judge.",
         (_HELD_OUT,),
     ),
     Advice(

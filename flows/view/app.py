@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
+from altair.utils import schemapi
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
@@ -39,6 +40,8 @@ def make_app(site: Site, guard: Guard) -> FastAPI:
         yield
         site.close()
 
+    # The tests validate the charts; to do so on each page takes longer than all else.
+    schemapi.DEBUG_MODE = False
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.add_middleware(BaseHTTPMiddleware, dispatch=guard)
     answer = Answers(guard)

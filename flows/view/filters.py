@@ -74,12 +74,12 @@ TEXT = Field("text", "completion", "text", shown="text")
 PROMPT = Field("prompt", "prompt", "prompt_id", shown="prompt_id")
 FACETS = (
     Field("round", "round", "round", read=_whole),
-    Field("kind", "sampled for", "kind", read=_one_of(**{kind: kind for kind in KINDS})),
-    Field("role", "part in the preference", "role", "roles", absent="none",
+    Field("kind", "kind", "kind", read=_one_of(**{kind: kind for kind in KINDS})),
+    Field("role", "role", "role", "roles", absent="none",
           read=_one_of(chosen="chosen", rejected="rejected", dropped="dropped")),
-    Field("drop", "why dropped", "drop_reason", "roles"),
-    Field("tie", "all scores of the prompt the same", "tied", "ties", read=_one_of(yes=True, no=False)),
-    Field("finish", "finished by", "finish_reason", shown="finish_reason"),
+    Field("drop", "dropped for", "drop_reason", "roles"),
+    Field("tie", "tie", "tied", "ties", read=_one_of(yes=True, no=False)),
+    Field("finish", "finish", "finish_reason", shown="finish_reason"),
     Field("status", "verdict", "status", "verdicts", "status", absent="not judged"),
     Field("judge", "judge", "judge", "verdicts", absent="not judged"),
 )  # fmt: skip
@@ -215,7 +215,10 @@ class Filter:
 def where(conditions: Sequence[Condition]) -> tuple[str, dict[str, Any]]:
     """Returns the condition on ``answers`` in SQL, and its parameters."""
     parameters = {f"v{place}": condition.value for place, condition in enumerate(conditions)}
-    said = [condition.sql(condition.field.column, f"${name}") for name, condition in zip(parameters, conditions, strict=True)]
+    said = [
+        condition.sql(condition.field.column, f"${name}")
+        for name, condition in zip(parameters, conditions, strict=True)
+    ]
     used = {name: value for name, value in parameters.items() if value is not None}
     return " AND ".join(said) or "true", used
 

@@ -60,7 +60,14 @@ def render(page: Page, address: Addresses, *, form_token: str = "", exported: bo
 @cache
 def _environment() -> Environment:
     made = environment(_HERE / "templates")
-    made.filters |= {"number": number, "share": share, "shown": shown, "marked": marked, "drawn": drawn, "linked": linked}
+    made.filters |= {
+        "number": number,
+        "share": share,
+        "shown": shown,
+        "marked": marked,
+        "drawn": drawn,
+        "linked": linked,
+    }
     made.filters["spark"] = sparkline
     return made
 

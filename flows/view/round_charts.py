@@ -39,11 +39,10 @@ class Bin:
 
 def histogram(title: str, bins: Sequence[Bin], mean: float, unit: str) -> alt.LayerChart:
     """Draws how many completions have which values, with their mean as an upright mark."""
-    rows = [
-        {"low": b.low, "high": b.high, "count": b.count, "none": 0, "span": b.span, "to": b.to} for b in bins
-    ]
-    scale = alt.Scale(domain=[bins[0].low, bins[-1].high], nice=False, zero=False)
-    x = alt.X("low:Q", title=unit, scale=scale, axis=alt.Axis(tickCount=8))
+    rows = [{"low": b.low, "high": b.high, "count": b.count, "none": 0, "span": b.span, "to": b.to} for b in bins]
+    room = 2 * (bins[0].high - bins[0].low) if len(bins) == 1 else 0  # so that the only bar is no wall
+    scale = alt.Scale(domain=[bins[0].low - room, bins[-1].high + room], nice=False, zero=False)
+    x = alt.X("low:Q", title=unit, scale=scale, axis=alt.Axis(tickCount=6, labelOverlap=True))
     y = alt.Y("count:Q", title="completions", axis=alt.Axis(tickCount=5, tickMinStep=1, format=",d"))
     tip = [alt.Tooltip("span:N", title=unit), alt.Tooltip("count:Q", title="completions")]
     bars = _of(rows).mark_rect(style=LINKS, x2Offset=-1).encode(x=x, x2="high", y=y, y2="none", tooltip=tip)

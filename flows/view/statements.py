@@ -111,7 +111,7 @@ class Statements:
 
     def _union(self, base: str, columns: str, kinds: Iterable[str]) -> str:
         selects = (
-            f"SELECT round, '{kind}' AS kind, prompt_id, candidate, {columns} FROM {KINDS[kind]}{base}"
+            f"SELECT round, '{kind}' AS kind, prompt_id, candidate, {columns} FROM {KINDS[kind]}{base}"  # noqa: S608  names of ours
             for kind in kinds
             if f"{KINDS[kind]}{base}" in self.stages
         )

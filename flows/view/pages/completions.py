@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,20 @@ _EXCERPT, _BEFORE = 400, 60
 _QUESTION = 160
 _MOST_VALUES = 40
 """Links in a facet; there may be more rounds than that."""
-_COLUMNS = ("round", "kind", "prompt", "text", "score", "length", "ratio", "margin", "role", "finish", "status", "judge")
+_COLUMNS = (
+    "round",
+    "kind",
+    "prompt",
+    "text",
+    "score",
+    "length",
+    "ratio",
+    "margin",
+    "role",
+    "finish",
+    "status",
+    "judge",
+)
 
 # So many different combinations of values are few: each facet is counted from them.
 _COUNTS = "SELECT {facets}, count(*) AS n FROM answers WHERE {where} GROUP BY ALL"
@@ -63,7 +76,9 @@ def page(opened: OpenRun, asked: Filter) -> Page:
     """Shows a page of the completions that a filter asks for."""
     tables = opened.tables
     conditions, parameters = where(asked.scanned)
-    counts = tables.ask(_COUNTS.format(facets=", ".join(facet.column for facet in FACETS), where=conditions), parameters)
+    counts = tables.ask(
+        _COUNTS.format(facets=", ".join(facet.column for facet in FACETS), where=conditions), parameters
+    )
     total = sum(row["n"] for row in counts if _fits(row, asked))
     conditions, parameters = where(asked.conditions)
     sql = _ROWS.format(

@@ -1,16 +1,17 @@
 """A round: what it sampled and preferred, how scores, margins and lengths are distributed, and where its time went."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
+from flows.host.text import counted
 from flows.registry.round_summary import RoundSummary
 from flows.report.sections import Figure, Section, where_time_goes
 from flows.report.timeline import Timeline, timeline
 from flows.view.advice import Advice, advice
 from flows.view.filters import FIELDS, Filter
-from flows.view.rendering import NOT_MEASURED, Page, number, share
+from flows.view.rendering import NOT_MEASURED, Page, number
 from flows.view.round_charts import Bin, histogram, scatter
 from flows.view.site import OpenRun
 from storage.errors import NotCommittedError
@@ -22,6 +23,8 @@ _MOST_POINTS = 1500
 _MOST_TIED = 50
 _QUESTION = 200
 
+_ROUND = "SELECT * FROM rounds WHERE round ="
+
 _COUNTS = """
     WITH of_prompts AS (
         SELECT kind, prompt_id, count(*) AS completions, bool_or(tied) AS tied FROM answers
@@ -29,7 +32,7 @@ _COUNTS = """
     )
     SELECT kind, count(*) AS prompts, sum(completions)::BIGINT AS completions, min(completions) AS fewest,
         max(completions) AS most, count(*) FILTER (tied) AS tied
-    FROM of_prompts GROUP BY kind"""
+    FROM of_prompts GROUP BY kind ORDER BY kind = 'training' DESC, kind"""
 
 _PREFERENCES = """
     SELECT count(*) FILTER (kind <> 'dropped') AS kept, count(DISTINCT prompt_id) AS prompts,
@@ -52,7 +55,8 @@ _BINNED = """
         FROM known
     )
     SELECT CASE WHEN width > 0 THEN least(floor((value - low) / width), $bins - 1) ELSE 0 END AS bin, count(*) AS n,
-        min(value) AS first, max(value) AS last, any_value(low) AS low, any_value(width) AS width, any_value(mean) AS mean
+        min(value) AS first, max(value) AS last, any_value(low) AS low, any_value(width) AS width,
+        any_value(mean) AS mean
     FROM known, range GROUP BY bin ORDER BY bin"""
 
 _POINTS = """
@@ -65,7 +69,8 @@ _TIED = """
         SELECT prompt_id, any_value(score) AS score, count(*) AS completions, count(DISTINCT text) AS texts
         FROM answers WHERE round = $round AND kind = $kind AND tied GROUP BY prompt_id ORDER BY prompt_id LIMIT $most
     )
-    SELECT t.*, (SELECT any_value(left(p.question, $letters)) FROM prompts AS p WHERE p.prompt_id = t.prompt_id) AS question
+    SELECT t.*,
+        (SELECT any_value(left(p.question, $letters)) FROM prompts AS p WHERE p.prompt_id = t.prompt_id) AS question
     FROM tied AS t ORDER BY texts DESC, prompt_id"""
 
 
@@ -143,7 +148,7 @@ def page(opened: OpenRun, asked: int) -> Page:
         "tied": of_round(_TIED, most=_MOST_TIED, letters=_QUESTION),
         "tied_total": counts[kind]["tied"] if kind in counts else 0,
         "sections": list[Section](where_time_goes(times)),
-        "sql": f"SELECT * FROM rounds WHERE round = {asked}" if summary else None,
+        "sql": f"{_ROUND} {asked}" if summary else None,
         "command": f"rondo show {run.name}@{asked} --table {'' if kind == 'training' else 'eval_'}completions",
     }
     title = f"Round {asked} of {run.name}"
@@ -161,14 +166,16 @@ def _tiles(of_round: _Asked, counts: Mapping[str, Mapping[str, Any]]) -> Iterato
     (found,) = of_round.tables.ask(_PREFERENCES, {"round": of_round.round})
     if not found["prompts"]:
         return
-    preferring = f"of {share(found['preferring'] / found['prompts'])} of {found['prompts']:,} prompts"
+    preferring = f"from {found['preferring']:,} of {counted(found['prompts'], 'prompt')}"
     margin = f"mean margin {number(found['margin'])}"
     chosen = query | {"role": "chosen"}
     yield Tile("Preferences kept", f"{found['kept']:,}", [preferring, margin], chosen if found["kept"] else None)
     for row in of_round.tables.ask(_DROPPED, {"round": of_round.round}):
         reason = {} if row["reason"] is None else {"drop": row["reason"]}
         label = f"Dropped: {row['reason'] or 'no reason given'}"
-        yield Tile(label, f"{row['n']:,}", ["prompts"], query | {"role": "dropped"} | reason)
+        yield Tile(
+            label, f"{row['n']:,}", [f"of {counted(found['prompts'], 'prompt')}"], query | {"role": "dropped"} | reason
+        )
 
 
 def _rewards(summary: RoundSummary | None, asked: int) -> Iterator[Tile]:
@@ -195,7 +202,7 @@ def _times(summary: RoundSummary | None, times: Timeline | None) -> Iterator[Til
     if total:
         longest, spent = max(seconds.items(), key=lambda item: item[1])
         said = [f"{name}: {time:.1f} s" for name, time in seconds.items()]
-        yield Tile("Most time", f"{longest} {share(spent / total)}", said)
+        yield Tile("Most of the time", f"{longest} {spent / total:.0%}", said)
 
 
 def _alarm(sentence: str, asked: int) -> Alarm:
@@ -234,13 +241,15 @@ def _histogram(
     common = {"round": of_round.round, "kind": of_round.kind, **({"role": role} if role else {})}
     bins = []
     for row in rows:
-        # A single value has no width.
-        width, low = row["width"] or 1.0, row["low"] - (0 if row["width"] else 0.5)
+        # A whole number stands in the middle of its bin, and so does a single value, which has no width.
+        width, low = row["width"] or 1.0, row["low"] - (0.5 if whole or not row["width"] else 0)
         asked = Filter(chosen=common, bounds={f"{name}_min": row["first"], f"{name}_max": row["last"]})
         left = low + row["bin"] * width
         bins.append(Bin(left, left + width, row["n"], row["first"], row["last"], urlencode(asked.query)))
     chart = histogram(title, bins, rows[0]["mean"], unit)
-    yield Histogram(Figure(title, f"{caption} A bar leads to its completions; the upright mark is the mean.", chart), bins)
+    yield Histogram(
+        Figure(title, f"{caption} A bar leads to its completions; the upright mark is the mean.", chart), bins
+    )
 
 
 def _scatter(of_round: _Asked) -> Figure | None:
