@@ -37,7 +37,7 @@ _ALL = (
     Advice(
         "truncation",
         "Completions were cut before they ended: the judge scores half a text, and the policy learns from it.",
-        "See in reward against length what the cut ones score; preferences.drop_truncated leaves them out of preferences.",
+        "See in reward against length what the cut ones score; preferences.drop_truncated leaves them out.",
         (("finish", "length"),),
     ),
     Advice(

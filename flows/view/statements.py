@@ -70,13 +70,13 @@ class Statements:
             "FROM completions",
             *(f"LEFT JOIN {part} USING ({_KEYS.get(part, _KEY)})" for part in parts if part != "completions"),
             *([f"WHERE {' AND '.join(said)}"] if said else []),
-            f"ORDER BY {asked.order(column[asked.sort])}",
+            f"ORDER BY {asked.order(FIELDS[asked.sort].column)}",
             f"LIMIT {PAGE_SIZE} OFFSET {asked.offset}",
         ]
         return "\n".join(lines)
 
     def command(self, asked: Filter, total: int) -> str | None:
-        """Returns a command that gives the rows: of ``rondo show`` if it can, all of them, or of ``rondo sql``.
+        """Returns a command that gives the rows: all of them by ``rondo show`` if it can, else by ``rondo sql``.
 
         Args:
             total: the number of rows of all pages.
@@ -84,13 +84,14 @@ class Statements:
         root = f"--root {shlex.quote(self.root)}"
         number, kind = (asked.chosen.get(name) for name in _OF_A_ROUND)
         others = [condition for condition in asked.conditions if condition.field.name not in _OF_A_ROUND]
-        if number is None or kind is None or any(condition.field.shown is None for condition in others):
+        simple = all(condition.field.shown is not None for condition in others)
+        if number is None or kind is None or not (simple and total):  # of a round without any, the former is an error
             sql = self.sql(asked)
             return None if sql is None else f"rondo sql {self.run} {_quoted(sql)} {root}"
         said = [condition.sql(str(condition.field.shown), literal(condition.value)) for condition in others]
         where = f" --where {_quoted(' AND '.join(said))}" if said else ""
         table = f"{KINDS[kind]}completions"
-        return f"rondo show {self.run}@{number} --table {table}{where} --limit {max(total, 1)} {root}"
+        return f"rondo show {self.run}@{number} --table {table}{where} --limit {total} {root}"
 
     def _parts(self, asked: Filter, fields: Iterable[Field]) -> dict[Source, str]:
         """Returns the parts of the statement that these fields need, of those that the run has tables for."""
