@@ -43,7 +43,7 @@ ROWS: list[Row] = [
     held_out(1, "e1", "an end of it", 4, 0.6, -1.5),
     *training(2, "t0", ("Red", 2, 0.75), ("Ärger über RÄDER", 7, 0.0), ("red", 2, 0.5), ("read", 1, 0.25)),
 ]
-"""Round 2 is not finished. In round 1 ``t0`` gives a preference, ``t1`` ties, and of ``t2`` one completion is scored."""
+"""Round 2 is not finished. In round 1 ``t0`` gives a preference, ``t1`` ties, and ``t2`` has one score."""
 
 
 def sampled_run(store: Store, rows: Sequence[Row] = ROWS, *, alarms: Sequence[str] = (), finished: int = 1) -> Run:
@@ -94,8 +94,8 @@ def key_of(row: Row) -> tuple[int, str, str, int]:
 
 def _prompt(prompt_id: str) -> Row:
     return {
-        "prompt_id": prompt_id, "text": f"Tell me of {prompt_id}.", "token_ids": [1], "source": "test", "messages": None,
-        "reference_answer": None, "split": "train" if prompt_id.startswith("t") else "evaluation",
+        "prompt_id": prompt_id, "text": f"Tell me of {prompt_id}.", "token_ids": [1], "source": "test",
+        "messages": None, "reference_answer": None, "split": "train" if prompt_id.startswith("t") else "evaluation",
     }  # fmt: skip
 
 

@@ -200,8 +200,9 @@ def _times(summary: RoundSummary | None, times: Timeline | None) -> Iterator[Til
     yield Tile("Tokens/s", NOT_MEASURED if speed is None else f"{speed:,.0f}", ["while sampling"])
     total = sum(seconds.values())
     if total:
-        longest, spent = max(seconds.items(), key=lambda item: item[1])
-        said = [f"{name}: {time:.1f} s" for name, time in seconds.items()]
+        longest_first = sorted(seconds.items(), key=lambda item: -item[1])
+        longest, spent = longest_first[0]
+        said = [f"{name}: {time:.1f} s" for name, time in longest_first]
         yield Tile("Most of the time", f"{longest} {spent / total:.0%}", said)
 
 

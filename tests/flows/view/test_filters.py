@@ -33,8 +33,9 @@ FILTERS: dict[str, Callable[[Row], bool]] = {
     "role=chosen": lambda row: (row["prompt_id"], row["score"]) in {("t0", 1.0), ("t0", 0.75)},
     "role=rejected": lambda row: row["prompt_id"] == "t0" and row["score"] == 0.0,
     "role=dropped": lambda row: row["prompt_id"] in ("t1", "t2"),
-    "role=-": lambda row: row["kind"] == "held-out"
-    or (row["prompt_id"] == "t0" and row["score"] not in (1.0, 0.75, 0.0)),
+    "role=-": lambda row: (
+        row["kind"] == "held-out" or (row["prompt_id"] == "t0" and row["score"] not in (1.0, 0.75, 0.0))
+    ),
     "drop=agree": lambda row: row["prompt_id"] == "t1",
     "drop=unjudged": lambda row: row["prompt_id"] == "t2",
     "tie=yes": lambda row: row["prompt_id"] == "t1",
@@ -109,13 +110,15 @@ def test_each_column_sorts_both_ways_and_what_lacks_it_comes_last(opened: OpenRu
         asked = Filter(sort=name, down=down)
         statements = Statements(opened.name, "", {"candidates", "eval_candidates", "judgments", "eval_judgments",
                                                   "preferences", "eval_logps"}, ["vader", "grammar"])  # fmt: skip
-        rows = opened.tables.ask(f"SELECT * FROM answers ORDER BY {asked.order(column)}")
+        rows = opened.tables.ask(f"SELECT * FROM answers ORDER BY {asked.order(column)}")  # noqa: S608
         assert keys(page(opened, asked).values["rows"]) == keys(rows)
         assert keys(select(opened.store, opened.run, statements.sql(asked) or "").to_pylist()) == keys(rows)
         values = [row[column] for row in rows]
         known = [value for value in values if value is not None]
         assert values[: len(known)] == known
-        assert known == sorted(known, key=lambda value: value.encode() if isinstance(value, str) else value, reverse=down)
+        assert known == sorted(
+            known, key=lambda value: value.encode() if isinstance(value, str) else value, reverse=down
+        )
 
 
 def test_a_statement_leaves_out_tables_that_the_run_has_not() -> None:
@@ -196,6 +199,6 @@ def test_a_number_in_sql_is_the_very_same_number() -> None:
     store = Store.open("memory://")
     run = sampled_run(store)
     for value in (THIRD, 0.1, 1 / 3, 1e-9, -2.5, 123456789.123456789, 5e-324, 1.7976931348623157e308, 4.0, 1e22):
-        (row,) = select(store, run, f"SELECT {literal(value)}::DOUBLE AS x FROM prompts LIMIT 1").to_pylist()
+        (row,) = select(store, run, f"SELECT {literal(value)}::DOUBLE AS x FROM prompts LIMIT 1").to_pylist()  # noqa: S608
         assert row["x"] == value
     assert (literal("it's"), literal(True), literal(3)) == ("'it''s'", "true", "3")
