@@ -75,7 +75,7 @@ _HELD: Mapping[str, Held] = {
 # several pairs of a prompt, a completion that is chosen in one and rejected in another is called chosen.
 _ANSWERS = """
     WITH counts AS (
-        SELECT j.round, j.kind, arg_min(j.judge, coalesce(o.place, 1000)) AS judge
+        SELECT j.round, j.kind, arg_min(j.judge, (coalesce(o.place, 1000), j.judge)) AS judge
         FROM judgments AS j LEFT JOIN judge_order AS o ON o.judge = j.judge GROUP BY ALL
     ), verdicts AS (
         SELECT j.* FROM judgments AS j JOIN counts AS c ON c.round = j.round AND c.kind = j.kind AND c.judge = j.judge
@@ -98,6 +98,8 @@ _ANSWERS = """
         END AS role,
         CASE WHEN c.kind = 'training' THEN coalesce(p.margin, r.margin) END AS margin,
         CASE WHEN c.kind = 'training' THEN d.drop_reason END AS drop_reason,
+        CASE WHEN count(v.score) OVER of_prompt > 1
+            THEN min(v.score) OVER of_prompt = max(v.score) OVER of_prompt END AS tied,
         l.policy - l.initial AS log_ratio
     FROM completions AS c
     LEFT JOIN verdicts AS v USING (round, kind, prompt_id, candidate)
@@ -106,6 +108,7 @@ _ANSWERS = """
     LEFT JOIN dropped AS d USING (round, prompt_id)
     LEFT JOIN logps AS l
         ON c.kind = 'held-out' AND l.round = c.round AND l.prompt_id = c.prompt_id AND l.candidate = c.candidate
+    WINDOW of_prompt AS (PARTITION BY c.round, c.kind, c.prompt_id)
     ORDER BY c.round, c.kind, c.prompt_id, c.candidate"""
 
 
@@ -114,6 +117,7 @@ def run_tables(store: Store, run: Run, judges: Sequence[str]) -> MemoryTables:
 
     A row of ``answers`` is a completion with its score, the part that it has in a preference (role: chosen, rejected,
     dropped, or null), and of held-out ones the log-ratio of the policy that sampled to the initial one, in nats.
+    ``tied`` says whether all scores of its prompt in the round are the same; null if there are not two of them.
 
     Args:
         judges: the names of the judges; the first of them that has judged a completion gives its score there.

@@ -135,7 +135,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     arguments.add_argument("--million", action="store_true", help="a million completions in place of 100,000")
     console, completions = Console(), 1_000_000 if arguments.parse_args().million else 100_000
-    console.print(machine(), highlight=False)
+    console.print(str(machine("duckdb", "pyarrow")), highlight=False)
     with tempfile.TemporaryDirectory() as directory:
         store = write_run(Path(directory), completions)
         title = f"rondo view, {completions:,} completions in {ROUNDS} rounds: processor time (aim: 0.3 s and 1 MB)"
