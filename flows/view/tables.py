@@ -18,8 +18,13 @@ _COMPLETIONS = """
         len(token_ids)::INTEGER AS tokens, list_sum(logprobs)::DOUBLE AS logp, policy
     FROM committed"""
 
+# Of judges that compare in both orders, and of ensembles that have such a member.
 _JUDGMENTS = """
-    SELECT round, '{kind}' AS kind, prompt_id, candidate, judge, score, score_std, status, rationale FROM committed"""
+    SELECT round, '{kind}' AS kind, prompt_id, candidate, judge, score, score_std, status, rationale,
+        list_sum([c.value FOR c IN components IF c.name = 'flips' OR suffix(c.name, '.flips')]) AS flips,
+        list_sum([c.value FOR c IN components IF c.name = 'comparisons' OR suffix(c.name, '.comparisons')])
+            AS comparisons
+    FROM committed"""
 
 _HELD: Mapping[str, Held] = {
     "prompts": Held(
@@ -47,7 +52,8 @@ _HELD: Mapping[str, Held] = {
         {f"{prefix}judgments": _JUDGMENTS.format(kind=kind) for kind, prefix in KINDS.items()},
         pa.schema([
             *_KEY, ("judge", pa.string()), ("score", pa.float64()), ("score_std", pa.float64()),
-            ("status", pa.string()), ("rationale", pa.string()),
+            ("status", pa.string()), ("rationale", pa.string()), ("flips", pa.float64()),
+            ("comparisons", pa.float64()),
         ]),
         optional=pa.schema([("score_std", pa.float64()), ("rationale", pa.string())]),
     ),

@@ -1,0 +1,1 @@
+"""Which address is answered by which page, a file for each group of pages."""
