@@ -1,13 +1,15 @@
 """Rows of the store that are not held in memory, read for the one prompt or completion that a page shows."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from flows.view.site import OpenRun
 from flows.view.tables import KINDS
 from pipeline.errors import ConfigError
 from storage.errors import DroppedFileError
-from storage.queries.sql import Source, ask
+from storage.queries import round_query
+
+Rows = list[dict[str, Any]]
 
 
 def prefix_of(kind: str) -> str:
@@ -21,7 +23,28 @@ def prefix_of(kind: str) -> str:
     return KINDS[kind]
 
 
-def has(opened: OpenRun, stage: str, round: int) -> bool:
+def rows_of(opened: OpenRun, round: int, stage: str, prompt: str, columns: Sequence[str] | None = None) -> Rows:
+    """Returns the rows of a prompt in the table of a round's stage; none if the round has no such table.
+
+    Args:
+        columns: the columns to return, of those that there are; all of them by default.
+    """
+    if not _has(opened, round, stage):
+        return []
+    rows = round_query.matching(opened.store, opened.run, round, stage, "prompt_id", prompt, columns)
+    found: Rows = rows.to_pylist()
+    return found
+
+
+def table_of(opened: OpenRun, round: int, stage: str) -> Rows:
+    """Returns all rows of a small table of a round; none if the round has no such table."""
+    if not _has(opened, round, stage):
+        return []
+    found: Rows = round_query.table(opened.store, opened.run, round, stage).to_pylist()
+    return found
+
+
+def _has(opened: OpenRun, round: int, stage: str) -> bool:
     """Says whether a round has the table of a stage; one that was removed on purpose it has no longer."""
     files = opened.run.files(round, stage)
     try:
@@ -29,19 +52,3 @@ def has(opened: OpenRun, stage: str, round: int) -> bool:
     except DroppedFileError:
         return False
     return bool(files)
-
-
-def rows_of(
-    opened: OpenRun, sql: str, stages: Collection[str], round: int, parameters: Mapping[str, Any], *, also: str = ""
-) -> list[dict[str, Any]]:
-    """Returns what a statement finds in the tables of a round; nothing if the round lacks one of them.
-
-    Args:
-        stages: the tables of the round that the statement names.
-        also: a table of round 0 that it names beside them.
-    """
-    sources = [Source(stage, {round}) for stage in stages] + ([Source(also, {0})] if also else [])
-    if not all(has(opened, source.stage, *(source.rounds or ())) for source in sources):
-        return []
-    rows: list[dict[str, Any]] = ask(opened.store, opened.run, sql, sources, parameters).to_pylist()
-    return rows

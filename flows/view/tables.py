@@ -19,11 +19,12 @@ _COMPLETIONS = """
     FROM committed"""
 
 # Of judges that compare in both orders, and of ensembles that have such a member.
-_JUDGMENTS = """
-    SELECT round, '{kind}' AS kind, prompt_id, candidate, judge, score, score_std, status, rationale,
-        list_sum([c.value FOR c IN components IF c.name = 'flips' OR suffix(c.name, '.flips')]) AS flips,
-        list_sum([c.value FOR c IN components IF c.name = 'comparisons' OR suffix(c.name, '.comparisons')])
-            AS comparisons
+_COUNTED = "list_sum([c.value FOR c IN components IF c.name = '{name}' OR suffix(c.name, '.{name}')]) AS {name}"
+COMPARED = f"{_COUNTED.format(name='flips')}, {_COUNTED.format(name='comparisons')}"
+"""Columns of a completion's comparisons with others, and of those whose verdict turned with the order."""
+
+_JUDGMENTS = f"""
+    SELECT round, '{{kind}}' AS kind, prompt_id, candidate, judge, score, score_std, status, rationale, {COMPARED}
     FROM committed"""
 
 _HELD: Mapping[str, Held] = {

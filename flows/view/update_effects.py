@@ -6,21 +6,9 @@ from typing import Any
 
 from flows.registry.round_summary import RoundSummary
 from flows.view.site import OpenRun
-from flows.view.stored_rows import rows_of
+from flows.view.stored_rows import Rows, rows_of, table_of
 
 _LOGPS = "SELECT candidate, policy, previous, initial FROM logps WHERE round = $round AND prompt_id = $prompt"
-
-# The sequences of the probe are known by their tokens alone.
-_PROBED = """
-    SELECT c.candidate, any_value(p.logp) AS logp, any_value(p.previous_logp) AS previous_logp
-    FROM candidates AS c JOIN probe AS p ON p.token_ids = c.token_ids
-    WHERE c.prompt_id = $prompt
-        AND p.prompt_token_ids IN (SELECT token_ids FROM prompts WHERE prompt_id = $prompt)
-    GROUP BY c.candidate"""
-
-_STEPS = """
-    SELECT step, loss, reward_chosen, reward_rejected, accuracy FROM metrics
-    WHERE step IN (SELECT min(step) FROM metrics UNION ALL SELECT max(step) FROM metrics) ORDER BY step"""
 
 
 @dataclass(frozen=True)
@@ -91,16 +79,25 @@ def effects(
     if kind == "held-out":
         logps = {row["candidate"]: row for row in opened.tables.ask(_LOGPS, parameters)}
         return [_held_out(row, logps.get(row["candidate"], {}), policies, beta) for row in answers]
-    rows: list[dict[str, Any]] = []
-    if kind == "training":
-        rows = rows_of(opened, _PROBED, ("candidates", "probe"), round, {"prompt": prompt_id}, also="prompts")
-    probed = {row["candidate"]: row for row in rows}
+    probed = _probed(opened, round, prompt_id) if kind == "training" else {}
     return [_training(row, probed.get(row["candidate"], {}), policies, beta) for row in answers]
 
 
-def steps(opened: OpenRun, round: int) -> list[dict[str, Any]]:
+def steps(opened: OpenRun, round: int) -> Rows:
     """Returns the means of the round's first and last optimizer step over their preferences; none without an update."""
-    return rows_of(opened, _STEPS, ("metrics",), round, {})
+    rows = table_of(opened, round, "metrics")
+    return rows[:1] + rows[1:][-1:]
+
+
+def _probed(opened: OpenRun, round: int, prompt_id: str) -> dict[int, dict[str, Any]]:
+    """Finds the completions of a prompt in the probe of a round, which knows its sequences by their tokens alone."""
+    prompts = rows_of(opened, 0, "prompts", prompt_id, ["token_ids"])
+    probe = table_of(opened, round, "probe")
+    measured = {tuple(row["token_ids"]): row for row in probe for p in prompts if row["prompt_token_ids"] == p["token_ids"]}
+    candidates = rows_of(opened, round, "candidates", prompt_id, ["candidate", "token_ids"]) if measured else []
+    return {
+        row["candidate"]: measured[found] for row in candidates if (found := tuple(row["token_ids"])) in measured
+    }  # fmt: skip
 
 
 def _held_out(answer: Mapping[str, Any], logps: Mapping[str, float], policies: _Policies, beta: float) -> Effect:

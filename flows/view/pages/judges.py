@@ -10,7 +10,7 @@ from flows.report.sections import Figure
 from flows.view.rendering import Page
 from flows.view.site import OpenRun
 from flows.view.stored_rows import prefix_of
-from flows.view.tables import KINDS
+from flows.view.tables import COMPARED, KINDS
 from pipeline.errors import ConfigError
 
 _MOST = 50
@@ -61,9 +61,13 @@ _FLIPPED_ROUNDS = """
 
 # Each comparison is counted by both of its completions.
 _FLIPS = """
-    SELECT round, kind, prompt_id, judge, sum(flips) / 2 AS flips, sum(comparisons) / 2 AS comparisons FROM judgments
-    WHERE $round IS NULL OR round = $round GROUP BY ALL HAVING sum(flips) > 0
-    ORDER BY sum(flips) / sum(comparisons) DESC, flips DESC, round DESC, prompt_id LIMIT $limit"""
+    {given}SELECT round, kind, prompt_id, judge, sum(flips) / 2 AS flips, sum(comparisons) / 2 AS comparisons
+    FROM {table} WHERE {where} GROUP BY ALL HAVING sum(flips) > 0
+    ORDER BY sum(flips) / sum(comparisons) DESC, flips DESC, round DESC, prompt_id, judge LIMIT {limit}"""
+
+_UNION = "\n        UNION ALL"
+_COMPARED = """
+        SELECT round, '{kind}' AS kind, prompt_id, judge, {columns} FROM {table}"""
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ def page(opened: OpenRun, round: int | None, kind: str | None, judges: tuple[str
         "agreeing": _names(known, "agreement"), "drifting": _names(known, "judge_drift"),
         "drifted": [(summary.round, said) for summary in reversed(known) for said in summary.drifted],
         "figures": _figures(opened), "disagreements": pair.rows(opened) if pair else [], "choices": _choices(opened),
-        "flips": tables.ask(_FLIPS, {"round": round, "limit": _MOST}), "most": _MOST, "short": _SHORT,
+        "flips": tables.ask(_flips("judgments", round)), "flips_sql": _flips_sql(opened, round), "most": _MOST, "short": _SHORT,
         "elsewhere_pair": pair.elsewhere(opened.name) if pair else None, "statuses_sql": _statuses_sql(opened),
         "command": f"rondo rounds {shlex.quote(opened.name)}",
     }  # fmt: skip
@@ -198,6 +202,19 @@ def _figures(opened: OpenRun) -> list[Figure]:
     return next((section.figures for section in opened.sections if section.title == _TRUST), [])
 
 
+def _flips(table: str, round: int | None, given: str = "") -> str:
+    return _FLIPS.format(given=given, table=table, where="true" if round is None else f"round = {round}", limit=_MOST)
+
+
+def _flips_sql(opened: OpenRun, round: int | None) -> str | None:
+    """Returns the question of the verdicts that turn for ``rondo sql``; none if nothing was judged yet."""
+    parts = [
+        _COMPARED.format(kind=kind, columns=COMPARED, table=f"{KINDS[kind]}judgments") for kind in _judged(opened)
+    ]  # fmt: skip
+    given = f"WITH compared AS ({_UNION.join(parts)}\n    )\n    "
+    return _outdented(_flips("compared", round, given)) if parts else None
+
+
 def _statuses(table: str, kinds: Mapping[str, str], prefixed: bool = False) -> str:
     parts = [
         _STATUSES.format(kind=kind, table=(KINDS[kind] if prefixed else "") + table, where=where)
@@ -207,9 +224,14 @@ def _statuses(table: str, kinds: Mapping[str, str], prefixed: bool = False) -> s
 
 
 def _statuses_sql(opened: OpenRun) -> str | None:
-    """Returns the question of the verdicts without a score for ``rondo sql``, over the tables that the run has."""
-    there = [kind for kind, prefix in KINDS.items() if opened.run.entries(stage=f"{prefix}judgments")]
-    return _outdented(_statuses("judgments", dict.fromkeys(there, "true"), prefixed=True)) if there else None
+    """Returns the question of the verdicts without a score for ``rondo sql``; none if nothing was judged yet."""
+    kinds = _judged(opened)
+    return _outdented(_statuses("judgments", dict.fromkeys(kinds, "true"), prefixed=True)) if kinds else None
+
+
+def _judged(opened: OpenRun) -> list[str]:
+    """Returns the kinds of completions that were judged, which are those that have a table."""
+    return [kind for kind, prefix in KINDS.items() if opened.run.entries(stage=f"{prefix}judgments")]
 
 
 def _outdented(sql: str) -> str:

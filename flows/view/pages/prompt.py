@@ -10,13 +10,12 @@ from flows.view.evidence import Evidence, evidence
 from flows.view.markdown import markdown as as_markdown
 from flows.view.rendering import Page, shown
 from flows.view.site import OpenRun
-from flows.view.stored_rows import prefix_of, rows_of
+from flows.view.stored_rows import Rows, prefix_of, rows_of
 from flows.view.tables import KINDS
 from flows.view.update_effects import effects, steps
 from flows.view.word_diff import WordDiff, word_diff
 from pipeline.data.conversations import message_text, messages_of, question
 from storage.errors import NotCommittedError
-from storage.queries.sql import Source, ask
 
 _LETTERS = 500_000
 """Of all completions and replies on a page together, which is to be below 1 MB."""
@@ -26,8 +25,6 @@ _SHORT = 300
 """Letters of a completion in the list of all rounds."""
 _PARTS = 40
 """Parts of a score: of a judge that compares, there are two for each other completion."""
-
-_PROMPT = "SELECT text, messages, source, reference_answer, split FROM prompts WHERE prompt_id = $prompt LIMIT 1"
 
 _ANSWERED = "SELECT DISTINCT round, kind FROM completions WHERE prompt_id = $prompt"
 
@@ -39,10 +36,6 @@ _ANSWERS = """
 _HISTORY = f"""
     SELECT round, kind, candidate, score, status, role, left(text, {_SHORT + 1}) AS text FROM answers
     WHERE prompt_id = $prompt ORDER BY round, kind, candidate"""
-
-_JUDGMENTS = "SELECT * FROM {prefix}judgments WHERE prompt_id = $prompt ORDER BY candidate, judge"
-
-_PREFERENCES = "SELECT * FROM preferences WHERE prompt_id = $prompt ORDER BY margin DESC NULLS LAST, candidates"
 
 _ELSEWHERE = """SELECT round, candidate, text, finish_reason
 FROM {prefix}candidates
@@ -59,15 +52,20 @@ class _Answer:
 
 @dataclass(frozen=True)
 class _Texts:
-    """Renders long texts: as Markdown if that is asked for, and no more than so many letters, except of one of them."""
+    """Renders long texts: no more than so many letters of each, and as Markdown if that is asked for.
+
+    The one that is shown whole is no Markdown if it is longer, because rendering it could take minutes.
+    """
 
     limit: int
     markdown: bool
 
     def __call__(self, text: str | None, *, whole: bool = False, plain: bool = False) -> Any:
         """Returns a text as HTML, in which nothing of it is obeyed."""
-        cut = text if text is None or whole else text[: self.limit]
-        return as_markdown(cut or "") if self.markdown and not plain else shown(cut)
+        text = text or ""
+        if plain or not self.markdown or (whole and self.is_cut(text)):
+            return shown(text if whole else text[: self.limit])
+        return as_markdown(text[: self.limit])
 
     def is_cut(self, text: str | None) -> bool:
         """Says whether a text is longer than what is shown of it."""
@@ -100,7 +98,7 @@ def page(
     places = [place for place in product(sorted({round for round, _ in answered}), KINDS) if place in answered]
     round, kind = _place(prompt_id, places, round, kind)
     prefix = prefix_of(kind)
-    preferences = rows_of(opened, _PREFERENCES, ("preferences",), round, parameters) if kind == "training" else []
+    preferences = _preferences(opened, round, prompt_id) if kind == "training" else []
     rows = _by_rank(tables.ask(_ANSWERS, {**parameters, "round": round, "kind": kind}), preferences)
     answers = _with_evidence(opened, rows, prefix, round, prompt_id)
     texts = _Texts(_limit(answers), markdown)
@@ -144,7 +142,7 @@ class _Slider:
 
 def _prompt(opened: OpenRun, prompt_id: str) -> dict[str, Any]:
     """Reads the prompt: its conversation, in short and whole, and what is known of it."""
-    found = ask(opened.store, opened.run, _PROMPT, [Source("prompts")], {"prompt": prompt_id}).to_pylist()
+    found = rows_of(opened, 0, "prompts", prompt_id)
     if not found:
         raise NotCommittedError(f"run '{opened.name}' has no prompt '{prompt_id}': a prompt's whole id is needed")
     row, messages = found[0], messages_of(found[0]["messages"])
@@ -169,6 +167,12 @@ def _place(
     return next(place for place in fitting if place[0] == last)
 
 
+def _preferences(opened: OpenRun, round: int, prompt_id: str) -> Rows:
+    """Returns what the prompt gave in a round, the widest margin first."""
+    rows = rows_of(opened, round, "preferences", prompt_id)
+    return sorted(rows, key=lambda row: (row["margin"] is None, -(row["margin"] or 0.0), row["candidates"]))
+
+
 def _by_rank(rows: Sequence[dict[str, Any]], preferences: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Puts completions in the order of a ranking if there is one; those beside it, or all, stay by their scores."""
     ranking = next((row["candidates"] for row in preferences if row["kind"] == "ranking"), [])
@@ -179,11 +183,11 @@ def _by_rank(rows: Sequence[dict[str, Any]], preferences: Sequence[Mapping[str, 
 def _with_evidence(
     opened: OpenRun, rows: Sequence[Mapping[str, Any]], prefix: str, round: int, prompt_id: str
 ) -> list[_Answer]:
-    recipe, stage = opened.recipe, f"{prefix}judgments"
+    recipe = opened.recipe
     configs = dict(zip(recipe.judge_names, recipe.judges, strict=True))
     order = {name: place for place, name in enumerate(recipe.judge_names)}
     judged: dict[int, list[Evidence]] = {}
-    found = rows_of(opened, _JUDGMENTS.format(prefix=prefix), (stage,), round, {"prompt": prompt_id})
+    found = rows_of(opened, round, f"{prefix}judgments", prompt_id)
     for row in sorted(found, key=lambda row: order.get(row["judge"], len(order))):
         judged.setdefault(row["candidate"], []).append(evidence(row, configs.get(row["judge"])))
     return [_Answer(row, place, judged.get(row["candidate"], [])) for place, row in enumerate(rows, 1)]

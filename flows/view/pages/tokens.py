@@ -19,16 +19,7 @@ EDGES = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
 _MARKS = str.maketrans({" ": "·", "\t": "⇥", "\n": "↵\n"})
 """What stands for white space."""
 
-_COMPLETION = """
-    SELECT token_ids, logprobs, finish_reason, policy, seed FROM {stage}
-    WHERE prompt_id = $prompt AND candidate = $candidate"""
-
-_PROMPT = "SELECT token_ids FROM prompts WHERE prompt_id = $prompt"
-
-_OTHERS = """
-    SELECT max(candidate) FILTER (candidate < $candidate) AS before,
-        min(candidate) FILTER (candidate > $candidate) AS after
-    FROM completions WHERE round = $round AND kind = $kind AND prompt_id = $prompt"""
+_COLUMNS = ("candidate", "token_ids", "logprobs", "finish_reason", "policy")
 
 _SUMS = """
     SELECT policy, previous, initial FROM logps
@@ -50,20 +41,24 @@ def page(opened: OpenRun, round: int, kind: str, prompt_id: str, candidate: int,
         NotCommittedError: there is no such completion.
     """
     stage, which = f"{prefix_of(kind)}candidates", {"prompt": prompt_id, "candidate": candidate}
-    found = rows_of(opened, _COMPLETION.format(stage=stage), (stage,), round, which)
+    rows = rows_of(opened, round, stage, prompt_id, _COLUMNS)
+    found = [row for row in rows if row["candidate"] == candidate]
     if not found:
         raise NotCommittedError(
             f"round {round} of run '{opened.name}' has no {kind} completion {candidate} of prompt '{prompt_id}'"
         )
     row, place = found[0], {**which, "round": round, "kind": kind}
     first = min(start, max(len(row["token_ids"]) - 1, 0)) // _MOST * _MOST
+    others = [row["candidate"] for row in rows]
     texts = _texts(opened, round, prompt_id, row["token_ids"], first)
     known = [logp for logp in row["logprobs"] if math.isfinite(logp)]
     values = {
-        **place, **opened.tables.ask(_OTHERS, place)[0], "row": row, "has_texts": texts is not None, "first": first,
+        **place, "row": row, "has_texts": texts is not None, "first": first,
+        "before": max((other for other in others if other < candidate), default=None),
+        "after": min((other for other in others if other > candidate), default=None),
         "tokens": _tokens(row, texts, first), "count": len(row["token_ids"]), "most": _MOST, "edges": EDGES,
         "total": math.fsum(known) if known else None, "mean": math.fsum(known) / len(known) if known else None,
-        "sums": next(iter(opened.tables.ask(_SUMS, place) if kind == "held-out" else []), None),
+        "sums": next(iter(opened.tables.ask(_SUMS, {**which, "round": round}) if kind == "held-out" else []), None),
         **_elsewhere(opened.name, stage, place),
     }  # fmt: skip
     return Page("tokens.html.j2", f"Tokens of completion {candidate} of {prompt_id}", values, run=opened.name)
@@ -86,7 +81,7 @@ def _texts(
     tokenizer = token_texts(opened.store, opened.run, round)
     if tokenizer is None:
         return None
-    prompt = rows_of(opened, _PROMPT, ("prompts",), 0, {"prompt": prompt_id})
+    prompt = rows_of(opened, 0, "prompts", prompt_id, ["token_ids"])
     before = [*(prompt[0]["token_ids"] if prompt else ()), *token_ids[:first]]
     return tokenizer.of(before, token_ids[first : first + _MOST])
 
