@@ -23,8 +23,8 @@ _COUNTED = "list_sum([c.value FOR c IN components IF c.name = '{name}' OR suffix
 COMPARED = f"{_COUNTED.format(name='flips')}, {_COUNTED.format(name='comparisons')}"
 """Columns of a completion's comparisons with others, and of those whose verdict turned with the order."""
 
-_JUDGMENTS = f"""
-    SELECT round, '{{kind}}' AS kind, prompt_id, candidate, judge, score, score_std, status, rationale, {COMPARED}
+_JUDGMENTS = """
+    SELECT round, '{kind}' AS kind, prompt_id, candidate, judge, score, score_std, status, rationale, {compared}
     FROM committed"""
 
 _HELD: Mapping[str, Held] = {
@@ -50,7 +50,7 @@ _HELD: Mapping[str, Held] = {
         optional=pa.schema([("answer", pa.string())]),
     ),
     "judgments": Held(
-        {f"{prefix}judgments": _JUDGMENTS.format(kind=kind) for kind, prefix in KINDS.items()},
+        {f"{prefix}judgments": _JUDGMENTS.format(kind=kind, compared=COMPARED) for kind, prefix in KINDS.items()},
         pa.schema([
             *_KEY, ("judge", pa.string()), ("score", pa.float64()), ("score_std", pa.float64()),
             ("status", pa.string()), ("rationale", pa.string()), ("flips", pa.float64()),

@@ -93,7 +93,9 @@ def _probed(opened: OpenRun, round: int, prompt_id: str) -> dict[int, dict[str, 
     """Finds the completions of a prompt in the probe of a round, which knows its sequences by their tokens alone."""
     prompts = rows_of(opened, 0, "prompts", prompt_id, ["token_ids"])
     probe = table_of(opened, round, "probe")
-    measured = {tuple(row["token_ids"]): row for row in probe for p in prompts if row["prompt_token_ids"] == p["token_ids"]}
+    measured = {
+        tuple(row["token_ids"]): row for row in probe for p in prompts if row["prompt_token_ids"] == p["token_ids"]
+    }
     candidates = rows_of(opened, round, "candidates", prompt_id, ["candidate", "token_ids"]) if measured else []
     return {
         row["candidate"]: measured[found] for row in candidates if (found := tuple(row["token_ids"])) in measured

@@ -36,10 +36,10 @@ def word_diff(first: str, second: str) -> WordDiff:
     words = [_WORD.findall(text) for text in (first, second)]
     bare = [[word.strip() for word in found[:MOST_WORDS]] for found in words]
     count = MOST_WORDS
-    while _equal_pairs(*(found[:count] for found in bare)) > _MOST_PAIRS:
+    while _equal_pairs(bare[0][:count], bare[1][:count]) > _MOST_PAIRS:
         count //= 2
     parts: tuple[list[Part], list[Part]] = ([], [])
-    matcher = SequenceMatcher(None, *(found[:count] for found in bare), autojunk=False)
+    matcher = SequenceMatcher(None, bare[0][:count], bare[1][:count], autojunk=False)
     for tag, a, b, c, d in matcher.get_opcodes():
         for side, start, end in ((0, a, b), (1, c, d)):
             if start < end:

@@ -10,6 +10,7 @@ from flows.view.app import make_app
 from flows.view.security import Guard
 from flows.view.site import Site
 
+_BLOCK_END = re.compile(r"</(?:d[dt]|li|p|t[dhr]|h\d|div|caption|pre|summary)>")
 _TAG = re.compile(r"<[^>]*>")
 _SPACE = re.compile(r"\s+")
 
@@ -21,7 +22,7 @@ def visitor(site: Site) -> TestClient:
 
 def words(page: str) -> str:
     """The text of a piece of HTML, with one space for all white space."""
-    return _SPACE.sub(" ", html.unescape(_TAG.sub("", page))).strip()
+    return _SPACE.sub(" ", html.unescape(_TAG.sub("", _BLOCK_END.sub(" ", page)))).strip()
 
 
 def table(page: str, label: str) -> list[list[str]]:

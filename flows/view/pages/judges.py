@@ -45,8 +45,8 @@ _DISAGREEMENTS = """
 
 _OPPOSITE = "(score_a IN (0, 1) AND score_b IN (0, 1) AND score_a <> score_b)"
 
-_TEXTS = f"""
-    SELECT round, prompt_id, candidate, left(text, {_SHORT + 1}) AS text FROM completions
+_TEXTS = """
+    SELECT round, prompt_id, candidate, left(text, $letters) AS text FROM completions
     WHERE kind = $kind AND list_contains($prompts, prompt_id)"""
 
 _JUDGED = "SELECT kind, judge, count(score) AS scores FROM judgments GROUP BY ALL"
@@ -102,7 +102,8 @@ class _Pair:
         sql = self._filled("judgments", "kind = $kind", "$a", "$b")
         rows = opened.tables.ask(sql, {"kind": self.kind, "a": self.a, "b": self.b})
         prompts = sorted({row["prompt_id"] for row in rows})
-        found = opened.tables.ask(_TEXTS, {"kind": self.kind, "prompts": prompts}) if rows else []
+        given = {"kind": self.kind, "prompts": prompts, "letters": _SHORT + 1}
+        found = opened.tables.ask(_TEXTS, given) if rows else []
         texts = {(row["round"], row["prompt_id"], row["candidate"]): row["text"] for row in found}
         return [
             {**row, "text": texts.get((row["round"], row["prompt_id"], row["candidate"]), "")} for row in rows
@@ -144,7 +145,8 @@ def page(opened: OpenRun, round: int | None, kind: str | None, judges: tuple[str
         "agreeing": _names(known, "agreement"), "drifting": _names(known, "judge_drift"),
         "drifted": [(summary.round, said) for summary in reversed(known) for said in summary.drifted],
         "figures": _figures(opened), "disagreements": pair.rows(opened) if pair else [], "choices": _choices(opened),
-        "flips": tables.ask(_flips("judgments", round)), "flips_sql": _flips_sql(opened, round), "most": _MOST, "short": _SHORT,
+        "flips": tables.ask(_flips("judgments", round)), "flips_sql": _flips_sql(opened, round),
+        "most": _MOST, "short": _SHORT,
         "elsewhere_pair": pair.elsewhere(opened.name) if pair else None, "statuses_sql": _statuses_sql(opened),
         "command": f"rondo rounds {shlex.quote(opened.name)}",
     }  # fmt: skip

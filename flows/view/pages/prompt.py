@@ -33,8 +33,8 @@ _ANSWERS = """
     WHERE round = $round AND kind = $kind AND prompt_id = $prompt
     ORDER BY score DESC NULLS LAST, role = 'chosen' DESC, candidate"""
 
-_HISTORY = f"""
-    SELECT round, kind, candidate, score, status, role, left(text, {_SHORT + 1}) AS text FROM answers
+_HISTORY = """
+    SELECT round, kind, candidate, score, status, role, left(text, $letters) AS text FROM answers
     WHERE prompt_id = $prompt ORDER BY round, kind, candidate"""
 
 _ELSEWHERE = """SELECT round, candidate, text, finish_reason
@@ -108,7 +108,8 @@ def page(
         "markdown": markdown, "answers": answers, "texts": texts, "parts": _PARTS,
         "preferences": preferences, "pair": pair, "diff": _diff(pair, rows, texts),
         "effects": effects(opened, round, kind, prompt_id, rows), "steps": steps(opened, round),
-        "update": opened.recipe.update, "history": tables.ask(_HISTORY, parameters), "short": _SHORT,
+        "update": opened.recipe.update, "short": _SHORT,
+        "history": tables.ask(_HISTORY, {**parameters, "letters": _SHORT + 1}),
         "slider": _Slider(places, round, kind), **_elsewhere(opened, prefix, round, prompt_id),
     }  # fmt: skip
     title = f"Prompt {prompt_id}, round {round}"
@@ -175,7 +176,7 @@ def _preferences(opened: OpenRun, round: int, prompt_id: str) -> Rows:
 
 def _by_rank(rows: Sequence[dict[str, Any]], preferences: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Puts completions in the order of a ranking if there is one; those beside it, or all, stay by their scores."""
-    ranking = next((row["candidates"] for row in preferences if row["kind"] == "ranking"), [])
+    ranking: list[int] = next((row["candidates"] for row in preferences if row["kind"] == "ranking"), [])
     places = {candidate: place for place, candidate in enumerate(ranking)}
     return sorted(rows, key=lambda row: places.get(row["candidate"], len(places)))
 

@@ -74,9 +74,7 @@ def marked(text: str) -> str:
     return text.translate(_MARKS)
 
 
-def _texts(
-    opened: OpenRun, round: int, prompt_id: str, token_ids: Sequence[int], first: int
-) -> list[TokenText] | None:
+def _texts(opened: OpenRun, round: int, prompt_id: str, token_ids: Sequence[int], first: int) -> list[TokenText] | None:
     """Returns the texts of the tokens that are shown; None if the run has no tokenizer left."""
     tokenizer = token_texts(opened.store, opened.run, round)
     if tokenizer is None:

@@ -22,7 +22,7 @@ def add(app: FastAPI, site: Site, answer: Callable[[Page], Response]) -> None:
     """Adds the addresses to the application."""
 
     @app.get("/run/{name}/prompt/{prompt}")
-    def prompt(  # noqa: PLR0913  what an address of this page can say
+    def prompt(
         name: str,
         prompt: str,
         round: Asked = None,

@@ -19,8 +19,9 @@ def test_form_is_shown_and_headings_are_none_of_the_page() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "[a](http://b.c)", "![a](http://b.c/d.png)", "<http://b.c>", "[a]\n\n[a]: http://b.c", "http://b.c", "![a][b.c]",
-        "<a href=http://b.c>", "<script src=//b.c></script>", "<!-- b.c -->", "[a](javascript:b)", "&lt;b&gt; b.c",
+        "[a](http://b.c)", "![a](http://b.c/d.png)", "<http://b.c>", "[a]\n\n[a]: http://b.c", "http://b.c",
+        "![a][b.c]", "<a href=http://b.c>", "<script src=//b.c></script>", "<!-- b.c -->", "[a](javascript:b)",
+        "&lt;b&gt; b.c",
         "```js\" onload=\"x\nb.c\n```", "<svg/onload=b.c>", "\x1b]8;;http://b.c\x07a", "![](data:b.c)", "**<b.c**",
     ],
 )  # fmt: skip

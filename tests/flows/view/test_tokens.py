@@ -12,13 +12,13 @@ from flows.analysis import queries
 from flows.view.pages.tokens import EDGES, level, marked
 from flows.view.site import Site
 from flows.view.token_texts import TokenTexts, token_texts
-from pipeline.records import CANDIDATES, PROMPTS, to_table
+from pipeline.records import CANDIDATES, to_table
 from storage.errors import DamagedFileError
 from storage.log.manifest import Key
 from storage.log.store import Store
 from storage.tables.checkpoints import stage_directory
 from support.finished_run import commit, finished_run
-from support.view_pages import statements, visitor, words
+from support.view_pages import statements, table, visitor, words
 
 END = "<|end|>"
 SAID = "Hi <b>\n\tö\x1b\u202e🙂"
@@ -51,7 +51,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finished_run(store, also=also, rounds=2)
     finished_run(store, "bare", rounds=1)
     with store.run("small").writer() as writer:
-        ids = tokenizer.encode(SAID).ids + [256]
+        ids = [*tokenizer.encode(SAID).ids, 256]
         rows = [_row(0, ids, [-0.05, -9.0, *[-1.25] * (len(ids) - 2)]), _row(2, [1] * LONG, [-1.0] * LONG)]
         commit(store, writer, "small", 3, "candidates", to_table(rows, CANDIDATES))
     return root
@@ -70,16 +70,15 @@ def browser(root: Path) -> TestClient:
 
 
 def rows(page: str) -> list[list[str]]:
-    """The cells of the table of tokens."""
-    body = page.partition('aria-label="Tokens"')[2].partition("</table>")[0]
-    return [[words(cell) for cell in row.split("</td>")[:-1]] for row in body.partition("<tbody>")[2].split("</tr>")[:-1]]
+    """The cells of the table of tokens: number, id, text, log-probability."""
+    return table(page, "Tokens")
 
 
 def test_each_token_has_its_text_with_white_space_and_controls_made_visible(browser: TestClient) -> None:
     """ö has two bytes, U+202E three, the face four: the last completes the letter, the others stand in brackets."""
     answer = browser.get("/run/small/tokens/3/training/t1/0")
     assert answer.status_code == 200
-    spoken = [row[1] for row in rows(answer.text)]
+    spoken = [row[2] for row in rows(answer.text)]
     assert spoken[:9] == ["H", "i", "·", "<", "b", ">", "↵", "⇥", "[Ã]"]
     assert spoken[9:11] == ["ö", "\\x1b"]
     assert spoken[13] == "\\u202e"
@@ -122,7 +121,7 @@ def test_sums_under_other_policies_are_shown_and_tokens_are_not_made_up(browser:
 def test_without_a_tokenizer_there_are_ids(browser: TestClient) -> None:
     page = browser.get("/run/bare/tokens/1/training/t1/1").text
     assert "No checkpoint that is left of this run has a tokenizer" in words(page)
-    assert [row[1] for row in rows(page)] == ["4", "1", "0"]
+    assert [row[2] for row in rows(page)] == ["4", "1", "0"]
 
 
 def test_a_long_completion_comes_in_parts(browser: TestClient) -> None:
@@ -132,7 +131,7 @@ def test_a_long_completion_comes_in_parts(browser: TestClient) -> None:
     assert "tokens 0 to 1,499 of 4,000" in words(first.text)
     assert 'href="/run/small/tokens/3/training/t1/2?start=1500"' in first.text
     last = browser.get("/run/small/tokens/3/training/t1/2?start=999999").text
-    assert [len(rows(last)), rows(last)[0][0][:5]] == [1000, "30001"]  # token 3000, with id 1
+    assert [len(rows(last)), rows(last)[0][:2]] == [1000, ["3000", "1"]]
     assert "start=1500" in last
     assert "start=4500" not in last
 
@@ -147,14 +146,16 @@ def test_the_same_stands_in_sql(browser: TestClient, root: Path) -> None:
     page = browser.get("/run/small/tokens/3/training/t1/0").text
     sql, command = statements(page)
     found = queries.sql("small", str(root), sql)
-    assert [f"{row['logp']:.4f}" for row in found] == [row[2] for row in rows(page)]
+    assert [f"{row['logp']:.4f}" for row in found] == [row[3] for row in rows(page)]
     assert command.startswith("rondo show small@3 --table completions --prompt t1 --where")
 
 
 @pytest.mark.parametrize(
     ("address", "status"),
-    [("9/training/t1/0", 404), ("3/training/t1/1", 404), ("3/training/t/0", 404), ("3/other/t1/0", 400), ("3/training/t1/-1", 400),
-     ("99999999999/training/t1/0", 400)],
+    [
+        ("9/training/t1/0", 404), ("3/training/t1/1", 404), ("3/training/t/0", 404), ("3/other/t1/0", 400),
+        ("3/training/t1/-1", 400), ("99999999999/training/t1/0", 400),
+    ],
 )  # fmt: skip
 def test_what_is_not_there_is_said_in_a_sentence(browser: TestClient, address: str, status: int) -> None:
     assert browser.get(f"/run/small/tokens/{address}").status_code == status
@@ -162,7 +163,7 @@ def test_what_is_not_there_is_said_in_a_sentence(browser: TestClient, address: s
 
 def test_a_token_has_the_space_that_it_begins_with_and_what_no_tokenizer_has_a_name() -> None:
     """SentencePiece's kind drops the space of a text's first token: that of a completion is not the first."""
-    made = Tokenizer(models.WordLevel({"▁a": 0, "▁b": 1}, unk_token="▁a"))  # noqa: S106  no password
+    made = Tokenizer(models.WordLevel({"▁a": 0, "▁b": 1}, unk_token="▁a"))
     made.decoder = decoders.Metaspace()
     assert [token.text for token in TokenTexts(made).of([0], [1, 0])] == [" b", " a"]
     assert TokenTexts(made).of([], [7])[0].name == "no token 7"
