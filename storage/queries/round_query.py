@@ -125,7 +125,7 @@ def matching(
 ) -> pa.Table:
     """Returns the rows of the table of a stage that have this value in a column, in the order in which they lie there.
 
-    It is for the few rows of one prompt: faster than :func:`query`, since it asks nothing of DuckDB.
+    Faster than :func:`query` for a few rows, since it asks nothing of DuckDB.
 
     Args:
         columns: the columns to return, of those that there are; all of them by default.
