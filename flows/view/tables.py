@@ -18,8 +18,14 @@ _COMPLETIONS = """
         len(token_ids)::INTEGER AS tokens, list_sum(logprobs)::DOUBLE AS logp, policy
     FROM committed"""
 
+# Of judges that compare in both orders, and of ensembles that have such a member.
+_COUNTED = "list_sum([c.value FOR c IN components IF c.name = '{name}' OR suffix(c.name, '.{name}')]) AS {name}"
+COMPARED = f"{_COUNTED.format(name='flips')}, {_COUNTED.format(name='comparisons')}"
+"""Columns of a completion's comparisons with others, and of those whose verdict turned with the order."""
+
 _JUDGMENTS = """
-    SELECT round, '{kind}' AS kind, prompt_id, candidate, judge, score, score_std, status, rationale FROM committed"""
+    SELECT round, '{kind}' AS kind, prompt_id, candidate, judge, score, score_std, status, rationale, {compared}
+    FROM committed"""
 
 _HELD: Mapping[str, Held] = {
     "prompts": Held(
@@ -44,10 +50,11 @@ _HELD: Mapping[str, Held] = {
         optional=pa.schema([("answer", pa.string())]),
     ),
     "judgments": Held(
-        {f"{prefix}judgments": _JUDGMENTS.format(kind=kind) for kind, prefix in KINDS.items()},
+        {f"{prefix}judgments": _JUDGMENTS.format(kind=kind, compared=COMPARED) for kind, prefix in KINDS.items()},
         pa.schema([
             *_KEY, ("judge", pa.string()), ("score", pa.float64()), ("score_std", pa.float64()),
-            ("status", pa.string()), ("rationale", pa.string()),
+            ("status", pa.string()), ("rationale", pa.string()), ("flips", pa.float64()),
+            ("comparisons", pa.float64()),
         ]),
         optional=pa.schema([("score_std", pa.float64()), ("rationale", pa.string())]),
     ),
