@@ -1,14 +1,18 @@
 """A round's page: its numbers by hand, bins that lead to just their completions, and rounds that are not finished."""
 
 import html
+import json
 import re
+import shlex
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
+from flows.cli.main import app as cli
 from flows.view.addresses import Exported, served
 from flows.view.advice import advice
 from flows.view.app import make_app
@@ -25,6 +29,7 @@ from pipeline.evaluation.held_out import alarms, initial_alarms
 from storage.errors import NotCommittedError
 from storage.log.manifest import Key
 from storage.log.store import Store
+from storage.queries.sql import select
 from support.finished_run import small_recipe
 from support.sampled_run import ROWS, THIRD, sampled_run, training
 
@@ -184,6 +189,16 @@ def test_the_time_of_a_round_at_work_is_that_of_its_pieces() -> None:
     assert found["Tokens/s"] == ("100", "while sampling")  # 400 tokens in 4 seconds
     assert found["Most of the time"] == ("sample on cuda:0 80%", "sample on cuda:0: 4.0 s", "judge on cpu: 1.0 s")
     assert [section.title for section in shown["sections"]] == ["Where the time goes"]
+
+
+def test_sql_and_command_of_a_round_are_taken(site: Site) -> None:
+    opened = site.run("sampled")
+    shown = page(opened, 1).values
+    (row,) = select(opened.store, opened.run, shown["sql"]).to_pylist()
+    assert (row["round"], row["reward"]) == (1, 0.5)
+    result = CliRunner().invoke(cli, [*shlex.split(shown["command"])[1:], "--limit", "99", "--format", "json"])
+    assert len(json.loads(result.stdout)) == 12
+    assert page(opened, 2).values["sql"] is None
 
 
 def test_a_round_that_is_not_there_is_said_in_a_sentence(site: Site, visitor: TestClient) -> None:
