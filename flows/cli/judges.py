@@ -99,6 +99,13 @@ def label(
             metavar="FILE_OR_TEXT", help="what makes a completion good; the criteria of the run's judge model if empty"
         ),
     ] = None,
+    queue: Annotated[
+        str,
+        typer.Option(
+            help="which pairs come first: asked (what the run asks for), random, margin (the smallest), judges or people "
+            "(those on which they disagree)"
+        ),
+    ] = "asked",
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Ask a person which of two completions is better. Each choice is kept at once; nothing is asked twice.
@@ -108,9 +115,9 @@ def label(
     from flows.analysis.labelling import Answers, Labelling
     from flows.cli.label_screen import label_by_keys, label_by_lines
 
-    labelling = Labelling(source, labeller or getpass.getuser(), seed, root)
+    labelling = Labelling.open(source, labeller or getpass.getuser(), seed, root, queue)
     answers = Answers(labelling, labelling.questions[:count])
-    told = labelling.criteria if rubric is None else _read_rubric(rubric)
+    told = labelling.asked.criteria if rubric is None else _read_rubric(rubric)
     console = Console()
     if sys.stdin.isatty() and console.is_terminal and not console.is_dumb_terminal:
         label_by_keys(console, labelling, answers, told)
