@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from flows.analysis.label_queues import RoundQuestions
 from pipeline.judges.support.human_labels import ANSWERED, DECIDED, Choice, Question, digest
@@ -121,7 +121,7 @@ def labels_per_hour(choices: Sequence[Choice]) -> float | None:
         Labels an hour; None if no two choices follow each other within ``LONGEST_PAUSE``.
     """
     times = sorted(datetime.fromisoformat(choice["time"]) for choice in choices if "made_in" not in choice)
-    gaps = [(later - earlier).total_seconds() for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [(later - earlier).total_seconds() for earlier, later in pairwise(times)]
     working = [gap for gap in gaps if gap <= LONGEST_PAUSE]
     return 3600 * len(working) / sum(working) if sum(working) > 0 else None
 

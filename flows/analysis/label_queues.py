@@ -99,9 +99,7 @@ def read_questions(store: Store, run: Run, number: int) -> RoundQuestions:
     return RoundQuestions(run.name, number, recipe, questions, _differences(store, run, number, recipe, questions))
 
 
-def in_queue(
-    asked: RoundQuestions, queue: str, choices: Iterable[Choice], labeller: str, seed: int
-) -> list[Question]:
+def in_queue(asked: RoundQuestions, queue: str, choices: Iterable[Choice], labeller: str, seed: int) -> list[Question]:
     """Lists the questions of a queue, first to last, also those that the labeller has answered.
 
     Args:

@@ -49,8 +49,8 @@ class Labelling:
         self._labels, self._labeller, self._seed = labels, labeller, seed
         self.choices = labels.newest()
         self._mine = {choice["question"]: choice for choice in self.choices if choice["labeller"] == labeller}
-        self.queued: Sequence[Question] = in_queue(asked, queue, self.choices, labeller, seed)
-        self.questions: Sequence[Question] = [q for q in self.queued if not self._is_answered(q.key)]
+        self.queued = in_queue(asked, queue, self.choices, labeller, seed)
+        self.questions = self._open(self.queued)
 
     @classmethod
     def open(cls, source: str, labeller: str, seed: int, root: str, queue: str = "asked") -> "Labelling":
@@ -66,6 +66,14 @@ class Labelling:
         asked = read_questions(store, run, newest_round(run) if number is None else number)
         return cls(asked, Labels(store), labeller, seed, queue)
 
+    def left_in(self, queue: str) -> Sequence[Question]:
+        """Lists the questions of a queue that this labeller has not answered yet, the next one first.
+
+        Raises:
+            ConfigError: there is no such queue.
+        """
+        return self._open(in_queue(self.asked, queue, self.choices, self._labeller, self._seed))
+
     @property
     def answered(self) -> int:
         """Counts the questions of the round, of all queues, that this labeller has answered."""
@@ -76,6 +84,15 @@ class Labelling:
         """Returns the question of this labeller's newest choice in the round; None if there is none to take back."""
         given = [self._mine[key] for key in self.asked.by_key if self._is_answered(key)]
         return self.asked.by_key[max(given, key=lambda choice: choice["time"])["question"]] if given else None
+
+    def given(self, question: Question) -> Choice | None:
+        """Returns this labeller's choice between the answers as they are shown; None without one."""
+        if not self._is_answered(question.key):
+            return None
+        kept = self._mine[question.key]
+        if kept["choice"] != "better":
+            return "tie" if kept["choice"] == "tie" else "skip"
+        return "a" if kept["better"] == digest(self.shown(question)[0].text) else "b"
 
     def shown(self, question: Question) -> tuple[JudgedCandidate, JudgedCandidate]:
         """Returns the answers as A and B; their order is drawn by the seed, the labeller and the question."""
@@ -132,6 +149,9 @@ class Labelling:
             },
         )
         return True
+
+    def _open(self, questions: Sequence[Question]) -> Sequence[Question]:
+        return [question for question in questions if not self._is_answered(question.key)]
 
     def _is_answered(self, key: str) -> bool:
         return key in self._mine and self._mine[key]["choice"] in ANSWERED

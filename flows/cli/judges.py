@@ -102,8 +102,8 @@ def label(
     queue: Annotated[
         str,
         typer.Option(
-            help="which pairs come first: asked (what the run asks for), random, margin (the smallest), judges or people "
-            "(those on which they disagree)"
+            help="which pairs, and in which order: asked (what the run asks for), random, margin (the smallest first), "
+            "judges or people (those on which they disagree)"
         ),
     ] = "asked",
     root: Root = DEFAULT_ROOT,

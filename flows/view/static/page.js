@@ -28,7 +28,7 @@ function onKey(event) {
   if (event.key === "Escape" && typing(event.target)) return event.target.blur();
   if (typing(event.target) || document.querySelector("dialog[open]")) return;
   // A page's own keys stand in its markup, as data-key on what they press.
-  const own = document.querySelector(`[data-key="${CSS.escape(event.key)}"]`);
+  const own = document.querySelector(`[data-key~="${CSS.escape(event.key)}"]`);
   const keys = {
     j: () => move(1),
     k: () => move(-1),
@@ -37,7 +37,9 @@ function onKey(event) {
     "/": () => document.querySelector("input[type=search]")?.focus(),
     "?": () => document.getElementById("keys")?.showModal(),
   };
-  if (own) own.click();
+  // A key that is held down must not answer the questions that nobody has seen yet.
+  if (own?.matches("textarea")) own.focus();
+  else if (own) { if (!event.repeat) own.click(); }
   else if (keys[event.key]) keys[event.key]();
   else return;
   event.preventDefault();
