@@ -82,7 +82,13 @@ def page(desk: Desk, opened: OpenRun, number: int | None, queue: str, labeller: 
     Raises:
         ConfigError: there is no such queue, or the round has no such question.
     """
-    values: dict[str, Any] = {"queue": queue, "labeller": labeller, "rounds": opened.begun}
+    values: dict[str, Any] = {
+        "queue": queue,
+        "labeller": labeller,
+        "rounds": [number for number in opened.begun if number],
+        "tags": TAGS,
+        "nothing": None,
+    }
     try:
         number = newest_round(opened.run) if number is None else number
         labelling = desk.labelling(opened, number, labeller, queue)
@@ -140,7 +146,6 @@ def _asked_next(labelling: Labelling, labeller: str, key: str | None) -> dict[st
     last = labelling.last if labeller else None
     shared = {
         "criteria": labelling.asked.criteria,
-        "tags": TAGS,
         "longest_note": LONGEST_NOTE,
         "last": last and last.key,
     }
@@ -153,8 +158,8 @@ def _asked_next(labelling: Labelling, labeller: str, key: str | None) -> dict[st
     return {
         **shared,
         "question": question.key,
-        "prompt": _clipped(text.strip("\n")),
-        "sides": [("left", "A", _clipped(left.text.strip("\n"))), ("right", "B", _clipped(right.text.strip("\n")))],
+        "prompt": _clipped(text.strip()),
+        "sides": [("left", "A", _clipped(left.text.strip())), ("right", "B", _clipped(right.text.strip()))],
         "given": labelling.given(question),
     }
 

@@ -45,6 +45,13 @@ function onKey(event) {
   event.preventDefault();
 }
 
+// A form that writes is sent once: a second key, or click, that comes before the next page is there, is for nothing.
+function onSubmit(event) {
+  if (!event.target.matches("[data-once]")) return;
+  if ("sent" in event.target.dataset) event.preventDefault();
+  event.target.dataset.sent = "";
+}
+
 // --- live updates ---------------------------------------------------------------------------------------------------
 
 let newest = null;
@@ -112,6 +119,8 @@ async function enliven(event) {
 // --- start ----------------------------------------------------------------------------------------------------------
 
 document.addEventListener("keydown", onKey);
+document.addEventListener("submit", onSubmit);
+addEventListener("pageshow", () => document.querySelectorAll("[data-sent]").forEach((form) => delete form.dataset.sent));
 document.addEventListener("pointerover", enliven);
 const keys = document.querySelector("[data-keys]");
 if (keys) {
