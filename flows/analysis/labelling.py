@@ -121,15 +121,23 @@ class Labelling:
         """Takes a choice back: the question is open again."""
         self.keep(question, "withdrawn", None, {})
 
-    def keep(self, question: Question, choice: str, better: JudgedCandidate | None, more: dict[str, Any]) -> bool:
+    def keep(
+        self,
+        question: Question,
+        choice: str,
+        better: JudgedCandidate | None,
+        more: dict[str, Any],
+        shown: tuple[JudgedCandidate, JudgedCandidate] | None = None,
+    ) -> bool:
         """Keeps a choice as the newest of this labeller; False if it is that already.
 
         Args:
             choice: better, tie, skip or withdrawn.
             better: the better answer, for ``better``.
             more: what else is kept of it: tags, a note, and the program that it was made in, if that was another one.
+            shown: the answers as the labeller saw them, if not in the order that is drawn here.
         """
-        shown = self.shown(question)
+        shown = shown or self.shown(question)
         said = {"choice": choice, "better": None if better is None else digest(better.text), **more}
         before = self._mine.get(question.key, {"choice": "withdrawn"})
         if all(before.get(name) == said.get(name) for name in ("choice", "better", "tags", "note")):

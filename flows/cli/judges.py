@@ -1,4 +1,4 @@
-"""The commands about judges: train-judge, label."""
+"""The commands about judges and labels: train-judge, label, export-labels, import-labels."""
 
 import getpass
 import sys
@@ -126,6 +126,44 @@ def label(
     left = len(labelling.questions) - answers.answered
     rate = f", {answers.per_hour:,.0f} an hour" if answers.answered else ""
     console.print(f"{answers.answered} answered, {left} left of {source}{rate}", markup=False, highlight=False)
+
+
+_LabelFormat = Annotated[str, typer.Option(help="argilla (its records as JSON) or label-studio (its tasks as JSON)")]
+
+
+@app.command("export-labels")
+def export_labels_(
+    source: RunAtRound,
+    to: Annotated[Path, typer.Option(help="a new file")],
+    format: _LabelFormat,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Write the pairs of a round, and what people have said of them, for another labelling program."""
+    from flows.analysis.label_files import export_labels
+    from flows.host.text import counted
+
+    pairs, labels = export_labels(source, to, format, root)
+    typer.echo(f"written: {to}, with {counted(pairs, 'pair')} and {counted(labels, 'label')}")
+
+
+@app.command("import-labels")
+def import_labels_(
+    source: RunAtRound,
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="what the other program has exported")],
+    format: _LabelFormat,
+    labeller: Annotated[
+        str | None, typer.Option(help="name of who has labelled all of it; whom the file names if empty")
+    ] = None,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Keep what people have said of a round's pairs in another labelling program; twice is as once."""
+    from flows.analysis.label_files import import_labels
+    from flows.host.text import counted
+
+    found = import_labels(source, path, format, root, labeller)
+    who = f" of {', '.join(sorted(found.people))}" if found.people else ""
+    others = f", {counted(found.others, 'record')} of no pair of the round" if found.others else ""
+    typer.echo(f"{counted(found.kept, 'label')} kept{who}, {found.known} known before{others}")
 
 
 def _read_rubric(rubric: str) -> str:
