@@ -166,9 +166,12 @@ class Labelling:
 
 
 def shown_order(question: Question, labeller: str, seed: int) -> tuple[JudgedCandidate, JudgedCandidate]:
-    """Returns the answers as a labeller is shown them: the order is drawn by seed, labeller and question."""
+    """Returns the answers as a labeller is shown them: the order is drawn by seed, labeller and question.
+
+    It does not follow from the order in which the question has them, which may be a judge's.
+    """
     rng = random.Random(f"{seed}/{labeller}/{question.key}")  # noqa: S311  nothing here is secret
-    first, second = question.answers
+    first, second = sorted(question.answers, key=lambda answer: digest(answer.text))
     return (first, second) if rng.random() < 0.5 else (second, first)
 
 
