@@ -97,15 +97,15 @@ def import_labels(source: str, path: Path, format: str, root: str, labeller: str
     pairs = [(pair, _question(by_texts.get(frozenset(map(digest, pair.texts)), []), pair)) for pair in found]
     if not any(question for _, question in pairs):
         raise ConfigError(f"none of the {len(found)} records of '{path}' is of a pair of {asked.run}@{asked.round}")
-    for pair, question in pairs:
-        if question is None:
+    for pair, asked_of in pairs:
+        if asked_of is None:
             imported.others += 1
             continue
         for said in pair.said:
             name = labeller or said.labeller
             if name not in desks:
                 desks[name] = Labelling(asked, labels, name)
-            kept = _keep(desks[name], question, pair, said, format)
+            kept = _keep(desks[name], asked_of, pair, said, format)
             imported.kept, imported.known = imported.kept + kept, imported.known + (not kept)
             imported.people.add(name)
     return imported

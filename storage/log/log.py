@@ -143,7 +143,9 @@ class Log:
     @property
     def closed_by(self) -> str | None:
         """Returns the name of the error that the newest session was closed by; None if by none, or if it is open."""
-        return self._state.close and self._state.close.meta.get("error")
+        last = self._state.close
+        error: str | None = last.meta.get("error") if last is not None else None
+        return error
 
     @property
     def pause(self) -> dict[str, Any] | None:

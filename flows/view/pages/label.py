@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 from flows.analysis.agreement import agreements, labellers
@@ -127,7 +128,7 @@ def _done(labelling: Labelling, queue: str) -> str:
     return _NONE_IN[queue]
 
 
-def _waits(opened: OpenRun, asked: RoundQuestions, choices: list[Choice]) -> str | None:
+def _waits(opened: OpenRun, asked: RoundQuestions, choices: Sequence[Choice]) -> str | None:
     """Says what the run waits for; None if it does not wait for this round's labels."""
     if waits_for_people(opened.run) != asked.round:
         return None

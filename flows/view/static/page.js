@@ -26,6 +26,8 @@ function follow(selector) {
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
   if (event.key === "Escape" && typing(event.target)) return event.target.blur();
+  // Enter in a box of a form that writes would press its first button, which nobody has chosen.
+  if (event.key === "Enter" && event.target.matches("[data-once] input")) return event.preventDefault();
   if (typing(event.target) || document.querySelector("dialog[open]")) return;
   // A page's own keys stand in its markup, as data-key on what they press.
   const own = document.querySelector(`[data-key~="${CSS.escape(event.key)}"]`);
