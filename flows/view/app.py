@@ -17,7 +17,7 @@ from flows.view.addresses import served
 from flows.view.pages import run as run_page
 from flows.view.pages import runs as runs_page
 from flows.view.rendering import Page, render, static_file
-from flows.view.routes import prompts, rounds
+from flows.view.routes import labels, prompts, rounds
 from flows.view.security import Guard
 from flows.view.site import Site
 from pipeline.errors import RondoError
@@ -58,8 +58,6 @@ def make_app(site: Site, guard: Guard) -> FastAPI:
     def run(name: str) -> Response:
         return answer(run_page.page(site.run(name)))
 
-    prompts.add(app, site, answer)
-
     @app.get("/events/{name}")
     def events(name: str, request: Request) -> StreamingResponse:
         site.run(name)
@@ -75,6 +73,8 @@ def make_app(site: Site, guard: Guard) -> FastAPI:
         )
 
     rounds.add(app, site, answer)
+    prompts.add(app, site, answer)
+    labels.add(app, site, answer, guard)
     _add_errors(app, answer)
     return app
 
