@@ -16,6 +16,7 @@ from flows.view.addresses import served
 from flows.view.pages import run as run_page
 from flows.view.pages import runs as runs_page
 from flows.view.rendering import Page, render, static_file
+from flows.view.routes import ask as ask_routes
 from flows.view.security import Guard
 from flows.view.site import Site
 from pipeline.errors import RondoError
@@ -68,6 +69,7 @@ def make_app(site: Site, guard: Guard) -> FastAPI:
             found[0], media_type=found[1], headers={"Cache-Control": _A_DAY if name == "charts.js" else "no-cache"}
         )
 
+    ask_routes.add(app, site, answer)
     _add_errors(app, answer)
     return app
 
