@@ -5,7 +5,7 @@ import re
 import shlex
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from flows.host.text import visible
 from flows.report.sections import Figure
-from flows.view.addresses import Addresses, served
 from flows.view.charts import ERROR, answer_chart
 from flows.view.questions import Form, questions_for
 from flows.view.rendering import Page
@@ -39,6 +38,14 @@ _one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True)
+class Target:
+    """The page that a value leads to: what its address is made of."""
+
+    parts: Sequence[object]
+    query: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Cell:
     """A value of the answer, and where it leads.
 
@@ -48,15 +55,14 @@ class Cell:
 
     text: str | None
     number: bool = False
-    target: str | None = None
+    target: Target | None = None
 
 
-def page(opened: OpenRun, sql: str = "", form: Form = "table", offset: int = 0, address: Addresses = served) -> Page:
+def page(opened: OpenRun, sql: str = "", form: Form = "table", offset: int = 0) -> Page:
     """Answers a question, or shows those that there are; what is wrong with one stands on its page.
 
     Args:
         offset: rows of the answer that come before those that are shown.
-        address: gives the links of the rows.
     """
     sql = sql.strip().rstrip(";").rstrip()
     values: dict[str, Any] = {
@@ -74,13 +80,13 @@ def page(opened: OpenRun, sql: str = "", form: Form = "table", offset: int = 0, 
         values["columns"] = columns_of(opened.store, opened.run)
         values["questions"] = list(questions_for(values["columns"]))
         if sql:
-            values |= _answer(opened, sql, form, offset, address)
+            values |= _answer(opened, sql, form, offset)
     except (ConfigError, QueryError) as error:
         values["problem"] = str(error)
     return Page("ask.html.j2", f"Ask {opened.name}", values, run=opened.name, tab="Ask")
 
 
-def _answer(opened: OpenRun, sql: str, form: Form, offset: int, address: Addresses) -> dict[str, Any]:
+def _answer(opened: OpenRun, sql: str, form: Form, offset: int) -> dict[str, Any]:
     if len(sql) > LONGEST:
         raise ConfigError(f"the statement has {len(sql):,} letters, more than {LONGEST:,}: ask it with 'rondo sql'")
     most = PAGE_ROWS if form == "table" else MOST_POINTS
@@ -93,17 +99,15 @@ def _answer(opened: OpenRun, sql: str, form: Form, offset: int, address: Address
     shown = max(1, min(PAGE_ROWS, _MOST_CELLS // max(len(names), 1)))
     rows = _rows(table.slice(0, shown))
     letters = min(_CELL_LETTERS, _PAGE_LETTERS // max(len(rows) * len(names), 1))
-    links = _Links(opened.name, names, _kind_of(sql), address)
-    ask = {"sql": sql, "as": form}
-    more = table.num_rows > shown
+    links = _Links(opened.name, names, _kind_of(sql))
     return {
         "names": names,
         "rows": [_cells(row, letters, links) for row in rows],
         "first": offset + 1,
         "last": offset + len(rows),
         "letters": letters,
-        "more": address("run", opened.name, "ask", **ask, offset=offset + shown) if more else None,
-        "before": address("run", opened.name, "ask", **ask, offset=max(offset - shown, 0) or None) if offset else None,
+        "more": offset + shown if table.num_rows > shown else None,
+        "before": max(offset - shown, 0) if offset else None,
     }
 
 
@@ -142,20 +146,21 @@ class _Links:
     run: str
     names: Sequence[str]
     kind: str
-    address: Addresses
 
-    def of(self, row: Sequence[Any]) -> Mapping[str, str | None]:
-        """Returns the addresses by the name of the column."""
+    def of(self, row: Sequence[Any]) -> Mapping[str, Target]:
+        """Returns the pages by the name of the column."""
         known = dict(zip(self.names, row, strict=True))
         number, prompt, candidate = (known.get(name) for name in ("round", "prompt_id", "candidate"))
         kind = known["kind"] if known.get("kind") in KINDS else self.kind
         number = number if isinstance(number, int) else None
         if not isinstance(prompt, str):
-            return {"round": self.address("run", self.run, "round", number)} if number is not None else {}
-        found = self.address("run", self.run, "prompt", prompt, round=number, kind=kind if number is not None else None)
-        links = {"prompt_id": found} | ({"round": found} if number is not None else {})
-        if number is not None and isinstance(candidate, int):
-            links["candidate"] = self.address("run", self.run, "tokens", number, kind, prompt, candidate)
+            return {"round": Target(("run", self.run, "round", number))} if number is not None else {}
+        if number is None:
+            return {"prompt_id": Target(("run", self.run, "prompt", prompt))}
+        found = Target(("run", self.run, "prompt", prompt), {"round": number, "kind": kind})
+        links = {"round": found, "prompt_id": found}
+        if isinstance(candidate, int):
+            links["candidate"] = Target(("run", self.run, "tokens", number, kind, prompt, candidate))
         return links
 
 
@@ -170,11 +175,13 @@ def _cells(row: Sequence[Any], letters: int, links: _Links) -> list[Cell]:
 def _text(value: Any, letters: int) -> str | None:
     if value is None:
         return None
-    if isinstance(value, float):
-        return f"{value:.6g}"
     text = visible((value if isinstance(value, str) else _plain(value))[: letters + 1])
     return text if len(text) <= letters else f"{text[:letters]}…"
 
 
 def _plain(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_plain, value))}]"
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict) else str(value)

@@ -187,7 +187,7 @@ def test_texts_stay_text_and_a_page_stays_small(visitor: TestClient) -> None:
     assert "\u202e" not in shown
     assert "&lt;script&gt;" in asked(visitor, "select text from candidates where prompt_id = 't1'")
     wide = ", ".join(f"repeat('&', 1000) as c{number}" for number in range(300))
-    shown = asked(visitor, "select " + wide + " from range(1000)")
+    shown = asked(visitor, "select " + wide + " from range(1000)")  # noqa: S608  our own
     assert len(shown.encode()) < 1_000_000
     hostile = HOSTILE.replace("'", "''")
     assert "<script>alert" not in asked(visitor, f"select '{hostile}' as \"{hostile}\"")
@@ -276,7 +276,7 @@ def test_an_unknown_function_of_an_extension_fetches_none(visitor: TestClient) -
 def test_names_of_python_are_no_tables(visitor: TestClient) -> None:
     """DuckDB otherwise looks for a table's name among the variables of whoever asks it."""
     for name in ("table", "files", "tables", "QUESTIONS"):
-        assert "does not exist" in refused(visitor, 'select * from "' + name + '"')
+        assert "does not exist" in refused(visitor, f'from "{name}"')
 
 
 def test_a_wrong_name_is_answered_with_those_that_there_are(visitor: TestClient) -> None:
