@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 
 Row = Sequence[Any]
 Drawn = Literal["line", "bar", "scatter"]
+_Kind = Literal["quantitative", "temporal", "nominal"]
 
 ERROR = "error"
 """The column that is the standard error of the second one."""
@@ -90,7 +91,7 @@ def _coloured(colour: str | None, names: Sequence[str]) -> dict[str, Any]:
     return {"color": alt.Color("colour:N", title=None, scale=scale, legend=alt.Legend(columns=3))}
 
 
-def _points(columns: Sequence[str], rows: Sequence[Row]) -> tuple[list[dict[str, Any]], str, str | None]:
+def _points(columns: Sequence[str], rows: Sequence[Row]) -> tuple[list[dict[str, Any]], _Kind, str | None]:
     """Returns what is drawn, the type of the first column, and the name of the column that is the colour."""
     if len(columns) < 2:
         raise ConfigError(f"a chart needs two columns, and the answer has one: {columns[0]}")
@@ -117,13 +118,13 @@ def _points(columns: Sequence[str], rows: Sequence[Row]) -> tuple[list[dict[str,
     return points, kind, None if colour is None else columns[colour]
 
 
-def _kind(values: Sequence[Any]) -> str:
+def _kind(values: Sequence[Any]) -> _Kind:
     if all(_number(value) is not None for value in values):
         return "quantitative"
     return "temporal" if all(isinstance(value, date | datetime) for value in values) else "nominal"
 
 
-def _place(value: Any, kind: str) -> Any:
+def _place(value: Any, kind: _Kind) -> Any:
     if kind == "quantitative":
         number = float(value)
         return int(number) if number.is_integer() else number
