@@ -69,6 +69,7 @@ reference: $(VENV)/.ready
 bench: $(VENV)/.ready
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_update.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_store.py
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_view.py
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_round.py
 
 clean:

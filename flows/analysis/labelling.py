@@ -3,13 +3,12 @@
 import random
 import time
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
+from flows.analysis.label_queues import RoundQuestions, in_queue, read_questions
 from flows.registry.catalog import existing_store, parse_source
-from flows.registry.label_questions import questions_of
-from flows.registry.resume import recipe_of
-from pipeline.judges import JudgedCandidate
-from pipeline.judges.llm import LlmConfig
+from pipeline.errors import ConfigError
+from pipeline.judges.base import JudgedCandidate
 from pipeline.judges.support.human_labels import ANSWERED, Question, digest
 from storage.errors import NotCommittedError
 from storage.log.run import Run
@@ -17,67 +16,163 @@ from storage.tables.shared_values import Labels
 
 Choice = Literal["a", "b", "tie", "skip"]
 
+TAGS = ("correct", "clear", "complete", "concise", "safe", "style")
+"""Reasons for a choice that people can tick."""
+LONGEST_NOTE = 2000
+"""Characters of a note."""
+
 
 class Labelling:
     """One person's labels of one round. Each choice is durable when the method returns.
 
+    Args:
+        asked: what people can be asked about the round.
+        labels: of all people.
+        labeller: the person's name.
+        seed: of the order of the answers, and of the random queue.
+        queue: which questions come, and in which order; one of ``QUEUES``.
+
     Attributes:
-        questions: those that this labeller has not answered yet, the ones that nobody has answered first.
-        criteria: what makes an answer good, as a judge of the run that is a language model is told; None without one.
+        asked: as it was given.
+        choices: the newest choice of each labeller to each question, as they were at the beginning.
+        queued: the questions of the queue, also those that this labeller has answered.
+        questions: those that this labeller has not answered yet, in the order of the queue.
 
     Raises:
-        ConfigError: it is not RUN@ROUND.
-        NotCommittedError: the round has nothing to label yet.
+        ConfigError: there is no such queue.
     """
 
-    def __init__(self, source: str, labeller: str, seed: int, root: str) -> None:
+    def __init__(
+        self, asked: RoundQuestions, labels: Labels, labeller: str, seed: int = 0, queue: str = "asked"
+    ) -> None:
+        self.asked = asked
+        self._labels, self._labeller, self._seed = labels, labeller, seed
+        self.choices = labels.newest()
+        self._mine = {choice["question"]: choice for choice in self.choices if choice["labeller"] == labeller}
+        self.queued = in_queue(asked, queue, self.choices, labeller, seed)
+        self.questions = self._open(self.queued)
+
+    @classmethod
+    def open(cls, source: str, labeller: str, seed: int, root: str, queue: str = "asked") -> "Labelling":
+        """Begins or goes on with the labels of RUN@ROUND; of RUN alone it is the round at work, or the newest.
+
+        Raises:
+            ConfigError: it is not RUN@ROUND, or there is no such root or queue.
+            NotCommittedError: the round has nothing to label yet.
+        """
         name, number = parse_source(source)
         store = existing_store(root)
-        self._run = store.run(name)
-        self._round = _newest_round(self._run) if number is None else number
-        self._labels, self._labeller, self._seed = Labels(store), labeller, seed
-        recipe = recipe_of(self._run)
-        asked = questions_of(store, self._run, self._round, recipe)
-        answers = [choice for choice in self._labels.newest() if choice["choice"] in ANSWERED]
-        mine = {choice["question"] for choice in answers if choice["labeller"] == labeller}
-        counts = [sum(choice["question"] == question.key for choice in answers) for question in asked]
-        order = sorted(range(len(asked)), key=lambda place: counts[place])
-        self.questions: Sequence[Question] = [asked[place] for place in order if asked[place].key not in mine]
-        self.criteria = next((part.criteria for part in recipe.judge_parts if isinstance(part, LlmConfig)), None)
+        run = store.run(name)
+        asked = read_questions(store, run, newest_round(run) if number is None else number)
+        return cls(asked, Labels(store), labeller, seed, queue)
+
+    def left_in(self, queue: str) -> Sequence[Question]:
+        """Lists the questions of a queue that this labeller has not answered yet, the next one first.
+
+        Raises:
+            ConfigError: there is no such queue.
+        """
+        return self._open(in_queue(self.asked, queue, self.choices, self._labeller, self._seed))
+
+    @property
+    def answered(self) -> int:
+        """Counts the questions of the round, of all queues, that this labeller has answered."""
+        return sum(self._is_answered(key) for key in self.asked.by_key)
+
+    @property
+    def last(self) -> Question | None:
+        """Returns the question of this labeller's newest choice in the round; None if there is none to take back."""
+        given = [self._mine[key] for key in self.asked.by_key if self._is_answered(key)]
+        return self.asked.by_key[max(given, key=lambda choice: choice["time"])["question"]] if given else None
+
+    def given(self, question: Question) -> Choice | None:
+        """Returns this labeller's choice between the answers as they are shown; None without one."""
+        if not self._is_answered(question.key):
+            return None
+        kept = self._mine[question.key]
+        if kept["choice"] != "better":
+            return "tie" if kept["choice"] == "tie" else "skip"
+        return "a" if kept["better"] == digest(self.shown(question)[0].text) else "b"
 
     def shown(self, question: Question) -> tuple[JudgedCandidate, JudgedCandidate]:
         """Returns the answers as A and B; their order is drawn by the seed, the labeller and the question."""
-        rng = random.Random(f"{self._seed}/{self._labeller}/{question.key}")  # noqa: S311  nothing here is secret
-        first, second = question.answers
-        return (first, second) if rng.random() < 0.5 else (second, first)
+        return shown_order(question, self._labeller, self._seed)
 
-    def choose(self, question: Question, choice: Choice) -> None:
-        """Keeps a choice between the answers as they were shown."""
-        better = {"a": 0, "b": 1}.get(choice)
-        self._add(question, choice if better is None else "better", better)
+    def choose(self, question: Question, choice: Choice, tags: Sequence[str] = (), note: str = "") -> None:
+        """Keeps a choice between the answers as they were shown; to say the same again changes nothing.
+
+        Args:
+            tags: the reasons, of ``TAGS``.
+            note: what the labeller has to say beside them.
+
+        Raises:
+            ConfigError: an unknown tag, or a note that is too long.
+        """
+        if unknown := sorted(set(tags) - set(TAGS)):
+            raise ConfigError(f"'{unknown[0]}' is no reason that can be given: give some of {', '.join(TAGS)}")
+        if len(note) > LONGEST_NOTE:
+            raise ConfigError(f"the note has {len(note):,} characters: give at most {LONGEST_NOTE:,}")
+        shown = self.shown(question)
+        better = {"a": shown[0], "b": shown[1]}.get(choice)
+        said = {"tags": [tag for tag in TAGS if tag in tags], "note": note.strip()}
+        self.keep(question, choice if better is None else "better", better, {k: v for k, v in said.items() if v})
 
     def withdraw(self, question: Question) -> None:
         """Takes a choice back: the question is open again."""
-        self._add(question, "withdrawn", None)
+        self.keep(question, "withdrawn", None, {})
 
-    def _add(self, question: Question, choice: str, better: int | None) -> None:
-        shown = self.shown(question)
-        texts = [digest(answer.text) for answer in shown]
-        self._labels.add(
+    def keep(
+        self,
+        question: Question,
+        choice: str,
+        better: JudgedCandidate | None,
+        more: dict[str, Any],
+        shown: tuple[JudgedCandidate, JudgedCandidate] | None = None,
+    ) -> bool:
+        """Keeps a choice as the newest of this labeller; False if it is that already.
+
+        Args:
+            choice: better, tie, skip or withdrawn.
+            better: the better answer, for ``better``.
+            more: what else is kept of it: tags, a note, and the program that it was made in, if that was another one.
+            shown: the answers as the labeller saw them, if not in the order that is drawn here.
+        """
+        shown = shown or self.shown(question)
+        said = {"choice": choice, "better": None if better is None else digest(better.text), **more}
+        before = self._mine.get(question.key, {"choice": "withdrawn"})
+        if all(before.get(name) == said.get(name) for name in ("choice", "better", "tags", "note")):
+            return False
+        self._mine[question.key] = self._labels.add(
             question.key,
             self._labeller,
             {
                 "format": 1,
                 "prompt_id": question.prompt.prompt_id,
-                "choice": choice,
-                "better": None if better is None else texts[better],
-                "shown": texts,
+                **said,
+                "shown": [digest(answer.text) for answer in shown],
                 "seed": self._seed,
-                "run": self._run.name,
-                "round": self._round,
+                "run": self.asked.run,
+                "round": self.asked.round,
                 "candidates": [answer.index for answer in shown],
             },
         )
+        return True
+
+    def _open(self, questions: Sequence[Question]) -> Sequence[Question]:
+        return [question for question in questions if not self._is_answered(question.key)]
+
+    def _is_answered(self, key: str) -> bool:
+        return key in self._mine and self._mine[key]["choice"] in ANSWERED
+
+
+def shown_order(question: Question, labeller: str, seed: int) -> tuple[JudgedCandidate, JudgedCandidate]:
+    """Returns the answers as a labeller is shown them: the order is drawn by seed, labeller and question.
+
+    It does not follow from the order in which the question has them, which may be a judge's.
+    """
+    rng = random.Random(f"{seed}/{labeller}/{question.key}")  # noqa: S311  nothing here is secret
+    first, second = sorted(question.answers, key=lambda answer: digest(answer.text))
+    return (first, second) if rng.random() < 0.5 else (second, first)
 
 
 class Answers:
@@ -137,8 +232,12 @@ class Answers:
         self._labelling.choose(self.questions[place], choice)
 
 
-def _newest_round(run: Run) -> int:
-    """Chooses the round that is at work, which may wait for labels, or else the newest finished one."""
+def newest_round(run: Run) -> int:
+    """Chooses the round that is at work, which may wait for labels, or else the newest finished one.
+
+    Raises:
+        NotCommittedError: the run has no round yet.
+    """
     rounds = [*sorted({entry.round for entry in run.unfinished()}), *reversed(run.finished)]
     if not rounds:
         raise NotCommittedError(f"run '{run.name}' has no round yet: there is nothing to label")

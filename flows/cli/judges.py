@@ -1,4 +1,4 @@
-"""The commands about judges: train-judge, label."""
+"""The commands about judges and labels: train-judge, label, export-labels, import-labels."""
 
 import getpass
 import sys
@@ -99,6 +99,13 @@ def label(
             metavar="FILE_OR_TEXT", help="what makes a completion good; the criteria of the run's judge model if empty"
         ),
     ] = None,
+    queue: Annotated[
+        str,
+        typer.Option(
+            help="which pairs, and in which order: asked (what the run asks for), random, margin (the smallest first), "
+            "judges or people (those on which they disagree)"
+        ),
+    ] = "asked",
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Ask a person which of two completions is better. Each choice is kept at once; nothing is asked twice.
@@ -108,9 +115,9 @@ def label(
     from flows.analysis.labelling import Answers, Labelling
     from flows.cli.label_screen import label_by_keys, label_by_lines
 
-    labelling = Labelling(source, labeller or getpass.getuser(), seed, root)
+    labelling = Labelling.open(source, labeller or getpass.getuser(), seed, root, queue)
     answers = Answers(labelling, labelling.questions[:count])
-    told = labelling.criteria if rubric is None else _read_rubric(rubric)
+    told = labelling.asked.criteria if rubric is None else _read_rubric(rubric)
     console = Console()
     if sys.stdin.isatty() and console.is_terminal and not console.is_dumb_terminal:
         label_by_keys(console, labelling, answers, told)
@@ -119,6 +126,44 @@ def label(
     left = len(labelling.questions) - answers.answered
     rate = f", {answers.per_hour:,.0f} an hour" if answers.answered else ""
     console.print(f"{answers.answered} answered, {left} left of {source}{rate}", markup=False, highlight=False)
+
+
+_LabelFormat = Annotated[str, typer.Option(help="argilla (its records as JSON) or label-studio (its tasks as JSON)")]
+
+
+@app.command("export-labels")
+def export_labels_(
+    source: RunAtRound,
+    to: Annotated[Path, typer.Option(help="a new file")],
+    format: _LabelFormat,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Write the pairs of a round, and what people have said of them, for another labelling program."""
+    from flows.analysis.label_files import export_labels
+    from flows.host.text import counted
+
+    pairs, labels = export_labels(source, to, format, root)
+    typer.echo(f"written: {to}, with {counted(pairs, 'pair')} and {counted(labels, 'label')}")
+
+
+@app.command("import-labels")
+def import_labels_(
+    source: RunAtRound,
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="what the other program has exported")],
+    format: _LabelFormat,
+    labeller: Annotated[
+        str | None, typer.Option(help="name of who has labelled all of it; whom the file names if empty")
+    ] = None,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Keep what people have said of a round's pairs in another labelling program; twice is as once."""
+    from flows.analysis.label_files import import_labels
+    from flows.host.text import counted
+
+    found = import_labels(source, path, format, root, labeller)
+    who = f" of {', '.join(sorted(found.people))}" if found.people else ""
+    others = f", {counted(found.others, 'record')} of no pair of the round" if found.others else ""
+    typer.echo(f"{counted(found.kept, 'label')} kept{who}, {found.known} known before{others}")
 
 
 def _read_rubric(rubric: str) -> str:

@@ -6,6 +6,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.errors import WaitingForLabelsError
 from pipeline.errors import ConfigError
 from storage.errors import CorruptEntryError, NotCommittedError
 from storage.log.manifest import FileRef
@@ -118,24 +119,45 @@ def list_runs(root: str) -> list[dict[str, Any]]:
             "parent": "{run}@{round}".format(**existing.header["parent"]) if existing.header.get("parent") else None,
             "rounds": f"{done}/{max(done, planned)}",  # schedules add to those of the recipe
             "reward": last.meta["reward"] if last else None,
-            "state": state_of(existing.state, paused=existing.pause is not None, finished=done >= planned),
+            "state": state_of(
+                existing.state, paused=existing.pause is not None, finished=done >= planned,
+                waiting=waits_for_people(existing) is not None,
+            ),
         })  # fmt: skip
     return rows
 
 
-def state_of(state: str, *, paused: bool, finished: bool) -> str:
-    """Returns a run's state as people are told it: running, paused, finished or stopped.
+def state_of(state: str, *, paused: bool, finished: bool, waiting: bool = False) -> str:
+    """Returns a run's state as people are told it: running, waiting for people, paused, finished or stopped.
 
     Args:
         state: what its log says; see ``storage.log.run.Run.state``.
         paused: whether schedules leave it alone.
         finished: whether it has the rounds of its recipe.
+        waiting: whether it waits for labels.
     """
+    if state == "stopped" and paused:
+        return "paused"
+    if waiting:
+        return "waiting for people"
     if state != "stopped":
         return state
-    if paused:
-        return "paused"
     return "finished" if finished else "stopped"
+
+
+def waits_for_people(run: Run) -> int | None:
+    """Returns the round in which a run waits for labels; None if it does not.
+
+    Without a Prefect server it has stopped for them. In one its process waits, and has committed nothing since it
+    asked.
+    """
+    unfinished = run.unfinished()
+    if not unfinished:
+        return None
+    if run.state == "stopped":
+        return min(entry.round for entry in unfinished) if run.closed_by == WaitingForLabelsError.__name__ else None
+    newest = unfinished[-1]
+    return newest.round if newest.key is not None and newest.key.stage == "asked" else None
 
 
 def ended_early(run: Run, goal: int) -> str | None:

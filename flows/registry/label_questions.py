@@ -1,10 +1,16 @@
 """The pairs of completions that people are asked about in a round."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pipeline.judges.base import seen_by
 from pipeline.judges.human import HumanConfig
-from pipeline.judges.support.human_labels import Question, questions_of_candidates, questions_of_preferences
+from pipeline.judges.support.human_labels import (
+    Choice,
+    Question,
+    questions_of_candidates,
+    questions_of_preferences,
+    unanswered,
+)
 from pipeline.judges.support.tables import judge_items
 from pipeline.recipe import Recipe
 from storage.errors import NotCommittedError
@@ -31,3 +37,12 @@ def questions_of(
     if isinstance(recipe.judge, HumanConfig):
         return questions_of_candidates(seen_by(recipe.judge, items), recipe.judge.pairs, recipe.seed)
     return questions_of_preferences(items, read_table(store, found))
+
+
+def missing_labels(recipe: Recipe, questions: Sequence[Question], choices: Iterable[Choice]) -> int:
+    """Counts the labels that a round waits for still: 0 if it waits for none, as without people in its recipe."""
+    missing = unanswered(questions, choices)
+    if isinstance(recipe.judge, HumanConfig):
+        return missing
+    wanted = 0 if recipe.people is None else recipe.people.wait_for
+    return max(missing - max(len(questions) - wanted, 0), 0)

@@ -67,6 +67,10 @@ PAGE = _theme({role: f"var(--{role})" for role in _COLOURS}, "transparent", padd
 PAPER = _theme(LIGHT, LIGHT["card"], padding=16)
 
 
+_ASSUMED_BASE = 'href="https://vega.github.io/vega-datasets/'
+"""What vl-convert puts before an address that names no host; ours are of the page that the chart is on."""
+
+
 def to_svg(chart: ChartType, theme: Theme = PAGE) -> str:
     """Draws a chart: the same chart gives the same bytes."""
     return svg_of(definition(chart), theme)
@@ -83,8 +87,8 @@ def svg_of(spec: Mapping[str, Any], theme: Theme = PAGE) -> str:
 
     Characters that no SVG may have are shown as escapes: at one of them the library would end this process.
     """
-    spec = _drawable(spec)
-    drawn = vl_convert.vegalite_to_svg(spec, config=dict(theme), allowed_base_urls=[])
+    drawn = vl_convert.vegalite_to_svg(_drawable(spec), config=dict(theme), allowed_base_urls=[])
+    drawn = drawn.replace(_ASSUMED_BASE, 'href="')
     return drawn.replace("<svg", f'<svg role="img" aria-label="{html.escape(spec["description"])}"', 1)
 
 

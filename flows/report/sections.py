@@ -111,7 +111,7 @@ def sections(
             "begin.",
             [*_steps(steps, rounds)],
         ),
-        *_times(times),
+        *where_time_goes(times),
     ]
     return [section for section in found if section.figures]
 
@@ -275,7 +275,8 @@ def _steps(steps: Mapping[int, pa.Table], rounds: Sequence[RoundSummary]) -> Ite
     yield from _curves("Gradient norm", "Before clipping.", step_points(steps, {"": "grad_norm"}), axes)
 
 
-def _times(times: Timeline | None) -> Iterator[Section]:
+def where_time_goes(times: Timeline | None) -> Iterator[Section]:
+    """Yields the chart of what ran when, and its lanes as a table; nothing if the rounds did not record it."""
     if times is None:
         return
     first, last = times.rounds[0], times.rounds[-1]

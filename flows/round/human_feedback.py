@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from flows.host.text import counted
-from flows.registry.label_questions import questions_of
+from flows.registry.label_questions import missing_labels, questions_of
 from flows.round.context import RoundContext
 from flows.round.shards import Shard, files_of
 from flows.round.step import step
@@ -18,7 +18,6 @@ from flows.round.wait_for_labels import wait_in_prefect
 from flows.workers.judge import JudgeWorker
 from flows.workers.references import hashes
 from pipeline.judges.human import HumanConfig, HumanFeedbackConfig
-from pipeline.judges.support.human_labels import unanswered
 from pipeline.records import content_id
 from storage.log.manifest import Entry
 
@@ -30,7 +29,7 @@ async def wait_for_judges(context: RoundContext, number: int) -> None:
         questions = questions_of(context.store, context.run, number, context.recipe)
 
         def missing() -> int:
-            return unanswered(questions, context.newest_choices(number))
+            return missing_labels(context.recipe, questions, context.newest_choices(number))
 
         await _wait(context, number, context.recipe.judge, missing)
 
@@ -49,8 +48,9 @@ async def override(context: RoundContext, number: int, done: Sequence[Shard]) ->
         return None
     preferences = files_of(shard.preferences for shard in done)
     questions = questions_of(context.store, context.run, number, context.recipe, preferences)
-    spared = max(len(questions) - config.wait_for, 0)
-    await _wait(context, number, config, lambda: unanswered(questions, context.newest_choices(number)) - spared)
+    await _wait(
+        context, number, config, lambda: missing_labels(context.recipe, questions, context.newest_choices(number))
+    )
     choices = context.choices(number)
     keys = {question.key for question in questions}
     asked = [choice for choice in choices if choice["question"] in keys]

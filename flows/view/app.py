@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
+from altair.utils import schemapi
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
@@ -16,8 +17,7 @@ from flows.view.addresses import served
 from flows.view.pages import run as run_page
 from flows.view.pages import runs as runs_page
 from flows.view.rendering import Page, render, static_file
-from flows.view.routes import ask as ask_routes
-from flows.view.routes import attempts as attempt_routes
+from flows.view.routes import ask, attempts, labels, prompts, rounds
 from flows.view.security import Guard
 from flows.view.site import Site
 from flows.view.trials import Trials
@@ -42,6 +42,8 @@ def make_app(site: Site, guard: Guard) -> FastAPI:
         trials.close()
         site.close()
 
+    # The tests validate the charts; to do so on each page takes longer than all else.
+    schemapi.DEBUG_MODE = False
     trials = Trials(site.store)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.add_middleware(BaseHTTPMiddleware, dispatch=guard)
@@ -73,8 +75,11 @@ def make_app(site: Site, guard: Guard) -> FastAPI:
             found[0], media_type=found[1], headers={"Cache-Control": _A_DAY if name == "charts.js" else "no-cache"}
         )
 
-    ask_routes.add(app, site, answer)
-    attempt_routes.add(app, site, answer, guard, trials)
+    rounds.add(app, site, answer)
+    prompts.add(app, site, answer)
+    labels.add(app, site, answer, guard)
+    ask.add(app, site, answer)
+    attempts.add(app, site, answer, guard, trials)
     _add_errors(app, answer)
     return app
 

@@ -1,6 +1,7 @@
 """From a page to HTML: text is escaped, what was not measured is said to be so, and charts are drawn as SVG."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -17,6 +18,8 @@ from flows.report.rendering import DARK, LIGHT, PAGE, definition, environment, s
 from flows.view.addresses import Addresses
 
 _HERE = Path(__file__).parent
+LINKS = "links"
+"""The style of marks that are links, of which each row says where it leads."""
 NOT_MEASURED = "not measured"
 FILE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; form-action 'none'; base-uri 'none'"
@@ -65,7 +68,15 @@ def render(page: Page, address: Addresses, *, form_token: str = "", exported: st
 @cache
 def _environment() -> Environment:
     made = environment(_HERE / "templates")
-    made.filters |= {"number": number, "share": share, "shown": shown, "drawn": drawn, "spark": sparkline}
+    made.filters |= {
+        "number": number,
+        "share": share,
+        "shown": shown,
+        "marked": marked,
+        "drawn": drawn,
+        "linked": linked,
+    }
+    made.filters["spark"] = sparkline
     return made
 
 
@@ -84,6 +95,17 @@ def shown(text: str | None) -> Markup:
     return escape(visible(text)) if text else Markup("")
 
 
+def marked(text: str, hits: re.Pattern[str] | None) -> Markup:
+    """Escapes a text as `shown` does, with what a search has hit marked."""
+    if hits is None:
+        return shown(text)
+    parts, end = [], 0
+    for hit in hits.finditer(text):
+        parts += [shown(text[end : hit.start()]), Markup("<mark>"), shown(hit[0]), Markup("</mark>")]
+        end = hit.end()
+    return Markup("").join([*parts, shown(text[end:])])
+
+
 def drawn(chart: ChartType, round_address: str | None = None) -> Markup:
     """Draws a chart, with its definition beside it, from which the page's script makes it interactive.
 
@@ -98,6 +120,21 @@ def drawn(chart: ChartType, round_address: str | None = None) -> Markup:
                 "href": {"field": "href", "type": "nominal"},
                 "tooltip": [{"field": "x", "title": "round"}, {"field": "y", "title": "value", "format": ".4g"}],
             }
+    return _drawn(json.dumps(spec, sort_keys=True))
+
+
+def linked(chart: ChartType, begin: str | None, end: str = "") -> Markup:
+    """Draws a chart whose marks are links, to what their rows have as ``to`` between ``begin`` and ``end``.
+
+    Args:
+        begin: None if there is no such page, as in an export: then the marks are no links.
+    """
+    spec = definition(chart)
+    for layer in spec["layer"]:
+        if begin is not None and layer["mark"].get("style") == LINKS:
+            target = f"{json.dumps(begin)} + datum.to + {json.dumps(end)}"
+            layer["transform"] = [{"calculate": target, "as": "href"}]
+            layer["encoding"]["href"] = {"field": "href", "type": "nominal"}
     return _drawn(json.dumps(spec, sort_keys=True))
 
 
@@ -141,5 +178,5 @@ def _colours() -> str:
 @cache
 def _charts() -> str:
     """Returns the library that makes charts interactive, as vl-convert brings it along, with our theme."""
-    library: str = vl_convert.javascript_bundle()
+    library: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  its types ask for what has a default
     return f"{library}\nwindow.rondoTheme = {json.dumps(PAGE)};\n"

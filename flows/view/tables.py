@@ -18,8 +18,14 @@ _COMPLETIONS = """
         len(token_ids)::INTEGER AS tokens, list_sum(logprobs)::DOUBLE AS logp, policy
     FROM committed"""
 
+# Of judges that compare in both orders, and of ensembles that have such a member.
+_COUNTED = "list_sum([c.value FOR c IN components IF c.name = '{name}' OR suffix(c.name, '.{name}')]) AS {name}"
+COMPARED = f"{_COUNTED.format(name='flips')}, {_COUNTED.format(name='comparisons')}"
+"""Columns of a completion's comparisons with others, and of those whose verdict turned with the order."""
+
 _JUDGMENTS = """
-    SELECT round, '{kind}' AS kind, prompt_id, candidate, judge, score, score_std, status, rationale FROM committed"""
+    SELECT round, '{kind}' AS kind, prompt_id, candidate, judge, score, score_std, status, rationale, {compared}
+    FROM committed"""
 
 _HELD: Mapping[str, Held] = {
     "prompts": Held(
@@ -44,10 +50,11 @@ _HELD: Mapping[str, Held] = {
         optional=pa.schema([("answer", pa.string())]),
     ),
     "judgments": Held(
-        {f"{prefix}judgments": _JUDGMENTS.format(kind=kind) for kind, prefix in KINDS.items()},
+        {f"{prefix}judgments": _JUDGMENTS.format(kind=kind, compared=COMPARED) for kind, prefix in KINDS.items()},
         pa.schema([
             *_KEY, ("judge", pa.string()), ("score", pa.float64()), ("score_std", pa.float64()),
-            ("status", pa.string()), ("rationale", pa.string()),
+            ("status", pa.string()), ("rationale", pa.string()), ("flips", pa.float64()),
+            ("comparisons", pa.float64()),
         ]),
         optional=pa.schema([("score_std", pa.float64()), ("rationale", pa.string())]),
     ),
@@ -75,7 +82,7 @@ _HELD: Mapping[str, Held] = {
 # several pairs of a prompt, a completion that is chosen in one and rejected in another is called chosen.
 _ANSWERS = """
     WITH counts AS (
-        SELECT j.round, j.kind, arg_min(j.judge, coalesce(o.place, 1000)) AS judge
+        SELECT j.round, j.kind, arg_min(j.judge, (coalesce(o.place, 1000), j.judge)) AS judge
         FROM judgments AS j LEFT JOIN judge_order AS o ON o.judge = j.judge GROUP BY ALL
     ), verdicts AS (
         SELECT j.* FROM judgments AS j JOIN counts AS c ON c.round = j.round AND c.kind = j.kind AND c.judge = j.judge
@@ -98,6 +105,8 @@ _ANSWERS = """
         END AS role,
         CASE WHEN c.kind = 'training' THEN coalesce(p.margin, r.margin) END AS margin,
         CASE WHEN c.kind = 'training' THEN d.drop_reason END AS drop_reason,
+        CASE WHEN count(v.score) OVER of_prompt > 1
+            THEN min(v.score) OVER of_prompt = max(v.score) OVER of_prompt END AS tied,
         l.policy - l.initial AS log_ratio
     FROM completions AS c
     LEFT JOIN verdicts AS v USING (round, kind, prompt_id, candidate)
@@ -106,6 +115,7 @@ _ANSWERS = """
     LEFT JOIN dropped AS d USING (round, prompt_id)
     LEFT JOIN logps AS l
         ON c.kind = 'held-out' AND l.round = c.round AND l.prompt_id = c.prompt_id AND l.candidate = c.candidate
+    WINDOW of_prompt AS (PARTITION BY c.round, c.kind, c.prompt_id)
     ORDER BY c.round, c.kind, c.prompt_id, c.candidate"""
 
 
@@ -114,6 +124,7 @@ def run_tables(store: Store, run: Run, judges: Sequence[str]) -> MemoryTables:
 
     A row of ``answers`` is a completion with its score, the part that it has in a preference (role: chosen, rejected,
     dropped, or null), and of held-out ones the log-ratio of the policy that sampled to the initial one, in nats.
+    ``tied`` says whether all scores of its prompt in the round are the same; null if there are not two of them.
 
     Args:
         judges: the names of the judges; the first of them that has judged a completion gives its score there.

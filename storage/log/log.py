@@ -141,6 +141,13 @@ class Log:
         return self._state.close is not None
 
     @property
+    def closed_by(self) -> str | None:
+        """Returns the name of the error that the newest session was closed by; None if by none, or if it is open."""
+        last = self._state.close
+        error: str | None = last.meta.get("error") if last is not None else None
+        return error
+
+    @property
     def pause(self) -> dict[str, Any] | None:
         """Returns what the newest session says of a pause: in its closing entry, or else in its first."""
         last = self._state.close or self._state.session

@@ -60,6 +60,11 @@ class Run:
         return last is not None and not self._log.session_closed and lease.holder(last) == "dead"
 
     @property
+    def closed_by(self) -> str | None:
+        """Returns the name of the error that ended the last writer; None if it ended well, or has not ended."""
+        return self._log.closed_by
+
+    @property
     def pause(self) -> dict[str, Any] | None:
         """Says who holds the run back, and since when, if it was paused; None if it may go on."""
         return self._log.pause

@@ -46,7 +46,7 @@ class MemoryTables:
         derived: what follows from it, by the name of the table: a SELECT over the held tables that gives a
             column ``round``, and whose rows of a round follow from those of that round.
         beside: further tables that these SELECTs read.
-        common: the held tables that belong to no round, such as prompts; a SELECT has all of their rows.
+        common: the held tables that hold for all rounds; a SELECT has all of their rows.
 
     Attributes:
         run: the run, as its log was at the last :meth:`refresh`.

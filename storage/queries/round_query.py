@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from storage.errors import NotCommittedError, QueryError
 from storage.log.manifest import FileRef
@@ -117,6 +118,26 @@ def query(
         for alias in sources
     }
     return pa.table({name: taken[alias][column] for name in answer for alias, column in [shown[name]]})
+
+
+def matching(
+    store: Store, run: Run, round: int, stage: str, column: str, value: str, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """Returns the rows of the table of a stage that have this value in a column, in the order in which they lie there.
+
+    Faster than :func:`query` for a few rows, since it asks nothing of DuckDB.
+
+    Args:
+        columns: the columns to return, of those that there are; all of them by default.
+
+    Raises:
+        NotCommittedError: the round has no such table.
+        DamagedFileError: a file is missing, or what is read of it is damaged.
+    """
+    source = Columns(store, files_of(run, round, stage))
+    keys = source.narrow([column])
+    rows = keys.filter(pc.equal(keys[column], pa.scalar(value)))[ROW]
+    return source.take(rows, [name for name in source.schema.names if columns is None or name in columns])
 
 
 def files_of(run: Run, round: int, stage: str) -> list[FileRef]:

@@ -54,14 +54,15 @@ class Labels:
     """What people chose, when they were asked a question; several can add theirs at the same time.
 
     A choice lies under the digest of its question, its labeller and its number. Labellers who change their minds add a
-    choice: the newest one counts.
+    choice: the newest one counts. What was read is kept, as no choice ever changes; threads may share it.
     """
 
     def __init__(self, store: Store) -> None:
         self._objects = store.objects
+        self._read: dict[str, dict[str, Any]] = {}
 
-    def add(self, question: str, labeller: str, choice: dict[str, Any]) -> None:
-        """Keeps a choice, durably, as the newest of this labeller to this question.
+    def add(self, question: str, labeller: str, choice: dict[str, Any]) -> dict[str, Any]:
+        """Keeps a choice, durably, as the newest of this labeller to this question; returns it as it is kept.
 
         Raises:
             InvalidEntryError: it is not JSON, or the labeller has no name.
@@ -73,7 +74,7 @@ class Labels:
         while True:
             value = {**choice, "question": question, "labeller": labeller, "number": number, "time": utc_now()}
             if self._objects.create(_key(question, labeller, number), seal(value, "the choice")):
-                return
+                return value
             number += 1
 
     def newest(self) -> list[dict[str, Any]]:
@@ -91,11 +92,13 @@ class Labels:
 
     def _all(self) -> Iterable[dict[str, Any]]:
         keys = self._objects.keys(f"{layout.SHARED}/{LABELS}")
-        for key, data in zip(keys, self._objects.read_many(keys), strict=True):
+        new = [key for key in keys if key not in self._read]
+        for key, data in zip(new, self._objects.read_many(new), strict=True):
             try:
-                yield unseal(data)
+                self._read[key] = unseal(data)
             except CorruptEntryError as error:
                 raise CorruptEntryError(f"the label {key} is damaged: {error}; delete it and label again") from error
+        return [self._read[key] for key in keys]
 
 
 def _key(question: str, labeller: str, number: int) -> str:

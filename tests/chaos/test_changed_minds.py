@@ -32,14 +32,14 @@ def test_the_last_word_counts(rondo: Rondo, disk: Path, tmp_path: Path, people: 
     changing, steady = disk / "changing", disk / "steady"
     for root in (changing, steady):
         assert go_on(root, ok=False).returncode == WAITING
-    labelling = Labelling("small@1", "ann", 0, str(changing))
+    labelling = Labelling.open("small@1", "ann", 0, str(changing))
     for place, better in enumerate((0, 1)):
         _choose(labelling, better)
         settings = chaos.settings(covered.with_suffix(f".{place}"), "after", only=[LATE])
         assert go_on(changing, environment=settings, ok=False).returncode == -signal.SIGKILL
     _choose(labelling, 0)
     go_on(changing)
-    _choose(Labelling("small@1", "ann", 0, str(steady)), 0)
+    _choose(Labelling.open("small@1", "ann", 0, str(steady)), 0)
     go_on(steady)
     # What was said in between has cost something: its policy has answered the held-out prompts as well.
     assert_same(steady, "small", changing, "small", range(2), costs=("seconds", "sampled_tokens"))

@@ -146,7 +146,7 @@ def test_people_label_in_time_and_not(
     session = Store.open(tmp_path).run("asked").session
     assert session is not None
     assert psutil.Process(session.meta["pid"]).children() == [], "who waits for people holds no device"
-    labelling = Labelling("asked@1", "ann", 0, str(tmp_path))
+    labelling = Labelling.open("asked@1", "ann", 0, str(tmp_path))
     for question in labelling.questions[:3]:
         labelling.choose(question, "a")
     done = run.wait(HANGS)
@@ -188,7 +188,7 @@ def test_a_schedule_waits_for_people_and_goes_on_when_they_have_labelled(
     store = Store.open(tmp_path)
     assert (store.run(name).state, store.run(name).pause) == ("stopped", None)
 
-    labelling = Labelling("due@1", "ann", 0, str(tmp_path))
+    labelling = Labelling.open("due@1", "ann", 0, str(tmp_path))
     for question in labelling.questions[:2]:
         labelling.choose(question, "b")
     forked_rondo.scheduled(path, name, tmp_path)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from flows.registry.catalog import waits_for_people
 from flows.registry.round_summary import rows_of
 from flows.report.page import key_metrics
 from flows.view.pages.runs import state
@@ -26,6 +27,7 @@ def page(opened: OpenRun) -> Page:
         "description": recipe.description,
         "facts": facts,
         "parent": run.header.get("parent"),
+        "waits": waits_for_people(run),
         "at_work": _at_work(opened),
         "cards": list(key_metrics(rounds, recipe)) if rounds else [],
         "alarms": [(summary.round, alarm) for summary in reversed(rounds) for alarm in summary.alarms],

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.registry.catalog import state_of
+from flows.registry.catalog import state_of, waits_for_people
 from flows.registry.recipes import flatten
 from flows.registry.round_summary import RoundSummary
 from flows.report.charts import MOST_CURVES, Axes, curves
@@ -38,6 +38,7 @@ class _Row:
     recipe: str
     parent: str | None
     state: str
+    waits: int | None
     done: int
     goal: int
     rounds: Sequence[RoundSummary]
@@ -74,7 +75,7 @@ def page(site: Site) -> Page:
         try:
             rows[name] = _row(site.run(name))
         except CorruptEntryError:  # 'rondo verify' says more
-            rows[name] = _Row(name, 0, "", None, "damaged", 0, 0, [])
+            rows[name] = _Row(name, 0, "", None, "damaged", None, 0, 0, [])
     return Page("runs.html.j2", "Runs", {"runs": list(_tree(rows)), "root": site.store.root}, live=False)
 
 
@@ -98,7 +99,9 @@ def compare(site: Site, names: Sequence[str]) -> Page:
 
 def state(run: Run, *, done: int, goal: int) -> str:
     """Returns a run's state as people are told it; dead if its writer was killed."""
-    return "dead" if run.died else state_of(run.state, paused=run.pause is not None, finished=done >= goal)
+    waiting = waits_for_people(run) is not None
+    paused = run.pause is not None
+    return "dead" if run.died else state_of(run.state, paused=paused, finished=done >= goal, waiting=waiting)
 
 
 def _row(opened: OpenRun) -> _Row:
@@ -111,6 +114,7 @@ def _row(opened: OpenRun) -> _Row:
         recipe=recipe["name"],
         parent="{run}@{round}".format(**parent) if parent else None,
         state=state(opened.run, done=done, goal=recipe["rounds"]),
+        waits=waits_for_people(opened.run),
         done=done,
         goal=max(done, recipe["rounds"]),
         rounds=rounds,

@@ -1,1 +1,1 @@
-"""The routes of pages that take more than an address, a file for each."""
+"""Which address is answered by which page, a file for each family of pages."""

@@ -26,9 +26,11 @@ function follow(selector) {
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
   if (event.key === "Escape" && typing(event.target)) return event.target.blur();
+  // Enter in a box of a form that writes would press its first button, which nobody has chosen.
+  if (event.key === "Enter" && event.target.matches("[data-once] input")) return event.preventDefault();
   if (typing(event.target) || document.querySelector("dialog[open]")) return;
   // A page's own keys stand in its markup, as data-key on what they press.
-  const own = document.querySelector(`[data-key="${CSS.escape(event.key)}"]`);
+  const own = document.querySelector(`[data-key~="${CSS.escape(event.key)}"]`);
   const keys = {
     j: () => move(1),
     k: () => move(-1),
@@ -37,10 +39,19 @@ function onKey(event) {
     "/": () => document.querySelector("input[type=search]")?.focus(),
     "?": () => document.getElementById("keys")?.showModal(),
   };
-  if (own) own.click();
+  // A key that is held down must not answer the questions that nobody has seen yet.
+  if (own?.matches("textarea")) own.focus();
+  else if (own) { if (!event.repeat) own.click(); }
   else if (keys[event.key]) keys[event.key]();
   else return;
   event.preventDefault();
+}
+
+// A form that writes is sent once: a second key, or click, that comes before the next page is there, is for nothing.
+function onSubmit(event) {
+  if (!event.target.matches("[data-once]")) return;
+  if ("sent" in event.target.dataset) event.preventDefault();
+  event.target.dataset.sent = "";
 }
 
 // --- live updates ---------------------------------------------------------------------------------------------------
@@ -110,6 +121,8 @@ async function enliven(event) {
 // --- start ----------------------------------------------------------------------------------------------------------
 
 document.addEventListener("keydown", onKey);
+document.addEventListener("submit", onSubmit);
+addEventListener("pageshow", () => document.querySelectorAll("[data-sent]").forEach((form) => delete form.dataset.sent));
 document.addEventListener("pointerover", enliven);
 const keys = document.querySelector("[data-keys]");
 if (keys) {

@@ -9,6 +9,7 @@ import hashlib
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -29,7 +30,7 @@ class Question:
     prompt: JudgeItem
     answers: tuple[JudgedCandidate, JudgedCandidate]
 
-    @property
+    @cached_property
     def key(self) -> str:
         return content_id([self.prompt.prompt_id, sorted(digest(answer.text) for answer in self.answers)])
 

@@ -102,7 +102,7 @@ def test_each_key_is_a_choice_or_a_way(tmp_path: Path) -> None:
         terminal.shows("every question is answered")
         terminal.press("q")
         assert re.search(r"3 answered, 0 left of small@2, [\d,]+ an hour", terminal.rest())
-    shown = Labelling("small@2", "nobody", 0, str(tmp_path)).questions
+    shown = Labelling.open("small@2", "nobody", 0, str(tmp_path)).questions
     kept = {choice["question"]: choice for choice in Labels(store).newest()}
     assert [kept[question.key]["choice"] for question in shown] == ["better", "skip", "tie"]
     chosen = kept[shown[0].key]
@@ -121,7 +121,7 @@ def test_a_narrow_terminal_and_one_that_is_closed(tmp_path: Path) -> None:
 @pytest.fixture
 def answers(tmp_path: Path) -> Answers:
     finished_run(Store.open(tmp_path), "small")
-    labelling = Labelling("small@2", "ann", 0, str(tmp_path))
+    labelling = Labelling.open("small@2", "ann", 0, str(tmp_path))
     return Answers(labelling, labelling.questions)
 
 

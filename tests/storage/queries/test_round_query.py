@@ -10,7 +10,7 @@ from storage.errors import DamagedFileError, NotCommittedError, QueryError
 from storage.log.manifest import Key
 from storage.log.run import Run
 from storage.log.store import Store
-from storage.queries.round_query import Joined, View, query, table
+from storage.queries.round_query import Joined, View, matching, query, table
 from storage.queries.sql import select
 from storage.tables.shards import open_table, read_table, write_table
 from support.counted_objects import counted
@@ -69,6 +69,17 @@ def test_rows_and_columns_that_are_asked_for(store: Store, run: Run) -> None:
     assert query(store, run, 1, "items", VIEW, columns=["title", "id", "nope"]).column_names == ["id", "title"]
     with pytest.raises(QueryError, match="limit -1 is negative"):
         query(store, run, 1, "items", limit=-1)
+
+
+def test_rows_with_a_value_come_in_their_order_from_all_shards(store: Store, run: Run) -> None:
+    assert matching(store, run, 1, "items", "id", "a1").to_pylist() == [
+        {"id": "a1", "part": 0},
+        {"id": "a1", "part": 1},
+    ]
+    assert matching(store, run, 1, "items", "id", "a2", ["part", "nothing"]).to_pylist() == [{"part": 1}, {"part": 0}]
+    assert matching(store, run, 1, "items", "id", "a").num_rows == 0, "the beginning of a value is not the value"
+    with pytest.raises(NotCommittedError):
+        matching(store, run, 2, "marks", "id", "a1")
 
 
 def test_a_table_alone_stays_in_its_order(store: Store, run: Run) -> None:

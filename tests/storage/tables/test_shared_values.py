@@ -98,3 +98,15 @@ def test_no_sweep_takes_labels_away(tmp_path: Path) -> None:
 def test_a_labeller_has_a_name(store: Store, name: str) -> None:
     with pytest.raises(InvalidEntryError, match="is no name of a labeller"):
         Labels(store).add("q", name, {"choice": "tie"})
+
+
+def test_who_keeps_looking_sees_what_others_add_and_what_is_gone(store: Store) -> None:
+    """Choices are read once, and listed each time."""
+    looking = Labels(store)
+    kept = Labels(store).add("q", "ann", {"choice": "tie"})
+    assert looking.newest() == [kept]
+    (key,) = store.objects.keys("shared/labels")
+    changed = Labels(store).add("q", "ann", {"choice": "skip"})
+    assert (changed["number"], looking.newest()) == (1, [changed])
+    store.objects.delete([other for other in store.objects.keys("shared/labels") if other != key])
+    assert looking.newest() == [kept]

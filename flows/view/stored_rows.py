@@ -1,0 +1,54 @@
+"""Rows of the store that are not held in memory, read for the one prompt or completion that a page shows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from flows.view.site import OpenRun
+from flows.view.tables import KINDS
+from pipeline.errors import ConfigError
+from storage.errors import DroppedFileError
+from storage.queries import round_query
+
+Rows = list[dict[str, Any]]
+
+
+def prefix_of(kind: str) -> str:
+    """Returns how the names of the stages begin that hold completions of a kind.
+
+    Raises:
+        ConfigError: there is no such kind.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"there is no kind '{kind}' of completions: give {', '.join(KINDS)}")
+    return KINDS[kind]
+
+
+def rows_of(opened: OpenRun, round: int, stage: str, prompt: str, columns: Sequence[str] | None = None) -> Rows:
+    """Returns the rows of a prompt in the table of a round's stage; none if the round has no such table.
+
+    Args:
+        columns: the columns to return, of those that there are; all of them by default.
+    """
+    if not _has(opened, round, stage):
+        return []
+    rows = round_query.matching(opened.store, opened.run, round, stage, "prompt_id", prompt, columns)
+    found: Rows = rows.to_pylist()
+    return found
+
+
+def table_of(opened: OpenRun, round: int, stage: str) -> Rows:
+    """Returns all rows of a small table of a round; none if the round has no such table."""
+    if not _has(opened, round, stage):
+        return []
+    found: Rows = round_query.table(opened.store, opened.run, round, stage).to_pylist()
+    return found
+
+
+def _has(opened: OpenRun, round: int, stage: str) -> bool:
+    """Says whether a round has the table of a stage; one that was removed on purpose it has no longer."""
+    files = opened.run.files(round, stage)
+    try:
+        opened.run.check_kept(files)
+    except DroppedFileError:
+        return False
+    return bool(files)

@@ -1,0 +1,117 @@
+"""What a round's update did to the completions of a prompt, as far as the store has measured it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flows.registry.round_summary import RoundSummary
+from flows.view.site import OpenRun
+from flows.view.stored_rows import Rows, rows_of, table_of
+
+_LOGPS = "SELECT candidate, policy, previous, initial FROM logps WHERE round = $round AND prompt_id = $prompt"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Log-probabilities of a completion in nats, summed over its tokens; None is not measured.
+
+    Attributes:
+        candidate: which completion of the prompt.
+        beta: of the recipe, for the implicit rewards.
+        sampled: under the policy that sampled it.
+        before, after: under the policies that the round's update started from, and ended with.
+        reference: under the reference of that update.
+    """
+
+    candidate: int
+    beta: float
+    sampled: float | None
+    before: float | None
+    after: float | None
+    reference: float | None
+
+    @property
+    def reward_before(self) -> float | None:
+        """Returns beta times the log-ratio of policy and reference before the update, which is the implicit reward."""
+        return self._reward(self.before)
+
+    @property
+    def reward_after(self) -> float | None:
+        """Returns the same after the update."""
+        return self._reward(self.after)
+
+    def _reward(self, logp: float | None) -> float | None:
+        return None if logp is None or self.reference is None else self.beta * (logp - self.reference)
+
+
+@dataclass(frozen=True)
+class _Policies:
+    """Digests of the weights that a round had to do with; None if they are not known."""
+
+    initial: str | None
+    start: str | None
+    reference: str | None
+
+    @classmethod
+    def of(cls, rounds: Sequence[RoundSummary], round: int) -> "_Policies":
+        policies = {summary.round: summary.policy for summary in rounds}
+        reference = next((summary.reference for summary in rounds if summary.round == round), None)
+        return cls(policies.get(0), policies.get(round - 1), reference)
+
+    def logp_of_reference(self, logps: Mapping[str | None, float | None]) -> float | None:
+        """Returns that of these log-probabilities, given by the policy they are of, which is the reference's."""
+        return None if self.reference is None else logps.get(self.reference)
+
+
+def effects(
+    opened: OpenRun, round: int, kind: str, prompt_id: str, answers: Sequence[Mapping[str, Any]]
+) -> list[Effect]:
+    """Returns what the update of a round did to the completions of a prompt, in their order.
+
+    Those for training were sampled before it. Of these a few are measured again after it, for the probe of the weight
+    sync; of the held-out ones, which are sampled after it, all. What was sampled as one would serve is not.
+
+    Args:
+        answers: the rows of the completions, as the pages' table ``answers`` has them.
+    """
+    policies = _Policies.of(opened.rounds, round)
+    beta, parameters = opened.recipe.update.beta, {"round": round, "prompt": prompt_id}
+    if kind == "held-out":
+        logps = {row["candidate"]: row for row in opened.tables.ask(_LOGPS, parameters)}
+        return [_held_out(row, logps.get(row["candidate"], {}), policies, beta) for row in answers]
+    probed = _probed(opened, round, prompt_id) if kind == "training" else {}
+    return [_training(row, probed.get(row["candidate"], {}), policies, beta) for row in answers]
+
+
+def steps(opened: OpenRun, round: int) -> Rows:
+    """Returns the means of the round's first and last optimizer step over their preferences; none without an update."""
+    rows = table_of(opened, round, "metrics")
+    return rows[:1] + rows[1:][-1:]
+
+
+def _probed(opened: OpenRun, round: int, prompt_id: str) -> dict[int, dict[str, Any]]:
+    """Finds the completions of a prompt in the probe of a round, which knows its sequences by their tokens alone."""
+    prompts = rows_of(opened, 0, "prompts", prompt_id, ["token_ids"])
+    probe = table_of(opened, round, "probe")
+    measured = {
+        tuple(row["token_ids"]): row for row in probe for p in prompts if row["prompt_token_ids"] == p["token_ids"]
+    }
+    candidates = rows_of(opened, round, "candidates", prompt_id, ["candidate", "token_ids"]) if measured else []
+    return {
+        row["candidate"]: measured[found] for row in candidates if (found := tuple(row["token_ids"])) in measured
+    }  # fmt: skip
+
+
+def _held_out(answer: Mapping[str, Any], logps: Mapping[str, float], policies: _Policies, beta: float) -> Effect:
+    before = logps.get("previous")
+    reference = policies.logp_of_reference({policies.initial: logps.get("initial"), policies.start: before})
+    return Effect(answer["candidate"], beta, answer["logp"], before, logps.get("policy"), reference)
+
+
+def _training(answer: Mapping[str, Any], probe: Mapping[str, float], policies: _Policies, beta: float) -> Effect:
+    sampled, start = answer["logp"], policies.start
+    before = probe.get("previous_logp")
+    if before is None and start is not None and answer["policy"] == start:
+        before = sampled
+    reference = policies.logp_of_reference({start: before, answer["policy"]: sampled})
+    return Effect(answer["candidate"], beta, sampled, before, probe.get("logp"), reference)

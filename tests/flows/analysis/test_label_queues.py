@@ -1,0 +1,127 @@
+"""The queues of a labeller, and what is read of a round for them."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from flows.analysis.label_queues import in_queue, read_questions
+from flows.analysis.labelling import Labelling
+from flows.registry.label_questions import missing_labels
+from pipeline.errors import ConfigError
+from pipeline.records import JUDGMENTS, to_table
+from storage.log.manifest import Key
+from storage.log.store import Store
+from storage.log.writer import Writer
+from storage.tables.shards import write_table
+from storage.tables.shared_values import Labels
+from support.finished_run import TRAIN, finished_run, small_recipe
+from support.labelled import asked_about, said
+
+
+def test_each_queue_has_its_questions_in_its_order() -> None:
+    asked = asked_about(
+        5,
+        {"all": [0.4, -0.1, 0.3, None, 0.0], "a": [1, -1, 1, None, 0], "b": [1, 1, -1, None, 0], "c": [1, 1, 1, 1, 1]},
+    )
+    q = asked.questions
+    choices = [
+        said(q[0], "ann", "first"), said(q[0], "bob", "first"), said(q[2], "ann", "first"), said(q[2], "bob", "tie"),
+        said(q[1], "ann", "first"), said(q[1], "bob", "skip"), said(q[3], "ann", "withdrawn"),
+    ]  # fmt: skip
+
+    def places(queue: str, labeller: str = "cid", seed: int = 0) -> list[int]:
+        return [q.index(question) for question in in_queue(asked, queue, choices, labeller, seed)]
+
+    assert places("asked") == [3, 4, 0, 1, 2], "those that nobody has answered first"
+    assert places("margin") == [4, 1, 2, 0], "by the training judge; question 3 has no scores"
+    # Of the members a, b and c one is against two on 1 and 2; that of "all", which they make, is no vote.
+    assert places("judges") == [1, 2]
+    assert places("people") == [2], "a skip and what was taken back decide nothing"
+    assert sorted(places("random")) == list(range(5))
+    assert places("random") == places("random")
+    assert len({tuple(places("random", "cid", seed)) for seed in range(20)}) > 5
+    with pytest.raises(ConfigError, match=r"no queue 'best': give one of asked, random, margin, judges, people"):
+        places("best")
+
+
+def test_two_judges_are_compared_with_each_other() -> None:
+    asked = asked_about(3, {"a": [1, 1, 0], "b": [1, -1, 1]})
+    assert list(asked.disputes.values()) == [0.5]
+    assert asked_about(2, {"a": [1, -1]}).disputes == {}
+
+
+def test_what_the_judges_said_is_read_with_the_members_of_an_ensemble(tmp_path: Path) -> None:
+    """The ensemble's scores rise with the index as in `finished_run`; member a follows it, member b turns it round."""
+    members = [{"judge": {"kind": "vader", "name": name}} for name in ("a", "b")]
+    recipe = small_recipe(judge={"kind": "ensemble", "name": "vader", "members": members})
+    store = Store.open(tmp_path)
+
+    def also(writer: Writer, number: int) -> None:
+        if number == 2:
+            file = write_table(store, "small", 2, "judgments", _judged())
+            writer.commit(Key(2, "judgments", inputs="again"), [file])
+
+    run = finished_run(store, "small", recipe=recipe, also=also)
+    asked = read_questions(store, run, 2)
+    assert [q.prompt.prompt_id for q in asked.questions] == list(TRAIN)
+    assert [[answer.index for answer in q.answers] for q in asked.questions] == [[3, 0]] * 3
+    found = {name: sorted(values.values()) for name, values in asked.differences.items()}
+    assert list(found) == ["vader", "a", "b"]
+    assert found == {"vader": [3.0] * 3, "a": [0.3] * 3, "b": [-30.0] * 3}
+    assert len(asked.disputes) == 3
+    assert read_questions(store, run, 1).disputes == {}, "its judgments tell nothing of members"
+
+
+def _judged() -> pa.Table:
+    return to_table([
+        {
+            "prompt_id": prompt_id, "candidate": index, "score": float(index), "score_std": None, "judge": "vader",
+            "components": [{"name": "a", "value": round(0.1 * index, 9)}, {"name": "b", "value": -10.0 * index}],
+            "rationale": None, "judge_version": "1", "status": "ok", "latency": 0.0, "raw": None,
+        }
+        for prompt_id in TRAIN for index in range(4)
+    ], JUDGMENTS)  # fmt: skip
+
+
+def test_a_round_waits_for_as_many_labels_as_its_recipe_says() -> None:
+    questions = asked_about(5).questions
+    choices = [said(questions[0], "ann", "first"), said(questions[0], "bob", "skip"), said(questions[1], "ann", "tie")]
+
+    def missing(**recipe: object) -> int:
+        return missing_labels(small_recipe(**recipe), questions, choices)
+
+    assert missing() == 0
+    assert missing(people={"wait_for": 4}) == 2
+    assert missing(people={"wait_for": 20}) == 3
+    assert missing(people={"wait_for": 1}) == 0
+    assert missing(judge={"kind": "human"}) == 3
+
+
+def test_a_choice_is_kept_with_its_reasons_and_said_again_changes_nothing(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    finished_run(store, "small")
+
+    def kept() -> list[tuple[str, int, list[str] | None, str | None]]:
+        return [(c["choice"], c["number"], c.get("tags"), c.get("note")) for c in Labels(store).newest()]
+
+    def labelling() -> Labelling:
+        return Labelling.open("small@2", "ann", 0, str(tmp_path), "margin")
+
+    first = labelling().questions[0]
+    labelling().choose(first, "a", ["style", "correct"], " because \n")
+    assert kept() == [("better", 0, ["correct", "style"], "because")]
+    assert first.key not in {question.key for question in labelling().questions}
+    assert (labelling().answered, labelling().given(first)) == (1, "a")
+    labelling().choose(first, "a", ["correct", "style"], "because")
+    assert kept()[0][1] == 0, "the same again"
+    labelling().choose(first, "b")
+    assert kept() == [("better", 1, None, None)]
+    for _ in range(2):
+        labelling().withdraw(first)
+    assert kept() == [("withdrawn", 2, None, None)]
+    assert labelling().last is None
+    with pytest.raises(ConfigError, match="'fun' is no reason that can be given: give some of correct, clear"):
+        labelling().choose(first, "a", ["fun"])
+    with pytest.raises(ConfigError, match="the note has 2,001 characters: give at most 2,000"):
+        labelling().choose(first, "a", note="x" * 2001)

@@ -1,0 +1,236 @@
+"""The page of a prompt: its order, differences, evidence, and what the update did to its completions."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from flows.analysis import queries
+from flows.view.evidence import evidence
+from flows.view.site import Site
+from pipeline.judges.human import HumanConfig
+from pipeline.judges.llm import LlmConfig
+from pipeline.preferences import build_preferences
+from pipeline.records import CANDIDATES, JUDGMENTS, PROBE, to_table
+from storage.log.store import Store
+from support.finished_run import commit, finished_run, say, small_recipe
+from support.view_pages import elements, links, statements, table, visitor, words
+
+ENDPOINT = {"kind": "llm", "name": "vader", "model": "m", "base_url": "http://127.0.0.1:9/v1"}
+HOSTILE = "</div><script>alert(1)</script> [a](javascript:b) ![c](http://d.e/f.png) \x1b[31m\u202e <img src=x>"
+"""A text that tries to run something, to lead away, and to hide."""
+MILLION = 1_000_000
+EFFECTS = "Before and after the update"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("root")
+    store = Store.open(root)
+
+    def text(round: int, prompt: str, index: int) -> str:
+        plain = f"{say(round, prompt, index)} **bold** of"
+        return plain if prompt != "t2" else f"{HOSTILE} {index} {'x' * (MILLION if index == 2 else 1)}"
+
+    def probe(writer: Any, round: int) -> None:
+        # The token ids of completion 3 of each training prompt.
+        row = {"prompt_token_ids": [1, 2], "token_ids": [6, round, 0], "logp": -2.5, "previous_logp": -3.25}
+        commit(store, writer, "small", round, "probe", to_table([row], PROBE))
+
+    finished_run(store, text=text, rationale=lambda *_: HOSTILE, also=probe)
+    _compared_run(store)
+    return root
+
+
+def _compared_run(store: Store) -> None:
+    """A round at work, whose judge has compared three completions of t0 in both orders, and could not read one."""
+    recipe = small_recipe(
+        judge={**ENDPOINT, "mode": "pairwise"}, preferences={"rule": "full_ranking"},
+        update={"objective": "plackett_luce"},
+    )  # fmt: skip
+    finished_run(store, "compared", rounds=0, recipe=recipe)
+    candidates = to_table([_candidate(index) for index in range(4)], CANDIDATES)
+    judgments = to_table([_compared(index) for index in range(4)], JUDGMENTS)
+    preferences = build_preferences(candidates, judgments, recipe.preferences, seed=0)
+    with store.run("compared").writer() as writer:
+        for stage, rows in {"candidates": candidates, "judgments": judgments, "preferences": preferences}.items():
+            commit(store, writer, "compared", 1, stage, rows)
+
+
+def _candidate(index: int) -> dict[str, Any]:
+    return {
+        "prompt_id": "t0", "candidate": index, "token_ids": [index, 9], "logprobs": [-1.0, -2.0],
+        "text": f"text {index}", "finish_reason": "length", "seed": index, "policy": "policy0",
+    }  # fmt: skip
+
+
+def _compared(index: int) -> dict[str, Any]:
+    raw = json.dumps([{"candidates": [0, 1], "replies": ["A is better", None]}])
+    components = [{"name": name, "value": value} for name, value in (("flips", 1.0), ("comparisons", 2.0))]
+    return {
+        "prompt_id": "t0", "candidate": index, "score": None if index == 3 else [0.5, 2.0, 1.0][index],
+        "score_std": 0.25, "components": components, "rationale": "because", "judge": "vader", "judge_version": "v9",
+        "status": "unparsable" if index == 3 else "ok", "latency": 1.5, "raw": raw,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser(root: Path) -> TestClient:
+    return visitor(Site(Store.open(root)))
+
+
+def page(browser: TestClient, address: str) -> str:
+    answer = browser.get(address)
+    assert answer.status_code == 200, words(answer.text)
+    return answer.text
+
+
+def titles(shown: str) -> list[str]:
+    """The headings of the completions, from above."""
+    return [words(title) for title in re.findall(r'<h3 id="title-\d+">(.*?)</h3>', shown)]
+
+
+def test_completions_stand_by_score_with_the_pair_word_by_word(browser: TestClient) -> None:
+    """Scores rise with the index, so completion 3 is chosen and 0 rejected; their texts differ in the index alone."""
+    shown = page(browser, "/run/small/prompt/t1?round=2&kind=training")
+    assert titles(shown) == ["1. Completion 3 chosen", "2. Completion 2", "3. Completion 1", "4. Completion 0 rejected"]
+    assert "answer <ins>3 </ins>to t1 in round 2 **bold** of" in shown
+    assert "answer <del>0 </del>to t1 in round 2 **bold** of" in shown
+    assert table(shown, "Preferences of this prompt") == [
+        ["3 > 0", "0.43, 0.4", "0.03", "hard", "pair by best_vs_worst"]
+    ]
+
+
+def test_a_ranking_gives_the_order_and_what_was_not_judged_says_why(browser: TestClient) -> None:
+    shown = page(browser, "/run/compared/prompt/t0")
+    assert titles(shown) == ["1. Completion 1 chosen", "2. Completion 2", "3. Completion 0 rejected", "4. Completion 3"]
+    assert "Completions by rank" in shown
+    assert "vader: unparsable. because" in words(shown)
+    assert "data-events" in shown  # the round is at work
+
+
+def test_the_evidence_has_each_order_and_says_what_is_not_recorded(browser: TestClient) -> None:
+    shown = words(page(browser, "/run/compared/prompt/t0"))
+    assert "Reply, completion 0 shown first, 1 second A is better" in shown
+    assert "Reply, completion 1 shown first, 0 second No reply." in shown
+    assert "Judge's version v9, 1.5 s. Whether replies came from the cache or were paid for" in shown
+    assert "Parts of the score flips 1 comparisons 2" in shown
+
+
+def test_replies_are_read_in_the_form_of_their_judge_alone() -> None:
+    def row(raw: str) -> dict[str, Any]:
+        return {"components": [], "raw": raw}
+
+    listwise = LlmConfig.model_validate({**ENDPOINT, "mode": "listwise"})
+    rubric = LlmConfig.model_validate({**ENDPOINT, "mode": "rubric"})
+    order = '[{"shown": [2, 0, 1], "reply": "C, A, B"}]'
+    assert evidence(row(order), listwise).replies == [("shown in the order 2, 0, 1", "C, A, B")]
+    assert evidence(row(order), rubric).replies == [("", order)]  # what the model wrote itself
+    assert evidence(row('[{"shown": 1}]'), listwise).replies == [("", '[{"shown": 1}]')]
+    said = '[{"labeller": "ada", "choice": "tie", "better": null}]'
+    assert evidence(row(said), HumanConfig(kind="human")).replies == [("ada says", "tie")]
+    assert evidence({"components": [], "raw": None}, None).replies == []
+
+
+def test_every_judge_of_a_held_out_completion_is_there(browser: TestClient) -> None:
+    shown = words(page(browser, "/run/small/prompt/e1?round=2"))
+    assert "vader: 0.4. </div><script>alert(1)</script>" in shown
+    assert "grammar: 0.9" in shown
+
+
+def test_implicit_rewards_are_beta_times_the_change_against_the_reference(browser: TestClient) -> None:
+    """Of e1 in round 2: log pi is -3 now, -3.11 by the round before, which is the reference; beta is 0.1.
+
+    Of t1's completion 3 the probe has -2.5 after and -3.25 before the update: 0.1 times 0.75.
+    """
+    held_out = page(browser, "/run/small/prompt/e1?round=2&kind=held-out")
+    assert table(held_out, EFFECTS) == [["0", "-3.000", "-3.110", "-3.000", "-3.110", "+0.0000", "+0.0110"]]
+    training = table(page(browser, "/run/small/prompt/t1?round=2&kind=training"), EFFECTS)
+    assert training[0] == ["3", "-3.000", "-3.250", "-2.500", "-3.250", "+0.0000", "+0.0750"]
+    assert training[1] == ["2", "-3.000", *["not measured"] * 5]
+
+
+def test_the_loss_of_one_preference_is_not_made_up(browser: TestClient) -> None:
+    """Means of the steps: of the last, 3, the loss is ln 2 - 0.15, the rewards are 0.15 and -0.15, in order are 80%."""
+    shown = words(page(browser, "/run/small/prompt/t1?round=2&kind=training"))
+    assert (
+        "The loss of a single preference is not stored. In the first step (0) the loss was 0.6931 on average" in shown
+    )
+    assert "in the last (3) the loss was 0.5431 on average, the implicit reward +0.15 of chosen and -0.15" in shown
+    assert "80.0% of the pairs were in order." in shown
+    assert "Round 0 has no update." in page(browser, "/run/small/prompt/e1?round=0")
+    assert "The steps of the round are not measured." in page(browser, "/run/compared/prompt/t0")
+
+
+def test_a_slider_leads_through_the_rounds_and_all_answers_stand_beneath(browser: TestClient) -> None:
+    shown = page(browser, "/run/small/prompt/e1?round=2&kind=held-out")
+    assert 'href="/run/small/prompt/e1?round=1&amp;kind=held-out" rel="prev"' in shown
+    assert 'href="/run/small/prompt/e1?round=3&amp;kind=held-out" rel="next"' in shown
+    assert 'rel="next"' not in page(browser, "/run/small/prompt/e1")  # the last round
+    rows = table(shown, "Completions over the rounds")
+    assert [row[:4] for row in rows] == [[str(n), "held-out", "0", f"{0.2 * n:.4g}"] for n in range(4)]
+
+
+def test_the_same_stands_in_sql_and_in_the_terminal(browser: TestClient, root: Path) -> None:
+    shown = page(browser, "/run/small/prompt/t1?round=2&kind=training")
+    sql, command = statements(shown)
+    rows = queries.sql("small", str(root), sql)
+    assert [(row["candidate"], row["text"]) for row in rows] == [
+        (index, f"{say(2, 't1', index)} **bold** of") for index in range(4)
+    ]  # fmt: skip
+    assert command.splitlines() == [
+        "rondo show small@2 --table completions --prompt t1 --full", "rondo history small t1 --full",
+    ]  # fmt: skip
+    answers = queries.history("small", str(root), "e1")[1]
+    beneath = table(page(browser, "/run/small/prompt/e1"), "Completions over the rounds")
+    assert [row[-1] for row in beneath] == [words(row["text"]) for row in answers]
+
+
+@pytest.mark.parametrize("markdown", [False, True])
+def test_hostile_texts_stay_text_and_a_page_with_a_million_letters_stays_small(
+    browser: TestClient, markdown: bool
+) -> None:
+    shown = page(browser, "/run/small/prompt/t2?round=1&kind=training" + ("&markdown=1" if markdown else ""))
+    tags, attributes = elements(shown)
+    assert tags.isdisjoint({"img", "iframe", "object", "embed", "style", "base"})
+    assert attributes.isdisjoint({"style", "onerror", "onload"})
+    assert shown.count("<script") == 1  # our own
+    assert all(target.startswith(("/", "#")) for target in links(shown))
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; [a](javascript:b) ![c](http://d.e/f.png) \\x1b[31m\\u202e" in shown
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+    assert len(shown.encode()) < MILLION / 2
+    assert f"of {MILLION + len(HOSTILE) + 3:,} characters" in shown
+
+
+def test_one_completion_can_be_shown_whole(browser: TestClient) -> None:
+    shown = page(browser, "/run/small/prompt/t2?round=1&kind=training&candidate=2")
+    assert "x" * MILLION in shown
+    assert 'class="card completion  asked" id="completion-2"' in shown
+
+
+def test_markdown_is_rendered_on_demand(browser: TestClient) -> None:
+    address = "/run/small/prompt/t1?round=2&kind=training"
+    assert "<strong>bold</strong>" not in page(browser, address)
+    assert "<strong>bold</strong> of" in page(browser, f"{address}&markdown=1")
+    assert "<ins>" not in page(browser, f"{address}&markdown=1")
+
+
+@pytest.mark.parametrize(
+    ("address", "status", "sentence"),
+    [
+        ("/run/small/prompt/none", 404, "has no prompt 'none'"),
+        ("/run/small/prompt/e1?round=9", 404, "prompt e1 was not answered in round 9, but in round 0, 1, 2, 3"),
+        ("/run/small/prompt/e1?kind=training", 404, "prompt e1 was not answered as training, but in round 0, 1, 2, 3"),
+        ("/run/small/prompt/e1?kind=../x", 400, "there is no kind '../x' of completions"),
+        ("/run/small/prompt/e1?round=99999999999", 400, "less than or equal to"),
+        ("/run/small/prompt/e1%00'%22--", 404, "has no prompt"),
+    ],
+)
+def test_what_is_not_there_is_said_in_a_sentence(browser: TestClient, address: str, status: int, sentence: str) -> None:
+    answer = browser.get(address)
+    assert answer.status_code == status
+    assert sentence in words(answer.text)
