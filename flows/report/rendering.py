@@ -5,6 +5,7 @@ light and dark mode; `PAPER` has the light ones, for a picture that stands alone
 """
 
 import html
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 Theme = Mapping[str, Any]
+
+_NOT_IN_SVG = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+"""What XML 1.0 leaves out: https://www.w3.org/TR/xml/#charsets."""
 
 _COLOURS = ("ink", "muted", "line", "card", "s1", "s2", "s3")
 """Text, quieter text, grid, the ground that a chart lies on, and three curves."""
@@ -79,10 +83,21 @@ def definition(chart: ChartType) -> dict[str, Any]:
 
 
 def svg_of(spec: Mapping[str, Any], theme: Theme = PAGE) -> str:
-    """Draws a chart's definition. Its description is what a screen reader says."""
-    drawn = vl_convert.vegalite_to_svg(dict(spec), config=dict(theme), allowed_base_urls=[])
+    """Draws a chart's definition. Its description is what a screen reader says.
+
+    Characters that no SVG may have are shown as escapes: at one of them the library would end this process.
+    """
+    drawn = vl_convert.vegalite_to_svg(_drawable(spec), config=dict(theme), allowed_base_urls=[])
     drawn = drawn.replace(_ASSUMED_BASE, 'href="')
     return drawn.replace("<svg", f'<svg role="img" aria-label="{html.escape(spec["description"])}"', 1)
+
+
+def _drawable(part: Any) -> Any:
+    if isinstance(part, str):
+        return _NOT_IN_SVG.sub(lambda found: f"\\u{ord(found[0]):04x}", part)
+    if isinstance(part, Mapping):
+        return {_drawable(name): _drawable(value) for name, value in part.items()}
+    return [_drawable(value) for value in part] if isinstance(part, list | tuple) else part
 
 
 def environment(*templates: Path) -> Environment:

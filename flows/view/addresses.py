@@ -28,6 +28,10 @@ def served(*parts: object, **query: object) -> str:
     return f"{path}?{urlencode(pairs)}" if pairs else path
 
 
+_WITHIN = ("candidate",)
+"""Parts of a filter that only say what to look at within a page."""
+
+
 class Exported:
     """Addresses within an export: of the pages that are there, as files beside each other.
 
@@ -39,4 +43,5 @@ class Exported:
         self._files = files
 
     def __call__(self, *parts: object, **query: object) -> str | None:
-        return self._files.get(served(*parts, **query))
+        whole = {name: value for name, value in query.items() if name not in _WITHIN}
+        return self._files.get(served(*parts, **query)) or self._files.get(served(*parts, **whole))

@@ -17,9 +17,10 @@ from flows.view.addresses import served
 from flows.view.pages import run as run_page
 from flows.view.pages import runs as runs_page
 from flows.view.rendering import Page, render, static_file
-from flows.view.routes import labels, prompts, rounds
+from flows.view.routes import ask, attempts, labels, prompts, rounds
 from flows.view.security import Guard
 from flows.view.site import Site
+from flows.view.trials import Trials
 from pipeline.errors import RondoError
 from storage.errors import NotCommittedError, RunNotFoundError, StoreError
 
@@ -38,10 +39,12 @@ def make_app(site: Site, guard: Guard) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
+        trials.close()
         site.close()
 
     # The tests validate the charts; to do so on each page takes longer than all else.
     schemapi.DEBUG_MODE = False
+    trials = Trials(site.store)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.add_middleware(BaseHTTPMiddleware, dispatch=guard)
     answer = Answers(guard)
@@ -75,6 +78,8 @@ def make_app(site: Site, guard: Guard) -> FastAPI:
     rounds.add(app, site, answer)
     prompts.add(app, site, answer)
     labels.add(app, site, answer, guard)
+    ask.add(app, site, answer)
+    attempts.add(app, site, answer, guard, trials)
     _add_errors(app, answer)
     return app
 
@@ -105,7 +110,8 @@ def _add_errors(app: FastAPI, answer: Callable[[Page, int], Response]) -> None:
     @app.exception_handler(RequestValidationError)
     async def mistyped(_request: Request, error: RequestValidationError) -> Response:
         first: Any = error.errors()[0]
-        return problem(f"{first['loc'][-1]} {first.get('input')!r} in the address: {first['msg'].lower()}", 400)
+        place = "form" if first["loc"][0] == "body" else "address"
+        return problem(f"{first['loc'][-1]} {first.get('input')!r} in the {place}: {first['msg'].lower()}", 400)
 
     @app.exception_handler(RunNotFoundError)
     @app.exception_handler(NotCommittedError)

@@ -21,6 +21,12 @@ _HERE = Path(__file__).parent
 LINKS = "links"
 """The style of marks that are links, of which each row says where it leads."""
 NOT_MEASURED = "not measured"
+FILE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; form-action 'none'; base-uri 'none'"
+)
+"""The content security policy of an exported page; those of the server are in its headers."""
+STATIC = ("colours.css", "page.css", "page.js", "icon.svg")
+"""What each page loads, but for the charts' library."""
 _STATIC = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
 
@@ -45,16 +51,18 @@ class Page:
     live: bool = False
 
 
-def render(page: Page, address: Addresses, *, form_token: str = "", exported: bool = False) -> str:
+def render(page: Page, address: Addresses, *, form_token: str = "", exported: str = "") -> str:
     """Renders a page.
 
     Args:
         address: gives the links.
         form_token: what its forms carry.
-        exported: it is to be a file, without a server behind it.
+        exported: what a page says of its export, if it is to be a file without a server behind it.
     """
     template = _environment().get_template(page.template)
-    return template.render(page=page, address=address, form_token=form_token, exported=exported, **page.values)
+    return template.render(
+        page=page, address=address, form_token=form_token, exported=exported, policy=FILE_POLICY, **page.values
+    )
 
 
 @cache

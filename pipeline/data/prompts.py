@@ -133,7 +133,7 @@ def _hold_out(rows: Sequence[_Row], count: int, contents: Mapping[str, str]) -> 
 
 
 def _row(prompt: Prompt, tokenizer: Tokenizer, *, read_special_tokens: bool = False) -> _Row:
-    text, token_ids = _encode(prompt, tokenizer, read_special_tokens)
+    text, token_ids = encode_prompt(prompt, tokenizer, read_special_tokens=read_special_tokens)
     return {
         "prompt_id": prompt.prompt_id,
         "text": text,
@@ -144,8 +144,12 @@ def _row(prompt: Prompt, tokenizer: Tokenizer, *, read_special_tokens: bool = Fa
     }
 
 
-def _encode(prompt: Prompt, tokenizer: Tokenizer, read_special_tokens: bool) -> tuple[str, list[int]]:
-    """Encodes the prompt as the policy reads it: at most one beginning of sequence, and no end of sequence."""
+def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, *, read_special_tokens: bool = False) -> tuple[str, list[int]]:
+    """Encodes the prompt as the policy reads it: at most one beginning of sequence, and no end of sequence.
+
+    Raises:
+        DataError: the chat template does not take the conversation as a whole.
+    """
     content = prompt.content
     if isinstance(content, str):
         return content, _encode_text(content, tokenizer, read_special_tokens)

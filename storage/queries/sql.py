@@ -15,7 +15,7 @@ from storage.errors import NotCommittedError, QueryError
 from storage.log.manifest import FileRef
 from storage.log.run import Run
 from storage.log.store import Store
-from storage.queries.duckdb import clear_errors, locked_connection
+from storage.queries.duckdb import Limits, clear_errors, locked_connection, within
 from storage.tables.datasets import open_dataset
 
 if TYPE_CHECKING:
@@ -25,25 +25,42 @@ ROUNDS = "rounds"
 """The table of the rounds' metrics; no stage."""
 
 
-def select(store: Store, run: Run, sql: str) -> pa.Table:
+def select(
+    store: Store, run: Run, sql: str, *, rows: int | None = None, offset: int = 0, limits: Limits | None = None
+) -> pa.Table:
     """Answers one SELECT over the tables of all rounds, each with a column ``round``.
 
     The tables are those of all stages, under the names of these, and ``rounds``, with a row of metrics for each
     finished round.
 
+    Args:
+        rows: the largest number of rows to return; None for all of them.
+        offset: rows to leave out before the first that is returned, if ``rows`` is given.
+        limits: what the statement may take of the machine.
+
     Raises:
-        QueryError: the statement is wrong, does not only read, or is more than one; if it is wrong, the message has
-            DuckDB's reason and the tables and columns that there are.
+        QueryError: the statement is wrong, does not only read, is more than one, or takes more than it may; if it is
+            wrong, the message has DuckDB's reason and the tables and columns that there are.
         DamagedFileError: a file is missing, or what is read of it is damaged.
     """
     files = table_files(run)
     names = _asked_for(sql, [*files, ROUNDS])
     tables: dict[str, Any] = {name: _open(store, run, files, name) for name in names}
-    with locked_connection(tables) as connection, clear_errors(_Description(store, run, files)):
+    with (
+        locked_connection(tables, limits) as connection,
+        clear_errors(_Description(store, run, files)),
+        within(limits, connection),
+    ):
         statements = connection.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise QueryError("give one SELECT statement: the tables of a run are only read")
-        return connection.sql(sql).to_arrow_table()
+        found = connection.sql(sql)
+        return (found if rows is None else found.limit(rows, offset)).to_arrow_table()
+
+
+def columns_of(store: Store, run: Run) -> dict[str, list[str]]:
+    """Returns the columns of every table that :func:`select` can ask, by the name of the table."""
+    return _columns(store, run, table_files(run))
 
 
 @dataclass(frozen=True)
@@ -140,6 +157,14 @@ def _open(store: Store, run: Run, files: Mapping[str, Mapping[int, Sequence[File
     return rounds_table(run) if name == ROUNDS else open_rounds(store, files[name])
 
 
+def _columns(store: Store, run: Run, files: Mapping[str, Mapping[int, Sequence[FileRef]]]) -> dict[str, list[str]]:
+    found = {
+        name: ["round", *open_dataset(store, rounds[max(rounds)][-1:]).schema.names]
+        for name, rounds in sorted(files.items())
+    }
+    return {**found, ROUNDS: rounds_table(run).column_names}
+
+
 class _Description(Iterable[str]):
     """The tables and their columns, a line each; made only if an error needs it, since it opens a file of each."""
 
@@ -148,7 +173,6 @@ class _Description(Iterable[str]):
 
     def __iter__(self) -> Iterator[str]:
         lines = ["the tables and their columns are:"]
-        for name, rounds in sorted(self._files.items()):
-            newest = open_dataset(self._store, rounds[max(rounds)][-1:])
-            lines.append(f"{name}: round, {', '.join(newest.schema.names)}")
-        yield "\n  ".join([*lines, f"{ROUNDS}: {', '.join(rounds_table(self._run).column_names)}"])
+        found = _columns(self._store, self._run, self._files)
+        lines += [f"{name}: {', '.join(columns)}" for name, columns in found.items()]
+        yield "\n  ".join(lines)

@@ -103,7 +103,7 @@ function charts() {
 async function enliven(event) {
   const chart = event.target.closest?.(".chart:not([data-alive])");
   const definition = chart?.querySelector(".definition");
-  if (!definition) return;
+  if (!definition || !document.body.dataset.charts) return; // a browser loads no module beside a file
   chart.dataset.alive = "";
   await charts();
   const drawing = document.createElement("div");

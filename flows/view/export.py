@@ -1,0 +1,133 @@
+"""``rondo view --export``: the pages of a run as files, which need neither a server nor a network."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from flows.host.new_directory import check_new, new_directory
+from flows.host.text import counted
+from flows.registry.catalog import existing_store, run_at_round
+from flows.view.addresses import Exported, served
+from flows.view.pages import ask as ask_page
+from flows.view.pages import run as run_page
+from flows.view.questions import questions_for
+from flows.view.rendering import STATIC, Page, render, static_file
+from flows.view.site import OpenRun, Site
+from storage.queries.sql import columns_of
+
+MOST_PROMPTS = 500
+"""Pages of prompts in an export, those of the newest rounds first."""
+_MARK = "rondo-view.json"
+"""The file that says that a directory is an export, and what is in it."""
+
+_PROMPTS = """
+    SELECT DISTINCT round, kind, prompt_id FROM completions WHERE list_contains($rounds, round)
+    ORDER BY round DESC, kind DESC, prompt_id"""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What of a run is exported.
+
+    Attributes:
+        rounds: the rounds, in order.
+        prompts: round, kind and id of each prompt that has a page.
+        left_out: the number of those that have none.
+    """
+
+    opened: OpenRun
+    rounds: Sequence[int]
+    prompts: Sequence[tuple[int, str, str]]
+    left_out: int
+
+
+@dataclass(frozen=True)
+class _File:
+    """A page that is a file, and its address on the server, by which others link to it."""
+
+    address: str
+    name: str
+    make: Callable[[], Page]
+
+
+def _files(scope: Scope) -> Iterator[_File]:
+    """Yields the pages, a line for each kind. The first one is the index."""
+    opened, run = scope.opened, scope.opened.name
+    yield _File(served("run", run), "index.html", partial(run_page.page, opened))
+    yield _File(served("run", run, "ask"), "ask.html", partial(ask_page.page, opened))
+    for place, question in enumerate(questions_for(columns_of(opened.store, opened.run)), start=1):
+        asked = served("run", run, "ask", sql=question.sql, **{"as": question.form})
+        yield _File(asked, f"ask-{place}.html", partial(ask_page.page, opened, question.sql, question.form))
+
+
+def export(source: str, root: str, to: Path, *, say: Callable[[str], None]) -> Path:
+    """Writes the pages of a run, or of one of its rounds; returns the page to begin with.
+
+    Args:
+        source: RUN for all finished rounds, or RUN@ROUND.
+        to: a new directory, or an earlier export, which is replaced.
+        say: is told what was written.
+
+    Raises:
+        ConfigError: there is something else in the directory, or no such round is finished.
+        RunNotFoundError: there is no such run.
+        DamagedFileError: a table of the run is missing, or is not the one that was committed.
+    """
+    store = existing_store(root)
+    run, newest = run_at_round(store, source)
+    check_new(to, _is_export)
+    site = Site(store)
+    try:
+        opened = site.run(run.name)
+        rounds = [newest] if "@" in source else list(run.finished)
+        prompts = [
+            (row["round"], row["kind"], row["prompt_id"]) for row in opened.tables.ask(_PROMPTS, {"rounds": rounds})
+        ]
+        scope = Scope(opened, rounds, prompts[:MOST_PROMPTS], len(prompts[MOST_PROMPTS:]))
+        with new_directory(to, _is_export) as staged:
+            count = _write(scope, staged)
+    finally:
+        site.close()
+    index = to.expanduser().resolve() / "index.html"
+    say(f"{counted(count, 'page')} of {_described(scope)}: open {index}")
+    return index
+
+
+def _write(scope: Scope, to: Path) -> int:
+    """Writes all pages and what they load; returns the number of pages."""
+    files = list(_files(scope))
+    names = {file.address: file.name for file in files} | {served(): files[0].name}
+    address = Exported(names | {served("static", name): name for name in STATIC})
+    note = f"A copy of {_described(scope)}, written by rondo view."
+    for file in files:
+        page = render(file.make(), address, exported=note)
+        (to / file.name).write_bytes(page.encode("utf-8", "backslashreplace"))
+    for name in STATIC:
+        found = static_file(name)
+        assert found is not None
+        (to / name).write_bytes(found[0])
+    written = sorted([*(file.name for file in files), *STATIC])
+    mark = {"format": 1, "run": scope.opened.name, "rounds": list(scope.rounds), "files": written}
+    (to / _MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
+    return len(files)
+
+
+def _described(scope: Scope) -> str:
+    first, last = scope.rounds[0], scope.rounds[-1]
+    which = f"round {first}" if first == last else f"rounds {first} to {last}"
+    left_out = (
+        f"; {counted(scope.left_out, 'page')} of prompts beyond {MOST_PROMPTS:,} left out" if scope.left_out else ""
+    )
+    return f"run {scope.opened.name}, {which}{left_out}"
+
+
+def _is_export(directory: Path) -> bool:
+    """Says whether a directory holds an earlier export, as it was written, and nothing else."""
+    try:
+        mark = json.loads((directory / _MARK).read_text(encoding="utf-8"))
+        known = {_MARK, *mark["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return all(path.is_file() and path.name in known for path in directory.iterdir())

@@ -1,0 +1,122 @@
+"""The pages of a run as files: what is written, what links lead to, and which directories are left alone."""
+
+import html
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli.main import app as commands
+from flows.view import export as exporting
+from flows.view.export import export
+from flows.view.questions import questions_for
+from flows.view.rendering import STATIC
+from pipeline.errors import ConfigError
+from storage.errors import RunNotFoundError, StoreError
+from storage.log.store import Store
+from storage.queries.sql import columns_of
+from support.finished_run import finished_run, small_recipe
+
+HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e\ufffe"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = Store.open(tmp_path_factory.mktemp("root"))
+    parent = finished_run(store, text=lambda _round, prompt, index: HOSTILE)
+    finished_run(store, "fork", rounds=1, parent={"run": parent.name, "round": 0})
+    return store
+
+
+def exported(store: Store, source: str, to: Path) -> list[str]:
+    """Exports, and returns what was said."""
+    said: list[str] = []
+    assert export(source, store.root, to, say=said.append) == to / "index.html"
+    return said
+
+
+def test_every_page_is_there_and_every_link_leads_to_one(store: Store, tmp_path: Path) -> None:
+    said = exported(store, "small", tmp_path / "new" / "copy")
+    to = tmp_path / "new" / "copy"
+    questions = list(questions_for(columns_of(store, store.run("small"))))
+    pages = {"index.html", "ask.html", *(f"ask-{place}.html" for place in range(1, len(questions) + 1))}
+    assert {path.name for path in to.glob("*.html")} == pages
+    assert said == [f"{len(pages)} pages of run small, rounds 0 to 3: open {to / 'index.html'}"]
+    for page in to.glob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        loaded = [html.unescape(link) for link in re.findall(r'(?:href|src)="([^"]*)"', text)]
+        assert {link for link in loaded if not (to / link).is_file()} <= {"#main"}
+        assert {"page.css", "page.js", "colours.css"} <= set(loaded)
+        assert "Content-Security-Policy" in text
+        assert "http://127" not in text
+        assert "<form" not in text
+        assert "data-events" not in text
+        assert "data-charts" not in text
+        assert "<script>alert" not in text
+        assert "A copy of run small, rounds 0 to 3" in text
+    assert {path.name for path in to.iterdir()} == {*pages, *STATIC, "rondo-view.json"}
+
+
+def test_one_round_alone_and_a_fork(store: Store, tmp_path: Path) -> None:
+    assert "run small, round 2:" in exported(store, "small@2", tmp_path / "a")[0]
+    assert json.loads((tmp_path / "a" / "rondo-view.json").read_text())["rounds"] == [2]
+    assert "rounds 0 to 1" in exported(store, "fork", tmp_path / "b")[0]
+    index = (tmp_path / "b" / "index.html").read_text()
+    assert "forked from small@0</li>" in index  # whose pages are not here
+
+
+def test_prompts_beyond_the_limit_are_counted(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds 1 to 3 have 3 prompts and 5 held-out ones each, round 0 the latter alone: 29, of which 20 remain."""
+    monkeypatch.setattr(exporting, "MOST_PROMPTS", 20)
+    assert "9 pages of prompts beyond 20 left out" in exported(store, "small", tmp_path / "a")[0]
+    assert "9 pages of prompts beyond 20 left out" in (tmp_path / "a" / "index.html").read_text()
+
+
+def test_an_export_is_replaced_and_nothing_else(store: Store, tmp_path: Path) -> None:
+    to = tmp_path / "a"
+    to.mkdir()
+    exported(store, "small", to)
+    exported(store, "fork", to)
+    assert json.loads((to / "rondo-view.json").read_text())["run"] == "fork"
+    (to / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in to.iterdir()}
+    with pytest.raises(ConfigError, match="not an empty directory"):
+        exported(store, "small", to)
+    other = tmp_path / "b"
+    other.mkdir()
+    (other / "thesis.tex").write_text("mine")
+    (tmp_path / "c").write_text("mine")
+    for taken in (other, tmp_path / "c"):
+        with pytest.raises(ConfigError, match="not an empty directory"):
+            exported(store, "small", taken)
+    assert {path: path.read_bytes() for path in to.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+    assert [path.name for path in other.iterdir()] == ["thesis.tex"]
+
+
+def test_what_cannot_be_exported_is_a_sentence_and_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    store.create_run("begun", {"recipe": small_recipe().model_dump(mode="json"), "parent": None})
+    to = tmp_path / "a"
+    with pytest.raises(ConfigError, match="run 'begun' has no round"):
+        exported(store, "begun", to)
+    with pytest.raises(ConfigError, match="round 9 of run 'small' is not finished"):
+        exported(store, "small@9", to)
+    with pytest.raises(RunNotFoundError):
+        exported(store, "none", to)
+    damaged = finished_run(store, "damaged", rounds=1)
+    path = Path(store.root) / damaged.files(1, "candidates")[0].path
+    path.write_bytes(path.read_bytes()[:-20] + b"x" * 20)
+    with pytest.raises(StoreError, match="candidates"):
+        exported(store, "damaged", to)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_needs_a_run(store: Store, tmp_path: Path) -> None:
+    ran = CliRunner().invoke(commands, ["view", "--export", str(tmp_path / "a"), "--root", store.root])
+    assert isinstance(ran.exception, ConfigError)
+    assert "needs a run" in str(ran.exception)
+    ran = CliRunner().invoke(commands, ["view", "small@1", "--export", str(tmp_path / "a"), "--root", store.root])
+    assert ran.exit_code == 0
+    assert "of run small, round 1" in ran.stdout
