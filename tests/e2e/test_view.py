@@ -121,7 +121,7 @@ def test_a_round_is_read_by_keys_down_to_the_token(visitor: Visitor) -> None:
     page.wait_for_url("**round=3**")
     page.get_by_role("link", name="3 tokens").first.click()
     page.wait_for_url("**/tokens/3/training/t1/**")
-    assert "-3.000" in page.locator(".tiles").inner_text()
+    assert "-1.000" in page.locator(".tiles").inner_text()
     visitor.picture("tokens")
 
 
