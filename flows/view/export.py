@@ -78,8 +78,9 @@ def _files(scope: Scope) -> Iterator[_File]:
         )
     yield _File(served("run", run, "completions"), "completions.html", partial(completions_page.page, opened, Filter()))
     for number, kind in dict.fromkeys((number, kind) for number, kind, _ in scope.prompts):
-        asked, filtered = {"round": str(number), "kind": kind}, Filter.parse([("round", str(number)), ("kind", kind)])
-        address, name = served("run", run, "completions", **asked), f"completions-{number}-{kind}.html"
+        filtered = Filter.parse([("round", str(number)), ("kind", kind)])
+        address = served("run", run, "completions", round=number, kind=kind)
+        name = f"completions-{number}-{kind}.html"
         yield _File(address, name, partial(completions_page.page, opened, filtered))
     for number, kind, prompt in scope.prompts:
         address = served("run", run, "prompt", prompt, round=number, kind=kind)
