@@ -73,7 +73,8 @@ def curves(title: str, rows: Sequence[Row], axes: Axes = Axes()) -> alt.LayerCha
     base = alt.Chart().encode(x=x, y=y.field("y"), color=colour)
 
     layers = [*_rules(axes)]
-    if any(row.get("error") is not None for row in rows):
+    banded = any(row.get("error") is not None for row in rows)
+    if banded:
         alone = len(set(xs)) == 1
         mark = base.mark_rule() if axes.interval == "bar" or alone else base.mark_area(style="interval")
         layers.append(mark.encode(y=y.field("low"), y2=alt.Y2("high")))
@@ -83,7 +84,7 @@ def curves(title: str, rows: Sequence[Row], axes: Axes = Axes()) -> alt.LayerCha
         shape = alt.Shape("curve:N", title=None, scale=alt.Scale(domain=names), legend=legend)
         layers.append(base.mark_point().encode(shape=shape))
     return alt.LayerChart(
-        layer=layers, data=alt.InlineData(values=points), width=_WIDTH, height=_HEIGHT,
+        layer=layers, data=alt.InlineData(values=points if banded else list(rows)), width=_WIDTH, height=_HEIGHT,
         description=_in_words(title, names, rows, axes),
     )  # fmt: skip
 

@@ -178,5 +178,5 @@ def _colours() -> str:
 @cache
 def _charts() -> str:
     """Returns the library that makes charts interactive, as vl-convert brings it along, with our theme."""
-    library: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  its types ask for what has a default
+    library: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its types ask for what has a default
     return f"{library}\nwindow.rondoTheme = {json.dumps(PAGE)};\n"

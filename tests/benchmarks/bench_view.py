@@ -28,7 +28,7 @@ from pipeline.records import JUDGMENTS, PREFERENCES, PROMPTS, to_table
 from storage.log.manifest import Key
 from storage.log.store import Store
 from storage.tables.shards import write_table
-from support.finished_run import small_recipe
+from support.finished_run import small_recipe, steps_table
 
 ROUNDS, SHARDS, TOKENS = 50, 8, 60
 RUN = subjects.RUN
@@ -54,6 +54,8 @@ def write_run(root: Path, completions: int) -> Store:
                 for stage, table in tables.items():
                     file = write_table(store, RUN, number, stage, table, shard)
                     writer.commit(Key(number, stage, shard), [file])
+            steps = write_table(store, RUN, number, "metrics", steps_table(32))
+            writer.commit(Key(number, "metrics"), [steps])
             writer.finish_round(number, _summary(number))
     return store
 

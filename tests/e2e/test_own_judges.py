@@ -6,7 +6,7 @@ import pty
 import select
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from storage.queries.round_query import table
 from storage.tables.shared_values import Labels
 from support.forkserver import Done
 from support.recipes import TINY
+from support.view_page import CHROMIUM, Visitor, chromium, served
 
 Rondo = Callable[..., Done]
 
@@ -97,16 +98,39 @@ def test_a_run_waits_for_people_and_goes_on(
     (first,) = Labels(store).newest()
     assert (first["choice"], first["labeller"], first["run"], first["round"]) == ("better", "ann", "asked", 1)
 
+    # The terminal and the browser take turns; without a browser the terminal does it all.
+    typed = "a\nb\n" * 5 + "tie\n" if CHROMIUM is None else "a\nb\n" * 2 + "tie\nq\n"
     rest = subprocess.run(
-        command, env=environment, input="a\nb\n" * 5 + "tie\n", text=True, capture_output=True, check=True, timeout=900
+        command, env=environment, input=typed, text=True, capture_output=True, check=True, timeout=900
     )
-    assert "11 answered, 0 left of asked@1" in rest.stdout
+    if CHROMIUM is None:
+        assert "11 answered, 0 left of asked@1" in rest.stdout
+    else:
+        _label_in_browser(whole, ["ArrowLeft", "b", "a", "ArrowRight", "a", "b"])
     rondo("resume", "asked", "--root", str(whole))
     run = store.run("asked")
     judged = table(store, run, 1, "judgments").to_pylist()
     assert sorted(row["score"] for row in judged if row["status"] == "ok") == [0.0] * 11 + [0.5] * 2 + [1.0] * 11
     kinds = table(store, run, 1, "preferences")["kind"].to_pylist()
     assert (kinds.count("pair"), kinds.count("dropped")) == (11, 1)
+
+
+def _label_in_browser(root: Path, keys: Sequence[str]) -> None:
+    """Says who labels, and presses a key for each pair that is open."""
+    with served(root, "asked") as address, chromium() as browser:
+        visitor = Visitor(browser, address.rpartition("/run/")[0])
+        page = visitor.open("/run/asked")
+        assert "6 labels" in page.locator("main").inner_text()
+        page.get_by_role("link", name="Label", exact=True).click()
+        page.get_by_label("Who labels").fill("ann")
+        page.get_by_role("button", name="Begin").click()
+        for left, key in zip(range(len(keys), 0, -1), keys, strict=True):
+            page.get_by_text(f"{left} left in this queue").wait_for()
+            if left == len(keys):
+                visitor.picture("label")
+            page.keyboard.press(key)
+        page.get_by_text("0 left in this queue").wait_for()
+        assert visitor.complaints == []
 
 
 def _read_until(terminal: int, text: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from storage.log.store import Store
+from storage.tables.shared_values import Labels
 from support.finished_run import finished_run
 from support.view_page import Visitor, chromium, needs_chromium, served
 
@@ -92,17 +93,86 @@ def test_a_chart_answers_to_the_pointer_and_a_point_opens_its_round(visitor: Vis
     page.wait_for_url("**/run/small/round/2")
 
 
+def test_a_round_is_read_by_keys_down_to_the_token(visitor: Visitor) -> None:
+    """A bar of a histogram is a filter; from there to a prompt, a completion's tokens, and the round before."""
+    page = visitor.open("/run/small/round/2")
+    visitor.picture("round")
+    page.keyboard.press("]")
+    page.wait_for_url("**/round/3")
+    page.keyboard.press("[")
+    page.wait_for_url("**/round/2")
+    page.locator("figure", has_text="Lengths").locator("a").first.click()
+    page.wait_for_url("**/completions?**length_min=**")
+    page.goto(f"{visitor.address}/run/small/completions?round=2&kind=training")
+    assert page.locator("tr[data-row]").count() == 12
+    visitor.picture("completions")
+    page.keyboard.press("/")
+    page.keyboard.type("answer t1")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**q=answer**")
+    assert page.locator("tr[data-row]").count() == 4
+    assert page.locator("tr[data-row] mark").first.inner_text() in ("answer", "t1")
+    page.keyboard.press("j")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/prompt/t1?**")
+    assert page.locator(".chosen").count() >= 1
+    visitor.picture("prompt")
+    page.keyboard.press("]")
+    page.wait_for_url("**round=3**")
+    page.get_by_role("link", name="3 tokens").first.click()
+    page.wait_for_url("**/tokens/3/training/t1/**")
+    assert "-1.000" in page.locator(".tiles").inner_text()
+    visitor.picture("tokens")
+
+
+def test_pairs_are_labelled_and_a_choice_is_undone_by_keys(visitor: Visitor, root: Path) -> None:
+    page = visitor.open("/run/small/label?round=2")
+    page.get_by_label("Who labels").fill("bea")
+    page.get_by_role("button", name="Begin").click()
+    for number, key in enumerate(["ArrowLeft", "u", "t", "ArrowRight", "s"]):
+        before = page.locator(".progress").inner_text()
+        page.keyboard.press("1")
+        page.keyboard.press(key)
+        page.wait_for_function("before => document.querySelector('.progress').innerText !== before", arg=before)
+        assert number or "1 of 3" in page.locator(".progress").inner_text()
+    visitor.picture("label")
+    choices = [choice["choice"] for choice in Labels(Store.open(root)).newest() if choice["labeller"] == "bea"]
+    assert sorted(choices) == ["better", "skip", "tie"]
+
+
+PAGES = (
+    "/", "/compare?run=small&run=fork", "/nothing", "/run/small", "/run/small/round/0", "/run/small/round/2",
+    "/run/small/completions", "/run/small/prompt/t0?round=2", "/run/small/prompt/e1", "/run/small/judges",
+    "/run/small/tokens/2/training/t1/0", "/run/small/label", "/run/small/ask", "/run/small/try",
+    "/run/small/ask?sql=select+round,count(*)+n+from+candidates+group+by+1&as=bar",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("path", ["/", "/run/small", "/compare?run=small&run=fork", "/nothing"])
-def test_a_telephone_scrolls_no_page_sideways(browser, address, path: str, scheme: str) -> None:
+def test_a_telephone_scrolls_no_page_sideways(browser, address, scheme: str) -> None:
     visitor = Visitor(browser, address, viewport={"width": 390, "height": 800}, color_scheme=scheme)
-    page = visitor.open(path)
-    assert not visitor.scrolls_sideways()
-    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (background == "rgb(19, 20, 23)") == (scheme == "dark")
-    visitor.picture(f"phone-{scheme}{path.partition('?')[0].replace('/', '-')}")
+    for path in PAGES:
+        page = visitor.open(path)
+        assert not visitor.scrolls_sideways(), path
+        assert page.locator("h1").count() == 1, path
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (background == "rgb(19, 20, 23)") == (scheme == "dark")
+        visitor.picture(f"phone-{scheme}{path.partition('?')[0].replace('/', '-')}")
     visitor.page.close()
-    assert [said for said in visitor.complaints if "404" not in said] == []
+    assert [said for said in visitor.complaints if "status of 404" not in said] == []
+
+
+def test_without_scripts_every_page_and_filter_is_there(browser, address) -> None:
+    visitor = Visitor(browser, address, java_script_enabled=False)
+    for path in PAGES:
+        visitor.page.goto(address + path)
+        assert visitor.page.locator("h1").count() == 1, path
+    visitor.page.goto(f"{address}/run/small")
+    visitor.page.locator(".chart a").nth(2).click()
+    assert "/round/2" in visitor.page.url
+    visitor.page.goto(f"{address}/run/small/completions")
+    visitor.page.get_by_role("link", name="held-out").first.click()
+    assert "kind=held-out" in visitor.page.url
 
 
 def test_a_page_follows_a_run_that_is_written(browser, tmp_path: Path) -> None:

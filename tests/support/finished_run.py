@@ -136,7 +136,7 @@ def _trained(
     ]
     candidates, judgments = to_table(rows, CANDIDATES), _judgments(number, TRAIN, 4, ("vader",))
     preferences = build_preferences(candidates, judgments, recipe.preferences, seed=0)
-    metrics = to_table([_step(step) for step in range(STEPS_PER_ROUND)], STEPS)
+    metrics = steps_table(STEPS_PER_ROUND)
     tables = {"candidates": candidates, "judgments": judgments, "preferences": preferences, "metrics": metrics}
     for stage, table in tables.items():
         commit(store, writer, run.name, number, stage, table)
@@ -176,6 +176,11 @@ def _logps(number: int, prompt_id: str) -> Row:
         "prompt_id": prompt_id, "candidate": 0, "policy": -3.0, "previous": -3.1 - 0.01 * int(prompt_id[1:]),
         "initial": -3.0 - 0.2 * number - 0.01 * int(prompt_id[1:]), "tokens": 3,
     }  # fmt: skip
+
+
+def steps_table(count: int) -> pa.Table:
+    """The metrics of so many optimizer steps."""
+    return to_table([_step(step) for step in range(count)], STEPS)
 
 
 def _step(step: int) -> Row:
