@@ -87,9 +87,10 @@ def svg_of(spec: Mapping[str, Any], theme: Theme = PAGE) -> str:
 
     Characters that no SVG may have are shown as escapes: at one of them the library would end this process.
     """
-    drawn = vl_convert.vegalite_to_svg(_drawable(spec), config=dict(theme), allowed_base_urls=[])
+    drawable: dict[str, Any] = _drawable(spec)
+    drawn = vl_convert.vegalite_to_svg(drawable, config=dict(theme), allowed_base_urls=[])
     drawn = drawn.replace(_ASSUMED_BASE, 'href="')
-    return drawn.replace("<svg", f'<svg role="img" aria-label="{html.escape(spec["description"])}"', 1)
+    return drawn.replace("<svg", f'<svg role="img" aria-label="{html.escape(drawable["description"])}"', 1)
 
 
 def _drawable(part: Any) -> Any:

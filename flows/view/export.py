@@ -1,6 +1,8 @@
 """``rondo view --export``: the pages of a run as files, which need neither a server nor a network."""
 
+import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +12,12 @@ from flows.host.new_directory import check_new, new_directory
 from flows.host.text import counted
 from flows.registry.catalog import existing_store, run_at_round
 from flows.view.addresses import Exported, served
+from flows.view.filters import Filter
 from flows.view.pages import ask as ask_page
+from flows.view.pages import completions as completions_page
+from flows.view.pages import judges as judges_page
+from flows.view.pages import prompt as prompt_page
+from flows.view.pages import round as round_page
 from flows.view.pages import run as run_page
 from flows.view.questions import questions_for
 from flows.view.rendering import STATIC, Page, render, static_file
@@ -21,6 +28,8 @@ MOST_PROMPTS = 500
 """Pages of prompts in an export, those of the newest rounds first."""
 _MARK = "rondo-view.json"
 """The file that says that a directory is an export, and what is in it."""
+
+_SAFE = re.compile("[0-9A-Za-z]{1,64}")
 
 _PROMPTS = """
     SELECT DISTINCT round, kind, prompt_id FROM completions WHERE list_contains($rounds, round)
@@ -60,6 +69,28 @@ def _files(scope: Scope) -> Iterator[_File]:
     for place, question in enumerate(questions_for(columns_of(opened.store, opened.run)), start=1):
         asked = served("run", run, "ask", sql=question.sql, **{"as": question.form})
         yield _File(asked, f"ask-{place}.html", partial(ask_page.page, opened, question.sql, question.form))
+    yield _File(
+        served("run", run, "judges"), "judges.html", partial(judges_page.page, opened, None, None, (None, None))
+    )
+    for number in scope.rounds:
+        yield _File(
+            served("run", run, "round", number), f"round-{number}.html", partial(round_page.page, opened, number)
+        )
+    yield _File(served("run", run, "completions"), "completions.html", partial(completions_page.page, opened, Filter()))
+    for number, kind in dict.fromkeys((number, kind) for number, kind, _ in scope.prompts):
+        filtered = Filter.parse([("round", str(number)), ("kind", kind)])
+        address = served("run", run, "completions", round=number, kind=kind)
+        name = f"completions-{number}-{kind}.html"
+        yield _File(address, name, partial(completions_page.page, opened, filtered))
+    for number, kind, prompt in scope.prompts:
+        address = served("run", run, "prompt", prompt, round=number, kind=kind)
+        name = f"prompt-{number}-{kind}-{_safe(prompt)}.html"
+        yield _File(address, name, partial(prompt_page.page, opened, prompt, number, kind))
+
+
+def _safe(prompt_id: str) -> str:
+    """Returns a prompt's id as part of a file's name, whatever is in it."""
+    return prompt_id if _SAFE.fullmatch(prompt_id) else hashlib.sha256(prompt_id.encode(errors="replace")).hexdigest()
 
 
 def export(source: str, root: str, to: Path, *, say: Callable[[str], None]) -> Path:

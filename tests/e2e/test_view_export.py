@@ -22,6 +22,15 @@ def test_the_pages_open_from_their_files(tmp_path: Path) -> None:
         assert page.evaluate("getComputedStyle(document.querySelector('.tile')).borderRadius") != "0px"
         page.locator(".chart").first.hover()
         visitor.picture("export")
+        page.get_by_role("link", name="Round 3", exact=True).first.click()
+        page.get_by_role("link", name="training completions").click()
+        page.wait_for_selector("html[data-ready]")
+        page.keyboard.press("j")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/prompt-3-training-t0.html")
+        assert page.locator(".chosen").count() > 0
+        page.get_by_role("link", name="Previous round").click()
+        page.wait_for_url("**/prompt-2-training-t0.html")
         page.get_by_role("link", name="Ask").click()
         page.get_by_role("link", name="Preferences with the smallest margins").click()
         page.wait_for_selector("html[data-ready]")

@@ -20,7 +20,7 @@ from flows.cli.main import app
 from flows.registry.round_summary import rows_of, summaries
 from flows.report.charts import Axes, curves, histograms, reliability, side_by_side
 from flows.report.data import step_points
-from flows.report.rendering import LIGHT, PAPER, to_svg
+from flows.report.rendering import LIGHT, PAPER, svg_of, to_svg
 from flows.report.report import write_report
 from flows.report.sections import summary_chart
 from pipeline.errors import DataError
@@ -492,3 +492,16 @@ def test_a_finished_run_has_its_newest_report(tmp_path: Path) -> None:
     os.utime(path, (0, 0))
     assert str(path) in CliRunner().invoke(app, resume, catch_exceptions=False).output.replace("\n", "")
     assert path.read_text() != "of today"
+
+
+def test_a_chart_shows_what_no_svg_may_have_as_escapes() -> None:
+    """At such a character the library that draws would end the whole process."""
+    spec = {
+        "data": {"values": [{"name": "a\x1b\x00\ufffe\ud800b", "y": 1}]},
+        "mark": "bar",
+        "encoding": {"x": {"field": "name", "type": "nominal"}, "y": {"field": "y", "type": "quantitative"}},
+        "description": "bell \x07",
+    }
+    drawn = svg_of(spec)
+    assert r"a\u001b\u0000\ufffe\ud800b" in drawn
+    assert r'aria-label="bell \u0007"' in drawn

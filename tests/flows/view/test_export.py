@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 from storage.errors import RunNotFoundError, StoreError
 from storage.log.store import Store
 from storage.queries.sql import columns_of
-from support.finished_run import finished_run, small_recipe
+from support.finished_run import HELD_OUT, TRAIN, finished_run, small_recipe
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e\ufffe"
 
@@ -41,14 +41,25 @@ def test_every_page_is_there_and_every_link_leads_to_one(store: Store, tmp_path:
     said = exported(store, "small", tmp_path / "new" / "copy")
     to = tmp_path / "new" / "copy"
     questions = list(questions_for(columns_of(store, store.run("small"))))
-    pages = {"index.html", "ask.html", *(f"ask-{place}.html" for place in range(1, len(questions) + 1))}
+    # Round 0 has held-out completions alone; the others have those of 3 training prompts and 5 held-out ones.
+    places = [(0, "held-out"), *((number, kind) for number in (1, 2, 3) for kind in ("training", "held-out"))]
+    ids = {"training": TRAIN, "held-out": HELD_OUT}
+    pages = {
+        "index.html", "ask.html", "judges.html", "completions.html",
+        *(f"ask-{place}.html" for place in range(1, len(questions) + 1)),
+        *(f"round-{number}.html" for number in range(4)),
+        *(f"completions-{number}-{kind}.html" for number, kind in places),
+        *(f"prompt-{number}-{kind}-{prompt}.html" for number, kind in places for prompt in ids[kind]),
+    }  # fmt: skip
     assert {path.name for path in to.glob("*.html")} == pages
     assert said == [f"{len(pages)} pages of run small, rounds 0 to 3: open {to / 'index.html'}"]
+    targets = set()
     for page in to.glob("*.html"):
         text = page.read_text(encoding="utf-8")
-        loaded = [html.unescape(link) for link in re.findall(r'(?:href|src)="([^"]*)"', text)]
-        assert {link for link in loaded if not (to / link).is_file()} <= {"#main"}
-        assert {"page.css", "page.js", "colours.css"} <= set(loaded)
+        links = [html.unescape(link).partition("#")[0] for link in re.findall(r'(?:href|src|action)="([^"]*)"', text)]
+        assert [link for link in links if link and not (to / link).is_file()] == []
+        targets.update(links)
+        assert {"page.css", "page.js", "colours.css"} <= set(links)
         assert "Content-Security-Policy" in text
         assert "http://127" not in text
         assert "<form" not in text
@@ -56,6 +67,7 @@ def test_every_page_is_there_and_every_link_leads_to_one(store: Store, tmp_path:
         assert "data-charts" not in text
         assert "<script>alert" not in text
         assert "A copy of run small, rounds 0 to 3" in text
+    assert pages <= targets  # each can be reached
     assert {path.name for path in to.iterdir()} == {*pages, *STATIC, "rondo-view.json"}
 
 
@@ -120,3 +132,10 @@ def test_the_command_needs_a_run(store: Store, tmp_path: Path) -> None:
     ran = CliRunner().invoke(commands, ["view", "small@1", "--export", str(tmp_path / "a"), "--root", store.root])
     assert ran.exit_code == 0
     assert "of run small, round 1" in ran.stdout
+
+
+def test_an_id_of_a_prompt_is_no_path() -> None:
+    """A store may come from anybody; the ids that rondo gives are letters and digits."""
+    assert exporting._safe("0dbc092bc6aba826") == "0dbc092bc6aba826"
+    for hostile in ("../../x", "a/b", "", ".", "x" * 300, "a\0b", "\udc80"):
+        assert re.fullmatch("[0-9a-f]{64}", exporting._safe(hostile))
