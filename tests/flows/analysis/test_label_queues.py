@@ -5,15 +5,18 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from flows.analysis.agreement import agreements
 from flows.analysis.label_queues import in_queue, read_questions
-from flows.analysis.labelling import Labelling
+from flows.analysis.labelling import Labelling, shown_order
 from flows.registry.label_questions import missing_labels
 from pipeline.errors import ConfigError
+from pipeline.judges.support.human_labels import override_pairs
+from pipeline.judges.support.tables import judge_items
 from pipeline.records import JUDGMENTS, to_table
 from storage.log.manifest import Key
 from storage.log.store import Store
 from storage.log.writer import Writer
-from storage.tables.shards import write_table
+from storage.tables.shards import read_table, write_table
 from storage.tables.shared_values import Labels
 from support.finished_run import TRAIN, finished_run, small_recipe
 from support.labelled import asked_about, said
@@ -71,6 +74,41 @@ def test_what_the_judges_said_is_read_with_the_members_of_an_ensemble(tmp_path: 
     assert found == {"vader": [3.0] * 3, "a": [0.3] * 3, "b": [-30.0] * 3}
     assert len(asked.disputes) == 3
     assert read_questions(store, run, 1).disputes == {}, "its judgments tell nothing of members"
+
+
+def test_what_people_decided_hides_no_pair_from_those_who_label(tmp_path: Path) -> None:
+    """The round's preferences are then the table that people's choices made: a pair on which they are divided is gone.
+
+    Round 3 lies in two shards, of which the first was committed twice.
+    """
+    store = Store.open(tmp_path)
+    run = finished_run(store, "small", rounds=2, recipe=small_recipe(people={}))
+    copied = {stage: read_table(store, run.files(2, stage)) for stage in ("candidates", "judgments", "preferences")}
+    with run.writer() as writer:
+        for stage in ("candidates", "judgments"):
+            writer.commit(Key(3, stage), [write_table(store, "small", 3, stage, copied[stage])])
+        judged = copied["preferences"]
+        for shard, inputs, part in ((1, "", judged[2:]), (0, "old", judged[2:]), (0, "new", judged[:2])):
+            file = write_table(store, "small", 3, "preferences", part, shard=shard)
+            writer.commit(Key(3, "preferences", shard=shard, inputs=inputs), [file])
+        before = read_questions(store, run, 3)
+        labels = Labels(store)
+        ann, bob = (Labelling(before, labels, name) for name in ("ann", "bob"))
+        divided, agreed, _ = before.questions
+        for labelling, sides in ((ann, "aa"), (bob, "ba")):
+            for question, side in zip((divided, agreed), sides, strict=True):
+                shown = shown_order(question, "", 0)["ab".index(side)]
+                labelling.keep(question, "better", shown, {})
+        items = judge_items(read_table(store, run.files(0, "prompts")), copied["candidates"])
+        decided = override_pairs(judged, items, labels.newest())
+        assert decided["kind"].to_pylist() == ["dropped", "pair", "pair"]
+        writer.commit(Key(3, "preferences", inputs="people"), [write_table(store, "small", 3, "preferences", decided)])
+    after = read_questions(store, run, 3)
+    assert [q.key for q in after.questions] == [q.key for q in before.questions]
+    assert after.differences == before.differences, "the order within a pair is the judge's still"
+    assert [q.key for q in in_queue(after, "people", labels.newest(), "cid", 0)] == [divided.key]
+    (people,) = (one for one in agreements(after, labels.newest()) if not one.is_judge)
+    assert (people.pairs, people.share) == (2, 0.5)
 
 
 def _judged() -> pa.Table:
