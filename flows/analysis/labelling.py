@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from flows.analysis.label_queues import RoundQuestions, in_queue, read_questions
@@ -128,19 +128,25 @@ class Labelling:
         better: JudgedCandidate | None,
         more: dict[str, Any],
         shown: tuple[JudgedCandidate, JudgedCandidate] | None = None,
+        *,
+        unless_known: bool = False,
     ) -> bool:
-        """Keeps a choice as the newest of this labeller; False if it is that already.
+        """Keeps a choice as the newest of this labeller; False if it is that already, whoever has kept it.
 
         Args:
             choice: better, tie, skip or withdrawn.
             better: the better answer, for ``better``.
             more: what else is kept of it: tags, a note, and the program that it was made in, if that was another one.
             shown: the answers as the labeller saw them, if not in the order that is drawn here.
+            unless_known: keep nothing if this labeller has ever said the same of the question, whatever came after.
         """
         shown = shown or self.shown(question)
         said = {"choice": choice, "better": None if better is None else digest(better.text), **more}
-        before = self._mine.get(question.key, {"choice": "withdrawn"})
-        if all(before.get(name) == said.get(name) for name in ("choice", "better", "tags", "note")):
+        # Read anew: another page or terminal of the same person may have kept one since.
+        earlier = self._labels.history(question.key, self._labeller)
+        if earlier:
+            self._mine[question.key] = earlier[-1]
+        if _meaning(said) in map(_meaning, (earlier if unless_known else earlier[-1:]) or [{"choice": "withdrawn"}]):
             return False
         self._mine[question.key] = self._labels.add(
             question.key,
@@ -163,6 +169,11 @@ class Labelling:
 
     def _is_answered(self, key: str) -> bool:
         return key in self._mine and self._mine[key]["choice"] in ANSWERED
+
+
+def _meaning(choice: Mapping[str, Any]) -> tuple[object, ...]:
+    """Returns that of a choice in which it differs from another one."""
+    return choice["choice"], choice.get("better"), frozenset(choice.get("tags", ())), choice.get("note", "")
 
 
 def shown_order(question: Question, labeller: str, seed: int) -> tuple[JudgedCandidate, JudgedCandidate]:

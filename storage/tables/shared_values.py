@@ -68,14 +68,27 @@ class Labels:
             InvalidEntryError: it is not JSON, or the labeller has no name.
             StorageFullError, StorageAccessError, BackendError: it could not be written.
         """
-        if not labeller.strip() or len(labeller) > _LONGEST_NAME:
-            raise InvalidEntryError(f"'{labeller}' is no name of a labeller: give one of 1 to {_LONGEST_NAME} letters")
+        check_labeller(labeller)
         number = 0
         while True:
             value = {**choice, "question": question, "labeller": labeller, "number": number, "time": utc_now()}
             if self._objects.create(_key(question, labeller, number), seal(value, "the choice")):
                 return value
             number += 1
+
+    def history(self, question: str, labeller: str) -> list[dict[str, Any]]:
+        """Returns all choices of a labeller to a question, the oldest first, as they are in the store now.
+
+        Raises:
+            CorruptEntryError: one is damaged; the message names its file.
+        """
+        found: list[dict[str, Any]] = []
+        while True:
+            key = _key(question, labeller, len(found))
+            try:
+                found.append(_unsealed(key, self._objects.read(key)))
+            except MissingObjectError:
+                return found
 
     def newest(self) -> list[dict[str, Any]]:
         """Returns the newest choice of each labeller to each question, by question and labeller.
@@ -94,11 +107,21 @@ class Labels:
         keys = self._objects.keys(f"{layout.SHARED}/{LABELS}")
         new = [key for key in keys if key not in self._read]
         for key, data in zip(new, self._objects.read_many(new), strict=True):
-            try:
-                self._read[key] = unseal(data)
-            except CorruptEntryError as error:
-                raise CorruptEntryError(f"the label {key} is damaged: {error}; delete it and label again") from error
+            self._read[key] = _unsealed(key, data)
         return [self._read[key] for key in keys]
+
+
+def check_labeller(name: str) -> None:
+    """Raises InvalidEntryError if a labeller cannot have this name: it is blank, too long, or no text."""
+    if not name.strip() or len(name) > _LONGEST_NAME or any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise InvalidEntryError(f"{name!r} is no name of a labeller: give one of 1 to {_LONGEST_NAME} letters")
+
+
+def _unsealed(key: str, data: bytes) -> dict[str, Any]:
+    try:
+        return unseal(data)
+    except CorruptEntryError as error:
+        raise CorruptEntryError(f"the label {key} is damaged: {error}; delete it and label again") from error
 
 
 def _key(question: str, labeller: str, number: int) -> str:

@@ -163,3 +163,25 @@ def test_a_choice_is_kept_with_its_reasons_and_said_again_changes_nothing(tmp_pa
         labelling().choose(first, "a", ["fun"])
     with pytest.raises(ConfigError, match="the note has 2,001 characters: give at most 2,000"):
         labelling().choose(first, "a", note="x" * 2001)
+
+
+def test_a_choice_counts_if_another_session_of_the_same_person_spoke_in_between(tmp_path: Path) -> None:
+    """Two pages of one person: each compares with what is kept, not with what it has seen."""
+    store = Store.open(tmp_path)
+    finished_run(store, "small")
+    one, other = (Labelling.open("small@2", "ann", 0, str(tmp_path)) for _ in range(2))
+    question = one.questions[0]
+
+    def kept() -> list[tuple[str, int]]:
+        return [(choice["choice"], choice["number"]) for choice in Labels(store).newest()]
+
+    other.choose(question, "tie")
+    one.withdraw(question)
+    assert kept() == [("withdrawn", 1)], "this page had seen nothing to take back"
+    one.choose(question, "tie")
+    other.choose(question, "skip")
+    one.choose(question, "tie")
+    assert kept() == [("tie", 4)]
+    other.choose(question, "tie")
+    assert kept() == [("tie", 4)], "it is said already"
+    assert other.given(question) == "tie"

@@ -71,6 +71,15 @@ def test_the_newest_choice_of_each_labeller_counts(store: Store) -> None:
     assert found == [("q0", "ann", "better", 0), ("q1", "ann", "withdrawn", 1), ("q1", "bob", "skip", 0)]
 
 
+def test_all_that_a_labeller_has_said_of_a_question_is_there(store: Store) -> None:
+    labels = Labels(store)
+    kept = [labels.add("q1", "ann", {"choice": choice}) for choice in ("tie", "withdrawn", "tie")]
+    labels.add("q1", "bob", {"choice": "skip"})
+    labels.add("q2", "ann", {"choice": "skip"})
+    assert labels.history("q1", "ann") == Labels(store).history("q1", "ann") == kept
+    assert labels.history("q2", "bob") == []
+
+
 def test_two_terminals_of_one_labeller_lose_nothing(store: Store) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda n: Labels(store).add("q", "ann", {"choice": "tie", "n": n}), range(20)))
@@ -86,6 +95,8 @@ def test_a_damaged_label_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"tie", b"tei"))
     with pytest.raises(CorruptEntryError, match=rf"the label shared/labels/../{path.name} is damaged"):
         Labels(store).newest()
+    with pytest.raises(CorruptEntryError, match=rf"the label shared/labels/../{path.name} is damaged"):
+        Labels(store).history("q", "ann")
 
 
 def test_no_sweep_takes_labels_away(tmp_path: Path) -> None:
@@ -94,7 +105,7 @@ def test_no_sweep_takes_labels_away(tmp_path: Path) -> None:
     assert find_strays(store, datetime.now(UTC) + timedelta(days=400)) == []
 
 
-@pytest.mark.parametrize("name", ["", " ", "x" * 101])
+@pytest.mark.parametrize("name", ["", " ", "x" * 101, "\ud800"])
 def test_a_labeller_has_a_name(store: Store, name: str) -> None:
     with pytest.raises(InvalidEntryError, match="is no name of a labeller"):
         Labels(store).add("q", name, {"choice": "tie"})
