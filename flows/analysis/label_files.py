@@ -1,8 +1,9 @@
 """Labels to and from the files of other programs."""
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from flows.registry.catalog import existing_store, parse_source
 from pipeline.data.conversations import written_out
 from pipeline.errors import ConfigError, DataError
 from pipeline.judges.support.human_labels import ANSWERED, Choice, Question, digest
+from storage.errors import InvalidEntryError
 from storage.log.store import Store
-from storage.tables.shared_values import Labels
+from storage.tables.shared_values import Labels, check_labeller
 
 
 @dataclass
@@ -23,7 +25,7 @@ class Imported:
 
     Attributes:
         kept: labels that are new, or that change what the labeller said before.
-        known: labels that were there already.
+        known: labels that were there already, also if the labeller has changed them since.
         others: records of pairs that are none of the round's.
         people: who said something.
     """
@@ -47,7 +49,7 @@ def export_labels(source: str, to: Path, format: str, root: str) -> tuple[int, i
         How many pairs, and how many labels, skips aside.
 
     Raises:
-        ConfigError: there is no such format, or the file exists.
+        ConfigError: there is no such format, the file exists, or it cannot be written; then it is not left in part.
         NotCommittedError: the round has nothing to label yet.
     """
     write = _of_format(WRITERS, format)
@@ -57,20 +59,16 @@ def export_labels(source: str, to: Path, format: str, root: str) -> tuple[int, i
         if choice["choice"] in ANSWERED:
             said.setdefault(choice["question"], []).append(choice)
     compared = [_compared(asked, question, said.get(question.key, ())) for question in asked.questions]
-    try:
-        with to.open("x", encoding="utf-8") as file:
-            json.dump([write(pair) for pair in compared], file, indent=1)
-    except FileExistsError:
-        raise ConfigError(f"'{to}' exists: give a new file") from None
-    except OSError as error:
-        raise ConfigError(f"'{to}' cannot be written: {error.strerror}") from error
+    _write_new(to, json.dumps([write(pair) for pair in compared], indent=1))
     return len(compared), sum(said.choice != "skip" for pair in compared for said in pair.said)
 
 
 def import_labels(source: str, path: Path, format: str, root: str, labeller: str | None = None) -> Imported:
-    """Keeps the labels of a file as choices of RUN@ROUND; what the file says counts as said last.
+    """Keeps the labels of a file as choices of RUN@ROUND; what is new in the file counts as said last.
 
-    A record belongs to the pair that has its two texts. Nothing is kept of a file with a record that cannot be read.
+    What a labeller has ever said of a pair is not new: an export does not take back what was said after it. If a
+    labeller has several choices of a pair, the last in the file counts. A record belongs to the pair that has its two
+    texts. Nothing is kept of a file with a record that cannot be read.
 
     Args:
         format: argilla or label-studio.
@@ -78,36 +76,38 @@ def import_labels(source: str, path: Path, format: str, root: str, labeller: str
 
     Raises:
         ConfigError: there is no such format, the file cannot be read, or no record is of a pair of the round.
-        DataError: a record has not the format's form.
+        DataError: a record has not the format's form, or names a labeller who cannot be.
+        InvalidEntryError: ``labeller`` is no name of one.
         NotCommittedError: the round has nothing to label yet.
     """
     read = _of_format(READERS, format)
+    if labeller:
+        check_labeller(labeller)
     store, asked = _asked(source, root)
-    labels, imported, desks = Labels(store), Imported(), dict[str, Labelling]()
-    found = []
-    for number, record in enumerate(_records(path), 1):
-        try:
-            found.append(read(record))
-        except (DataError, AttributeError, KeyError, TypeError, ValueError) as error:
-            why = error if isinstance(error, DataError) else f"has not the form of {format} ({error!r})"
-            raise DataError(f"record {number} of '{path}' {why}") from error
+    found = [
+        _read(read, record, f"record {number} of '{path}'", format, labeller)
+        for number, record in enumerate(_records(path), 1)
+    ]
     by_texts: dict[frozenset[str], list[Question]] = {}
     for question in asked.questions:
         by_texts.setdefault(frozenset(digest(answer.text) for answer in question.answers), []).append(question)
     pairs = [(pair, _question(by_texts.get(frozenset(map(digest, pair.texts)), []), pair)) for pair in found]
     if not any(question for _, question in pairs):
         raise ConfigError(f"none of the {len(found)} records of '{path}' is of a pair of {asked.run}@{asked.round}")
+    imported, last = Imported(), dict[tuple[str, str], tuple[Question, Compared, Said]]()
     for pair, asked_of in pairs:
         if asked_of is None:
             imported.others += 1
             continue
         for said in pair.said:
-            name = labeller or said.labeller
-            if name not in desks:
-                desks[name] = Labelling(asked, labels, name)
-            kept = _keep(desks[name], asked_of, pair, said, format)
-            imported.kept, imported.known = imported.kept + kept, imported.known + (not kept)
-            imported.people.add(name)
+            last[asked_of.key, said.labeller] = asked_of, pair, said
+    labels, desks = Labels(store), dict[str, Labelling]()
+    for (_, name), (asked_of, pair, said) in last.items():
+        if name not in desks:
+            desks[name] = Labelling(asked, labels, name)
+        kept = _keep(desks[name], asked_of, pair, said, format)
+        imported.kept, imported.known = imported.kept + kept, imported.known + (not kept)
+        imported.people.add(name)
     return imported
 
 
@@ -131,9 +131,51 @@ def _records(path: Path) -> list[Mapping[str, Any]]:
         raise ConfigError(f"'{path}' cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"'{path}' is no JSON: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"'{path}' has lists in lists too deep to be read: export the records anew") from error
     if not isinstance(read, list):
         raise ConfigError(f"'{path}' is no JSON list of records: export the records, or the tasks, as JSON")
     return read
+
+
+def _read(
+    read: Callable[[Mapping[str, Any]], Compared],
+    record: Mapping[str, Any],
+    where: str,
+    format: str,
+    labeller: str | None,
+) -> Compared:
+    """Reads a record; whoever is named in it, the labeller has said all of it if there is one."""
+    try:
+        pair = read(record)
+    except DataError as error:
+        raise DataError(f"{where} {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"{where} has not the form of {format} ({error!r})") from error
+    if labeller:
+        return replace(pair, said=[replace(said, labeller=labeller) for said in pair.said])
+    for said in pair.said:
+        try:
+            check_labeller(said.labeller)
+        except InvalidEntryError as error:
+            raise DataError(f"{where}: {error}") from error
+    return pair
+
+
+def _write_new(path: Path, text: str) -> None:
+    try:
+        file = path.open("x", encoding="utf-8")
+    except FileExistsError:
+        raise ConfigError(f"'{path}' exists: give a new file") from None
+    except OSError as error:
+        raise ConfigError(f"'{path}' cannot be written: {error.strerror}") from error
+    try:
+        with file:
+            file.write(text)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise ConfigError(f"'{path}' cannot be written: {error.strerror}") from error
 
 
 def _compared(asked: RoundQuestions, question: Question, choices: Sequence[Choice]) -> Compared:
@@ -168,4 +210,4 @@ def _keep(desk: Labelling, question: Question, pair: Compared, said: Said, forma
     better = None if said.better is None else shown[said.better]
     more = {"tags": list(said.tags), "note": said.note}
     more = {name: value for name, value in more.items() if value} | {"made_in": format}
-    return desk.keep(question, said.choice, better, more, shown)
+    return desk.keep(question, said.choice, better, more, shown, unless_known=True)

@@ -7,11 +7,13 @@ Label Studio's export (JSON, not JSON-MIN) is a list of tasks. Its template for 
 """
 
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid5
 
+from flows.analysis.labelling import LONGEST_NOTE
 from pipeline.errors import DataError
 
 _FIELDS = (("response1", "response2"), ("answer1", "answer2"), ("text1", "text2"))
@@ -92,28 +94,30 @@ def to_argilla(compared: Compared) -> Record:
 
 
 def from_argilla(record: Record) -> Compared:
-    """Reads a record of Argilla; what is a draft, or is discarded without a value, is no choice.
+    """Reads a record of Argilla; a draft is no choice, and what is discarded is a skip, with a value or without.
 
     Raises:
-        DataError: it is no record of a comparison, or a response has another form.
+        DataError: it is no record of a comparison, or a response has another form, or too long a note.
     """
     fields, responses = _mapping(record, "fields"), _mapping(record, "responses")
     names = _names(fields)
     metadata = record.get("metadata") or {}
     known = dict(entry.split(" ", 1) for entry in metadata.get("labellers") or ())
-    reasons, notes = ({r["user_id"]: r["value"] for r in responses.get(name) or ()} for name in ("reasons", "note"))
+    reasons, notes = (
+        {str(r.get("user_id")): r["value"] for r in responses.get(name) or ()} for name in ("reasons", "note")
+    )
     said = []
     for response in responses.get("preference") or ():
         if response.get("status") == "draft":
             continue
         user = str(response.get("user_id"))
         name = known.get(user, f"{_ARGILLA}{user}")
+        more = _reasons(reasons.get(user)), _note(notes.get(user))
         if response.get("status") == "discarded":
-            said.append(Said(name, "skip"))
+            said.append(Said(name, "skip", None, *more))
             continue
         better = _ranked(response.get("value"), names)
-        tags, note = tuple(reasons.get(user, ())), notes.get(user, "")
-        said.append(Said(name, "tie" if better is None else "better", better, tags, note))
+        said.append(Said(name, "tie" if better is None else "better", better, *more))
     return Compared(fields.get("prompt", ""), _texts(fields, names), said, metadata.get("question"))
 
 
@@ -135,7 +139,7 @@ def from_label_studio(task: Record) -> Compared:
     """Reads a task of Label Studio; an annotation that chooses nothing is no choice, and a cancelled one is a skip.
 
     Raises:
-        DataError: it is no task of a comparison, or has the form of another export.
+        DataError: it is no task of a comparison, has the form of another export, or too long a note.
     """
     if "data" not in task:
         raise DataError("has no 'data', as in the export that Label Studio calls JSON-MIN: export it as JSON")
@@ -146,17 +150,16 @@ def from_label_studio(task: Record) -> Compared:
         results = annotation.get("result") or ()
         of = {result.get("from_name"): result.get("value") or {} for result in results}
         name = "".join(of.get("labeller", {}).get("text") or ()) or _completed_by(annotation.get("completed_by"))
-        tags = tuple(of.get("reasons", {}).get("choices") or ())
-        note = "\n".join(of.get("note", {}).get("text") or ())
+        more = _reasons(of.get("reasons", {}).get("choices")), _note(of.get("note", {}).get("text"))
         if annotation.get("was_cancelled"):
-            said.append(Said(name, "skip"))
+            said.append(Said(name, "skip", None, *more))
             continue
         selected = [r["value"].get("selected") for r in results if r.get("type") == "pairwise"]
         ties = [choice for r in results if r.get("type") == "choices" for choice in r["value"].get("choices", ())]
         if selected and selected[0] in _SIDES:
-            said.append(Said(name, "better", _SIDES.index(selected[0]), tags, note))
+            said.append(Said(name, "better", _SIDES.index(selected[0]), *more))
         elif any(choice.lower() == _TIE for choice in ties):
-            said.append(Said(name, "tie", None, tags, note))
+            said.append(Said(name, "tie", None, *more))
     return Compared(data.get("prompt", ""), _texts(data, names), said, data.get("question"))
 
 
@@ -194,6 +197,25 @@ def _texts(fields: Record, names: tuple[str, str]) -> tuple[str, str]:
     return str(fields[names[0]]), str(fields[names[1]])
 
 
+def _reasons(value: object) -> tuple[str, ...]:
+    """Returns the reasons that are given: a list of texts, or a single one as text."""
+    found = [value] if isinstance(value, str) else value or []
+    if not isinstance(found, list) or not all(isinstance(reason, str) for reason in found):
+        raise DataError(f"has the reasons {reprlib.repr(value)}: they are a list of texts")
+    return tuple(found)
+
+
+def _note(value: object) -> str:
+    """Returns the note that is given: a text, or its paragraphs."""
+    found = [value] if isinstance(value, str) else value or []
+    if not isinstance(found, list) or not all(isinstance(part, str) for part in found):
+        raise DataError(f"has the note {reprlib.repr(value)}: it is a text")
+    note = "\n".join(found).strip()
+    if len(note) > LONGEST_NOTE:
+        raise DataError(f"has a note of {len(note):,} characters: at most {LONGEST_NOTE:,} are kept")
+    return note
+
+
 def _ranked(value: object, names: tuple[str, str]) -> int | None:
     """Returns the place of the better text; None for a tie.
 
@@ -210,7 +232,8 @@ def _ranked(value: object, names: tuple[str, str]) -> int | None:
     if best == _TIE:
         return None
     if best not in places:
-        raise DataError(f"has the preference {value!r}: it is {names[0]}, {names[1]}, tie, or a ranking of the two")
+        given = reprlib.repr(value)
+        raise DataError(f"has the preference {given}: it is {names[0]}, {names[1]}, tie, or a ranking of the two")
     return places.index(best)
 
 

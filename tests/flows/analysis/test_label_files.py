@@ -1,6 +1,7 @@
 """Labels from files of Argilla and Label Studio that are written by hand here, and there and back."""
 
 import json
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from flows.analysis.labelling import Labelling
 from flows.cli.main import app
 from pipeline.errors import ConfigError, DataError
 from pipeline.judges.support.human_labels import digest
+from storage.errors import InvalidEntryError
 from storage.log.store import Store
 from storage.tables.shared_values import Labels
 from support.finished_run import finished_run, say, score_of
@@ -161,6 +163,91 @@ def test_there_and_back(root: str, unlabelled: Path, tmp_path: Path, format: str
         export_labels(SOURCE, path, format, root)
 
 
+def newest(root: str, name: str) -> list[tuple[str, int]]:
+    return [(c["choice"], c["number"]) for c in Labels(Store.open(root)).newest() if c["labeller"] == name]
+
+
+@pytest.mark.parametrize("format", ["argilla", "label-studio"])
+def test_an_export_takes_nothing_back_that_was_said_after_it(root: str, tmp_path: Path, format: str) -> None:
+    """Ann says otherwise, and bob takes back, what the file still says; what only the file says is new."""
+    ann, bob = (Labelling.open(SOURCE, name, 0, root) for name in ("ann", "bob"))
+    question = ann.asked.questions[0]
+    ann.choose(question, "a", ["safe", "clear"], "why")
+    bob.choose(question, "tie")
+    path = tmp_path / "out.json"
+    export_labels(SOURCE, path, format, root)
+    ann.choose(question, "skip")
+    bob.withdraw(question)
+    found = import_labels(SOURCE, path, format, root)
+    assert (found.kept, found.known) == (0, 2)
+    assert (newest(root, "ann"), newest(root, "bob")) == ([("skip", 1)], [("withdrawn", 1)])
+    path.write_text(path.read_text().replace('"why"', '"why not"'))
+    assert import_labels(SOURCE, path, format, root).kept == 1
+    assert newest(root, "ann") == [("better", 2)]
+
+
+def test_of_several_choices_of_one_person_the_last_in_the_file_counts(root: str, tmp_path: Path) -> None:
+    """In one record, in two, and of two people whom `labeller` makes one: importing twice is as once."""
+    path = written(tmp_path, [
+        argilla("t0", [{"value": "response1", "user_id": "u"}, {"value": "response2", "user_id": "u"}]),
+        argilla("t1", [{"value": "response1", "user_id": "u"}]),
+        argilla("t1", [{"value": "tie", "user_id": "u"}]),
+        argilla("t2", [{"value": "tie", "user_id": "u"}, {"value": "response1", "user_id": "v"}]),
+    ])  # fmt: skip
+    for kept_now in (3, 0):
+        found = import_labels(SOURCE, path, "argilla", root, "ann")
+        assert (found.kept, found.known) == (kept_now, 3 - kept_now)
+        assert newest(root, "ann") == [(choice, 0) for choice, _ in newest(root, "ann")]
+        assert [row[2:4] for row in kept(root)] == [
+            ("better", digest(texts("t0")[0])), ("tie", None), ("better", digest(texts("t2")[1])),
+        ]  # fmt: skip
+
+
+def test_a_skip_keeps_its_reasons_and_its_note_in_label_studio(root: str, unlabelled: Path, tmp_path: Path) -> None:
+    ann = Labelling.open(SOURCE, "ann", 0, root)
+    ann.choose(ann.asked.questions[0], "skip", ["safe"], "both are rude")
+    export_labels(SOURCE, tmp_path / "out.json", "label-studio", root)
+    fresh = str(shutil.copytree(unlabelled, tmp_path / "fresh"))
+    import_labels(SOURCE, tmp_path / "out.json", "label-studio", fresh)
+    assert kept(fresh) == kept(root)
+    assert kept(fresh)[0][2:] == ("skip", None, ["safe"], "both are rude")
+
+
+@pytest.mark.parametrize("preference", [{}, {"value": "response1"}], ids=["no value", "a value"])
+def test_what_is_discarded_in_argilla_is_a_skip(root: str, tmp_path: Path, preference: dict[str, Any]) -> None:
+    discarded = {"user_id": "u", "status": "discarded"}
+    record = argilla("t0", [preference | discarded], note=[{"value": "rude", **discarded}])
+    assert import_labels(SOURCE, written(tmp_path, [record]), "argilla", root).kept == 1
+    assert kept(root) == [("t0", "argilla:u", "skip", None, None, "rude")]
+
+
+def test_a_single_reason_and_a_note_as_text_stay_whole(root: str, tmp_path: Path) -> None:
+    record = argilla(
+        "t0", [{"value": "tie", "user_id": 7}],
+        reasons=[{"value": "clear", "user_id": 7}], note=[{"value": "so", "user_id": 7}],
+    )  # fmt: skip
+    import_labels(SOURCE, written(tmp_path, [record]), "argilla", root)
+    assert [row[4:] for row in kept(root)] == [(["clear"], "so")]
+    tie, note = result("choices", {"choices": ["tie"]}, "tie"), result("textarea", {"text": " so \n"}, "note")
+    reasons = result("choices", {"choices": "clear"}, "reasons")
+    import_labels(SOURCE, written(tmp_path, [task("t1", {"result": [tie, note, reasons]})]), "label-studio", root)
+    assert kept(root)[1][4:] == (["clear"], "so")
+
+
+def test_an_export_that_finds_no_room_leaves_no_file(root: str, tmp_path: Path) -> None:
+    """No file may grow beyond 100 bytes: that is EFBIG, after the file was made and something was written to it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(ConfigError, match=r"out.json' cannot be written: File too large"):
+            export_labels(SOURCE, tmp_path / "out.json", "argilla", root)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "out.json").exists()
+    with pytest.raises(ConfigError, match="cannot be written: No such file or directory"):
+        export_labels(SOURCE, tmp_path / "no" / "out.json", "argilla", root)
+
+
 def test_the_order_in_a_file_is_not_the_judges(
     root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
@@ -175,6 +262,25 @@ def test_the_order_in_a_file_is_not_the_judges(
     assert (tmp_path / "one.json").read_text() == (tmp_path / "other.json").read_text()
 
 
+TIE, LEFT = [{"value": "tie", "user_id": "u"}], result("pairwise", {"selected": "left"})
+
+
+def named(name: str) -> dict[str, Any]:
+    return task("t0", {"result": [LEFT, result("textarea", {"text": [name]}, "labeller")]})
+
+
+def test_a_file_that_is_too_deep_and_a_name_that_is_none_are_said_in_a_sentence(root: str, tmp_path: Path) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match=r"deep.json' has lists in lists too deep to be read"):
+        import_labels(SOURCE, path, "argilla", root)
+    good = written(tmp_path, [named("ann")])
+    for name in (" ", "x" * 101, "\ud800"):
+        with pytest.raises(InvalidEntryError, match="is no name of a labeller"):
+            import_labels(SOURCE, good, "label-studio", root, name)
+    assert kept(root) == []
+
+
 @pytest.mark.parametrize(
     ("content", "format", "sentence"),
     [
@@ -185,6 +291,15 @@ def test_the_order_in_a_file_is_not_the_judges(
         ([{"id": 1, "answer1": "x", "comparison": "left"}], "label-studio", "JSON-MIN: export it as JSON"),
         ([task("t0") | {"data": {"answer1": "x", "answer2": "y"}}], "label-studio", "none of the 1 records of"),
         ([], "csv", "there is no format 'csv': give one of argilla, label-studio"),
+        ([argilla("t0", TIE, reasons=[{"value": 5, "user_id": "u"}])], "argilla", "1 of .* has the reasons 5: they"),
+        ([argilla("t0", TIE, reasons=[{"value": [5], "user_id": "u"}])], "argilla", r"1 of .* has the reasons \[5\]: "),
+        ([argilla("t0", TIE, note=[{"value": {"a": 1}, "user_id": "u"}])], "argilla", "has the note {.a.: 1}: it"),
+        ([argilla("t0", TIE, note=[{"value": "x" * 2001, "user_id": "u"}])], "argilla", "1 of .* a note of 2,001 char"),
+        ([task("t0", {"result": [LEFT, result("textarea", {"text": ["x" * 2001]}, "note")]})], "label-studio",
+         "record 1 of .* a note of 2,001 characters: at most 2,000 are kept"),
+        ([named("ann"), named("x" * 101)], "label-studio", "record 2 of .*: 'xxx*' is no name of a labeller: give one"),
+        ([named("ann"), named(" ")], "label-studio", "record 2 of .*: ' ' is no name of a labeller"),
+        ([named("ann"), named("\ud800")], "label-studio", r"record 2 of .*: '\\ud800' is no name of a labeller"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_said_in_a_sentence_and_nothing_is_kept(
