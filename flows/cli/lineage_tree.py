@@ -1,7 +1,7 @@
 """The lineage of runs as a tree for the terminal, and as rows."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from rich.text import Text
@@ -12,13 +12,19 @@ from flows.registry.catalog import state_of
 _SHORT = 8
 
 
-def lineage_tree(runs: Sequence[Mapping[str, Any]], root: str) -> Tree:
-    """Draws runs with their rounds; a fork hangs at the round that it starts from."""
+def lineage_tree(runs: Sequence[Mapping[str, Any]], root: str, waiting: Container[str] = ()) -> Tree:
+    """Draws runs with their rounds; a fork hangs at the round that it starts from.
+
+    Args:
+        runs: as ``storage.queries.lineage`` describes them.
+        root: where they are.
+        waiting: names of those that wait for labels.
+    """
     tree = Tree(Text(f"runs in {root}"))
     by_name = {run["run"]: run for run in runs}
     for run in runs:
         if run["parent"] is None or run["parent"]["run"] not in by_name:
-            _add(tree, run, by_name)
+            _add(tree, run, by_name, waiting)
     return tree
 
 
@@ -38,8 +44,8 @@ def lineage_rows(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _add(tree: Tree, run: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]]) -> None:
-    branch = tree.add(_of_run(run))
+def _add(tree: Tree, run: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]], waiting: Container[str]) -> None:
+    branch = tree.add(_of_run(run, waiting=run["run"] in waiting))
     forks = [runs[name] for name in run["forks"] if name in runs]
     for round in run["rounds"]:
         starting = [fork for fork in forks if fork["parent"]["round"] == round["round"]]
@@ -48,14 +54,15 @@ def _add(tree: Tree, run: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any
             continue
         leaf = branch.add(_of_round(round))
         for fork in starting:
-            _add(leaf, fork, runs)
+            _add(leaf, fork, runs, waiting)
 
 
-def _of_run(run: Mapping[str, Any]) -> Text:
+def _of_run(run: Mapping[str, Any], *, waiting: bool) -> Text:
     recipe = run["header"].get("recipe")
     recipe = recipe if isinstance(recipe, Mapping) else {}
     parent, done = run["parent"], len(run["rounds"]) - 1
-    state = state_of(run["state"], paused=run["paused"], finished=done >= recipe.get("rounds", math.inf))
+    finished = done >= recipe.get("rounds", math.inf)
+    state = state_of(run["state"], paused=run["paused"], finished=finished, waiting=waiting)
     text = Text.assemble((run["run"], "bold"), f"  {recipe.get('name', '')}  {_extent(done + 1)}  {state}")
     return text if parent is None else text.append(f"  fork of {parent['run']}@{parent['round']}")
 

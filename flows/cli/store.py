@@ -127,12 +127,15 @@ def lineage(
 ) -> None:
     """Draw the tree of runs, forks and rounds, with what each was made from."""
     from flows.cli.lineage_tree import lineage_rows, lineage_tree
-    from flows.registry.catalog import existing_store
+    from flows.registry.catalog import existing_store, waits_for_people
     from storage.queries.lineage import lineage as lineage_of
 
-    found = lineage_of(existing_store(root), run, weights="checkpoint")
+    store = existing_store(root)
+    found = lineage_of(store, run, weights="checkpoint")
     if format is Format.table:
-        Console().print(lineage_tree(found, root))
+        names = [one["run"] for one in found]
+        waiting = {name for name in names if waits_for_people(store.run(name, intact_part=True)) is not None}
+        Console().print(lineage_tree(found, root, waiting))
     else:
         rows = lineage_rows(found)
         tables.print_rows(rows, empty="no runs yet: rondo run RECIPE", format=format, document=found)

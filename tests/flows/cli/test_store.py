@@ -15,10 +15,12 @@ from typer.testing import CliRunner
 
 from flows.analysis.pruning import parse_grace, rounds_to_keep, rounds_with_weights
 from flows.cli.main import app
+from flows.errors import WaitingForLabelsError
 from flows.registry.round_summary import RoundSummary
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
 from storage.errors import RunHasForksError
+from storage.log.manifest import Key
 from storage.log.store import Store
 from support.kept_run import kept_fork, kept_run, weights
 from support.recipes import TINY
@@ -161,13 +163,17 @@ def test_lineage(rondo: Rondo, store: Store) -> None:
     parent = store.run("kept")
     first = kept_fork(store, parent, 2, "first", 3)
     kept_fork(store, first, 1, "second", 2)
-    kept_run(store, "alone", 0)
+    alone = kept_run(store, "alone", 0)
+    with pytest.raises(WaitingForLabelsError), alone.writer() as writer:  # noqa: PT012
+        writer.commit(Key(1, "asked"), [])
+        raise WaitingForLabelsError("waiting")
     assert rondo("prune", "kept", "--keep-last", "1").exit_code == 0
     lines = [line.strip("│└├─ ") for line in rondo("lineage").stdout.splitlines()]
     shape = "alone round kept round round round first round second round round round round"
     assert [line.split()[0] for line in lines[1:]] == shape.split()
     assert "first  kept  rounds 0 to 3  stopped  fork of kept@2" in lines
     assert "kept  tiny  rounds 0 to 4  finished" in lines
+    assert (lines[1].split()[0], lines[1].split("  ")[-1]) == ("alone", "waiting for people")
     family = json.loads(rondo("lineage", "second", "--json").stdout)
     assert [run["run"] for run in family] == ["kept", "first", "second"]
     assert family[0]["forks"] == ["first"]
