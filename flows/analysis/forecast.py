@@ -18,6 +18,7 @@ from pipeline.planning.devices import DEVICES, FLOAT
 from pipeline.planning.plan import Plan
 from pipeline.recipe import Recipe
 
+_UNKNOWN = "how much is free is not known"
 _DIGITS = 2
 """More than these would look as if they were known."""
 
@@ -77,11 +78,15 @@ class Forecast:
             f"for {counted(self.rounds, 'round')} of {_short(self.plan.seconds, 's')} each ({longest})"
         )
 
-    def memory_words(self, free: float | None) -> str:
-        """Says how much memory the largest part needs, of so many free bytes of the machine or the device, if known."""
+    def memory_words(self, free: float | str) -> str:
+        """Says how much memory the largest part needs, of what is free of the machine or the device.
+
+        Args:
+            free: bytes, or why nobody knows.
+        """
         needed = max(sum(parts.values()) for parts in self.plan.memory.values())
-        if free is None:
-            return f"memory about {_short(needed, 'B')} (how much is free is not known)"
+        if isinstance(free, str):
+            return f"memory about {_short(needed, 'B')} ({free})"
         short = " (too little: lower update.token_budget or sampling.cache_gib)" if needed > free else ""
         return f"memory about {_short(needed, 'B')} of {_short(free, 'B')} free{short}"
 
@@ -151,25 +156,27 @@ class _Gpu:
     Attributes:
         name: as its driver gives it, in quotes.
         kind: its name among ``DEVICES``; None if it is none of them.
-        free: bytes of its memory that nobody uses; None if that cannot be asked.
+        free: bytes of its memory that nobody uses, or why they are not known.
     """
 
     name: str
     kind: str | None
-    free: float | None
+    free: float | str
 
     @classmethod
     def of(cls, device: str) -> "_Gpu":
         """Asks torch, which is imported if the recipe names a GPU, as it was asked whether there is one."""
         torch = sys.modules.get("torch")
         if torch is None or not torch.cuda.is_available():
-            return cls("a GPU that is not here", None, None)
+            return cls("a GPU that is not here", None, _UNKNOWN)
         name = torch.cuda.get_device_name(device)
         words = re.split(r"[^a-z0-9]+", name.lower())
         try:  # by the driver's library: torch's own answer would take some of that memory until the command ends
             free = torch.cuda.get_device_properties(device).total_memory - torch.cuda.device_memory_used(device)
-        except Exception:  # the library is not there, or knows no such device, as a part of a GPU
-            free = None
+        except ModuleNotFoundError:
+            free = f"{_UNKNOWN} without the package nvidia-ml-py, which rondo[gpu] installs"
+        except Exception:  # the driver knows no such device, as a part of a GPU
+            free = _UNKNOWN
         return cls(f"'{name}'", next((kind for kind in DEVICES if kind in words), None), free)
 
 

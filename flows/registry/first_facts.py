@@ -15,16 +15,18 @@ from storage.log.store import Store
 def sampled_in(store: Store, run: Run) -> Precision | None:
     """Returns the precision that a run samples in since its first round; None if it has not begun.
 
-    A fork has that of its parent, unless its own recipe, as it was made, names another one. Version 0.1.0 recorded
-    none, and knew no ``auto``: there the recipe of the run says it.
+    A fork has that of its parent, unless its own recipe, as it was made, names another one. Its round 0 is that of the
+    first of its forebears, and says nothing of those in between. Version 0.1.0 recorded none, and knew no ``auto``:
+    there the recipe of the run says it.
     """
-    facts, parent = _facts(run), run.header.get("parent")
-    if facts is None and parent is not None:  # before its first session, which names the parent's rounds as its own
-        facts = _facts(store.run(parent["run"], intact_part=True))
+    asked, parent = recipe_of(run).sampler_precision, run.header.get("parent")
+    if parent is not None:
+        return sampled_in(store, store.run(parent["run"], intact_part=True)) if asked == "auto" else asked
+    facts = _facts(run)
     if facts is None:
         return None
-    recorded, asked = facts.get("sampler_precision"), recipe_of(run).sampler_precision
-    if recorded is not None and (asked == "auto" or parent is None):
+    recorded = facts.get("sampler_precision")
+    if recorded is not None:
         return "bfloat16" if recorded == "bfloat16" else "float32"
     return "float32" if asked == "auto" else asked
 

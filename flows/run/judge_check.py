@@ -63,13 +63,17 @@ def checking_judges(recipe: Recipe) -> Iterator[JudgeCheck]:
         yield JudgeCheck(process)
     finally:
         kill_session(process.pid)
-        process.communicate()
+        if process.stdout is not None:
+            process.stdout.close()  # unread: what a module has started may live on, and hold the other end
+        process.wait()
 
 
 def main() -> None:
     """Loads the judges that the argument describes, and prints what is wrong with the first that cannot be."""
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
     os.dup2(2, 1)  # for what their modules print
+    # A forked child that outlives this process must not hold the answer's pipe open.
+    os.register_at_fork(after_in_child=lambda: os.dup2(1, answer.fileno()))
     try:
         for config in TypeAdapter(list[AnyJudge]).validate_json(sys.argv[1]):
             make_judge(config)

@@ -1,9 +1,10 @@
 """A worker that answers prompts that people try on committed policies; it writes nothing to the store."""
 
+import gc
+import shutil
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class TrialWorker(Worker):
         super().__init__(**common)
         configure_environment(self.device, self.recipe.devices.threads)
         import_engine(self._config)
-        self._loaded = lru_cache(maxsize=_LOADED)(self._load)
+        self._kept: dict[PolicyRef, tuple[Sampler, Any]] = {}
 
     @property
     def _config(self) -> SamplingConfig:
@@ -112,13 +113,33 @@ class TrialWorker(Worker):
         seconds = time.perf_counter() - began
         return Tried(text, said, len(found.token_ids), found.finish_reason, sum(found.logprobs), seconds)
 
+    def _loaded(self, policy: PolicyRef) -> tuple[Sampler, Any]:
+        """Returns a policy's engine and tokenizer; the one that was used last is kept last."""
+        found = self._kept.pop(policy, None)
+        if found is None:
+            while len(self._kept) >= _LOADED:  # first, as the new one may need that memory
+                self._let_go(next(iter(self._kept)))
+            found = self._load(policy)
+        self._kept[policy] = found
+        return found
+
+    def _let_go(self, policy: PolicyRef) -> None:
+        """Frees a policy's memory, and the disk that an adapter takes once it is merged with its base."""
+        del self._kept[policy]
+        gc.collect()
+        shutil.rmtree(self.merged / _name_of(policy), ignore_errors=True)
+
     def _load(self, policy: PolicyRef) -> tuple[Sampler, Any]:
         from pipeline.model.policy import load_tokenizer
 
         _check_memory(sum(file.bytes for file in (*policy.files, *policy.base)))
-        directory: Path = self.whole(policy, policy.digest[:16])
+        directory: Path = self.whole(policy, _name_of(policy))
         sampler = make_sampler(self._config, directory, device=self.device, threads=self.recipe.devices.threads)
         return sampler, load_tokenizer(directory)
+
+
+def _name_of(policy: PolicyRef) -> str:
+    return policy.digest[:16]
 
 
 def _check_memory(needed: int) -> None:

@@ -9,14 +9,19 @@ WORDS_VERSION = 2
 
 # Unlike those of ``re``, the words of ``regex`` hold combining marks, as the vowels of Hindi are.
 _WORD = regex.compile(r"[^\W_]+(?:(?:['-]|(?<=\d)[.,](?=\d))[^\W_]+)*")
-_SENTENCE_END = regex.compile(r"[.!?…؟]+[\"'”’)\]*_»]*(?=\s|$)|[。！？।]+|[\n\r\x85\u2028\u2029]+")
+# A run of marks is tried once, from its first one, and as a whole: else a long one takes the square of its length.
+_SENTENCE_END = regex.compile(r"(?<![.!?…؟])[.!?…؟]++[\"'”’)\]*_»]*+(?=\s|$)|[。！？।]+|[\n\r\x85\u2028\u2029]+")
 _LETTER = regex.compile(r"\p{L}")
+# To bring accents into their order takes the square of how many stand on one letter. So after 30 of them comes U+034F,
+# which separates them, as in the stream-safe format of Unicode (UAX #15); no language writes as many.
+_MANY_ACCENTS = regex.compile(r"\P{ccc=0}{30}")
 _ONE_FORM = str.maketrans({"’": "'", "‐": "-", "‑": "-"})
 
 
 def in_one_form(text: str) -> str:
     """Writes a text in small letters, and accents, apostrophes and hyphens in one of the ways that look alike."""
-    return unicodedata.normalize("NFC", text.casefold()).translate(_ONE_FORM)
+    separated = _MANY_ACCENTS.sub("\\g<0>\u034f", text.casefold())
+    return unicodedata.normalize("NFC", separated).translate(_ONE_FORM)
 
 
 def words(text: str) -> list[str]:

@@ -69,18 +69,18 @@ class MemoryTables:
             (name, stage): table.empty.empty_table() for name, table in held.items() for stage in table.selects
         }
         self._tables: Tables = {}
+        self._changed: set[int] = set()
         self._open = ExitStack()
         self._lock = threading.Lock()
 
     def refresh(self) -> None:
-        """Reads what was committed since.
+        """Reads what was committed since; what an earlier call that failed has read is not lost.
 
         Raises:
             DamagedFileError: a committed file is missing, or what is read of it is damaged.
         """
         with self._lock:
             self.run.refresh()
-            changed: set[int] = set()
             stages = {stage for _, stage in self._read_rows}
             for stage, rounds in table_files(self.run, stages).items():
                 paths = {number: [file.path for file in files] for number, files in rounds.items()}
@@ -88,9 +88,10 @@ class MemoryTables:
                 if new:
                     self._read(stage, new)
                     self._paths |= {(stage, number): paths[number] for number in new}
-                changed |= new.keys()
-            if changed or not self._tables:
-                self._derive(changed)
+                    self._changed |= new.keys()
+            if self._changed or not self._tables:
+                self._derive(self._changed)
+                self._changed = set()
 
     def ask(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Answers a SELECT over what is in memory since the last :meth:`refresh`: a dict for each row."""
@@ -130,9 +131,11 @@ class MemoryTables:
         of_changed = {n: t if n in self._common else t.filter(_in(t, changed)) for n, t in whole.items()}
         derived = {name: _select(of_changed | self._beside, sql) for name, sql in self._derived.items()}
         before = {name: [_without(self._tables[name], changed)] if self._tables else [] for name in derived}
-        self._tables = whole | {name: pa.concat_tables([*before[name], table]) for name, table in derived.items()}
+        tables = whole | {name: pa.concat_tables([*before[name], table]) for name, table in derived.items()}
+        opened = ExitStack()
+        self._connection = opened.enter_context(locked_connection(tables))
         self._open.close()
-        self._connection = self._open.enter_context(locked_connection(self._tables))
+        self._tables, self._open = tables, opened
 
 
 def _in(table: pa.Table, rounds: Collection[int]) -> pa.ChunkedArray:

@@ -55,7 +55,10 @@ def select(
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise QueryError("give one SELECT statement: the tables of a run are only read")
         found = connection.sql(sql)
-        return (found if rows is None else found.limit(rows, offset)).to_arrow_table()
+        if rows is None:
+            return found.to_arrow_table()
+        # A limit gives the second of two columns of one name another one.
+        return found.limit(rows, offset).to_arrow_table().rename_columns(found.columns)
 
 
 def columns_of(store: Store, run: Run) -> dict[str, list[str]]:

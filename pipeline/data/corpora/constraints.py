@@ -17,7 +17,7 @@ Value = int | str | bool
 CHECKS_VERSION = 2
 """Counts changes of what the checks below accept."""
 # On one line a mark, a blank, and something that is no further mark: "* * *" is a rule between paragraphs.
-_BULLET = re.compile(r"^[^\S\n]*[-*•][^\S\n]+[^\n]*[^\s*•-]", re.MULTILINE)
+_BULLET = re.compile(r"^[^\S\n]*[-*•][^\S\n][^\n]*[^\s*•-]", re.MULTILINE)
 _COMMAS = frozenset(",،、，")
 _OF_WORDS = frozenset({"starts_with", "keyword", "without_word"})
 """Kinds whose value is compared word by word."""

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,8 @@ from pipeline.config import PretrainedPolicy
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
 from support.recipes import TINY
+
+REPOSITORY = Path(__file__).parents[3]
 
 
 def free(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
@@ -102,13 +105,23 @@ def on_gpu() -> Recipe:
 
 
 def test_of_a_gpu_what_is_free_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Not taken from the data sheet; and nothing is said if the driver's library is missing, as it is here."""
+    """Not taken from the data sheet; without the package that torch asks, as here, that is what is said."""
     asked = torch.cuda.device_memory_used
     Card(monkeypatch, "NVIDIA A100-SXM4-40GB", total=40, used=10)
     time, room = forecast(on_gpu(), -1, 2, tmp_path)
     assert time.startswith("on paper, as on 1 x a100: ")
     assert "of 30 GB free" in room
     monkeypatch.setattr(torch.cuda, "device_memory_used", asked)
+    monkeypatch.setattr(torch.cuda, "_HAS_PYNVML", False)  # where another library brings the package
+    said = "(how much is free is not known without the package nvidia-ml-py, which rondo[gpu] installs)"
+    assert said in forecast(on_gpu(), -1, 2, tmp_path)[1]
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert any(asked_for.startswith("nvidia-ml-py") for asked_for in extras["gpu"])
+
+    def no_such_device(_device: str) -> int:
+        raise RuntimeError("a part of a GPU")
+
+    monkeypatch.setattr(torch.cuda, "device_memory_used", no_such_device)
     assert "(how much is free is not known)" in forecast(on_gpu(), -1, 2, tmp_path)[1]
 
 

@@ -73,6 +73,18 @@ def test_a_fork_samples_as_its_parent_unless_it_says_otherwise(
     assert sampled_in(store, begun(store, "fork", changes, meta if imported else None, "parent")) == precision
 
 
+@pytest.mark.parametrize("imported", [False, True])
+def test_a_fork_of_a_fork_samples_as_the_one_that_it_is_of(imported: bool) -> None:
+    """The first of them sampled in bfloat16, and its round 0 is that of the others too."""
+    store, meta = Store.open("memory://"), {"sampler_precision": "bfloat16"}
+    begun(store, "first", AUTO, meta)
+    begun(store, "second", [VLLM, "sampling.precision=float32"], meta, "first")
+    third = begun(store, "third", AUTO, meta if imported else None, "second")
+    assert sampled_in(store, third) == "float32"
+    fourth = begun(store, "fourth", [VLLM, "sampling.precision=bfloat16"], meta if imported else None, "third")
+    assert sampled_in(store, fourth) == "bfloat16"
+
+
 def test_marks_of_thoughts_are_those_that_round_0_found() -> None:
     store = Store.open("memory://")
     thinks, old = begun(store, "thinks", [], {"thought": MARKS}), begun(store, "old", [], {})

@@ -4,12 +4,15 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
+from flows.host.processes import lives
 from flows.registry.recipes import parse_recipe
 from flows.run import judge_check
 from flows.run.judge_check import checking_judges
@@ -66,6 +69,32 @@ def test_nobody_waits_long_for_a_module(tmp_path: Path, monkeypatch: pytest.Monk
     started = time.monotonic()
     check(tmp_path, monkeypatch, "import time\ntime.sleep(600)")
     assert time.monotonic() - started < 60, "the process was killed"
+
+
+@pytest.mark.parametrize("fork", ["os.fork()", "ctypes.PyDLL(None).fork()"])
+def test_nobody_waits_for_a_process_that_a_module_has_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fork: str
+) -> None:
+    """In a session of its own. The second one is forked as by a library in C, of which Python hears nothing."""
+    said = tmp_path / "pid"
+    module = f"""
+import ctypes, os, pathlib, time
+child = {fork}
+if child == 0:
+    os.setsid()
+    pathlib.Path({str(said)!r}).write_text(str(os.getpid()))
+    time.sleep(30)
+    os._exit(0)
+while not (said := pathlib.Path({str(said)!r})).exists() or not said.read_text():
+    time.sleep(0.01)
+raise ValueError("broken")
+"""
+    heard = pytest.raises(JudgeError, match="ValueError: broken") if fork == "os.fork()" else nullcontext()
+    with heard:
+        check(tmp_path, monkeypatch, module)
+    left = psutil.Process(int(said.read_text()))
+    assert lives(left), "nobody has waited for its end"
+    left.kill()
 
 
 def test_no_process_is_started_for_other_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

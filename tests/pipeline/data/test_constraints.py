@@ -1,6 +1,8 @@
 """Each constraint on an answer's form, with answers made by hand: right ones, wrong ones, and those in between."""
 
 import json
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -98,6 +100,40 @@ def test_words_and_sentences_are_counted_as_people_count_them() -> None:
     assert [sentences(text) for text in ("", "...", "a", "A. B", "A.b", 'A." B', "A.\n\nB.", "A।B", "۱؟")] == [
         0, 0, 1, 2, 1, 2, 2, 2, 0,
     ]  # fmt: skip
+
+
+HOSTILE: dict[str, Callable[[int], str]] = {
+    "marks": lambda n: "." * n + "a",
+    "marks and quotes": lambda n: '."' * n + "a",
+    "quotes": lambda n: "." + '"' * n + "a",
+    "blanks of a bullet": lambda n: "- " + " " * n + "\na",
+    "bullets": lambda n: "- " * n + "a",
+    "accents": lambda n: "a" + "\N{COMBINING ACUTE ACCENT}\N{COMBINING DOT BELOW}" * n,
+    "hyphens": lambda n: "a-" * n,
+    "points": lambda n: "1." * n,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
+def test_no_answer_takes_the_square_of_its_length(hostile: Callable[[int], str]) -> None:
+    """Eight times the length takes about eight times as long, 64 times if squared; 24 is between the two."""
+
+    def seconds(answer: str) -> float:
+        taken = []
+        for _ in range(5):
+            began = time.process_time()
+            held(answer, {"max_sentences": 1, "bullets": 2, "ends_with": "The end.", "keyword": "a"})
+            taken.append(time.process_time() - began)
+        return min(taken)
+
+    assert seconds(hostile(8_000)) < 24 * seconds(hostile(1_000))
+
+
+def test_many_accents_on_a_letter_are_one_word() -> None:
+    """As those of "zalgo" texts; up to 30 of them are brought into one order."""
+    acute, below = "\N{COMBINING ACUTE ACCENT}", "\N{COMBINING DOT BELOW}"
+    assert len(words("a" + acute * 100 + "b c")) == 2
+    assert words("e" + acute * 9 + below) == words("e" + below + acute * 9)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,16 @@ def test_select_over_rounds(store: Store, run: Run) -> None:
     assert select(store, run, joined).sort_by("id").to_pylist() == [{"id": "x", "loss": 1.0}, {"id": "y", "loss": 1.0}]
 
 
+@pytest.mark.parametrize("columns", ["1 as a, 2 as a", '1 as a, 2 as a, 3 as a_1, 4 as "A"', '1, 1, null as "1"'])
+def test_part_of_an_answer_has_the_columns_of_the_whole(local: Store, columns: str) -> None:
+    local.create_run("a", {})
+    sql = f"select {columns} from range(5)"  # noqa: S608  columns of ours
+    whole = select(local, local.run("a"), sql)
+    part = select(local, local.run("a"), sql, rows=2, offset=1)
+    assert part.equals(whole.slice(1, 2))
+    assert len(set(part.column_names)) < part.num_columns
+
+
 def test_a_program_asks_with_parameters_of_some_rounds(store: Store, run: Run) -> None:
     sql = "select round, value from items where value > $least order by all"
     assert ask(store, run, sql, [Source("items")], {"least": 1}).to_pylist() == [
