@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 NEWEST = "latest"
 """The round that stands for the newest one in ``RUN@latest``."""
+_MOST_DIGITS = 9
+"""Of a round's number, which is below a million."""
+_LONGEST = 80
+"""Letters of a mistyped RUN@ROUND that are said again."""
 TABLE_ALIASES = {
     "completions": "candidates",
     "eval_completions": "eval_candidates",
@@ -43,10 +47,11 @@ def parse_source(source: str) -> tuple[str, int | None]:
     Raises:
         ConfigError: it does not have that form.
     """
+    shown = source if len(source) <= _LONGEST else f"{source[:_LONGEST]}…"
     name, _, text = source.partition("@") if "@" in source else (source, "@", NEWEST)
-    if text != NEWEST and not text.isdecimal():
+    if text != NEWEST and not (text.isdecimal() and len(text) <= _MOST_DIGITS):
         raise ConfigError(
-            f"'{source}' is not RUN@ROUND: give a run and one of its rounds, such as demo@3 or demo@latest"
+            f"'{shown}' is not RUN@ROUND: give a run and one of its rounds, such as demo@3 or demo@latest"
         )
     return name, None if text == NEWEST else int(text)
 

@@ -128,12 +128,19 @@ async def _events(site: Site, name: str, request: Request) -> AsyncIterator[str]
     """Tells, as server-sent events, of each change of a run: the browser then asks for its page again."""
     seen = ""
     while not await request.is_disconnected():
-        opened = await asyncio.to_thread(site.run, name)
-        entries = opened.run.entries()
-        state = json.dumps([entries[-1].number if entries else 0, opened.run.state, opened.run.pause is not None])
+        try:
+            state = await asyncio.to_thread(_state, site, name)
+        except StoreError:  # the run was deleted, or is damaged: its page says so when it is asked for
+            return
         if state != seen:
             yield f"data: {state}\n\n"
             seen = state
         else:
             yield ": still there\n\n"
         await asyncio.sleep(_POLL_SECONDS)
+
+
+def _state(site: Site, name: str) -> str:
+    """Returns what changes with each entry of the run's log, and when its writer is gone."""
+    run = site.run(name).run
+    return json.dumps([run.head, run.state, run.pause is not None])

@@ -14,6 +14,8 @@ from pipeline.errors import ConfigError
 PAGE_SIZE = 50
 ABSENT = "-"
 """What stands in an address for a value that a completion does not have."""
+_MOST_WORDS, _MOST_LETTERS = 16, 200
+"""Of a search: each word is looked for in the text of each completion."""
 _MOST_DIGITS = 9
 _EXACT_DIGITS = 15
 """A decimal of so many digits is one number of 64 bits, in DuckDB too."""
@@ -149,7 +151,7 @@ class Filter:
             raise ConfigError(f"{nul} {given[nul]!r} in the address: leave the null character out")
         sort = given.get("sort", "-round")
         return cls(
-            words=tuple(given.get("q", "").split()),
+            words=_words(given.get("q", "")),
             chosen={f.name: _read(f.name, given[f.name], _or_absent(f)) for f in FACETS if f.name in given},
             bounds={name: _read(name, given[name], f.read) for name, (f, _) in _BOUNDS.items() if name in given},
             sort=_read("sort", sort.removeprefix("-"), _one_of(**{name: name for name in FIELDS})),
@@ -240,6 +242,21 @@ def text_of(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: ABSENT, True: "yes", False: "no"}[value]
     return repr(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else str(value)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """Splits what is searched for into its words, each of them once."""
+    by_small_letters: dict[str, str] = {}
+    for word in text.split():
+        by_small_letters.setdefault(word.lower(), word)
+    words = tuple(by_small_letters.values())
+    letters = sum(map(len, words))
+    if len(words) > _MOST_WORDS or letters > _MOST_LETTERS:
+        raise ConfigError(
+            f"q in the address has {len(words)} different words and {letters} letters: search for up to {_MOST_WORDS} "
+            f"words and {_MOST_LETTERS} letters, or ask with 'rondo sql'"
+        )
+    return words
 
 
 def _or_absent(facet: Field) -> Callable[[str], Any]:

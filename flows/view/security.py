@@ -2,6 +2,7 @@
 
 A page of another site can make a browser send requests to loopback. It cannot read the answers, and it must not write:
 so a request names a host that is ours (against DNS rebinding), and a write carries a token that only our pages know.
+What it may do is to lead a person here; to ask for much in the background, as with pictures or frames, it may not.
 """
 
 import hmac
@@ -9,7 +10,7 @@ import ipaddress
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
@@ -61,11 +62,15 @@ class Guard:
         return given is not None and hmac.compare_digest(given.encode(), self.form_token.encode())
 
     def _refused(self, request: Request) -> Response | None:
-        host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-        if is_loopback(self.host) and not is_loopback(host):
+        named = request.headers.get("host", "")
+        host = _split(f"//{named}")
+        if host is None or (is_loopback(self.host) and not is_loopback(host.hostname or "")):
             return PlainTextResponse(f"this page answers on {self.host} alone", status_code=421)
+        if _is_made_by_another_site(request):
+            return PlainTextResponse("only a link or an address that is opened leads here from elsewhere", 403)
         origin = request.headers.get("origin")
-        if request.method != "GET" and origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        from_elsewhere = origin is not None and ((sent := _split(origin)) is None or sent.netloc != named)
+        if request.method != "GET" and from_elsewhere:
             return PlainTextResponse("only pages of rondo view may write", status_code=403)
         if self.token is None or self._knows(request.cookies.get(_COOKIE)):
             return None
@@ -77,3 +82,19 @@ class Guard:
 
     def _knows(self, given: str | None) -> bool:
         return given is not None and self.token is not None and hmac.compare_digest(given.encode(), self.token.encode())
+
+
+def _split(address: str) -> SplitResult | None:
+    """Splits an address that anyone may have sent; None if it is none, such as one whose bracket is not closed."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return None
+
+
+def _is_made_by_another_site(request: Request) -> bool:
+    """Says whether a page of another site has sent a request in the background, as browsers tell."""
+    if request.headers.get("sec-fetch-site") not in ("cross-site", "same-site"):
+        return False
+    in_frame = request.headers.get("sec-fetch-dest", "document") != "document"
+    return in_frame or request.headers.get("sec-fetch-mode") != "navigate"

@@ -1,23 +1,69 @@
-"""What the pages stand on: the store, and the runs that were opened, each with its tables in memory."""
+"""What the pages stand on: the store, its runs, and in memory the tables of those that were looked into last."""
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
+
+from pydantic import ValidationError
 
 from flows.registry.resume import recipe_of
 from flows.registry.round_summary import RoundSummary, summaries
 from flows.report.data import optimizer_steps, sampled_scores
 from flows.report.sections import Section, sections
 from flows.report.timeline import timeline
-from flows.view.tables import run_tables
+from flows.view.inherited import first_judges, trainer
+from flows.view.tables import JudgeOrder, run_tables
+from pipeline.errors import RondoError
 from pipeline.recipe import Recipe
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.queries.memory import MemoryTables
 
-_MOST_OPEN = 4
-"""Runs whose tables stay in memory; the one that was not looked at for longest goes first."""
+_MOST_TABLES = 4
+"""Runs whose tables stay in memory; the one that was not looked into for longest goes first."""
+_Found = TypeVar("_Found")
+
+
+class UnreadableRunError(RondoError, ValueError):
+    """A run whose recipe or metrics this version cannot read, as one of a newer version."""
+
+
+class _HeldTables:
+    """The tables in memory; threads may share it.
+
+    Those that go are not closed, because a request may be at work on them: its end frees them.
+    """
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[OpenRun, tuple[JudgeOrder, MemoryTables]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, opened: "OpenRun") -> MemoryTables:
+        """Returns the tables of a run, which are new if they went, or if other judges come first by now."""
+        order = opened.judge_order
+        with self._lock:
+            known, tables = self._held.get(opened, (None, None))
+            if tables is None or known != order:
+                tables = run_tables(opened.store, opened.run, order)
+            self._held[opened] = order, tables
+            self._held.move_to_end(opened)
+            while len(self._held) > _MOST_TABLES:
+                self._held.popitem(last=False)
+        return tables
+
+    def drop(self, opened: "OpenRun") -> None:
+        """Lets go of the tables of a run."""
+        with self._lock:
+            self._held.pop(opened, None)
+
+    def close(self) -> None:
+        """Closes all, at the end."""
+        with self._lock:
+            while self._held:
+                self._held.popitem()[1][1].close()
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +77,7 @@ class OpenRun:
 
     store: Store
     run: Run
+    _held: _HeldTables
 
     @property
     def name(self) -> str:
@@ -38,22 +85,30 @@ class OpenRun:
 
     @cached_property
     def recipe(self) -> Recipe:
-        return recipe_of(self.run)
+        """Returns the recipe that it was started with; UnreadableRunError if it has none that can be read."""
+        return _read(self.run, recipe_of)
 
-    @cached_property
-    def _tables(self) -> MemoryTables:
-        return run_tables(self.store, self.run, self.recipe.judge_names)
+    def recipe_of_round(self, round: int) -> Recipe | None:
+        """Returns the recipe by which a round was made, of a parent if it is inherited; None if that run is gone."""
+        run = _read(self.run, lambda run: trainer(self.store, run, round))
+        return None if run is None else self.recipe if run is self.run else _read(run, recipe_of)
+
+    @property
+    def judge_order(self) -> JudgeOrder:
+        """Says which of several verdicts on a completion counts."""
+        return JudgeOrder(self.recipe.judge_names, _read(self.run, first_judges))
 
     @property
     def tables(self) -> MemoryTables:
         """Returns its tables, with what was committed until now."""
-        self._tables.refresh()
-        return self._tables
+        tables = self._held.of(self)
+        tables.refresh()
+        return tables
 
     @property
     def rounds(self) -> list[RoundSummary]:
-        """Returns its finished rounds."""
-        return summaries(self.run.rounds())
+        """Returns its finished rounds; UnreadableRunError if one has metrics that this version does not know."""
+        return _read(self.run, lambda run: summaries(run.rounds()))
 
     @property
     def begun(self) -> list[int]:
@@ -73,11 +128,6 @@ class OpenRun:
             known = self.__dict__["_sections"] = len(rounds), sections(rounds, scores, steps, times)
         return known[1]
 
-    def close(self) -> None:
-        """Lets go of its tables."""
-        if "_tables" in self.__dict__:
-            self._tables.close()
-
 
 class Site:
     """The runs under a root, for the pages; threads may share it.
@@ -88,7 +138,8 @@ class Site:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._open: OrderedDict[str, OpenRun] = OrderedDict()
+        self._open: dict[str, OpenRun] = {}
+        self._held = _HeldTables()
         self._lock = threading.Lock()
 
     def run(self, name: str) -> OpenRun:
@@ -97,19 +148,34 @@ class Site:
         Raises:
             RunNotFoundError: there is no such run.
         """
-        with self._lock:
-            opened = self._open.get(name)
-            if opened is None:
-                opened = OpenRun(self.store, self.store.run(name, intact_part=True))
-            self._open[name] = opened
-            self._open.move_to_end(name)
-            while len(self._open) > _MOST_OPEN:
-                self._open.popitem(last=False)[1].close()
+        opened = self._open.get(name)
+        if opened is None or not opened.run.is_current():
+            opened = self._open_anew(name, opened)
         opened.run.refresh()
         return opened
 
     def close(self) -> None:
-        """Lets go of all runs."""
+        """Lets go of all tables."""
+        self._held.close()
+
+    def _open_anew(self, name: str, gone: OpenRun | None) -> OpenRun:
+        """Opens a run for the first time, or in place of one of this name that is gone."""
         with self._lock:
-            while self._open:
-                self._open.popitem()[1].close()
+            opened = self._open.get(name)
+            if opened is not None and opened is not gone:  # another thread was faster
+                return opened
+            if opened is not None:
+                self._held.drop(self._open.pop(name))
+            opened = self._open[name] = OpenRun(self.store, self.store.run(name, intact_part=True), self._held)
+            return opened
+
+
+def _read(run: Run, read: Callable[[Run], _Found]) -> _Found:
+    try:
+        return read(run)
+    except (KeyError, TypeError, ValidationError) as error:
+        where = ".".join(map(str, error.errors()[0]["loc"])) if isinstance(error, ValidationError) else error
+        raise UnreadableRunError(
+            f"run '{run.name}' cannot be read by this version of rondo, because of {where}: it may be of a newer one, "
+            "so open it with that, or ask 'rondo verify'"
+        ) from error

@@ -1,20 +1,22 @@
 """A filter over the store's tables: the statement that ``rondo sql`` takes, and the shortest command for it."""
 
 import shlex
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 from flows.view.filters import FIELDS, PAGE_SIZE, Field, Filter, Source, literal
-from flows.view.tables import KINDS
+from flows.view.tables import KINDS, JudgeOrder
 
 _COMPLETIONS = "text, finish_reason, len(token_ids) AS tokens"
 _VERDICTS = "judge, score, status"
-# Of several judges, the first in the recipe's order counts; of a prompt's pairs, first those that a completion wins.
+# Of several judges, the first counts, see JudgeOrder; of a prompt's pairs, first those that a completion wins.
 _PARTS: Mapping[Source, str] = {
     "completions": "{completions}",
     "verdicts": """SELECT * FROM (
     {verdicts}
-    ) QUALIFY rank() OVER (PARTITION BY round, kind ORDER BY list_position({judges}, judge), judge) = 1""",
+    ) QUALIFY rank() OVER (PARTITION BY round, kind ORDER BY {first}list_position({judges}, judge), judge) = 1""",
     "ties": """SELECT round, kind, prompt_id, min(score) = max(score) AS tied
     FROM verdicts GROUP BY ALL HAVING count(score) > 1""",
     "roles": """SELECT c.round, c.kind, c.prompt_id, c.candidate,
@@ -26,7 +28,8 @@ _PARTS: Mapping[Source, str] = {
         coalesce(
             max(p.margin) FILTER (p.candidates[1] = c.candidate), max(p.margin) FILTER (p.candidates[-1] = c.candidate)
         ) AS margin,
-        max(p.drop_reason) AS drop_reason
+        CASE WHEN NOT bool_or(coalesce(p.candidates[1] = c.candidate OR p.candidates[-1] = c.candidate, false))
+            THEN max(p.drop_reason) END AS drop_reason
     FROM completions AS c JOIN preferences AS p ON p.round = c.round AND p.prompt_id = c.prompt_id
     WHERE c.kind = 'training' GROUP BY ALL""",
     "ratios": "SELECT round, 'held-out' AS kind, prompt_id, candidate, policy - initial AS log_ratio FROM eval_logps",
@@ -45,13 +48,13 @@ class Statements:
         run: its name.
         root: where it lies.
         stages: those that it has committed.
-        judges: the names of its judges; the first of them that has judged counts.
+        judges: the first of them that has judged counts.
     """
 
     run: str
     root: str
     stages: Collection[str]
-    judges: Sequence[str]
+    judges: JudgeOrder
 
     def sql(self, asked: Filter) -> str | None:
         """Returns the statement whose rows are those of the filter's page; None if there is nothing to select from."""
@@ -103,9 +106,13 @@ class Statements:
             "roles": "preferences" in self.stages, "ratios": "eval_logps" in self.stages,
         }  # fmt: skip
         needed = {"completions", *(field.source for field in fields)}
-        judges = f"[{', '.join(map(literal, self.judges))}]::VARCHAR[]"
+        judges = f"[{', '.join(map(literal, self.judges.names))}]::VARCHAR[]"
+        rounds = sorted(self.judges.first.items())
+        spans = [list(span) for _, span in groupby(rounds, key=itemgetter(1))]
+        cases = (f"WHEN round BETWEEN {span[0][0]} AND {span[-1][0]} THEN {literal(span[0][1])}" for span in spans)
+        first = f"judge IS DISTINCT FROM CASE {' '.join(cases)} END, " if spans else ""
         return {
-            source: part.format(completions=completions, verdicts=verdicts, judges=judges)
+            source: part.format(completions=completions, verdicts=verdicts, judges=judges, first=first)
             for source, part in _PARTS.items()
             if source in needed and there[source]
         }

@@ -1,6 +1,7 @@
 """What the page holds of a run in memory: its completions, verdicts, preferences and steps, without token ids."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -78,12 +79,14 @@ _HELD: Mapping[str, Held] = {
     ),
 }  # fmt: skip
 
-# A row for each completion with the verdict that counts: of several judges the first in the recipe's order. With
-# several pairs of a prompt, a completion that is chosen in one and rejected in another is called chosen.
+# A row for each completion with the verdict that counts; see JudgeOrder. With several pairs of a prompt, a completion
+# that is chosen in one and rejected in another is called chosen, and one that is in any pair is not dropped.
 _ANSWERS = """
     WITH counts AS (
-        SELECT j.round, j.kind, arg_min(j.judge, (coalesce(o.place, 1000), j.judge)) AS judge
-        FROM judgments AS j LEFT JOIN judge_order AS o ON o.judge = j.judge GROUP BY ALL
+        SELECT j.round, j.kind,
+            arg_min(j.judge, (j.judge IS DISTINCT FROM f.judge, coalesce(o.place, 1000), j.judge)) AS judge
+        FROM judgments AS j LEFT JOIN judge_order AS o ON o.judge = j.judge
+        LEFT JOIN first_judges AS f ON f.round = j.round GROUP BY ALL
     ), verdicts AS (
         SELECT j.* FROM judgments AS j JOIN counts AS c ON c.round = j.round AND c.kind = j.kind AND c.judge = j.judge
     ), chosen AS (
@@ -93,7 +96,7 @@ _ANSWERS = """
         SELECT round, prompt_id, candidates[-1] AS candidate, max(margin) AS margin, true AS found FROM preferences
         WHERE kind <> 'dropped' GROUP BY ALL
     ), dropped AS (
-        SELECT round, prompt_id, any_value(drop_reason) AS drop_reason, true AS found FROM preferences
+        SELECT round, prompt_id, max(drop_reason) AS drop_reason, true AS found FROM preferences
         WHERE kind = 'dropped' GROUP BY ALL
     )
     SELECT c.*, v.judge, v.score, v.score_std, v.status, v.rationale,
@@ -104,7 +107,7 @@ _ANSWERS = """
             WHEN d.found THEN 'dropped'
         END AS role,
         CASE WHEN c.kind = 'training' THEN coalesce(p.margin, r.margin) END AS margin,
-        CASE WHEN c.kind = 'training' THEN d.drop_reason END AS drop_reason,
+        CASE WHEN c.kind = 'training' AND p.found IS NULL AND r.found IS NULL THEN d.drop_reason END AS drop_reason,
         CASE WHEN count(v.score) OVER of_prompt > 1
             THEN min(v.score) OVER of_prompt = max(v.score) OVER of_prompt END AS tied,
         l.policy - l.initial AS log_ratio
@@ -119,7 +122,20 @@ _ANSWERS = """
     ORDER BY c.round, c.kind, c.prompt_id, c.candidate"""
 
 
-def run_tables(store: Store, run: Run, judges: Sequence[str]) -> MemoryTables:
+@dataclass(frozen=True)
+class JudgeOrder:
+    """Says which of several judges' verdicts counts in a round: of those that judged there, the one that comes first.
+
+    Attributes:
+        names: the judges in the recipe's order.
+        first: by round, the judge that comes before all of these, as in rounds of a fork that its parent judged.
+    """
+
+    names: Sequence[str]
+    first: Mapping[int, str] = field(default_factory=dict)
+
+
+def run_tables(store: Store, run: Run, judges: JudgeOrder) -> MemoryTables:
     """Prepares the tables of a run: prompts, completions, judgments, preferences, logps, and ``answers``.
 
     A row of ``answers`` is a completion with its score, the part that it has in a preference (role: chosen, rejected,
@@ -127,7 +143,10 @@ def run_tables(store: Store, run: Run, judges: Sequence[str]) -> MemoryTables:
     ``tied`` says whether all scores of its prompt in the round are the same; null if there are not two of them.
 
     Args:
-        judges: the names of the judges; the first of them that has judged a completion gives its score there.
+        judges: the first of them that has judged the completions of a round gives their scores there.
     """
-    order = pa.table({"judge": pa.array(judges, pa.string()), "place": pa.array(range(len(judges)), pa.int32())})
-    return MemoryTables(store, run, _HELD, {"answers": _ANSWERS}, beside={"judge_order": order}, common=("prompts",))
+    places, first = range(len(judges.names)), judges.first
+    order = {"judge": pa.array(judges.names, pa.string()), "place": pa.array(places, pa.int32())}
+    of_rounds = {"round": pa.array(first.keys(), pa.int32()), "judge": pa.array(first.values(), pa.string())}
+    beside = {"judge_order": pa.table(order), "first_judges": pa.table(of_rounds)}
+    return MemoryTables(store, run, _HELD, {"answers": _ANSWERS}, beside=beside, common=("prompts",))

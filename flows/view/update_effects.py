@@ -17,14 +17,14 @@ class Effect:
 
     Attributes:
         candidate: which completion of the prompt.
-        beta: of the recipe, for the implicit rewards.
+        beta: of the recipe of the run that trained the round, for the implicit rewards; None if that run is gone.
         sampled: under the policy that sampled it.
         before, after: under the policies that the round's update started from, and ended with.
         reference: under the reference of that update.
     """
 
     candidate: int
-    beta: float
+    beta: float | None
     sampled: float | None
     before: float | None
     after: float | None
@@ -41,7 +41,9 @@ class Effect:
         return self._reward(self.after)
 
     def _reward(self, logp: float | None) -> float | None:
-        return None if logp is None or self.reference is None else self.beta * (logp - self.reference)
+        if logp is None or self.reference is None or self.beta is None:
+            return None
+        return self.beta * (logp - self.reference)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def effects(
         answers: the rows of the completions, as the pages' table ``answers`` has them.
     """
     policies = _Policies.of(opened.rounds, round)
-    beta, parameters = opened.recipe.update.beta, {"round": round, "prompt": prompt_id}
+    recipe, parameters = opened.recipe_of_round(round), {"round": round, "prompt": prompt_id}
+    beta = None if recipe is None else recipe.update.beta
     if kind == "held-out":
         logps = {row["candidate"]: row for row in opened.tables.ask(_LOGPS, parameters)}
         return [_held_out(row, logps.get(row["candidate"], {}), policies, beta) for row in answers]
@@ -102,13 +105,13 @@ def _probed(opened: OpenRun, round: int, prompt_id: str) -> dict[int, dict[str, 
     }  # fmt: skip
 
 
-def _held_out(answer: Mapping[str, Any], logps: Mapping[str, float], policies: _Policies, beta: float) -> Effect:
+def _held_out(answer: Mapping[str, Any], logps: Mapping[str, float], policies: _Policies, beta: float | None) -> Effect:
     before = logps.get("previous")
     reference = policies.logp_of_reference({policies.initial: logps.get("initial"), policies.start: before})
     return Effect(answer["candidate"], beta, answer["logp"], before, logps.get("policy"), reference)
 
 
-def _training(answer: Mapping[str, Any], probe: Mapping[str, float], policies: _Policies, beta: float) -> Effect:
+def _training(answer: Mapping[str, Any], probe: Mapping[str, float], policies: _Policies, beta: float | None) -> Effect:
     sampled, start = answer["logp"], policies.start
     before = probe.get("previous_logp")
     if before is None and start is not None and answer["policy"] == start:

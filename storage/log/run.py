@@ -12,7 +12,7 @@ from storage.errors import (
 )
 from storage.log import lease, tombstones
 from storage.log.log import Log
-from storage.log.manifest import Entry, FileRef, Key, key_of
+from storage.log.manifest import Entry, FileRef, Key, decode_entry, key_of
 from storage.log.writer import Writer
 from storage.objects import layout
 from storage.objects.objects import Objects
@@ -45,6 +45,23 @@ class Run:
     def refresh(self) -> None:
         """Reads what was committed since."""
         self._log.refresh()
+
+    @property
+    def head(self) -> int:
+        """Returns the number of the newest entry, of whatever kind: it grows with each change of the run."""
+        return self._log.head.number
+
+    def is_current(self) -> bool:
+        """Says whether the run is still there: it may have been deleted, and another made under its name.
+
+        Raises:
+            CorruptEntryError: its first entry is damaged by now.
+        """
+        try:
+            first = decode_entry(self._objects.read(layout.entry_key(self.name, 0)))
+        except MissingObjectError:
+            return False
+        return first.session == self.identity
 
     @property
     def state(self) -> Literal["running", "stopped"]:

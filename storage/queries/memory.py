@@ -17,10 +17,12 @@ from storage.errors import DroppedFileError
 from storage.log.manifest import FileRef
 from storage.log.run import Run
 from storage.log.store import Store
-from storage.queries.duckdb import clear_errors, locked_connection
+from storage.queries.duckdb import Limits, clear_errors, locked_connection, within
 from storage.queries.sql import open_rounds, table_files
 
 Tables = Mapping[str, pa.Table]
+_LIMITS = Limits(seconds=20, memory=4_000_000_000)
+"""Of one question: all others about the run wait for it."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,12 @@ class MemoryTables:
                 self._changed = set()
 
     def ask(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Answers a SELECT over what is in memory since the last :meth:`refresh`: a dict for each row."""
-        with self._lock, clear_errors([]):
+        """Answers a SELECT over what is in memory since the last :meth:`refresh`: a dict for each row.
+
+        Raises:
+            QueryError: the statement is wrong, or takes more than it may.
+        """
+        with self._lock, clear_errors([]), within(_LIMITS, self._connection):
             rows = self._connection.sql(sql, params=dict(parameters or {}))
             return [dict(zip(rows.columns, row, strict=True)) for row in rows.fetchall()]
 
@@ -133,7 +139,7 @@ class MemoryTables:
         before = {name: [_without(self._tables[name], changed)] if self._tables else [] for name in derived}
         tables = whole | {name: pa.concat_tables([*before[name], table]) for name, table in derived.items()}
         opened = ExitStack()
-        self._connection = opened.enter_context(locked_connection(tables))
+        self._connection = opened.enter_context(locked_connection(tables, _LIMITS))
         self._open.close()
         self._tables, self._open = tables, opened
 

@@ -86,7 +86,7 @@ def page(opened: OpenRun, asked: Filter) -> Page:
         before=_BEFORE, excerpt=_EXCERPT, question=_QUESTION,
     )  # fmt: skip
     rows = tables.ask(sql, {**parameters, "first": asked.words[0] if asked.words else None})
-    statements = Statements(opened.name, opened.store.root, set(table_files(opened.run)), opened.recipe.judge_names)
+    statements = Statements(opened.name, opened.store.root, set(table_files(opened.run)), opened.judge_order)
     values = {
         "asked": asked,
         "total": total,

@@ -7,6 +7,7 @@ from typing import Any
 
 from flows.registry.round_summary import RoundSummary
 from flows.report.sections import Figure
+from flows.view.filters import literal
 from flows.view.rendering import Page
 from flows.view.site import OpenRun
 from flows.view.stored_rows import prefix_of
@@ -54,6 +55,13 @@ _JUDGED = "SELECT kind, judge, count(score) AS scores FROM judgments GROUP BY AL
 _STATUSES = """
     SELECT round, '{kind}' AS kind, judge, status, count(*) AS completions
     FROM {table} WHERE {where} AND status <> 'ok' GROUP BY ALL"""
+
+# What a filter of completions cannot say: it knows but the verdicts that count, and those of another judge do not.
+_SAMPLES = """SELECT round, '{kind}' AS kind, prompt_id, candidate, judge, status, score
+FROM {table} WHERE round = {round} AND judge = {judge}{status}
+ORDER BY prompt_id, candidate"""
+
+_OF_STATUS = ("kind", "round", "judge", "status")
 
 _FLIPPED_ROUNDS = """
     SELECT round, sum(flips) / nullif(sum(comparisons), 0) AS flipped FROM judgments
@@ -112,7 +120,7 @@ class _Pair:
     def elsewhere(self, run: str) -> dict[str, str]:
         """Returns the same question for ``rondo sql``, and what shows the judgments in the terminal."""
         table = f"{prefix_of(self.kind)}judgments"
-        a, b = ("'" + name.replace("'", "''") + "'" for name in (self.a, self.b))
+        a, b = literal(self.a), literal(self.b)
         source = shlex.quote(run) if self.round is None else f"{shlex.quote(run)}@{self.round}"
         where = shlex.quote(f"judge IN ({a}, {b})")
         return {
@@ -141,8 +149,10 @@ def page(opened: OpenRun, round: int | None, kind: str | None, judges: tuple[str
     rounds = _rounds(opened, statuses)
     known = [found.summary for found in rounds if found.summary is not None]
     values = {
-        "names": opened.recipe.judge_names, "round": round, "rounds": rounds, "statuses": statuses, "pair": pair,
-        "agreeing": _names(known, "agreement"), "drifting": _names(known, "judge_drift"),
+        "names": opened.recipe.judge_names, "round": round, "rounds": rounds, "pair": pair,
+        "statuses": [{**row, "samples": _samples(**{name: row[name] for name in _OF_STATUS})} for row in statuses],
+        "agreeing": _names(known, "agreement"),
+        "drifting": {name: _samples("held-out", 0, name) for name in _names(known, "judge_drift")},
         "drifted": [(summary.round, said) for summary in reversed(known) for said in summary.drifted],
         "figures": _figures(opened), "disagreements": pair.rows(opened) if pair else [], "choices": _choices(opened),
         "flips": tables.ask(_flips("judgments", round)), "flips_sql": _flips_sql(opened, round),
@@ -234,6 +244,14 @@ def _statuses_sql(opened: OpenRun) -> str | None:
 def _judged(opened: OpenRun) -> list[str]:
     """Returns the kinds of completions that were judged, which are those that have a table."""
     return [kind for kind, prefix in KINDS.items() if opened.run.entries(stage=f"{prefix}judgments")]
+
+
+def _samples(kind: str, round: int, judge: str, status: str | None = None) -> str:
+    """Returns the question, as ``rondo sql`` takes it, of what a judge said of these completions of a round."""
+    said = "" if status is None else f" AND status = {literal(status)}"
+    return _SAMPLES.format(
+        kind=kind, table=f"{KINDS[kind]}judgments", round=round, judge=literal(judge), status=said
+    )  # fmt: skip
 
 
 def _outdented(sql: str) -> str:

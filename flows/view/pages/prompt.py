@@ -97,7 +97,7 @@ def page(
     answered = {(row["round"], row["kind"]) for row in tables.ask(_ANSWERED, parameters)}
     places = [place for place in product(sorted({round for round, _ in answered}), KINDS) if place in answered]
     round, kind = _place(prompt_id, places, round, kind)
-    prefix = prefix_of(kind)
+    prefix, recipe = prefix_of(kind), opened.recipe_of_round(round)
     preferences = _preferences(opened, round, prompt_id) if kind == "training" else []
     rows = _by_rank(tables.ask(_ANSWERS, {**parameters, "round": round, "kind": kind}), preferences)
     answers = _with_evidence(opened, rows, prefix, round, prompt_id)
@@ -108,7 +108,7 @@ def page(
         "markdown": markdown, "answers": answers, "texts": texts, "parts": _PARTS,
         "preferences": preferences, "pair": pair, "diff": _diff(pair, rows, texts),
         "effects": effects(opened, round, kind, prompt_id, rows), "steps": steps(opened, round),
-        "update": opened.recipe.update, "short": _SHORT,
+        "update": recipe.update if recipe else None, "short": _SHORT,
         "history": tables.ask(_HISTORY, {**parameters, "letters": _SHORT + 1}),
         "slider": _Slider(places, round, kind), **_elsewhere(opened, prefix, round, prompt_id),
     }  # fmt: skip

@@ -41,9 +41,15 @@ _PREFERENCES = """
         count(DISTINCT prompt_id) FILTER (kind <> 'dropped') AS preferring, avg(margin) AS margin
     FROM preferences WHERE round = $round"""
 
+# Of several pairs of a prompt some may be dropped, and each of its completions be in one that is not.
 _DROPPED = """
-    SELECT drop_reason AS reason, count(*) AS n FROM preferences WHERE round = $round AND kind = 'dropped'
-    GROUP BY ALL ORDER BY n DESC, reason"""
+    WITH dropped AS (
+        SELECT prompt_id, max(drop_reason) AS reason FROM preferences WHERE round = $round AND kind = 'dropped'
+        GROUP BY prompt_id
+    )
+    SELECT reason, count(*) AS n,
+        bool_or(prompt_id IN (SELECT prompt_id FROM answers WHERE round = $round AND role = 'dropped')) AS shown
+    FROM dropped GROUP BY reason ORDER BY n DESC, reason"""
 
 # The smallest and largest value of a bin are the bounds of the filter that has just its completions. Whole numbers have
 # bins of whole width, so that none has more of them than its neighbour.
@@ -129,7 +135,7 @@ def page(opened: OpenRun, asked: int) -> Page:
     if asked not in begun:
         has = f"it has rounds {begun[0]} to {begun[-1]}" if begun else "nothing was committed in it yet"
         raise NotCommittedError(f"there is no round {asked} of run '{run.name}': {has}")
-    summary = RoundSummary.model_validate(run.round_entry(asked).meta) if asked in run.finished else None
+    summary = next((summary for summary in opened.rounds if summary.round == asked), None)
     times, tables, place = timeline(run, [asked]), opened.tables, begun.index(asked)
     counts = {row["kind"]: row for row in tables.ask(_COUNTS, {"round": asked})}
     kind = "training" if "training" in counts else "held-out"
@@ -175,9 +181,8 @@ def _tiles(of_round: _Asked, counts: Mapping[str, Mapping[str, Any]]) -> Iterato
     for row in of_round.tables.ask(_DROPPED, {"round": of_round.round}):
         reason = {} if row["reason"] is None else {"drop": row["reason"]}
         label = f"Dropped: {row['reason'] or 'no reason given'}"
-        yield Tile(
-            label, f"{row['n']:,}", [f"of {counted(found['prompts'], 'prompt')}"], query | {"role": "dropped"} | reason
-        )
+        dropped = query | {"role": "dropped"} | reason if row["shown"] else None
+        yield Tile(label, f"{row['n']:,}", [f"of {counted(found['prompts'], 'prompt')}"], dropped)
 
 
 def _rewards(summary: RoundSummary | None, asked: int) -> Iterator[Tile]:

@@ -12,9 +12,9 @@ from flows.report.charts import MOST_CURVES, Axes, curves
 from flows.report.data import points_of
 from flows.report.sections import Figure
 from flows.view.rendering import Page
-from flows.view.site import OpenRun, Site
+from flows.view.site import OpenRun, Site, UnreadableRunError
 from pipeline.errors import ConfigError
-from storage.errors import CorruptEntryError
+from storage.errors import CorruptEntryError, RunNotFoundError
 from storage.log.run import Run
 
 _CURVES = {
@@ -74,8 +74,12 @@ def page(site: Site) -> Page:
     for name in site.store.run_names():
         try:
             rows[name] = _row(site.run(name))
+        except RunNotFoundError:  # it was deleted since
+            continue
         except CorruptEntryError:  # 'rondo verify' says more
-            rows[name] = _Row(name, 0, "", None, "damaged", None, 0, 0, [])
+            rows[name] = _odd(name, "damaged")
+        except (UnreadableRunError, KeyError, TypeError, AttributeError):  # its header has something else there
+            rows[name] = _odd(name, "unreadable")
     return Page("runs.html.j2", "Runs", {"runs": list(_tree(rows)), "root": site.store.root}, live=False)
 
 
@@ -87,6 +91,8 @@ def compare(site: Site, names: Sequence[str]) -> Page:
     """
     if not 2 <= len(names) <= MOST_CURVES:
         raise ConfigError(f"{len(names)} runs are ticked: tick two or three, for there are {MOST_CURVES} colours")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"run '{twice}' is ticked more than once: tick two or three different runs")
     opened = [site.run(name) for name in names]
     figures = []
     for title, (metric, caption, axes) in _CURVES.items():
@@ -102,6 +108,11 @@ def state(run: Run, *, done: int, goal: int) -> str:
     waiting = waits_for_people(run) is not None
     paused = run.pause is not None
     return "dead" if run.died else state_of(run.state, paused=paused, finished=done >= goal, waiting=waiting)
+
+
+def _odd(name: str, state: str) -> _Row:
+    """Returns the row of a run that nothing can be said of; its page says why."""
+    return _Row(name, 0, "", None, state, None, 0, 0, [])
 
 
 def _row(opened: OpenRun) -> _Row:

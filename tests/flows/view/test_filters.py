@@ -13,6 +13,7 @@ from flows.view.filters import FIELDS, Filter, literal
 from flows.view.pages.completions import page
 from flows.view.site import OpenRun, Site
 from flows.view.statements import Statements
+from flows.view.tables import JudgeOrder
 from pipeline.errors import ConfigError
 from storage.log.store import Store
 from storage.queries.sql import select
@@ -108,8 +109,8 @@ def test_each_column_sorts_both_ways_and_what_lacks_it_comes_last(opened: OpenRu
     column = FIELDS[name].column
     for down in (False, True):
         asked = Filter(sort=name, down=down)
-        statements = Statements(opened.name, "", {"candidates", "eval_candidates", "judgments", "eval_judgments",
-                                                  "preferences", "eval_logps"}, ["vader", "grammar"])  # fmt: skip
+        stages = {"candidates", "eval_candidates", "judgments", "eval_judgments", "preferences", "eval_logps"}
+        statements = Statements(opened.name, "", stages, JudgeOrder(["vader", "grammar"]))
         rows = opened.tables.ask(f"SELECT * FROM answers ORDER BY {asked.order(column)}")  # noqa: S608
         assert keys(page(opened, asked).values["rows"]) == keys(rows)
         assert keys(select(opened.store, opened.run, statements.sql(asked) or "").to_pylist()) == keys(rows)
@@ -169,6 +170,12 @@ def test_an_address_comes_back_from_the_filter_that_it_made() -> None:
     assert asked.sorted_by("score").sorted_by("score").query["sort"] == "score"
 
 
+def test_a_search_has_each_word_once() -> None:
+    """An address of hundreds of words would be looked for in each completion hundreds of times."""
+    assert parse("q=" + "+".join(["b", "A", "a", "B"] * 100)).words == ("b", "A")
+    assert len(parse("q=" + "+".join(f"w{n}" for n in range(16))).words) == 16
+
+
 @pytest.mark.parametrize(
     ("query", "says"),
     [
@@ -184,6 +191,8 @@ def test_an_address_comes_back_from_the_filter_that_it_made() -> None:
         ("sort=colour", "sort 'colour' in the address: it is prompt, text, round"),
         ("page=x", "page 'x' in the address"),
         ("q=a\0b", "leave the null character out"),
+        ("q=" + "+".join(f"w{n}" for n in range(17)), "q in the address has 17 different words"),
+        ("q=" + "x" * 201, "201 letters: search for up to 16 words and 200 letters"),
         ("colour=red", "'colour' in the address is no filter: they are q, round, kind"),
         ("round=1&round=2", "'round' in the address comes twice"),
     ],

@@ -1,5 +1,6 @@
 """Who the page answers: hosts, tokens and forms, and what no answer lets a browser do."""
 
+import html
 from pathlib import Path
 
 import pytest
@@ -52,9 +53,35 @@ def test_a_write_of_another_site_is_refused(site: Site) -> None:
     visitor = client(site, Guard("127.0.0.1"))
     for method in ("POST", "PUT", "DELETE"):
         assert visitor.request(method, "/run/small", headers={"origin": "http://evil.example"}).status_code == 403
+    assert visitor.post("/run/small", headers={"origin": "http://["}).status_code == 403
     assert visitor.post("/run/small", headers={"origin": "http://127.0.0.1"}).status_code == 405
     guard = Guard("127.0.0.1")
     assert [guard.check_form(given) for given in (None, "", "é", guard.form_token)] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("host", ["[::1", "]", "[", "127.0.0.1]"])
+def test_a_host_that_is_none_is_refused(site: Site, host: str) -> None:
+    for guard in (Guard("127.0.0.1"), Guard("10.0.0.1", token="secret")):
+        answer = client(site, guard).get("/run/small?token=secret", headers={"host": host})
+        assert answer.status_code == 421
+
+
+def test_another_site_leads_here_but_asks_for_nothing_in_the_background(site: Site) -> None:
+    """A picture or a frame of another site would make the machine work; a link that a person follows may."""
+    visitor = client(site, Guard("127.0.0.1"))
+
+    def status(**said: str) -> int:
+        return visitor.get("/run/small", headers={f"sec-fetch-{name}": text for name, text in said.items()}).status_code
+
+    for elsewhere in ("cross-site", "same-site"):
+        assert status(site=elsewhere, mode="no-cors", dest="image") == 403
+        assert status(site=elsewhere, mode="cors", dest="empty") == 403
+        assert status(site=elsewhere) == 403
+        assert status(site=elsewhere, mode="navigate", dest="iframe") == 403
+        assert status(site=elsewhere, mode="navigate", dest="document") == 200
+        assert status(site=elsewhere, mode="navigate") == 200
+    assert status(site="same-origin", mode="cors", dest="empty") == 200
+    assert status(site="none", mode="navigate", dest="document") == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/run/small", "/nothing", "/run/none", "/static/page.js"])
@@ -87,4 +114,5 @@ def test_what_goes_wrong_is_one_sentence(site: Site, tmp_path: Path) -> None:
     visitor = client(site, Guard("127.0.0.1"))
     assert "there is no run" in visitor.get("/run/none").text
     assert "tick two or three" in visitor.get("/compare?run=small").text
+    assert "run 'small' is ticked more than once" in html.unescape(visitor.get("/compare?run=small&run=small").text)
     assert "there is no page /nothing" in visitor.get("/nothing").text

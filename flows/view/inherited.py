@@ -1,0 +1,47 @@
+"""Rounds that a fork has of its parent: they were trained and judged as the parent's recipe says, not the fork's."""
+
+from collections.abc import Iterator
+
+from storage.errors import RunNotFoundError
+from storage.log.run import Run
+from storage.log.store import Store
+
+
+def inherited(run: Run) -> list[int]:
+    """Returns the finished rounds that a run has of its parent, ascending; none if it is no fork."""
+    parent = run.header.get("parent")
+    return [number for number in run.finished if parent is not None and number <= parent["round"]]
+
+
+def first_judges(run: Run) -> dict[int, str]:
+    """Returns the judge of the reward of each inherited round, which a fork may hear no longer."""
+    judges = {number: run.round_entry(number).meta.get("judge") for number in inherited(run)}
+    return {number: judge for number, judge in judges.items() if isinstance(judge, str)}
+
+
+def trainer(store: Store, run: Run, round: int) -> Run | None:
+    """Returns the run that trained a round: it, or what it was forked from; None if that run is gone.
+
+    A run that was made anew under the name of one that is gone has other rounds, and counts as gone.
+    """
+    for other in _line(store, run):
+        parent = other.header.get("parent")
+        if round in run.finished and (round not in other.finished or _policy(other, round) != _policy(run, round)):
+            return None
+        if parent is None or round > parent["round"]:
+            return other
+    return None
+
+
+def _line(store: Store, run: Run) -> Iterator[Run]:
+    """Yields a run, its parent, and so on, as long as they are there."""
+    while True:
+        yield run
+        try:
+            run = store.run(run.header["parent"]["run"], intact_part=True)
+        except RunNotFoundError:
+            return
+
+
+def _policy(run: Run, round: int) -> object:
+    return run.round_entry(round).meta.get("policy")
