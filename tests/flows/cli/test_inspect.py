@@ -236,6 +236,8 @@ def test_a_run_alone_means_its_newest_round(call: Call) -> None:
     for source in ("small", "small@latest"):
         assert call("show", source, "--table", "completions").splitlines()[3:] == newest.splitlines()[3:]
     assert read(call, "diff", "small@1", "small") == read(call, "diff", "small@1", "small@3")
+    with pytest.raises(ConfigError, match=f"'small@{'9' * 74}…' is not RUN@ROUND"):
+        call("show", f"small@{'9' * 5000}")  # Python reads no such number
     with pytest.raises(ConfigError, match="'small@last' is not RUN@ROUND"):
         call("show", "small@last")
     with pytest.raises(ConfigError, match="round 4 of run 'small' is not finished: it has rounds 0 to 3"):

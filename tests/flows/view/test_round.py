@@ -26,10 +26,12 @@ from flows.view.site import OpenRun, Site
 from pipeline.config import PreferencesConfig, SamplingConfig
 from pipeline.evaluation.base_rate import BaseRate
 from pipeline.evaluation.held_out import alarms, initial_alarms
+from pipeline.records import PREFERENCES, to_table
 from storage.errors import NotCommittedError
 from storage.log.manifest import Key
 from storage.log.store import Store
 from storage.queries.sql import select
+from storage.tables.shards import write_table
 from support.finished_run import small_recipe
 from support.sampled_run import ROWS, THIRD, sampled_run, training
 
@@ -79,6 +81,65 @@ def test_a_tile_leads_to_the_completions_that_it_counts(site: Site) -> None:
         "Prompts, training": 12, "Prompts, held-out": 2, "Preferences kept": 1, "Dropped: agree": 4,
         "Dropped: unjudged": 4, "Held-out reward": 2,
     }  # fmt: skip
+
+
+def test_of_several_pairs_of_a_prompt_some_may_be_dropped() -> None:
+    """Of t0 two pairs are kept, which leave completion 2 out, and two dropped; of t1 all; of t2 only one is kept.
+
+    A completion in a pair that is kept is not dropped, and has no reason; t2 has two completions, both in its pair.
+    """
+    store = Store.open("memory://")
+    scored = {"t0": 4, "t1": 2, "t2": 2}
+    rows = [row for prompt, count in scored.items() for row in training(1, prompt, *[("w", 2, 0.5)] * count)]
+    run = sampled_run(store, rows, finished=0)
+    kept = {"t0": [(0, 1), (3, 1)], "t1": [], "t2": [(0, 1)]}
+    dropped = {"t0": ["tie", "tie"], "t1": ["tie", "tie", "tie"], "t2": ["tie"]}
+    with run.writer() as writer:
+        writer.commit(
+            Key(1, "preferences", inputs="people"),
+            [write_table(store, run.name, 1, "preferences", to_table(_preferences(kept, dropped), PREFERENCES))],
+        )
+    opened = Site(store).run(run.name)
+    found = {tile.label: tile for tile in page(opened, 1).values["tiles"]}
+    assert (found["Dropped: tie"].value, found["Dropped: tie"].details) == ("3", ["of 3 prompts"])
+    assert found["Preferences kept"].value == "3"
+    for query, expected in {
+        "role=dropped": {("t0", 2), ("t1", 0), ("t1", 1)},
+        "drop=tie": {("t0", 2), ("t1", 0), ("t1", 1)},
+        "role=chosen": {("t0", 0), ("t0", 3), ("t2", 0)},
+        "role=rejected": {("t0", 1), ("t2", 1)},
+    }.items():
+        shown = completions_page.page(opened, Filter.parse(parse_qsl(query))).values
+        assert {(row["prompt_id"], row["candidate"]) for row in shown["rows"]} == expected
+        there = select(store, opened.run, shown["sql"]).to_pylist()
+        assert {(row["prompt_id"], row["candidate"]) for row in there} == expected
+
+
+def test_a_tile_that_counts_prompts_without_a_dropped_completion_leads_nowhere() -> None:
+    store = Store.open("memory://")
+    run = sampled_run(store, training(1, "t0", ("w", 2, 0.5), ("v", 2, 0.25)), finished=0)
+    with run.writer() as writer:
+        rows = to_table(_preferences({"t0": [(0, 1)]}, {"t0": ["tie"]}), PREFERENCES)
+        files = [write_table(store, run.name, 1, "preferences", rows)]
+        writer.commit(Key(1, "preferences", inputs="people"), files)
+    (tile,) = [tile for tile in page(Site(store).run(run.name), 1).values["tiles"] if "Dropped" in tile.label]
+    assert (tile.value, tile.query) == ("1", None)
+
+
+def _preferences(kept: dict[str, list[tuple[int, int]]], dropped: dict[str, list[str]]) -> list[dict[str, Any]]:
+    """What people said of pairs: those that are kept, and the reasons of those that are not."""
+    common = {"ranks": None, "soft_label": None, "rule": "labelled", "policy": "x"}
+    none = {"candidates": [], "scores": [], "reference_logps": [], "token_counts": [], "margin": None}
+    pair = {"scores": [1.0, 0.0], "reference_logps": [-1.0, -1.0], "token_counts": [2, 2], "margin": 1.0}
+    return [
+        {**common, **pair, "prompt_id": prompt, "kind": "pair", "candidates": list(both), "drop_reason": None}
+        for prompt, pairs in kept.items()
+        for both in pairs
+    ] + [
+        {**common, **none, "prompt_id": prompt, "kind": "dropped", "drop_reason": reason}
+        for prompt, reasons in dropped.items()
+        for reason in reasons
+    ]
 
 
 def bins(opened: OpenRun, number: int) -> dict[str, list[Any]]:
