@@ -21,6 +21,7 @@ from flows.view.questions import Form, questions_for
 from flows.view.rendering import Page
 from flows.view.site import OpenRun
 from flows.view.tables import KINDS
+from flows.view.terminal import root_option
 from pipeline.errors import ConfigError
 from storage.errors import QueryError
 from storage.queries.apart import SelectProcess
@@ -89,7 +90,7 @@ def page(opened: OpenRun, sql: str = "", form: Form = "table", offset: int = 0) 
         "figure": None,
         "rows": None,
         "limits": LIMITS,
-        "command": f"rondo sql {shlex.quote(opened.name)} {shlex.quote(sql)} --root {shlex.quote(opened.store.root)}",
+        "command": f"rondo sql {shlex.quote(opened.name)} {shlex.quote(sql)}{root_option(opened.store)}",
     }
     try:
         values["columns"] = columns_of(opened.store, opened.run)
