@@ -110,6 +110,7 @@ class Labelling:
         """
         if unknown := sorted(set(tags) - set(TAGS)):
             raise ConfigError(f"'{unknown[0]}' is no reason that can be given: give some of {', '.join(TAGS)}")
+        note = note.replace("\r\n", "\n")  # as browsers send line ends
         if len(note) > LONGEST_NOTE:
             raise ConfigError(f"the note has {len(note):,} characters: give at most {LONGEST_NOTE:,}")
         shown = self.shown(question)

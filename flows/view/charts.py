@@ -13,7 +13,6 @@ from flows.report.charts import INTERVAL, MOST_CURVES
 from pipeline.errors import ConfigError
 
 Row = Sequence[Any]
-Drawn = Literal["line", "bar", "scatter"]
 _Kind = Literal["quantitative", "temporal", "nominal"]
 
 ERROR = "error"

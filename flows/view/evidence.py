@@ -23,12 +23,14 @@ class Evidence:
         components: the named parts of its score.
         replies: what the judge wrote.
         from_endpoint: it is a language model's, whose replies are kept for runs to come.
+        sees_thought: the judge sees what a completion thinks before it answers; None if that is not known.
     """
 
     row: Mapping[str, Any]
     components: Mapping[str, float]
     replies: Sequence[Reply]
     from_endpoint: bool
+    sees_thought: bool | None
 
 
 def evidence(row: Mapping[str, Any], config: JudgeConfig | None) -> Evidence:
@@ -39,7 +41,8 @@ def evidence(row: Mapping[str, Any], config: JudgeConfig | None) -> Evidence:
     """
     raw: str | None = row.get("raw")
     replies = [] if raw is None else _replies(raw, config)
-    return Evidence(row, components_of(row["components"]), replies, isinstance(config, LlmConfig))
+    sees_thought = None if config is None else config.sees_thought
+    return Evidence(row, components_of(row["components"]), replies, isinstance(config, LlmConfig), sees_thought)
 
 
 def _replies(raw: str, config: JudgeConfig | None) -> list[Reply]:

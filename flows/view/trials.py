@@ -3,6 +3,7 @@
 import asyncio
 import os
 import secrets
+import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -87,8 +88,9 @@ class _Engine:
 
     loop: asyncio.AbstractEventLoop
     thread: threading.Thread
+    scratch: Path
+    carrier: WorkerProcess
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    carrier: WorkerProcess | None = None
     idle: asyncio.TimerHandle | None = None
     ending: asyncio.Task[None] | None = None
 
@@ -107,13 +109,13 @@ class Trials:
     def pid(self) -> int | None:
         """Returns the process id of the engine, if one runs."""
         engine = self._engine
-        return engine.carrier.pid if engine is not None and engine.carrier is not None else None
+        return engine.carrier.pid if engine is not None else None
 
     def begin(self, asked: Asked) -> Trial:
         """Begins to answer a prompt; returns at once.
 
         Raises:
-            ConfigError: there is no such checkpoint, or the prompt is empty or too long.
+            ConfigError: there is no such checkpoint, the prompt is empty or too long, or the engine cannot start.
             DroppedFileError: the weights were removed on purpose.
         """
         if not asked.user.strip():
@@ -123,10 +125,10 @@ class Trials:
         first, second = (self._side(source, asked) for source in asked.checkpoints)
         trial = Trial(secrets.token_urlsafe(9), asked, (first[0], second[0]))
         with self._lock:
+            engine = self._start(first[1])
             self._trials[trial.key] = trial
             while len(self._trials) > _KEPT:
                 self._trials.popitem(last=False)
-            engine = self._start(first[1])
         asyncio.run_coroutine_threadsafe(self._work(engine, trial), engine.loop)
         return trial
 
@@ -143,7 +145,6 @@ class Trials:
             asyncio.run_coroutine_threadsafe(_end(engine), engine.loop).result(_END_SECONDS)
             engine.loop.call_soon_threadsafe(engine.loop.stop)
             engine.thread.join(_END_SECONDS)
-            engine.loop.close()
         self._open.close()
 
     def _side(self, source: str, asked: Asked) -> tuple[Side, Recipe]:
@@ -162,12 +163,20 @@ class Trials:
     def _start(self, recipe: Recipe) -> _Engine:
         """Returns the engine; its process begins with the first call."""
         if self._engine is None:
-            loop = asyncio.new_event_loop()
-            thread = threading.Thread(target=loop.run_forever, name="trials", daemon=True)
-            self._engine = _Engine(loop, thread)
-            scratch = self._open.enter_context(held_directory("rondo-try"))
-            self._engine.carrier = self._process(recipe, scratch)
-            thread.start()
+            with ExitStack() as undone:
+                try:
+                    scratch = undone.enter_context(held_directory("rondo-try"))
+                    loop = asyncio.new_event_loop()
+                    undone.callback(loop.close)
+                    thread = threading.Thread(target=loop.run_forever, name="trials", daemon=True)
+                    engine = _Engine(loop, thread, scratch, self._process(recipe, scratch))
+                    thread.start()
+                except (OSError, RuntimeError) as error:  # no room, no more files, no more threads
+                    raise ConfigError(
+                        f"the engine that answers cannot start: {error}; make room for it on this machine, or set "
+                        "TMPDIR to a directory with room, and try again"
+                    ) from error
+                self._open, self._engine = undone.pop_all(), engine
         return self._engine
 
     def _process(self, recipe: Recipe, scratch: Path) -> WorkerProcess:
@@ -192,7 +201,6 @@ async def _answer(engine: _Engine, side: Side, settings: TrialSettings) -> None:
     def hear(told: Mapping[str, Any]) -> None:
         side.tokens = told.get("tokens", side.tokens)
 
-    assert engine.carrier is not None
     client = Client[TrialWorker](engine.carrier, on_progress=hear)
     try:
         answered = await client.call(TrialWorker.answer, policy=side.policy, prompt=side.prompt, settings=settings)
@@ -202,13 +210,20 @@ async def _answer(engine: _Engine, side: Side, settings: TrialSettings) -> None:
 
 
 def _dismiss(engine: _Engine) -> None:
-    assert engine.carrier is not None
     engine.idle = None
-    engine.ending = engine.loop.create_task(engine.carrier.dismiss())
+    engine.ending = engine.loop.create_task(_dismissed(engine))
+
+
+async def _dismissed(engine: _Engine) -> None:
+    """Ends the process, and removes the copies of weights that it has made; its log stays."""
+    async with engine.turn:
+        await engine.carrier.dismiss()
+        for left in engine.scratch.iterdir():
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
 
 
 async def _end(engine: _Engine) -> None:
     """Ends the process, and waits for those who waited for it."""
-    assert engine.carrier is not None
     await engine.carrier.stop()
     await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)

@@ -26,10 +26,27 @@ class Limits:
     Attributes:
         seconds: it is stopped after these.
         memory: bytes that it may hold.
+        threads: that it may use.
     """
 
     seconds: float
     memory: int
+    threads: int = 2
+
+
+def too_long(limits: Limits) -> QueryError:
+    """Says that a statement took too much time."""
+    return QueryError(
+        f"the statement took longer than {limits.seconds:g} s and was stopped: ask for fewer rounds or rows"
+    )
+
+
+def too_large(limits: Limits) -> QueryError:
+    """Says that a statement needs too much memory."""
+    return QueryError(
+        f"the statement needs more than {limits.memory / 1e9:g} GB of memory: ask for fewer rounds or rows, or "
+        "sort and group fewer of them"
+    )
 
 
 @contextmanager
@@ -42,6 +59,7 @@ def locked_connection(tables: Mapping[str, Any], limits: Limits | None = None) -
         if limits is not None:
             connection.execute(f"SET memory_limit = '{limits.memory} bytes'")
             connection.execute("SET temp_directory = ''")
+            connection.execute(f"SET threads = {limits.threads}")
         # A statement that names a function of an extension must not fetch that extension.
         connection.execute("SET autoinstall_known_extensions = false")
         connection.execute("SET autoload_known_extensions = false")
@@ -75,14 +93,9 @@ def within(limits: Limits | None, connection: duckdb.DuckDBPyConnection) -> Iter
     try:
         yield
     except duckdb.InterruptException as error:
-        raise QueryError(
-            f"the statement took longer than {limits.seconds:g} s and was stopped: ask for fewer rounds or rows"
-        ) from error
+        raise too_long(limits) from error
     except duckdb.OutOfMemoryException as error:
-        raise QueryError(
-            f"the statement needs more than {limits.memory / 1e9:g} GB of memory: ask for fewer rounds or rows, or "
-            "sort and group fewer of them"
-        ) from error
+        raise too_large(limits) from error
     finally:
         done.set()
         clock.join()

@@ -178,6 +178,45 @@ def test_without_scripts_every_page_and_filter_is_there(browser, address) -> Non
     assert "kind=held-out" in visitor.page.url
 
 
+def test_a_page_catches_up_when_it_was_busy_away_or_cut_off(browser, address) -> None:
+    """The page counts how often it was renewed; the events are told here, as the run is finished."""
+    visitor = Visitor(browser, address)
+    page = visitor.page
+    page.add_init_script("""
+        window.sources = [];
+        window.EventSource = class { constructor() { sources.push(this); } close() { this.closed = true; } };
+        window.hide = (hidden) => {
+            Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+            document.dispatchEvent(new Event("visibilitychange"));
+        };
+        window.tell = (data) => sources.at(-1).onmessage({ data });
+    """)
+    renewed = "count => document.body.dataset.renewed === count"
+    visitor.open("/run/small")
+    page.evaluate("tell('1')")
+    page.evaluate("""() => {
+        const box = document.createElement("input");
+        document.getElementById("main").append(box);
+        box.focus();
+        tell("2");
+    }""")
+    assert page.evaluate("document.body.dataset.renewed") is None
+    page.evaluate("document.activeElement.blur()")
+    page.wait_for_function(renewed, arg="1")
+
+    page.evaluate("hide(true)")
+    assert page.evaluate("[sources.length, sources.at(-1).closed]") == [1, True]
+    page.evaluate("hide(false)")
+    assert page.evaluate("[sources.length, sources.at(-1).closed === true]") == [2, False]
+    page.evaluate("tell('3')")
+    page.wait_for_function(renewed, arg="2")
+
+    page.route("**/run/small", lambda route: route.abort(), times=1)
+    page.evaluate("tell('4')")
+    page.wait_for_function(renewed, arg="3", timeout=20_000)  # it is asked for again after 5 s
+    page.close()
+
+
 def test_a_page_follows_a_run_that_is_written(browser, tmp_path: Path) -> None:
     """The run is written by this process; its third round is held back until the browser has the page."""
     store, go_on = Store.open(tmp_path), threading.Event()

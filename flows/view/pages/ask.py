@@ -1,10 +1,12 @@
 """Questions in SQL over a run's committed tables: saved ones and one's own, answered as a table or as a chart."""
 
+import atexit
 import json
 import re
 import shlex
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -13,15 +15,18 @@ import pyarrow as pa
 
 from flows.host.text import visible
 from flows.report.sections import Figure
+from flows.view.answer_values import rows_of_answer
 from flows.view.charts import ERROR, answer_chart
 from flows.view.questions import Form, questions_for
 from flows.view.rendering import Page
 from flows.view.site import OpenRun
 from flows.view.tables import KINDS
+from flows.view.terminal import root_option
 from pipeline.errors import ConfigError
 from storage.errors import QueryError
+from storage.queries.apart import SelectProcess
 from storage.queries.duckdb import Limits
-from storage.queries.sql import columns_of, select
+from storage.queries.sql import columns_of
 
 LIMITS = Limits(seconds=20, memory=1_000_000_000)
 """Of one question: a run may be at work on the same machine."""
@@ -34,7 +39,17 @@ _PAGE_LETTERS = 120_000
 """Of all cells of a page together. Escaping makes a letter into five bytes at most, so a page stays below 1 MB."""
 _CELL_LETTERS = 400
 
+_MOST_WAITING = 2
+"""Questions that wait for their turn: each holds a thread of those that answer all pages."""
+
+_process = SelectProcess()
 _one_at_a_time = threading.Lock()
+_places = threading.BoundedSemaphore(1 + _MOST_WAITING)
+atexit.register(_process.close)
+
+
+class _BusyError(ConfigError):
+    """Too many questions wait already."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +86,11 @@ def page(opened: OpenRun, sql: str = "", form: Form = "table", offset: int = 0) 
         "questions": [],
         "columns": {},
         "problem": None,
+        "status": 200,
         "figure": None,
         "rows": None,
         "limits": LIMITS,
-        "command": f"rondo sql {shlex.quote(opened.name)} {shlex.quote(sql)} --root {shlex.quote(opened.store.root)}",
+        "command": f"rondo sql {shlex.quote(opened.name)} {shlex.quote(sql)}{root_option(opened.store)}",
     }
     try:
         values["columns"] = columns_of(opened.store, opened.run)
@@ -82,7 +98,7 @@ def page(opened: OpenRun, sql: str = "", form: Form = "table", offset: int = 0) 
         if sql:
             values |= _answer(opened, sql, form, offset)
     except (ConfigError, QueryError) as error:
-        values["problem"] = str(error)
+        values |= {"problem": str(error), "status": 503 if isinstance(error, _BusyError) else 400}
     return Page("ask.html.j2", f"Ask {opened.name}", values, run=opened.name, tab="Ask")
 
 
@@ -93,11 +109,11 @@ def _answer(opened: OpenRun, sql: str, form: Form, offset: int) -> dict[str, Any
     table = _select(opened, sql, most + 1, offset if form == "table" else 0)
     names = table.column_names
     if form != "table" and table.num_rows:
-        rows = _rows(table.slice(0, most))
+        rows = rows_of_answer(table.slice(0, most))
         caption = _caption(names) + (f" Only the first {most:,} rows are drawn." if table.num_rows > most else "")
         return {"figure": Figure("Answer", caption, answer_chart(names, rows, form)), "by_round": names[0] == "round"}
     shown = max(1, min(PAGE_ROWS, _MOST_CELLS // max(len(names), 1)))
-    rows = _rows(table.slice(0, shown))
+    rows = rows_of_answer(table.slice(0, shown))
     letters = min(_CELL_LETTERS, _PAGE_LETTERS // max(len(rows) * len(names), 1))
     links = _Links(opened.name, names, _kind_of(sql))
     return {
@@ -119,17 +135,22 @@ def _caption(names: Sequence[str]) -> str:
 
 
 def _select(opened: OpenRun, sql: str, rows: int, offset: int) -> pa.Table:
-    if not _one_at_a_time.acquire(timeout=LIMITS.seconds):
-        raise ConfigError("another question is still being answered: ask again when it is done")
+    with _turn():
+        return _process.select(
+            opened.store, opened.run, sql, rows=rows, offset=offset, letters=_CELL_LETTERS + 1, limits=LIMITS
+        )
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    """Waits until no other question is being answered."""
+    if not _places.acquire(blocking=False):
+        raise _BusyError(f"{1 + _MOST_WAITING} questions are being answered or wait already: ask again in a moment")
     try:
-        return select(opened.store, opened.run, sql, rows=rows, offset=offset, limits=LIMITS)
+        with _one_at_a_time:
+            yield
     finally:
-        _one_at_a_time.release()
-
-
-def _rows(table: pa.Table) -> list[tuple[Any, ...]]:
-    # By place and not by name: two columns of an answer may have one name.
-    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+        _places.release()
 
 
 def _kind_of(sql: str) -> str:
@@ -151,7 +172,8 @@ class _Links:
         """Returns the pages by the name of the column."""
         known = dict(zip(self.names, row, strict=True))
         number, prompt, candidate = (known.get(name) for name in ("round", "prompt_id", "candidate"))
-        kind = known["kind"] if known.get("kind") in KINDS else self.kind
+        said = known.get("kind")
+        kind = said if isinstance(said, str) and said in KINDS else self.kind
         number = number if isinstance(number, int) else None
         if not isinstance(prompt, str):
             return {"round": Target(("run", self.run, "round", number))} if number is not None else {}
@@ -180,6 +202,8 @@ def _text(value: Any, letters: int) -> str | None:
 
 
 def _plain(value: Any) -> str:
+    if value is None:
+        return "null"
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list):

@@ -13,6 +13,7 @@ from flows.registry.catalog import waits_for_people
 from flows.registry.label_questions import missing_labels
 from flows.view.rendering import Page
 from flows.view.site import OpenRun
+from flows.view.terminal import root_option
 from pipeline.data.conversations import written_out
 from pipeline.judges.support.human_labels import Choice
 from storage.errors import NotCommittedError
@@ -114,7 +115,7 @@ def _labelled(opened: OpenRun, labelling: Labelling, number: int, queue: str) ->
         "waits": _waits(opened, asked, choices),
         "people": people,
         "agreements": agreements(asked, choices),
-        "command": f"rondo label {opened.name}@{number} --queue {queue}",
+        "command": f"rondo label {opened.name}@{number} --queue {queue}{root_option(opened.store)}",
     }
 
 
@@ -137,9 +138,8 @@ def _waits(opened: OpenRun, asked: RoundQuestions, choices: Sequence[Choice]) ->
         return f"The run waits for {counted(missing, 'more label')}."
     if opened.run.state == "running":
         return "The run has all labels that it waits for, and goes on by itself."
-    return (
-        f"The run has all labels that it waits for: 'rondo resume {opened.name}', or its next scheduled run, goes on."
-    )
+    command = f"rondo resume {opened.name}{root_option(opened.store)}"
+    return f"The run has all labels that it waits for: '{command}', or its next scheduled run, goes on."
 
 
 def _asked_next(labelling: Labelling, labeller: str, key: str | None) -> dict[str, Any]:

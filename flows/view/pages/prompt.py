@@ -7,11 +7,13 @@ from itertools import product
 from typing import Any
 
 from flows.view.evidence import Evidence, evidence
-from flows.view.markdown import markdown as as_markdown
-from flows.view.rendering import Page, shown
+from flows.view.filters import literal
+from flows.view.prompt_texts import Texts
+from flows.view.rendering import Page
 from flows.view.site import OpenRun
 from flows.view.stored_rows import Rows, prefix_of, rows_of
 from flows.view.tables import KINDS
+from flows.view.terminal import root_option
 from flows.view.update_effects import effects, steps
 from flows.view.word_diff import WordDiff, word_diff
 from pipeline.data.conversations import message_text, messages_of, question
@@ -29,7 +31,7 @@ _PARTS = 40
 _ANSWERED = "SELECT DISTINCT round, kind FROM completions WHERE prompt_id = $prompt"
 
 _ANSWERS = """
-    SELECT candidate, text, finish_reason, tokens, logp, policy, score, score_std, status, role FROM answers
+    SELECT candidate, text, answer, finish_reason, tokens, logp, policy, score, score_std, status, role FROM answers
     WHERE round = $round AND kind = $kind AND prompt_id = $prompt
     ORDER BY score DESC NULLS LAST, role = 'chosen' DESC, candidate"""
 
@@ -45,31 +47,19 @@ ORDER BY candidate"""
 
 @dataclass(frozen=True)
 class _Answer:
+    """A completion.
+
+    Attributes:
+        judged: what the judges said of it.
+        seen: the text that they saw, but for a judge that sees thoughts.
+        thought: what comes before that; None if it begins with no thought.
+    """
+
     row: Mapping[str, Any]
     place: int
     judged: Sequence[Evidence]
-
-
-@dataclass(frozen=True)
-class _Texts:
-    """Renders long texts: no more than so many letters of each, and as Markdown if that is asked for.
-
-    The one that is shown whole is no Markdown if it is longer, because rendering it could take minutes.
-    """
-
-    limit: int
-    markdown: bool
-
-    def __call__(self, text: str | None, *, whole: bool = False, plain: bool = False) -> Any:
-        """Returns a text as HTML, in which nothing of it is obeyed."""
-        text = text or ""
-        if plain or not self.markdown or (whole and self.is_cut(text)):
-            return shown(text if whole else text[: self.limit])
-        return as_markdown(text[: self.limit])
-
-    def is_cut(self, text: str | None) -> bool:
-        """Says whether a text is longer than what is shown of it."""
-        return len(text or "") > self.limit
+    seen: str
+    thought: str | None
 
 
 def page(
@@ -101,12 +91,13 @@ def page(
     preferences = _preferences(opened, round, prompt_id) if kind == "training" else []
     rows = _by_rank(tables.ask(_ANSWERS, {**parameters, "round": round, "kind": kind}), preferences)
     answers = _with_evidence(opened, rows, prefix, round, prompt_id)
-    texts = _Texts(_limit(answers), markdown)
+    texts = Texts(_limit(answers), markdown)
     pair = _pair(preferences, rows, candidate)
+    seen = {answer.row["candidate"]: answer.seen for answer in answers}
     values = {
         "prompt_id": prompt_id, "prompt": asked, "round": round, "kind": kind, "candidate": candidate,
         "markdown": markdown, "answers": answers, "texts": texts, "parts": _PARTS,
-        "preferences": preferences, "pair": pair, "diff": _diff(pair, rows, texts),
+        "preferences": preferences, "pair": pair, "seen": seen, "diff": _diff(pair, seen, texts),
         "effects": effects(opened, round, kind, prompt_id, rows), "steps": steps(opened, round),
         "update": recipe.update if recipe else None, "short": _SHORT,
         "history": tables.ask(_HISTORY, {**parameters, "letters": _SHORT + 1}),
@@ -191,12 +182,27 @@ def _with_evidence(
     found = rows_of(opened, round, f"{prefix}judgments", prompt_id)
     for row in sorted(found, key=lambda row: order.get(row["judge"], len(order))):
         judged.setdefault(row["candidate"], []).append(evidence(row, configs.get(row["judge"])))
-    return [_Answer(row, place, judged.get(row["candidate"], [])) for place, row in enumerate(rows, 1)]
+    thinking = rows_of(opened, round, f"{prefix}candidates", prompt_id, ["candidate", "thought_tokens"])
+    thoughts = {row["candidate"] for row in thinking if row.get("thought_tokens") is not None}
+    return [
+        _Answer(row, place, judged.get(row["candidate"], []), *_split(row, row["candidate"] in thoughts))
+        for place, row in enumerate(rows, 1)
+    ]
+
+
+def _split(row: Mapping[str, Any], thinks: bool) -> tuple[str, str | None]:
+    """Returns what the judges saw, as ``pipeline.judges.support.tables`` gives it to them, and the thought."""
+    text: str = row["text"]
+    seen: str = (row["answer"] or "") if thinks else text
+    return seen, text.removesuffix(seen).rstrip() if thinks else None
 
 
 def _limit(answers: Sequence[_Answer]) -> int:
     """Says how many letters of each text are shown, so that the page stays small."""
-    texts = 2 + sum(1 + sum(1 + len(judged.replies) for judged in answer.judged) for answer in answers)
+    texts = 2 + sum(
+        1 + (answer.thought is not None) + sum(1 + len(judged.replies) for judged in answer.judged)
+        for answer in answers
+    )
     return max(_LEAST, min(_MOST, _LETTERS // texts))
 
 
@@ -210,19 +216,17 @@ def _pair(
     return next(iter(named or kept), None)
 
 
-def _diff(pair: Mapping[str, Any] | None, rows: Sequence[Mapping[str, Any]], texts: _Texts) -> WordDiff | None:
+def _diff(pair: Mapping[str, Any] | None, seen: Mapping[int, str], texts: Texts) -> WordDiff | None:
     if pair is None:
         return None
-    by_candidate = {row["candidate"]: row["text"] for row in rows}
-    chosen, rejected = (by_candidate[pair["candidates"][place]][: texts.limit] for place in (0, -1))
+    chosen, rejected = (seen[pair["candidates"][place]][: texts.limit] for place in (0, -1))
     return word_diff(chosen, rejected)
 
 
 def _elsewhere(opened: OpenRun, prefix: str, round: int, prompt_id: str) -> dict[str, str]:
-    quoted = "'" + prompt_id.replace("'", "''") + "'"
-    prompt, run = shlex.quote(prompt_id), shlex.quote(opened.name)
+    prompt, run, root = shlex.quote(prompt_id), shlex.quote(opened.name), root_option(opened.store)
     return {
-        "sql": _ELSEWHERE.format(prefix=prefix, round=round, prompt=quoted),
-        "command": f"rondo show {run}@{round} --table {prefix}completions --prompt {prompt} --full\n"
-        f"rondo history {run} {prompt} --full",
+        "sql": _ELSEWHERE.format(prefix=prefix, round=round, prompt=literal(prompt_id)),
+        "command": f"rondo show {run}@{round} --table {prefix}completions --prompt {prompt} --full{root}\n"
+        f"rondo history {run} {prompt} --full{root}",
     }

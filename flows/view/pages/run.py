@@ -8,6 +8,7 @@ from flows.report.page import key_metrics
 from flows.view.pages.runs import state
 from flows.view.rendering import Page
 from flows.view.site import OpenRun
+from flows.view.terminal import root_option
 
 _WORK = {"candidates": "shards sampled", "judgments": "shards judged", "preferences": "shards with preferences"}
 """What people call the commits of a round that is at work."""
@@ -33,6 +34,7 @@ def page(opened: OpenRun) -> Page:
         "alarms": [(summary.round, alarm) for summary in reversed(rounds) for alarm in summary.alarms],
         "rounds": opened.begun,
         "sections": opened.sections,
+        "command": f"rondo rounds {opened.name}{root_option(opened.store)}",
         "tables": {"Held-out metrics": rows_of(rounds)} if rounds else {},
     }
     return Page("run.html.j2", opened.name, values, run=opened.name, tab="Run", live=True)

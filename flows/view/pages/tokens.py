@@ -6,9 +6,11 @@ from bisect import bisect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flows.view.filters import literal
 from flows.view.rendering import Page
 from flows.view.site import OpenRun
 from flows.view.stored_rows import prefix_of, rows_of
+from flows.view.terminal import root_option
 from flows.view.token_texts import TokenText, token_texts
 from storage.errors import NotCommittedError
 
@@ -59,7 +61,7 @@ def page(opened: OpenRun, round: int, kind: str, prompt_id: str, candidate: int,
         "tokens": _tokens(row, texts, first), "count": len(row["token_ids"]), "most": _MOST, "edges": EDGES,
         "total": math.fsum(known) if known else None, "mean": math.fsum(known) / len(known) if known else None,
         "sums": next(iter(opened.tables.ask(_SUMS, {**which, "round": round}) if kind == "held-out" else []), None),
-        **_elsewhere(opened.name, stage, place),
+        **_elsewhere(opened, stage, place),
     }  # fmt: skip
     return Page("tokens.html.j2", f"Tokens of completion {candidate} of {prompt_id}", values, run=opened.name)
 
@@ -98,12 +100,11 @@ def _tokens(row: Mapping[str, Any], texts: Sequence[TokenText] | None, first: in
     return tokens
 
 
-def _elsewhere(run: str, stage: str, place: Mapping[str, Any]) -> dict[str, str]:
-    prompt = "'" + place["prompt"].replace("'", "''") + "'"
+def _elsewhere(opened: OpenRun, stage: str, place: Mapping[str, Any]) -> dict[str, str]:
     table, round = stage.replace("candidates", "completions"), place["round"]
-    where = f"candidate = {place['candidate']}"
+    where, prompt, source = f"candidate = {place['candidate']}", place["prompt"], f"{shlex.quote(opened.name)}@{round}"
     return {
-        "sql": _ELSEWHERE.format(stage=stage, round=round, prompt=prompt, candidate=place["candidate"]),
-        "command": f"rondo show {shlex.quote(run)}@{round} --table {table} --prompt {shlex.quote(place['prompt'])} "
-        f'--where "{where}" --format json',
+        "sql": _ELSEWHERE.format(stage=stage, round=round, prompt=literal(prompt), candidate=place["candidate"]),
+        "command": f"rondo show {source} --table {table} --prompt {shlex.quote(prompt)} "
+        f'--where "{where}" --format json{root_option(opened.store)}',
     }

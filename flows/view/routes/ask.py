@@ -23,4 +23,4 @@ def add(app: FastAPI, site: Site, answer: Callable[[Page, int], Response]) -> No
         offset: Annotated[int, Query(ge=0, le=10**12)] = 0,
     ) -> Response:
         page = ask_page.page(site.run(name), sql, form, offset)
-        return answer(page, 400 if page.values["problem"] else 200)
+        return answer(page, page.values["status"])

@@ -10,12 +10,11 @@ from flows.view.pages import judges as judges_page
 from flows.view.pages import prompt as prompt_page
 from flows.view.pages import tokens as tokens_page
 from flows.view.rendering import Page
+from flows.view.routes.numbers import MOST
 from flows.view.site import Site
 
-_MOST = 2**31 - 1
-"""The largest number that the tables hold in their columns of rounds and candidates."""
-InPath = Annotated[int, Path(ge=0, le=_MOST)]
-Asked = Annotated[int | None, Query(ge=0, le=_MOST)]
+InPath = Annotated[int, Path(ge=0, le=MOST)]
+Asked = Annotated[int | None, Query(ge=0, le=MOST)]
 
 
 def add(app: FastAPI, site: Site, answer: Callable[[Page], Response]) -> None:

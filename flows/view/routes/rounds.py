@@ -10,16 +10,15 @@ from flows.view.filters import Filter
 from flows.view.pages import completions as completions_page
 from flows.view.pages import round as round_page
 from flows.view.rendering import Page
+from flows.view.routes.numbers import MOST
 from flows.view.site import Site
-
-_MOST = 2**31 - 1
 
 
 def add(app: FastAPI, site: Site, answer: Callable[[Page], Response]) -> None:
     """Adds the addresses of these pages."""
 
     @app.get("/run/{name}/round/{number}")
-    def round(name: str, number: Annotated[int, Path(ge=0, le=_MOST)]) -> Response:
+    def round(name: str, number: Annotated[int, Path(ge=0, le=MOST)]) -> Response:
         return answer(round_page.page(site.run(name), number))
 
     @app.get("/run/{name}/completions")

@@ -56,14 +56,34 @@ function onSubmit(event) {
 
 // --- live updates ---------------------------------------------------------------------------------------------------
 
+const AGAIN = 5000; // milliseconds after which a page that could not be had is asked for again
 let newest = null;
+let behind = false;
+let source = null;
+
+// A page that is being written in stays as it is until that is done; then it is renewed.
+const busy = () =>
+  document.querySelector("dialog[open], main :focus-visible:is(input, textarea, select), main [data-hold]") !== null;
+
+// Empty if the server has no such page any more; what else goes wrong may pass.
+async function fetched() {
+  const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+  if (answer.status >= 500) throw new Error(answer.statusText);
+  return answer.ok ? answer.text() : "";
+}
 
 async function renew() {
-  const busy = document.querySelector("dialog[open], main :focus-visible:is(input, textarea, select), main [data-hold]");
-  if (busy) return;
-  const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
-  if (!answer.ok) return;
-  const made = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("main");
+  behind = true;
+  if (busy() || document.hidden) return;
+  behind = false;
+  const text = await fetched().catch(() => null);
+  if (text === "") return;
+  if (text === null || busy()) {
+    behind = true;
+    setTimeout(catchUp, AGAIN);
+    return;
+  }
+  const made = new DOMParser().parseFromString(text, "text/html").getElementById("main");
   const here = rows().findIndex((row) => row.classList.contains("here"));
   const open = [...document.querySelectorAll("main details")].map((part) => part.open);
   document.getElementById("main").replaceChildren(...made.childNodes);
@@ -72,16 +92,26 @@ async function renew() {
   document.body.dataset.renewed = String(Number(document.body.dataset.renewed ?? 0) + 1);
 }
 
+function catchUp() {
+  if (behind) renew();
+}
+
+// A browser has six connections to a server for all of its tabs: one that nobody sees gives its own back.
 function listen() {
   const address = document.body.dataset.events;
-  if (!address) return;
-  const source = new EventSource(address);
+  if (!address || document.hidden) return unlisten();
+  if (source) return;
+  source = new EventSource(address);
   source.onmessage = (event) => {
     const changed = newest !== null && newest !== event.data;
     newest = event.data;
     if (changed) renew();
   };
-  addEventListener("pagehide", () => source.close());
+}
+
+function unlisten() {
+  source?.close();
+  source = null;
 }
 
 // --- charts ---------------------------------------------------------------------------------------------------------
@@ -129,5 +159,11 @@ if (keys) {
   keys.hidden = false;
   keys.addEventListener("click", () => document.getElementById("keys").showModal());
 }
+document.addEventListener("visibilitychange", () => { listen(); if (!document.hidden) catchUp(); });
+// At the event itself the box still has the focus, and the next one does not have it yet.
+document.addEventListener("focusout", () => setTimeout(catchUp));
+document.addEventListener("close", catchUp, true); // of a dialog
+addEventListener("pagehide", unlisten);
+addEventListener("pageshow", listen);
 listen();
 document.documentElement.dataset.ready = "";

@@ -3,8 +3,10 @@
 import html
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
@@ -305,6 +307,77 @@ def test_a_question_that_needs_too_much_memory_is_stopped(
     with pytest.raises(QueryError, match=r"needs more than 0\.2 GB of memory"):
         select(store, store.run("small"), sql, rows=5, limits=Limits(seconds=60, memory=200_000_000))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("sql", "sentence"),
+    [
+        # 40,000 x 40,000 letters within one call: DuckDB looks at the time when it is done, here after about 10 s.
+        ("select levenshtein(repeat('a', 40000), repeat('b', 40000))", "took longer than 1 s and was stopped"),
+        # A list of 200,000,000 numbers of 8 bytes, and copies of it, which DuckDB does not count.
+        ("select len(range(200000000))", "needs more than 0.5 GB of memory"),
+    ],
+)
+def test_one_function_alone_is_held_to_the_limits(
+    visitor: TestClient, monkeypatch: pytest.MonkeyPatch, sql: str, sentence: str
+) -> None:
+    assert ">1</td>" in asked(visitor, "select 1")  # the process runs
+    monkeypatch.setattr(ask_page, "LIMITS", Limits(seconds=1, memory=500_000_000))
+    used = psutil.Process().memory_info().rss
+    began = time.monotonic()
+    assert sentence in refused(visitor, sql)
+    assert time.monotonic() - began < 5
+    assert psutil.Process().memory_info().rss - used < 200_000_000
+    assert ">1</td>" in asked(visitor, "select 1")  # another has begun
+
+
+def test_an_answer_that_is_too_large_is_refused_and_long_texts_are_cut(visitor: TestClient) -> None:
+    assert "MB, more than 64: ask for fewer rows" in refused(visitor, "select range(20000000)")
+    assert f">{'x' * 400}…</td>" in asked(visitor, "select repeat('x', 100000000)")
+
+
+def test_of_many_questions_at_once_some_are_refused_at_once(
+    visitor: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight at once: one is answered, two wait, and five are told so; they hold no thread of the other pages."""
+    monkeypatch.setattr(ask_page, "LIMITS", Limits(seconds=2, memory=10**9))
+    began = time.monotonic()
+
+    def ask(_: int) -> tuple[int, float, str]:
+        answer = visitor.get("/run/small/ask", params={"sql": ENDLESS})
+        return answer.status_code, time.monotonic() - began, answer.text
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(ask, range(8)))
+    assert sorted(status for status, _, _ in answers) == [400] * 3 + [503] * 5
+    # The three take 2 s each, one after the other; none of those that are refused waits for two of them.
+    assert all(seconds < 4 for status, seconds, _ in answers if status == 503)
+    assert all("3 questions are being answered or wait already" in text for status, _, text in answers if status == 503)
+    assert ">1</td>" in asked(visitor, "select 1")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("DATE '10000-01-01'", "10000-01-01"),
+        ("'infinity'::DATE", "infinity"),
+        ("'-infinity'::DATE", "-infinity"),
+        ("'infinity'::TIMESTAMP", "infinity"),
+        ("TIMESTAMP '10000-01-01 00:00:00'", "10000-01-01 00:00:00.000000"),
+        ("[DATE '10000-01-01', NULL, DATE '2020-01-02']", "[10000-01-01, null, 2020-01-02]"),
+        ("{'a': 'infinity'::TIMESTAMP}", '{"a": "infinity"}'),
+        ("map {'a': 'infinity'::DATE}", '[{"key": "a", "value": "infinity"}]'),
+    ],
+)
+def test_dates_that_python_does_not_have_are_shown(visitor: TestClient, value: str, text: str) -> None:
+    assert f">{text}</td>" in html.unescape(asked(visitor, f"select {value} as x, 1 as y"))
+    assert visitor.get("/run/small/ask", params={"sql": f"select {value} as x, 1 as y", "as": "bar"}).status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["['served']", "{'a': 1}", "map {'a': 1}", "1", "NULL", "'other'"])
+def test_a_column_kind_may_be_anything(visitor: TestClient, kind: str) -> None:
+    shown = asked(visitor, f"select 1 as round, 't0' as prompt_id, {kind} as kind")
+    assert 'href="/run/small/prompt/t0?round=1&amp;kind=training"' in shown
 
 
 def test_a_run_without_rounds_has_the_questions_that_it_can_answer(tmp_path: Path) -> None:

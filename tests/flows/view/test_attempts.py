@@ -19,6 +19,7 @@ from flows.view.trials import Asked, Trial, Trials
 from flows.workers.trial import TrialSettings
 from pipeline.config import SamplingConfig
 from pipeline.data.chat_template import encode_conversation
+from pipeline.errors import ConfigError
 from pipeline.model.policy import load_tokenizer
 from pipeline.records import PROBE, PROMPTS, to_table
 from pipeline.sampling import SamplingRequest, finish
@@ -186,6 +187,33 @@ def test_what_cannot_be_tried_is_said_and_the_prompt_stays(visitor: TestClient) 
     assert "the weights of 1 round of talks were pruned" in page
     assert '<option value="talks@1">' not in page
     assert '<option value="plain@latest">' in page
+
+
+def test_an_engine_that_cannot_start_is_a_sentence_and_the_next_prompt_starts_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trials, asked = Trials(store), Asked(("talks@0", "talks@0"), "", "w3", SETTINGS)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"cannot start: .*No such file.*set TMPDIR"):
+            trials.begin(asked)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    try:
+        assert done(trials, asked).sides[0].answer is not None
+        (scratch,) = tmp_path.glob("rondo-try-*")
+        (scratch / "engine" / "copied").mkdir(parents=True)  # as weights of a store in a bucket are
+        engine = trials._engine
+        assert engine is not None
+        engine.loop.call_soon_threadsafe(trials_module._dismiss, engine)
+        until = time.monotonic() + 20
+        while any(path.is_dir() for path in scratch.iterdir()):
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        assert trials.pid is None
+        assert (scratch / "engine.log").exists()
+    finally:
+        trials.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,13 +144,16 @@ def test_undo_shows_the_question_of_the_last_choice_again_and_once(page: Page) -
 def test_nothing_that_a_judge_has_said_shows_before_the_choice(
     page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A page of a run whose judge says the contrary is the same, but for the token."""
+    """A page of a run whose judge says the contrary is the same, but for the token and the root."""
     monkeypatch.setattr("support.finished_run.score_of", lambda *key: -score_of(*key))
     recipe = small_recipe(evaluation={"prompts": 5, "judges": [{"kind": "grammar"}, LLM]})
     finished_run(Store.open(tmp_path / "turned"), recipe=recipe, rounds=2, text=hostile)
     turned = Page(tmp_path / "turned")
     for queue in ("asked", "random", "margin"):
-        pages = [p.get(round=2, labeller="ann", queue=queue).replace(p.guard.form_token, "") for p in (page, turned)]
+        pages = [
+            p.get(round=2, labeller="ann", queue=queue).replace(p.guard.form_token, "").replace(str(p.root), "")
+            for p in (page, turned)
+        ]
         assert pages[0] == pages[1]
         assert "THE JUDGE SAYS" not in pages[0]
     first = [
@@ -180,6 +183,17 @@ def test_what_is_no_choice_is_refused_in_a_sentence(
     answer = page.post({**page.form("left"), **change}, status)
     assert sentence in html.unescape(answer.text)
     assert page.kept() == []
+
+
+def test_the_end_of_a_line_in_a_note_is_one_character(page: Page) -> None:
+    """A browser sends two for it, but counts it as one: 700 lines of one letter have 1,399 or, as sent, 2,098."""
+    page.post({**page.form("left"), "note": "\r\n".join("l" * 700)})
+    assert [kept["note"] for kept in page.kept()] == ["\n".join("l" * 700)]
+
+
+def test_the_command_is_for_the_same_root(page: Page) -> None:
+    shown = html.unescape(page.get(labeller="ann", round=2))
+    assert f"rondo label small@2 --queue asked --root {page.root}" in shown
 
 
 def test_other_sites_cannot_write(page: Page) -> None:
@@ -258,8 +272,9 @@ def test_a_run_that_waits_says_so_and_how_many_labels_are_missing(tmp_path: Path
     page.post(page.form("left", round=3))
     assert "The run waits for 1 more label." in page.get(labeller="ann")
     page.post(page.form("skip", round=3))
-    assert "'rondo resume small', or its next scheduled run, goes on" in html.unescape(page.get(labeller="ann"))
-    assert "waits" not in re.sub(r"<[^>]*>", "", page.get(labeller="ann", round=2))
+    shown = html.unescape(page.get(labeller="ann"))
+    assert f"'rondo resume small --root {tmp_path}', or its next scheduled run, goes on" in shown
+    assert "The run waits" not in re.sub(r"<[^>]*>", "", page.get(labeller="ann", round=2))
 
     with store.run("small").writer() as writer:  # as one that waits in Prefect, and then goes on
         assert "waiting for people" not in page.client.get("/").text

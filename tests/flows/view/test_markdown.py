@@ -34,6 +34,22 @@ def test_nothing_leads_away_or_runs(text: str) -> None:
     assert "\x1b" not in shown
 
 
+@pytest.mark.parametrize(
+    ("text", "tables"),
+    [
+        ("|" * 2001 + "\n" + "|-" * 2000 + "|\n" + "x\n" * 5000, False),  # 10,000,000 cells without the bound
+        ("|" * 50 + "\n" + "|-" * 49 + "|\n" + "x\n" * 6000, False),
+        ("|a" * 49 + "|\n" + "|-" * 49 + "|\n" + "x\n" * 90, True),
+    ],
+)
+def test_a_table_cannot_make_few_letters_many(text: str, tables: bool) -> None:
+    began = time.process_time()
+    shown = markdown(text[:20_000])
+    assert time.process_time() - began < 3
+    assert len(shown) < 200_000
+    assert ("<table>" in shown) == tables
+
+
 @pytest.mark.parametrize("part", ["*a ", "[", "`", "> ", "- ", "_a_*", "<", "|a", "a\n", "\\", "&", "![", "a\n=\n"])
 def test_no_text_takes_long(part: str) -> None:
     """Of 20,000 letters, as many as a page shows, it takes a tenth of this; what takes squared time takes minutes."""

@@ -10,13 +10,14 @@ from starlette.testclient import TestClient
 
 from flows.analysis import queries
 from flows.view.evidence import evidence
+from flows.view.prompt_texts import Texts
 from flows.view.site import Site
 from pipeline.judges.human import HumanConfig
 from pipeline.judges.llm import LlmConfig
 from pipeline.preferences import build_preferences
-from pipeline.records import CANDIDATES, JUDGMENTS, PROBE, to_table
+from pipeline.records import CANDIDATES, JUDGMENTS, PROBE, PROMPTS, THINKING_CANDIDATES, to_table
 from storage.log.store import Store
-from support.finished_run import commit, finished_run, say, small_recipe
+from support.finished_run import commit, finished_run, prompts_table, say, small_recipe
 from support.view_pages import elements, links, statements, table, visitor, words
 
 ENDPOINT = {"kind": "llm", "name": "vader", "model": "m", "base_url": "http://127.0.0.1:9/v1"}
@@ -42,7 +43,40 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     finished_run(store, text=text, rationale=lambda *_: HOSTILE, also=probe)
     _compared_run(store)
+    _thinking_run(store)
     return root
+
+
+def _thinking_run(store: Store) -> None:
+    """A round at work, of completions of t1 that think: 0 and 1 answer, 2 does not, and 3 does not think at all.
+
+    Its prompt and a reason of the judge have a million letters.
+    """
+    recipe = small_recipe(judge={**ENDPOINT, "mode": "rubric", "criteria": "good"})
+    long = [
+        {**row, "text": f"a{MILLION * 'p'}", "reference_answer": MILLION * "r"} for row in prompts_table().to_pylist()
+    ]
+    finished_run(store, "thinks", rounds=0, recipe=recipe, prompts=to_table(long, PROMPTS))
+    ends = [("same answer", 5), ("other answer", 5), (None, 3), (None, None)]
+    rows = [
+        _candidate(index) | {
+            "prompt_id": "t1", "answer": answer, "thought_tokens": tokens,
+            "text": f"hm {index} </think>\n\n{answer}" if answer else f"hm {index}",
+        }
+        for index, (answer, tokens) in enumerate(ends)
+    ]  # fmt: skip
+    judged = [
+        _compared(index) | {"prompt_id": "t1", "raw": None, "components": [], "score": float(index), "status": "ok"}
+        for index in range(4)
+    ]
+    judged[0]["rationale"] = MILLION * "j"
+    candidates, judgments = to_table(rows, THINKING_CANDIDATES), to_table(judged[:2], JUDGMENTS)
+    preferences = build_preferences(candidates.slice(0, 2), judgments, recipe.preferences, seed=0)
+    with store.run("thinks").writer() as writer:
+        for stage, found in {
+            "candidates": candidates, "judgments": to_table(judged, JUDGMENTS), "preferences": preferences,
+        }.items():  # fmt: skip
+            commit(store, writer, "thinks", 1, stage, found)
 
 
 def _compared_run(store: Store) -> None:
@@ -182,8 +216,9 @@ def test_the_same_stands_in_sql_and_in_the_terminal(browser: TestClient, root: P
         (index, f"{say(2, 't1', index)} **bold** of") for index in range(4)
     ]  # fmt: skip
     assert command.splitlines() == [
-        "rondo show small@2 --table completions --prompt t1 --full", "rondo history small t1 --full",
-    ]  # fmt: skip
+        f"rondo show small@2 --table completions --prompt t1 --full --root {root}",
+        f"rondo history small t1 --full --root {root}",
+    ]
     answers = queries.history("small", str(root), "e1")[1]
     beneath = table(page(browser, "/run/small/prompt/e1"), "Completions over the rounds")
     assert [row[-1] for row in beneath] == [words(row["text"]) for row in answers]
@@ -217,6 +252,44 @@ def test_markdown_is_rendered_on_demand(browser: TestClient) -> None:
     assert "<strong>bold</strong>" not in page(browser, address)
     assert "<strong>bold</strong> of" in page(browser, f"{address}&markdown=1")
     assert "<ins>" not in page(browser, f"{address}&markdown=1")
+
+
+def test_a_thought_is_folded_and_the_answer_is_compared(browser: TestClient) -> None:
+    shown = page(browser, "/run/thinks/prompt/t1")
+    assert "<ins>other </ins>answer" in shown
+    assert "<del>same </del>answer" in shown
+    cards = {number: shown.partition(f'id="completion-{number}"')[2].partition("</article>")[0] for number in range(4)}
+    thought = re.search(r"<details>(.*?)</details>", cards[1], re.DOTALL)
+    assert thought is not None
+    assert words(thought[1]) == "The thought of completion 1, 13 characters hm 1 </think>"
+    assert words(cards[1].replace(thought[0], "")).count("hm 1") == 0
+    assert "The answer after the thought: other answer" in words(cards[1])
+    assert "vader saw the answer alone." in words(cards[1])
+    assert "No answer follows the thought." in words(cards[2])
+    assert '<div class="text">hm 3</div>' in cards[3]
+    assert "thought" not in words(cards[3])
+
+
+def test_whether_a_judge_saw_the_thought_is_as_its_settings_say() -> None:
+    row = {"components": [], "raw": None}
+    sees = LlmConfig.model_validate({**ENDPOINT, "mode": "rubric", "criteria": "good", "sees_thought": True})
+    assert evidence(row, sees).sees_thought is True
+    assert evidence(row, None).sees_thought is None
+
+
+def test_each_text_that_is_cut_says_so(browser: TestClient) -> None:
+    """The question, the reference answer, the text as the policy reads it, and the reason of a judge."""
+    shown = words(page(browser, "/run/thinks/prompt/t1"))
+    assert shown.count(f"of {MILLION + 1:,} characters.") == 2
+    assert shown.count(f"of {MILLION:,} characters.") == 2
+
+
+def test_a_page_renders_so_many_letters_as_markdown() -> None:
+    """Of 100,000 letters, of texts of 20,000 of which ten come: five."""
+    texts = Texts(20_000, markdown=True)
+    found = [str(texts("**b** " * 4_000)) for _ in range(10)]
+    assert ["<strong>" in text for text in found] == [True] * 5 + [False] * 5
+    assert all("As text: a page renders 100,000 letters as Markdown." in text for text in found[5:])
 
 
 @pytest.mark.parametrize(
