@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from storage.errors import RunNotFoundError
 from storage.log.run import Run
 from storage.log.store import Store
+from storage.log.tombstones import parent_of
 
 
 def inherited(run: Run) -> list[int]:
     """Returns the finished rounds that a run has of its parent, ascending; none if it is no fork."""
-    parent = run.header.get("parent")
-    return [number for number in run.finished if parent is not None and number <= parent["round"]]
+    parent = parent_of(run.header)
+    return [number for number in run.finished if parent is not None and number <= parent[1]]
 
 
 def first_judges(run: Run) -> dict[int, str]:
@@ -25,10 +26,10 @@ def trainer(store: Store, run: Run, round: int) -> Run | None:
     A run that was made anew under the name of one that is gone has other rounds, and counts as gone.
     """
     for other in _line(store, run):
-        parent = other.header.get("parent")
+        parent = parent_of(other.header)
         if round in run.finished and (round not in other.finished or _policy(other, round) != _policy(run, round)):
             return None
-        if parent is None or round > parent["round"]:
+        if parent is None or round > parent[1]:
             return other
     return None
 
@@ -37,8 +38,11 @@ def _line(store: Store, run: Run) -> Iterator[Run]:
     """Yields a run, its parent, and so on, as long as they are there."""
     while True:
         yield run
+        parent = parent_of(run.header)
+        if parent is None:
+            return
         try:
-            run = store.run(run.header["parent"]["run"], intact_part=True)
+            run = store.run(parent[0], intact_part=True)
         except RunNotFoundError:
             return
 

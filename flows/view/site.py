@@ -90,13 +90,13 @@ class OpenRun:
 
     def recipe_of_round(self, round: int) -> Recipe | None:
         """Returns the recipe by which a round was made, of a parent if it is inherited; None if that run is gone."""
-        run = _read(self.run, lambda run: trainer(self.store, run, round))
+        run = trainer(self.store, self.run, round)
         return None if run is None else self.recipe if run is self.run else _read(run, recipe_of)
 
     @property
     def judge_order(self) -> JudgeOrder:
         """Says which of several verdicts on a completion counts."""
-        return JudgeOrder(self.recipe.judge_names, _read(self.run, first_judges))
+        return JudgeOrder(self.recipe.judge_names, first_judges(self.run))
 
     @property
     def tables(self) -> MemoryTables:

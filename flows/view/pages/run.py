@@ -9,6 +9,7 @@ from flows.view.pages.runs import state
 from flows.view.rendering import Page
 from flows.view.site import OpenRun
 from flows.view.terminal import root_option
+from storage.log.tombstones import parent_of
 
 _WORK = {"candidates": "shards sampled", "judgments": "shards judged", "preferences": "shards with preferences"}
 """What people call the commits of a round that is at work."""
@@ -27,7 +28,7 @@ def page(opened: OpenRun) -> Page:
     values = {
         "description": recipe.description,
         "facts": facts,
-        "parent": run.header.get("parent"),
+        "parent": parent_of(run.header),
         "waits": waits_for_people(run),
         "at_work": _at_work(opened),
         "cards": list(key_metrics(rounds, recipe)) if rounds else [],

@@ -16,6 +16,7 @@ from flows.view.site import OpenRun, Site, UnreadableRunError
 from pipeline.errors import ConfigError
 from storage.errors import CorruptEntryError, RunNotFoundError
 from storage.log.run import Run
+from storage.log.tombstones import parent_of
 
 _CURVES = {
     "Held-out reward": ("reward", "Mean score of the judge on held-out prompts, at temperature 1.", Axes()),
@@ -117,13 +118,13 @@ def _odd(name: str, state: str) -> _Row:
 
 def _row(opened: OpenRun) -> _Row:
     header, rounds = opened.run.header, opened.rounds
-    parent, done = header.get("parent"), rounds[-1].round if rounds else 0
+    parent, done = parent_of(header), rounds[-1].round if rounds else 0
     recipe: Mapping[str, Any] = header["recipe"]
     return _Row(
         name=opened.name,
         depth=0,
         recipe=recipe["name"],
-        parent="{run}@{round}".format(**parent) if parent else None,
+        parent=f"{parent[0]}@{parent[1]}" if parent else None,
         state=state(opened.run, done=done, goal=recipe["rounds"]),
         waits=waits_for_people(opened.run),
         done=done,
