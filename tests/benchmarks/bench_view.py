@@ -115,7 +115,6 @@ def measure(store: Store) -> list[dict[str, object]]:
         "prompt": f"/run/{RUN}/prompt/{prompt}",
         "judges": f"/run/{RUN}/judges",
         "label": f"/run/{RUN}/label?round=50",
-        "ask": f"/run/{RUN}/ask?sql=select+round,avg(score)+from+judgments+group+by+1+order+by+1",
     }
     return [_row(client, name, path) for name, path in pages.items()]
 
