@@ -157,10 +157,10 @@ def test_people_label_in_time_and_not(
     assert done.returncode == 0, done.stderr
     store = Store.open(tmp_path)
     first, second = store.run("asked").rounds()[1:]
-    # A label belongs to its question: where round 2 asks one of ann's again, that one is answered.
-    run_of_it = store.run("asked")
-    again = {question.key for question in questions_of(store, run_of_it, 2, recipe_of(run_of_it))} & answered
-    missing = 3 - len(again)
+    # A round waits for three labels, or for as many as it has questions; one of ann's may be asked again.
+    asked = {question.key for question in questions_of(store, store.run("asked"), 2, recipe_of(store.run("asked")))}
+    again = asked & answered
+    missing = min(3, len(asked)) - len(again)
     assert missing > 0
     assert (first.meta["labels_missing"], second.meta["labels_missing"]) == (None, missing)
     assert f"went on without {counted(missing, 'label')}, after 0.25 minutes" in second.meta["alarms"]

@@ -120,7 +120,7 @@ def _label_in_browser(root: Path, keys: Sequence[str]) -> None:
     with served(root, "asked") as address, chromium() as browser:
         visitor = Visitor(browser, address.rpartition("/run/")[0])
         page = visitor.open("/run/asked")
-        assert "6 labels" in page.locator("main").inner_text()
+        assert "Round 1 waits for people" in page.locator("main").inner_text()
         page.get_by_role("link", name="Label", exact=True).click()
         page.get_by_label("Who labels").fill("ann")
         page.get_by_role("button", name="Begin").click()
