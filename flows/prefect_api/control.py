@@ -180,7 +180,7 @@ class Control:
                 watch.cancel()
             self.ended = True
             if self.ending is not None:
-                await give_up_soon(self.ending, stopped=self._stop is not None)
+                await give_up_soon(self.ending)
         if stop.paused:
             self._writer.pause({"by": stop.by, "since": utc_now(), "flow_run": str(own)})
             raise Pause(state=await suspend(own, stop.message))

@@ -29,7 +29,6 @@ Say = Callable[[str], None]
 START_SECONDS = 600.0  # two cores that 28 processes shared needed more than three minutes
 ANSWER_SECONDS = 60.0  # one whose database is busy has been seen to take more than ten
 _LAST_SECONDS = 5.0  # for a call at the end, to a server that does not answer
-_PATIENT_SECONDS = 8.0  # the same, to one that answers, if somebody waits for the end; then once more
 _LOOK_SECONDS = 0.2
 
 # Services that only a background server needs. With them, SQLite keeps each further subflow waiting for about 2 s.
@@ -107,29 +106,24 @@ async def _tell_if_it_ends(process: subprocess.Popen[bytes], say: Say) -> None:
     say(f"the temporary Prefect server has ended (exit status {process.returncode}); the run goes on without it")
 
 
-async def give_up_soon(ending: contextlib.ExitStack, *, stopped: bool) -> None:
-    """Has this task try the current server for seconds until ``ending``, and not for minutes, if it does not answer.
+async def give_up_soon(ending: contextlib.ExitStack) -> None:
+    """Has this task try the current server once a call until ``ending``, and not for minutes, if it does not answer.
 
     It is for the end of a flow, when the work is done and only Prefect has to be told of it.
-
-    Args:
-        stopped: somebody waits for the end, as after Ctrl-C: then a server that only is slow is not waited for either.
     """
     from prefect.context import FlowRunContext
     from prefect.events.worker import EventsWorker
     from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-    answers = await asyncio.to_thread(healthy, PREFECT_API_URL.value())
-    if answers and not stopped:
-        return
-    ending.enter_context(temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1 if answers else 0}))
-    context = FlowRunContext.get()
-    if context is not None:
-        context.client._client.timeout = _PATIENT_SECONDS if answers else _LAST_SECONDS
-    workers: Any = EventsWorker
-    for worker in [*workers._instances.values()]:  # no setting reaches them: 8 s for each event that waits
-        if not answers and (client := getattr(worker, "_client", None)) is not None:
-            client._reconnection_attempts = 0
+    if not await asyncio.to_thread(healthy, PREFECT_API_URL.value()):
+        ending.enter_context(temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}))
+        context = FlowRunContext.get()
+        if context is not None:
+            context.client._client.timeout = _LAST_SECONDS
+        workers: Any = EventsWorker
+        for worker in [*workers._instances.values()]:  # no setting reaches them: 8 s for each event that waits
+            if (client := getattr(worker, "_client", None)) is not None:
+                client._reconnection_attempts = 0
 
 
 async def background_api(say: Say | None = None) -> str | None:

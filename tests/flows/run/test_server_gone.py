@@ -2,26 +2,19 @@
 
 import asyncio
 import contextlib
-import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import httpx
 import psutil
 import pytest
-import uvicorn
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 import flows.prefect_api  # noqa: F401  before Prefect
 from flows.errors import InterruptedRunError, ServerError
 from flows.prefect_api.control import Control, Stop
-from flows.prefect_api.server import prefect_api, using
+from flows.prefect_api.server import prefect_api
 from flows.prefect_api.server_record import HOME_VARIABLE
 from flows.round.context import enter
 from flows.run import execute
@@ -29,7 +22,6 @@ from pipeline.errors import JudgeError
 from storage.log.store import Store
 from support.finished_run import finished_run
 
-SLOW_SECONDS = 30  # two tries of 8 s, and a wait between them; with Prefect's own patience it was minutes
 SECONDS = 20  # retries alone took 62 s for each call, and there were several
 
 
@@ -87,59 +79,3 @@ def test_a_run_goes_on_and_ends_soon_without_its_server(tmp_path: Path, monkeypa
         "the temporary Prefect server has ended (exit status -9); the run goes on without it",
         "the Prefect server was not told of the end of run 'small' (All connection attempts failed)",
     ]
-
-
-@pytest.mark.nightly
-def test_a_stopped_run_waits_for_seconds_for_a_server_that_answers_health_checks_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The real server stands behind a proxy that, once the run is stopped, keeps every report of a state for a minute."""
-    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    run, said, slow = finished_run(Store.open(tmp_path), rounds=1), list[str](), asyncio.Event()
-
-    async def stopped(control: Control) -> None:
-        slow.set()
-        control.ask(Stop(False, "SIGTERM"))
-        await asyncio.sleep(60)
-
-    async def all_of_it() -> float:
-        async with prefect_api(said.append) as url, _proxy(url, slow) as slowed:
-            control = Control(run, cast(Any, None), None, watched=False)
-            display = SimpleNamespace(say=said.append)
-            context = cast(Any, SimpleNamespace(name="small", goal=1, control=control, display=display))
-            monkeypatch.setattr(execute, "_missing_rounds", lambda _context: stopped(control))
-            enter(context)
-            with using(slowed), control.listening():
-                began = time.monotonic()
-                with pytest.raises(InterruptedRunError):
-                    await execute._in_a_flow_of_its_own(context)
-                return time.monotonic() - began
-
-    assert asyncio.run(all_of_it()) < SLOW_SECONDS
-
-
-@contextlib.asynccontextmanager
-async def _proxy(url: str, slow: asyncio.Event) -> AsyncIterator[str]:
-    """Hands requests on to a server; once `slow`, those that set a state wait for a minute."""
-    target = url.removesuffix("/api")
-
-    async def hand_on(request: Request) -> Response:
-        if slow.is_set() and request.url.path.endswith("set_state"):
-            await asyncio.sleep(60)
-        async with httpx.AsyncClient(timeout=30) as client:
-            answer = await client.request(
-                request.method, f"{target}{request.url.path}", params=request.query_params,
-                content=await request.body(), headers={"content-type": "application/json"},
-            )  # fmt: skip
-        return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
-
-    app = Starlette(routes=[Route("/{path:path}", hand_on, methods=["GET", "POST", "PATCH", "PUT", "DELETE"])])
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-    serving = asyncio.create_task(server.serve(sockets=[listening]))
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/api"
-    finally:
-        server.should_exit = server.force_exit = True
-        await serving
