@@ -95,7 +95,7 @@ def test_the_wheel_has_every_module_and_the_recipes(wheel: Path) -> None:
         path.relative_to(REPOSITORY).as_posix()
         for package in ("flows", "pipeline", "storage")
         for path in (REPOSITORY / package).rglob("*")
-        if path.suffix in (".py", ".j2")
+        if path.suffix in (".py", ".j2", ".css", ".js", ".svg")
     }
     mapped = {name for name in expected if name.startswith("flows/api/rondo/")}
     assert mapped == {"flows/api/rondo/__init__.py", "flows/api/rondo/__main__.py"}

@@ -60,7 +60,8 @@ def test_a_rule_that_counts_from_a_later_day() -> None:
         ("* * * * * *", None, "is no cron expression"),
         (None, "FREQ=SECONDLY", "comes too often for a rule (SECONDLY): give its seconds as --interval"),
         (None, "RRULE:INTERVAL=5;FREQ=MINUTELY", "(MINUTELY)"),
-        (None, "FREQ=DAILY;BYMONTH=2;BYMONTHDAY=30", "takes more than 4 s to compute: it never comes"),
+        # A fast machine has looked through all years before the time is over, and says "never comes again".
+        (None, "FREQ=DAILY;BYMONTH=2;BYMONTHDAY=30", "never comes"),
         (None, "FREQ=HOURLY;BYMINUTE=" + ",".join(map(str, range(60))), "takes more than 4 s to compute"),
         (None, "FREQ=DAILY;BYHOUR=25", "is no recurrence rule"),
         (None, "DTSTART;TZID=Mars/Olympus:20300101T030000\nRRULE:FREQ=DAILY", "'Mars/Olympus' is no time zone"),
