@@ -10,6 +10,7 @@ import httpx
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_API_URL
 
 from flows.errors import ServerError
 from flows.host.allotment import Allotment, report_allotment
@@ -24,7 +25,7 @@ from flows.monitors.prefect_artifacts import Artifacts
 from flows.monitors.tracking import open_tracker
 from flows.prefect_api.control import PAUSE_SIGNAL, Control
 from flows.prefect_api.limits import Turn
-from flows.prefect_api.server import has_background_server, prefect_api
+from flows.prefect_api.server import has_background_server, healthy, prefect_api
 from flows.registry.catalog import ended_early
 from flows.registry.first_facts import sampled_in
 from flows.registry.resume import report_changes, unread_states
@@ -149,6 +150,9 @@ async def _in_a_flow_of_its_own(context: RoundContext) -> None:
         ServerError: the server had gone before the flow began.
     """
     control, name = context.control, context.name
+    gone = f"the Prefect server does not answer: 'rondo resume {name}' goes on"
+    if not (control.watched or await asyncio.to_thread(healthy, PREFECT_API_URL.value())):  # Prefect tries for minutes
+        raise ServerError(gone)
     with contextlib.ExitStack() as control.ending:
         try:
             await run_rounds(name, context.goal)
