@@ -1,30 +1,25 @@
-"""The server of the page: which address is answered by which page, what is told while a run goes on, and errors."""
+"""The server of the page: its parts, the files that all pages share, and what is said if something goes wrong."""
 
-import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Any
 
 from altair.utils import schemapi
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from flows.view.addresses import served
-from flows.view.pages import run as run_page
-from flows.view.pages import runs as runs_page
 from flows.view.rendering import Page, render, static_file
-from flows.view.routes import ask, attempts, labels, prompts, rounds
+from flows.view.routes import ask, attempts, labels, prompts, rounds, runs
 from flows.view.security import Guard
 from flows.view.site import Site
 from flows.view.trials import Trials
 from pipeline.errors import RondoError
 from storage.errors import NotCommittedError, RunNotFoundError, StoreError
 
-_POLL_SECONDS = 1.0
 _A_DAY = "max-age=86400"
 
 
@@ -49,23 +44,6 @@ def make_app(site: Site, guard: Guard) -> FastAPI:
     app.add_middleware(BaseHTTPMiddleware, dispatch=guard)
     answer = Answers(guard)
 
-    @app.get("/")
-    def runs() -> Response:
-        return answer(runs_page.page(site))
-
-    @app.get("/compare")
-    def compare(run: Annotated[list[str], Query()] = []) -> Response:  # noqa: B006  FastAPI copies it
-        return answer(runs_page.compare(site, run))
-
-    @app.get("/run/{name}")
-    def run(name: str) -> Response:
-        return answer(run_page.page(site.run(name)))
-
-    @app.get("/events/{name}")
-    def events(name: str, request: Request) -> StreamingResponse:
-        site.run(name)
-        return StreamingResponse(_events(site, name, request), media_type="text/event-stream")
-
     @app.get("/static/{name}")
     def static(name: str) -> Response:
         found = static_file(name)
@@ -75,6 +53,7 @@ def make_app(site: Site, guard: Guard) -> FastAPI:
             found[0], media_type=found[1], headers={"Cache-Control": _A_DAY if name == "charts.js" else "no-cache"}
         )
 
+    runs.add(app, site, answer)
     rounds.add(app, site, answer)
     prompts.add(app, site, answer)
     labels.add(app, site, answer, guard)
@@ -122,25 +101,3 @@ def _add_errors(app: FastAPI, answer: Callable[[Page, int], Response]) -> None:
     @app.exception_handler(StoreError)
     async def known(_request: Request, error: Exception) -> Response:
         return problem(str(error), 400)
-
-
-async def _events(site: Site, name: str, request: Request) -> AsyncIterator[str]:
-    """Tells, as server-sent events, of each change of a run: the browser then asks for its page again."""
-    seen = ""
-    while not await request.is_disconnected():
-        try:
-            state = await asyncio.to_thread(_state, site, name)
-        except StoreError:  # the run was deleted, or is damaged: its page says so when it is asked for
-            return
-        if state != seen:
-            yield f"data: {state}\n\n"
-            seen = state
-        else:
-            yield ": still there\n\n"
-        await asyncio.sleep(_POLL_SECONDS)
-
-
-def _state(site: Site, name: str) -> str:
-    """Returns what changes with each entry of the run's log, and when its writer is gone."""
-    run = site.run(name).run
-    return json.dumps([run.head, run.state, run.pause is not None])

@@ -10,8 +10,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from flows.registry.resume import header
-from flows.view import app, site
+from flows.view import site
 from flows.view.pages import runs
+from flows.view.routes import runs as routes
 from flows.view.site import Site, UnreadableRunError
 from storage.errors import RunNotFoundError
 from storage.log.manifest import Key
@@ -40,7 +41,7 @@ def told(opened: Site, name: str, changes: Iterator[Any]) -> list[Any]:
 
     async def listen() -> list[Any]:
         found = []
-        async for event in app._events(opened, name, _Connected()):  # type: ignore[arg-type]
+        async for event in routes._events(opened, name, _Connected()):  # type: ignore[arg-type]
             found.append(json.loads(event.removeprefix("data: ")) if event.startswith("data") else None)
             if next(changes, "none") == "none":
                 return found
@@ -51,7 +52,7 @@ def told(opened: Site, name: str, changes: Iterator[Any]) -> list[Any]:
 
 def test_each_entry_of_the_log_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A later stage may be of a round that stands earlier, and the end of a round is no commit."""
-    monkeypatch.setattr(app, "_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(routes, "_POLL_SECONDS", 0.0)
     run = store.create_run("live", header(small_recipe()))
 
     def changes() -> Iterator[Any]:
@@ -74,7 +75,7 @@ def test_each_entry_of_the_log_is_told(store: Store, monkeypatch: pytest.MonkeyP
 
 
 def test_who_listens_to_a_run_that_is_deleted_is_let_go(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(routes, "_POLL_SECONDS", 0.0)
     finished_run(store, rounds=0)
 
     def changes() -> Iterator[Any]:
