@@ -17,8 +17,8 @@ from support.forkserver import Done
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
-# Six prompts with six answers each, as long as the recipe's own, give at least one preference: with K = 8, seven prompts
-# in eight did.
+# Six prompts with six answers each, as long as the recipe's own, give at least one preference: with K = 8, seven in
+# eight prompts did.
 SMALLEST = {
     "rounds": 1, "sampling.prompts_per_round": 6, "sampling.candidates": 6, "sampling.max_tokens": 56,
     "sampling.shard_prompts": 3, "sampling.max_sequences": 16, "sampling.cache_gib": 0.25, "update.epochs": 1,
