@@ -1,5 +1,5 @@
 # make demo   environment, then the default recipe from start to report
-# make demo-real   the same with a model that people know, SmolLM2-135M-Instruct: about twenty minutes
+# make demo-real   the same with a model that people know, SmolLM2-135M-Instruct: half an hour
 # make test   environment, then linters, types, contracts and tests
 # make nightly  the tests that take minutes to hours, such as a run of 300 rounds
 # make check  linters, types and contracts alone
