@@ -46,7 +46,7 @@ class Statements:
 
     Attributes:
         run: its name.
-        root: where it lies.
+        root: the option that says where it lies; see `root_option`.
         stages: those that it has committed.
         judges: the first of them that has judged counts.
     """
@@ -84,17 +84,16 @@ class Statements:
         Args:
             total: the number of rows of all pages.
         """
-        root = f"--root {shlex.quote(self.root)}"
         number, kind = (asked.chosen.get(name) for name in _OF_A_ROUND)
         others = [condition for condition in asked.conditions if condition.field.name not in _OF_A_ROUND]
         simple = all(condition.field.shown is not None for condition in others)
         if number is None or kind is None or not (simple and total):  # of a round without any, the former is an error
             sql = self.sql(asked)
-            return None if sql is None else f"rondo sql {self.run} {_quoted(sql)} {root}"
+            return None if sql is None else f"rondo sql {self.run} {_quoted(sql)}{self.root}"
         said = [condition.sql(str(condition.field.shown), literal(condition.value)) for condition in others]
         where = f" --where {_quoted(' AND '.join(said))}" if said else ""
         table = f"{KINDS[kind]}completions"
-        return f"rondo show {self.run}@{number} --table {table}{where} --limit {total} {root}"
+        return f"rondo show {self.run}@{number} --table {table}{where} --limit {total}{self.root}"
 
     def _parts(self, asked: Filter, fields: Iterable[Field]) -> dict[Source, str]:
         """Returns the parts of the statement that these fields need, of those that the run has tables for."""

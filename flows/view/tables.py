@@ -25,7 +25,7 @@ COMPARED = f"{_COUNTED.format(name='flips')}, {_COUNTED.format(name='comparisons
 """Columns of a completion's comparisons with others, and of those whose verdict turned with the order."""
 
 _JUDGMENTS = """
-    SELECT round, '{kind}' AS kind, prompt_id, candidate, judge, score, score_std, status, rationale, {compared}
+    SELECT round, '{kind}' AS kind, prompt_id, candidate, judge, score, score_std, status, {compared}
     FROM committed"""
 
 _HELD: Mapping[str, Held] = {
@@ -33,14 +33,10 @@ _HELD: Mapping[str, Held] = {
         {
             "prompts": """
             SELECT round, prompt_id,
-                coalesce(list_last([m.content FOR m IN messages IF m.role = 'user']), text) AS question,
-                reference_answer, split
+                coalesce(list_last([m.content FOR m IN messages IF m.role = 'user']), text) AS question
             FROM committed"""
         },
-        pa.schema([
-            ("round", pa.int32()), ("prompt_id", pa.string()), ("question", pa.string()),
-            ("reference_answer", pa.string()), ("split", pa.string()),
-        ]),
+        pa.schema([("round", pa.int32()), ("prompt_id", pa.string()), ("question", pa.string())]),
     ),
     "completions": Held(
         {f"{prefix}candidates": _COMPLETIONS.format(kind=kind) for kind, prefix in KINDS.items()},
@@ -54,20 +50,15 @@ _HELD: Mapping[str, Held] = {
         {f"{prefix}judgments": _JUDGMENTS.format(kind=kind, compared=COMPARED) for kind, prefix in KINDS.items()},
         pa.schema([
             *_KEY, ("judge", pa.string()), ("score", pa.float64()), ("score_std", pa.float64()),
-            ("status", pa.string()), ("rationale", pa.string()), ("flips", pa.float64()),
-            ("comparisons", pa.float64()),
+            ("status", pa.string()), ("flips", pa.float64()), ("comparisons", pa.float64()),
         ]),
-        optional=pa.schema([("score_std", pa.float64()), ("rationale", pa.string())]),
+        optional=pa.schema([("score_std", pa.float64())]),
     ),
     "preferences": Held(
-        {
-            "preferences": """
-            SELECT round, prompt_id, kind, candidates, scores, margin, soft_label, rule, drop_reason FROM committed"""
-        },
+        {"preferences": "SELECT round, prompt_id, kind, candidates, margin, drop_reason FROM committed"},
         pa.schema([
             ("round", pa.int32()), ("prompt_id", pa.string()), ("kind", pa.string()),
-            ("candidates", pa.list_(pa.int32())), ("scores", pa.list_(pa.float64())), ("margin", pa.float64()),
-            ("soft_label", pa.float64()), ("rule", pa.string()), ("drop_reason", pa.string()),
+            ("candidates", pa.list_(pa.int32())), ("margin", pa.float64()), ("drop_reason", pa.string()),
         ]),
     ),
     "logps": Held(
@@ -99,7 +90,7 @@ _ANSWERS = """
         SELECT round, prompt_id, max(drop_reason) AS drop_reason, true AS found FROM preferences
         WHERE kind = 'dropped' GROUP BY ALL
     )
-    SELECT c.*, v.judge, v.score, v.score_std, v.status, v.rationale,
+    SELECT c.*, v.judge, v.score, v.score_std, v.status,
         CASE
             WHEN c.kind <> 'training' THEN NULL
             WHEN p.found THEN 'chosen'

@@ -10,6 +10,7 @@ from flows.view.filters import FACETS, FIELDS, PAGE_SIZE, RANGES, Field, Filter,
 from flows.view.rendering import Page
 from flows.view.site import OpenRun
 from flows.view.statements import Statements
+from flows.view.terminal import root_option
 from storage.queries.sql import table_files
 
 _EXCERPT, _BEFORE = 400, 60
@@ -86,7 +87,7 @@ def page(opened: OpenRun, asked: Filter) -> Page:
         before=_BEFORE, excerpt=_EXCERPT, question=_QUESTION,
     )  # fmt: skip
     rows = tables.ask(sql, {**parameters, "first": asked.words[0] if asked.words else None})
-    statements = Statements(opened.name, opened.store.root, set(table_files(opened.run)), opened.judge_order)
+    statements = Statements(opened.name, root_option(opened.store), set(table_files(opened.run)), opened.judge_order)
     values = {
         "asked": asked,
         "total": total,

@@ -12,6 +12,7 @@ from flows.view.rendering import Page
 from flows.view.site import OpenRun
 from flows.view.stored_rows import prefix_of
 from flows.view.tables import COMPARED, KINDS
+from flows.view.terminal import root_option
 from pipeline.errors import ConfigError
 
 _MOST = 50
@@ -117,15 +118,15 @@ class _Pair:
             {**row, "text": texts.get((row["round"], row["prompt_id"], row["candidate"]), "")} for row in rows
         ]  # fmt: skip
 
-    def elsewhere(self, run: str) -> dict[str, str]:
+    def elsewhere(self, opened: OpenRun) -> dict[str, str]:
         """Returns the same question for ``rondo sql``, and what shows the judgments in the terminal."""
         table = f"{prefix_of(self.kind)}judgments"
         a, b = literal(self.a), literal(self.b)
-        source = shlex.quote(run) if self.round is None else f"{shlex.quote(run)}@{self.round}"
+        source = opened.name if self.round is None else f"{opened.name}@{self.round}"
         where = shlex.quote(f"judge IN ({a}, {b})")
         return {
             "sql": _outdented(self._filled(table, "true", a, b)),
-            "command": f"rondo show {source} --table {table} --where {where}",
+            "command": f"rondo show {source} --table {table} --where {where}{root_option(opened.store)}",
         }
 
     def _filled(self, table: str, where: str, a: str, b: str) -> str:
@@ -157,8 +158,8 @@ def page(opened: OpenRun, round: int | None, kind: str | None, judges: tuple[str
         "figures": _figures(opened), "disagreements": pair.rows(opened) if pair else [], "choices": _choices(opened),
         "flips": tables.ask(_flips("judgments", round)), "flips_sql": _flips_sql(opened, round),
         "most": _MOST, "short": _SHORT,
-        "elsewhere_pair": pair.elsewhere(opened.name) if pair else None, "statuses_sql": _statuses_sql(opened),
-        "command": f"rondo rounds {shlex.quote(opened.name)}",
+        "elsewhere_pair": pair.elsewhere(opened) if pair else None, "statuses_sql": _statuses_sql(opened),
+        "command": f"rondo rounds {opened.name}{root_option(opened.store)}",
     }  # fmt: skip
     return Page("judges.html.j2", f"Judges of {opened.name}", values, run=opened.name, tab="Judges", live=True)
 

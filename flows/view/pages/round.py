@@ -1,6 +1,5 @@
 """A round: what it sampled and preferred, how scores, margins and lengths are distributed, and where its time went."""
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from flows.view.rendering import NOT_MEASURED, Page, number
 from flows.view.round_charts import Bin, histogram, scatter
 from flows.view.site import OpenRun
 from flows.view.tables import KINDS
+from flows.view.terminal import root_option
 from storage.errors import NotCommittedError
 from storage.queries.memory import MemoryTables
 
@@ -139,7 +139,7 @@ def page(opened: OpenRun, asked: int) -> Page:
     times, tables, place = timeline(run, [asked]), opened.tables, begun.index(asked)
     counts = {row["kind"]: row for row in tables.ask(_COUNTS, {"round": asked})}
     kind = "training" if "training" in counts else "held-out"
-    of_round, root = _Asked(tables, asked, kind), opened.store.root
+    of_round = _Asked(tables, asked, kind)
     values = {
         "round": asked,
         "finished": summary is not None,
@@ -157,7 +157,7 @@ def page(opened: OpenRun, asked: int) -> Page:
         "tied_total": counts[kind]["tied"] if kind in counts else 0,
         "sections": list[Section](where_time_goes(times)),
         "sql": f"{_ROUND} {asked}" if summary else None,
-        "command": f"rondo show {run.name}@{asked} --table {KINDS[kind]}completions --root {shlex.quote(root)}",
+        "command": f"rondo show {run.name}@{asked} --table {KINDS[kind]}completions{root_option(opened.store)}",
     }
     title = f"Round {asked} of {run.name}"
     return Page("round.html.j2", title, values, run=run.name, tab="Run", live=summary is None)

@@ -206,10 +206,8 @@ def test_the_same_stands_in_sql(browser: TestClient, root: Path) -> None:
     assert [[row["prompt_id"], f"{row['place_a']:.1%}, {row['place_b']:.1%}"] for row in rows] == [
         [row[0], row[4]] for row in table(shown, DIFFER)
     ]  # fmt: skip
-    assert (
-        command
-        == "rondo show small@3 --table eval_judgments --where 'judge IN ('\"'\"'vader'\"'\"', '\"'\"'grammar'\"'\"')'"
-    )
+    quoted = "'judge IN ('\"'\"'vader'\"'\"', '\"'\"'grammar'\"'\"')'"
+    assert command == f"rondo show small@3 --table eval_judgments --where {quoted} --root {root}"
     assert [[row["prompt_id"], f"{row['flips']:g}"] for row in queries.sql("small", str(root), turned)] == [
         [row[0], row[4]] for row in table(shown, TURNED)
     ]  # fmt: skip
