@@ -14,11 +14,13 @@ from pipeline.data.words import in_one_form, sentences, words
 from pipeline.errors import DataError
 
 Value = int | str | bool
-CHECKS_VERSION = 2
+CHECKS_VERSION = 3
 """Counts changes of what the checks below accept."""
 # On one line a mark, a blank, and something that is no further mark: "* * *" is a rule between paragraphs.
 _BULLET = re.compile(r"^[^\S\n]*[-*•][^\S\n][^\n]*[^\s*•-]", re.MULTILINE)
 _COMMAS = frozenset(",،、，")
+_ELSEWHERE = 0.5
+"""What a phrase is worth that stands in an answer, and not at the end where it should."""
 _OF_WORDS = frozenset({"starts_with", "keyword", "without_word"})
 """Kinds whose value is compared word by word."""
 
@@ -29,13 +31,14 @@ class Kind:
 
     Attributes:
         asks: how a prompt asks for it, in two wordings; ``{value}`` stands for its value.
-        holds: says whether an answer that has a word, with ``\\n`` alone between lines, fulfils it, given its value.
+        nearness: says how near an answer that has a word, with ``\\n`` alone between lines, is to its value: 1 if it
+            fulfils it, else from 0 to below 1.
         values: what a generated prompt may ask for.
         aspects: what of an answer it decides. Two kinds that share none can always be fulfilled together.
     """
 
     asks: tuple[str, str]
-    holds: Callable[[str, Any], bool]
+    nearness: Callable[[str, Any], float]
     values: Sequence[Value]
     aspects: frozenset[str]
 
@@ -47,48 +50,70 @@ class Instruction(NamedTuple):
     constraints: Mapping[str, Value]
 
 
-def _starts(answer: str, phrase: str) -> bool:
+def _at_most(count: int, most: int) -> float:
+    return min(1.0, most / max(count, 1))
+
+
+def _starts(answer: str, phrase: str) -> float:
     wanted = words(phrase)
-    return words(answer)[: len(wanted)] == wanted
+    if words(answer)[: len(wanted)] == wanted:
+        return 1.0
+    return _ELSEWHERE * (_times(answer, phrase) > 0)
 
 
-def _ends(answer: str, phrase: str) -> bool:
+def _ends(answer: str, phrase: str) -> float:
     text, end = (" ".join(in_one_form(part).split()) for part in (answer, phrase))
     before = text.removesuffix(end)
     inside_a_word = before[-1:].isalnum() and end[0].isalnum()
-    return text.endswith(end) and not inside_a_word
+    if text.endswith(end) and not inside_a_word:
+        return 1.0
+    return _ELSEWHERE * (end in text)
 
 
-def _has(answer: str, phrase: str) -> bool:
-    """Says whether the words of a phrase stand one after the other in an answer."""
+def _times(answer: str, phrase: str) -> int:
+    """Counts how often the words of a phrase stand one after the other in an answer."""
     said, wanted = words(answer), words(phrase)
-    return any(said[first : first + len(wanted)] == wanted for first in range(len(said) - len(wanted) + 1))
+    return sum(said[first : first + len(wanted)] == wanted for first in range(len(said) - len(wanted) + 1))
 
 
-def _quoted(answer: str, _value: bool) -> bool:
+def _bullets(answer: str, count: int) -> float:
+    found = len(_BULLET.findall(answer))
+    return min(found, count) / max(found, count)
+
+
+def _quoted(answer: str, _value: bool) -> float:
     text = answer.strip()
-    return text[0] == text[-1] == '"'
+    return ((text[0] == '"') + (text[-1] == '"' and len(text) > 1)) / 2
+
+
+def _unchanged(answer: str, changed: str) -> float:
+    """Gives the share of an answer's parts between blanks that are as they are after a change of case."""
+    if answer == changed:
+        return 1.0
+    parts = answer.split()
+    same = sum(part == after for part, after in zip(parts, changed.split(), strict=True))
+    return same / len(parts)
 
 
 KINDS: Mapping[str, Kind] = {
     "max_sentences": Kind(
         ("Use at most {value} sentences.", "Your answer must not have more than {value} sentences."),
-        lambda answer, most: sentences(answer) <= most, (2, 3), frozenset({"length"}),
+        lambda answer, most: _at_most(sentences(answer), most), (2, 3), frozenset({"length"}),
     ),
     "max_words": Kind(
         ("Use at most {value} words.", "Your answer must not be longer than {value} words."),
-        lambda answer, most: len(words(answer)) <= most, (10, 15, 20, 25), frozenset({"length"}),
+        lambda answer, most: _at_most(len(words(answer)), most), (10, 15, 20, 25), frozenset({"length"}),
     ),
     "min_words": Kind(
         ("Use at least {value} words.", "Your answer must have {value} words or more."),
-        lambda answer, least: len(words(answer)) >= least, (15, 20, 25, 30), frozenset({"length"}),
+        lambda answer, least: min(1.0, len(words(answer)) / least), (15, 20, 25, 30), frozenset({"length"}),
     ),
     "bullets": Kind(
         (
             "Write exactly {value} bullet points, each on a line that begins with \"- \".",
             "Answer with a list of {value} points, and begin each line of it with \"- \".",
         ),
-        lambda answer, count: len(_BULLET.findall(answer)) == count, (2, 3, 4), frozenset({"length", "layout"}),
+        _bullets, (2, 3, 4), frozenset({"length", "layout"}),
     ),
     "starts_with": Kind(
         ("Begin your answer with the word \"{value}\".", "The first word of your answer must be \"{value}\"."),
@@ -106,35 +131,41 @@ KINDS: Mapping[str, Kind] = {
     ),
     "lower_case": Kind(
         ("Use small letters only, and no capitals.", "Your whole answer must be in lower case."),
-        lambda answer, _value: answer == answer.lower(), (True,), frozenset({"case"}),
+        lambda answer, _value: _unchanged(answer, answer.lower()), (True,), frozenset({"case"}),
     ),
     "upper_case": Kind(
         ("Use CAPITAL letters only.", "Your whole answer must be in upper case."),
-        lambda answer, _value: answer == answer.upper(), (True,), frozenset({"case"}),
+        lambda answer, _value: _unchanged(answer, answer.upper()), (True,), frozenset({"case"}),
     ),
     "no_commas": Kind(
         ("Do not use any commas.", "There must be no comma in your answer."),
-        lambda answer, _value: _COMMAS.isdisjoint(answer), (True,), frozenset({"punctuation"}),
+        lambda answer, _value: 1 / (1 + sum(answer.count(comma) for comma in _COMMAS)),
+        (True,), frozenset({"punctuation"}),
     ),
     "keyword": Kind(
         ("Use the word \"{value}\".", "The word \"{value}\" must be in your answer."),
-        _has,
+        lambda answer, phrase: float(_times(answer, phrase) > 0),
         ("morning", "stone", "friend", "silver", "window", "number", "summer", "story", "careful", "quickly",
          "wonderful", "history"),
         frozenset({"words"}),
     ),
     "without_word": Kind(
         ("Do not use the word \"{value}\".", "The word \"{value}\" must not be in your answer."),
-        lambda answer, phrase: not _has(answer, phrase), ("and", "a", "of", "they", "can"),
+        lambda answer, phrase: 1 / (1 + _times(answer, phrase)), ("and", "a", "of", "they", "can"),
         frozenset({"words"}),
     ),
 }  # fmt: skip
 
 
+def nearness(answer: str, constraints: Mapping[str, Value]) -> dict[str, float]:
+    """Says for each constraint how near the answer is, from 0 to 1; 0 for an answer without a word."""
+    empty, text = not words(answer), "\n".join(answer.splitlines())
+    return {kind: 0.0 if empty else KINDS[kind].nearness(text, value) for kind, value in constraints.items()}
+
+
 def held(answer: str, constraints: Mapping[str, Value]) -> dict[str, bool]:
     """Says for each constraint whether the answer fulfils it; an answer without a word fulfils none."""
-    empty, text = not words(answer), "\n".join(answer.splitlines())
-    return {kind: not empty and KINDS[kind].holds(text, value) for kind, value in constraints.items()}
+    return {kind: near == 1 for kind, near in nearness(answer, constraints).items()}
 
 
 def write_instruction(instruction: Instruction) -> str:

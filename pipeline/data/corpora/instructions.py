@@ -6,6 +6,7 @@ topics that are held out are new as well as their prompts.
 """
 
 import random
+from collections.abc import Mapping
 from functools import cache
 from itertools import product
 from typing import ClassVar, NamedTuple
@@ -45,6 +46,8 @@ REQUESTS = (
 )
 VARIANTS = 12
 """Prompts for each topic and request, with different constraints."""
+SELDOM: Mapping[str, float] = {"bullets": 0.5, "lower_case": 0.5, "upper_case": 0.25, "quoted": 0.25}
+"""How often a kind is drawn, against 1 for the others: these hold in at most one of fifty answers of a small model."""
 TWO_SHARE = 0.5
 """Share of the prompts that are drawn with two constraints; the others have one."""
 SYSTEMS = (
@@ -100,12 +103,16 @@ def _variants(topic: str, wording: str) -> list[tuple[tuple[str, Value], ...]]:
 
 
 def _draw(rng: random.Random) -> tuple[tuple[str, Value], ...]:
-    """Draws one constraint, or two that can be fulfilled together; each kind is as likely as any other."""
-    kinds = [rng.choice(list(KINDS))]
+    """Draws one constraint, or two that can be fulfilled together."""
+    kinds = [_draw_kind(rng, list(KINDS))]
     if rng.random() < TWO_SHARE:
         taken = KINDS[kinds[0]].aspects
-        kinds.append(rng.choice([kind for kind in KINDS if not KINDS[kind].aspects & taken]))
+        kinds.append(_draw_kind(rng, [kind for kind in KINDS if not KINDS[kind].aspects & taken]))
     return tuple((kind, rng.choice(KINDS[kind].values)) for kind in kinds)
+
+
+def _draw_kind(rng: random.Random, kinds: list[str]) -> str:
+    return rng.choices(kinds, [SELDOM.get(kind, 1.0) for kind in kinds])[0]
 
 
 def _conversation(ask: _Ask) -> list[Message]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.data.corpora.constraints import KINDS, Value, held, read_instruction
+from pipeline.data.corpora.constraints import KINDS, Value, held, nearness, read_instruction
 from pipeline.data.words import sentences, words
 from pipeline.errors import DataError, JudgeError
 from pipeline.judges import JudgedCandidate, JudgeItem, make_judge
@@ -89,8 +89,29 @@ def test_what_each_constraint_takes(kind: str, value: Value, right: list[str], w
     assert {answer: held(answer, {kind: value})[kind] for answer in answers} == answers
 
 
+NEAR: list[tuple[str, Value, dict[str, float]]] = [
+    ("max_sentences", 2, {"One. Two. Three.": 2 / 3, "One. Two. Three. Four.": 1 / 2, "...": 0}),
+    ("max_words", 3, {"one two three four": 3 / 4, "one two three four five six": 1 / 2}),
+    ("min_words", 4, {"one two three": 3 / 4, "one": 1 / 4}),
+    ("bullets", 2, {"none": 0, "- one": 1 / 2, "- one\n- two\n- three": 2 / 3}),
+    ("starts_with", "Today", {"It rains today": 1 / 2, "It rains": 0, "Todays": 0}),
+    ("ends_with", "The end.", {"The end. Bye": 1 / 2, "The end": 0}),
+    ("quoted", True, {'"a': 1 / 2, 'a"': 1 / 2, "a": 0, '"a" b': 1 / 2}),
+    ("lower_case", True, {"Not small": 1 / 2, "All Of It Is": 0, "It is 42 so": 3 / 4}),
+    ("upper_case", True, {"NOT large": 1 / 2, "none of it": 0, "ALL BUT This ONE": 3 / 4}),
+    ("no_commas", True, {"a, b": 1 / 2, "a, b, c，d": 1 / 4}),
+    ("keyword", "stone", {"stones": 0}),
+    ("without_word", "and", {"this and that": 1 / 2, "and and and": 1 / 4}),
+]
+
+
+@pytest.mark.parametrize(("kind", "value", "answers"), NEAR)
+def test_how_near_wrong_answers_are(kind: str, value: Value, answers: dict[str, float]) -> None:
+    assert {answer: nearness(answer, {kind: value})[kind] for answer in answers} == answers
+
+
 def test_every_kind_has_its_cases() -> None:
-    assert {kind for kind, *_ in CASES} == KINDS.keys()
+    assert {kind for kind, *_ in CASES} == {kind for kind, *_ in NEAR} == KINDS.keys()
 
 
 def test_words_and_sentences_are_counted_as_people_count_them() -> None:

@@ -168,8 +168,9 @@ def test_instructions_are_followed_all_or_in_part() -> None:
     asked = item("one two", "one, two", "one, two, three, four", "", reference=stated)
     assert scores(strict.judge([asked])) == [1, 0, 0, 0]
     judgments = half.judge([asked])
-    assert scores(judgments) == [1, 0.25, 0, 0]  # one of two, times a half
-    assert judgments[1].components == {"max_words": 1.0, "no_commas": 0.0}
+    # A half times the mean of: one of two commas too many is 1/2, three are 1/4, and four words for three are 3/4.
+    assert scores(judgments) == [1, (1 + 1 / 2) / 4, (3 / 4 + 1 / 4) / 4, 0]
+    assert judgments[1].components == {"max_words": 1.0, "no_commas": 0.5}
     assert [judgment.rationale for judgment in judgments[:3]] == [
         None, "does not hold: no_commas", "does not hold: max_words 3, no_commas",
     ]  # fmt: skip
