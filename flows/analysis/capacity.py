@@ -38,7 +38,7 @@ def plan_recipe(
     if name == "cpu" and "bfloat16" in (allotment.precision, recipe.update.precision):
         kind = replace(kind, drift=Device.drift)
     shape = _shape(policy.path, "policy") if isinstance(policy, PretrainedPolicy) else shape_of_warm_start(policy)
-    judges = [_shape(part.path, "judge") for part in recipe.judge_parts if isinstance(part, RewardModelConfig)]
+    judges = [_shape(part.path, "judge") for part in recipe.all_judge_parts if isinstance(part, RewardModelConfig)]
     judge = max(judges, key=lambda shape: shape.parameters, default=None)
     work = workload_of(recipe, shape, judge, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
     if calibrate is not None and (prompt_tokens or answer_tokens):
