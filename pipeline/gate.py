@@ -27,7 +27,7 @@ class GateConfig(Config):
     count: int = Field(
         128,
         ge=1,
-        le=10_000,
+        le=4096,
         description="most prompts to take of them: of a generated corpus those that are held out, of a file or dataset "
         "those whose contents have the smallest hashes",
     )

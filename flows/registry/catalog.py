@@ -27,6 +27,7 @@ TABLE_ALIASES = {
     "completions": "candidates",
     "eval_completions": "eval_candidates",
     "served_completions": "served_candidates",
+    "gate_completions": "gate_candidates",
 }
 """What the field calls a table, and its name in the store."""
 

@@ -19,6 +19,7 @@ from flows.workers.references import PromptBatch, ToMeasure, hashes
 from flows.workers.trainer import TrainerWorker
 from pipeline.evaluation.gate_measures import Measured
 from pipeline.gate import REWARD, TEXT, GateConfig
+from pipeline.recipe import Recipe
 from pipeline.records import content_id
 from storage.log.manifest import FileRef
 
@@ -31,7 +32,7 @@ _MEASURED = ("prompts", "count", "text", "text_tokens", "window")
 
 
 @dataclass(frozen=True)
-class _Best:
+class Best:
     """The rounds that a round is compared with, by measure, and since when the gate measures as it does now."""
 
     rounds: Mapping[str, int]
@@ -55,7 +56,8 @@ async def pass_gate(context: RoundContext, number: int) -> GateResult | None:
     measured = await _measure(
         context, number, [ToMeasure(judges[name], own[name], earlier.get(name, ())) for name in names]
     )
-    return _verdict(context, number, dict(zip(names, measured, strict=True)), best, conditions)
+    found = dict(zip(names, measured, strict=True))
+    return verdict(context.recipe, number, context.policies.start(number), found, best, conditions)
 
 
 async def _prepare_gate(context: RoundContext, number: int, config: GateConfig) -> tuple[FileRef, ...]:
@@ -84,18 +86,18 @@ def _conditions(context: RoundContext, config: GateConfig, prompts: tuple[FileRe
     ])  # fmt: skip
 
 
-def _best(context: RoundContext, number: int, config: GateConfig, conditions: str) -> _Best:
+def _best(context: RoundContext, number: int, config: GateConfig, conditions: str) -> Best:
     """Returns the best rounds so far; under new conditions that is the round that this one starts from."""
     if number == 0:
-        return _Best({}, 0)
+        return Best({}, 0)
     before = gate_of(context.run.round_entry(number - 1).meta)
     if before is not None and before.conditions == conditions:
-        return _Best({measure.name: measure.next_best for measure in before.measures}, before.since)
-    return _Best(dict.fromkeys(config.measures, context.policies.start(number)), number)
+        return Best({measure.name: measure.next_best for measure in before.measures}, before.since)
+    return Best(dict.fromkeys(config.measures, context.policies.start(number)), number)
 
 
 async def _earlier(
-    context: RoundContext, number: int, name: str, best: _Best, prompts: tuple[FileRef, ...]
+    context: RoundContext, number: int, name: str, best: Best, prompts: tuple[FileRef, ...]
 ) -> tuple[FileRef, ...]:
     """Returns the judgments of the best round by a measure; they are there, unless the conditions are new."""
     round = best.rounds[name]
@@ -140,12 +142,17 @@ async def _measure(context: RoundContext, number: int, measures: list[ToMeasure]
         return (await context.workers.judge.call(JudgeWorker.measure, measures=measures)).result
 
 
-def _verdict(
-    context: RoundContext, number: int, measured: Mapping[str, Measured], best: _Best, conditions: str
+def verdict(
+    recipe: Recipe, number: int, start: int, measured: Mapping[str, Measured], best: Best, conditions: str
 ) -> GateResult:
-    config = context.recipe.gate
-    assert config is not None
-    level, start = config.level(context.recipe.rounds), context.policies.start(number)
+    """Says whether a round passed, with whom the next one is compared, and whether the run ends.
+
+    Args:
+        start: the round that this one started from; all between the two have failed.
+    """
+    config = recipe.gate
+    assert config is not None, "the recipe has a gate"
+    level, before = config.level(recipe.rounds), max(number - 1 - start, 0)
     failed = {name for name in config.guards if name in best.rounds and _lost(measured[name], config, name, level)}
     measures = [
         GateMeasure(
@@ -155,15 +162,15 @@ def _verdict(
         )
         for name, one in measured.items()
     ]  # fmt: skip
-    before = number - 1 - start if number else 0
+    update = config.retried(recipe.update, before)
+    changed = update != recipe.update
     result = GateResult(
         passed=not failed, level=level, measures=measures, failures=before + 1 if failed else 0,
         why=_why(measures, level, start) if failed else None,
+        learning_rate=update.learning_rate if changed else None, beta=update.beta if changed else None,
         conditions=conditions, since=best.since,
     )  # fmt: skip
-    update = config.retried(context.recipe.update, before)
-    changed = {} if update == context.recipe.update else {"learning_rate": update.learning_rate, "beta": update.beta}
-    return result.model_copy(update={**changed, "ends": _ends(result, config, number)})
+    return result.model_copy(update={"ends": _ends(result, config, number)})
 
 
 def _lost(one: Measured, config: GateConfig, name: str, level: float) -> bool:

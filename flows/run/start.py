@@ -189,7 +189,7 @@ def _goal(run: Run) -> int:
 
 
 def _unless_ended(run: Run, goal: int) -> int:
-    """Returns the rounds that a run is brought to: no more, if patience has ended it and its recipe asks for no more."""
+    """Returns the rounds that a run is brought to: no more, if patience has ended it and nobody asks for more."""
     return len(run.finished) - 1 if ended_by_patience(run) and goal <= recipe_of(run).rounds else goal
 
 

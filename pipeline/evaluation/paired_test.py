@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_CELLS = 200_000
+_CELLS = 400_000
 """Values of the sum that are told apart, about: with n differences each is rounded to a part of _CELLS / n."""
 _FINEST = 1000
 """Parts of the largest difference, at most."""
