@@ -30,7 +30,19 @@ def inputs_of_next_round(run: Run, number: int, staleness: int) -> list[FileRef]
     for round in sampling_rounds(run, number, staleness):
         files += run.files(round, "probe")
     files += weights_of_next_round(run, number, staleness)
+    files += _compared_by_gate(run, number)
     return list({file.path: file for file in files}.values())
+
+
+def _compared_by_gate(run: Run, number: int) -> list[FileRef]:
+    """Lists the judgments of the best rounds that the gate of the round after ``number`` reads; none without one."""
+    gate = run.round_entry(number).meta.get("gate")
+    if gate is None:
+        return []
+    best, since = {measure["next_best"] for measure in gate["measures"]}, gate["since"]
+    places = [(round, stage) for round in sorted(best) for stage in ("gate_judgments", "gate_text", "eval_judgments")]
+    places += [(since, stage) for stage in ("gate_prompts", "gate_baseline_judgments", "gate_baseline_text")]
+    return [file for round, stage in places for file in run.files(round, stage)]
 
 
 def needed_after(run: Run, number: int) -> list[FileRef]:

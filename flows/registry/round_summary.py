@@ -153,6 +153,12 @@ def summaries(rounds: Sequence[Entry]) -> list[RoundSummary]:
     return [RoundSummary.model_validate(entry.meta) for entry in rounds]
 
 
+def start_among(rounds: Sequence[RoundSummary], number: int) -> int:
+    """Returns the round that a round started from: the newest before it that has not failed its gate, 0 at the last."""
+    good = (one.round for one in rounds if one.round < number and (one.gate is None or one.gate.passed))
+    return max(good, default=0)
+
+
 def rows_of(rounds: Sequence[RoundSummary]) -> list[dict[str, str]]:
     """Returns rounds as people read them; what does not apply to a round is a dash.
 

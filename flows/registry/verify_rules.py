@@ -18,6 +18,8 @@ def loss_of(entry: Entry) -> str:
     stage = entry.key.stage if entry.key else ""
     if stage == "prompts":
         return "the prompts of the run: no round of it can go on"
+    if stage.startswith("gate_") and stage != "gate_candidates":
+        return f"{stage} of round {entry.round}: rounds whose gate compares with it cannot be gone on from"
     if stage not in CARRIED_STAGES:
         return f"{stage} of round {entry.round}: it cannot be read any more; weights and other tables are not concerned"
     if entry.round == 0:

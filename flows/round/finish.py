@@ -43,7 +43,8 @@ async def finish_round(
     )
     # Tracked before it counts: if the command is killed in between, it is tracked again and replaces what was.
     meta = summary.model_dump(mode="json")
-    context.monitors.tracker.round(number, context.steps_before(number) + (summary.steps or 0), meta)
+    means = {} if gate is None else {"gate": {one.name: one.mean for one in gate.measures}}
+    context.monitors.tracker.round(number, context.steps_before(number) + (summary.steps or 0), meta | means)
     drop_states(context.run, context.writer, number)  # nobody would come back to it once the round is finished
     context.writer.finish_round(number, meta)
     logger = get_run_logger()

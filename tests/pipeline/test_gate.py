@@ -1,4 +1,4 @@
-"""What a recipe says of its gate: the level of a test, a softer update after failures, and what does not go together."""
+"""What a recipe says of its gate: the level of a test, a softer update after failures, and what cannot be combined."""
 
 from typing import Any
 

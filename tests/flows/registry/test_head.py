@@ -19,7 +19,7 @@ def rounds(verdicts: Sequence[bool | None]) -> tuple[Store, Run]:
             for stage in ("checkpoint", "probe", "eval_candidates", "eval_judgments"):
                 file = FileRef(f"runs/r/rounds/{number:04}/{stage}", 1, "0" * 64, 1)
                 context.writer.commit(Key(number, stage), [file], {"policy": f"{number}" * 64})
-            gate: dict[str, Any] = {} if passed is None else {"gate": {"passed": passed}}
+            gate: dict[str, Any] = {} if passed is None else {"gate": {"passed": passed, "measures": [], "since": 0}}
             context.writer.finish_round(number, gate)
         return context.store, context.run
 

@@ -54,8 +54,8 @@ def test_a_loss_must_be_certain_and_above_the_tolerance() -> None:
     failed = passing(0.0025, fell=0.1)
     assert (failed.passed, failed.failures, failed.ends) == (False, 1, None)
     assert failed.why == (
-        "gate failed: grammar fell from 0.5 in round 1 to 0.4 on the same 40 prompts (p 0.0025, level 0.0025); the last "
-        "good policy is that of round 2"
+        "gate failed: grammar fell from 0.5 in round 1 to 0.4 on the same 40 prompts (p 0.0025, level 0.0025); the "
+        "last good policy is that of round 2"
     )
     assert [measure.next_best for measure in failed.measures] == [1, 0], "what failed is never the best"
     assert gate_words(failed) == "failed"
@@ -84,7 +84,7 @@ def test_patience_counts_from_the_last_gain() -> None:
 
 
 def failures(rng: np.random.Generator, rounds: int, fall: float = 0.0) -> int:
-    """How many rounds fail of a run whose scores are 0 to 4 by one law in all rounds, or lower in the last by a part."""
+    """How many rounds fail of a run whose scores are 0 to 4 by one law; a part of the last round's fall to 0."""
     asked, best, failed = recipe(rounds), Best({"grammar": 0, "vader": 0}, 0), 0
     scores = {0: {name: rng.integers(0, 5, 40) for name in best.rounds}}
     for number in range(1, rounds + 1):

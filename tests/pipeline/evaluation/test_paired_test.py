@@ -1,4 +1,4 @@
-"""The sign-flip test: by hand, against all ways to sign the differences, and its rate of errors where nothing changes."""
+"""The sign-flip test: by hand, against all ways to sign the differences, and its errors where nothing changes."""
 
 from itertools import product
 from math import comb
