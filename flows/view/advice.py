@@ -25,7 +25,8 @@ _ALL = (
         "The policy of this round can do less than the best one before it could, on what the recipe's gate measures: "
         "the round is kept, and the next one starts from the last good policy.",
         "Compare the answers with those of the best round (rondo show RUN@ROUND --table gate_completions); take "
-        "smaller steps or more KL, or mend the judge that pays for this; raise gate.tolerance if the loss is acceptable.",
+        "smaller steps or more KL, or mend the judge that pays for this; if the loss is acceptable, raise "
+        "gate.tolerance.",
     ),
     Advice(
         "no update",
