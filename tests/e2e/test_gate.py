@@ -62,27 +62,30 @@ def gates(run: Run) -> list[dict[str, Any]]:
 
 def test_the_gate_stops_a_run_whose_judge_is_gamed(rondo: Rondo, gamed: Path, stopped: Done) -> None:
     root, run = ["--root", str(gamed)], opened(gamed, "stopped")
-    first, last = gates(run)
-    assert (first["passed"], last["passed"], last["ends"]) == (True, False, "failures")
+    first, second, last = gates(run)
+    assert [gate["passed"] for gate in (first, second, last)] == [True, True, False]
+    assert (first["ends"], second["ends"], last["ends"]) == (None, None, "failures")
     long, text = last["measures"]
     assert (long["name"], long["best"], long["prompts"], long["failed"]) == ("long", 0, 16, True)
     assert long["mean"] < long["best_mean"] == first["measures"][0]["mean"]
     assert long["loss"] <= last["level"] == pytest.approx(0.05 / (3 * 2))
     assert (text["name"], text["prompts"], text["failed"]) == ("text", 16, False)
-    assert run.rounds()[1].meta["reward"] > run.rounds()[0].meta["reward"], "the judge itself is content"
-    assert "stopped after round 1 of 3: gate failed: long fell from" in " ".join(stopped.stdout.split())
-    assert "alarm in round 1: gate failed" in " ".join((stopped.stdout + stopped.stderr).split())
+    assert run.rounds()[2].meta["reward"] > run.rounds()[0].meta["reward"], "the judge itself is content"
+    assert "stopped after round 2 of 3: gate failed: long fell from" in " ".join(stopped.stdout.split())
+    assert "alarm in round 2: gate failed" in " ".join((stopped.stdout + stopped.stderr).split())
 
     found = rondo("checkpoint", "stopped", *root)
-    assert "/rounds/0000/" in found.stdout or "/shared/" in found.stdout, "the last good policy is the initial one"
-    assert "round 0 is the last good one" in found.stderr
-    assert "failed its gate" in rondo("checkpoint", "stopped@1", *root).stderr, "what is named is given"
+    assert "/rounds/0001/" in found.stdout, "what a gated run gives away is the last good policy"
+    assert "round 1 is the last good one" in found.stderr
+    named = rondo("checkpoint", "stopped@2", *root)
+    assert "/rounds/0002/" in named.stdout, "what is named is given"
+    assert "round 2 failed its gate" in named.stderr
     assert "failed" in rondo("rounds", "stopped", *root).stdout
     assert '"ok": true' in rondo("verify", "stopped", *root, "--json").stdout
     (listed,) = json.loads(rondo("runs", *root, "--json").stdout)
-    assert (listed["reward"], listed["state"]) == (run.rounds()[0].meta["reward"], "stopped")
+    assert (listed["reward"], listed["state"]) == (run.rounds()[1].meta["reward"], "stopped")
     shown = json.loads(
-        rondo("show", "stopped@1", "--table", "gate_completions", *root, "--json", "--limit", "99").stdout
+        rondo("show", "stopped@2", "--table", "gate_completions", *root, "--json", "--limit", "99").stdout
     )
     assert len(shown) == 16
     assert all(row["prompt"] for row in shown)
@@ -93,13 +96,13 @@ def test_killed_in_a_gated_round_and_in_the_gate(rondo: Rondo, gamed: Path) -> N
     root = ["--root", str(gamed)]
     command = ["run", str(gamed / "gamed.yaml"), "--name", "killed"]
     for kill in (
-        "gate_prompts:0:after", "gate_text:0:before", "update_state:1:after", "checkpoint:1:before",
-        "gate_text:1:after", "gate_candidates:1:after", "gate_judgments:1:after",
+        "gate_prompts:0:after", "gate_text:1:before", "update_state:2:after", "checkpoint:2:before",
+        "gate_text:2:after", "gate_candidates:2:after", "gate_judgments:2:after",
     ):  # fmt: skip
         assert rondo(*command, *root, kill=kill).returncode == -9
         command = ["resume", "killed"]
     rondo("resume", "killed", *root)
-    assert_same(gamed, "stopped", gamed, "killed", range(2))
+    assert_same(gamed, "stopped", gamed, "killed", range(3))
 
 
 RETRY = ["gate.on_failure=retry", "gate.learning_rate_factor=0.001", "gate.beta_factor=2"]
@@ -107,35 +110,35 @@ RETRY = ["gate.on_failure=retry", "gate.learning_rate_factor=0.001", "gate.beta_
 
 def test_retry_goes_back_and_takes_smaller_steps(rondo: Rondo, gamed: Path) -> None:
     root, changes = ["--root", str(gamed)], [word for change in RETRY for word in ("--set", change)]
-    start = ["run", str(gamed / "gamed.yaml"), *root, *changes, "--set", "rounds=2"]
+    start = ["run", str(gamed / "gamed.yaml"), *root, *changes]
     rondo(*start, "--name", "retried")
     run = opened(gamed, "retried")
     policies = [entry.meta["policy"] for entry in run.rounds()]
-    assert [gate["passed"] for gate in gates(run)] == [True, False, True]
-    second = run.rounds()[2].meta
-    assert (second["reference"], second["origin"]["sampled_by"]) == (policies[0], policies[0]), "and not round 1's"
-    assert second["kl_previous"] == second["kl_initial"], "the round before is the one that it started from"
+    assert [gate["passed"] for gate in gates(run)] == [True, True, False, True]
+    last = run.rounds()[3].meta
+    assert (last["reference"], last["origin"]["sampled_by"]) == (policies[1], policies[1]), "and not round 2's"
+    assert abs(last["kl_previous"]) < 0.01 < last["kl_initial"], "the round before is the one that it started from"
     rates = [
         max(read_table(Store.open(gamed), run.files(number, "metrics"))["learning_rate"].to_pylist())
-        for number in (1, 2)
+        for number in (1, 3)
     ]
     assert rates == [pytest.approx(5e-3), pytest.approx(5e-6)]
-    assert (second["gate"]["learning_rate"], second["gate"]["beta"]) == (pytest.approx(5e-6), pytest.approx(0.2))
+    assert (last["gate"]["learning_rate"], last["gate"]["beta"]) == (pytest.approx(5e-6), pytest.approx(0.2))
     assert '"ok": true' in rondo("verify", "retried", *root, "--json").stdout
 
     command = [*start, "--name", "again"]
-    for kill in ("gate_judgments:1:after", "candidates:2:after", "update_state:2:after", "gate_candidates:2:after"):
+    for kill in ("gate_judgments:2:after", "candidates:3:after", "update_state:3:after", "gate_candidates:3:after"):
         assert rondo(*command, kill=kill).returncode == -9
         command = ["resume", "again", *root]
     rondo("resume", "again", *root)
-    assert_same(gamed, "retried", gamed, "again", range(3))
+    assert_same(gamed, "retried", gamed, "again", range(4))
 
     # A fork at the round that failed says where it goes on, and does, also without a gate of its own.
-    forked = rondo("fork", "retried@1", "--name", "forked", *root, "--set", "gate=null")
-    assert "round 1 failed its gate, so that the next one starts from round 0" in " ".join(forked.stdout.split())
+    forked = rondo("fork", "retried@2", "--name", "forked", *root, "--set", "gate=null")
+    assert "round 2 failed its gate, so that the next one starts from round 1" in " ".join(forked.stdout.split())
     rondo("prune", "retried", "--keep-last", "1", *root)
     rondo("resume", "forked", *root)
-    assert opened(gamed, "forked").rounds()[2].meta["origin"]["sampled_by"] == policies[0]
+    assert opened(gamed, "forked").rounds()[3].meta["origin"]["sampled_by"] == policies[1]
     assert '"ok": true' in rondo("verify", "forked", *root, "--json").stdout
 
 
