@@ -125,12 +125,28 @@ def gate_prompts(recipe: Recipe, policy: Path) -> pa.Table:
     return table
 
 
+def check_gate(recipe: Recipe) -> None:
+    """Checks what the gate measures policies on, if that takes neither a library nor a network.
+
+    Raises:
+        ConfigError, DataError: it cannot be read, or a judge of the gate lacks reference answers.
+    """
+    gate = recipe.gate
+    if gate is None or isinstance(gate.prompts, DatasetPrompts):
+        return
+    _gate_prompts(recipe)
+    if gate.text is not None:
+        read_text(gate.text, 1)
+
+
 def _gate_prompts(recipe: Recipe) -> list[Prompt]:
     """Reads the prompts of the gate, if it has some, and checks that its judges find their reference answers."""
     gate = recipe.gate
     if gate is None or gate.prompts is None:
         return []
     prompts = regression_prompts(gate.prompts, gate.count, recipe.seed)
+    if not isinstance(recipe.policy, PretrainedPolicy):
+        check_conversations(prompts, None)
     needing = (part.kind for judge in gate.judges for part in judge.parts() if part.needs_reference)
     if (judge := next(needing, None)) is not None:
         check_reference_answers(prompts, judge)

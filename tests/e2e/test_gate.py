@@ -82,7 +82,7 @@ def test_the_gate_stops_a_run_whose_judge_is_gamed(rondo: Rondo, gamed: Path, st
     assert "round 2 failed its gate" in named.stderr
     assert "failed" in rondo("rounds", "stopped", *root).stdout
     assert '"ok": true' in rondo("verify", "stopped", *root, "--json").stdout
-    (listed,) = json.loads(rondo("runs", *root, "--json").stdout)
+    listed = next(row for row in json.loads(rondo("runs", *root, "--json").stdout) if row["run"] == "stopped")
     assert (listed["reward"], listed["state"]) == (run.rounds()[1].meta["reward"], "stopped")
     shown = json.loads(
         rondo("show", "stopped@2", "--table", "gate_completions", *root, "--json", "--limit", "99").stdout
