@@ -61,8 +61,9 @@ def regression_set(
     check_conversations(prompts, tokenizer)
     rows = []
     if config is not None:
-        generated = isinstance(config, GeneratedPrompts)
-        read, most = (False, None) if generated else (config.read_special_tokens, config.max_tokens)
+        read, most = False, None
+        if not isinstance(config, GeneratedPrompts):
+            read, most = config.read_special_tokens, config.max_tokens
         encoded = [prompt_row(prompt, tokenizer, read_special_tokens=read) for prompt in prompts]
         rows = [row for row in encoded if most is None or len(row["token_ids"]) <= most]
     windows = () if text is None else _windows(text, tokenizer, tokens, window)

@@ -51,8 +51,8 @@ def _rounded(magnitudes_P: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         return np.zeros(len(magnitudes_P), dtype=np.int64)
     parts = max(1, min(_FINEST, _CELLS // len(magnitudes_P)))
     rounded = np.rint(magnitudes_P / largest * parts).astype(np.int64)
-    divisor = np.gcd.reduce(rounded)
-    return rounded // divisor
+    divisor = int(np.gcd.reduce(rounded))
+    return np.asarray(rounded // divisor, dtype=np.int64)
 
 
 def _distribution(magnitudes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

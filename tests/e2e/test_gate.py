@@ -27,7 +27,7 @@ GAMED: dict[str, Any] = {
     "policy": {**TINY["policy"], "steps": 10},
     "sampling": {**TINY["sampling"], "prompts_per_round": 8, "shard_prompts": 4},
     "judge": {"kind": "length", "target": 1, "unit": "tokens"},
-    "update": {**TINY["update"], "learning_rate": 5e-3, "checkpoint_steps": 2},
+    "update": {**TINY["update"], "learning_rate": 5e-3},
     "evaluation": {"prompts": 4},
     "gate": {
         "prompts": {"source": "generated", "corpus": "film_reviews"}, "count": 16,
@@ -96,7 +96,7 @@ def test_killed_in_a_gated_round_and_in_the_gate(rondo: Rondo, gamed: Path) -> N
     root = ["--root", str(gamed)]
     command = ["run", str(gamed / "gamed.yaml"), "--name", "killed"]
     for kill in (
-        "gate_prompts:0:after", "gate_text:1:before", "update_state:2:after", "checkpoint:2:before",
+        "gate_prompts:0:after", "gate_text:1:before", "candidates:2:after", "checkpoint:2:before",
         "gate_text:2:after", "gate_candidates:2:after", "gate_judgments:2:after",
     ):  # fmt: skip
         assert rondo(*command, *root, kill=kill).returncode == -9
@@ -122,12 +122,13 @@ def test_retry_goes_back_and_takes_smaller_steps(rondo: Rondo, gamed: Path) -> N
         max(read_table(Store.open(gamed), run.files(number, "metrics"))["learning_rate"].to_pylist())
         for number in (1, 3)
     ]
-    assert rates == [pytest.approx(5e-3), pytest.approx(5e-6)]
+    assert rates[0] == pytest.approx(5e-3)
+    assert 0 < rates[1] <= 5e-6 * (1 + 1e-9), "a step that is not whole has its share of the rate"
     assert (last["gate"]["learning_rate"], last["gate"]["beta"]) == (pytest.approx(5e-6), pytest.approx(0.2))
     assert '"ok": true' in rondo("verify", "retried", *root, "--json").stdout
 
     command = [*start, "--name", "again"]
-    for kill in ("gate_judgments:2:after", "candidates:3:after", "update_state:3:after", "gate_candidates:3:after"):
+    for kill in ("gate_judgments:2:after", "candidates:3:after", "checkpoint:3:before", "gate_candidates:3:after"):
         assert rondo(*command, kill=kill).returncode == -9
         command = ["resume", "again", *root]
     rondo("resume", "again", *root)
