@@ -15,6 +15,7 @@ from pipeline.config.prompts import GeneratedPrompts, Prompts
 from pipeline.config.sampling import VLLM_CPU_HEAD_WIDTHS, SamplingConfig
 from pipeline.config.update import UpdateConfig
 from pipeline.data.corpora import CORPORA, TEXT_CORPORA
+from pipeline.gate import GateConfig, least_pairs
 from pipeline.judges import JudgeConfig
 from pipeline.judges.human import HumanConfig, HumanFeedbackConfig
 
@@ -99,6 +100,27 @@ def check_early_judging(staleness: int, judge: JudgeConfig) -> None:
         raise ValueError(
             f"staleness {staleness} judges a round's candidates before the round begins, and the judge "
             f"'{judge.label}' needs what is not there by then: set staleness to 0, or choose another judge"
+        )
+
+
+def check_gate(gate: GateConfig | None, staleness: int, rounds: int) -> None:
+    """Refuses a gate that comes too late to hold a round back, or whose tests are too few to tell anything."""
+    if gate is None:
+        return
+    if staleness:
+        raise ValueError(
+            "staleness 1 samples a round's completions before the gate has passed the policy before it: set staleness "
+            "to 0, or leave gate out"
+        )
+    pairs = {
+        "gate.count": gate.count if gate.judges else None,
+        "the windows of gate.text": gate.text_tokens // gate.window if gate.text is not None else None,
+    }
+    least = least_pairs(gate.level(rounds))
+    if few := next((f"{name} {count}" for name, count in pairs.items() if count is not None and count < least), None):
+        raise ValueError(
+            f"{few}: gate.error_rate {gate.error_rate:g}, shared by {len(gate.measures)} tests in each of {rounds} "
+            f"rounds, takes at least {least} to tell a loss: give more, or raise gate.error_rate"
         )
 
 

@@ -20,6 +20,7 @@ from pipeline.config.preferences import PreferencesConfig
 from pipeline.config.prompts import Prompts
 from pipeline.config.sampling import BFLOAT16_TOLERANCE, FLOAT32_TOLERANCE, Precision, SamplingConfig
 from pipeline.config.update import UpdateConfig
+from pipeline.gate import GateConfig
 from pipeline.judges import AnyJudge, JudgeConfig
 from pipeline.judges.human import HumanFeedbackConfig
 from pipeline.judges.registry import judges
@@ -92,6 +93,9 @@ class Recipe(Config):
     people: HumanFeedbackConfig | None = Field(None, description="people beside the judge; nobody is asked where empty")
     update: UpdateConfig = Field(UpdateConfig(), description="the DPO update of a round")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="what is measured after each round")
+    gate: Annotated[GateConfig | None, Later(None)] = Field(
+        None, description="what a round's policy must not have lost for the next round to start from it; none if empty"
+    )
     devices: DevicesConfig = Field(DevicesConfig(), description="where each part runs")
     cluster: ClusterConfig = Field(ClusterConfig(), description="replicas of sampler and judge on Ray")
     store: Annotated[StoreConfig, Later(StoreConfig())] = Field(
@@ -108,6 +112,7 @@ class Recipe(Config):
         agreement.check_objective(preferences, update)
         agreement.check_people(self.people, judge, preferences)
         agreement.check_early_judging(self.staleness, judge)
+        agreement.check_gate(self.gate, self.staleness, self.rounds)
         agreement.check_probe(self.evaluation.judge_probe, self.drifting_judges)
         agreement.check_names(self.judge_names)
         agreement.check_held_out_judges(judge, self.evaluation.judges)
@@ -119,7 +124,7 @@ class Recipe(Config):
         agreement.check_soft_labels(preferences, judge)
         agreement.check_ranks(self.devices, update)
         agreement.check_replicas(self.cluster, self.devices, sampling)
-        agreement.check_counted_budget(self.cluster, self.judge_parts)
+        agreement.check_counted_budget(self.cluster, self.all_judge_parts)
         agreement.check_engine_precision(sampling)
         agreement.check_engine_takes_policy(self.policy, sampling, self.devices)
         return self
@@ -188,9 +193,24 @@ class Recipe(Config):
         return (self.judge, *self.evaluation.judges)
 
     @property
+    def gate_judges(self) -> tuple[AnyJudge, ...]:
+        """Returns the judges of the gate, whose places come after those of `judges`."""
+        return () if self.gate is None else self.gate.judges
+
+    @property
+    def gate_tokens(self) -> int:
+        """Returns the most tokens of an answer to a prompt of the gate."""
+        return (self.gate and self.gate.max_tokens) or self.sampling.max_tokens
+
+    @property
     def judge_parts(self) -> list[JudgeConfig]:
         """Returns all judges, and those that they are made of."""
         return [part for judge in self.judges for part in judge.parts()]
+
+    @property
+    def all_judge_parts(self) -> list[JudgeConfig]:
+        """Returns those, and the judges of the gate with theirs: all that a process of judges loads."""
+        return [*self.judge_parts, *(part for judge in self.gate_judges for part in judge.parts())]
 
     @property
     def held_out_judges(self) -> list[int]:

@@ -38,7 +38,7 @@ def plan_recipe(
     if name == "cpu" and "bfloat16" in (allotment.precision, recipe.update.precision):
         kind = replace(kind, drift=Device.drift)
     shape = _shape(policy.path, "policy") if isinstance(policy, PretrainedPolicy) else shape_of_warm_start(policy)
-    judges = [_shape(part.path, "judge") for part in recipe.judge_parts if isinstance(part, RewardModelConfig)]
+    judges = [_shape(part.path, "judge") for part in recipe.all_judge_parts if isinstance(part, RewardModelConfig)]
     judge = max(judges, key=lambda shape: shape.parameters, default=None)
     work = workload_of(recipe, shape, judge, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
     if calibrate is not None and (prompt_tokens or answer_tokens):
@@ -85,9 +85,12 @@ def _calibrated(work: Workload, device: Device, source: str, root: str) -> tuple
     allotted = run.finished_by(number).meta.get("allotment") or Allotment.of(recorded).record()
     stages = plan_round(theirs, DEVICES[device.name].with_threads(allotted["threads"]["trainer"])).stages
     evaluation, totals = stages["evaluate"], {name: sum(parts.values()) for name, parts in stages.items()}
+    gate = stages.get("gate", {})
     on_paper = {
-        "sample": (totals["sample"] + evaluation["sample"]) * summary.sampled_tokens / theirs.sampled_tokens,
-        "judge": totals["judge"] + evaluation["judge"],
+        "sample": (totals["sample"] + evaluation["sample"] + gate.get("sample", 0.0))
+        * summary.sampled_tokens
+        / theirs.sampled_tokens,
+        "judge": totals["judge"] + evaluation["judge"] + gate.get("judge", 0.0),
         "update": next(iter(stages["update"].values())),  # of the optimizer steps alone
         "sync weights": totals["sync weights"],
     }

@@ -39,8 +39,8 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """Sums the rounds, and round 0's evaluation."""
-        return self.rounds * self.plan.seconds + self.begins * sum(self.plan.stages["evaluate"].values())
+        """Sums the rounds, and round 0's evaluation with its gate."""
+        return self.rounds * self.plan.seconds + self.begins * (self._stage("evaluate") + self._stage("gate"))
 
     @property
     def disk(self) -> float:
@@ -72,11 +72,19 @@ class Forecast:
     def time_line(self) -> str:
         """Says how long the rounds take, and what takes longest."""
         stages = {name: sum(parts.values()) for name, parts in self.plan.stages.items()}
-        longest = ", ".join(f"{name} {_short(stages[name], 's')}" for name in ("sample", "judge", "update", "evaluate"))
+        told = [name for name in ("sample", "judge", "update", "evaluate", "gate") if name in stages]
+        longest = ", ".join(f"{name} {_short(stages[name], 's')}" for name in told)
+        gate = self.plan.work.gate_answers
+        budget = (
+            f"; the gate samples at most {gate * self.plan.work.recipe.gate_tokens:,} tokens a round" if gate else ""
+        )
         return (
             f"on paper, as on {self.plan.devices} x {self.plan.device.name}: about {_short(self.seconds, 's')} of work "
-            f"for {counted(self.rounds, 'round')} of {_short(self.plan.seconds, 's')} each ({longest})"
+            f"for {counted(self.rounds, 'round')} of {_short(self.plan.seconds, 's')} each ({longest}){budget}"
         )
+
+    def _stage(self, name: str) -> float:
+        return sum(self.plan.stages.get(name, {}).values())
 
     def memory_words(self, free: float | str) -> str:
         """Says how much memory the largest part needs, of what is free of the machine or the device.

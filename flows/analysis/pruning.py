@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from flows.registry.catalog import existing_store
 from flows.registry.checkpoints import base_of, is_adapter
+from flows.registry.head import head_of, start_of
 from flows.registry.resume import recipe_of
 from flows.registry.resume_check import WEIGHT_STAGES, sampling_rounds, staleness_of
 from flows.registry.round_summary import RoundSummary, summaries
@@ -113,14 +114,15 @@ def parse_grace(text: str) -> timedelta:
 def _unneeded(run: Run, keep: Collection[int]) -> list[Entry]:
     """Returns the commits of weights and of optimizer states that no round to come reads.
 
-    Tables stay. So do the weights of round 0, which the KL to the initial policy, adapters and forks need, and those of
-    the newest finished round, from which the next one starts. With a round stays the policy that samples the one after
-    it: with staleness that is an earlier one, whose optimizer state and average go, as nobody would read them. An
-    adapter that stays keeps the whole checkpoint that it changes.
+    Tables stay. So do the weights of round 0, which the KL to the initial policy, adapters and forks need, those of the
+    newest finished round, and those from which the next one starts, which a gate may have left further back. With a
+    round stays the policy that samples the one after it: with staleness that is an earlier one, whose optimizer state
+    and average go, as nobody would read them. An adapter that stays keeps the whole checkpoint that it changes.
     """
     finished = run.finished
-    whole, staleness = {*keep, *finished[:1], *finished[-1:]}, staleness_of(run)
-    sampling = {number for after in whole for number in sampling_rounds(after, staleness)}
+    head, staleness = head_of(run), staleness_of(run)
+    whole = {*keep, *finished[:1], *finished[-1:], *([] if head is None else [head])}
+    sampling = {number for after in whole for number in sampling_rounds(run, after, staleness)}
 
     def stays(entry: Entry) -> bool:
         samples = entry.round in sampling and entry.key is not None and entry.key.stage == "checkpoint"
@@ -135,7 +137,7 @@ def _unneeded(run: Run, keep: Collection[int]) -> list[Entry]:
 def _judging(run: Run) -> set[int]:
     """Returns the rounds whose policies judge the next one."""
     judges = [judge for judge in recipe_of(run).judges if isinstance(judge, ImplicitConfig)]
-    return {number for judge in judges for number in judge.rounds(len(run.finished))}
+    return {number for judge in judges for number in judge.rounds(start_of(run, len(run.finished)) + 1)}
 
 
 def _best(rounds: Sequence[RoundSummary], metric: str) -> int:

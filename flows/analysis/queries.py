@@ -32,9 +32,11 @@ def show(
     """Returns rows of a round's table, joined with what one wants to read beside them; all columns, or these."""
     # A round's own candidates have one judge; the held-out ones have several, and this one's scores are the reward.
     judge = _judge_of_reward(run, number) if table.startswith(("eval_", "served_")) else None
+    prompts = next((at for at in range(number, -1, -1) if run.files(at, "gate_prompts")), 0)
     found = round_tables.query(
-        store, run, number, table=table, where=where, prompt=prompt, limit=limit, judge=judge, columns=columns
-    )
+        store, run, number, table=table, where=where, prompt=prompt, limit=limit, judge=judge, columns=columns,
+        prompts_round=prompts if table.startswith("gate_") else 0,
+    )  # fmt: skip
     rows: list[dict[str, Any]] = found.to_pylist()
     return rows
 

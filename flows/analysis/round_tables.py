@@ -13,7 +13,7 @@ from storage.log.store import Store
 from storage.queries import round_query
 from storage.queries.round_query import Joined, View
 
-_HELD_OUT = ("eval_", "served_")
+_HELD_OUT = ("eval_", "served_", "gate_")
 _ORDER = ("prompt_id", "candidate", "judge", "step")
 _PAIR = ("prompt_id", "candidate")
 _ID = ("prompt_id", pa.string())
@@ -78,15 +78,17 @@ def query(
     limit: int | None = None,
     judge: str | None = None,
     columns: Sequence[str] | None = None,
+    prompts_round: int = 0,
 ) -> pa.Table:
     """Returns the rows of one table of a round, in the order of the prompts and candidates.
 
     Args:
-        table: candidates, judgments or preferences, or one of these with ``eval_`` or ``served_`` before it, joined
-            as ``_VIEWS`` says; or the name of any other stage that is a table.
+        table: candidates, judgments or preferences, or one of these with ``eval_``, ``served_`` or ``gate_`` before
+            it, joined as ``_VIEWS`` says; or the name of any other stage that is a table.
         where: an SQL expression over the columns.
         prompt: the first characters of a prompt's id.
         limit: the largest number of rows.
+        prompts_round: the round that has the prompts of a table of the gate.
         judge: whose scores stand beside the candidates; by default the first by name.
         columns: the columns to return, of those that there are; all of them by default.
 
@@ -94,17 +96,18 @@ def query(
         NotCommittedError, QueryError, DamagedFileError: as for :func:`storage.queries.round_query.query`.
     """
     prefix = None if prompt is None else ("prompt_id", prompt)
-    view = _view(table, judge)
+    view = _view(table, judge, prompts_round)
     return round_query.query(store, run, round, table, view, where=where, prefix=prefix, limit=limit, columns=columns)
 
 
-def _view(table: str, judge: str | None) -> View:
+def _view(table: str, judge: str | None, prompts_round: int) -> View:
     """Says how the table is shown; a table of held-out prompts is joined with others of held-out prompts."""
+    gate = replace(_PROMPTS, stage="gate_prompts", round=prompts_round) if table.startswith("gate_") else None
     prefix = next((known for known in _HELD_OUT if table.startswith(known)), "")
     view = _VIEWS.get(table.removeprefix(prefix), View(_ORDER))
     if prefix:
         joined = {
-            alias: other if other.round is not None else replace(other, stage=prefix + other.stage)
+            alias: (gate or other) if other is _PROMPTS else replace(other, stage=prefix + other.stage)
             for alias, other in view.joined.items()
         }
         view = replace(view, joined=joined)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.registry import DEFAULT_ROOT
 from flows.registry.catalog import committed_files, existing_store, list_rounds, location
+from flows.registry.head import head_of
 from flows.registry.recipes import load_recipe, parse_recipe
 from flows.registry.resume import recipe_of
 from flows.registry.round_summary import RoundSummary
@@ -142,6 +143,16 @@ class Run:
     def rounds(self) -> list[RoundSummary]:
         """Reads the finished rounds with their metrics; anew each time, since the run may be at work."""
         return list_rounds(self.name, self.root)
+
+    @property
+    def head(self) -> Round:
+        """Returns the round whose policy is the run's: the newest that passed its gate, or the newest without a gate.
+
+        Raises:
+            IndexError: no round is finished.
+        """
+        self._run.refresh()
+        return self[head_of(self._run) or 0]
 
     def __len__(self) -> int:
         self._run.refresh()

@@ -40,6 +40,8 @@ class Table(StrEnum):
     eval_judgments = "eval_judgments"
     served_completions = "served_completions"
     served_judgments = "served_judgments"
+    gate_completions = "gate_completions"
+    gate_judgments = "gate_judgments"
     candidates = "candidates"
     eval_candidates = "eval_candidates"
 
@@ -67,7 +69,10 @@ def rounds_(run: RunName, root: Root = DEFAULT_ROOT, format: Output = Format.tab
 def show(
     source: RunAtRound,
     table: Annotated[
-        Table, typer.Option(help="which table; eval_: of held-out prompts; served_: of these, as one would serve")
+        Table,
+        typer.Option(
+            help="which table; eval_: of held-out prompts; served_: of these, as one would serve; gate_: of the gate"
+        ),
     ] = (Table.completions),
     prompt: Annotated[str | None, typer.Option(help="only this prompt: its id, or the beginning of it")] = None,
     limit: Limit = 10,

@@ -8,6 +8,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from flows.registry.catalog import state_of
+from flows.registry.head import failed_gate
 
 _SHORT = 8
 
@@ -61,7 +62,8 @@ def _of_run(run: Mapping[str, Any], *, waiting: bool) -> Text:
     recipe = run["header"].get("recipe")
     recipe = recipe if isinstance(recipe, Mapping) else {}
     parent, done = run["parent"], len(run["rounds"]) - 1
-    finished = done >= recipe.get("rounds", math.inf)
+    last = run["rounds"][-1]["record"] if run["rounds"] else {}
+    finished = done >= recipe.get("rounds", math.inf) or (last.get("gate") or {}).get("ends") == "patience"
     state = state_of(run["state"], paused=run["paused"], finished=finished, waiting=waiting)
     text = Text.assemble((run["run"], "bold"), f"  {recipe.get('name', '')}  {_extent(done + 1)}  {state}")
     return text if parent is None else text.append(f"  fork of {parent['run']}@{parent['round']}")
@@ -79,6 +81,8 @@ def _of_round(round: Mapping[str, Any]) -> Text:
         parts.append(f"prompts {origin['prompts'][:_SHORT]}")
     if record.get("reward") is not None:
         parts.append(f"reward {record['reward']:+.3f}")
+    if failed_gate(record):
+        parts.append("gate failed")
     if round["weights"] == "removed":
         parts.append("weights removed")
     return Text("  ".join(parts))

@@ -35,8 +35,9 @@ _COMMANDS = f"""\
 {_NOTICE}
 
 `rondo --install-completion` teaches the shell to complete commands, options, runs and recipes. Wherever `RUN@ROUND` is
-taken, `RUN` alone and `RUN@latest` mean its newest round. Commands that read take `--format`: `table` and `markdown`
-show what people read; `json`, `jsonl` and `csv` have all columns, under their names in the store.
+taken, `RUN` alone and `RUN@latest` mean its newest round; for `checkpoint` and `publish`, which take a policy, it is
+the newest that passed its gate. Commands that read take `--format`: `table` and `markdown` show what people read;
+`json`, `jsonl` and `csv` have all columns, under their names in the store.
 """
 _BOUNDS = {
     "minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<", "minLength": "length ≥",

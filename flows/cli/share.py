@@ -3,13 +3,16 @@
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.cli.options import Commands, Root, RunAtRound, RunName
 from flows.publish import Style, What
 from flows.registry import DEFAULT_ROOT
+
+if TYPE_CHECKING:
+    from storage.log.run import Run
 
 app = Commands("Share")
 
@@ -54,6 +57,17 @@ def export(
     typer.echo(f"{rows} preferences in {to}: datasets.load_dataset('{to}')")
 
 
+def _say_of_gate(run: "Run", number: int) -> None:
+    """Says, beside the output, if the gate has to do with which policy this is."""
+    from flows.registry.head import failed_gate
+
+    newest = run.finished[-1]
+    if failed_gate(run.round_entry(number).meta):
+        typer.echo(f"round {number} failed its gate: 'rondo rounds {run.name}' shows the last good one", err=True)
+    elif all(failed_gate(run.round_entry(later).meta) for later in range(number + 1, newest + 1)) and newest > number:
+        typer.echo(f"round {number} is the last good one: what came after it failed its gate", err=True)
+
+
 @app.command()
 def checkpoint(
     source: RunAtRound,
@@ -69,13 +83,14 @@ def checkpoint(
     """
     from flows.host.new_directory import new_directory
     from flows.host.progress import doing
-    from flows.registry.catalog import existing_store, run_at_round
+    from flows.registry.catalog import existing_store, policy_at_round
     from flows.registry.checkpoints import checkpoint_files, is_adapter, local_policy
     from pipeline.errors import ConfigError
     from storage.tables.checkpoints import local_directory
 
     store = existing_store(root)
-    run, number = run_at_round(store, source)
+    run, number = policy_at_round(store, source)
+    _say_of_gate(run, number)
     files = checkpoint_files(run, number)
     if to is not None:
         copying = doing(f"copying the checkpoint to {to}")
@@ -107,10 +122,11 @@ def publish_(
     """Push a round to the Hub: the checkpoint as a model, its preferences as a dataset. The token is HF_TOKEN's."""
     from flows.host.progress import doing
     from flows.publish.publish import publish
-    from flows.registry.catalog import existing_store, run_at_round
+    from flows.registry.catalog import existing_store, policy_at_round
 
     store = existing_store(root)
-    run, number = run_at_round(store, source)
+    run, number = policy_at_round(store, source)
+    _say_of_gate(run, number)
     with doing(f"pushing {source} to {repo}"):
         urls = list(publish(store, run, number, repo, what, private=private))
     for url in urls:

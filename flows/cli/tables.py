@@ -86,7 +86,7 @@ def print_json(value: object) -> None:
 
 def readable_columns(table: str) -> tuple[str, ...]:
     """Returns the columns of a round's table that people are shown."""
-    return _READABLE[table.removeprefix("eval_").removeprefix("served_")]
+    return _READABLE[table.removeprefix("eval_").removeprefix("served_").removeprefix("gate_")]
 
 
 def shortened(row: Mapping[str, Any], *hidden: str) -> dict[str, Any]:

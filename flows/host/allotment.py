@@ -97,7 +97,7 @@ def _threads(recipe: Recipe, cores: int) -> dict[str, int]:
     devices, cluster, asked = recipe.devices, recipe.cluster, recipe.cpu_threads
     if asked != "auto":
         return dict.fromkeys(("sampler", "trainer", "judge"), asked)
-    judges = any(isinstance(part, RewardModelConfig | ImplicitConfig) for part in recipe.judge_parts)
+    judges = any(isinstance(part, RewardModelConfig | ImplicitConfig) for part in recipe.all_judge_parts)
     computes = {
         "sampler": devices.sampler == "cpu" and not cluster.sampler.replicas,
         "trainer": devices.trainer == "cpu",

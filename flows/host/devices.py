@@ -18,6 +18,6 @@ def check_devices(recipe: Recipe) -> None:
     check_device("devices.trainer", devices.trainer)
     if not cluster.sampler.replicas:
         check_device("devices.sampler", devices.sampler)
-    by_model = any(isinstance(part, RewardModelConfig | ImplicitConfig) for part in recipe.judge_parts)
+    by_model = any(isinstance(part, RewardModelConfig | ImplicitConfig) for part in recipe.all_judge_parts)
     if by_model and not cluster.judge.replicas:
         check_device("devices.judge", devices.judge)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.errors import WaitingForLabelsError
+from flows.registry.head import head_of, start_of
 from pipeline.errors import ConfigError
 from storage.errors import CorruptEntryError, NotCommittedError
 from storage.log.manifest import FileRef
@@ -26,6 +27,7 @@ TABLE_ALIASES = {
     "completions": "candidates",
     "eval_completions": "eval_candidates",
     "served_completions": "served_candidates",
+    "gate_completions": "gate_candidates",
 }
 """What the field calls a table, and its name in the store."""
 
@@ -82,6 +84,18 @@ def run_at_round(store: Store, source: str, *, in_progress: bool = False) -> tup
     return run, number
 
 
+def policy_at_round(store: Store, source: str) -> tuple[Run, int]:
+    """Finds the run and the round whose policy RUN@ROUND means; without a round that is the last good one.
+
+    A round that failed its gate is taken if it is named.
+
+    Raises:
+        As for `run_at_round`.
+    """
+    run, number = run_at_round(store, source)
+    return run, number if parse_source(source)[1] is not None else start_of(run, number + 1)
+
+
 def committed_files(run: Run, number: int, table: str) -> list[FileRef]:
     """Lists the files of a round's table, or of another of its stages; prompts are those of the run.
 
@@ -118,14 +132,16 @@ def list_runs(root: str) -> list[dict[str, Any]]:
         # As it was recorded, with every field: to check it again would import all kinds of judges.
         recipe, last = existing.header["recipe"], existing.last_round
         done, planned = last.meta["round"] if last else 0, recipe["rounds"]
+        head = head_of(existing)
         rows.append({
             "run": name,
             "recipe": recipe["name"],
             "parent": "{run}@{round}".format(**existing.header["parent"]) if existing.header.get("parent") else None,
             "rounds": f"{done}/{max(done, planned)}",  # schedules add to those of the recipe
-            "reward": last.meta["reward"] if last else None,
+            "reward": None if head is None else existing.round_entry(head).meta["reward"],
             "state": state_of(
-                existing.state, paused=existing.pause is not None, finished=done >= planned,
+                existing.state, paused=existing.pause is not None,
+                finished=done >= planned or ended_by_patience(existing),
                 waiting=waits_for_people(existing) is not None,
             ),
         })  # fmt: skip
@@ -166,13 +182,38 @@ def waits_for_people(run: Run) -> int | None:
 
 
 def ended_early(run: Run, goal: int) -> str | None:
-    """Says why a run that has ended in order has fewer rounds than its goal; None if it has them all."""
+    """Says why a run that has ended in order has fewer rounds than its goal, or a last one that its gate refused."""
     last = run.last_round
-    if last is None or last.meta["round"] >= goal:
+    if last is None:
+        return None
+    if last.meta.get("gate") and (ends := last.meta["gate"]["ends"]):
+        return _ended_by_gate(run, last.meta, goal, patience=ends == "patience")
+    if last.meta["round"] >= goal:
         return None
     return (
         f"run '{run.name}' stopped after round {last.meta['round']} of {goal}, as preferences.on_none says: "
         f"{last.meta.get('no_update')}; 'rondo resume {run.name}' goes on with the next round"
+    )
+
+
+def ended_by_patience(run: Run) -> bool:
+    """Says whether a run has ended before its last round, as its gate saw no gain for so long."""
+    last = run.last_round
+    return last is not None and (last.meta.get("gate") or {}).get("ends") == "patience"
+
+
+def _ended_by_gate(run: Run, meta: dict[str, Any], goal: int, *, patience: bool) -> str:
+    number, gate = meta["round"], meta["gate"]
+    if patience:
+        (reward,) = (measure for measure in gate["measures"] if measure["name"] == "reward")
+        return (
+            f"run '{run.name}' is finished with round {number} of {goal}, as gate.patience says: no gain in held-out "
+            f"reward since round {reward['next_best']}; 'rondo resume {run.name} --rounds N' adds more"
+        )
+    many = f", the {gate['failures']} newest of which failed" if gate["failures"] > 1 else ""
+    return (
+        f"run '{run.name}' stopped after round {number} of {goal}{many}: {gate['why']}; 'rondo resume {run.name}' goes "
+        "on from that policy"
     )
 
 

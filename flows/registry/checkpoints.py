@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from flows.registry.head import start_of
 from storage.errors import NotCommittedError
 from storage.log.manifest import FileRef
 from storage.log.run import Run
@@ -26,9 +27,12 @@ def is_adapter(files: Sequence[FileRef]) -> bool:
 
 
 def base_of(run: Run, number: int) -> list[FileRef]:
-    """Finds the whole checkpoint that a round's adapter changes: that of the last round before it which has one."""
-    earlier = (run.files(round, "checkpoint") for round in range(number - 1, -1, -1))
-    return next((files for files in earlier if files and not is_adapter(files)), [])
+    """Finds the whole checkpoint that a round's adapter changes: of the last one that it came from which has one."""
+    while number > 0:
+        number = start_of(run, number)
+        if (files := run.files(number, "checkpoint")) and not is_adapter(files):
+            return files
+    return []
 
 
 def local_policy(store: Store, run: Run, round: int, scratch: Path) -> Path:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from flows.registry.shipped_recipes import find_recipe
-from pipeline.config import DatasetPrompts, FilePrompts, PretrainedPolicy, SamplingConfig
+from pipeline.config import DatasetPrompts, FilePrompts, PretrainedPolicy, Prompts, SamplingConfig
 from pipeline.errors import ConfigError
 from pipeline.judges.reward_model import RewardModelConfig
 from pipeline.model.gguf_files import find_gguf
@@ -94,18 +94,25 @@ def check_files(recipe: Recipe) -> None:
     Raises:
         ConfigError: one of them is not there, or has no revisions.
     """
-    if isinstance(recipe.prompts, FilePrompts) and not Path(recipe.prompts.path).is_file():
-        raise ConfigError(f"prompts.path: there is no file '{recipe.prompts.path}': correct the path")
-    prompts = recipe.prompts
-    # Anything that does not look like a path may be a name on the data hub.
-    named = prompts.name if isinstance(prompts, DatasetPrompts) else ""
-    if named.startswith((".", "/", "~")) and not Path(named).is_dir():
-        raise ConfigError(f"prompts.name: there is no directory '{named}': correct the path")
-    for part in recipe.judge_parts:
+    _check_prompts("prompts", recipe.prompts)
+    if recipe.gate is not None:
+        _check_prompts("gate.prompts", recipe.gate.prompts)
+        if recipe.gate.text is not None and not Path(recipe.gate.text).is_file():
+            raise ConfigError(f"gate.text: there is no file '{recipe.gate.text}': correct the path")
+    for part in recipe.all_judge_parts:
         if isinstance(part, RewardModelConfig):
             _check_model("judge.path", part.path)
     if isinstance(recipe.policy, PretrainedPolicy):
         _check_policy(recipe.policy)
+
+
+def _check_prompts(field: str, prompts: Prompts | None) -> None:
+    if isinstance(prompts, FilePrompts) and not Path(prompts.path).is_file():
+        raise ConfigError(f"{field}.path: there is no file '{prompts.path}': correct the path")
+    # Anything that does not look like a path may be a name on the data hub.
+    named = prompts.name if isinstance(prompts, DatasetPrompts) else ""
+    if named.startswith((".", "/", "~")) and not Path(named).is_dir():
+        raise ConfigError(f"{field}.name: there is no directory '{named}': correct the path")
 
 
 def _check_policy(policy: PretrainedPolicy) -> None:

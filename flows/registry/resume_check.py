@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from flows.registry.checkpoints import base_of, is_adapter
+from flows.registry.head import sampler_of, start_of
 from storage.errors import CorruptEntryError, DamagedFileError
 from storage.log.manifest import FileRef
 from storage.log.run import Run
@@ -23,13 +24,25 @@ WEIGHT_STAGES = frozenset({"checkpoint", "optimizer", "ema", "update_state"})
 def inputs_of_next_round(run: Run, number: int, staleness: int) -> list[FileRef]:
     """Lists what the round after ``number`` reads of that round, of round 0, and of the round that samples."""
     files = [*run.files(0, "prompts")]
-    for round in sorted({0, number}):
+    for round in sorted({0, start_of(run, number + 1)}):
         for stage in CARRIED_STAGES:
             files += run.files(round, stage)
-    for round in sampling_rounds(number, staleness):
+    for round in sampling_rounds(run, number, staleness):
         files += run.files(round, "probe")
     files += weights_of_next_round(run, number, staleness)
+    files += _compared_by_gate(run, number)
     return list({file.path: file for file in files}.values())
+
+
+def _compared_by_gate(run: Run, number: int) -> list[FileRef]:
+    """Lists the judgments of the best rounds that the gate of the round after ``number`` reads; none without one."""
+    gate = run.round_entry(number).meta.get("gate")
+    if gate is None:
+        return []
+    best, since = {measure["next_best"] for measure in gate["measures"]}, gate["since"]
+    places = [(round, stage) for round in sorted(best) for stage in ("gate_judgments", "gate_text", "eval_judgments")]
+    places += [(since, stage) for stage in ("gate_prompts", "gate_baseline_judgments", "gate_baseline_text")]
+    return [file for round, stage in places for file in run.files(round, stage)]
 
 
 def needed_after(run: Run, number: int) -> list[FileRef]:
@@ -43,17 +56,18 @@ def weights_of_next_round(run: Run, number: int, staleness: int, unread: Collect
     Args:
         unread: which of ``STATES`` it does not read.
     """
-    files = [file for stage in STATES if stage not in unread for file in run.files(number, stage)]
-    for round in sampling_rounds(number, staleness):
+    start = start_of(run, number + 1)
+    files = [file for stage in STATES if stage not in unread for file in run.files(start, stage)]
+    for round in sampling_rounds(run, number, staleness):
         files += run.files(round, "checkpoint")
         if is_adapter(run.files(round, "checkpoint")):
             files += base_of(run, round)
     return files
 
 
-def sampling_rounds(number: int, staleness: int) -> list[int]:
-    """Lists the rounds whose policies the round after ``number`` needs: the newest, and the one that samples."""
-    return sorted({number, max(number - staleness, 0)})
+def sampling_rounds(run: Run, number: int, staleness: int) -> list[int]:
+    """Lists the rounds whose policies the round after ``number`` needs: where it starts, and the one that samples."""
+    return sorted({start_of(run, number + 1), sampler_of(run, number + 1, staleness)})
 
 
 def staleness_of(run: Run) -> int:

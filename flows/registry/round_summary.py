@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows.registry.gate_result import GateResult, gate_words
 from storage.log.manifest import Entry
 
 
@@ -138,6 +139,7 @@ class RoundSummary(BaseModel):
         "sampled while this one was updated, which is what staleness gains"
     )
     alarms: list[str] = []
+    gate: GateResult | None = Field(None, description="how the round came through its gate; none without one")
     origin: RoundOrigin | None = Field(None, description="none in runs that did not record it yet")
 
     @property
@@ -151,6 +153,12 @@ def summaries(rounds: Sequence[Entry]) -> list[RoundSummary]:
     return [RoundSummary.model_validate(entry.meta) for entry in rounds]
 
 
+def start_among(rounds: Sequence[RoundSummary], number: int) -> int:
+    """Returns the round that a round started from: the newest before it that has not failed its gate, 0 at the last."""
+    good = (one.round for one in rounds if one.round < number and (one.gate is None or one.gate.passed))
+    return max(good, default=0)
+
+
 def rows_of(rounds: Sequence[RoundSummary]) -> list[dict[str, str]]:
     """Returns rounds as people read them; what does not apply to a round is a dash.
 
@@ -159,10 +167,11 @@ def rows_of(rounds: Sequence[RoundSummary]) -> list[dict[str, str]]:
     """
     served = any(summary.served is not None for summary in rounds)
     thinks = any(summary.thought_length is not None for summary in rounds)
-    return [_row(summary, served=served, thinks=thinks) for summary in rounds]
+    gated = any(summary.gate is not None for summary in rounds)
+    return [_row(summary, served=served, thinks=thinks, gated=gated) for summary in rounds]
 
 
-def _row(summary: RoundSummary, *, served: bool, thinks: bool) -> dict[str, str]:
+def _row(summary: RoundSummary, *, served: bool, thinks: bool, gated: bool) -> dict[str, str]:
     found = summary.served
     as_served = "-" if found is None else _reward(found.reward, found.reward_se)
     thoughts = {
@@ -182,6 +191,7 @@ def _row(summary: RoundSummary, *, served: bool, thinks: bool) -> dict[str, str]
         "length": _tokens(summary.length),
         **(thoughts if thinks else {}),
         "chosen↓": _share(summary.chosen_fell),
+        **({"gate": gate_words(summary.gate)} if gated else {}),
     }
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from flows.registry.head import start_of
 from flows.registry.resume_check import CARRIED_STAGES, needed_after
 from storage.log.manifest import Entry
 from storage.log.run import Run
@@ -17,6 +18,8 @@ def loss_of(entry: Entry) -> str:
     stage = entry.key.stage if entry.key else ""
     if stage == "prompts":
         return "the prompts of the run: no round of it can go on"
+    if stage.startswith("gate_") and stage != "gate_candidates":
+        return f"{stage} of round {entry.round}: rounds whose gate compares with it cannot be gone on from"
     if stage not in CARRIED_STAGES:
         return f"{stage} of round {entry.round}: it cannot be read any more; weights and other tables are not concerned"
     if entry.round == 0:
@@ -27,8 +30,8 @@ def loss_of(entry: Entry) -> str:
 def contradictions(run: Run, commits: Sequence[Entry]) -> Iterator[tuple[Entry, str]]:
     """Finds the entries of rounds that contradict others, as far as they say who made what, each with what is wrong.
 
-    - The policy that samples is that of the round before, or with staleness 1 that of the round before that; if the
-      round says which, it must be that one.
+    - The policy that samples is that of the round before which passed its gate, or with staleness 1 that of the one
+      before that; if the round says which, it must be that one.
     - The policy that is evaluated is that of the round.
     - A checkpoint's hash is that of its weights, and the round's.
     - A reference is an earlier policy, or an average of them.
@@ -38,10 +41,13 @@ def contradictions(run: Run, commits: Sequence[Entry]) -> Iterator[tuple[Entry, 
     newest = {entry.key.piece: entry for entry in sorted(commits, key=lambda entry: entry.number) if entry.key}
     policies = {entry.round: entry.meta["policy"] for entry in _of(commits, "checkpoint") if "policy" in entry.meta}
     averages = {entry.meta.get("policy") for entry in _of(commits, "ema")}
+    starts = {number: start_of(run, number) for number in {entry.round for entry in commits}}
     said = {number: _said_sampler(run.round_entry(number)) for number in run.finished}
     for entry in commits:
         counts = entry.key is not None and newest[entry.key.piece] is entry
-        problem = (_sampled_by(entry, policies, said) if counts else None) or _checkpoint(entry, policies, averages)
+        problem = (_sampled_by(entry, policies, starts, said) if counts else None) or _checkpoint(
+            entry, policies, averages
+        )
         if problem is not None:
             yield entry, problem
     for number in run.finished:
@@ -56,15 +62,19 @@ def _said_sampler(round: Entry) -> str | None:
     return origin.get("sampled_by") if isinstance(origin, dict) else None
 
 
-def _sampled_by(entry: Entry, policies: Policies, said: Mapping[int, str | None]) -> str | None:
-    before, initial = policies.get(entry.round - 1), policies.get(0)
+def _sampled_by(
+    entry: Entry, policies: Policies, starts: Mapping[int, int], said: Mapping[int, str | None]
+) -> str | None:
+    start = starts[entry.round]
+    before, initial = policies.get(start), policies.get(0)
     stage, policy = entry.key.stage if entry.key else "", entry.meta.get("policy")
     sampled = said.get(entry.round)
-    earlier = {before, policies.get(max(entry.round - 2, 0))}
+    earlier = {before, policies.get(starts.get(start, 0))}
     allowed = {
         "candidates": earlier if sampled is None or None in earlier else earlier & {sampled},
         "eval_candidates": {policies.get(entry.round)},
         "served_candidates": {policies.get(entry.round)},
+        "gate_candidates": {policies.get(entry.round)},
         "baseline_candidates": {before, initial},  # also of round 0, in runs of earlier versions
         "initial_candidates": {initial},
     }.get(stage, {policy})

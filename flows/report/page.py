@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import yaml
 
+from flows.registry.catalog import ended_by_patience
+from flows.registry.gate_result import gate_words
 from flows.registry.packing_check import untried_lengths
 from flows.registry.recipes import changed_fields
-from flows.registry.round_summary import RoundSummary, rows_of, summaries
+from flows.registry.round_summary import RoundSummary, rows_of, start_among, summaries
 from flows.report.data import Completions, held_out_completions, optimizer_steps, sampled_scores
 from flows.report.rendering import to_page
 from flows.report.sections import Section, sections
@@ -105,7 +107,8 @@ def render(report: Report) -> str:
 
 
 def _state(run: Run, recipe: Recipe, done: int) -> str:
-    state = "finished" if run.state == "stopped" and done >= recipe.rounds else run.state
+    complete = done >= recipe.rounds or ended_by_patience(run)
+    state = "finished" if run.state == "stopped" and complete else run.state
     return f"{state}, {done} of {max(done, recipe.rounds)} rounds"
 
 
@@ -124,8 +127,11 @@ def key_metrics(rounds: Sequence[RoundSummary], recipe: Recipe) -> Iterator[Card
         earlier = before(None if first.served is None else first.served.reward, "+.3f")
         yield Card("Reward as served", f"{last.served.reward:+.3f}", [*earlier, *how])
     if last.win_rate_initial is not None and last.win_rate_previous is not None:
-        previous = f"{last.win_rate_previous:.1%} against round {last.round - 1}"
+        previous = f"{last.win_rate_previous:.1%} against round {start_among(rounds, last.round)}"
         yield Card("Win rate against round 0", f"{last.win_rate_initial:.1%}", [previous])
+    if last.gate is not None:
+        good = start_among(rounds, last.round + 1)
+        yield Card("Gate", gate_words(last.gate), [f"the last good policy is that of round {good}"])
     for name, score in last.judges.items():
         yield Card(f"Judge {name}", f"{score:.3f}", [*before(first.judges.get(name), ".3f"), "held-out judge"])
     if last.kl_initial is not None:

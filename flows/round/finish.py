@@ -5,6 +5,7 @@ from typing import Any
 from prefect import get_run_logger
 
 from flows.host.work_spans import busy_seconds, shared_seconds, spans_of
+from flows.registry.gate_result import GateResult
 from flows.registry.round_summary import RoundSummary, rows_of, summaries
 from flows.round.context import RoundContext
 from flows.round.provenance import round_origin
@@ -13,7 +14,9 @@ from flows.round.update_state import drop_states
 from pipeline.evaluation.held_out import alarms, initial_alarms
 
 
-async def finish_round(context: RoundContext, number: int, evaluation: dict[str, Any]) -> RoundSummary:
+async def finish_round(
+    context: RoundContext, number: int, evaluation: dict[str, Any], gate: GateResult | None = None
+) -> RoundSummary:
     """Makes the round visible as a whole: it counts from here on, and no reader sees it before."""
     metrics, recipe = {**evaluation, **_costs(context, number)}, context.recipe
     if not number:
@@ -28,16 +31,20 @@ async def finish_round(context: RoundContext, number: int, evaluation: dict[str,
         for entry in context.run.entries(round=number, stage="unlabelled"):
             metrics["labels_missing"] = entry.meta["missing"]
             metrics["alarms"] = [*metrics["alarms"], entry.meta["why"]]
+    if gate is not None and gate.why is not None:
+        metrics["alarms"] = [gate.why, *metrics["alarms"]]
     summary = RoundSummary(
         round=number,
         policy=context.policies.digest(number),
         handover_drift=context.policies.weight_sync(number).meta["per_token"],
         origin=round_origin(context, number),
+        gate=gate,
         **{key: value for key, value in metrics.items() if key in RoundSummary.model_fields and key != "policy"},
     )
     # Tracked before it counts: if the command is killed in between, it is tracked again and replaces what was.
     meta = summary.model_dump(mode="json")
-    context.monitors.tracker.round(number, context.steps_before(number) + (summary.steps or 0), meta)
+    means = {} if gate is None else {"gate": {one.name: one.mean for one in gate.measures}}
+    context.monitors.tracker.round(number, context.steps_before(number) + (summary.steps or 0), meta | means)
     drop_states(context.run, context.writer, number)  # nobody would come back to it once the round is finished
     context.writer.finish_round(number, meta)
     logger = get_run_logger()
@@ -61,10 +68,11 @@ def _costs(context: RoundContext, number: int) -> dict[str, Any]:
     def metas(*stages: str) -> list[dict[str, Any]]:
         return [entry.meta for stage in stages for entry in context.run.work(number, stage)]
 
-    sampled = [meta for meta in metas("candidates", "eval_candidates", "served_candidates") if "tokens" in meta]
+    kinds = ("", "eval_", "served_", "gate_", "gate_baseline_")
+    sampled = [meta for meta in metas(*(f"{kind}candidates" for kind in kinds)) if "tokens" in meta]
     seconds = {
         "sample": busy_seconds(spans_of(sampled)),
-        "judge": busy_seconds(spans_of(metas("judgments", "eval_judgments", "served_judgments"))),
+        "judge": busy_seconds(spans_of(metas(*(f"{kind}judgments" for kind in kinds)))),
         "hand over": context.policies.weight_sync(number).meta["seconds"],
     }
     metrics: dict[str, Any] = {"sampled_tokens": sum(meta["tokens"] for meta in sampled), "seconds": seconds}

@@ -4,6 +4,7 @@ from functools import cached_property
 
 from flows.registry.checkpoints import base_of, is_adapter
 from flows.registry.first_facts import thoughts_between
+from flows.registry.head import sampler_of, start_of
 from flows.workers.references import JudgePolicies, PolicyRef
 from pipeline.config import ThoughtMarks
 from pipeline.judges.implicit import ImplicitConfig
@@ -50,9 +51,13 @@ class Policies:
             return self.after(round)
         return PolicyRef(averages[-1].meta["policy"], averages[-1].files, self.after(round).probe)
 
+    def start(self, round: int) -> int:
+        """Returns the round whose policy a round's update starts from: the newest before it that passed its gate."""
+        return start_of(self._run, round)
+
     def sampled_by(self, round: int) -> int:
         """Returns the round whose policy samples the completions of a round."""
-        return max(round - 1 - self._recipe.staleness, 0)
+        return sampler_of(self._run, round, self._recipe.staleness)
 
     def reference(self, round: int) -> PolicyRef | None:
         """Returns the reference of a round's update; None if it is the policy that the update starts from."""
@@ -60,15 +65,15 @@ class Policies:
         if kind == "previous":
             reference = self.after(self.sampled_by(round))
         else:
-            reference = self.after(0) if kind == "initial" else self.average(round - 1)
-        return None if reference.digest == self.digest(round - 1) else reference
+            reference = self.after(0) if kind == "initial" else self.average(self.start(round))
+        return None if reference.digest == self.digest(self.start(round)) else reference
 
     def of_judge(self, place: int, round: int) -> JudgePolicies | None:
         """Returns the two policies that a judge compares in judging a round's completions; None if it compares none."""
         config = self._recipe.judges[place]
         if not isinstance(config, ImplicitConfig):
             return None
-        return JudgePolicies(*(self.after(number) for number in config.rounds(round)))
+        return JudgePolicies(*(self.after(number) for number in config.rounds(self.start(round) + 1)))
 
     def weight_sync(self, round: int) -> Entry:
         """Returns the entry that says how the sampler took the weights that a round ended with."""
@@ -81,7 +86,7 @@ class Policies:
         """
         if not is_adapter(self._latest(round, "checkpoint").files):
             return ()
-        before = self._finished.get(round - 1)
+        before = self._finished.get(self.start(round))
         return tuple(base_of(self._run, round)) if before is None else before.base or before.files
 
     def _latest(self, round: int, stage: str) -> Entry:

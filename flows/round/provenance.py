@@ -18,7 +18,8 @@ NO_RESULT = frozenset({*NOT_COMPARED, *FREE} - {"devices"})
 def round_origin(context: RoundContext, number: int) -> RoundOrigin:
     """Describes what a round of the running context was made from."""
     recipe = context.recipe
-    judges = zip(recipe.judge_names, context.judge_versions, recipe.judges, strict=True)
+    versions = context.judge_versions[: len(recipe.judges)]  # the gate's have a hash of their own
+    judges = zip(recipe.judge_names, versions, recipe.judges, strict=True)
     return RoundOrigin(
         recipe=recipe_hash(_as_sampled(recipe, sampled_in(context.store, context.run))),
         sampled_by=context.policies.digest(context.policies.sampled_by(number)) if number else None,

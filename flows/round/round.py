@@ -6,6 +6,8 @@
     update    DPO on them, with the policy that sampled as the reference: a new checkpoint
     sync      the new weights to the sampler, in place, and check that it computes with them
     evaluate  the new policy on held-out prompts
+    gate      compares it with the best round so far, if the recipe asks for it; where it fails, the next round starts
+              from the last policy that passed
     finish    the round becomes visible as a whole
 
 In mode ``phased`` these follow each other; in mode ``streaming`` the update takes shards while later ones are sampled.
@@ -20,7 +22,8 @@ from flows.registry.round_summary import RoundSummary
 from flows.round import human_feedback, round_steps
 from flows.round.context import RoundContext
 from flows.round.finish import finish_round
-from flows.round.shards import Shard, Shards, files_of, process_shards
+from flows.round.gate import pass_gate
+from flows.round.shards import Shards, files_of, judged, process_shards
 from flows.round.update_step import update
 from flows.workers.references import PromptBatch
 from pipeline.judges.human import HumanConfig
@@ -38,7 +41,8 @@ async def run_round(context: RoundContext, number: int) -> RoundSummary:
                 await update(context, number, shards, by_people, replayed)
     await round_steps.sync_weights(context, number)
     evaluation = await evaluate(context, number)
-    return await finish_round(context, number, evaluation)
+    gate = await pass_gate(context, number)
+    return await finish_round(context, number, evaluation, gate)
 
 
 def training(context: RoundContext, number: int) -> PromptBatch:
@@ -81,27 +85,23 @@ async def prefetch(context: RoundContext, number: int, own: Shards) -> AsyncIter
         yield
 
 
-async def judged(context: RoundContext, number: int, batch: PromptBatch) -> list[Shard]:
-    """Samples and judges a batch of prompts."""
-    async with process_shards(context, number, batch) as shards:
-        return await shards.all()
-
-
 async def evaluate(context: RoundContext, number: int) -> dict[str, Any]:
     """Measures held-out reward, win rates against the previous round and round 0, and KL to both of their policies.
 
     If the recipe says how one would serve, the reward of answers that are sampled like that stands beside it.
 
-    A round without an update has the completions and judgments of the round before.
+    The previous round is the one that this one started from. A round without an update has its completions and
+    judgments.
     """
-    if number and context.policies.digest(number) == context.policies.digest(number - 1):
+    start = context.policies.start(number)
+    if number and context.policies.digest(number) == context.policies.digest(start):
         round_steps.adopt_evaluation(context, number)
     own = await judged(context, number, PromptBatch.evaluation(number))
     serving = context.recipe.evaluation.serving
     served = [] if serving is None else await judged(context, number, PromptBatch.as_served(number))
     if number == 0:
         return await round_steps.compare(context, number, own, served)
-    previous = await judged(context, number, PromptBatch.baseline(number, number - 1))
+    previous = await judged(context, number, PromptBatch.baseline(number, start))
     initial = await judged(context, number, PromptBatch.baseline(number, 0))
     logps = await round_steps.score(context, number, [shard.candidates for shard in own])
     probe = await round_steps.probe_judges(context, number)

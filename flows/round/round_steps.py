@@ -21,6 +21,11 @@ from pipeline.records import content_id
 from storage.log.manifest import Entry, FileRef
 from storage.tables.checkpoints import weights_digest
 
+_OF_POLICY = (
+    "eval_candidates", "eval_judgments", "served_candidates", "served_judgments", "gate_candidates", "gate_judgments",
+    "gate_text",
+)  # fmt: skip
+"""What is sampled, judged and scored of a policy as it is, so that it holds in each round that ends with it."""
 _ADOPTED = ("policy", "candidates", "policies")
 """Of an entry of the round before: all but when it was worked on, and how much."""
 
@@ -48,7 +53,8 @@ async def try_judges(context: RoundContext, trial: TrialPrompt | None) -> None:
     rounds = context.run.rounds()
     origin = (rounds[-1].meta.get("origin") if rounds else None) or {"judges": []}
     known = {judge["version"] for judge in origin["judges"]}
-    places = [place for place, version in enumerate(context.judge_versions) if version not in known]
+    versions = context.judge_versions[: len(context.recipe.judges)]  # without the gate's, which round 0 asks first
+    places = [place for place, version in enumerate(versions) if version not in known]
     if places:
         prompts = () if trial else context.files(0, "prompts")
         async with context.display.waiting("trying the judges on two completions"):
@@ -155,17 +161,19 @@ def adopt_evaluation(context: RoundContext, number: int) -> None:
 
     The steps that would make them find them, unless a judge has changed since. What they cost counts for that round.
     """
-    for stage in ("eval_candidates", "eval_judgments", "served_candidates", "served_judgments"):
-        for entry in context.run.entries(number - 1, stage):
+    start = context.policies.start(number)
+    for stage in _OF_POLICY:
+        for entry in context.run.entries(start, stage):
             key, meta = entry.key, {name: entry.meta[name] for name in _ADOPTED if name in entry.meta}
             if key is not None:
-                context.commit(number, stage, entry.files, {**meta, "of_round": number - 1}, key.inputs, key.shard)
+                context.commit(number, stage, entry.files, {**meta, "of_round": start}, key.inputs, key.shard)
 
 
 @step("{context.name} r{number} score")
 async def score(context: RoundContext, number: int, candidates: Sequence[Entry]) -> Entry:
     """Computes the held-out completions' log-probabilities under this policy, the previous one and the initial one."""
-    policy, previous, initial = (context.policies.after(round) for round in (number, max(number - 1, 0), 0))
+    compared = (number, context.policies.start(number), 0)
+    policy, previous, initial = (context.policies.after(round) for round in compared)
     files = files_of(candidates)
     drift = context.policies.weight_sync(number).meta["per_sequence"]
     sampled = context.recipe.update.measures_by_samplers(drift)

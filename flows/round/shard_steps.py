@@ -35,12 +35,15 @@ async def sample_shard(
     Raises:
         EngineError: it died on held-out prompts, or more would be skipped than the recipe allows.
     """
-    recipe, policy, prompts = context.recipe, context.policies.after(batch.policy), context.files(0, "prompts")
+    recipe, policy = context.recipe, context.policies.after(batch.policy)
+    prompts = batch.gate or context.files(0, "prompts")
     settings = recipe.sampling.hashed(exclude=("shards_in_flight", "max_skipped_fraction", "alarm_truncated"))
     if batch.held_out:
         settings = {name: settings[name] for name in ("max_tokens", "thought") if name in settings}
     if batch.served and recipe.evaluation.serving is not None:
         settings |= recipe.evaluation.serving.hashed()
+    if batch.gate:
+        settings |= {"max_tokens": recipe.gate_tokens, "temperature": 0.0}
     inputs = content_id([policy.digest, hashes(prompts), rows, recipe.seed, settings])
     done, stage = context.find_in(batch.places, "candidates", inputs, shard)
     if done is not None:
@@ -52,7 +55,7 @@ async def sample_shard(
         return await sampler.call(
             SamplerWorker.sample,
             policy=policy, prompts=prompts, rows=rows, round=number, stage=stage, shard=shard, held_out=batch.held_out,
-            served=batch.served, thought=context.policies.thought,
+            served=batch.served, thought=context.policies.thought, gate=bool(batch.gate),
         )  # fmt: skip
 
     try:
@@ -97,11 +100,17 @@ def _skip(
 async def judge_shard(
     context: RoundContext, number: int, shard: int, candidates: Entry, batch: PromptBatch, display: Stage
 ) -> Entry:
-    """Judges one shard of completions: those of a round by the training judge, held-out ones by all judges."""
+    """Judges one shard of completions: those of a round by the training judge, held-out ones by all judges.
+
+    Answers to the gate's prompts are judged by the gate's own judges.
+    """
     recipe, judges = context.recipe, context.recipe.held_out_judges if batch.held_out else [0]
+    configs = (*recipe.judges, *recipe.gate_judges)
+    if batch.gate:
+        judges = [*range(len(recipe.judges), len(configs))]
     versions = [context.judge_versions[place] for place in judges]
-    settings = [recipe.judges[place].hashed() for place in judges]
-    policies = [context.policies.of_judge(place, number) for place in judges]
+    settings = [configs[place].hashed() for place in judges]
+    policies = [None if batch.gate else context.policies.of_judge(place, number) for place in judges]
     compared = [pair and pair.hashes for pair in policies]
     more: list[Any] = [compared] if any(compared) else []
     choices = None
@@ -117,8 +126,9 @@ async def judge_shard(
     answer = await retry_on_worker_death(
         lambda _again: context.workers.judge.call(
             JudgeWorker.judge,
-            prompts=context.files(0, "prompts"), candidates=candidates.files[0],
+            prompts=batch.gate or context.files(0, "prompts"), candidates=candidates.files[0],
             round=number, stage=stage, shard=shard, judges=judges, policies=policies, choices=choices,
+            gate=bool(batch.gate),
         )
     )  # fmt: skip
     meta = {**({"policies": compared} if any(compared) else {}), **answer.work}

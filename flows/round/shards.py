@@ -17,6 +17,7 @@ from flows.round.shard_steps import build_preferences, judge_shard, sample_shard
 from flows.round.step import step
 from flows.workers.references import PreferenceShard, PromptBatch
 from pipeline.data.prompts import round_slice
+from pipeline.data.regression_set import PROMPT_SPLIT
 from pipeline.evaluation.base_rate import first_preferences
 from storage.log.manifest import Entry, FileRef
 from storage.tables.shards import read_table
@@ -93,7 +94,7 @@ async def process_shards(
     Args:
         after: others that must be done before these begin.
     """
-    shards = Shards(prompt_rows(context, number, held_out=batch.held_out))
+    shards = Shards(_rows(context, number, batch))
     working = asyncio.create_task(_process(context, number, batch, shards, after))
     try:
         try:
@@ -105,6 +106,12 @@ async def process_shards(
     finally:
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
+
+
+async def judged(context: RoundContext, number: int, batch: PromptBatch) -> list[Shard]:
+    """Samples and judges a batch of prompts."""
+    async with process_shards(context, number, batch) as shards:
+        return await shards.all()
 
 
 async def _process(
@@ -126,10 +133,9 @@ async def _process_shards(context: RoundContext, number: int, batch: PromptBatch
     """Samples and judges a batch of prompts, shard by shard, and puts each of them into ``shards``."""
     rows, workers = shards.rows, context.workers
     total = sum(map(len, rows)) * (1 if batch.held_out else context.recipe.sampling.candidates)
-    label = "held-out " if batch.held_out else ""
     with (
-        context.display.stage(number, f"{label}judge", total, len(rows), "completions") as judging,
-        context.display.stage(number, f"{label}sample", total, len(rows), "completions") as sampling,
+        context.display.stage(number, f"{batch.label}judge", total, len(rows), "completions") as judging,
+        context.display.stage(number, f"{batch.label}sample", total, len(rows), "completions") as sampling,
     ):
         ahead = asyncio.Semaphore(AHEAD * max(workers.sampler.carrier.capacity, workers.judge.carrier.capacity))
 
@@ -181,7 +187,19 @@ def prompt_rows(context: RoundContext, number: int, *, held_out: bool) -> list[l
         rows = [row for row, split in enumerate(prompts["split"].to_pylist()) if split == "evaluation"]
     else:
         rows = round_slice(prompts, number, sampling.prompts_per_round, context.recipe.seed)
-    size = sampling.shard_prompts
+    return _cut(context, rows)
+
+
+def _rows(context: RoundContext, number: int, batch: PromptBatch) -> list[list[int]]:
+    """Returns the rows of a batch's prompts in their table, cut into shards."""
+    if not batch.gate:
+        return prompt_rows(context, number, held_out=batch.held_out)
+    splits = read_table(context.store, batch.gate, columns=["split"])["split"].to_pylist()
+    return _cut(context, [row for row, split in enumerate(splits) if split == PROMPT_SPLIT])
+
+
+def _cut(context: RoundContext, rows: list[int]) -> list[list[int]]:
+    size = context.recipe.sampling.shard_prompts
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 

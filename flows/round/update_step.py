@@ -66,12 +66,15 @@ class _Update:
     def __init__(
         self, context: RoundContext, display: Stage, number: int, by_people: Entry | None, replayed: Entry | None
     ) -> None:
-        config = context.recipe.update
+        self._start = context.policies.start(number)
+        self._failures = number - 1 - self._start
+        config, gate = context.recipe.update, context.recipe.gate
+        config = config if gate is None else gate.retried(config, self._failures)
         self._context, self._display, self._number = context, display, number
         self._by_people, self._replayed = by_people, replayed
-        self._policy, self._reference = context.policies.after(number - 1), context.policies.reference(number)
-        self._optimizer = context.files(number - 1, "optimizer") if config.optimizer_state == "carried" else ()
-        self._average = context.policies.average(number - 1) if config.reference == "ema" else None
+        self._policy, self._reference = context.policies.after(self._start), context.policies.reference(number)
+        self._optimizer = context.files(self._start, "optimizer") if config.optimizer_state == "carried" else ()
+        self._average = context.policies.average(self._start) if config.reference == "ema" else None
         self._inputs = content_id([
             self._policy.digest, _hash(self._reference), _hash(self._average),
             hashes(self._optimizer), config.hashed(),
@@ -113,7 +116,7 @@ class _Update:
         context, number, config = self._context, self._number, self._context.recipe.update
         if config.optimizer_state == "carried" and number > 1 and not self._optimizer:
             context.display.say(
-                f"round {number}: round {number - 1} kept no moments of the optimizer: it begins with none"
+                f"round {number}: round {self._start} kept no moments of the optimizer: it begins with none"
             )
         saved = done[: self.saved_shards]
         if self._state is not None and self._state.meta["preferences"] == self._key(saved):
@@ -136,6 +139,7 @@ class _Update:
             state=files_of([self._state]),
             referenced=self._state.meta["referenced"] if self._state else None,
             drift=context.policies.weight_sync(context.policies.sampled_by(number)).meta["per_sequence"],
+            failures=self._failures,
         )
         seed = context.seed(number)
         self._note(await self._trainer.call(TrainerWorker.begin_update, inputs=given, round=number, seed=seed))
@@ -184,10 +188,10 @@ class _Update:
         context.display.say(f"round {number}: no prompt gave a preference, so there is no update")
         read = {"probe", *STATES} - unread_states(context.recipe)
         for stage in WITH_POLICY:
-            for entry in context.run.entries(number - 1, stage)[-1:] if stage in read else ():
+            for entry in context.run.entries(self._start, stage)[-1:] if stage in read else ():
                 context.commit(number, stage, entry.files, entry.meta, policy.digest)
         meta = {
-            "policy": policy.digest, "reference": (self._reference or policy).digest, "of_round": number - 1,
+            "policy": policy.digest, "reference": (self._reference or policy).digest, "of_round": self._start,
             "steps": 0, "seconds": 0.0,
         }  # fmt: skip
         return context.commit(number, "checkpoint", policy.files, meta, self._key(done))

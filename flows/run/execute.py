@@ -28,6 +28,7 @@ from flows.prefect_api.limits import Turn
 from flows.prefect_api.server import has_background_server, healthy, prefect_api
 from flows.registry.catalog import ended_early
 from flows.registry.first_facts import sampled_in
+from flows.registry.head import head_of
 from flows.registry.resume import report_changes, unread_states
 from flows.registry.resume_check import check_inputs
 from flows.round import round_steps
@@ -69,6 +70,8 @@ async def _missing_rounds(context: RoundContext) -> None:
             context.display.rounds(number, context.goal + 1)
             summary = await run_round(context, number)
             if summary.no_update is not None and context.recipe.preferences.on_none == "stop":
+                break
+            if summary.gate is not None and summary.gate.ends is not None:
                 break
         else:
             context.display.rounds(context.goal + 1, context.goal + 1)
@@ -198,8 +201,9 @@ async def telling_end(context: RoundContext) -> AsyncIterator[None]:
         raise
     else:
         rounds = run.rounds()
+        head = head_of(run) or 0
         text = f"Run '{run.name}' has {counted(len(rounds) - 1, 'round')}; its held-out reward is "
-        text += f"{rounds[-1].meta['reward']:.4f}."
+        text += f"{rounds[head].meta['reward']:.4f}{'' if head == len(rounds) - 1 else f' in round {head}'}."
         if early := ended_early(run, context.goal):
             text = f"{text} {early}"
         notifier.tell("finished", f"{run.name}: finished", text)

@@ -51,7 +51,7 @@ class JudgeCheck:
 @contextmanager
 def checking_judges(recipe: Recipe) -> Iterator[JudgeCheck]:
     """Has the judges loaded beside what the block does. Replicas find their modules where they are placed."""
-    own = [part.model_dump(mode="json") for part in recipe.judge_parts if isinstance(part, _OWN)]
+    own = [part.model_dump(mode="json") for part in recipe.all_judge_parts if isinstance(part, _OWN)]
     if not own or recipe.cluster.judge.replicas:
         yield JudgeCheck(None)
         return

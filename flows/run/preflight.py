@@ -15,7 +15,7 @@ from flows.analysis.forecast import forecast, with_local_config
 from flows.host.allotment import Allotment
 from flows.registry.first_facts import sampled_in
 from flows.workers.precision import Agreement
-from flows.workers.prompts import first_prompt
+from flows.workers.prompts import check_gate, first_prompt
 from flows.workers.references import TrialPrompt
 from flows.workers.trainer import DEQUANTISED
 from pipeline.config import PretrainedPolicy
@@ -49,6 +49,8 @@ def preflight(store: Store, run: Run, recipe: Recipe, goal: int, say: Callable[[
     done = max(done, len(run.rounds()) - 1)
     for line in forecast(recipe, done, goal, store.local_root, made=_made(store, run, recipe, done + 1)):
         say(line)
+    if len(run.finished) <= (parent["round"] + 1 if parent else 0):  # a fork may ask for another gate than its parent
+        check_gate(recipe)
     return None if parent or run.files(0, "prompts") else first_prompt(recipe)
 
 

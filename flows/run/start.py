@@ -10,7 +10,8 @@ from flows.host.progress import Display
 from flows.host.signals import orderly_end
 from flows.host.text import counted
 from flows.monitors.tracking import check_tracking
-from flows.registry.catalog import ended_early, existing_store, run_at_round
+from flows.registry.catalog import ended_by_patience, ended_early, existing_store, run_at_round
+from flows.registry.head import start_of
 from flows.registry.recipes import check_new_run, differences, parse_recipe
 from flows.registry.resume import check_goal, create_or_open, header, recipe_of, recipe_to_resume, unread_states
 from flows.registry.resume_check import check_inputs, open_to_go_on, weights_of_next_round
@@ -60,7 +61,7 @@ def start(
     name, goal = name or recipe.name, recipe.rounds
     if resume:
         run, recipe = create_or_open(store, name, recipe)
-        return _bring_to(store, run, recipe, goal, display)
+        return _bring_to(store, run, recipe, _unless_ended(run, goal), display)
     check_new_run(recipe)
     run = store.create_run(name, header(recipe))
     try:
@@ -94,7 +95,7 @@ def resume(
         raise ConfigError(
             f"run '{name}' keeps the description that it was started with: leave out description={given.description!r}"
         )
-    goal = rounds or (_goal(run) if given.rounds == own.rounds else given.rounds)
+    goal = rounds or (_unless_ended(run, _goal(run)) if given.rounds == own.rounds else given.rounds)
     return _bring_to(store, run, recipe_to_resume(run, given), goal, display, take_over=take_over)
 
 
@@ -134,6 +135,8 @@ def fork(
         import_parent_rounds(store, child, writer)
     more = "" if recipe.rounds > number else f" --rounds {number + 1}"
     message = f"run '{name}' begins with {parent.name}@{number}; this runs its rounds: rondo resume {name}{more}"
+    if (start := start_of(parent, number + 1)) != number:
+        message = f"round {number} failed its gate, so that the next one starts from round {start}; {message}"
     return Finished(name, summaries(child.rounds()), message, None)
 
 
@@ -154,7 +157,7 @@ def _bring_to(
             with run.writer(take_over, ends_pause=True):
                 pass
         more = f"'rondo resume {run.name} --rounds N' adds more"
-        message = f"run '{run.name}' is finished: it has {counted(done, 'round')}; {more}"
+        message = ended_early(run, rounds) or f"run '{run.name}' is finished: it has {counted(done, 'round')}; {more}"
         return Finished(run.name, summaries(run.rounds()), message, newest_report(store, run))
     check_goal(run, recipe, rounds)
     check_proxies()
@@ -183,6 +186,11 @@ def _goal(run: Run) -> int:
     """Returns how many rounds a run is to have: its recipe's, or more if its last session was asked for more."""
     asked: int = run.session.meta.get("rounds", 0) if run.session is not None else 0
     return max(recipe_of(run).rounds, asked)
+
+
+def _unless_ended(run: Run, goal: int) -> int:
+    """Returns the rounds that a run is brought to: no more, if patience has ended it and nobody asks for more."""
+    return len(run.finished) - 1 if ended_by_patience(run) and goal <= recipe_of(run).rounds else goal
 
 
 def _check_notifications(recipe: Recipe) -> None:

@@ -83,7 +83,7 @@ async def add_rounds(
                 if isinstance(recipe, str):
                     await narrow_form(run)
                 writer = await writer_of(existing)
-                if left_alone := busy_message(existing) if writer == "alive" else held_back(existing):
+                if left_alone := busy_message(existing) if writer == "alive" else _held_back(existing, own):
                     display.say(left_alone)
                     return Completed(name=SKIPPED, message=left_alone)
                 target = max(len(existing.rounds()) - 1, 0) + rounds
@@ -162,6 +162,13 @@ async def writer_of(run: Run) -> Holder:
     if not found:
         return "unknown"
     return "dead" if all(each.state is not None and each.state.is_final() for each in found) else "alive"
+
+
+def _held_back(run: Run, recipe: Recipe) -> str | None:
+    """Says why schedules leave a run alone: it is paused, or its gate has ended it, until somebody resumes it."""
+    last = run.last_round
+    ended = last is not None and (last.meta.get("gate") or {}).get("ends") is not None and not run.unfinished()
+    return held_back(run) or (ended_early(run, recipe.rounds) if ended else None)
 
 
 def busy_message(run: Run) -> str:

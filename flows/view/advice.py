@@ -21,6 +21,14 @@ class Advice:
 _TRAINING, _HELD_OUT = ("kind", "training"), ("kind", "held-out")
 _ALL = (
     Advice(
+        "gate failed",
+        "The policy of this round can do less than the best one before it could, on what the recipe's gate measures: "
+        "the round is kept, and the next one starts from the last good policy.",
+        "Compare the answers with those of the best round (rondo show RUN@ROUND --table gate_completions); take "
+        "smaller steps or more KL, or mend the judge that pays for this; if the loss is acceptable, raise "
+        "gate.tolerance.",
+    ),
+    Advice(
         "no update",
         "The round gave nothing to learn from, so it ended with the policy of the round before.",
         "Look at why prompts were dropped: if all completions of a prompt score the same, sample at a higher "

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.registry.round_summary import RoundSummary
+from flows.registry.round_summary import RoundSummary, start_among
 from flows.view.site import OpenRun
 from flows.view.stored_rows import Rows, rows_of, table_of
 
@@ -58,7 +58,7 @@ class _Policies:
     def of(cls, rounds: Sequence[RoundSummary], round: int) -> "_Policies":
         policies = {summary.round: summary.policy for summary in rounds}
         reference = next((summary.reference for summary in rounds if summary.round == round), None)
-        return cls(policies.get(0), policies.get(round - 1), reference)
+        return cls(policies.get(0), policies.get(start_among(rounds, round)), reference)
 
     def logp_of_reference(self, logps: Mapping[str | None, float | None]) -> float | None:
         """Returns that of these log-probabilities, given by the policy they are of, which is the reference's."""
@@ -78,7 +78,8 @@ def effects(
     """
     policies = _Policies.of(opened.rounds, round)
     recipe, parameters = opened.recipe_of_round(round), {"round": round, "prompt": prompt_id}
-    beta = None if recipe is None else recipe.update.beta
+    softer = next((one.gate.beta for one in opened.rounds if one.round == round and one.gate is not None), None)
+    beta = None if recipe is None else softer or recipe.update.beta
     if kind == "held-out":
         logps = {row["candidate"]: row for row in opened.tables.ask(_LOGPS, parameters)}
         return [_held_out(row, logps.get(row["candidate"], {}), policies, beta) for row in answers]

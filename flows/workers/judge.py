@@ -10,10 +10,11 @@ import pyarrow.compute as pc
 
 from flows.workers.base import Worker
 from flows.workers.judge_trial import trial_item, trial_notice
-from flows.workers.references import JudgePolicies, PolicyRef, TrialPrompt
-from pipeline.config import GeneratedPrompts
+from flows.workers.references import JudgePolicies, PolicyRef, ToMeasure, TrialPrompt
+from pipeline.config import GeneratedPrompts, Prompts
 from pipeline.data.conversations import messages_of
 from pipeline.evaluation.base_rate import BaseRate
+from pipeline.evaluation.gate_measures import Measured, measure
 from pipeline.evaluation.held_out import describe_evaluation, describe_served, judged_by, unscored_answers
 from pipeline.evaluation.round_metrics import RoundMetrics
 from pipeline.judges import Judge, JudgeItem, Judgment, make_judge
@@ -60,11 +61,11 @@ class JudgeWorker(Worker):
         replies = SharedCache(self.store, "judge_replies")
         self._judges: list[Judge] = [
             make_judge(config, device=devices.judge, threads=devices.threads, cache=replies)
-            for config in self.recipe.judges
+            for config in (*self.recipe.judges, *self.recipe.gate_judges)
         ]
 
     def versions(self) -> list[str]:
-        """Returns the version of each judge: equal versions give equal scores."""
+        """Returns the version of each judge, the gate's last: equal versions give equal scores."""
         return [judge.version for judge in self._judges]
 
     def try_judges(self, trial: TrialPrompt | None, prompts: tuple[FileRef, ...], judges: list[int]) -> list[str]:
@@ -105,28 +106,35 @@ class JudgeWorker(Worker):
         judges: list[int],
         policies: list[JudgePolicies | None] | None = None,
         choices: list[dict[str, Any]] | None = None,
+        gate: bool = False,
     ) -> FileRef:
         """Judges one shard of candidates by some of the judges, by their places, under their names in the recipe.
 
         Args:
             policies: for each judge those that it compares, if it compares policies.
             choices: what people have said of these candidates, if they are the judge.
+            gate: whether they are answers to the gate's prompts, which its own judges score.
         """
-        items = self._items(prompts, self.table((candidates,)))
+        source = self.recipe.gate.prompts if gate and self.recipe.gate is not None else self.recipe.prompts
+        configs = (*self.recipe.judges, *self.recipe.gate_judges)
+        items = self._items(prompts, self.table((candidates,)), source)
         judgments: list[Judgment] = []
         for place, compared in zip(judges, policies or [None] * len(judges), strict=True):
-            name, judge = self.recipe.judge_names[place], self._judges[place]
+            name, judge = configs[place].label, self._judges[place]
             if compared is not None:
                 self._name_policies(judge, compared)
             if isinstance(judge, HumanJudge):
                 judge.use(choices or (), self.recipe.seed)
-            seen = seen_by(self.recipe.judges[place], items)
+            seen = seen_by(configs[place], items)
             judgments += [replace(judgment, judge=name) for judgment in judge.judge(seen)]
         self.empty_cache()
         return self.write(judgments_table(judgments), round, stage, shard)
 
-    def _items(self, prompts: tuple[FileRef, ...], candidates: pa.Table) -> list[JudgeItem]:
-        read = not isinstance(self.recipe.prompts, GeneratedPrompts) and self.recipe.prompts.read_special_tokens
+    def _items(
+        self, prompts: tuple[FileRef, ...], candidates: pa.Table, source: Prompts | None = None
+    ) -> list[JudgeItem]:
+        source = source or self.recipe.prompts
+        read = not isinstance(source, GeneratedPrompts) and source.read_special_tokens
         return judge_items(self.table(prompts), candidates, read_special_tokens=read)
 
     def _name_policies(self, judge: Judge, policies: JudgePolicies) -> None:
@@ -266,6 +274,16 @@ class JudgeWorker(Worker):
             rate = BaseRate.of(judged_by(judged, judges[0]), judges[0], verdicts=verdicts)
             metrics |= {"base_rate": rate.sentence, "base_rate_alarm": rate.alarm}
         return {**metrics, "unscored": unscored_answers(judged, judges)}
+
+    def measure(self, measures: list[ToMeasure]) -> list[Measured]:
+        """Compares what a round scores by each measure of the gate with what the best round does."""
+        return [
+            measure(
+                judged_by(self.table(one.own), one.judge),
+                judged_by(self.table(one.best), one.judge) if one.best else None,
+            )
+            for one in measures
+        ]
 
 
 def _built(file: FileRef, preferences: pa.Table) -> BuiltPreferences:

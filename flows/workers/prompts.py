@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from flows.workers.references import TrialPrompt
 from pipeline.config import DatasetPrompts, PretrainedPolicy
 from pipeline.data.conversations import written_out
 from pipeline.data.prompts import check_conversations, check_lengths, load_prompts, round_slice
+from pipeline.data.regression_set import PROMPT_SPLIT, TEXT_SPLIT, read_text, regression_prompts, regression_set
 from pipeline.data.sources import Prompt, all_prompts, check_count, check_reference_answers
+from pipeline.errors import ConfigError
+from pipeline.gate import least_pairs
 from pipeline.judges.reward_model import RewardModelConfig
 from pipeline.recipe import Recipe
 
@@ -32,6 +36,7 @@ def check_source(recipe: Recipe, policy: str | None, say: Say) -> tuple[list[Pro
             reference answer for a judge that needs one.
     """
     prompts = _counted(recipe)
+    _gate_prompts(recipe)
     for part in recipe.judge_parts:
         if isinstance(part, RewardModelConfig) and not part.without_template:
             _check_reward_model(prompts, part.path, part.revision)
@@ -88,6 +93,64 @@ def run_prompts(
     check_lengths(table, recipe.sampling.max_tokens, context)
     round_slice(table, 1, recipe.sampling.prompts_per_round, recipe.seed)
     return table
+
+
+def gate_prompts(recipe: Recipe, policy: Path) -> pa.Table:
+    """Loads what the gate measures policies on, tokenised, and checks it against the context of the policy.
+
+    Raises:
+        ConfigError, DataError: as for `regression_set`; or there is too little of it for the test to tell a loss.
+        PromptTooLongError: a prompt leaves no room for an answer.
+    """
+    from pipeline.model.policy import load_tokenizer, max_context
+
+    gate = recipe.gate
+    assert gate is not None, "the recipe has a gate"
+    prompts, context = _gate_prompts(recipe), min(max_context(policy), recipe.sampling.context or 2**62)
+    if gate.text is not None and gate.window > context:
+        raise ConfigError(f"gate.window {gate.window} is more than the policy's context of {context}: lower it")
+    text = None if gate.text is None else read_text(gate.text, gate.text_tokens)
+    tokenizer = load_tokenizer(policy)
+    table = regression_set(prompts, gate.prompts, text, tokenizer, gate.text_tokens, gate.window)
+    asked = table.filter(pc.field("split") == PROMPT_SPLIT)
+    check_lengths(asked, recipe.gate_tokens, context)
+    least, splits = least_pairs(gate.level(recipe.rounds)), {PROMPT_SPLIT: gate.prompts, TEXT_SPLIT: gate.text}
+    for split in (split for split, given in splits.items() if given is not None):
+        if (count := sum(found == split for found in table["split"].to_pylist())) < least:
+            what = "prompts of the regression set" if split == PROMPT_SPLIT else f"windows of gate.text '{gate.text}'"
+            raise ConfigError(
+                f"there are {count} {what}, and a gate over {recipe.rounds} rounds takes at least {least} to tell a "
+                "loss: give more, or raise gate.error_rate"
+            )
+    return table
+
+
+def check_gate(recipe: Recipe) -> None:
+    """Checks what the gate measures policies on, if that takes neither a library nor a network.
+
+    Raises:
+        ConfigError, DataError: it cannot be read, or a judge of the gate lacks reference answers.
+    """
+    gate = recipe.gate
+    if gate is None or isinstance(gate.prompts, DatasetPrompts):
+        return
+    _gate_prompts(recipe)
+    if gate.text is not None:
+        read_text(gate.text, 1)
+
+
+def _gate_prompts(recipe: Recipe) -> list[Prompt]:
+    """Reads the prompts of the gate, if it has some, and checks that its judges find their reference answers."""
+    gate = recipe.gate
+    if gate is None or gate.prompts is None:
+        return []
+    prompts = regression_prompts(gate.prompts, gate.count, recipe.seed)
+    if not isinstance(recipe.policy, PretrainedPolicy):
+        check_conversations(prompts, None)
+    needing = (part.kind for judge in gate.judges for part in judge.parts() if part.needs_reference)
+    if (judge := next(needing, None)) is not None:
+        check_reference_answers(prompts, judge)
+    return prompts
 
 
 def _check_reward_model(prompts: Sequence[Prompt], path: str, revision: str | None) -> None:

@@ -82,6 +82,7 @@ class UpdateInputs:
         state: what an update that was interrupted had done with these very shards.
         referenced: how it knew the reference's log-probabilities, as the round's metrics say it.
         drift: difference of sampler and trainer after the sync of the policy that sampled, in nats per sequence.
+        failures: rounds in a row before this one that failed the gate, which may ask for smaller steps.
     """
 
     policy: PolicyRef
@@ -95,6 +96,7 @@ class UpdateInputs:
     state: tuple[FileRef, ...]
     referenced: dict[str, Any] | None
     drift: float
+    failures: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,19 @@ class Drift:
 
 
 @dataclass(frozen=True)
+class ToMeasure:
+    """Judgments that the gate compares: of a round, and of the best one before it; nothing if there is none.
+
+    Args:
+        judge: whose judgments count.
+    """
+
+    judge: str
+    own: tuple[FileRef, ...]
+    best: tuple[FileRef, ...]
+
+
+@dataclass(frozen=True)
 class PromptBatch:
     """Prompts that are sampled and judged together.
 
@@ -131,18 +146,27 @@ class PromptBatch:
         served: whether they are answered as one would serve, and not at temperature 1.
         places: where the tables may lie already, as round and prefix of the stage's name; the last is where they
             are committed.
+        gate: the table with the gate's prompts, if they are those; they are answered greedily.
     """
 
     policy: int
     held_out: bool
     places: tuple[tuple[int, str], ...]
     served: bool = False
+    gate: tuple[FileRef, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Returns what people are told that the completions are of, before what is done with them."""
+        return ("gate " if self.gate else "held-out ") if self.held_out else ""
 
     @property
     def name(self) -> str:
         """Returns the name of the batch among a round's tasks."""
         if not self.held_out:
             return "train"
+        if self.gate:
+            return f"gate of round {self.policy}"
         return f"held-out of round {self.policy}{', as served' if self.served else ''}"
 
     @classmethod
@@ -167,5 +191,25 @@ class PromptBatch:
         If a fork samples or judges otherwise, the round itself has them: those of the round before, and those of round
         0 if that is another one.
         """
-        own = "baseline_" if earlier == number - 1 else "initial_"
+        own = "initial_" if earlier == 0 and number > 1 else "baseline_"
         return cls(earlier, True, ((earlier, "eval_"), (number, own)))
+
+    @classmethod
+    def regression(cls, number: int, earlier: int, since: int, prompts: tuple[FileRef, ...]) -> "PromptBatch":
+        """Returns the prompts of the gate, answered by a round's policy, or by an earlier one to compare it with.
+
+        Args:
+            since: the round from which on the gate measures as it does now, which may have asked an earlier policy.
+        """
+        asked = ((earlier, "gate_"), (since, "gate_baseline_"), (number, "gate_baseline_"))
+        return cls(earlier, True, ((number, "gate_"),) if earlier == number else asked, gate=prompts)
+
+    @classmethod
+    def best(cls, number: int, earlier: int, since: int) -> "PromptBatch":
+        """Returns the held-out prompts, answered by the policy that the gate compares the reward with.
+
+        Args:
+            since: as for `regression`; that round had it as the one before, or as round 0.
+        """
+        found = ((earlier, "eval_"), (since, "baseline_"), (since, "initial_"))
+        return cls(earlier, True, (*found, (number, "gate_eval_")))

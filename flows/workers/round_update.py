@@ -31,7 +31,8 @@ class RoundUpdate:
 
     def __init__(self, slot: TrainerModel, inputs: UpdateInputs, round: int, seed: int) -> None:
         self._slot, self._inputs, self._round, self._seed = slot, inputs, round, seed
-        self._config = slot.recipe.update
+        config, gate = slot.recipe.update, slot.recipe.gate
+        self._config = config if gate is None else gate.retried(config, inputs.failures)
         # How the reference is known, once the first preferences are there, or as it was before an interruption.
         self._metrics = inputs.referenced
         self._waiting, self._shards = PreferencePool(), list[tuple[int, float]]()

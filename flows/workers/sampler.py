@@ -79,6 +79,7 @@ class SamplerWorker(Worker):
         held_out: bool,
         served: bool = False,
         thought: ThoughtMarks | None = None,
+        gate: bool = False,
     ) -> Generator[tuple[int, int], None, Sampled]:
         """Samples the candidates of these rows of the prompts table and writes them as one shard.
 
@@ -86,6 +87,7 @@ class SamplerWorker(Worker):
 
         Args:
             thought: the marks around what the policy thinks before it answers; None if it does not think.
+            gate: whether the prompts are the gate's, which are answered greedily.
         """
         self.use(policy)
         assert self._sampler is not None
@@ -99,7 +101,7 @@ class SamplerWorker(Worker):
             )
             for row in chosen
         ]
-        config = self._settings(held_out, served)
+        config = self._settings(held_out, served, gate)
         total = len(requests) * config.candidates
         started = time.perf_counter()
 
@@ -112,7 +114,10 @@ class SamplerWorker(Worker):
         tokens = sum(len(candidate.token_ids) for candidate in candidates)
         return Sampled(self.write(table, round, stage, shard), tokens)
 
-    def _settings(self, held_out: bool, served: bool) -> SamplingConfig:
+    def _settings(self, held_out: bool, served: bool, gate: bool) -> SamplingConfig:
+        if gate:
+            greedy = self.recipe.sampling.served(temperature=0.0, top_p=1.0)
+            return greedy.model_copy(update={"max_tokens": self.recipe.gate_tokens})
         serving = self.recipe.evaluation.serving
         if served and serving is not None:
             return self.recipe.sampling.served(serving.temperature, serving.top_p)

@@ -8,11 +8,16 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from flows.workers.base import Worker, collective
 from flows.workers.references import PolicyRef, PreferenceShard, Trained, TrialPrompt, UpdateInputs
 from pipeline.config import PretrainedPolicy, WarmStartPolicy
+from pipeline.data.regression_set import TEXT_SPLIT
 from pipeline.errors import LostUpdateError
+from pipeline.gate import TEXT
+from pipeline.judges import Judgment
+from pipeline.judges.support.tables import judgments_table
 from pipeline.model.gguf_files import find_gguf
 from pipeline.records import EVALUATION_LOGPS, to_table
 from storage.log.manifest import FileRef
@@ -143,6 +148,36 @@ class TrainerWorker(Worker):
         file = self._model.write_probe(0, groups, [logp for (logp,) in self._model.logps(groups)])
         self.empty_cache()
         return file
+
+    def prepare_gate(self, checkpoint: tuple[FileRef, ...], round: int) -> FileRef:
+        """Writes what the gate measures policies on, tokenised once and checked against the policy's context."""
+        from flows.workers.prompts import gate_prompts
+
+        return self.write(gate_prompts(self.recipe, self.directory(checkpoint)), round, "gate_prompts")
+
+    @collective
+    def score_text(self, policy: PolicyRef, prompts: tuple[FileRef, ...], round: int, stage: str) -> FileRef:
+        """Writes a policy's mean log-probability of a token of each window of the gate's text, as judgments.
+
+        A window's first token is given, so that the others have something before them.
+        """
+        from pipeline.packing.packing import TokenGroup
+
+        rows = (
+            self.table(prompts).filter(pc.field("split") == TEXT_SPLIT).select(["prompt_id", "token_ids"]).to_pylist()
+        )
+        self._model.use(policy)
+        groups = [TokenGroup(row["prompt_id"], row["token_ids"][:1], [row["token_ids"][1:]]) for row in rows]
+        logps = [logp for (logp,) in self._model.logps(groups)]
+        self.empty_cache()
+        judgments = [
+            Judgment(
+                prompt_id=row["prompt_id"], candidate=0, score=logp / (len(row["token_ids"]) - 1),
+                judge=TEXT, judge_version="1", latency=0.0,
+            )
+            for row, logp in zip(rows, logps, strict=True)
+        ]  # fmt: skip
+        return self._model.write(judgments_table(judgments), round, stage)
 
     @collective
     def begin_update(self, inputs: UpdateInputs, round: int, seed: int) -> None:

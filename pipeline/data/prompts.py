@@ -50,10 +50,10 @@ def load_prompts(
     prompts = all_prompts(config, evaluation_count, seed) if prompts is None else prompts
     check_conversations(prompts, tokenizer)
     if isinstance(config, GeneratedPrompts):
-        rows = [_row(prompt, tokenizer) for prompt in prompts]
+        rows = [prompt_row(prompt, tokenizer) for prompt in prompts]
         train, evaluation = rows[: config.train], rows[config.train :]
     else:
-        rows = [_row(prompt, tokenizer, read_special_tokens=config.read_special_tokens) for prompt in prompts]
+        rows = [prompt_row(prompt, tokenizer, read_special_tokens=config.read_special_tokens) for prompt in prompts]
         _say_special_tokens(prompts, tokenizer, config.read_special_tokens, say)
         if config.max_tokens is not None:
             rows = _short(rows, config.max_tokens, say)
@@ -132,7 +132,8 @@ def _hold_out(rows: Sequence[_Row], count: int, contents: Mapping[str, str]) -> 
     return list(by_id.values()), list(held_out.values())
 
 
-def _row(prompt: Prompt, tokenizer: Tokenizer, *, read_special_tokens: bool = False) -> _Row:
+def prompt_row(prompt: Prompt, tokenizer: Tokenizer, *, read_special_tokens: bool = False) -> _Row:
+    """Returns a prompt's row of the ``PROMPTS`` table, but for its split."""
     text, token_ids = encode_prompt(prompt, tokenizer, read_special_tokens=read_special_tokens)
     return {
         "prompt_id": prompt.prompt_id,

@@ -55,7 +55,8 @@ def plan_round(
     seconds, store = _overlapped(recipe, stages, apart=apart), round_store(work)
     memory = device_memory(work, device, ranks, apart=apart)
     warnings = list(_warnings(work, device, memory))
-    run_seconds = recipe.rounds * seconds + sum(stages["evaluate"].values())  # round 0 is evaluated too
+    # Round 0 is evaluated too, and measured for the gate.
+    run_seconds = recipe.rounds * seconds + sum(sum(stages.get(name, {}).values()) for name in ("evaluate", "gate"))
     usd = None if usd_per_hour is None else usd_per_hour * devices * run_seconds / 3600
     return Plan(
         work, device, devices, stages, seconds, run_seconds, memory, store,
@@ -76,6 +77,7 @@ def _stages(work: Workload, device: Device, samplers: int, ranks: int) -> dict[s
             "judge": work.evaluations * sum(time.judging(work, device, ranks, judges, held_out).values()),
             **time.scoring(work, device, ranks),
         },
+        **({"gate": gate} if (gate := time.gate(work, device, samplers, ranks)) else {}),
     }
 
 

@@ -1,6 +1,7 @@
 """Seconds of each stage of a round, by what limits it: what must be multiplied, read and sent, over what devices do."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import ceil
 
 from pipeline.dpo.measured_sample import displacement_sample
@@ -42,6 +43,23 @@ def sampling(work: Workload, device: Device, devices: int, *, held_out: bool = F
     tokens = prompts * (shared + candidates * (work.prompt_tokens - shared))
     prefill = _passes(work.policy.multiplied * tokens, work, device, gpus)
     return {**parts, "compute": parts.get("compute", 0.0) + prefill}
+
+
+def gate(work: Workload, device: Device, engines: int, ranks: int) -> Parts:
+    """Estimates the gate: its prompts answered at full length and judged, and its text scored; nothing without one."""
+    config = work.recipe.gate
+    if config is None:
+        return {}
+    text = 0 if config.text is None else config.text_tokens
+    parts = {"compute": _passes(work.policy.multiplied * text, work, device, ranks)}
+    if answers := ceil(work.gate_answers / max(1, engines // work.recipe.cluster.sampler.gpus_per_engine)):
+        own = replace(work, answer_tokens=work.recipe.gate_tokens)
+        batch = decode_batch(own, device, answers)
+        steps = own.answer_tokens * max(1.0, answers / batch)
+        parts["sample"] = steps * sum(decode_step(own, device, batch).values())
+        parts["sample"] += _passes(work.policy.multiplied * answers * work.prompt_tokens, work, device, 1)
+        parts["judge"] = sum(judging(own, device, ranks, work.recipe.gate_judges, work.gate_answers).values())
+    return parts
 
 
 def judging(work: Workload, device: Device, devices: int, judges: Sequence[JudgeConfig], answers: int) -> Parts:

@@ -35,9 +35,22 @@ class Workload:
         return 1 if self.recipe.evaluation.serving is None else 2
 
     @property
+    def gate_answers(self) -> int:
+        """Counts the answers to the gate's prompts: one each, of as many as the recipe takes at most."""
+        gate = self.recipe.gate
+        return 0 if gate is None or gate.prompts is None else gate.count
+
+    @property
+    def gate_tokens(self) -> float:
+        """Counts the tokens that are sampled for the gate in a round, at most."""
+        return self.gate_answers * self.recipe.gate_tokens
+
+    @property
     def sampled_tokens(self) -> float:
         """Counts the tokens that are sampled in a round, the evaluation's included."""
-        return (self.answers + self.evaluations * self.recipe.evaluation.prompts) * self.answer_tokens
+        return (
+            self.answers + self.evaluations * self.recipe.evaluation.prompts
+        ) * self.answer_tokens + self.gate_tokens
 
     @property
     def trained_weights(self) -> int:

@@ -11,7 +11,8 @@ from storage.tables.shards import read_table
 
 STAGES = (
     "prompts", "candidates", "judgments", "preferences", "replayed", "metrics", "probe", "eval_candidates",
-    "eval_judgments", "eval_logps", "served_candidates", "served_judgments",
+    "eval_judgments", "eval_logps", "served_candidates", "served_judgments", "gate_prompts",
+    "gate_candidates", "gate_judgments", "gate_text",
 )  # fmt: skip
 TIMES = ("latency", "seconds")
 

@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from flows.host.text import counted
-from flows.registry.round_summary import RoundSummary
+from flows.registry.round_summary import RoundSummary, start_among
 from flows.report.sections import Figure, Section, where_time_goes
 from flows.report.timeline import Timeline, timeline
 from flows.view.advice import Advice, advice
@@ -145,6 +145,8 @@ def page(opened: OpenRun, asked: int) -> Page:
         "finished": summary is not None,
         "at_work": run.state == "running",
         "no_update": summary.no_update if summary else None,
+        "gate": summary.gate if summary else None,
+        "start": start_among(opened.rounds, asked),
         "previous": begun[place - 1] if place else None,
         "next": begun[place + 1] if place + 1 < len(begun) else None,
         "kind": kind,

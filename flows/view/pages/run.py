@@ -3,7 +3,7 @@
 from collections import Counter
 
 from flows.registry.catalog import waits_for_people
-from flows.registry.round_summary import rows_of
+from flows.registry.round_summary import rows_of, start_among
 from flows.report.page import key_metrics
 from flows.view.pages.runs import state
 from flows.view.rendering import Page
@@ -25,6 +25,8 @@ def page(opened: OpenRun) -> Page:
         f"judge {recipe.judge.label}",
         f"seed {recipe.seed}",
     ]
+    if rounds and (good := start_among(rounds, done + 1)) != done:
+        facts.append(f"✗ round {done} failed its gate: the run's policy is that of round {good}")
     values = {
         "description": recipe.description,
         "facts": facts,

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.registry.catalog import state_of, waits_for_people
+from flows.registry.catalog import ended_by_patience, state_of, waits_for_people
 from flows.registry.recipes import flatten
-from flows.registry.round_summary import RoundSummary
+from flows.registry.round_summary import RoundSummary, start_among
 from flows.report.charts import MOST_CURVES, Axes, curves
 from flows.report.data import points_of
 from flows.report.sections import Figure
@@ -51,6 +51,18 @@ class _Row:
     @property
     def last(self) -> RoundSummary | None:
         return self.rounds[-1] if self.rounds else None
+
+    @property
+    def refused(self) -> int:
+        """Counts the rounds that failed their gate."""
+        return sum(summary.gate is not None and not summary.gate.passed for summary in self.rounds)
+
+    @property
+    def good(self) -> int | None:
+        """Returns the last good round, if the newest one failed its gate."""
+        if self.last is None or self.last.gate is None or self.last.gate.passed:
+            return None
+        return start_among(self.rounds, self.last.round)
 
     @property
     def rewards(self) -> list[float | None]:
@@ -108,7 +120,8 @@ def state(run: Run, *, done: int, goal: int) -> str:
     """Returns a run's state as people are told it; dead if its writer was killed."""
     waiting = waits_for_people(run) is not None
     paused = run.pause is not None
-    return "dead" if run.died else state_of(run.state, paused=paused, finished=done >= goal, waiting=waiting)
+    finished = done >= goal or ended_by_patience(run)
+    return "dead" if run.died else state_of(run.state, paused=paused, finished=finished, waiting=waiting)
 
 
 def _odd(name: str, state: str) -> _Row:

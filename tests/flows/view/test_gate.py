@@ -1,0 +1,57 @@
+"""What the pages say of a run whose newest round failed its gate: a mark and the words, on each of them."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from flows.registry.gate_result import GateMeasure, GateResult
+from flows.registry.round_summary import RoundSummary
+from flows.view.pages.run import page as run_page
+from flows.view.site import Site
+from storage.log.store import Store
+from support.sampled_run import sampled_run
+from support.view_pages import table, visitor, words
+
+WHY = "gate failed: long fell from 0.75 in round 0 to 0.25 on the same 16 prompts (p 0.001, level 0.01); the last good"
+GATE = GateResult(
+    passed=False, why=WHY, level=0.01, failures=1, learning_rate=5e-4, beta=0.2, conditions="c", since=0,
+    measures=[
+        GateMeasure(
+            name="long", mean=0.25, prompts=16, best=0, best_mean=0.75, loss=0.001, gain=1.0, failed=True, next_best=0
+        ),
+        GateMeasure(name="reward", mean=0.5, prompts=2, best=1, best_mean=0.5, loss=0.75, gain=0.5, next_best=1),
+    ],
+)  # fmt: skip
+
+
+@pytest.fixture
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    site = Site(Store.open(tmp_path_factory.mktemp("gate")))
+    run = sampled_run(site.store)
+    summary = RoundSummary.model_validate({
+        **run.round_entry(1).meta, "round": 2, "policy": "policy2", "gate": GATE, "alarms": [WHY],
+    })  # fmt: skip
+    with run.writer() as writer:
+        writer.finish_round(2, summary.model_dump(mode="json"))
+    yield site
+    site.close()
+
+
+def test_the_round_says_what_it_lost_and_where_the_head_is(site: Site) -> None:
+    found = visitor(site).get("/run/sampled/round/2").text
+    assert "✗ The gate: failed" in words(found)
+    assert "The head of the run stays at round 1, from which the next round starts." in words(found)
+    assert "with learning rate 0.0005 and beta 0.2, from round 1" in words(found)
+    assert table(found, "What the gate measured") == [
+        ["long", "0.25", "0.75", "0", "0.001", "1", "✗ lost"],
+        ["reward", "0.5", "0.5", "1", "0.75", "0.5", "no loss"],
+    ]
+    assert "can do less than the best one before it" in words(found), "the alarm has its advice"
+    assert "The gate" not in words(visitor(site).get("/run/sampled/round/1").text)
+
+
+def test_the_run_and_the_list_of_runs_say_which_policy_is_good(site: Site) -> None:
+    opened = site.run("sampled")
+    assert "✗ round 2 failed its gate: the run's policy is that of round 1" in run_page(opened).values["facts"]
+    assert "failed" in words(visitor(site).get("/run/sampled").text)
+    assert "✗ gate failed in 1, good: round 1" in words(visitor(site).get("/").text)
