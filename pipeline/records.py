@@ -79,6 +79,23 @@ JUDGMENTS = _schema("judgments", [
     _column("raw", pa.string(), "the verdict as the judge wrote it; version 1 has no such column", nullable=True),
 ], version=2)  # fmt: skip
 
+ASKED_JUDGMENTS = _schema("judgments", [
+    *JUDGMENTS,
+    _column("replies", pa.float64(), "a language model's replies that the judgment rests on; of one that several "
+            "completions share, its part; null if the judge asks none", nullable=True),
+    _column("replies_cached", pa.float64(), "those of them that were there already, and were not asked for anew",
+            nullable=True),
+    _column("tokens_in", pa.float64(), "tokens read for all of them, whenever that was; null if the endpoint does not "
+            "state it", unit="tokens", nullable=True),
+    _column("tokens_out", pa.float64(), "tokens written for them, likewise", unit="tokens", nullable=True),
+    _column("paid_tokens_in", pa.float64(), "tokens read for those that were asked for anew", unit="tokens",
+            nullable=True),
+    _column("paid_tokens_out", pa.float64(), "tokens written for these", unit="tokens", nullable=True),
+    _column("cost", pa.float64(), "of these, at the recipe's price, in its currency; null if it gives none",
+            nullable=True),
+], version=3)  # fmt: skip
+"""The judgments of judges that ask a language model; those of all others have no column of what it took."""
+
 PREFERENCES = _schema("preferences", [
     _PROMPT_ID,
     _column("kind", pa.string(), "pair, ranking or dropped"),

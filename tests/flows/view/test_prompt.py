@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from flows.view.site import Site
 from pipeline.judges.human import HumanConfig
 from pipeline.judges.llm import LlmConfig
 from pipeline.preferences import build_preferences
-from pipeline.records import CANDIDATES, JUDGMENTS, PROBE, PROMPTS, THINKING_CANDIDATES, to_table
+from pipeline.records import ASKED_JUDGMENTS, CANDIDATES, JUDGMENTS, PROBE, PROMPTS, THINKING_CANDIDATES, to_table
+from pipeline.usage import Usage
 from storage.log.store import Store
 from support.finished_run import commit, finished_run, prompts_table, say, small_recipe
 from support.view_pages import elements, links, statements, table, visitor, words
@@ -150,8 +152,34 @@ def test_the_evidence_has_each_order_and_says_what_is_not_recorded(browser: Test
     shown = words(page(browser, "/run/compared/prompt/t0"))
     assert "Reply, completion 0 shown first, 1 second A is better" in shown
     assert "Reply, completion 1 shown first, 0 second No reply." in shown
-    assert "Judge's version v9, 1.5 s. Whether replies came from the cache or were paid for" in shown
+    unknown = "Whether replies came from the cache or were paid for is not measured in this round."
+    assert f"Judge's version v9, 1.5 s. {unknown}" in shown  # the table is of a version without these columns
     assert "Parts of the score flips 1 comparisons 2" in shown
+
+
+def test_what_was_paid_for_and_what_came_from_the_cache_is_said(tmp_path: Path) -> None:
+    """Of t0's completions: two of three replies new; all from the cache; tokens not stated; and nothing asked."""
+    store, usages = Store.open(tmp_path), [
+        Usage(replies=3, replies_cached=1, tokens_in=270, tokens_out=30, paid_tokens_in=180, paid_tokens_out=20,
+              cost=0.0125),
+        Usage(replies=1.5, replies_cached=1.5, tokens_in=135, tokens_out=15),
+        Usage(replies=1, tokens_in=None, tokens_out=None, paid_tokens_in=None, paid_tokens_out=None, cost=None),
+        Usage(),
+    ]  # fmt: skip
+    finished_run(store, "paid", rounds=0, recipe=small_recipe(judge={**ENDPOINT, "mode": "pairwise"}))
+    judged = [{**_compared(index), **asdict(usage)} for index, usage in enumerate(usages)]
+    with store.run("paid").writer() as writer:
+        commit(store, writer, "paid", 1, "candidates", to_table([_candidate(k) for k in range(4)], CANDIDATES))
+        commit(store, writer, "paid", 1, "judgments", to_table(judged, ASKED_JUDGMENTS))
+    shown = page(visitor(Site(store)), "/run/paid/prompt/t0")
+    cards = [words(shown.partition(f'id="completion-{k}"')[2].partition("</article>")[0]) for k in range(4)]
+    assert "Paid for: 2 of 3 replies, tokens 180 in, 20 out, cost 0.0125." in cards[0]
+    assert (
+        "From the cache: 1.5 of 1.5 replies, with the time that they took when they were asked for (tokens 135 in, 15 "
+        "out then). A reply about several completions counts for each by its part." in cards[1]
+    )
+    assert "Paid for: 1 of 1 replies, tokens not measured in, not measured out." in cards[2]
+    assert "Nothing was asked: 0 replies." in cards[3]
 
 
 def test_replies_are_read_in_the_form_of_their_judge_alone() -> None:
