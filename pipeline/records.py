@@ -149,6 +149,23 @@ PROBE = _schema("probe", [
     _column("previous_logp", pa.float64(), "the same before the update", unit="nats per sequence", nullable=True),
 ])  # fmt: skip
 
+PREFERENCE_LOGPS = _schema("preference_logps", [
+    _PROMPT_ID,
+    _column("candidates", pa.list_(pa.int32()), "indices of the preference's candidates, best first"),
+    _column("origin_round", pa.int32(), "the round of a preference that was trained on again; null for one of this "
+            "round", nullable=True),
+    _column("reference", pa.list_(pa.float64()), "log-probability of each candidate under the update's reference, "
+            "perhaps as the sampler computed it", unit="nats per sequence"),
+    _column("before", pa.list_(pa.float64()), "the same under the policy that the update started from; null, which is "
+            "not measured, if the reference is another one", unit="nats per sequence", nullable=True),
+    _column("after", pa.list_(pa.float64()), "the same under the policy that the update ended with",
+            unit="nats per sequence"),
+    _column("loss_before", pa.float64(), "the recipe's objective of this preference by `before`; without what is added "
+            "to it (nll_weight, exploration_weight, router_loss_weight) or weighs it (wpo)", nullable=True),
+    _column("loss_after", pa.float64(), "the same by `after`"),
+])  # fmt: skip
+"""Some of a round's preferences, evenly spread: those that are measured again after the last step."""
+
 EVALUATION_LOGPS = _schema("eval_logps", [
     _PROMPT_ID,
     _CANDIDATE,

@@ -19,7 +19,7 @@ from pipeline.dpo.preference_pool import PreferencePool
 from pipeline.dpo.types import PreferenceGroup, RoundFacts, StepMetrics, UpdateResult
 from pipeline.dpo.update import Update
 from pipeline.packing.packing import TokenGroup
-from pipeline.records import STEPS, to_table
+from pipeline.records import PREFERENCE_LOGPS, STEPS, to_table
 from storage.log.manifest import FileRef
 from storage.tables import checkpoints
 
@@ -68,6 +68,7 @@ class RoundUpdate:
         others = {
             "metrics": [slot.write(to_table([asdict(step) for step in result.steps], STEPS), round, "metrics")],
             "probe": [self._write_probe(result)],
+            "preference_logps": [self._write_measured(result)],
         }
         if self._config.optimizer_state == "carried":
             others["optimizer"] = list(slot.stage(round, "optimizer", update.save_optimizer))
@@ -79,6 +80,11 @@ class RoundUpdate:
             others,
             {**(self._metrics or {}), **preference_groups.summary(result, self._config)},
         )
+
+    def _write_measured(self, result: UpdateResult) -> FileRef:
+        """Writes the preferences that were measured after the last step, with what they were before it."""
+        rows = preference_groups.measured_rows(result)
+        return self._slot.write(to_table(rows, PREFERENCE_LOGPS), self._round, "preference_logps")
 
     def _write_probe(self, result: UpdateResult) -> FileRef:
         """Writes some of the chosen answers with their log-probabilities before and after the update.

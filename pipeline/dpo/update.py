@@ -31,6 +31,7 @@ from pipeline.dpo.checks import (
 from pipeline.dpo.gradients import StepOutcome, accumulate_gradient
 from pipeline.dpo.measured_sample import displacement_sample, spread
 from pipeline.dpo.optimizer import build_optimizer, learning_rate_factor
+from pipeline.dpo.preference_losses import preference_losses
 from pipeline.dpo.preference_pool import PreferencePool
 from pipeline.dpo.state import hashed_settings, load_optimizer, load_progress, load_state, save_optimizer, save_state
 from pipeline.dpo.types import PreferenceGroup, RoundFacts, StepMetrics, UpdateResult
@@ -194,6 +195,8 @@ class Update:
         done = self._done
         sample = spread(self._groups, displacement_sample(len(self._groups), self._config.epochs))
         final = sequence_logps(self._model, sample, done.token_budget, precision=self._config.precision)
+        reference = [group.reference_logps for group in sample]  # which is the start's, if these are one
+        before = self._losses(sample, reference) if self._facts.reference_is_start else None
         return UpdateResult(
             first_loss=done.first_loss,
             first_loss_expected=done.expected,
@@ -203,8 +206,13 @@ class Update:
             token_budget=done.token_budget,
             sample=sample,
             final_logps=final,
+            losses_before=before,
+            losses_after=self._losses(sample, final),
             **_displacement(sample, final),
         )
+
+    def _losses(self, groups: Sequence[PreferenceGroup], logps: Sequence[Sequence[float]]) -> list[float]:
+        return preference_losses(groups, logps, self._terms, self._config)
 
     @property
     def stopped(self) -> str | None:

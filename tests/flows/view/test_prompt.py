@@ -16,7 +16,16 @@ from flows.view.site import Site
 from pipeline.judges.human import HumanConfig
 from pipeline.judges.llm import LlmConfig
 from pipeline.preferences import build_preferences
-from pipeline.records import ASKED_JUDGMENTS, CANDIDATES, JUDGMENTS, PROBE, PROMPTS, THINKING_CANDIDATES, to_table
+from pipeline.records import (
+    ASKED_JUDGMENTS,
+    CANDIDATES,
+    JUDGMENTS,
+    PREFERENCE_LOGPS,
+    PROBE,
+    PROMPTS,
+    THINKING_CANDIDATES,
+    to_table,
+)
 from pipeline.usage import Usage
 from storage.log.store import Store
 from support.finished_run import commit, finished_run, prompts_table, say, small_recipe
@@ -27,6 +36,15 @@ HOSTILE = "</div><script>alert(1)</script> [a](javascript:b) ![c](http://d.e/f.p
 """A text that tries to run something, to lead away, and to hide."""
 MILLION = 1_000_000
 EFFECTS = "Before and after the update"
+
+
+MEASURED = [
+    {"prompt_id": "t1", "candidates": [3, 0], "origin_round": None, "reference": [-3.0, -4.0], "before": [-3.0, -4.0],
+     "after": [-2.5, -4.5], "loss_before": 0.6931, "loss_after": 0.6444},
+    {"prompt_id": "t1", "candidates": [3, 1], "origin_round": 2, "reference": [-9.0, -9.0], "before": [-9.0, -9.0],
+     "after": [-9.0, -9.0], "loss_before": 9.0, "loss_after": 9.0},
+]  # fmt: skip
+"""Of round 3: its only preference of t1, whose margin rose by 0.1 (0.5 + 0.5), and another of round 2."""
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +60,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # The token ids of completion 3 of each training prompt.
         row = {"prompt_token_ids": [1, 2], "token_ids": [6, round, 0], "logp": -2.5, "previous_logp": -3.25}
         commit(store, writer, "small", round, "probe", to_table([row], PROBE))
+        if round == 3:
+            commit(store, writer, "small", 3, "preference_logps", to_table(MEASURED, PREFERENCE_LOGPS))
 
     finished_run(store, text=text, rationale=lambda *_: HOSTILE, also=probe)
     _compared_run(store)
@@ -219,12 +239,27 @@ def test_the_loss_of_one_preference_is_not_made_up(browser: TestClient) -> None:
     """Means of the steps: of the last, 3, the loss is ln 2 - 0.15, the rewards are 0.15 and -0.15, in order are 80%."""
     shown = words(page(browser, "/run/small/prompt/t1?round=2&kind=training"))
     assert (
-        "The loss of a single preference is not stored. In the first step (0) the loss was 0.6931 on average" in shown
+        "The loss of a single preference is not measured in this round. In the first step (0) the loss was 0.6931 on "
+        "average" in shown
     )
     assert "in the last (3) the loss was 0.5431 on average, the implicit reward +0.15 of chosen and -0.15" in shown
     assert "80.0% of the pairs were in order." in shown
     assert "Round 0 has no update." in page(browser, "/run/small/prompt/e1?round=0")
     assert "The steps of the round are not measured." in page(browser, "/run/compared/prompt/t0")
+
+
+def test_a_preference_that_was_measured_has_its_own_loss(browser: TestClient) -> None:
+    """Of completion 3, -3 before and -2.5 after: 0.1 times 0.5; of 0, -4 and -4.5. Of the others nothing is known."""
+    shown = page(browser, "/run/small/prompt/t1?round=3&kind=training")
+    (row,) = table(shown, "Preferences of this prompt")
+    assert [row[0], *row[-2:]] == ["3 > 0", "0.6931", "0.6444"]
+    effects = table(shown, EFFECTS)
+    assert effects[0] == ["3", "-3.000", "-3.000", "-2.500", "-3.000", "+0.0000", "+0.0500"]
+    assert effects[3] == ["0", "-3.000", "-4.000", "-4.500", "-4.000", "+0.0000", "-0.0500"]
+    assert effects[1] == ["2", "-3.000", *["not measured"] * 5]
+    assert "1 preference of this round was measured: t1" in words(shown)
+    (other,) = table(page(browser, "/run/small/prompt/t2?round=3&kind=training"), "Preferences of this prompt")
+    assert other[-2:] == ["not measured", "not measured"]
 
 
 def test_a_slider_leads_through_the_rounds_and_all_answers_stand_beneath(browser: TestClient) -> None:
