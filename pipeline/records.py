@@ -17,6 +17,7 @@ from pipeline.errors import DataError
 SCHEMA_VERSION = 1
 
 COMPONENTS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.float64())]))
+TOKEN_LOGPS = pa.list_(pa.list_(pa.float32()))
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("fields", pa.string())]))
 
 
@@ -163,6 +164,11 @@ PREFERENCE_LOGPS = _schema("preference_logps", [
     _column("loss_before", pa.float64(), "the recipe's objective of this preference by `before`; without what is added "
             "to it (nll_weight, exploration_weight, router_loss_weight) or weighs it (wpo)", nullable=True),
     _column("loss_after", pa.float64(), "the same by `after`"),
+    _column("after_tokens", TOKEN_LOGPS, "`after` of each token of each candidate; null if update.token_logprobs is "
+            "off", unit="nats", nullable=True),
+    _column("reference_tokens", TOKEN_LOGPS, "`reference` of each token; null if it is off, of preferences of other "
+            "rounds, and if the reference is the policy that sampled, whose are the `logprobs` of the candidates",
+            unit="nats", nullable=True),
 ])  # fmt: skip
 """Some of a round's preferences, evenly spread: those that are measured again after the last step."""
 
@@ -174,6 +180,15 @@ EVALUATION_LOGPS = _schema("eval_logps", [
     _column("initial", pa.float64(), "the same under the policy of round 0", unit="nats per sequence"),
     _column("tokens", pa.int32(), "length of the candidate", unit="tokens"),
 ])  # fmt: skip
+
+EVALUATION_TOKEN_LOGPS = _schema("eval_logps", [
+    *EVALUATION_LOGPS,
+    _column("policy_tokens", pa.list_(pa.float32()), "`policy` of each token; null if these are the sampler's, the "
+            "`logprobs` of the candidate", unit="nats", nullable=True),
+    _column("previous_tokens", pa.list_(pa.float32()), "`previous` of each token", unit="nats"),
+    _column("initial_tokens", pa.list_(pa.float32()), "`initial` of each token", unit="nats"),
+], version=2)  # fmt: skip
+"""The same with update.token_logprobs; without it, and in version 1, there are no such columns."""
 
 
 def to_table(rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> pa.Table:

@@ -122,22 +122,33 @@ def with_other_reference(
     return exact, {"reference_logprobs": "trainer", "reference_drift": None}
 
 
-def measured_rows(result: UpdateResult) -> list[dict[str, Any]]:
-    """Returns the preferences that were measured after the last step, as rows of `PREFERENCE_LOGPS`."""
+def measured_rows(
+    result: UpdateResult, reference_tokens: Sequence[Sequence[Sequence[float]] | None]
+) -> list[dict[str, Any]]:
+    """Returns the preferences that were measured after the last step, as rows of `PREFERENCE_LOGPS`.
+
+    Args:
+        reference_tokens: the log-probabilities of each one's tokens under the reference; None if they are not computed.
+    """
+    tokens = result.final_tokens or [None] * len(result.sample)
     losses = result.losses_before or [None] * len(result.sample)
-    measured = zip(result.sample, result.final_logps, losses, result.losses_after, strict=True)
+    measured = zip(
+        result.sample, result.final_logps, losses, result.losses_after, tokens, reference_tokens, strict=True
+    )
     return [
         {
             "prompt_id": group.prompt_id,
-            "candidates": list(group.candidates),
+            "candidates": list(group.candidates or ()),
             "origin_round": group.origin_round,
             "reference": list(group.reference_logps),
             "before": None if loss_before is None else list(group.reference_logps),
             "after": after,
             "loss_before": loss_before,
             "loss_after": loss_after,
+            "after_tokens": after_tokens,
+            "reference_tokens": of_reference,
         }
-        for group, after, loss_before, loss_after in measured
+        for group, after, loss_before, loss_after, after_tokens, of_reference in measured
     ]
 
 

@@ -22,7 +22,7 @@ class PreferenceGroup(TokenGroup):
     reference_logps: Sequence[float]
     ranks: Sequence[int] | None = None
     soft_label: float | None = None
-    candidates: Sequence[int] = ()
+    candidates: Sequence[int] | None = None
     origin_round: int | None = None
 
     def __post_init__(self) -> None:
@@ -117,8 +117,9 @@ class UpdateResult:
     They are of ``sample``: some of the preferences (`displacement_sample`), evenly spread. ``final_logps`` holds
     the log-probability of each of its candidates after the last step. ``losses_before`` and ``losses_after`` are
     the objective of each of them, without the terms that are added to it; before only if the reference is the start.
-    ``stopped`` says why the steps ended before the plan did, ``token_budget`` is that of the last step, less than asked
-    for if memory ran out.
+    ``final_tokens`` has the log-probability of each of their tokens, if the recipe asks for it. ``stopped`` says why
+    the steps ended before the plan did, ``token_budget`` is that of the last step, less than asked for if memory ran
+    out.
     """
 
     first_loss: float
@@ -129,6 +130,7 @@ class UpdateResult:
     token_budget: int
     sample: list[PreferenceGroup]
     final_logps: list[list[float]]
+    final_tokens: list[list[list[float]]] | None
     losses_before: list[float] | None
     losses_after: list[float]
     chosen_fell_share: float

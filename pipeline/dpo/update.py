@@ -38,7 +38,7 @@ from pipeline.dpo.types import PreferenceGroup, RoundFacts, StepMetrics, UpdateR
 from pipeline.model.check import check_model
 from pipeline.model.checkpointing import evaluate_plainly, recompute_layers
 from pipeline.model.distributed import full_tensor, world_of
-from pipeline.model.logprobs import check_context, sequence_logps
+from pipeline.model.logprobs import check_context, token_logps
 from pipeline.model.router_loss import check_router
 from pipeline.packing.attention import shared_prefix_attention
 from pipeline.records import content_id
@@ -194,7 +194,7 @@ class Update:
         self._optimizer.zero_grad(set_to_none=True)  # as large as the weights, and the model stays
         done = self._done
         sample = spread(self._groups, displacement_sample(len(self._groups), self._config.epochs))
-        final = sequence_logps(self._model, sample, done.token_budget, precision=self._config.precision)
+        final, tokens = token_logps(self._model, sample, done.token_budget, precision=self._config.precision)
         reference = [group.reference_logps for group in sample]  # which is the start's, if these are one
         before = self._losses(sample, reference) if self._facts.reference_is_start else None
         return UpdateResult(
@@ -206,6 +206,7 @@ class Update:
             token_budget=done.token_budget,
             sample=sample,
             final_logps=final,
+            final_tokens=tokens if self._config.token_logprobs else None,
             losses_before=before,
             losses_after=self._losses(sample, final),
             **_displacement(sample, final),

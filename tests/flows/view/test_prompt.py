@@ -38,11 +38,12 @@ MILLION = 1_000_000
 EFFECTS = "Before and after the update"
 
 
+TOKENS: dict[str, Any] = {"after_tokens": None, "reference_tokens": None}
 MEASURED = [
     {"prompt_id": "t1", "candidates": [3, 0], "origin_round": None, "reference": [-3.0, -4.0], "before": [-3.0, -4.0],
-     "after": [-2.5, -4.5], "loss_before": 0.6931, "loss_after": 0.6444},
+     "after": [-2.5, -4.5], "loss_before": 0.6931, "loss_after": 0.6444, **TOKENS},
     {"prompt_id": "t1", "candidates": [3, 1], "origin_round": 2, "reference": [-9.0, -9.0], "before": [-9.0, -9.0],
-     "after": [-9.0, -9.0], "loss_before": 9.0, "loss_after": 9.0},
+     "after": [-9.0, -9.0], "loss_before": 9.0, "loss_after": 9.0, **TOKENS},
 ]  # fmt: skip
 """Of round 3: its only preference of t1, whose margin rose by 0.1 (0.5 + 0.5), and another of round 2."""
 

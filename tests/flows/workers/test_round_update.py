@@ -9,6 +9,9 @@ import pytest
 
 from flows.workers.references import PolicyRef, PreferenceShard, Trained, UpdateInputs
 from flows.workers.trainer import TrainerWorker
+from pipeline.config import UpdateConfig
+from pipeline.dpo.state import hashed_settings
+from pipeline.dpo.types import RoundFacts
 from pipeline.model.logprobs import sequence_logps
 from pipeline.model.policy import load_policy
 from pipeline.packing.packing import TokenGroup
@@ -106,6 +109,8 @@ def test_the_loss_of_each_preference_is_that_of_its_log_probabilities(
         margin = BETA * (after[best] - before[best] - after[worst] + before[worst])
         assert margin > 0.01  # a step of 0.01 moves it, so that before and after differ by more than the tolerance
         assert row["loss_after"] == pytest.approx(math.log(1 + math.exp(-margin)), abs=CLOSE)
+        _assert_tokens(row["after_tokens"], row)
+        assert row["reference_tokens"] is None  # it sampled: its tokens stand beside the completions
 
 
 def test_against_another_reference_nothing_is_said_of_before(store: Store, updated: Updated, tmp_path: Path) -> None:
@@ -119,3 +124,27 @@ def test_against_another_reference_nothing_is_said_of_before(store: Store, updat
         assert (row["before"], row["loss_before"]) == (None, None)
         margin = BETA * (after[best] - reference[best] - after[worst] + reference[worst])
         assert row["loss_after"] == pytest.approx(math.log(1 + math.exp(-margin)), abs=CLOSE)
+        _assert_tokens(row["after_tokens"], row)
+    own, replayed = rows
+    _assert_tokens(own["reference_tokens"], own, "reference")
+    assert replayed["reference_tokens"] is None
+
+
+def test_a_recipe_can_leave_out_the_tokens_and_trains_the_same(store: Store, updated: Updated) -> None:
+    """To the bit on one machine: the hash of the weights is the same."""
+    other = committed_policy(store, 2)
+    found = [updated(other, {"reference": "initial", "token_logprobs": kept}) for kept in (True, False)]
+    (with_tokens, rows, _), (without, bare, _) = found
+    assert with_tokens.policy.digest == without.policy.digest
+    assert [(row["after_tokens"], row["reference_tokens"]) for row in bare] == [(None, None)] * 2
+    nothing = {"after_tokens": None, "reference_tokens": None}
+    assert [row | nothing for row in rows] == bare
+    kept, left_out = (UpdateConfig(token_logprobs=value) for value in (True, False))
+    assert "token_logprobs" not in kept.hashed()
+    assert hashed_settings(kept, RoundFacts()) == hashed_settings(left_out, RoundFacts())
+
+
+def _assert_tokens(tokens: list[list[float]], row: dict[str, Any], name: str = "after") -> None:
+    """Each completion has a number for each of its tokens, and they add up to its own."""
+    assert [len(found) for found in tokens] == [len(ANSWERS[candidate]) for candidate in row["candidates"]]
+    assert [math.fsum(found) for found in tokens] == pytest.approx(row[name], abs=1e-5)  # float32
