@@ -17,6 +17,7 @@ from pipeline.errors import DataError
 SCHEMA_VERSION = 1
 
 COMPONENTS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.float64())]))
+TOKEN_LOGPS = pa.list_(pa.list_(pa.float32()))
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("fields", pa.string())]))
 
 
@@ -79,6 +80,23 @@ JUDGMENTS = _schema("judgments", [
     _column("raw", pa.string(), "the verdict as the judge wrote it; version 1 has no such column", nullable=True),
 ], version=2)  # fmt: skip
 
+ASKED_JUDGMENTS = _schema("judgments", [
+    *JUDGMENTS,
+    _column("replies", pa.float64(), "a language model's replies that the judgment rests on; of one that several "
+            "completions share, its part; null if the judge asks none", nullable=True),
+    _column("replies_cached", pa.float64(), "those of them that were there already, and were not asked for anew",
+            nullable=True),
+    _column("tokens_in", pa.float64(), "tokens read for all of them, whenever that was; null if the endpoint does not "
+            "state it", unit="tokens", nullable=True),
+    _column("tokens_out", pa.float64(), "tokens written for them, likewise", unit="tokens", nullable=True),
+    _column("paid_tokens_in", pa.float64(), "tokens read for those that were asked for anew", unit="tokens",
+            nullable=True),
+    _column("paid_tokens_out", pa.float64(), "tokens written for these", unit="tokens", nullable=True),
+    _column("cost", pa.float64(), "of these, at the recipe's price, in its currency; null if it gives none",
+            nullable=True),
+], version=3)  # fmt: skip
+"""The judgments of judges that ask a language model; those of all others have no column of what it took."""
+
 PREFERENCES = _schema("preferences", [
     _PROMPT_ID,
     _column("kind", pa.string(), "pair, ranking or dropped"),
@@ -132,6 +150,28 @@ PROBE = _schema("probe", [
     _column("previous_logp", pa.float64(), "the same before the update", unit="nats per sequence", nullable=True),
 ])  # fmt: skip
 
+PREFERENCE_LOGPS = _schema("preference_logps", [
+    _PROMPT_ID,
+    _column("candidates", pa.list_(pa.int32()), "indices of the preference's candidates, best first"),
+    _column("origin_round", pa.int32(), "the round of a preference that was trained on again; null for one of this "
+            "round", nullable=True),
+    _column("reference", pa.list_(pa.float64()), "log-probability of each candidate under the update's reference, "
+            "perhaps as the sampler computed it", unit="nats per sequence"),
+    _column("before", pa.list_(pa.float64()), "the same under the policy that the update started from; null, which is "
+            "not measured, if the reference is another one", unit="nats per sequence", nullable=True),
+    _column("after", pa.list_(pa.float64()), "the same under the policy that the update ended with",
+            unit="nats per sequence"),
+    _column("loss_before", pa.float64(), "the recipe's objective of this preference by `before`; without what is added "
+            "to it (nll_weight, exploration_weight, router_loss_weight) or weighs it (wpo)", nullable=True),
+    _column("loss_after", pa.float64(), "the same by `after`"),
+    _column("after_tokens", TOKEN_LOGPS, "`after` of each token of each candidate; null if update.token_logprobs is "
+            "off", unit="nats", nullable=True),
+    _column("reference_tokens", TOKEN_LOGPS, "`reference` of each token; null if it is off, of preferences of other "
+            "rounds, and if the reference is the policy that sampled, whose are the `logprobs` of the candidates",
+            unit="nats", nullable=True),
+])  # fmt: skip
+"""Some of a round's preferences, evenly spread: those that are measured again after the last step."""
+
 EVALUATION_LOGPS = _schema("eval_logps", [
     _PROMPT_ID,
     _CANDIDATE,
@@ -140,6 +180,15 @@ EVALUATION_LOGPS = _schema("eval_logps", [
     _column("initial", pa.float64(), "the same under the policy of round 0", unit="nats per sequence"),
     _column("tokens", pa.int32(), "length of the candidate", unit="tokens"),
 ])  # fmt: skip
+
+EVALUATION_TOKEN_LOGPS = _schema("eval_logps", [
+    *EVALUATION_LOGPS,
+    _column("policy_tokens", pa.list_(pa.float32()), "`policy` of each token; null if these are the sampler's, the "
+            "`logprobs` of the candidate", unit="nats", nullable=True),
+    _column("previous_tokens", pa.list_(pa.float32()), "`previous` of each token", unit="nats"),
+    _column("initial_tokens", pa.list_(pa.float32()), "`initial` of each token", unit="nats"),
+], version=2)  # fmt: skip
+"""The same with update.token_logprobs; without it, and in version 1, there are no such columns."""
 
 
 def to_table(rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> pa.Table:

@@ -90,6 +90,7 @@ def show(
     spare_pandas()
     from flows.analysis import queries
     from flows.registry.catalog import TABLE_ALIASES, existing_store, run_at_round
+    from flows.registry.judge_usage import judge_usage, usage_lines
     from flows.registry.packing_check import untried_lengths
 
     store, stage = existing_store(root), TABLE_ALIASES.get(table.value, table.value)
@@ -109,6 +110,8 @@ def show(
         return
     if finished and (why := run.round_entry(number).meta.get("no_update")):
         Console().print(f"round {number} had no update: {why}", markup=False, style="yellow")
+    for line in usage_lines(judge_usage(run, number)) if "judgments" in stage else ():
+        Console().print(f"judges of round {number}: {line}", markup=False)
     if untried := untried_lengths(run):
         typer.echo(f"policy: {untried}")
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.registry.gate_result import GateResult, gate_words
+from pipeline.usage import Usage
 from storage.log.manifest import Entry
 
 
@@ -97,6 +98,9 @@ class RoundSummary(BaseModel):
         {}, description="mean change of what judges say of the same completions of round 0, by judge"
     )
     drifted: list[str] = []
+    judge_usage: dict[str, Usage] = Field(
+        {}, description="what language models took that judged in the round, by judge; none in earlier versions"
+    )
     preferences: int | None = None
     preference_share: float | None = Field(None, description="share of the prompts that gave a preference")
     no_update: str | None = Field(

@@ -6,6 +6,7 @@ from prefect import get_run_logger
 
 from flows.host.work_spans import busy_seconds, shared_seconds, spans_of
 from flows.registry.gate_result import GateResult
+from flows.registry.judge_usage import judge_usage
 from flows.registry.round_summary import RoundSummary, rows_of, summaries
 from flows.round.context import RoundContext
 from flows.round.provenance import round_origin
@@ -75,7 +76,8 @@ def _costs(context: RoundContext, number: int) -> dict[str, Any]:
         "judge": busy_seconds(spans_of(metas(*(f"{kind}judgments" for kind in kinds)))),
         "hand over": context.policies.weight_sync(number).meta["seconds"],
     }
-    metrics: dict[str, Any] = {"sampled_tokens": sum(meta["tokens"] for meta in sampled), "seconds": seconds}
+    tokens = sum(meta["tokens"] for meta in sampled)
+    metrics = {"sampled_tokens": tokens, "seconds": seconds, "judge_usage": judge_usage(context.run, number)}
     if number:
         updated = [_checkpoint(context, number)]
         # With the checks of the reference and the saving; a checkpoint of an earlier version has its steps' time alone.

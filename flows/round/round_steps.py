@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from flows.registry.judge_usage import usage_meta
 from flows.registry.packing_check import untried_lengths
 from flows.round.context import RoundContext
 from flows.round.shard_steps import retry_on_worker_death
@@ -210,7 +211,8 @@ async def probe_judges(context: RoundContext, number: int) -> list[Entry]:
             JudgeWorker.judge_again,
             prompts=context.files(0, "prompts"), candidates=files, round=number, count=count, judges=places,
         )  # fmt: skip
-    return [context.commit(number, "judge_probe", [answer.result], answer.work, inputs)]
+    meta = {**usage_meta(answer.result.usage), **answer.work}
+    return [context.commit(number, "judge_probe", [answer.result.file], meta, inputs)]
 
 
 @step("{context.name} r{number} compare")

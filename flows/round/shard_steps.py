@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from flows.errors import WorkerDiedError
 from flows.host.progress import Stage
+from flows.registry.judge_usage import usage_meta
 from flows.remote.calls import Answer
 from flows.round.context import RoundContext
 from flows.round.step import is_worth_another_try
@@ -131,8 +132,8 @@ async def judge_shard(
             gate=bool(batch.gate),
         )
     )  # fmt: skip
-    meta = {**({"policies": compared} if any(compared) else {}), **answer.work}
-    done = context.commit(number, stage, [answer.result], meta, inputs, shard)
+    meta = {**({"policies": compared} if any(compared) else {}), **usage_meta(answer.result.usage), **answer.work}
+    done = context.commit(number, stage, [answer.result.file], meta, inputs, shard)
     display.worked_on(answer.work)
     display.report({"done": candidates.meta["candidates"]}, shard)
     return done

@@ -23,7 +23,7 @@ from storage.tables.checkpoints import weights_digest
 
 Result = TypeVar("Result")
 
-WITH_CHECKPOINT = ("metrics", "probe", "optimizer", "ema")
+WITH_CHECKPOINT = ("metrics", "probe", "preference_logps", "optimizer", "ema")
 """What an update leaves beside the checkpoint, by the stages of its entries."""
 WITH_POLICY = ("probe", "optimizer", "ema")
 """The part of it that goes on with the policy if a round has no update."""

@@ -9,6 +9,7 @@ from pipeline.judges.base import JudgeConfig
 from pipeline.judges.human import HumanConfig
 from pipeline.judges.llm import Listwise, LlmConfig, Pairwise
 from pipeline.records import components_of
+from pipeline.usage import Usage, usage_in
 
 Reply = tuple[str, str | None]
 """What the judge was shown, empty if it was the completion alone; and what it wrote."""
@@ -23,6 +24,7 @@ class Evidence:
         components: the named parts of its score.
         replies: what the judge wrote.
         from_endpoint: it is a language model's, whose replies are kept for runs to come.
+        usage: what its replies took; None if the judge asks no language model, or its version did not record it.
         sees_thought: the judge sees what a completion thinks before it answers; None if that is not known.
     """
 
@@ -30,6 +32,7 @@ class Evidence:
     components: Mapping[str, float]
     replies: Sequence[Reply]
     from_endpoint: bool
+    usage: Usage | None
     sees_thought: bool | None
 
 
@@ -42,7 +45,8 @@ def evidence(row: Mapping[str, Any], config: JudgeConfig | None) -> Evidence:
     raw: str | None = row.get("raw")
     replies = [] if raw is None else _replies(raw, config)
     sees_thought = None if config is None else config.sees_thought
-    return Evidence(row, components_of(row["components"]), replies, isinstance(config, LlmConfig), sees_thought)
+    from_endpoint, usage = isinstance(config, LlmConfig), usage_in(row)
+    return Evidence(row, components_of(row["components"]), replies, from_endpoint, usage, sees_thought)
 
 
 def _replies(raw: str, config: JudgeConfig | None) -> list[Reply]:

@@ -36,11 +36,15 @@ def rows_of(opened: OpenRun, round: int, stage: str, prompt: str, columns: Seque
     return found
 
 
-def table_of(opened: OpenRun, round: int, stage: str) -> Rows:
-    """Returns all rows of a small table of a round; none if the round has no such table."""
+def table_of(opened: OpenRun, round: int, stage: str, columns: Sequence[str] | None = None) -> Rows:
+    """Returns all rows of a small table of a round; none if the round has no such table.
+
+    Args:
+        columns: the columns to return; all of them by default.
+    """
     if not _has(opened, round, stage):
         return []
-    found: Rows = round_query.table(opened.store, opened.run, round, stage).to_pylist()
+    found: Rows = round_query.table(opened.store, opened.run, round, stage, columns).to_pylist()
     return found
 
 

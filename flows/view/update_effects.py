@@ -1,12 +1,15 @@
 """What a round's update did to the completions of a prompt, as far as the store has measured it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flows.registry.round_summary import RoundSummary, start_among
 from flows.view.site import OpenRun
 from flows.view.stored_rows import Rows, rows_of, table_of
+
+_STAGE = "preference_logps"
+_SUMS = ("candidates", "origin_round", "reference", "before", "after", "loss_before", "loss_after")
 
 _LOGPS = "SELECT candidate, policy, previous, initial FROM logps WHERE round = $round AND prompt_id = $prompt"
 
@@ -70,8 +73,9 @@ def effects(
 ) -> list[Effect]:
     """Returns what the update of a round did to the completions of a prompt, in their order.
 
-    Those for training were sampled before it. Of these a few are measured again after it, for the probe of the weight
-    sync; of the held-out ones, which are sampled after it, all. What was sampled as one would serve is not.
+    Those for training were sampled before it. Of these some preferences' are measured again after it, and in rounds of
+    earlier versions a few chosen ones for the probe of the weight sync. Of the held-out ones, which are sampled after
+    it, all are. What was sampled as one would serve is not.
 
     Args:
         answers: the rows of the completions, as the pages' table ``answers`` has them.
@@ -83,8 +87,33 @@ def effects(
     if kind == "held-out":
         logps = {row["candidate"]: row for row in opened.tables.ask(_LOGPS, parameters)}
         return [_held_out(row, logps.get(row["candidate"], {}), policies, beta) for row in answers]
-    probed = _probed(opened, round, prompt_id) if kind == "training" else {}
-    return [_training(row, probed.get(row["candidate"], {}), policies, beta) for row in answers]
+    if kind != "training":
+        return [_training(row, {}, policies, beta) for row in answers]
+    measured, probed = measured_preferences(opened, round, prompt_id), _probed(opened, round, prompt_id)
+    found = {row["candidate"]: _training(row, probed.get(row["candidate"], {}), policies, beta) for row in answers}
+    for preference in measured:
+        for place, candidate in enumerate(preference["candidates"]):
+            if candidate in found:
+                found[candidate] = _measured(found[candidate], preference, place)
+    return list(found.values())
+
+
+def measured_preferences(opened: OpenRun, round: int, prompt_id: str) -> Rows:
+    """Returns the round's own preferences of a prompt that were measured after the update, as the store has them."""
+    found = rows_of(opened, round, _STAGE, prompt_id, _SUMS)
+    return [row for row in found if row["origin_round"] is None]
+
+
+def measured_prompts(opened: OpenRun, round: int) -> list[str]:
+    """Returns the prompts whose preferences were measured after the update of a round: one for each preference."""
+    rows = table_of(opened, round, _STAGE, ["prompt_id", "origin_round"])
+    return [row["prompt_id"] for row in rows if row["origin_round"] is None]
+
+
+def _measured(effect: Effect, preference: Mapping[str, Any], place: int) -> Effect:
+    """Puts what was measured of a preference's candidate in the place of what is known without it."""
+    before = effect.before if preference["before"] is None else preference["before"][place]
+    return replace(effect, before=before, after=preference["after"][place], reference=preference["reference"][place])
 
 
 def steps(opened: OpenRun, round: int) -> Rows:

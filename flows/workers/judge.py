@@ -1,6 +1,6 @@
 """The judge: scores shards, and turns a round's scores into preferences and into the metrics of its evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,23 @@ from pipeline.preferences import (
     preference_count,
     replayed_table,
 )
+from pipeline.usage import Usage, by_judge
 from storage.log.manifest import FileRef
 from storage.tables import shards
 from storage.tables.shared_values import SharedCache
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A table of judgments.
+
+    Attributes:
+        file: where it lies.
+        usage: what language models took for it, by judge; nothing of judges that ask none.
+    """
+
+    file: FileRef
+    usage: dict[str, Usage]
 
 
 @dataclass(frozen=True)
@@ -107,7 +121,7 @@ class JudgeWorker(Worker):
         policies: list[JudgePolicies | None] | None = None,
         choices: list[dict[str, Any]] | None = None,
         gate: bool = False,
-    ) -> FileRef:
+    ) -> Judged:
         """Judges one shard of candidates by some of the judges, by their places, under their names in the recipe.
 
         Args:
@@ -128,7 +142,11 @@ class JudgeWorker(Worker):
             seen = seen_by(configs[place], items)
             judgments += [replace(judgment, judge=name) for judgment in judge.judge(seen)]
         self.empty_cache()
-        return self.write(judgments_table(judgments), round, stage, shard)
+        return self._judged(judgments, round, stage, shard)
+
+    def _judged(self, judgments: Sequence[Judgment], round: int, stage: str, shard: int | None = None) -> Judged:
+        usage = by_judge((judgment.judge, judgment.usage) for judgment in judgments)
+        return Judged(self.write(judgments_table(judgments), round, stage, shard), usage)
 
     def _items(
         self, prompts: tuple[FileRef, ...], candidates: pa.Table, source: Prompts | None = None
@@ -155,7 +173,7 @@ class JudgeWorker(Worker):
         round: int,
         count: int,
         judges: list[int],
-    ) -> FileRef:
+    ) -> Judged:
         """Judges the first so many candidates once more, without the replies that were kept: has a judge changed?"""
         items = self._items(prompts, self.table(candidates).slice(0, count))
         devices = self.recipe.devices
@@ -165,7 +183,7 @@ class JudgeWorker(Worker):
             judge = make_judge(config, device=devices.judge, threads=devices.threads)
             judgments += [replace(judgment, judge=name) for judgment in judge.judge(seen_by(config, items))]
         self.empty_cache()
-        return self.write(judgments_table(judgments), round, "judge_probe")
+        return self._judged(judgments, round, "judge_probe")
 
     def build_preferences(
         self,

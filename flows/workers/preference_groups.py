@@ -38,6 +38,7 @@ def preference_groups(prompts: pa.Table, candidates: pa.Table, preferences: pa.T
             reference_logps=row["reference_logps"],
             ranks=row.get("ranks"),  # tables of version 1 have none
             soft_label=row["soft_label"],
+            candidates=row["candidates"],
         )
         for row in rows
     ]
@@ -55,6 +56,8 @@ def replayed_groups(prompts: pa.Table, replayed: pa.Table | None) -> list[Prefer
             reference_logps=row["reference_logps"],
             ranks=row["ranks"],
             soft_label=row["soft_label"],
+            candidates=row["candidates"],
+            origin_round=row["origin_round"],
         )
         for row in rows
     ]
@@ -117,6 +120,36 @@ def with_other_reference(
     scored = sequence_logps(model, groups, config.token_budget, precision=config.precision)
     exact = [replace(group, reference_logps=logps) for group, logps in zip(groups, scored, strict=True)]
     return exact, {"reference_logprobs": "trainer", "reference_drift": None}
+
+
+def measured_rows(
+    result: UpdateResult, reference_tokens: Sequence[Sequence[Sequence[float]] | None]
+) -> list[dict[str, Any]]:
+    """Returns the preferences that were measured after the last step, as rows of `PREFERENCE_LOGPS`.
+
+    Args:
+        reference_tokens: the log-probabilities of each one's tokens under the reference; None if they are not computed.
+    """
+    tokens = result.final_tokens or [None] * len(result.sample)
+    losses = result.losses_before or [None] * len(result.sample)
+    measured = zip(
+        result.sample, result.final_logps, losses, result.losses_after, tokens, reference_tokens, strict=True
+    )
+    return [
+        {
+            "prompt_id": group.prompt_id,
+            "candidates": list(group.candidates or ()),
+            "origin_round": group.origin_round,
+            "reference": list(group.reference_logps),
+            "before": None if loss_before is None else list(group.reference_logps),
+            "after": after,
+            "loss_before": loss_before,
+            "loss_after": loss_after,
+            "after_tokens": after_tokens,
+            "reference_tokens": of_reference,
+        }
+        for group, after, loss_before, loss_after, after_tokens, of_reference in measured
+    ]
 
 
 def summary(result: UpdateResult, config: UpdateConfig) -> dict[str, Any]:

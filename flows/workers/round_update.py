@@ -19,7 +19,7 @@ from pipeline.dpo.preference_pool import PreferencePool
 from pipeline.dpo.types import PreferenceGroup, RoundFacts, StepMetrics, UpdateResult
 from pipeline.dpo.update import Update
 from pipeline.packing.packing import TokenGroup
-from pipeline.records import STEPS, to_table
+from pipeline.records import PREFERENCE_LOGPS, STEPS, to_table
 from storage.log.manifest import FileRef
 from storage.tables import checkpoints
 
@@ -74,12 +74,33 @@ class RoundUpdate:
             others["optimizer"] = list(slot.stage(round, "optimizer", update.save_optimizer))
         if inputs.average is not None:
             others["ema"] = list(self._stage_average(inputs.average, files))
+        others["preference_logps"] = [self._write_measured(result)]
         (probe,) = others["probe"]
         return Trained(
             PolicyRef(digest, files, probe),
             others,
             {**(self._metrics or {}), **preference_groups.summary(result, self._config)},
         )
+
+    def _write_measured(self, result: UpdateResult) -> FileRef:
+        """Writes the preferences that were measured after the last step, with what they were before it.
+
+        It comes last, as the reference may be put in the place of the new policy.
+        """
+        rows = preference_groups.measured_rows(result, self._reference_tokens(result.sample))
+        return self._slot.write(to_table(rows, PREFERENCE_LOGPS), self._round, "preference_logps")
+
+    def _reference_tokens(self, sample: Sequence[PreferenceGroup]) -> list[list[list[float]] | None]:
+        """Computes the log-probability of each token under a reference that has not sampled; None of other rounds'."""
+        inputs, found = self._inputs, list[list[list[float]] | None]([None] * len(sample))
+        own = [place for place, group in enumerate(sample) if group.origin_round is None]
+        if own and self._config.token_logprobs and not inputs.reference_sampled:
+            self._tell(doing="scoring tokens under the reference")
+            self._slot.use(inputs.reference or inputs.policy)
+            _, tokens = self._slot.token_logps([sample[place] for place in own])
+            for place, of_group in zip(own, tokens, strict=True):
+                found[place] = of_group
+        return found
 
     def _write_probe(self, result: UpdateResult) -> FileRef:
         """Writes some of the chosen answers with their log-probabilities before and after the update.

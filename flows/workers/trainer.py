@@ -19,7 +19,7 @@ from pipeline.gate import TEXT
 from pipeline.judges import Judgment
 from pipeline.judges.support.tables import judgments_table
 from pipeline.model.gguf_files import find_gguf
-from pipeline.records import EVALUATION_LOGPS, to_table
+from pipeline.records import EVALUATION_LOGPS, EVALUATION_TOKEN_LOGPS, to_table
 from storage.log.manifest import FileRef
 from storage.tables import checkpoints
 
@@ -240,21 +240,28 @@ class TrainerWorker(Worker):
         ids = prompt_token_ids(self.table(prompts), (row["prompt_id"] for row in completions))
         groups = [TokenGroup(row["prompt_id"], ids[row["prompt_id"]], [row["token_ids"]]) for row in completions]
         logps: dict[str, list[float]] = {}  # by the policy's hash
+        tokens: dict[str, list[list[float]]] = {}
         if sampled and all(row["policy"] == policy.digest for row in completions):
             logps[policy.digest] = [sum(row["logprobs"]) for row in completions]
         for reference in (policy, previous, initial):
             if reference.digest not in logps:
                 self._model.use(reference)
-                logps[reference.digest] = [logp for (logp,) in self._model.logps(groups)]
+                sums, each = self._model.token_logps(groups)
+                logps[reference.digest] = [logp for (logp,) in sums]
+                tokens[reference.digest] = [of_answer for (of_answer,) in each]
         self.empty_cache()
         named = {"policy": policy, "previous": previous, "initial": initial}
+        kept = named if self.recipe.update.token_logprobs else {}
+        nothing: list[None] = [None] * len(completions)
         rows = [
             {
                 "prompt_id": row["prompt_id"],
                 "candidate": row["candidate"],
                 "tokens": len(row["token_ids"]),
                 **{name: logps[reference.digest][index] for name, reference in named.items()},
+                **{f"{name}_tokens": tokens.get(reference.digest, nothing)[index] for name, reference in kept.items()},
             }
             for index, row in enumerate(completions)
         ]
-        return self._model.write(to_table(rows, EVALUATION_LOGPS), round, "eval_logps")
+        schema = EVALUATION_TOKEN_LOGPS if kept else EVALUATION_LOGPS
+        return self._model.write(to_table(rows, schema), round, "eval_logps")

@@ -19,7 +19,7 @@ from pipeline.model import compilation
 from pipeline.model import policy as policies
 from pipeline.model.devices import check_device
 from pipeline.model.distributed import ALONE, World, shard
-from pipeline.model.logprobs import sequence_logps
+from pipeline.model.logprobs import sequence_logps, token_logps
 from pipeline.packing.packing import TokenGroup
 from pipeline.records import PROBE, to_table
 from storage.log.manifest import FileRef
@@ -133,6 +133,11 @@ class TrainerModel:
         """Returns the log-probability of each completion under the weights in place, in nats."""
         config = self.recipe.update
         return sequence_logps(self._model, groups, config.token_budget, precision=config.precision)
+
+    def token_logps(self, groups: Sequence[TokenGroup]) -> tuple[list[list[float]], list[list[list[float]]]]:
+        """Returns the same, and the log-probability of each token."""
+        config = self.recipe.update
+        return token_logps(self._model, groups, config.token_budget, precision=config.precision)
 
     def write(self, table: pa.Table, round: int, stage: str, shard: int | None = None) -> FileRef:
         """Writes a table, from the first rank, that the flow will commit."""

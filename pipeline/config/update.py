@@ -141,6 +141,12 @@ class UpdateConfig(Config):
         le=100,
         description="auto takes the sampler's if they differ from the trainer's by less, in nats per sequence",
     )
+    # No weight depends on it: off is another recipe, and on is what a run of version 0.1.0 goes on with.
+    token_logprobs: Annotated[bool, Later(True)] = Field(
+        True,
+        description="keep log-probabilities of single tokens under the policies that a round is measured by: of "
+        "held-out answers, and of the preferences that are measured after the update; 4 to 12 bytes a token",
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the forward pass, and of vLLM on a GPU; master weights are float32"
     )

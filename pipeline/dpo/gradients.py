@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pipeline.config import UpdateConfig
 from pipeline.dpo.checks import check_losses
-from pipeline.dpo.losses import Loss, PreferenceBatch, exploration, nll, wpo_weights
+from pipeline.dpo.losses import PreferenceBatch, exploration, nll, wpo_weights
+from pipeline.dpo.preference_losses import Terms, objective, preference_batch
 from pipeline.dpo.types import PreferenceGroup
 from pipeline.model.distributed import World, own_packs, world_of
 from pipeline.model.logprobs import pack_logps, sum_by_sequence
@@ -54,7 +55,7 @@ NOBODY = PreferenceGroup(
 def accumulate_gradient(
     model: Any,
     batch: Sequence[PreferenceGroup],
-    terms: Sequence[tuple[Loss, float]],
+    terms: Terms,
     config: UpdateConfig,
     step: int,
 ) -> tuple[StepOutcome, int]:
@@ -88,17 +89,14 @@ def _losses(
     model: Any,
     pack: Pack,
     members: Sequence[PreferenceGroup],
-    terms: Sequence[tuple[Loss, float]],
+    terms: Terms,
     config: UpdateConfig,
 ) -> tuple[Tensor, Tensor, Tensor, PreferenceBatch]:
     """Computes objective, loss and balancing loss of each preference of a pack; returns them with that batch."""
     with keep_router_logits(model, wanted=config.router_loss_weight > 0) as router_logits:
         logps_N, squares_N = pack_logps(model, pack, squares=config.wpo, precision=config.precision)
-    preferences = _preference_batch(pack, members, sum_by_sequence(logps_N, pack))
-    objective_P = torch.zeros_like(preferences.logps_P_K[:, 0])
-    for loss, weight in terms:
-        objective_P = objective_P + weight * loss.function(preferences, config)
-    loss_P = objective_P
+    preferences = preference_batch(members, sum_by_sequence(logps_N, pack))
+    loss_P = objective_P = objective(preferences, terms, config)
     if squares_N is not None:
         aligned_P_K = sum_by_sequence(logps_N.detach() - squares_N, pack).view_as(preferences.lengths_P_K)
         loss_P = loss_P * wpo_weights(aligned_P_K / preferences.lengths_P_K)
@@ -130,32 +128,6 @@ def _extra_terms(preferences: PreferenceBatch, config: UpdateConfig) -> Tensor |
         optimism_P = exploration(preferences.logps_P_K, preferences.ranks_P_K)
         extra = extra + config.exploration_weight * optimism_P
     return extra
-
-
-def _preference_batch(pack: Pack, members: Sequence[PreferenceGroup], logps_S: Tensor) -> PreferenceBatch:
-    """Arranges a pack's candidates as [P, K].
-
-    Places that a preference lacks have rank -1 and repeat its first candidate.
-    """
-    widest = max(pack.candidates)
-    index, reference, lengths, ranks = [], [], [], []
-    start = 0
-    for group, candidates in zip(members, pack.candidates, strict=True):
-        missing = widest - candidates
-        index.append([*range(start, start + candidates), *[start] * missing])
-        reference.append([*group.reference_logps, *[group.reference_logps[0]] * missing])
-        lengths.append([*map(len, group.candidate_token_ids), *[1] * missing])
-        ranks.append([*group.places, *[-1] * missing])
-        start += candidates
-    labels = [1.0 if group.soft_label is None else group.soft_label for group in members]
-    device, dtype = logps_S.device, logps_S.dtype
-    return PreferenceBatch(
-        logps_P_K=logps_S[torch.tensor(index, device=device)],
-        reference_logps_P_K=torch.tensor(reference, device=device, dtype=dtype),
-        lengths_P_K=torch.tensor(lengths, device=device, dtype=dtype),
-        ranks_P_K=torch.tensor(ranks, device=device),
-        soft_labels_P=torch.tensor(labels, device=device, dtype=dtype),
-    )
 
 
 def _outcome(objective_P: Tensor, loss_P: Tensor, router_P: Tensor, preferences: PreferenceBatch) -> StepOutcome:

@@ -97,5 +97,7 @@ def _line(group: PreferenceGroup) -> bytes:
         "reference_logps": list(group.reference_logps),
         "ranks": None if group.ranks is None else list(group.ranks),
         "soft_label": group.soft_label,
+        "candidates": None if group.candidates is None else list(group.candidates),
+        "origin_round": group.origin_round,
     }
     return json.dumps(fields).encode() + b"\n"

@@ -31,7 +31,7 @@ _FIELD = "/"  # between a parameter's name and the field of its state: no name o
 
 DECIDED_ELSEWHERE = frozenset({
     "lora", "schedule_over", "optimizer_state", "reference", "ema_decay", "checkpoint_steps", "reference_logprobs",
-    "reference_tolerance", "compile",
+    "reference_tolerance", "token_logprobs", "compile",
 })  # fmt: skip
 """Fields of the recipe's update that decide what an update is given, and not what it does with it."""
 _CONSTANTS = ("beta", "label_smoothing", "target_margin", "dpop_penalty", "divergence", "divergence_alpha")

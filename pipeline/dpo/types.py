@@ -15,12 +15,15 @@ class PreferenceGroup(TokenGroup):
 
     ``reference_logps``: log-probability of each candidate under the reference, in nats, summed over its
     tokens. ``ranks``: rank of each candidate if some are tied, never falling; 0, 1, 2, ... if None.
-    ``soft_label``: probability that the order of a pair is right.
+    ``soft_label``: probability that the order of a pair is right. For the record alone are ``candidates``, their
+    indices among the K of the prompt, and ``origin_round``, the round of a preference that is trained on again.
     """
 
     reference_logps: Sequence[float]
     ranks: Sequence[int] | None = None
     soft_label: float | None = None
+    candidates: Sequence[int] | None = None
+    origin_round: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,8 +115,11 @@ class UpdateResult:
     the first step. The last three compare the policy after the last step with the reference: share of
     preferences whose chosen candidate became less likely, and mean change, in nats a sequence.
     They are of ``sample``: some of the preferences (`displacement_sample`), evenly spread. ``final_logps`` holds
-    the log-probability of each of its candidates after the last step. ``stopped`` says why the steps
-    ended before the plan did, ``token_budget`` is that of the last step, less than asked for if memory ran out.
+    the log-probability of each of its candidates after the last step. ``losses_before`` and ``losses_after`` are
+    the objective of each of them, without the terms that are added to it; before only if the reference is the start.
+    ``final_tokens`` has the log-probability of each of their tokens, if the recipe asks for it. ``stopped`` says why
+    the steps ended before the plan did, ``token_budget`` is that of the last step, less than asked for if memory ran
+    out.
     """
 
     first_loss: float
@@ -124,6 +130,9 @@ class UpdateResult:
     token_budget: int
     sample: list[PreferenceGroup]
     final_logps: list[list[float]]
+    final_tokens: list[list[list[float]]] | None
+    losses_before: list[float] | None
+    losses_after: list[float]
     chosen_fell_share: float
     chosen_change: float
     rejected_change: float

@@ -31,13 +31,14 @@ from pipeline.dpo.checks import (
 from pipeline.dpo.gradients import StepOutcome, accumulate_gradient
 from pipeline.dpo.measured_sample import displacement_sample, spread
 from pipeline.dpo.optimizer import build_optimizer, learning_rate_factor
+from pipeline.dpo.preference_losses import preference_losses
 from pipeline.dpo.preference_pool import PreferencePool
 from pipeline.dpo.state import hashed_settings, load_optimizer, load_progress, load_state, save_optimizer, save_state
 from pipeline.dpo.types import PreferenceGroup, RoundFacts, StepMetrics, UpdateResult
 from pipeline.model.check import check_model
 from pipeline.model.checkpointing import evaluate_plainly, recompute_layers
 from pipeline.model.distributed import full_tensor, world_of
-from pipeline.model.logprobs import check_context, sequence_logps
+from pipeline.model.logprobs import check_context, token_logps
 from pipeline.model.router_loss import check_router
 from pipeline.packing.attention import shared_prefix_attention
 from pipeline.records import content_id
@@ -193,7 +194,9 @@ class Update:
         self._optimizer.zero_grad(set_to_none=True)  # as large as the weights, and the model stays
         done = self._done
         sample = spread(self._groups, displacement_sample(len(self._groups), self._config.epochs))
-        final = sequence_logps(self._model, sample, done.token_budget, precision=self._config.precision)
+        final, tokens = token_logps(self._model, sample, done.token_budget, precision=self._config.precision)
+        reference = [group.reference_logps for group in sample]  # which is the start's, if these are one
+        before = self._losses(sample, reference) if self._facts.reference_is_start else None
         return UpdateResult(
             first_loss=done.first_loss,
             first_loss_expected=done.expected,
@@ -203,8 +206,14 @@ class Update:
             token_budget=done.token_budget,
             sample=sample,
             final_logps=final,
+            final_tokens=tokens if self._config.token_logprobs else None,
+            losses_before=before,
+            losses_after=self._losses(sample, final),
             **_displacement(sample, final),
         )
+
+    def _losses(self, groups: Sequence[PreferenceGroup], logps: Sequence[Sequence[float]]) -> list[float]:
+        return preference_losses(groups, logps, self._terms, self._config)
 
     @property
     def stopped(self) -> str | None:

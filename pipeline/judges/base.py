@@ -15,6 +15,7 @@ from pydantic import Field
 
 from pipeline.config.base import Config, Later
 from pipeline.errors import JudgeError
+from pipeline.usage import Usage
 
 
 class JudgeConfig(Config):
@@ -153,7 +154,10 @@ def seen_by(config: JudgeConfig, items: Sequence[JudgeItem]) -> Sequence[JudgeIt
 
 @dataclass(frozen=True, kw_only=True)
 class Judgment:
-    """What a judge says of one candidate: a row of the ``JUDGMENTS`` table. No score unless the status is ok."""
+    """What a judge says of one candidate: a row of the ``JUDGMENTS`` table. No score unless the status is ok.
+
+    ``usage`` is what a language model's replies took, of which no score depends; None if the judge asks none.
+    """
 
     prompt_id: str
     candidate: int
@@ -166,6 +170,7 @@ class Judgment:
     status: Status = "ok"
     latency: float
     raw: str | None = None
+    usage: Usage | None = None
 
 
 class Judge(Protocol):
@@ -267,7 +272,12 @@ class RuleJudge(Generic[AnyConfig]):
 
 
 def judgment_of(
-    judge: Judge, item: JudgeItem, candidate: JudgedCandidate, verdict: Verdict, latency: float
+    judge: Judge,
+    item: JudgeItem,
+    candidate: JudgedCandidate,
+    verdict: Verdict,
+    latency: float,
+    usage: Usage | None = None,
 ) -> Judgment:
     """Makes a judgment of a judge's verdict on a candidate; a number that is not finite is left out."""
     numbers = (verdict.score or 0.0, verdict.score_std or 0.0, *verdict.components.values())
@@ -285,6 +295,7 @@ def judgment_of(
         status=verdict.status if finite else "non_finite",
         latency=latency,
         raw=verdict.raw,
+        usage=usage,
     )
 
 

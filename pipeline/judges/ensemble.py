@@ -22,6 +22,7 @@ from pipeline.judges.base import (
 )
 from pipeline.judges.registry import MemberJudge, judge, make
 from pipeline.judges.support.stated import SPREAD, order_probability, pair_components
+from pipeline.usage import total
 
 Scaled = tuple[float, float]
 """A score on the ensemble's scale, and its standard deviation."""
@@ -132,10 +133,10 @@ class EnsembleJudge:
             beats, spread = self._orders(item, here, scaled, [verdict.status == "ok" for verdict in verdicts])
             for k, candidate in enumerate(item.candidates):
                 components = {**verdicts[k].components, **pair_components(candidate.index, beats, spread)}
-                latency = sum(found[k].latency for found in here)
-                judgments.append(
-                    judgment_of(self, item, candidate, replace(verdicts[k], components=components), latency)
-                )
+                verdict, latency = replace(verdicts[k], components=components), sum(found[k].latency for found in here)
+                usages = [found[k].usage for found in here]
+                usage = total(known) if (known := [usage for usage in usages if usage is not None]) else None
+                judgments.append(judgment_of(self, item, candidate, verdict, latency, usage))
         return judgments
 
     def _orders(

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SerializationInfo, field_serializer, field_validator, model_validator
 
-from pipeline.config.base import Config, for_a_hash
+from pipeline.config.base import Config, Later, for_a_hash
 from pipeline.errors import JudgeError
 from pipeline.judges.base import ON_CPU, JudgeConfig, JudgeItem, Judgment, Resources, judge_version, require_references
 from pipeline.judges.registry import judge
@@ -76,6 +76,13 @@ class Listwise(Config):
 Mode = Annotated[Rubric | Pairwise | Listwise, Field(discriminator="kind")]
 
 
+class Price(Config):
+    """What a million tokens cost, in whatever currency."""
+
+    input: float = Field(ge=0, description="of those that are read")
+    output: float = Field(ge=0, description="of those that are written")
+
+
 class LlmConfig(JudgeConfig):
     """A language model asked for a verdict in JSON.
 
@@ -115,9 +122,13 @@ class LlmConfig(JudgeConfig):
     budget_tokens: int | None = Field(
         None, ge=1, description="no request is sent once so many tokens were read and written; those on the way count"
     )
+    price_per_million: Annotated[Price | None, Later(None)] = Field(
+        None, description="price of a million tokens, as {input: 0.15, output: 0.6}; with it, a round says its cost"
+    )
 
     OPERATIONAL = JudgeConfig.OPERATIONAL | {
         "api_key_env", "concurrency", "timeout_seconds", "retries", "budget_requests", "budget_tokens",
+        "price_per_million",
     }  # fmt: skip
 
     @field_serializer("structured")

@@ -12,7 +12,7 @@ Axes: ``R`` rows of a pack, ``L`` tokens of a row, ``N`` predicted tokens, ``S``
 the hidden state, ``V`` vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -216,21 +216,47 @@ def sequence_logps(
     Raises:
         PromptTooLongError: a group is longer than the budget, or a sequence longer than the model's context.
     """
-    model.eval()
-    check_context(model, groups)
-    world = world_of(model)
     result = [[0.0] * len(group.candidate_token_ids) for group in groups]
-    for pack in own_packs(groups, token_budget, world, length_boundaries(model.config)):
-        with torch.no_grad():
-            sums = iter(pack_sums(model, pack, precision=precision).tolist())
+    for pack, logps_N in _passes(model, groups, token_budget, precision):
+        sums = iter(sum_by_sequence(logps_N, pack).tolist())
         for index in pack.groups:
             result[index] = [next(sums) for _ in result[index]]
+    return _of_all_ranks(result, world_of(model))
+
+
+def token_logps(
+    model: Any, groups: Sequence[TokenGroup], token_budget: int, *, precision: Precision = "float32"
+) -> tuple[list[list[float]], list[list[list[float]]]]:
+    """Computes the same as `sequence_logps`, to the bit, and beside it the log-probability of each token, in nats."""
+    sums = [[0.0] * len(group.candidate_token_ids) for group in groups]
+    tokens = [[[0.0] * len(answer) for answer in group.candidate_token_ids] for group in groups]
+    for pack, logps_N in _passes(model, groups, token_budget, precision):
+        of_pack, each = iter(sum_by_sequence(logps_N, pack).tolist()), iter(logps_N.tolist())
+        for index in pack.groups:
+            sums[index] = [next(of_pack) for _ in sums[index]]
+            tokens[index] = [[next(each) for _ in answer] for answer in tokens[index]]
+    world = world_of(model)
+    flat = iter(_of_all_ranks([answer for group in tokens for answer in group], world))
+    return _of_all_ranks(sums, world), [[next(flat) for _ in group] for group in tokens]
+
+
+def _passes(
+    model: Any, groups: Sequence[TokenGroup], token_budget: int, precision: Precision
+) -> Iterator[tuple[Pack, torch.Tensor]]:
+    """Yields each pack of this rank with the log-probabilities of its predicted tokens, without gradient."""
+    model.eval()
+    check_context(model, groups)
+    for pack in own_packs(groups, token_budget, world_of(model), length_boundaries(model.config)):
+        with torch.no_grad():
+            logps_N, _ = pack_logps(model, pack, precision=precision)
+        yield pack, logps_N
     reshard(model)
-    return result if world.size == 1 else _of_all_ranks(result, world)
 
 
 def _of_all_ranks(found: list[list[float]], world: World) -> list[list[float]]:
     """Adds up the numbers of all ranks; each has zeros in place of those that others computed."""
+    if world.size == 1:
+        return found
     flat = torch.tensor([number for row in found for number in row], dtype=torch.float64, device=world.device)
     numbers = iter(world.sum(flat).tolist())
     return [[next(numbers) for _ in row] for row in found]

@@ -23,8 +23,9 @@ PREPARED = 5 + 1 + 6
 # Two shards of candidates and judgments; the round and its summary.
 SAMPLED, ENDED = 2 * 2 * 2, 2
 # Preferences of two shards (2 each); the saved state of the update (4 files, its entry), given up in the end (an entry,
-# and the deletion); five files, metrics and probe (4), the checkpoint's entry, the hand-over, log-probabilities (2).
-TRAINED = 2 * 2 + (4 + 1 + 2) + 5 + 4 + 1 + 1 + 2
+# and the deletion); five files, metrics, probe and preferences' log-probabilities (6), the checkpoint's entry, the
+# hand-over, log-probabilities (2).
+TRAINED = 2 * 2 + (4 + 1 + 2) + 5 + 6 + 1 + 1 + 2
 OPERATIONS = FIXED + PREPARED + (SAMPLED + ENDED) + (SAMPLED + TRAINED + SAMPLED + ENDED)
 
 

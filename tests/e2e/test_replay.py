@@ -71,6 +71,17 @@ def test_a_run_replays_its_past_and_asks_its_judge_again(rondo: Rondo, tmp_path:
     assert (original["replayed"], original["first_loss_expected"]) == (wanted, None)
     assert original["policy"] != second["policy"]
 
+    # The endpoint states 90 tokens read and 10 written for each reply. What the other run was told is not paid again.
+    for name, all_kept in (("whole", False), ("killed", True)):
+        used = store.run(name).rounds()[2].meta["judge_usage"]["llm"]
+        anew = used["replies"] - used["replies_cached"]
+        assert used["replies"] == TINY["evaluation"]["prompts"] + PROBED
+        assert (used["paid_tokens_in"], used["paid_tokens_out"]) == (90 * anew, 10 * anew)
+        assert (used["tokens_in"], used["cost"]) == (90 * used["replies"], None)
+        assert 0 < anew <= PROBED if all_kept else anew > 0  # the probe is asked whatever is in the cache
+    shown = rondo("show", "whole@2", "--table", "eval_judgments", "--root", str(tmp_path)).stdout
+    assert "judges of round 2: llm: " in " ".join(shown.split())
+
     for meta in (first, second):
         assert meta["judge_drift"] == {"llm": 0.0}
         assert meta["drifted"] == []

@@ -11,19 +11,21 @@ from storage.tables.shards import read_table
 
 STAGES = (
     "prompts", "candidates", "judgments", "preferences", "replayed", "metrics", "probe", "eval_candidates",
-    "eval_judgments", "eval_logps", "served_candidates", "served_judgments", "gate_prompts",
+    "eval_judgments", "eval_logps", "preference_logps", "served_candidates", "served_judgments", "gate_prompts",
     "gate_candidates", "gate_judgments", "gate_text",
 )  # fmt: skip
 TIMES = ("latency", "seconds")
+PAID = ("replies_cached", "paid_tokens_in", "paid_tokens_out", "cost")
+"""What was asked for anew depends on what a process before had asked for already."""
 
 
 def tables(store: Store, run: Run, round: int) -> dict[str, pa.Table]:
-    """The tables of a round, without the columns that tell times."""
+    """The tables of a round, without the columns that tell times, and what was asked for anew."""
     found = {}
     for stage in STAGES:
         if files := run.files(round, stage):
             table = read_table(store, files)
-            found[stage] = table.drop_columns([name for name in TIMES if name in table.column_names])
+            found[stage] = table.drop_columns([name for name in (*TIMES, *PAID) if name in table.column_names])
     return found
 
 
@@ -33,8 +35,9 @@ def weights(run: Run, round: int) -> dict[str | None, str]:
 
 
 def assert_same(
-    root: Any, name: str, other_root: Any, other_name: str, rounds: range, costs: Sequence[str] = ("seconds",)
-) -> None:
+    root: Any, name: str, other_root: Any, other_name: str, rounds: range,
+    costs: Sequence[str] = ("seconds", "judge_usage"),
+) -> None:  # fmt: skip
     """Every table has the same rows in the same order, every checkpoint the same bytes, and all but costs are equal."""
     store, other_store = Store.open(root), Store.open(other_root)
     run, other = store.run(name), other_store.run(other_name)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flows.registry.judge_usage import judge_usage
 from flows.registry.round_summary import RoundSummary
 from flows.report.sections import Figure
 from flows.view.filters import literal
@@ -14,6 +15,8 @@ from flows.view.stored_rows import prefix_of
 from flows.view.tables import COMPARED, KINDS
 from flows.view.terminal import root_option
 from pipeline.errors import ConfigError
+from pipeline.judges.llm import LlmConfig
+from pipeline.usage import Usage
 
 _MOST = 50
 """Rows of a list."""
@@ -74,6 +77,10 @@ _FLIPS = """
     FROM {table} WHERE {where} GROUP BY ALL HAVING sum(flips) > 0
     ORDER BY sum(flips) / sum(comparisons) DESC, flips DESC, round DESC, prompt_id, judge LIMIT {limit}"""
 
+_PAID_SQL = """SELECT round, judge_usage
+FROM rounds
+ORDER BY round"""
+
 _UNION = "\n        UNION ALL"
 _COMPARED = """
         SELECT round, '{kind}' AS kind, prompt_id, judge, {columns} FROM {table}"""
@@ -87,6 +94,30 @@ class _Round:
     summary: RoundSummary | None
     flipped: float | None
     unscored: int
+
+
+@dataclass(frozen=True)
+class _Paid:
+    """What the language models that judge took.
+
+    Attributes:
+        asks: whether a judge of the run asks one.
+        priced: whether the recipe says what one costs.
+        rows: by round and judge; of versions that did not record it there are none.
+    """
+
+    asks: bool
+    priced: bool
+    rows: Sequence[tuple[int, str, Usage]]
+
+    @classmethod
+    def of(cls, opened: OpenRun) -> "_Paid":
+        """Finds it in the commits of a run, of the round that is at work too."""
+        configs = [part for judge in opened.recipe.judges for part in judge.parts() if isinstance(part, LlmConfig)]
+        rows = [
+            (round, name, usage) for round in opened.begun for name, usage in judge_usage(opened.run, round).items()
+        ]
+        return cls(bool(configs or rows), any(config.price_per_million for config in configs), rows)
 
 
 @dataclass(frozen=True)
@@ -157,7 +188,7 @@ def page(opened: OpenRun, round: int | None, kind: str | None, judges: tuple[str
         "drifted": [(summary.round, said) for summary in reversed(known) for said in summary.drifted],
         "figures": _figures(opened), "disagreements": pair.rows(opened) if pair else [], "choices": _choices(opened),
         "flips": tables.ask(_flips("judgments", round)), "flips_sql": _flips_sql(opened, round),
-        "most": _MOST, "short": _SHORT,
+        "most": _MOST, "short": _SHORT, "paid": _Paid.of(opened), "paid_sql": _PAID_SQL,
         "elsewhere_pair": pair.elsewhere(opened) if pair else None, "statuses_sql": _statuses_sql(opened),
         "command": f"rondo rounds {opened.name}{root_option(opened.store)}",
     }  # fmt: skip

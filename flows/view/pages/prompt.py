@@ -14,7 +14,7 @@ from flows.view.site import OpenRun
 from flows.view.stored_rows import Rows, prefix_of, rows_of
 from flows.view.tables import KINDS
 from flows.view.terminal import root_option
-from flows.view.update_effects import effects, steps
+from flows.view.update_effects import effects, measured_preferences, measured_prompts, steps
 from flows.view.word_diff import WordDiff, word_diff
 from pipeline.data.conversations import message_text, messages_of, question
 from storage.errors import NotCommittedError
@@ -25,6 +25,8 @@ _LEAST, _MOST = 1_000, 20_000
 """Letters of one of them."""
 _SHORT = 300
 """Letters of a completion in the list of all rounds."""
+_MEASURED = 12
+"""Links to prompts whose preferences were measured after the update."""
 _PARTS = 40
 """Parts of a score: of a judge that compares, there are two for each other completion."""
 
@@ -97,8 +99,10 @@ def page(
     values = {
         "prompt_id": prompt_id, "prompt": asked, "round": round, "kind": kind, "candidate": candidate,
         "markdown": markdown, "answers": answers, "texts": texts, "parts": _PARTS,
-        "preferences": preferences, "pair": pair, "seen": seen, "diff": _diff(pair, seen, texts),
+        "preferences": _with_losses(opened, round, prompt_id, preferences), "pair": pair,
+         "seen": seen, "diff": _diff(pair, seen, texts),
         "effects": effects(opened, round, kind, prompt_id, rows), "steps": steps(opened, round),
+        "measured": measured_prompts(opened, round) if kind == "training" else [], "most_measured": _MEASURED,
         "update": recipe.update if recipe else None, "short": _SHORT,
         "history": tables.ask(_HISTORY, {**parameters, "letters": _SHORT + 1}),
         "slider": _Slider(places, round, kind), **_elsewhere(opened, prefix, round, prompt_id),
@@ -163,6 +167,16 @@ def _preferences(opened: OpenRun, round: int, prompt_id: str) -> Rows:
     """Returns what the prompt gave in a round, the widest margin first."""
     rows = rows_of(opened, round, "preferences", prompt_id)
     return sorted(rows, key=lambda row: (row["margin"] is None, -(row["margin"] or 0.0), row["candidates"]))
+
+
+def _with_losses(opened: OpenRun, round: int, prompt_id: str, preferences: Rows) -> Rows:
+    """Adds the loss before and after the update to each preference; None if it was not measured."""
+    measured = {tuple(row["candidates"]): row for row in measured_preferences(opened, round, prompt_id)}
+    nothing: dict[str, Any] = {"loss_before": None, "loss_after": None}
+    for row in preferences:
+        found = measured.get(tuple(row["candidates"]), nothing)
+        row |= {name: found[name] for name in nothing}
+    return preferences
 
 
 def _by_rank(rows: Sequence[dict[str, Any]], preferences: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

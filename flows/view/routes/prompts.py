@@ -32,8 +32,16 @@ def add(app: FastAPI, site: Site, answer: Callable[[Page], Response]) -> None:
         return answer(prompt_page.page(site.run(name), prompt, round, kind, candidate, markdown=markdown))
 
     @app.get("/run/{name}/tokens/{round}/{kind}/{prompt}/{candidate}")
-    def tokens(name: str, round: InPath, kind: str, prompt: str, candidate: InPath, start: Asked = None) -> Response:
-        return answer(tokens_page.page(site.run(name), round, kind, prompt, candidate, start or 0))
+    def tokens(
+        name: str,
+        round: InPath,
+        kind: str,
+        prompt: str,
+        candidate: InPath,
+        start: Asked = None,
+        by: str | None = None,
+    ) -> Response:
+        return answer(tokens_page.page(site.run(name), round, kind, prompt, candidate, start or 0, by))
 
     @app.get("/run/{name}/judges")
     def judges(

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.errors import BudgetError, JudgeError
 from pipeline.judges.base import ResponseCache
 from pipeline.judges.llm import LlmConfig
-from pipeline.judges.support.llm_reply import Reply, kept_reply, reply_of
+from pipeline.judges.support.llm_reply import Heard, Reply, kept_reply, reply_of
 
 try:
     import openai
@@ -73,7 +73,7 @@ class Endpoint:
             max_retries=config.retries, http_client=BoundedClient(config.timeout_seconds),
         )  # fmt: skip
         self._slots = asyncio.Semaphore(config.concurrency)
-        self._asked: dict[str, asyncio.Task[Reply]] = {}
+        self._asked: dict[str, asyncio.Task[Heard]] = {}
         self._stopped: JudgeError | None = None
         self._probe: asyncio.Task[bool] | None = None
         return self
@@ -81,7 +81,7 @@ class Endpoint:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
-    async def ask(self, body: Mapping[str, Any], form: Mapping[str, Any] | None = None) -> Reply:
+    async def ask(self, body: Mapping[str, Any], form: Mapping[str, Any] | None = None) -> Heard:
         """Returns the reply to a request, the fields of which are those of a chat completion.
 
         Args:
@@ -96,15 +96,16 @@ class Endpoint:
         request = {name: value for name, value in fields.items() if value is not None}
         asked = {"form": _FORM, "url": self._config.base_url, "revision": self._config.revision, "body": request}
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-        if key not in self._asked:
-            self._asked[key] = asyncio.create_task(self._answer(key, request, form))
+        if (same := self._asked.get(key)) is not None:
+            return Heard((await same).reply, cached=True)
+        self._asked[key] = asyncio.create_task(self._answer(key, request, form))
         return await self._asked[key]
 
-    async def _answer(self, key: str, request: Mapping[str, Any], form: Mapping[str, Any] | None) -> Reply:
+    async def _answer(self, key: str, request: Mapping[str, Any], form: Mapping[str, Any] | None) -> Heard:
         async with self._slots:
             if self._cache is not None and (kept := await asyncio.to_thread(self._cache.get, key)) is not None:
                 self._accepts = True
-                return kept_reply(kept)
+                return Heard(kept_reply(kept), cached=True)
             if self._stopped is not None:
                 raise self._stopped
             try:
@@ -114,7 +115,7 @@ class Endpoint:
                 raise
             if self._cache is not None:
                 await asyncio.to_thread(self._cache.put, key, asdict(reply))
-            return reply
+            return Heard(reply, cached=False)
 
     async def _send_in_form(self, request: Mapping[str, Any], form: Mapping[str, Any] | None) -> Reply:
         """Returns the reply in a form, or without one from an endpoint that takes none."""

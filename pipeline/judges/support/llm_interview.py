@@ -16,7 +16,7 @@ from pipeline.judges.support.llm_questions import (
     pairwise_question,
     rubric_question,
 )
-from pipeline.judges.support.llm_reply import Reply
+from pipeline.judges.support.llm_reply import Heard, Reply
 from pipeline.judges.support.llm_verdicts import (
     Compared,
     Spoken,
@@ -24,6 +24,7 @@ from pipeline.judges.support.llm_verdicts import (
     pairwise_verdicts,
     rubric_verdict,
 )
+from pipeline.usage import NOTHING, Usage, total, usage_of_reply
 
 Result = TypeVar("Result")
 
@@ -34,6 +35,8 @@ class Interview:
     def __init__(self, of: Judge, config: LlmConfig, cache: ResponseCache | None) -> None:
         self._of, self._config = of, config
         self._endpoint = Endpoint(config, cache, _harmless(config))
+        price = config.price_per_million
+        self._price = None if price is None else (price.input, price.output)
 
     @property
     def requests(self) -> int:
@@ -55,7 +58,7 @@ class Interview:
             return await self._scores(item, mode)
         if len(item.candidates) < 2:
             alone = Verdict(score=None, status="alone", rationale="there is nothing to compare it with")
-            return [judgment_of(self._of, item, candidate, alone, 0.0) for candidate in item.candidates]
+            return [judgment_of(self._of, item, candidate, alone, 0.0, NOTHING) for candidate in item.candidates]
         # Each prompt draws by itself, so that it does not matter in which shard it is.
         rng = random.Random(f"{mode.seed}/{item.prompt_id}")  # noqa: S311  nothing here is secret
         if isinstance(mode, Pairwise):
@@ -71,7 +74,7 @@ class Interview:
         said = await _all([self._ask(question) for question in questions])
         verdicts = [rubric_verdict(spoken, mode, self._config.base_url, compared=compared) for spoken in said]
         return [
-            judgment_of(self._of, item, candidate, verdict, spoken.latency)
+            judgment_of(self._of, item, candidate, verdict, spoken.latency, spoken.usage)
             for candidate, verdict, spoken in zip(item.candidates, verdicts, said, strict=True)
         ]
 
@@ -88,9 +91,10 @@ class Interview:
         found, orders = strengths(count, wins), await asyncio.to_thread(strength_orders, count, wins)
         judgments = []
         for k, verdict in enumerate(pairwise_verdicts(item, compared, found, orders)):
-            # The time of a comparison is shared between the two.
-            latency = sum(spoken.latency for one in compared if k in one.pair for spoken in one.orders) / 2
-            judgments.append(judgment_of(self._of, item, item.candidates[k], verdict, latency))
+            # What a comparison takes is shared between the two.
+            mine = [spoken for one in compared if k in one.pair for spoken in one.orders]
+            latency, usage = sum(spoken.latency for spoken in mine) / 2, total(spoken.usage for spoken in mine)
+            judgments.append(judgment_of(self._of, item, item.candidates[k], verdict, latency, usage.shared_by(2)))
         return judgments
 
     async def _compare(self, item: JudgeItem, pair: tuple[int, int]) -> Compared:
@@ -114,32 +118,37 @@ class Interview:
         ]
         verdicts = listwise_verdicts(item, mode, shown, said, ranked)
         latency = sum(spoken.latency for spoken in said) / count
+        usage = total(spoken.usage for spoken in said).shared_by(count)
         return [
-            judgment_of(self._of, item, candidate, verdict, latency)
+            judgment_of(self._of, item, candidate, verdict, latency, usage)
             for candidate, verdict in zip(item.candidates, verdicts, strict=True)
         ]
 
     async def _ask(self, question: Question) -> Spoken:
         """Returns the model's verdict, asked for a second time if the first reply cannot be read."""
-        latency, reply = 0.0, None
+        latency, usage, reply = 0.0, NOTHING, None
         for again in (False, True):
             try:
-                reply = await self._endpoint.ask(question.body(self._config, again=again), question.form(self._config))
+                heard = await self._endpoint.ask(question.body(self._config, again=again), question.form(self._config))
             except TimedOutError as error:
-                return Spoken(status="timed_out", reason=str(error), latency=latency)
+                return Spoken(status="timed_out", reason=str(error), latency=latency, usage=usage)
             except TooLongError as error:
-                return Spoken(status="too_long", reason=str(error), latency=latency)
+                return Spoken(status="too_long", reason=str(error), latency=latency, usage=usage)
             except RefusedError as error:
-                return Spoken(status="refused", reason=str(error), latency=latency)
-            latency += reply.latency
+                return Spoken(status="refused", reason=str(error), latency=latency, usage=usage)
+            reply = heard.reply
+            latency, usage = latency + reply.latency, total([usage, self._usage(heard)])
             said = question.said(reply)
             if said is not None:
-                return Spoken(said=said, reason=said.reason, reply=reply, latency=latency)
+                return Spoken(said=said, reason=said.reason, reply=reply, latency=latency, usage=usage)
             if reply.refusal is not None:
-                return Spoken(status="refused", reason=reply.refusal, reply=reply, latency=latency)
-        return Spoken(
-            status="unparsable", reason=f"two replies: {_why(reply, self._config)}", reply=reply, latency=latency
-        )
+                return Spoken(status="refused", reason=reply.refusal, reply=reply, latency=latency, usage=usage)
+        why = f"two replies: {_why(reply, self._config)}"
+        return Spoken(status="unparsable", reason=why, reply=reply, latency=latency, usage=usage)
+
+    def _usage(self, heard: Heard) -> Usage:
+        reply = heard.reply
+        return usage_of_reply(reply.tokens_in, reply.tokens_out, cached=heard.cached, price=self._price)
 
 
 def _harmless(config: LlmConfig) -> dict[str, Any]:

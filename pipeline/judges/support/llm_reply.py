@@ -20,6 +20,8 @@ class Reply:
         tokens: each token that holds a digit, with its likeliest rivals, for only scores are weighed; None if none
             were asked for, or none given.
         spent: tokens read and written.
+        tokens_in, tokens_out: the two apart, as the endpoint states them; None if it does not, or if the reply was kept
+            by a version that did not ask.
         latency: seconds until it came; a reply from the cache has that of the first time.
         refusal: why the model, or a filter of the endpoint, gave no answer; None if it gave one.
     """
@@ -30,6 +32,16 @@ class Reply:
     spent: int | None
     latency: float
     refusal: str | None = None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A reply, and whether it was there already: from the cache, or given to the same request just before."""
+
+    reply: Reply
+    cached: bool
 
 
 def reply_of(completion: Mapping[str, Any], latency: float) -> Reply:
@@ -38,7 +50,7 @@ def reply_of(completion: Mapping[str, Any], latency: float) -> Reply:
     Raises:
         ValueError, LookupError, TypeError, AttributeError: it is no chat completion.
     """
-    choice = completion["choices"][0]
+    choice, usage = completion["choices"][0], completion.get("usage") or {}
     logprobs = (choice.get("logprobs") or {}).get("content")
     tokens: list[TokenLogprobs] | None = None
     if logprobs:
@@ -55,10 +67,17 @@ def reply_of(completion: Mapping[str, Any], latency: float) -> Reply:
         content=content,
         finish_reason=finish_reason,
         tokens=tokens,
-        spent=(completion.get("usage") or {}).get("total_tokens"),
+        spent=usage.get("total_tokens"),
         latency=latency,
         refusal=str(refusal) if refusal else None,
+        tokens_in=_count(usage.get("prompt_tokens")),
+        tokens_out=_count(usage.get("completion_tokens")),
     )
+
+
+def _count(stated: Any) -> int | None:
+    """Returns a number of tokens; None for what is none, as no verdict should fail of it."""
+    return stated if type(stated) is int and stated >= 0 else None
 
 
 def _text(content: Any) -> str | None:

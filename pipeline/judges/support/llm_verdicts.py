@@ -14,19 +14,21 @@ from pipeline.judges.support.llm_questions import Said, score_distribution
 from pipeline.judges.support.llm_reply import Reply
 from pipeline.judges.support.posterior import Floats
 from pipeline.judges.support.stated import LEVEL, order_probability, pair_components
+from pipeline.usage import NOTHING, Usage
 
 Pairs = dict[tuple[int, int], float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spoken:
-    """The model's verdict on a question; none unless the status is ok."""
+    """The model's verdict on a question; none unless the status is ok. ``usage`` is of all replies to it."""
 
     said: Said | None = None
     status: Status = "ok"
     reason: str | None = None
     reply: Reply | None = None
     latency: float = 0.0
+    usage: Usage = NOTHING
 
     @property
     def raw(self) -> str | None:

@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 from pipeline.data.conversations import messages_of
 from pipeline.errors import DataError
 from pipeline.judges.base import JudgedCandidate, JudgeItem, Judgment
-from pipeline.records import JUDGMENTS, to_table
+from pipeline.records import ASKED_JUDGMENTS, JUDGMENTS, to_table
+from pipeline.usage import Usage
 
 
 def judge_items(prompts: pa.Table, candidates: pa.Table, *, read_special_tokens: bool = False) -> list[JudgeItem]:
@@ -60,12 +61,13 @@ def _candidate(row: Mapping[str, Any]) -> JudgedCandidate:
 
 
 def judgments_table(judgments: Sequence[Judgment]) -> pa.Table:
-    """Turns judgments into a table of the ``JUDGMENTS`` schema."""
-    rows = [
-        {
-            **asdict(judgment),
-            "components": [{"name": name, "value": value} for name, value in judgment.components.items()],
-        }
-        for judgment in judgments
-    ]
-    return to_table(rows, JUDGMENTS)
+    """Turns judgments into a table of the ``JUDGMENTS`` schema, or if a language model was asked `ASKED_JUDGMENTS`."""
+    asked = any(judgment.usage is not None for judgment in judgments)
+    return to_table([_row(judgment, asked) for judgment in judgments], ASKED_JUDGMENTS if asked else JUDGMENTS)
+
+
+def _row(judgment: Judgment, asked: bool) -> dict[str, Any]:
+    row = asdict(judgment)
+    usage = row.pop("usage") or dict.fromkeys(asdict(Usage()))
+    components = [{"name": name, "value": value} for name, value in judgment.components.items()]
+    return {**row, "components": components, **(usage if asked else {})}

@@ -1,6 +1,7 @@
 """The page of the judges: disagreements, verdicts that turn, those without a score, and what leads to samples."""
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -9,9 +10,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from flows.analysis import queries
+from flows.registry.judge_usage import usage_meta
 from flows.view.site import Site
 from pipeline.evaluation.round_metrics import RoundMetrics
 from pipeline.records import CANDIDATES, JUDGMENTS, to_table
+from pipeline.usage import Usage
+from storage.log.manifest import Key
 from storage.log.store import Store
 from support.finished_run import commit, finished_run, small_recipe
 from support.view_pages import links, statements, table, visitor, words
@@ -19,6 +23,7 @@ from support.view_pages import links, statements, table, visitor, words
 DIFFER = "Completions on which the judges differ most"
 TURNED = "Prompts whose verdicts turn with the order"
 UNSCORED = "Verdicts without a score"
+TOOK = "What language models took"
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +150,7 @@ def test_verdicts_that_turn_are_counted_once_for_each_comparison(browser: TestCl
         ["t0", "3", "training", "vader", "1", "2"],
         ["t1", "3", "training", "vader", "0.5", "2"],
     ]
-    assert page(browser, "/run/small/judges?round=2").count("t0") == 0
+    assert ">t0<" not in page(browser, "/run/small/judges?round=2")
     run = Store.open(root).run("small")
     metrics = RoundMetrics()
     (candidates, judgments) = (_table(root, run, stage) for stage in ("candidates", "judgments"))
@@ -240,3 +245,47 @@ def test_what_cannot_be_compared_is_said_in_a_sentence(browser: TestClient, quer
     answer = browser.get(f"/run/small/judges?{query}")
     assert answer.status_code == 400
     assert "Traceback" not in answer.text
+
+
+def test_what_language_models_took_is_said_of_each_round_and_judge(tmp_path: Path) -> None:
+    """Round 1 has two shards, of 3 and of 2 replies, one of which was there; the held-out ones cost 0.25 more.
+
+    Of round 2 the endpoint did not state the tokens of one shard.
+    """
+    store, price = Store.open(tmp_path), {"input": 1.0, "output": 2.0}
+    endpoint = {"kind": "llm", "name": "vader", "model": "m", "base_url": "http://127.0.0.1:9/v1", "mode": "rubric"}
+    finished_run(store, "asked", rounds=0, recipe=small_recipe(judge={**endpoint, "price_per_million": price}))
+    finished_run(store, "free", rounds=0, recipe=small_recipe(judge=endpoint))
+    shards = [(3.0, 1.0, 180.0, 20.0, 0.5), (2.0, 0.0, 180.0, 20.0, 0.5)]
+    for name in ("asked", "free"):
+        with store.run(name).writer() as writer:
+            for number, stage, shard, found in (
+                (1, "judgments", 0, shards[0]), (1, "judgments", 1, shards[1]),
+                (1, "eval_judgments", 0, (1.0, 0.0, 90.0, 10.0, 0.25)),
+                (2, "judgments", 0, shards[0]), (2, "judgments", 1, (2.0, 0.0, None, None, None)),
+            ):  # fmt: skip
+                fields = ("replies", "replies_cached", "paid_tokens_in", "paid_tokens_out", "cost")
+                usage = Usage(**dict(zip(fields, found, strict=True)))
+                writer.commit(Key(number, stage, shard), [], usage_meta({"vader": usage}))
+    browser = visitor(Site(store))
+    assert table(page(browser, "/run/asked/judges"), TOOK) == [
+        ["1", "vader", "6", "1", "450", "50", "1.25"],
+        ["2", "vader", "5", "1", "not measured", "not measured", "not measured"],
+    ]
+    finished_run(store, "done", rounds=1, changes={"judge_usage": {"vader": asdict(Usage(replies=6, cost=1.25))}})
+    (sql,) = [said for said in statements(page(browser, "/run/asked/judges")) if "judge_usage" in said]
+    rows = queries.sql("done", str(tmp_path), sql)
+    assert rows[0]["judge_usage"] in ({"vader": None}, "{}", {})
+    assert (rows[1]["judge_usage"]["vader"]["replies"], rows[1]["judge_usage"]["vader"]["cost"]) == (6, 1.25)
+    free = page(browser, "/run/free/judges")
+    assert table(free, TOOK)[0] == ["1", "vader", "6", "1", "450", "50"]
+    assert "The recipe gives no price" in words(free)
+
+
+def test_rounds_that_did_not_record_it_took_no_nothing(browser: TestClient, tmp_path: Path) -> None:
+    assert "Nothing: no judge of this run asks a language model." in words(page(browser))
+    store = Store.open(tmp_path)
+    endpoint = {"kind": "llm", "name": "vader", "model": "m", "base_url": "http://127.0.0.1:9/v1", "mode": "rubric"}
+    finished_run(store, "old", rounds=1, recipe=small_recipe(judge=endpoint))
+    shown = words(page(visitor(Site(store)), "/run/old/judges"))
+    assert "Not measured: these rounds are of a version that did not record it." in shown

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,17 @@ from flows.view.site import Site
 from pipeline.judges.human import HumanConfig
 from pipeline.judges.llm import LlmConfig
 from pipeline.preferences import build_preferences
-from pipeline.records import CANDIDATES, JUDGMENTS, PROBE, PROMPTS, THINKING_CANDIDATES, to_table
+from pipeline.records import (
+    ASKED_JUDGMENTS,
+    CANDIDATES,
+    JUDGMENTS,
+    PREFERENCE_LOGPS,
+    PROBE,
+    PROMPTS,
+    THINKING_CANDIDATES,
+    to_table,
+)
+from pipeline.usage import Usage
 from storage.log.store import Store
 from support.finished_run import commit, finished_run, prompts_table, say, small_recipe
 from support.view_pages import elements, links, statements, table, visitor, words
@@ -25,6 +36,16 @@ HOSTILE = "</div><script>alert(1)</script> [a](javascript:b) ![c](http://d.e/f.p
 """A text that tries to run something, to lead away, and to hide."""
 MILLION = 1_000_000
 EFFECTS = "Before and after the update"
+
+
+TOKENS: dict[str, Any] = {"after_tokens": None, "reference_tokens": None}
+MEASURED = [
+    {"prompt_id": "t1", "candidates": [3, 0], "origin_round": None, "reference": [-3.0, -4.0], "before": [-3.0, -4.0],
+     "after": [-2.5, -4.5], "loss_before": 0.6931, "loss_after": 0.6444, **TOKENS},
+    {"prompt_id": "t1", "candidates": [3, 1], "origin_round": 2, "reference": [-9.0, -9.0], "before": [-9.0, -9.0],
+     "after": [-9.0, -9.0], "loss_before": 9.0, "loss_after": 9.0, **TOKENS},
+]  # fmt: skip
+"""Of round 3: its only preference of t1, whose margin rose by 0.1 (0.5 + 0.5), and another of round 2."""
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +61,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # The token ids of completion 3 of each training prompt.
         row = {"prompt_token_ids": [1, 2], "token_ids": [6, round, 0], "logp": -2.5, "previous_logp": -3.25}
         commit(store, writer, "small", round, "probe", to_table([row], PROBE))
+        if round == 3:
+            commit(store, writer, "small", 3, "preference_logps", to_table(MEASURED, PREFERENCE_LOGPS))
 
     finished_run(store, text=text, rationale=lambda *_: HOSTILE, also=probe)
     _compared_run(store)
@@ -150,8 +173,34 @@ def test_the_evidence_has_each_order_and_says_what_is_not_recorded(browser: Test
     shown = words(page(browser, "/run/compared/prompt/t0"))
     assert "Reply, completion 0 shown first, 1 second A is better" in shown
     assert "Reply, completion 1 shown first, 0 second No reply." in shown
-    assert "Judge's version v9, 1.5 s. Whether replies came from the cache or were paid for" in shown
+    unknown = "Whether replies came from the cache or were paid for is not measured in this round."
+    assert f"Judge's version v9, 1.5 s. {unknown}" in shown  # the table is of a version without these columns
     assert "Parts of the score flips 1 comparisons 2" in shown
+
+
+def test_what_was_paid_for_and_what_came_from_the_cache_is_said(tmp_path: Path) -> None:
+    """Of t0's completions: two of three replies new; all from the cache; tokens not stated; and nothing asked."""
+    store, usages = Store.open(tmp_path), [
+        Usage(replies=3, replies_cached=1, tokens_in=270, tokens_out=30, paid_tokens_in=180, paid_tokens_out=20,
+              cost=0.0125),
+        Usage(replies=1.5, replies_cached=1.5, tokens_in=135, tokens_out=15),
+        Usage(replies=1, tokens_in=None, tokens_out=None, paid_tokens_in=None, paid_tokens_out=None, cost=None),
+        Usage(),
+    ]  # fmt: skip
+    finished_run(store, "paid", rounds=0, recipe=small_recipe(judge={**ENDPOINT, "mode": "pairwise"}))
+    judged = [{**_compared(index), **asdict(usage)} for index, usage in enumerate(usages)]
+    with store.run("paid").writer() as writer:
+        commit(store, writer, "paid", 1, "candidates", to_table([_candidate(k) for k in range(4)], CANDIDATES))
+        commit(store, writer, "paid", 1, "judgments", to_table(judged, ASKED_JUDGMENTS))
+    shown = page(visitor(Site(store)), "/run/paid/prompt/t0")
+    cards = [words(shown.partition(f'id="completion-{k}"')[2].partition("</article>")[0]) for k in range(4)]
+    assert "Paid for: 2 of 3 replies, tokens 180 in, 20 out, cost 0.0125." in cards[0]
+    assert (
+        "From the cache: 1.5 of 1.5 replies, with the time that they took when they were asked for (tokens 135 in, 15 "
+        "out then). A reply about several completions counts for each by its part." in cards[1]
+    )
+    assert "Paid for: 1 of 1 replies, tokens not measured in, not measured out." in cards[2]
+    assert "Nothing was asked: 0 replies." in cards[3]
 
 
 def test_replies_are_read_in_the_form_of_their_judge_alone() -> None:
@@ -191,12 +240,27 @@ def test_the_loss_of_one_preference_is_not_made_up(browser: TestClient) -> None:
     """Means of the steps: of the last, 3, the loss is ln 2 - 0.15, the rewards are 0.15 and -0.15, in order are 80%."""
     shown = words(page(browser, "/run/small/prompt/t1?round=2&kind=training"))
     assert (
-        "The loss of a single preference is not stored. In the first step (0) the loss was 0.6931 on average" in shown
+        "The loss of a single preference is not measured in this round. In the first step (0) the loss was 0.6931 on "
+        "average" in shown
     )
     assert "in the last (3) the loss was 0.5431 on average, the implicit reward +0.15 of chosen and -0.15" in shown
     assert "80.0% of the pairs were in order." in shown
     assert "Round 0 has no update." in page(browser, "/run/small/prompt/e1?round=0")
     assert "The steps of the round are not measured." in page(browser, "/run/compared/prompt/t0")
+
+
+def test_a_preference_that_was_measured_has_its_own_loss(browser: TestClient) -> None:
+    """Of completion 3, -3 before and -2.5 after: 0.1 times 0.5; of 0, -4 and -4.5. Of the others nothing is known."""
+    shown = page(browser, "/run/small/prompt/t1?round=3&kind=training")
+    (row,) = table(shown, "Preferences of this prompt")
+    assert [row[0], *row[-2:]] == ["3 > 0", "0.6931", "0.6444"]
+    effects = table(shown, EFFECTS)
+    assert effects[0] == ["3", "-3.000", "-3.000", "-2.500", "-3.000", "+0.0000", "+0.0500"]
+    assert effects[3] == ["0", "-3.000", "-4.000", "-4.500", "-4.000", "+0.0000", "-0.0500"]
+    assert effects[1] == ["2", "-3.000", *["not measured"] * 5]
+    assert "1 preference of this round was measured: t1" in words(shown)
+    (other,) = table(page(browser, "/run/small/prompt/t2?round=3&kind=training"), "Preferences of this prompt")
+    assert other[-2:] == ["not measured", "not measured"]
 
 
 def test_a_slider_leads_through_the_rounds_and_all_answers_stand_beneath(browser: TestClient) -> None:

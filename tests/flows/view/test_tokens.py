@@ -1,6 +1,7 @@
 """The page of a completion's tokens: their texts, their log-probabilities, and what is not measured."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,16 @@ from starlette.testclient import TestClient
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from flows.analysis import queries
-from flows.view.pages.tokens import EDGES, level, marked
+from flows.view.pages.tokens import EDGES, STEPS, level, marked, step
 from flows.view.site import Site
 from flows.view.token_texts import TokenTexts, token_texts
-from pipeline.records import CANDIDATES, to_table
+from pipeline.records import CANDIDATES, EVALUATION_TOKEN_LOGPS, PREFERENCE_LOGPS, to_table
 from storage.errors import DamagedFileError
 from storage.log.manifest import Key
 from storage.log.store import Store
 from storage.tables.checkpoints import stage_directory
-from support.finished_run import commit, finished_run
+from storage.tables.shards import write_table
+from support.finished_run import commit, finished_run, small_recipe
 from support.view_pages import statements, table, visitor, words
 
 END = "<|end|>"
@@ -50,11 +52,41 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     finished_run(store, also=also, rounds=2)
     finished_run(store, "bare", rounds=1)
+    finished_run(store, "measured", also=lambda writer, round: _measured(store, writer, round), rounds=2)
+    off = small_recipe(update={"token_logprobs": False})
+    finished_run(store, "off", also=lambda writer, round: _left_out(store, writer, round), rounds=1, recipe=off)
     with store.run("small").writer() as writer:
         ids = [*tokenizer.encode(SAID).ids, 256]
         rows = [_row(0, ids, [-0.05, -9.0, *[-1.25] * (len(ids) - 2)]), _row(2, [1] * LONG, [-1.0] * LONG)]
         commit(store, writer, "small", 3, "candidates", to_table(rows, CANDIDATES))
     return root
+
+
+def _preference(**changes: Any) -> dict[str, Any]:
+    nothing: dict[str, Any] = dict.fromkeys(PREFERENCE_LOGPS.names)
+    known = {"prompt_id": "t1", "candidates": [3, 0], "reference": [-3.0] * 2, "after": [-2.25, -15.0]}
+    return {**nothing, **known, "loss_after": 0.5, **changes}
+
+
+def _measured(store: Store, writer: Any, round: int) -> None:
+    """Tokens of e1 under earlier policies in round 2, and of t1's preference after the updates of rounds 1 and 2."""
+    if round == 2:
+        row = {
+            "prompt_id": "e1", "candidate": 0, "policy": -3.0, "previous": -7.0, "initial": -7.28, "tokens": 3,
+            "policy_tokens": None, "previous_tokens": [-1.0, -2.0, -4.0], "initial_tokens": [-0.98, -1.3, -5.0],
+        }  # fmt: skip
+        file = write_table(store, "measured", 2, "eval_logps", to_table([row], EVALUATION_TOKEN_LOGPS))
+        writer.commit(Key(2, "eval_logps", inputs="with-tokens"), [file])
+    if round:
+        after = [[-0.5, -1.25, -0.5], [-5.0, -5.5, -4.5]]
+        own = _preference(after_tokens=after, reference_tokens=None if round == 2 else [[-1.0] * 3] * 2)
+        again = _preference(origin_round=1, after_tokens=[[0.0] * 3] * 2)
+        commit(store, writer, "measured", round, "preference_logps", to_table([again, own], PREFERENCE_LOGPS))
+
+
+def _left_out(store: Store, writer: Any, round: int) -> None:
+    if round:
+        commit(store, writer, "off", round, "preference_logps", to_table([_preference()], PREFERENCE_LOGPS))
 
 
 def _row(index: int, ids: list[int], logps: list[float]) -> dict[str, Any]:
@@ -113,9 +145,68 @@ def test_sums_under_other_policies_are_shown_and_tokens_are_not_made_up(browser:
     said = words(browser.get("/run/small/tokens/2/held-out/e1/0").text)
     assert "minus the round before +0.11 -3.00 less -3.11" in said
     assert "minus round 0 +0.41 -3.00 less -3.41" in said
-    assert "Policy minus reference of each token is not measured" in said
-    assert "their sums, which stand above" in said
-    assert "minus round 0" not in words(browser.get("/run/small/tokens/2/training/t1/0").text)
+    # The table is of a version without the columns.
+    assert "Policy minus reference of each token is not measured: the round is of a version that kept no" in said
+    training = words(browser.get("/run/small/tokens/2/training/t1/0").text)
+    assert "minus round 0" not in training
+    assert "not measured: it is in none of the preferences that the update measured again at its end." in training
+    assert "not measured: round 0 has no update." in words(browser.get("/run/small/tokens/0/held-out/e1/0").text)
+
+
+def test_tokens_are_coloured_by_what_became_of_them(browser: TestClient, root: Path) -> None:
+    """Of e1 sampled with -1, -1.5, -0.5: by the round before -1, -2, -4; by round 0 -0.98, -1.3, -5.
+
+    So 0, +0.5 and +3.5 nats, which are 4 in sum; and -0.02, -0.2 and +4.5.
+    """
+    first = browser.get("/run/measured/tokens/2/held-out/e1/0").text
+    assert 'href="/run/measured/tokens/2/held-out/e1/0?by=previous"' in first
+    assert "By surprise" in first
+    assert "not measured" not in words(first)
+    shown = browser.get("/run/measured/tokens/2/held-out/e1/0?by=previous").text
+    assert [row[-1] for row in rows(shown)] == ["+0.0000", "+0.5000", "+3.5000"]
+    assert re.findall(r'class="t (\w+)" title', shown) == ["d4", "d6", "d8"]
+    assert "blue tokens became likelier, red ones less likely; +4.000 nats in sum" in words(shown)
+    initial = browser.get("/run/measured/tokens/2/held-out/e1/0?by=initial").text
+    assert [row[-1] for row in rows(initial)] == ["-0.0200", "-0.2000", "+4.5000"]
+    assert re.findall(r'class="t (\w+)" title', initial) == ["d4", "d3", "d8"]
+    for page in (shown, initial):
+        found = queries.sql("measured", str(root), statements(page)[0])
+        assert [f"{row['change']:+.4f}" for row in found] == [row[-1] for row in rows(page)]
+
+
+@pytest.mark.parametrize(("candidate", "changes"), [(3, ["+0.5000", "+0.2500", "+0.0000"]), (0, ["-4.0000"] * 3)])
+def test_an_update_is_seen_token_by_token(
+    browser: TestClient, root: Path, candidate: int, changes: list[str]
+) -> None:  # fmt: skip
+    """Completion 3 went from -1, -1.5, -0.5, as it was sampled, to -0.5, -1.25, -0.5.
+
+    Completion 0 fell by 4 everywhere, to -5, -5.5 and -4.5. A preference of round 1 stands beside theirs.
+    """
+    shown = browser.get(f"/run/measured/tokens/2/training/t1/{candidate}?by=update").text
+    assert [row[-1] for row in rows(shown)] == changes
+    found = queries.sql("measured", str(root), statements(shown)[0])
+    assert [f"{row['change']:+.4f}" for row in found] == changes
+
+
+def test_a_reference_that_did_not_sample_has_tokens_of_its_own(browser: TestClient) -> None:
+    """In round 1 the reference gave completion 3 -1 everywhere, and the policy after the update -0.5, -1.25, -0.5."""
+    shown = browser.get("/run/measured/tokens/1/training/t1/3?by=update").text
+    assert [row[-1] for row in rows(shown)] == ["+0.5000", "-0.2500", "+0.5000"]
+
+
+def test_what_the_recipe_left_out_names_the_switch(browser: TestClient) -> None:
+    for address in ("held-out/e1/0", "training/t1/3"):
+        shown = words(browser.get(f"/run/off/tokens/1/{address}").text)
+        assert "of each token is not measured: update.token_logprobs is off in the recipe." in shown
+        answer = browser.get(f"/run/off/tokens/1/{address}?by=update")
+        assert answer.status_code == 400
+        assert "the change 'update' of these tokens was not measured; those that were: none" in words(answer.text)
+
+
+def test_a_change_has_the_colour_of_its_size() -> None:
+    assert [step(edge) for edge in STEPS] == list(range(1, 9))
+    assert [step(change) for change in (-9.0, 0.0, 9.0)] == [0, 4, 8]
+    assert step(math.nan) is None
 
 
 def test_without_a_tokenizer_there_are_ids(browser: TestClient) -> None:

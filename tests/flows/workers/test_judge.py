@@ -16,6 +16,7 @@ from storage.log.manifest import FileRef
 from storage.log.store import Store
 from storage.tables.shards import read_table, write_table
 from support.chat_server import Response, answers_shown, chat_server, fails, says
+from support.compare import PAID
 from support.recipes import TINY
 
 PROMPT_COUNT, CANDIDATE_COUNT = 3, 4
@@ -44,7 +45,7 @@ def judged(root: Path, judge: dict[str, Any], places: list[int]) -> pa.Table:
     prompts, candidates = shard(store)
     recipe = parse_recipe(TINY, [f"judge={json.dumps(judge)}"]).model_dump(mode="json")
     worker = JudgeWorker(root=str(root), run="run", recipe=recipe, scratch=str(root / "scratch"))
-    file = worker.judge((prompts,), candidates, 1, "judgments", 0, places, [None] * len(places), None)
+    file = worker.judge((prompts,), candidates, 1, "judgments", 0, places, [None] * len(places), None).file
     return read_table(store, [file])
 
 
@@ -74,7 +75,11 @@ def test_a_shard_that_was_begun_is_not_paid_twice(tmp_path: Path) -> None:
     assert table["score"].to_pylist() == [1.0, 2.0, 3.0, 4.0] * PROMPT_COUNT
     assert set(table["score_std"].to_pylist()) == {0.0}
     assert table["raw"].to_pylist()[0] == '{"score": 1}'
-    assert again.slice(0, total).equals(table)
+    assert again.slice(0, total).drop_columns(list(PAID)).equals(table.drop_columns(list(PAID)))
+    assert table["replies"].to_pylist() == [1.0] * total
+    assert table["replies_cached"].to_pylist() == [1.0] * 7 + [0.0] * (total - 7)  # asked one after the other
+    assert table["paid_tokens_in"].to_pylist() == [0.0] * 7 + [90.0] * (total - 7)
+    assert again["tokens_in"].to_pylist() == [90.0] * total + [None] * total  # no language model is behind the second
     assert again["judge"].to_pylist() == ["llm"] * total + ["grammar"] * total
 
 

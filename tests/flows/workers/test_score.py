@@ -13,7 +13,7 @@ from pipeline.model.logprobs import sequence_logps
 from pipeline.model.policy import load_policy
 from pipeline.packing.packing import TokenGroup
 from pipeline.recipe import Recipe
-from pipeline.records import CANDIDATES, PROMPTS, to_table
+from pipeline.records import CANDIDATES, EVALUATION_LOGPS, PROMPTS, to_table
 from storage.log.manifest import FileRef
 from storage.log.store import Store
 from storage.tables.checkpoints import local_directory
@@ -71,6 +71,18 @@ def test_the_samplers_serve_for_the_policy_that_sampled(
     assert row["policy"] == pytest.approx(sum(SAMPLED) if by_sampler else computed(store, new, tmp_path), abs=1e-4)
     assert row["previous"] == row["initial"] == pytest.approx(computed(store, first, tmp_path), abs=1e-4)
     assert (row["tokens"], len(used)) == (len(ANSWER), passes)
+    # The sampler's tokens are in the table of completions already.
+    assert (row["policy_tokens"] is None) == by_sampler
+    for name in ("previous", "initial", *([] if by_sampler else ["policy"])):
+        assert len(row[f"{name}_tokens"]) == len(ANSWER)
+        assert sum(row[f"{name}_tokens"]) == pytest.approx(row[name], abs=1e-5)  # float32
+
+
+def test_a_recipe_can_leave_out_the_tokens(store: Store, make_worker: Callable[..., Any]) -> None:
+    recipe = Recipe.model_validate({**TINY, "update": {**TINY["update"], "token_logprobs": False}})
+    prompts, new = prompts_file(store), committed_policy(store, 1)
+    file = make_worker(TrainerWorker, recipe).score(new, new, new, (prompts,), (answered_by(store, "x"),), 1, False)
+    assert read_table(store, (file,)).schema.equals(EVALUATION_LOGPS, check_metadata=True)
 
 
 def test_the_recipe_says_whose_log_probabilities_are_taken() -> None:
