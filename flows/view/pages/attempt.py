@@ -4,7 +4,8 @@ from flows.host.text import counted
 from flows.registry.checkpoints import checkpoint_files
 from flows.view.rendering import Page
 from flows.view.site import OpenRun, Site
-from flows.view.trials import IDLE_SECONDS, Asked, Trial
+from flows.view.trial_engines import ENGINES, IDLE_SECONDS
+from flows.view.trials import Asked, Trial
 from flows.workers.trial import TrialSettings
 from storage.errors import DroppedFileError, NotCommittedError
 from storage.queries.sql import Source, ask
@@ -46,6 +47,7 @@ def page(
         "checkpoints": [*(f"{opened.name}@{number}" for number in kept), *others],
         "pruned": counted(pruned, "round") if (pruned := len(opened.run.finished) - len(kept)) else None,
         "problem": problem,
+        "engines": ENGINES,
         "idle_minutes": IDLE_SECONDS / 60,
         "waiting": trial is not None and trial.state != "done",
     }

@@ -11,6 +11,7 @@ from flows.view.pages import attempt
 from flows.view.rendering import Page
 from flows.view.security import Guard
 from flows.view.site import Site
+from flows.view.trial_engines import EngineName
 from flows.view.trials import Asked, Trials
 from flows.workers.trial import TrialSettings
 from pipeline.errors import ConfigError, RondoError
@@ -39,13 +40,14 @@ def add(app: FastAPI, site: Site, answer: Callable[[Page, int], Response], guard
         top_p: Annotated[float, Form(gt=0, le=1)] = 1.0,
         max_tokens: Annotated[int, Form(ge=1, le=32_768)] = 256,
         seed: Annotated[int, Form(ge=0, le=2**31 - 1)] = 0,
+        engine: Annotated[EngineName, Form()] = "transformers",
         token: Annotated[str, Form()] = "",
     ) -> Response:
         if not guard.check_form(token):
             raise ConfigError("this form is of another start of rondo view: open the page again, and try once more")
         opened = site.run(name)
         settings = TrialSettings(temperature, top_p, max_tokens, seed)
-        asked = Asked((a, b), system if attempt.is_chat(opened) else None, user, settings)
+        asked = Asked((a, b), system if attempt.is_chat(opened) else None, user, settings, engine)
         try:
             trial = trials.begin(asked)
         except (RondoError, StoreError) as error:
