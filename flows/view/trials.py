@@ -83,12 +83,17 @@ class Side:
 
 @dataclass
 class Trial:
-    """A prompt that is tried."""
+    """A prompt that is tried.
+
+    Attributes:
+        said: by labeller, which answer is better: left, right or tie; or undo.
+    """
 
     key: str
     asked: Asked
     sides: tuple[Side, Side]
     state: Literal["waits", "samples", "done"] = "waits"
+    said: Mapping[str, str] = field(default_factory=dict)
 
 
 class Trials:
