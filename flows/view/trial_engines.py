@@ -26,7 +26,7 @@ from storage.log.run import Run
 from storage.log.store import Store
 
 EngineName = Literal["transformers", "vllm"]
-ENGINES: Mapping[EngineName, str] = {"transformers": "starts in seconds", "vllm": "starts in half a minute"}
+ENGINES: Mapping[EngineName, str] = {"transformers": "starts in seconds", "vllm": "starts in half a minute to a minute"}
 """The engines to choose from, and what a person should know of each."""
 IDLE_SECONDS = 300.0
 """After these without a prompt the engines are ended, and their memory is free."""

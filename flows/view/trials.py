@@ -95,6 +95,12 @@ class Trial:
     state: Literal["waits", "samples", "done"] = "waits"
     said: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def names(self) -> dict[str, str]:
+        """Returns what the two answers are called: by their checkpoints, if these are two."""
+        left, right = (f"{side.run}@{side.round}" for side in self.sides)
+        return {"left": left, "right": right} if left != right else {"left": "the first", "right": "the second"}
+
 
 class Trials:
     """The prompts that were tried, newest last; threads may share it."""

@@ -115,7 +115,7 @@ def test_the_page_keeps_it_and_the_page_of_labels_shows_it_as_what_it_is(store: 
     sent = visitor.post("/run/small/try/label", data=form)
     assert (sent.status_code, sent.headers["location"]) == (303, "/run/small/try?trial=key")
     shown = visitor.get("/run/small/try?trial=key").text
-    assert "the right one is better" in shown
+    assert "small@2 is better" in shown
     assert 'value="ann"' in shown
     labels = visitor.get("/run/small/label").text
     assert "small@2 over small@0" in labels
