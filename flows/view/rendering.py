@@ -25,8 +25,8 @@ FILE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; form-action 'none'; base-uri 'none'"
 )
 """The content security policy of an exported page; those of the server are in its headers."""
-STATIC = ("colours.css", "page.css", "page.js", "icon.svg")
-"""What each page loads, but for the charts' library."""
+STATIC = ("colours.css", "page.css", "page.js", "charts.js", "icon.svg")
+"""What each page loads."""
 _STATIC = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
 
@@ -177,6 +177,10 @@ def _colours() -> str:
 
 @cache
 def _charts() -> str:
-    """Returns the library that makes charts interactive, as vl-convert brings it along, with our theme."""
+    """Returns the library that makes charts interactive, as vl-convert brings it along, with our theme.
+
+    It is a module without imports and exports. Within a function it is a plain script, which a browser also loads for a
+    page that is a file.
+    """
     library: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its types ask for what has a default
-    return f"{library}\nwindow.rondoTheme = {json.dumps(PAGE)};\n"
+    return f"(() => {{ 'use strict'; {library}\n}})();\nwindow.rondoTheme = {json.dumps(PAGE)};\n"
