@@ -7,9 +7,9 @@ from urllib.parse import urlencode
 
 from flows.host.text import counted
 from flows.registry.round_summary import RoundSummary
+from flows.report.advice import Advice, advice
 from flows.report.sections import Figure, Section, where_time_goes
 from flows.report.timeline import Timeline, timeline
-from flows.view.advice import Advice, advice
 from flows.view.filters import FIELDS, Filter
 from flows.view.rendering import NOT_MEASURED, Page, number
 from flows.view.round_charts import Bin, histogram, scatter
