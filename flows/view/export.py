@@ -23,6 +23,7 @@ from flows.view.pages import tokens as tokens_page
 from flows.view.questions import questions_for
 from flows.view.rendering import STATIC, Page, render, static_file
 from flows.view.site import OpenRun, Site
+from storage.errors import DamagedFileError
 from storage.queries.sql import columns_of
 
 MOST_PROMPTS = 500
@@ -147,6 +148,8 @@ def export(source: str, root: str, to: Path, *, say: Callable[[str], None]) -> P
         scope = Scope.of(opened, rounds)
         with new_directory(to, _is_export) as staged:
             count = _write(scope, staged)
+            if opened.damages:  # a copy is to be whole
+                raise DamagedFileError(f"{'; '.join(opened.damages)}: 'rondo verify {run.name}' checks every file")
     finally:
         site.close()
     index = to.expanduser().resolve() / "index.html"

@@ -58,18 +58,22 @@ class Page:
     live: bool = False
 
 
-def render(page: Page, address: Addresses, *, form_token: str = "", exported: str = "") -> str:
+def render(
+    page: Page, address: Addresses, *, form_token: str = "", exported: str = "", damages: Sequence[str] = ()
+) -> str:
     """Renders a page.
 
     Args:
         address: gives the links.
         form_token: what its forms carry.
         exported: what a page says of its export, if it is to be a file without a server behind it.
+        damages: what is wrong with files of its run that are left out of what it shows.
     """
     template = _environment().get_template(page.template)
     return template.render(
-        page=page, address=address, form_token=form_token, exported=exported, policy=FILE_POLICY, **page.values
-    )
+        page=page, address=address, form_token=form_token, exported=exported, policy=FILE_POLICY, damages=damages,
+        **page.values,
+    )  # fmt: skip
 
 
 @cache
