@@ -17,6 +17,7 @@ from flows.report.timeline import timeline
 from flows.view.inherited import first_judges, trainer
 from flows.view.tables import JudgeOrder, run_tables
 from pipeline.errors import RondoError
+from pipeline.judges.base import JudgeConfig
 from pipeline.recipe import Recipe
 from storage.errors import DamagedFileError
 from storage.log.run import Run
@@ -101,6 +102,11 @@ class OpenRun:
         """Returns the recipe by which a round was made, of a parent if it is inherited; None if that run is gone."""
         run = trainer(self.store, self.run, round)
         return None if run is None else self.recipe if run is self.run else _read(run, recipe_of)
+
+    def judges_of_round(self, round: int) -> dict[str, JudgeConfig]:
+        """Returns the judges that a round's completions were given to, by name; none if its recipe is gone."""
+        recipe = self.recipe_of_round(round)
+        return {} if recipe is None else dict(zip(recipe.judge_names, recipe.judges, strict=True))
 
     @property
     def judge_order(self) -> JudgeOrder:
