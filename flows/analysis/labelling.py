@@ -141,29 +141,13 @@ class Labelling:
             shown: the answers as the labeller saw them, if not in the order that is drawn here.
             unless_known: keep nothing if this labeller has ever said the same of the question, whatever came after.
         """
-        shown = shown or self.shown(question)
-        said = {"choice": choice, "better": None if better is None else digest(better.text), **more}
-        # Read anew: another page or terminal of the same person may have kept one since.
-        earlier = self._labels.history(question.key, self._labeller)
-        if earlier:
-            self._mine[question.key] = earlier[-1]
-        if _meaning(said) in map(_meaning, (earlier if unless_known else earlier[-1:]) or [{"choice": "withdrawn"}]):
-            return False
-        self._mine[question.key] = self._labels.add(
-            question.key,
-            self._labeller,
-            {
-                "format": 1,
-                "prompt_id": question.prompt.prompt_id,
-                **said,
-                "shown": [digest(answer.text) for answer in shown],
-                "seed": self._seed,
-                "run": self.asked.run,
-                "round": self.asked.round,
-                "candidates": [answer.index for answer in shown],
-            },
-        )
-        return True
+        kept, changed = keep_choice(
+            self._labels, question, self._labeller, choice, better, shown or self.shown(question),
+            {**more, "seed": self._seed, "run": self.asked.run, "round": self.asked.round}, unless_known=unless_known,
+        )  # fmt: skip
+        if kept is not None:
+            self._mine[question.key] = kept
+        return changed
 
     def _open(self, questions: Sequence[Question]) -> Sequence[Question]:
         return [question for question in questions if not self._is_answered(question.key)]
@@ -175,6 +159,40 @@ class Labelling:
 def _meaning(choice: Mapping[str, Any]) -> tuple[object, ...]:
     """Returns that of a choice in which it differs from another one."""
     return choice["choice"], choice.get("better"), frozenset(choice.get("tags", ())), choice.get("note", "")
+
+
+def keep_choice(
+    labels: Labels,
+    question: Question,
+    labeller: str,
+    choice: str,
+    better: JudgedCandidate | None,
+    shown: tuple[JudgedCandidate, JudgedCandidate],
+    more: Mapping[str, Any],
+    *,
+    unless_known: bool = False,
+) -> tuple[dict[str, Any] | None, bool]:
+    """Keeps a choice as the newest of a labeller, durably, if it says anything new; see :meth:`Labelling.keep`.
+
+    Args:
+        more: what else is kept of it, such as the run.
+
+    Returns:
+        The newest choice of this labeller to the question, None if there is none; and whether this is it.
+    """
+    said = {"choice": choice, "better": None if better is None else digest(better.text), **more}
+    # Read anew: another page or terminal of the same person may have kept one since.
+    earlier = labels.history(question.key, labeller)
+    if _meaning(said) in map(_meaning, (earlier if unless_known else earlier[-1:]) or [{"choice": "withdrawn"}]):
+        return (earlier[-1] if earlier else None), False
+    value = {
+        "format": 1,
+        "prompt_id": question.prompt.prompt_id,
+        **said,
+        "shown": [digest(answer.text) for answer in shown],
+        "candidates": [answer.index for answer in shown],
+    }
+    return labels.add(question.key, labeller, value), True
 
 
 def shown_order(question: Question, labeller: str, seed: int) -> tuple[JudgedCandidate, JudgedCandidate]:

@@ -11,6 +11,7 @@ from flows.analysis import round_tables, run_queries
 from flows.analysis.prompt_texts import prompt_texts
 from flows.publish import Style
 from flows.registry.catalog import existing_store, parse_source, run_at_round
+from pipeline.errors import ConfigError
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.queries.sql import select
@@ -73,6 +74,21 @@ def export(source: str, root: str, to: Path, *, style: Style, truncated: bool, s
     store = existing_store(root)
     existing, number = run_at_round(store, source)
     return export_preferences(store, existing, number, to, style=style, truncated=truncated, say=say)
+
+
+def export_tried(source: str, root: str, to: Path, *, style: Style, truncated: bool, say: Callable[[str], None]) -> int:
+    """Writes a run's preferences between answers that people tried; see ``flows/publish/export_tried.py``.
+
+    Raises:
+        ConfigError: a round is given.
+    """
+    from flows.publish import export_tried as tried
+
+    name, number = parse_source(source)
+    if number is not None or "@" in source:
+        raise ConfigError(f"what people tried is of a run, and of no round: give {name} in place of {source}")
+    store = existing_store(root)
+    return tried.export_tried(store, store.run(name), to, style=style, truncated=truncated, say=say)
 
 
 def sql(name: str, root: str, statement: str) -> Rows:

@@ -43,6 +43,10 @@ def export(
     truncated: Annotated[
         bool, typer.Option("--truncated", help="keep completions cut at the limit, which end as if they were finished")
     ] = False,
+    tried: Annotated[
+        bool,
+        typer.Option("--tried", help="in place of a round's: what people chose between answers of 'Try' on the page"),
+    ] = False,
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Write a round's preferences in the prompt/chosen/rejected form that other trainers read."""
@@ -51,7 +55,8 @@ def export(
 
     notes: list[str] = []
     with doing("writing the preferences"):
-        rows = queries.export(source, root, to, style=style, truncated=truncated, say=notes.append)
+        write = queries.export_tried if tried else queries.export
+        rows = write(source, root, to, style=style, truncated=truncated, say=notes.append)
     for note in notes:
         typer.echo(note)
     typer.echo(f"{rows} preferences in {to}: datasets.load_dataset('{to}')")

@@ -88,15 +88,7 @@ def dataset_card(
         left_out: number of preferences without a row, because they rest on completions cut at the limit.
         conversational: whether prompts and completions are lists of messages, rather than texts.
     """
-    from huggingface_hub import DatasetCard, DatasetCardData
-
     meta, recipe = RoundSummary.model_validate(run.rounds()[round].meta), run.header["recipe"]
-    data = DatasetCardData(
-        pretty_name=f"{run.name}, round {round}",
-        task_categories=["text-generation"],
-        tags=["preference", "dpo", "rondo", *(["ranking"] if kind == "ranking" else [])],
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
-    )
     facts: dict[str, object] = {"rows": len(rows)}
     if kind == "ranking":
         lengths = sorted({len(row["completions"]) for row in rows})
@@ -110,10 +102,41 @@ def dataset_card(
         "judge": judge,
         "rule": recipe["preferences"]["rule"],
     }
+    return _dataset_card(
+        f"{run.name}, round {round}", "a judge", facts, columns, kind=kind, conversational=conversational
+    )
+
+
+def tried_card(run: Run, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], *, conversational: bool) -> str:
+    """Writes the card of the preferences between answers that people tried; see `dataset_card`."""
+    facts = {"rows": len(rows), "run": f"{run.name}, from recipe {run.header['recipe']['name']}"}
+    return _dataset_card(
+        f"{run.name}, tried", "people who saw which policy wrote which", facts, columns, conversational=conversational
+    )
+
+
+def _dataset_card(
+    title: str,
+    by: str,
+    facts: Mapping[str, object],
+    columns: Mapping[str, str],
+    *,
+    kind: str = "pair",
+    conversational: bool,
+) -> str:
+    from huggingface_hub import DatasetCard, DatasetCardData
+
+    data = DatasetCardData(
+        pretty_name=title,
+        task_categories=["text-generation"],
+        tags=["preference", "dpo", "rondo", *(["ranking"] if kind == "ranking" else [])],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
+    )
     card = DatasetCard.from_template(
         data,
         template_path=str(_TEMPLATES / "dataset_card.md.j2"),
-        title=f"{escaped(run.name)}, round {round}",
+        title=escaped(title),
+        by=by,
         kind=kind,
         conversational=conversational,
         facts=_escaped_values(facts),

@@ -21,7 +21,8 @@ from storage.log.run import Run
 from storage.log.store import Store
 from storage.queries.round_query import table
 
-_PARQUET = "data/train-00000-of-00001.parquet"
+PARQUET = "data/train-00000-of-00001.parquet"
+"""Where the rows lie in a dataset's directory."""
 
 
 _PROMPT = {
@@ -32,7 +33,8 @@ _ANSWER = {Style.messages: "one message of the assistant", Style.text: "a text t
 _PROMPT_ID = {"prompt_id": "first 16 hexadecimal digits of the SHA-256 of the prompt's content"}
 
 
-def _columns(kind: str, style: Style) -> dict[str, str]:
+def columns(kind: str, style: Style) -> dict[str, str]:
+    """Returns the columns of an export of pairs or rankings, and what each is."""
     answer, reason = _ANSWER[style], "stop (it ended by itself) or length (cut at the limit)"
     if kind == "pair":
         return {
@@ -116,12 +118,12 @@ def export_preferences(
         say(f"{left_out} more preferences rest on answers cut at the limit and are left out: --truncated keeps them")
     judge = table(store, run, round, "judgments", ["judge", "judge_version"]).to_pylist()[0]
     card = dataset_card(
-        run, round, kind, _columns(kind, style), rows, f"{judge['judge']}, version {judge['judge_version']}",
+        run, round, kind, columns(kind, style), rows, f"{judge['judge']}, version {judge['judge_version']}",
         left_out=left_out, conversational=style is Style.messages,
     )  # fmt: skip
     with new_directory(to) as staged:
-        (staged / _PARQUET).parent.mkdir(parents=True)
-        _write_parquet(rows, kind, style, staged / _PARQUET)
+        (staged / PARQUET).parent.mkdir(parents=True)
+        write_parquet(rows, list(columns(kind, style)), style, staged / PARQUET)
         (staged / "README.md").write_text(card, encoding="utf-8")
     return len(rows)
 
@@ -197,7 +199,8 @@ def _answers(candidates: pa.Table, style: Style) -> dict[tuple[str, int], _Answe
     return {(row["prompt_id"], row["candidate"]): _Answer(value(row["text"]), row["finish_reason"]) for row in rows}
 
 
-def _write_parquet(rows: list[dict[str, Any]], kind: str, style: Style, path: Path) -> None:
+def write_parquet(rows: list[dict[str, Any]], columns: Sequence[str], style: Style, path: Path) -> None:
+    """Writes the rows of an export, with these columns."""
     from datasets import Dataset, Features, List, Value
     from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
@@ -206,7 +209,8 @@ def _write_parquet(rows: list[dict[str, Any]], kind: str, style: Style, path: Pa
     kinds = {"prompt_id": text, "score_chosen": Value("float64"), "score_rejected": Value("float64")}
     kinds |= {"finish_reason_chosen": text, "finish_reason_rejected": text, "finish_reasons": List(text)}
     kinds |= {"completions": List(said), "ranks": List(Value("int32")), "scores": List(Value("float64"))}
-    features = Features({name: kinds.get(name, said) for name in _columns(kind, style)})
+    kinds |= {"policy_chosen": text, "policy_rejected": text, "people": Value("int32")}
+    features = Features({name: kinds.get(name, said) for name in columns})
     shown = is_progress_bar_enabled()
     disable_progress_bar()  # rondo has a display of its own
     try:

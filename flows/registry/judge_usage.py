@@ -8,7 +8,9 @@ from pipeline.usage import Usage, by_judge
 from storage.log.run import Run
 
 _FIELD = "usage"
-_STAGES = ("judgments", "eval_judgments", "served_judgments", "judge_probe")
+_STAGES = (
+    "judgments", "eval_judgments", "served_judgments", "gate_judgments", "gate_baseline_judgments", "judge_probe",
+)  # fmt: skip
 
 
 def usage_meta(usage: Mapping[str, Usage]) -> dict[str, Any]:

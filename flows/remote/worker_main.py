@@ -21,10 +21,11 @@ from flows.workers.base import Worker
 from flows.workers.judge import JudgeWorker
 from flows.workers.sampler import SamplerWorker
 from flows.workers.trainer import TrainerWorker
-from flows.workers.trial import TrialWorker
+from flows.workers.trial import TrialWorker, VllmTrialWorker
 
 WORKERS: dict[str, type[Worker]] = {
     "sampler": SamplerWorker, "judge": JudgeWorker, "trainer": TrainerWorker, "trial": TrialWorker,
+    "vllm_trial": VllmTrialWorker,
 }  # fmt: skip
 ENDED_BY_PARENT = 0
 

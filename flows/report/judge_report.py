@@ -12,9 +12,15 @@ def judge_report(name: str, record: Mapping[str, Any], calibration: Calibration)
     from flows.report.rendering import to_page
 
     chart = reliability("Reliability on held-out prompts", [vars(found) for found in calibration.bins])
-    return to_page(
-        "judge.html.j2", name=name, record=record, facts=facts(record), bins=bin_rows(calibration), chart=chart
-    )
+    data = [
+        {
+            "run": part["run"],
+            "round": part["round"],
+            "preferences": " ".join(file["path"] for file in part["files"]["preferences"]),
+        }
+        for part in record["data"]
+    ]
+    return to_page("judge.html.j2", name, facts=facts(record), bins=bin_rows(calibration), data=data, chart=chart)
 
 
 def facts(record: Mapping[str, Any]) -> dict[str, str]:

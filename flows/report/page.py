@@ -12,6 +12,7 @@ from flows.registry.gate_result import gate_words
 from flows.registry.packing_check import untried_lengths
 from flows.registry.recipes import changed_fields
 from flows.registry.round_summary import RoundSummary, rows_of, start_among, summaries
+from flows.report.advice import Complaint, complaints
 from flows.report.data import Completions, held_out_completions, optimizer_steps, sampled_scores
 from flows.report.rendering import to_page
 from flows.report.sections import Section, sections
@@ -21,6 +22,7 @@ from pipeline.recipe import Recipe
 from storage.errors import RunNotFoundError
 from storage.log.run import Run
 from storage.log.store import Store
+from storage.log.tombstones import parent_of
 
 _TIMED_ROUNDS = 2
 """Rounds whose timeline is shown: the last ones."""
@@ -45,13 +47,13 @@ class Report:
 
     run: str
     recipe: Recipe
-    state: str
-    parent: str | None
+    facts: list[str]
+    parent: tuple[str, int] | None
     untried: str | None
     base_rate: str | None
     last: int
     cards: list[Card]
-    alarms: list[tuple[int, str]]
+    alarms: list[Complaint]
     sections: list[Section]
     tables: dict[str, list[dict[str, str]]]
     completions: Completions
@@ -70,19 +72,18 @@ def gather(store: Store, run: Run) -> Report:
     if not rounds:
         raise DataError(f"run '{run.name}' has no finished round to report: 'rondo resume {run.name}' goes on with it")
     recipe = Recipe.model_validate(run.header["recipe"])
-    parent = run.header["parent"]
     stages = list(rounds[-1].seconds)
     others = list(dict.fromkeys(name for summary in rounds for name in summary.judges))
     return Report(
         run=run.name,
         recipe=recipe,
-        state=_state(run, recipe, rounds[-1].round),
-        parent=f"{parent['run']}@{parent['round']}" if parent else None,
+        facts=facts_of(recipe, _state(run, recipe, rounds[-1].round), rounds[-1].round),
+        parent=parent_of(run.header),
         untried=untried_lengths(run),
         base_rate=rounds[0].base_rate,
         last=rounds[-1].round,
         cards=list(key_metrics(rounds, recipe)),
-        alarms=[(summary.round, alarm) for summary in rounds for alarm in summary.alarms],
+        alarms=complaints(rounds),
         sections=sections(
             rounds,
             sampled_scores(store, run, rounds),
@@ -103,13 +104,26 @@ def gather(store: Store, run: Run) -> Report:
 
 def render(report: Report) -> str:
     """Renders the page: text is escaped, and the charts alone are markup."""
-    return to_page("report.html.j2", report=report)
+    return to_page("report.html.j2", report.run, report=report)
+
+
+def facts_of(recipe: Recipe, state: str, done: int) -> list[str]:
+    """Says what a run is, in a few words each.
+
+    Args:
+        done: the newest finished round.
+    """
+    return [
+        f"{state}, {done} of {max(done, recipe.rounds)} rounds",
+        f"recipe {recipe.name}",
+        f"judge {recipe.judge.label}",
+        f"seed {recipe.seed}",
+    ]
 
 
 def _state(run: Run, recipe: Recipe, done: int) -> str:
     complete = done >= recipe.rounds or ended_by_patience(run)
-    state = "finished" if run.state == "stopped" and complete else run.state
-    return f"{state}, {done} of {max(done, recipe.rounds)} rounds"
+    return "finished" if run.state == "stopped" and complete else run.state
 
 
 def key_metrics(rounds: Sequence[RoundSummary], recipe: Recipe) -> Iterator[Card]:

@@ -13,9 +13,14 @@ from typing import Any
 import vl_convert
 from altair.typing import ChartType
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
+
+from flows.host.text import visible
 
 Theme = Mapping[str, Any]
+
+_HERE = Path(__file__).parent
+NOT_MEASURED = "not measured"
 
 _NOT_IN_SVG = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 """What XML 1.0 leaves out: https://www.w3.org/TR/xml/#charsets."""
@@ -101,20 +106,52 @@ def _drawable(part: Any) -> Any:
     return [_drawable(value) for value in part] if isinstance(part, list | tuple) else part
 
 
+def number(value: float | None, form: str = ".3g") -> str:
+    """Writes a number; None is not measured, and never 0."""
+    return NOT_MEASURED if value is None else f"{value:{form}}"
+
+
+def shown(text: str | None) -> Markup:
+    """Escapes a text of a model or a user, with its control characters made visible."""
+    return escape(visible(text)) if text else Markup("")
+
+
+def colours() -> str:
+    """Returns the colours that pages and charts share, as a style sheet, for light and dark mode."""
+
+    def variables(chosen: Mapping[str, str]) -> str:
+        return " ".join(f"--{role}: {colour};" for role, colour in chosen.items())
+
+    return f":root {{ {variables(LIGHT)} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {variables(DARK)} }} }}\n"
+
+
+def page_styles() -> str:
+    """Returns the style sheet of all pages, but for these colours."""
+    return (_HERE / "static" / "page.css").read_text(encoding="utf-8")
+
+
 def environment(*templates: Path) -> Environment:
-    """Makes an environment of these directories of templates, and of this one. Text is escaped."""
-    return Environment(
-        loader=FileSystemLoader([*templates, Path(__file__).parent / "templates"]), autoescape=True,
+    """Makes an environment of these directories of templates, and of those that all pages share. Text is escaped."""
+    made = Environment(
+        loader=FileSystemLoader([*templates, _HERE / "templates"]), autoescape=True,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    made.filters |= {"number": number, "shown": shown}
+    return made
 
 
-def to_page(template: str, **values: Any) -> str:
-    """Fills in a template; only a chart that it passes through ``drawn`` is markup."""
+def to_page(template: str, title: str, **values: Any) -> str:
+    """Fills in a template of a page that is one file: its charts are pictures, and its links lead nowhere else."""
     made = environment()
     made.filters["drawn"] = _drawn
-    return made.get_template(template).render(light=LIGHT, dark=DARK, **values)
+    page = {"title": title, "run": None}
+    styles = Markup(colours() + page_styles())  # noqa: S704  our own
+    return made.get_template(template).render(page=page, styles=styles, address=_no_page, **values)
 
 
-def _drawn(chart: ChartType) -> Markup:
+def _no_page(*_parts: object, **_query: object) -> None:
+    """Gives the address of any other page: none."""
+
+
+def _drawn(chart: ChartType, _round_address: str | None = None) -> Markup:
     return Markup(to_svg(chart))  # noqa: S704  Vega escapes the text in it, and `to_svg` the description

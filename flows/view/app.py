@@ -18,7 +18,7 @@ from flows.view.security import Guard
 from flows.view.site import Site
 from flows.view.trials import Trials
 from pipeline.errors import RondoError
-from storage.errors import NotCommittedError, RunNotFoundError, StoreError
+from storage.errors import DamagedFileError, NotCommittedError, RunNotFoundError, StoreError
 
 _A_DAY = "max-age=86400"
 
@@ -42,7 +42,7 @@ def make_app(site: Site, guard: Guard) -> FastAPI:
     trials = Trials(site.store)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.add_middleware(BaseHTTPMiddleware, dispatch=guard)
-    answer = Answers(guard)
+    answer = Answers(site, guard)
 
     @app.get("/static/{name}")
     def static(name: str) -> Response:
@@ -59,45 +59,55 @@ def make_app(site: Site, guard: Guard) -> FastAPI:
     labels.add(app, site, answer, guard)
     ask.add(app, site, answer)
     attempts.add(app, site, answer, guard, trials)
-    _add_errors(app, answer)
+    _add_errors(app, site, answer)
     return app
 
 
 class Answers:
     """Renders pages as answers."""
 
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
+    def __init__(self, site: Site, guard: Guard) -> None:
+        self._site, self._guard = site, guard
 
     def __call__(self, page: Page, status: int = 200) -> HTMLResponse:
-        return HTMLResponse(render(page, served, form_token=self._guard.form_token), status)
+        damages = self._site.damages(page.run)
+        return HTMLResponse(render(page, served, form_token=self._guard.form_token, damages=damages), status)
 
 
-def _add_errors(app: FastAPI, answer: Callable[[Page, int], Response]) -> None:
-    """Answers what goes wrong with a page that says it in a sentence."""
+def _add_errors(app: FastAPI, site: Site, answer: Callable[[Page, int], Response]) -> None:
+    """Answers what goes wrong with a page that says it in a sentence, and what of its run is damaged."""
 
-    def problem(sentence: str, status: int) -> Response:
-        return answer(
-            Page("problem.html.j2", "Not found" if status == 404 else "Problem", {"sentence": sentence}), status
-        )
+    def problem(request: Request, sentence: str, status: int) -> Response:
+        run = request.path_params.get("name")
+        title = "Not found" if status == 404 else "Problem"
+        damaged = run if site.damages(run) else None  # which may be why
+        return answer(Page("problem.html.j2", title, {"sentence": sentence}, run=damaged), status)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         missing = f"there is no page {request.url.path}: the link may be of another version, or mistyped"
-        return problem(missing if error.status_code == 404 else str(error.detail), error.status_code)
+        return problem(request, missing if error.status_code == 404 else str(error.detail), error.status_code)
 
     @app.exception_handler(RequestValidationError)
-    async def mistyped(_request: Request, error: RequestValidationError) -> Response:
+    async def mistyped(request: Request, error: RequestValidationError) -> Response:
         first: Any = error.errors()[0]
         place = "form" if first["loc"][0] == "body" else "address"
-        return problem(f"{first['loc'][-1]} {first.get('input')!r} in the {place}: {first['msg'].lower()}", 400)
+        return problem(
+            request, f"{first['loc'][-1]} {first.get('input')!r} in the {place}: {first['msg'].lower()}", 400
+        )
 
     @app.exception_handler(RunNotFoundError)
     @app.exception_handler(NotCommittedError)
-    async def gone(_request: Request, error: Exception) -> Response:
-        return problem(str(error), 404)
+    async def gone(request: Request, error: Exception) -> Response:
+        return problem(request, str(error), 404)
+
+    @app.exception_handler(DamagedFileError)
+    async def damaged(request: Request, error: Exception) -> Response:
+        run = request.path_params.get("name", "RUN")
+        remedy = f"'rondo verify {run}' checks every file of the run; put back a copy of this one, and look again"
+        return problem(request, f"This page needs a file that is damaged: {error}. {remedy}", 500)
 
     @app.exception_handler(RondoError)
     @app.exception_handler(StoreError)
-    async def known(_request: Request, error: Exception) -> Response:
-        return problem(str(error), 400)
+    async def known(request: Request, error: Exception) -> Response:
+        return problem(request, str(error), 400)

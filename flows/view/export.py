@@ -19,13 +19,17 @@ from flows.view.pages import judges as judges_page
 from flows.view.pages import prompt as prompt_page
 from flows.view.pages import round as round_page
 from flows.view.pages import run as run_page
+from flows.view.pages import tokens as tokens_page
 from flows.view.questions import questions_for
 from flows.view.rendering import STATIC, Page, render, static_file
 from flows.view.site import OpenRun, Site
+from storage.errors import DamagedFileError
 from storage.queries.sql import columns_of
 
 MOST_PROMPTS = 500
 """Pages of prompts in an export, those of the newest rounds first."""
+MOST_TOKENS = 1000
+"""Pages of completions' tokens, of those whose prompt has a page, the newest rounds first."""
 _MARK = "rondo-view.json"
 """The file that says that a directory is an export, and what is in it."""
 
@@ -34,6 +38,9 @@ _SAFE = re.compile("[0-9A-Za-z]{1,64}")
 _PROMPTS = """
     SELECT DISTINCT round, kind, prompt_id FROM completions WHERE list_contains($rounds, round)
     ORDER BY round DESC, kind DESC, prompt_id"""
+_COMPLETIONS = """
+    SELECT round, kind, prompt_id, candidate FROM completions WHERE list_contains($rounds, round)
+    ORDER BY round DESC, kind DESC, prompt_id, candidate"""
 
 
 @dataclass(frozen=True)
@@ -43,13 +50,34 @@ class Scope:
     Attributes:
         rounds: the rounds, in order.
         prompts: round, kind and id of each prompt that has a page.
-        left_out: the number of those that have none.
+        tokens: round, kind, prompt and index of each completion whose tokens have a page.
+        left_out: what else there is, as how many of what beyond which number.
     """
 
     opened: OpenRun
     rounds: Sequence[int]
     prompts: Sequence[tuple[int, str, str]]
-    left_out: int
+    tokens: Sequence[tuple[int, str, str, int]]
+    left_out: Sequence[str]
+
+    @classmethod
+    def of(cls, opened: OpenRun, rounds: Sequence[int]) -> "Scope":
+        """Chooses what is exported of these rounds."""
+        asked, which = opened.tables.ask, {"rounds": rounds}
+        prompts = [(row["round"], row["kind"], row["prompt_id"]) for row in asked(_PROMPTS, which)]
+        kept = set(prompts[:MOST_PROMPTS])
+        tokens = [
+            (row["round"], row["kind"], row["prompt_id"], row["candidate"])
+            for row in asked(_COMPLETIONS, which)
+            if (row["round"], row["kind"], row["prompt_id"]) in kept
+        ]
+        over = {"prompts": (prompts, MOST_PROMPTS), "tokens": (tokens, MOST_TOKENS)}
+        left_out = [
+            f"{counted(len(found) - most, 'page')} of {what} beyond {most:,} left out"
+            for what, (found, most) in over.items()
+            if len(found) > most
+        ]
+        return cls(opened, rounds, prompts[:MOST_PROMPTS], tokens[:MOST_TOKENS], left_out)
 
 
 @dataclass(frozen=True)
@@ -86,6 +114,10 @@ def _files(scope: Scope) -> Iterator[_File]:
         address = served("run", run, "prompt", prompt, round=number, kind=kind)
         name = f"prompt-{number}-{kind}-{_safe(prompt)}.html"
         yield _File(address, name, partial(prompt_page.page, opened, prompt, number, kind))
+    for number, kind, prompt, candidate in scope.tokens:
+        address = served("run", run, "tokens", number, kind, prompt, candidate)
+        name = f"tokens-{number}-{kind}-{_safe(prompt)}-{candidate}.html"
+        yield _File(address, name, partial(tokens_page.page, opened, number, kind, prompt, candidate))
 
 
 def _safe(prompt_id: str) -> str:
@@ -113,12 +145,11 @@ def export(source: str, root: str, to: Path, *, say: Callable[[str], None]) -> P
     try:
         opened = site.run(run.name)
         rounds = [newest] if "@" in source else list(run.finished)
-        prompts = [
-            (row["round"], row["kind"], row["prompt_id"]) for row in opened.tables.ask(_PROMPTS, {"rounds": rounds})
-        ]
-        scope = Scope(opened, rounds, prompts[:MOST_PROMPTS], len(prompts[MOST_PROMPTS:]))
+        scope = Scope.of(opened, rounds)
         with new_directory(to, _is_export) as staged:
             count = _write(scope, staged)
+            if opened.damages:  # a copy is to be whole
+                raise DamagedFileError(f"{'; '.join(opened.damages)}: 'rondo verify {run.name}' checks every file")
     finally:
         site.close()
     index = to.expanduser().resolve() / "index.html"
@@ -148,10 +179,7 @@ def _write(scope: Scope, to: Path) -> int:
 def _described(scope: Scope) -> str:
     first, last = scope.rounds[0], scope.rounds[-1]
     which = f"round {first}" if first == last else f"rounds {first} to {last}"
-    left_out = (
-        f"; {counted(scope.left_out, 'page')} of prompts beyond {MOST_PROMPTS:,} left out" if scope.left_out else ""
-    )
-    return f"run {scope.opened.name}, {which}{left_out}"
+    return "; ".join([f"run {scope.opened.name}, {which}", *scope.left_out])
 
 
 def _is_export(directory: Path) -> bool:

@@ -5,8 +5,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from flows.report.rendering import shown
 from flows.view.markdown import markdown as as_markdown
-from flows.view.rendering import shown
 
 MARKDOWN_LETTERS = 100_000
 """Letters that a page renders as Markdown: these can become ten times as many, and cost a second of processor time."""

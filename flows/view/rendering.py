@@ -11,23 +11,30 @@ from typing import Any
 import vl_convert
 from altair.typing import ChartType
 from jinja2 import Environment
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from flows.host.text import visible
-from flows.report.rendering import DARK, LIGHT, PAGE, definition, environment, svg_of
+from flows.report.rendering import (
+    NOT_MEASURED,
+    PAGE,
+    colours,
+    definition,
+    environment,
+    page_styles,
+    shown,
+    svg_of,
+)
 from flows.view.addresses import Addresses
 
 _HERE = Path(__file__).parent
 LINKS = "links"
 """The style of marks that are links, of which each row says where it leads."""
-NOT_MEASURED = "not measured"
 FILE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; form-action 'none'; base-uri 'none'"
 )
 """The content security policy of an exported page; those of the server are in its headers."""
-STATIC = ("colours.css", "page.css", "page.js", "icon.svg")
-"""What each page loads, but for the charts' library."""
-_STATIC = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
+STATIC = ("colours.css", "page.css", "page.js", "charts.js", "icon.svg")
+"""What each page loads."""
+_STATIC = {"page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
 
 @dataclass(frozen=True)
@@ -51,27 +58,29 @@ class Page:
     live: bool = False
 
 
-def render(page: Page, address: Addresses, *, form_token: str = "", exported: str = "") -> str:
+def render(
+    page: Page, address: Addresses, *, form_token: str = "", exported: str = "", damages: Sequence[str] = ()
+) -> str:
     """Renders a page.
 
     Args:
         address: gives the links.
         form_token: what its forms carry.
         exported: what a page says of its export, if it is to be a file without a server behind it.
+        damages: what is wrong with files of its run that are left out of what it shows.
     """
     template = _environment().get_template(page.template)
     return template.render(
-        page=page, address=address, form_token=form_token, exported=exported, policy=FILE_POLICY, **page.values
-    )
+        page=page, address=address, form_token=form_token, exported=exported, policy=FILE_POLICY, damages=damages,
+        **page.values,
+    )  # fmt: skip
 
 
 @cache
 def _environment() -> Environment:
     made = environment(_HERE / "templates")
     made.filters |= {
-        "number": number,
         "share": share,
-        "shown": shown,
         "marked": marked,
         "drawn": drawn,
         "linked": linked,
@@ -80,19 +89,9 @@ def _environment() -> Environment:
     return made
 
 
-def number(value: float | None, form: str = ".3g") -> str:
-    """Writes a number; None is not measured, and never 0."""
-    return NOT_MEASURED if value is None else f"{value:{form}}"
-
-
 def share(value: float | None) -> str:
     """Writes a share as a percentage."""
     return NOT_MEASURED if value is None else f"{value:.1%}"
-
-
-def shown(text: str | None) -> Markup:
-    """Escapes a text of a model or a user, with its control characters made visible."""
-    return escape(visible(text)) if text else Markup("")
 
 
 def marked(text: str, hits: re.Pattern[str] | None) -> Markup:
@@ -114,12 +113,13 @@ def drawn(chart: ChartType, round_address: str | None = None) -> Markup:
     """
     spec = definition(chart)
     for layer in spec.get("layer", ()):
-        if round_address and isinstance(layer["mark"], dict) and layer["mark"]["type"] == "point":
+        if not isinstance(layer["mark"], dict) or layer["mark"]["type"] != "point":
+            continue
+        tips = [{"field": "x", "title": "round"}, {"field": "y", "title": "value", "format": ".4g"}]
+        layer["encoding"].setdefault("tooltip", tips)
+        if round_address:
             layer["transform"] = [{"calculate": f"{json.dumps(round_address)} + datum.x", "as": "href"}]
-            layer["encoding"] |= {
-                "href": {"field": "href", "type": "nominal"},
-                "tooltip": [{"field": "x", "title": "round"}, {"field": "y", "title": "value", "format": ".4g"}],
-            }
+            layer["encoding"]["href"] = {"field": "href", "type": "nominal"}
     return _drawn(json.dumps(spec, sort_keys=True))
 
 
@@ -162,21 +162,20 @@ def sparkline(values: Sequence[float | None]) -> Markup:
 def static_file(name: str) -> tuple[bytes, str] | None:
     """Returns a file that all pages share, and its type: our styles and script, and the charts' library."""
     if name == "colours.css":
-        return _colours().encode(), "text/css"
+        return colours().encode(), "text/css"
+    if name == "page.css":
+        return page_styles().encode(), "text/css"
     if name == "charts.js":
         return _charts().encode(), "text/javascript"
     return ((_HERE / "static" / name).read_bytes(), _STATIC[name]) if name in _STATIC else None
 
 
-def _colours() -> str:
-    def variables(colours: Mapping[str, str]) -> str:
-        return " ".join(f"--{role}: {colour};" for role, colour in colours.items())
-
-    return f":root {{ {variables(LIGHT)} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {variables(DARK)} }} }}\n"
-
-
 @cache
 def _charts() -> str:
-    """Returns the library that makes charts interactive, as vl-convert brings it along, with our theme."""
+    """Returns the library that makes charts interactive, as vl-convert brings it along, with our theme.
+
+    It is a module without imports and exports. Within a function it is a plain script, which a browser also loads for a
+    page that is a file.
+    """
     library: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its types ask for what has a default
-    return f"{library}\nwindow.rondoTheme = {json.dumps(PAGE)};\n"
+    return f"(() => {{ 'use strict'; {library}\n}})();\nwindow.rondoTheme = {json.dumps(PAGE)};\n"

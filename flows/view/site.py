@@ -2,8 +2,8 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
@@ -17,7 +17,9 @@ from flows.report.timeline import timeline
 from flows.view.inherited import first_judges, trainer
 from flows.view.tables import JudgeOrder, run_tables
 from pipeline.errors import RondoError
+from pipeline.judges.base import JudgeConfig
 from pipeline.recipe import Recipe
+from storage.errors import DamagedFileError
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.queries.memory import MemoryTables
@@ -54,6 +56,12 @@ class _HeldTables:
                 self._held.popitem(last=False)
         return tables
 
+    def damaged(self, opened: "OpenRun") -> dict[str, str]:
+        """Returns the files that the tables of a run lack, if it was looked into."""
+        with self._lock:
+            _, tables = self._held.get(opened, (None, None))
+        return tables.damaged if tables is not None else {}
+
     def drop(self, opened: "OpenRun") -> None:
         """Lets go of the tables of a run."""
         with self._lock:
@@ -73,11 +81,13 @@ class OpenRun:
     Attributes:
         store: where it lies.
         run: the run, as its log was at the last request.
+        noted: what pages found damaged beside the tables, and left out.
     """
 
     store: Store
     run: Run
     _held: _HeldTables
+    noted: set[str] = field(default_factory=set)
 
     @property
     def name(self) -> str:
@@ -93,6 +103,11 @@ class OpenRun:
         run = trainer(self.store, self.run, round)
         return None if run is None else self.recipe if run is self.run else _read(run, recipe_of)
 
+    def judges_of_round(self, round: int) -> dict[str, JudgeConfig]:
+        """Returns the judges that a round's completions were given to, by name; none if its recipe is gone."""
+        recipe = self.recipe_of_round(round)
+        return {} if recipe is None else dict(zip(recipe.judge_names, recipe.judges, strict=True))
+
     @property
     def judge_order(self) -> JudgeOrder:
         """Says which of several verdicts on a completion counts."""
@@ -104,6 +119,12 @@ class OpenRun:
         tables = self._held.of(self)
         tables.refresh()
         return tables
+
+    @property
+    def damages(self) -> list[str]:
+        """Says which damaged files are left out of what pages show, as far as they were read until now."""
+        of_tables = (f"{path}: {reason}" for path, reason in self._held.damaged(self).items())
+        return sorted({*self.noted, *of_tables})
 
     @property
     def rounds(self) -> list[RoundSummary]:
@@ -124,9 +145,24 @@ class OpenRun:
         known = self.__dict__.get("_sections")
         if known is None or known[0] != len(rounds):
             times = timeline(self.run, [summary.round for summary in rounds[-1:]])
-            scores, steps = (read(self.store, self.run, rounds) for read in (sampled_scores, optimizer_steps))
+            scores, steps = (self._intact(read, rounds) for read in (sampled_scores, optimizer_steps))
             known = self.__dict__["_sections"] = len(rounds), sections(rounds, scores, steps, times)
         return known[1]
+
+    def _intact(
+        self, read: Callable[[Store, Run, Sequence[RoundSummary]], dict[int, _Found]], rounds: Sequence[RoundSummary]
+    ) -> dict[int, _Found]:
+        """Reads what charts show of these rounds; of the rounds whose files are damaged it is left out, and noted."""
+        try:
+            return read(self.store, self.run, rounds)
+        except DamagedFileError:
+            found: dict[int, _Found] = {}
+            for summary in rounds:
+                try:
+                    found |= read(self.store, self.run, [summary])
+                except DamagedFileError as error:
+                    self.noted.add(str(error))
+            return found
 
 
 class Site:
@@ -153,6 +189,11 @@ class Site:
             opened = self._open_anew(name, opened)
         opened.run.refresh()
         return opened
+
+    def damages(self, name: str | None) -> list[str]:
+        """Says which damaged files are left out of the pages of a run, as far as they were read; see `OpenRun`."""
+        opened = self._open.get(name) if name is not None else None
+        return opened.damages if opened is not None else []
 
     def close(self) -> None:
         """Lets go of all tables."""

@@ -6,7 +6,8 @@ from typing import Any
 from flows.view.site import OpenRun
 from flows.view.tables import KINDS
 from pipeline.errors import ConfigError
-from storage.errors import DroppedFileError
+from storage.errors import DamagedFileError, DroppedFileError
+from storage.log.manifest import FileRef
 from storage.queries import round_query
 
 Rows = list[dict[str, Any]]
@@ -28,11 +29,37 @@ def rows_of(opened: OpenRun, round: int, stage: str, prompt: str, columns: Seque
 
     Args:
         columns: the columns to return, of those that there are; all of them by default.
+
+    Raises:
+        DamagedFileError: the rows are in a damaged file, or may be.
     """
     if not _has(opened, round, stage):
         return []
-    rows = round_query.matching(opened.store, opened.run, round, stage, "prompt_id", prompt, columns)
+    files = opened.run.files(round, stage)
+    try:
+        rows = round_query.matching(opened.store, files, "prompt_id", prompt, columns)
+    except DamagedFileError:
+        return _intact_rows(opened, files, prompt, columns)
     found: Rows = rows.to_pylist()
+    return found
+
+
+def _intact_rows(opened: OpenRun, files: Sequence[FileRef], prompt: str, columns: Sequence[str] | None) -> Rows:
+    """Reads files one by one, and notes those that are damaged.
+
+    Raises:
+        DamagedFileError: a file is damaged, and the others have no such rows: they may be its.
+    """
+    found: Rows = []
+    damage: DamagedFileError | None = None
+    for file in files:
+        try:
+            found += round_query.matching(opened.store, [file], "prompt_id", prompt, columns).to_pylist()
+        except DamagedFileError as error:
+            opened.noted.add(f"{file.path}: {str(error).removeprefix(f'{file.path} ')}")
+            damage = error
+    if damage is not None and not found:
+        raise damage
     return found
 
 

@@ -12,6 +12,8 @@ from storage.queries.memory import Held, MemoryTables
 KINDS = {"training": "", "held-out": "eval_", "served": "served_"}
 """What a completion was sampled for, and how the names of the stages begin that hold it."""
 
+TEXT = pa.large_string()
+"""Of texts of models and users: those of a stage may be more than 2 GB, which is all that a plain string can hold."""
 _KEY = [("round", pa.int32()), ("kind", pa.string()), ("prompt_id", pa.string()), ("candidate", pa.int32())]
 
 _COMPLETIONS = """
@@ -36,15 +38,15 @@ _HELD: Mapping[str, Held] = {
                 coalesce(list_last([m.content FOR m IN messages IF m.role = 'user']), text) AS question
             FROM committed"""
         },
-        pa.schema([("round", pa.int32()), ("prompt_id", pa.string()), ("question", pa.string())]),
+        pa.schema([("round", pa.int32()), ("prompt_id", pa.string()), ("question", TEXT)]),
     ),
     "completions": Held(
         {f"{prefix}candidates": _COMPLETIONS.format(kind=kind) for kind, prefix in KINDS.items()},
         pa.schema([
-            *_KEY, ("text", pa.string()), ("answer", pa.string()), ("finish_reason", pa.string()),
+            *_KEY, ("text", TEXT), ("answer", TEXT), ("finish_reason", pa.string()),
             ("tokens", pa.int32()), ("logp", pa.float64()), ("policy", pa.string()),
         ]),
-        optional=pa.schema([("answer", pa.string())]),
+        optional=pa.schema([("answer", TEXT)]),
     ),
     "judgments": Held(
         {f"{prefix}judgments": _JUDGMENTS.format(kind=kind, compared=COMPARED) for kind, prefix in KINDS.items()},

@@ -10,12 +10,14 @@ from typing import Any
 
 import psutil
 
-from flows.workers.base import Worker
+from flows.workers.base import ProgressCall, Worker
 from flows.workers.references import PolicyRef
+from flows.workers.sampler import SamplerWorker
 from pipeline.config import SamplingConfig
 from pipeline.data.prompts import check_conversations, encode_prompt
 from pipeline.data.sources import Prompt
 from pipeline.errors import OutOfMemoryError
+from pipeline.model.devices import check_device
 from pipeline.sampling import Sampler, SamplingRequest, import_engine, make_sampler, reported
 from pipeline.sampling.decoding import completion_texts
 from pipeline.sampling.environment import configure_environment
@@ -72,6 +74,9 @@ class Tried:
     seconds: float
 
 
+Answering = Generator[tuple[int, int], None, Tried]
+
+
 class TrialWorker(Worker):
     """Samples one completion at a time with transformers on the processor, whatever engine the run has."""
 
@@ -86,9 +91,7 @@ class TrialWorker(Worker):
         changes = {"engine": "transformers", "context": None, "candidates": 1}
         return self.recipe.sampling.model_copy(update=changes)
 
-    def answer(
-        self, policy: PolicyRef, prompt: TriedPrompt, settings: TrialSettings
-    ) -> Generator[tuple[int, int], None, Tried]:
+    def answer(self, policy: PolicyRef, prompt: TriedPrompt, settings: TrialSettings) -> Answering:
         """Answers a prompt.
 
         Raises:
@@ -96,22 +99,10 @@ class TrialWorker(Worker):
             DataError, PromptTooLongError: the template does not take it, or it leaves no room for an answer.
             OutOfMemoryError: the weights do not fit into the memory that is free.
         """
+        if policy not in self._kept:
+            self.progress(stage="loads")
         sampler, tokenizer = self._loaded(policy)
-        content = prompt.messages if prompt.messages is not None else prompt.text or ""
-        given = Prompt(content, None, "tried", _NAME, prompt.template_kwargs)
-        check_conversations([given], tokenizer)
-        text, ids = encode_prompt(given, tokenizer, read_special_tokens=prompt.read_special_tokens)
-        config = self._config.served(settings.temperature, settings.top_p)
-        config = config.model_copy(update={"max_tokens": settings.max_tokens})
-        began = time.perf_counter()
-
-        def report(_done: int, tokens: int) -> None:
-            self.progress(tokens=tokens, total=settings.max_tokens)
-
-        (found,) = yield from reported(sampler.sample([SamplingRequest(_NAME, ids, settings.seed)], config), report)
-        (said,) = completion_texts(tokenizer, ids, [found.token_ids])
-        seconds = time.perf_counter() - began
-        return Tried(text, said, len(found.token_ids), found.finish_reason, sum(found.logprobs), seconds)
+        return (yield from _answer(sampler, tokenizer, self._config, prompt, settings, self.progress))
 
     def _loaded(self, policy: PolicyRef) -> tuple[Sampler, Any]:
         """Returns a policy's engine and tokenizer; the one that was used last is kept last."""
@@ -132,10 +123,67 @@ class TrialWorker(Worker):
     def _load(self, policy: PolicyRef) -> tuple[Sampler, Any]:
         from pipeline.model.policy import load_tokenizer
 
-        _check_memory(sum(file.bytes for file in (*policy.files, *policy.base)))
+        _check_memory(_weight_bytes(policy))
         directory: Path = self.whole(policy, _name_of(policy))
         sampler = make_sampler(self._config, directory, device=self.device, threads=self.recipe.devices.threads)
         return sampler, load_tokenizer(directory)
+
+
+class VllmTrialWorker(SamplerWorker):
+    """Samples one completion at a time with vLLM, on the device of the run's sampler; weights are taken in place."""
+
+    def __init__(self, **common: Any) -> None:
+        super().__init__(**common)
+        check_device("devices.sampler", self.device)
+
+    def answer(self, policy: PolicyRef, prompt: TriedPrompt, settings: TrialSettings) -> Answering:
+        """Answers a prompt, once the engine has shown on the policy's probe that it computes with its weights.
+
+        Raises:
+            ConfigError: as `TrialWorker.answer`, or there is no such device.
+            DataError, PromptTooLongError, OutOfMemoryError: as `TrialWorker.answer`.
+            EngineError: the engine cannot start or failed, or computes with other weights.
+        """
+        if self._policy != policy.digest:
+            self.progress(stage="loads")
+            if self.device == "cpu" and self._sampler is None:
+                _check_memory(_weight_bytes(policy))
+            self.use(policy)
+        assert self._sampler is not None
+        return (
+            yield from _answer(self._sampler, self._tokenizer, self.recipe.sampling, prompt, settings, self.progress)
+        )
+
+
+def _answer(
+    sampler: Sampler,
+    tokenizer: Any,
+    sampling: SamplingConfig,
+    prompt: TriedPrompt,
+    settings: TrialSettings,
+    progress: ProgressCall,
+) -> Answering:
+    """Answers a prompt with an engine that holds the policy."""
+    progress(stage="samples")
+    content = prompt.messages if prompt.messages is not None else prompt.text or ""
+    given = Prompt(content, None, "tried", _NAME, prompt.template_kwargs)
+    check_conversations([given], tokenizer)
+    text, ids = encode_prompt(given, tokenizer, read_special_tokens=prompt.read_special_tokens)
+    config = sampling.served(settings.temperature, settings.top_p)
+    config = config.model_copy(update={"max_tokens": settings.max_tokens})
+    began = time.perf_counter()
+
+    def report(_done: int, tokens: int) -> None:
+        progress(tokens=tokens, total=settings.max_tokens)
+
+    (found,) = yield from reported(sampler.sample([SamplingRequest(_NAME, ids, settings.seed)], config), report)
+    (said,) = completion_texts(tokenizer, ids, [found.token_ids])
+    seconds = time.perf_counter() - began
+    return Tried(text, said, len(found.token_ids), found.finish_reason, sum(found.logprobs), seconds)
+
+
+def _weight_bytes(policy: PolicyRef) -> int:
+    return sum(file.bytes for file in (*policy.files, *policy.base))
 
 
 def _name_of(policy: PolicyRef) -> str:

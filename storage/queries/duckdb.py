@@ -50,10 +50,18 @@ def too_large(limits: Limits) -> QueryError:
 
 
 @contextmanager
-def locked_connection(tables: Mapping[str, Any], limits: Limits | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Opens a connection that sees these Arrow tables and datasets, and nothing else; its settings are locked."""
+def locked_connection(
+    tables: Mapping[str, Any], limits: Limits | None = None, *, large: bool = False
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Opens a connection that sees these Arrow tables and datasets, and nothing else; its settings are locked.
+
+    Args:
+        large: it gives Arrow's large types for texts and lists, which have no limit of 2 GB for the texts of an answer.
+    """
     connection = duckdb.connect(":memory:")
     try:
+        if large:
+            connection.execute("SET arrow_large_buffer_size = true")
         for name, table in tables.items():
             connection.register(name, table)
         if limits is not None:

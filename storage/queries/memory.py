@@ -2,10 +2,13 @@
 
 A statement of ``sql.py`` opens all files of its stages each time. Here a file is read when it is first seen, and what
 is read of it is checked page by page. Which columns are held, and what follows from them, is for the caller to say.
+
+A file that is damaged, or missing, is left out, and so said; it is tried again after a while.
 """
 
 import threading
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage.errors import DroppedFileError
+from storage.errors import DamagedFileError, DroppedFileError
 from storage.log.manifest import FileRef
 from storage.log.run import Run
 from storage.log.store import Store
@@ -23,6 +26,8 @@ from storage.queries.sql import open_rounds, table_files
 Tables = Mapping[str, pa.Table]
 _LIMITS = Limits(seconds=20, memory=4_000_000_000)
 """Of one question: all others about the run wait for it."""
+AGAIN_SECONDS = 30.0
+"""After these a file that could not be read is tried again."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,15 @@ class Held:
     selects: Mapping[str, str]
     empty: pa.Schema
     optional: pa.Schema = field(default_factory=lambda: pa.schema([]))
+
+
+@dataclass(frozen=True)
+class _Damage:
+    """A file of a stage in a round that cannot be read, and why."""
+
+    stage: str
+    round: int
+    reason: str
 
 
 class MemoryTables:
@@ -72,17 +86,23 @@ class MemoryTables:
         }
         self._tables: Tables = {}
         self._changed: set[int] = set()
+        self._damaged: dict[str, _Damage] = {}
+        self._again = 0.0
         self._open = ExitStack()
         self._lock = threading.Lock()
 
-    def refresh(self) -> None:
-        """Reads what was committed since; what an earlier call that failed has read is not lost.
+    @property
+    def damaged(self) -> dict[str, str]:
+        """Returns the files that are left out, by path, and what is wrong with each."""
+        return {path: damage.reason for path, damage in list(self._damaged.items())}
 
-        Raises:
-            DamagedFileError: a committed file is missing, or what is read of it is damaged.
-        """
+    def refresh(self) -> None:
+        """Reads what was committed since, and what could not be read before; what is :attr:`damaged` is left out."""
         with self._lock:
             self.run.refresh()
+            if self._damaged and time.monotonic() >= self._again:
+                for damage in self._damaged.values():
+                    self._paths.pop((damage.stage, damage.round), None)
             stages = {stage for _, stage in self._read_rows}
             for stage, rounds in table_files(self.run, stages).items():
                 paths = {number: [file.path for file in files] for number, files in rounds.items()}
@@ -112,6 +132,8 @@ class MemoryTables:
 
     def _read(self, stage: str, rounds: Mapping[int, Sequence[FileRef]]) -> None:
         """Reads a stage in these rounds, in place of what was read of it in them."""
+        others = {path: d for path, d in self._damaged.items() if d.stage != stage or d.round not in rounds}
+        self._damaged = others
         for name, table in self._held.items():
             if stage in table.selects:
                 kept = _without(self._read_rows[name, stage], rounds)
@@ -121,7 +143,23 @@ class MemoryTables:
         there = {number: files for number, files in rounds.items() if not _dropped(self.run, files)}
         if not there:
             return table.empty.empty_table()
-        sources: dict[str, Any] = {"committed": open_rounds(self._store, there)}
+        try:
+            return self._rows_of(table, stage, there)
+        except DamagedFileError:
+            return pa.concat_tables([table.empty.empty_table(), *self._intact_rows(table, stage, there)])
+
+    def _intact_rows(self, table: Held, stage: str, rounds: Mapping[int, Sequence[FileRef]]) -> Iterator[pa.Table]:
+        """Reads the files one by one, and notes those that cannot be read."""
+        for number, files in rounds.items():
+            for file in files:
+                try:
+                    yield self._rows_of(table, stage, {number: [file]})
+                except DamagedFileError as error:
+                    self._damaged[file.path] = _Damage(stage, number, str(error).removeprefix(f"{file.path} "))
+                    self._again = time.monotonic() + AGAIN_SECONDS
+
+    def _rows_of(self, table: Held, stage: str, rounds: Mapping[int, Sequence[FileRef]]) -> pa.Table:
+        sources: dict[str, Any] = {"committed": open_rounds(self._store, rounds)}
         sql = table.selects[stage]
         if table.optional.names:
             sources = {"_files": sources["committed"], "_optional": table.optional.empty_table()}
@@ -162,5 +200,5 @@ def _dropped(run: Run, files: Sequence[FileRef]) -> bool:
 
 
 def _select(tables: Mapping[str, Any], sql: str, parameters: Mapping[str, Any] | None = None) -> pa.Table:
-    with locked_connection(tables) as connection, clear_errors([]):
+    with locked_connection(tables, large=True) as connection, clear_errors([]):
         return connection.sql(sql, params=dict(parameters or {})).to_arrow_table()

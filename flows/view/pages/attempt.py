@@ -1,10 +1,13 @@
 """A prompt to two checkpoints side by side."""
 
+from flows.analysis.labelling import LONGEST_NOTE
 from flows.host.text import counted
 from flows.registry.checkpoints import checkpoint_files
 from flows.view.rendering import Page
 from flows.view.site import OpenRun, Site
-from flows.view.trials import IDLE_SECONDS, Asked, Trial
+from flows.view.trial_engines import ENGINES, IDLE_SECONDS
+from flows.view.trials import Asked, Trial
+from flows.view.tried_answers import can_be_compared
 from flows.workers.trial import TrialSettings
 from storage.errors import DroppedFileError, NotCommittedError
 from storage.queries.sql import Source, ask
@@ -27,12 +30,14 @@ def page(
     *,
     asked: Asked | None = None,
     problem: str | None = None,
+    labeller: str = "",
 ) -> Page:
     """Shows the form, and a prompt that was tried.
 
     Args:
         asked: what the form begins with, if nothing was tried.
         problem: why that could not be tried.
+        labeller: who may say which answer is better.
 
     Raises:
         NotCommittedError: the run has no prompts yet.
@@ -46,7 +51,11 @@ def page(
         "checkpoints": [*(f"{opened.name}@{number}" for number in kept), *others],
         "pruned": counted(pruned, "round") if (pruned := len(opened.run.finished) - len(kept)) else None,
         "problem": problem,
+        "engines": ENGINES,
         "idle_minutes": IDLE_SECONDS / 60,
+        "labeller": labeller,
+        "comparable": trial is not None and can_be_compared(trial),
+        "longest_note": LONGEST_NOTE,
         "waiting": trial is not None and trial.state != "done",
     }
     return Page("attempt.html.j2", f"Try {opened.name}", values, run=opened.name, tab="Try")

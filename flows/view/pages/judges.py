@@ -221,7 +221,7 @@ def _pair(
     if a is None or b is None or a == b or not {a, b} <= set(names):
         has = f"those of {kind} completions are {', '.join(names)}" if names else f"{kind} completions have no two"
         raise ConfigError(f"judges {a} and {b} cannot be compared: {has}; give two of them as a and b")
-    configs = dict(zip(opened.recipe.judge_names, opened.recipe.judges, strict=True))
+    configs = opened.judges_of_round(max(opened.begun, default=0) if round is None else round)
     verdicts = all(name in configs and configs[name].GIVES_VERDICTS for name in (a, b))
     return _Pair(kind, a, b, verdicts, round)
 

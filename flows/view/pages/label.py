@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.analysis.agreement import agreements, labellers
@@ -11,6 +11,7 @@ from flows.analysis.labelling import LONGEST_NOTE, TAGS, Labelling, newest_round
 from flows.host.text import counted
 from flows.registry.catalog import waits_for_people
 from flows.registry.label_questions import missing_labels
+from flows.registry.tried_labels import TriedPair, tried_pairs
 from flows.view.rendering import Page
 from flows.view.site import OpenRun
 from flows.view.terminal import root_option
@@ -24,6 +25,8 @@ _MOST_ROUNDS = 4
 """Rounds whose questions stay in memory."""
 _LONGEST = 100_000
 """Characters of a text that are shown."""
+_MOST_TRIED, _LONGEST_TRIED = 50, 1000
+"""Tried pairs that are shown, and characters of their texts."""
 _STAGES = ("candidates", "judgments", "preferences")
 _TITLES = {
     "asked": "asked for", "random": "random", "margin": "smallest margin", "judges": "judges disagree",
@@ -58,6 +61,10 @@ class Desk:
             NotCommittedError: the round has nothing to label yet.
         """
         return Labelling(self._asked(opened, number), self._labels, labeller, queue=queue)
+
+    def tried(self, run: str) -> list[TriedPair]:
+        """Returns what people said of answers that they tried on the page of a run, the oldest first."""
+        return tried_pairs(self._labels.newest(), run)
 
     def _asked(self, opened: OpenRun, number: int) -> RoundQuestions:
         """Reads a round's questions, anew when it has committed more."""
@@ -98,6 +105,7 @@ def page(desk: Desk, opened: OpenRun, number: int | None, queue: str, labeller: 
         values |= {"round": number, "nothing": str(error)}
     else:
         values |= _labelled(opened, labelling, number, queue) | _asked_next(labelling, labeller, key)
+    values |= _tried(opened, desk.tried(opened.name))
     return Page("label.html.j2", f"Label {opened.name}", values, run=opened.name, tab="Label", live=True)
 
 
@@ -117,6 +125,43 @@ def _labelled(opened: OpenRun, labelling: Labelling, number: int, queue: str) ->
         "agreements": agreements(asked, choices),
         "command": f"rondo label {opened.name}@{number} --queue {queue}{root_option(opened.store)}",
     }
+
+
+def _tried(opened: OpenRun, pairs: Sequence[TriedPair]) -> dict[str, Any]:
+    """Tells what people prefer of the answers that they tried: checkpoint against checkpoint, and the newest pairs."""
+    against: dict[tuple[str, str], list[int]] = {}
+    for pair in pairs:
+        first, second = (_checkpoint(answer) for answer in pair.answers)
+        names = (first, second) if first <= second else (second, first)
+        share = pair.share if names[0] == first else 1 - pair.share
+        against.setdefault(names, [0, 0, 0])[0 if share > 0.5 else 1 if share == 0.5 else 2] += 1
+    shown = [
+        {
+            "prompt": _clipped(_prompt_of(pair), _LONGEST_TRIED),
+            "answers": [(_checkpoint(answer), _clipped(answer["text"].strip(), _LONGEST_TRIED)) for answer in sides],
+            "tie": pair.ordered is None,
+            "people": ", ".join(said["labeller"] for said in pair.choices),
+            "note": "; ".join(said["note"] for said in pair.choices if said.get("note")),
+            "time": pair.choices[-1]["time"][:16].replace("T", " "),
+        }
+        for pair in reversed(pairs[-_MOST_TRIED:])
+        for sides in [pair.ordered or pair.answers]
+    ]
+    return {
+        "tried": shown,
+        "tried_count": len(pairs),
+        "against": [(*names, *counts) for names, counts in against.items()],
+        "export_command": f"rondo export {opened.name} --tried --to DIR{root_option(opened.store)}",
+    }
+
+
+def _checkpoint(answer: Mapping[str, Any]) -> str:
+    return f"{answer['run']}@{answer['round']}"
+
+
+def _prompt_of(pair: TriedPair) -> str:
+    messages = pair.prompt.get("messages")
+    return written_out(messages) if messages else str(pair.prompt.get("text"))
 
 
 def _done(labelling: Labelling, queue: str) -> str:
@@ -165,6 +210,6 @@ def _asked_next(labelling: Labelling, labeller: str, key: str | None) -> dict[st
     }
 
 
-def _clipped(text: str) -> tuple[str, int]:
+def _clipped(text: str, longest: int = _LONGEST) -> tuple[str, int]:
     """Cuts a text for the page, and says how many characters were cut."""
-    return text[:_LONGEST], max(len(text) - _LONGEST, 0)
+    return text[:longest], max(len(text) - longest, 0)

@@ -189,9 +189,8 @@ def _by_rank(rows: Sequence[dict[str, Any]], preferences: Sequence[Mapping[str, 
 def _with_evidence(
     opened: OpenRun, rows: Sequence[Mapping[str, Any]], prefix: str, round: int, prompt_id: str
 ) -> list[_Answer]:
-    recipe = opened.recipe
-    configs = dict(zip(recipe.judge_names, recipe.judges, strict=True))
-    order = {name: place for place, name in enumerate(recipe.judge_names)}
+    configs = opened.judges_of_round(round)
+    order = {name: place for place, name in enumerate(configs)}
     judged: dict[int, list[Evidence]] = {}
     found = rows_of(opened, round, f"{prefix}judgments", prompt_id)
     for row in sorted(found, key=lambda row: order.get(row["judge"], len(order))):

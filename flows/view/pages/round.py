@@ -7,11 +7,12 @@ from urllib.parse import urlencode
 
 from flows.host.text import counted
 from flows.registry.round_summary import RoundSummary, start_among
+from flows.report.advice import Advice, advice
+from flows.report.rendering import NOT_MEASURED, number
 from flows.report.sections import Figure, Section, where_time_goes
 from flows.report.timeline import Timeline, timeline
-from flows.view.advice import Advice, advice
 from flows.view.filters import FIELDS, Filter
-from flows.view.rendering import NOT_MEASURED, Page, number
+from flows.view.rendering import Page
 from flows.view.round_charts import Bin, histogram, scatter
 from flows.view.site import OpenRun
 from flows.view.tables import KINDS

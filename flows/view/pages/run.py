@@ -4,7 +4,8 @@ from collections import Counter
 
 from flows.registry.catalog import waits_for_people
 from flows.registry.round_summary import rows_of, start_among
-from flows.report.page import key_metrics
+from flows.report.advice import complaints
+from flows.report.page import facts_of, key_metrics
 from flows.view.pages.runs import state
 from flows.view.rendering import Page
 from flows.view.site import OpenRun
@@ -19,12 +20,7 @@ def page(opened: OpenRun) -> Page:
     """Shows a run."""
     run, recipe, rounds = opened.run, opened.recipe, opened.rounds
     done = rounds[-1].round if rounds else 0
-    facts = [
-        f"{state(run, done=done, goal=recipe.rounds)}, {done} of {max(done, recipe.rounds)} rounds",
-        f"recipe {recipe.name}",
-        f"judge {recipe.judge.label}",
-        f"seed {recipe.seed}",
-    ]
+    facts = [*facts_of(recipe, state(run, done=done, goal=recipe.rounds), done)]
     if rounds and (good := start_among(rounds, done + 1)) != done:
         facts.append(f"✗ round {done} failed its gate: the run's policy is that of round {good}")
     values = {
@@ -34,7 +30,7 @@ def page(opened: OpenRun) -> Page:
         "waits": waits_for_people(run),
         "at_work": _at_work(opened),
         "cards": list(key_metrics(rounds, recipe)) if rounds else [],
-        "alarms": [(summary.round, alarm) for summary in reversed(rounds) for alarm in summary.alarms],
+        "alarms": complaints(reversed(rounds)),
         "rounds": opened.begun,
         "sections": opened.sections,
         "command": f"rondo rounds {opened.name}{root_option(opened.store)}",

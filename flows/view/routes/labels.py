@@ -20,6 +20,17 @@ _A_YEAR = 365 * 24 * 3600
 _CHOICES: dict[str, Choice] = {"left": "a", "right": "b", "tie": "tie", "skip": "skip"}
 
 
+def remembered(request: Request) -> str:
+    """Returns who labelled last in this browser; empty if nobody has."""
+    return unquote(request.cookies.get(_COOKIE, "")).strip()
+
+
+def remember(response: Response, labeller: str) -> Response:
+    """Keeps in the browser who labels."""
+    response.set_cookie(_COOKIE, quote(labeller), max_age=_A_YEAR, httponly=True, samesite="strict")
+    return response
+
+
 def add(app: FastAPI, site: Site, answer: Callable[[Page], Response], guard: Guard) -> None:
     """Adds them to the application."""
     desk = label_page.Desk(site.store)
@@ -29,8 +40,8 @@ def add(app: FastAPI, site: Site, answer: Callable[[Page], Response], guard: Gua
         request: Request, name: str, round: int | None = None, queue: str = "asked",
         labeller: str | None = None, question: str | None = None,
     ) -> Response:  # fmt: skip
-        person = labeller if labeller is not None else unquote(request.cookies.get(_COOKIE, ""))
-        return answer(label_page.page(desk, site.run(name), round, queue, person.strip(), question))
+        person = remembered(request) if labeller is None else labeller.strip()
+        return answer(label_page.page(desk, site.run(name), round, queue, person, question))
 
     @app.post("/run/{name}/label")
     def choose(
@@ -49,6 +60,4 @@ def add(app: FastAPI, site: Site, answer: Callable[[Page], Response], guard: Gua
             labelling.choose(asked, _CHOICES[choice], tag, note)
         shown = question if choice == "undo" else None
         to = served("run", name, "label", round=round, queue=queue, labeller=labeller, question=shown)
-        response = RedirectResponse(to, status_code=303)
-        response.set_cookie(_COOKIE, quote(labeller), max_age=_A_YEAR, httponly=True, samesite="strict")
-        return response
+        return remember(RedirectResponse(to, status_code=303), labeller)

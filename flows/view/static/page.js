@@ -121,7 +121,6 @@ let library = null;
 function charts() {
   library ??= new Promise((done, failed) => {
     const script = document.createElement("script");
-    script.type = "module";
     script.src = document.body.dataset.charts;
     script.onload = done;
     script.onerror = failed;
@@ -133,7 +132,7 @@ function charts() {
 async function enliven(event) {
   const chart = event.target.closest?.(".chart:not([data-alive])");
   const definition = chart?.querySelector(".definition");
-  if (!definition || !document.body.dataset.charts) return; // a browser loads no module beside a file
+  if (!definition) return;
   chart.dataset.alive = "";
   await charts();
   const drawing = document.createElement("div");

@@ -4,14 +4,15 @@ import html
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from starlette.testclient import TestClient
 
-import flows.view.trials as trials_module
 from flows.analysis.pruning import prune_to
+from flows.view import trial_engines
 from flows.view.app import make_app
 from flows.view.security import Guard
 from flows.view.site import Site
@@ -29,21 +30,28 @@ from storage.log.store import Store
 from storage.log.writer import Writer
 from storage.tables.checkpoints import stage_directory, weights_digest
 from storage.tables.shards import write_table
-from support.finished_run import finished_run, prompts_table
+from support.finished_run import finished_run, prompts_table, small_recipe
 from support.tiny import tiny_llama
 
 SETTINGS = TrialSettings(temperature=1.0, top_p=1.0, max_tokens=12, seed=7)
 PROBED = [{"prompt_token_ids": [5], "token_ids": [6], "logp": -1.0, "previous_logp": None}]
 
 
-def with_weights(store: Store, name: str, *, chat: bool):
-    """Commits weights of its own to each round."""
+def with_weights(store: Store, name: str, *, chat: bool, probed: bool = False):
+    """Commits weights of its own to each round.
+
+    Args:
+        probed: also what they give the probe, which vLLM is held against; else that is made up.
+    """
 
     def commit(writer: Writer, number: int) -> None:
         with stage_directory(store, name, number, "checkpoint") as staged:
-            tiny_llama(staged.path, seed=number, scale=0.5, chat_template=chat)
+            made = tiny_llama(staged.path, seed=number, scale=0.5, chat_template=chat)
+            config = SamplingConfig(engine="transformers")
+            logp = TransformersSampler(made, config).score([([5], [6])])[0][0] if probed else -1.0
+        probe = to_table([{**row, "logp": logp} for row in PROBED], PROBE)
         writer.commit(Key(number, "checkpoint"), staged.files, {"policy": weights_digest(staged.files)})
-        writer.commit(Key(number, "probe"), [write_table(store, name, number, "probe", to_table(PROBED, PROBE))])
+        writer.commit(Key(number, "probe"), [write_table(store, name, number, "probe", probe)])
 
     return commit
 
@@ -62,10 +70,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def trials(store: Store) -> Iterator[Trials]:
     trials = Trials(store)
     yield trials
-    pid = trials.pid
+    pids = trials.pids
     trials.close()
-    assert pid is None or not psutil.pid_exists(pid)
-    assert trials.pid is None
+    assert not any(map(psutil.pid_exists, pids))
+    assert trials.pids == []
 
 
 def done(trials: Trials, asked: Asked) -> Trial:
@@ -119,8 +127,8 @@ def test_what_does_not_fit_is_a_sentence_of_that_side(trials: Trials, monkeypatc
 
 
 def test_an_engine_that_is_killed_is_a_sentence_and_the_next_prompt_starts_another(trials: Trials) -> None:
-    assert trials.pid is not None
-    psutil.Process(trials.pid).kill()
+    (pid,) = trials.pids
+    psutil.Process(pid).kill()
     asked = Asked(("talks@0", "talks@0"), "", "w3", SETTINGS)
     first = done(trials, asked)
     assert all(side.answer is not None or "ended with status" in (side.problem or "") for side in first.sides)
@@ -201,16 +209,16 @@ def test_an_engine_that_cannot_start_is_a_sentence_and_the_next_prompt_starts_it
     try:
         assert done(trials, asked).sides[0].answer is not None
         (scratch,) = tmp_path.glob("rondo-try-*")
-        (scratch / "engine" / "copied").mkdir(parents=True)  # as weights of a store in a bucket are
-        engine = trials._engine
-        assert engine is not None
-        engine.loop.call_soon_threadsafe(trials_module._dismiss, engine)
+        (scratch / "engine-1" / "copied").mkdir()  # as weights of a store in a bucket are
+        engines = trials._engines
+        assert engines is not None
+        engines._loop.call_soon_threadsafe(engines._rest)
         until = time.monotonic() + 20
         while any(path.is_dir() for path in scratch.iterdir()):
             assert time.monotonic() < until
             time.sleep(0.02)
-        assert trials.pid is None
-        assert (scratch / "engine.log").exists()
+        assert trials.pids == []
+        assert (scratch / "engine-1.log").exists()
     finally:
         trials.close()
     assert list(tmp_path.iterdir()) == []
@@ -226,11 +234,43 @@ def test_weights_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.Mon
 
 
 def test_an_idle_engine_is_ended(trials: Trials, monkeypatch: pytest.MonkeyPatch) -> None:
-    pid = trials.pid
-    assert pid is not None
-    monkeypatch.setattr(trials_module, "IDLE_SECONDS", 0.2)
+    (pid,) = trials.pids
+    monkeypatch.setattr(trial_engines, "IDLE_SECONDS", 0.2)
     done(trials, Asked(("talks@0", "talks@0"), "", "w3", SETTINGS))
     until = time.monotonic() + 20
-    while trials.pid is not None or pid in psutil.pids():
+    while trials.pids or pid in psutil.pids():
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+@pytest.mark.vllm
+def test_vllm_answers_and_takes_the_weights_of_the_other_checkpoint_in_place(tmp_path: Path) -> None:
+    """Its likeliest answer is that of transformers, for each checkpoint, from one process."""
+    store = Store.open(tmp_path)
+    recipe = small_recipe(sampling={"prompts_per_round": 3, "candidates": 4, "cache_gib": 0.25})
+    finished_run(store, "fast", recipe=recipe, rounds=1, also=with_weights(store, "fast", chat=True, probed=True))
+    trials = Trials(store)
+    try:
+        trial = trials.begin(Asked(("fast@0", "fast@1"), "", "w3 w4 w5", replace(SETTINGS, temperature=0.0), "vllm"))
+        stages = set()
+        until = time.monotonic() + 300  # it imports vLLM, on a machine that may be busy
+        while trial.state != "done":
+            assert time.monotonic() < until
+            stages.add(trial.sides[0].stage)
+            time.sleep(0.02)
+        assert {"starts", "loads"} <= stages
+        assert len(trials.pids) == 1
+        for side, number in zip(trial.sides, (0, 1), strict=True):
+            assert side.problem is None
+            directory = (Path(store.root) / store.run("fast").files(number, "checkpoint")[0].path).parent
+            messages = [{"role": "user", "content": "w3 w4 w5"}]
+            _, ids = encode_conversation(load_tokenizer(directory), messages, of="it", add_generation_prompt=True)
+            config = SamplingConfig(engine="transformers").served(0.0, 1.0).model_copy(update={"max_tokens": 12})
+            (expected,) = finish(TransformersSampler(directory, config).sample([SamplingRequest("p", ids, 7)], config))
+            assert side.answer is not None
+            assert side.answer.tokens == len(expected.token_ids)
+            assert side.answer.logp == pytest.approx(sum(expected.logprobs), abs=1e-3)  # another engine, in float32
+        assert trial.sides[0].answer != trial.sides[1].answer
+    finally:
+        trials.close()
+    assert trials.pids == []

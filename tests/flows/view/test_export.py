@@ -50,6 +50,10 @@ def test_every_page_is_there_and_every_link_leads_to_one(store: Store, tmp_path:
         *(f"round-{number}.html" for number in range(4)),
         *(f"completions-{number}-{kind}.html" for number, kind in places),
         *(f"prompt-{number}-{kind}-{prompt}.html" for number, kind in places for prompt in ids[kind]),
+        *(
+            f"tokens-{number}-{kind}-{prompt}-{candidate}.html"
+            for number, kind in places for prompt in ids[kind] for candidate in range(4 if kind == "training" else 1)
+        ),
     }  # fmt: skip
     assert {path.name for path in to.glob("*.html")} == pages
     assert said == [f"{len(pages)} pages of run small, rounds 0 to 3: open {to / 'index.html'}"]
@@ -64,7 +68,7 @@ def test_every_page_is_there_and_every_link_leads_to_one(store: Store, tmp_path:
         assert "http://127" not in text
         assert "<form" not in text
         assert "data-events" not in text
-        assert "data-charts" not in text
+        assert 'data-charts="charts.js"' in text
         assert "<script>alert" not in text
         assert "A copy of run small, rounds 0 to 3" in text
     assert pages <= targets  # each can be reached
@@ -84,6 +88,20 @@ def test_prompts_beyond_the_limit_are_counted(store: Store, tmp_path: Path, monk
     monkeypatch.setattr(exporting, "MOST_PROMPTS", 20)
     assert "9 pages of prompts beyond 20 left out" in exported(store, "small", tmp_path / "a")[0]
     assert "9 pages of prompts beyond 20 left out" in (tmp_path / "a" / "index.html").read_text()
+
+
+def test_tokens_beyond_the_limit_are_counted(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompts of round 3 that are kept are its 3 of training, with 4 completions each, the newest ones first."""
+    monkeypatch.setattr(exporting, "MOST_PROMPTS", 3)
+    monkeypatch.setattr(exporting, "MOST_TOKENS", 5)
+    said = exported(store, "small", tmp_path / "a")[0]
+    assert "26 pages of prompts beyond 3 left out; 7 pages of tokens beyond 5 left out" in said
+    assert {path.name for path in (tmp_path / "a").glob("tokens-*")} == {
+        *(f"tokens-3-training-t0-{candidate}.html" for candidate in range(4)), "tokens-3-training-t1-0.html",
+    }  # fmt: skip
+    tokens = (tmp_path / "a" / "tokens-3-training-t1-0.html").read_text()
+    assert 'href="prompt-3-training-t1.html"' in tokens
+    assert "tokens-3-training-t1-1" not in tokens
 
 
 def test_an_export_is_replaced_and_nothing_else(store: Store, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from flows.registry.resume import header
 from flows.registry.round_summary import RoundSummary
 from flows.view.filters import Filter
 from flows.view.inherited import first_judges, trainer
-from flows.view.pages import completions
+from flows.view.pages import completions, prompt
 from flows.view.site import OpenRun, Site
 from flows.view.update_effects import effects
 from pipeline.records import CANDIDATES, EVALUATION_LOGPS, JUDGMENTS, to_table
@@ -23,7 +23,7 @@ FIRST = small_recipe(update={"beta": 0.1})
 SECOND = small_recipe(
     update={"beta": 0.5}, judge={"kind": "grammar"}, evaluation={"prompts": 5, "judges": [{"kind": "vader"}]}
 )
-THIRD = small_recipe(update={"beta": 2.0})
+THIRD = small_recipe(update={"beta": 2.0}, judge={"kind": "vader", "sees_thought": True})
 LINE = {"first": (FIRST, None, 1), "second": (SECOND, 1, 2), "third": (THIRD, 2, 3)}
 """By name: the recipe, the parent's round that it starts from, and its own last round."""
 SCORES = {"vader": 0.25, "grammar": 0.75}
@@ -139,3 +139,14 @@ def test_rounds_that_are_inherited_while_the_run_is_open_have_their_judge(store:
         for number in range(2):
             _round(store, writer, "late", number, "vader")
     assert scores(site.run("late"), "kind=held-out") == {0: ("vader", 0.25), 1: ("vader", 0.25)}
+
+
+def test_evidence_is_read_by_the_judges_of_the_run_that_was_judged(store: Store) -> None:
+    """The judge of the last run sees thoughts, and that of the same name in its parents does not."""
+    opened = Site(store).run("third")
+
+    def sees_thought(round: int) -> bool | None:
+        (answer,) = prompt._with_evidence(opened, [{"candidate": 0, "text": "x", "answer": None}], "eval_", round, "e0")
+        return next(judged.sees_thought for judged in answer.judged if judged.row["judge"] == "vader")
+
+    assert [sees_thought(number) for number in range(4)] == [False, False, False, True]

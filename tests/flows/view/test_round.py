@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from flows.cli.main import app as cli
+from flows.report.advice import advice
 from flows.view.addresses import Exported, served
-from flows.view.advice import advice
 from flows.view.app import make_app
 from flows.view.filters import Filter
 from flows.view.pages import completions as completions_page

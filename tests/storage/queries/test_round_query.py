@@ -72,14 +72,15 @@ def test_rows_and_columns_that_are_asked_for(store: Store, run: Run) -> None:
 
 
 def test_rows_with_a_value_come_in_their_order_from_all_shards(store: Store, run: Run) -> None:
-    assert matching(store, run, 1, "items", "id", "a1").to_pylist() == [
+    assert matching(store, run.files(1, "items"), "id", "a1").to_pylist() == [
         {"id": "a1", "part": 0},
         {"id": "a1", "part": 1},
     ]
-    assert matching(store, run, 1, "items", "id", "a2", ["part", "nothing"]).to_pylist() == [{"part": 1}, {"part": 0}]
-    assert matching(store, run, 1, "items", "id", "a").num_rows == 0, "the beginning of a value is not the value"
-    with pytest.raises(NotCommittedError):
-        matching(store, run, 2, "marks", "id", "a1")
+    assert matching(store, run.files(1, "items"), "id", "a2", ["part", "nothing"]).to_pylist() == [
+        {"part": 1},
+        {"part": 0},
+    ]
+    assert matching(store, run.files(1, "items"), "id", "a").num_rows == 0, "the beginning of a value is not the value"
 
 
 def test_a_table_alone_stays_in_its_order(store: Store, run: Run) -> None:

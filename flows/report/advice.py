@@ -1,6 +1,9 @@
 """What an alarm means and what to do about it, beside the sentence that the round itself says."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from flows.registry.round_summary import RoundSummary
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ _ALL = (
     Advice(
         "length",
         "Completions are half as long again as in round 0: the judge may reward length itself.",
-        "Look at reward against length below; set the penalty of length in preferences, or use a judge that sees both "
+        "Look at reward against length; set the penalty of length in preferences, or use a judge that sees both "
         "lengths.",
         (_HELD_OUT, ("sort", "-length")),
     ),
@@ -122,3 +125,25 @@ def advice(alarm: str) -> Advice | None:
     """Returns what an alarm means; None for one that is not known here, as of another version."""
     fitting = [known for known in _ALL if alarm.startswith(known.begins)]
     return max(fitting, key=lambda known: len(known.begins), default=None)
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """An alarm of a round, and what it means, if it is the first of its kind."""
+
+    round: int
+    sentence: str
+    advice: Advice | None
+
+
+def complaints(rounds: Iterable[RoundSummary]) -> list[Complaint]:
+    """Lists the alarms of these rounds, in their order."""
+    known: set[Advice] = set()
+    found = []
+    for summary in rounds:
+        for sentence in summary.alarms:
+            told = advice(sentence)
+            found.append(Complaint(summary.round, sentence, None if told in known else told))
+            if told is not None:
+                known.add(told)
+    return found

@@ -1,0 +1,93 @@
+"""A run with one damaged shard: what pages leave out and say, and which of them cannot be shown."""
+
+import html
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from starlette.testclient import TestClient
+
+from flows.report.report import write_report
+from flows.view.app import make_app
+from flows.view.security import Guard
+from flows.view.site import Site
+from flows.view.tables import TEXT
+from storage.errors import DamagedFileError
+from storage.log.store import Store
+from support.finished_run import finished_run
+
+
+def flip(store: Store, path: str, column: str) -> None:
+    """Flips a byte in the middle of a column's only page."""
+    file = Path(store.root) / path
+    group = pq.ParquetFile(file).metadata.row_group(0)
+    (found,) = (group.column(n) for n in range(group.num_columns) if group.column(n).path_in_schema == column)
+    data = bytearray(file.read_bytes())
+    data[found.data_page_offset + found.total_compressed_size // 2] ^= 4
+    file.write_bytes(data)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store.open(tmp_path)
+    finished_run(store)
+    return store
+
+
+@pytest.fixture
+def visitor(store: Store) -> TestClient:
+    return TestClient(make_app(Site(store), Guard("127.0.0.1")), base_url="http://127.0.0.1")
+
+
+def said(visitor: TestClient, path: str) -> tuple[int, str]:
+    answer = visitor.get(path)
+    return answer.status_code, " ".join(html.unescape(re.sub(r"<[^>]*>", "", answer.text)).split())
+
+
+def test_a_flipped_byte_in_a_shard_of_completions_leaves_its_rows_out_and_says_so(
+    store: Store, visitor: TestClient
+) -> None:
+    """Of 3 rounds with 12 completions for training each, those of round 2 cannot be read."""
+    path = store.run("small").files(2, "candidates")[0].path
+    flip(store, path, "text")
+    for page in ("/run/small/completions?kind=training", "/run/small/round/3", "/run/small", "/run/small/judges"):
+        status, text = said(visitor, page)
+        assert status == 200, page
+        assert "Not all of small is shown" in text
+        assert path in text
+        assert "rondo verify small" in text
+    status, text = said(visitor, "/run/small/completions?kind=training")
+    assert "24 fit" in text
+    assert " answer 1 to t0 in round 3" in text
+    assert " answer 1 to t0 in round 2" not in text
+    status, text = said(visitor, "/run/small/prompt/t0?round=2&kind=training")
+    assert (status, path in text, "rondo verify small" in text) == (404, True, True), "nothing is left to show"
+    status, text = said(visitor, "/run/small/tokens/2/training/t0/0")
+    assert (status, path in text, "rondo verify small" in text) == (500, True, True), "they are in that file alone"
+    assert said(visitor, "/run/small/prompt/t0?round=3&kind=training")[0] == 200
+    assert said(visitor, "/run/small/tokens/3/training/t0/0")[0] == 200
+    assert said(visitor, "/")[0] == 200
+    other = finished_run(store, "whole")
+    assert "Not all" not in said(visitor, f"/run/{other.name}/completions")[1]
+
+
+def test_a_flipped_byte_in_what_charts_show_leaves_that_round_out_of_them(store: Store, visitor: TestClient) -> None:
+    path = store.run("small").files(2, "metrics")[0].path
+    flip(store, path, "loss")
+    status, text = said(visitor, "/run/small")
+    assert status == 200
+    assert path in text
+    assert "Gradient norm" in text, "of the other rounds"
+    with pytest.raises(DamagedFileError, match="metrics"):
+        write_report(store, store.run("small"))
+
+
+def test_texts_have_no_limit_of_two_gigabytes(store: Store) -> None:
+    """Arrow's plain strings count bytes with 32 bits; these are counted with 64 wherever they are joined."""
+    opened = Site(store).run("small")
+    tables = opened.tables._tables
+    assert pa.types.is_large_string(TEXT)
+    for table, columns in {"completions": ("text", "answer"), "answers": ("text",), "prompts": ("question",)}.items():
+        assert {tables[table].schema.field(column).type for column in columns} == {TEXT}
