@@ -103,7 +103,7 @@ def check_early_judging(staleness: int, judge: JudgeConfig) -> None:
         )
 
 
-def check_gate(gate: GateConfig | None, staleness: int, rounds: int) -> None:
+def check_gate(gate: GateConfig | None, staleness: int, rounds: int, update: UpdateConfig) -> None:
     """Refuses a gate that comes too late to hold a round back, or whose tests are too few to tell anything."""
     if gate is None:
         return
@@ -111,6 +111,11 @@ def check_gate(gate: GateConfig | None, staleness: int, rounds: int) -> None:
         raise ValueError(
             "staleness 1 samples a round's completions before the gate has passed the policy before it: set staleness "
             "to 0, or leave gate out"
+        )
+    if gate.text is not None and gate.window > update.token_budget:
+        raise ValueError(
+            f"gate.window {gate.window} is more than update.token_budget {update.token_budget}, the tokens of a pass: "
+            "lower the first"
         )
     pairs = {
         "gate.count": gate.count if gate.judges else None,

@@ -112,7 +112,7 @@ class Recipe(Config):
         agreement.check_objective(preferences, update)
         agreement.check_people(self.people, judge, preferences)
         agreement.check_early_judging(self.staleness, judge)
-        agreement.check_gate(self.gate, self.staleness, self.rounds)
+        agreement.check_gate(self.gate, self.staleness, self.rounds, update)
         agreement.check_probe(self.evaluation.judge_probe, self.drifting_judges)
         agreement.check_names(self.judge_names)
         agreement.check_held_out_judges(judge, self.evaluation.judges)

@@ -48,7 +48,7 @@ async def pass_gate(context: RoundContext, number: int) -> GateResult | None:
     conditions = _conditions(context, config, prompts)
     best = _best(context, number, config, conditions)
     own = await _judgments(context, number, PromptBatch.regression(number, number, number, prompts), config.guards)
-    earlier = {name: await _earlier(context, number, name, best, prompts) for name in best.rounds}
+    earlier = await _earlier(context, number, best, prompts)
     if config.patience is not None:
         own = {**own, REWARD: context.files(number, "eval_judgments")}
     names = config.measures
@@ -96,16 +96,17 @@ def _best(context: RoundContext, number: int, config: GateConfig, conditions: st
     return Best(dict.fromkeys(config.measures, context.policies.start(number)), number)
 
 
-async def _earlier(
-    context: RoundContext, number: int, name: str, best: Best, prompts: tuple[FileRef, ...]
-) -> tuple[FileRef, ...]:
-    """Returns the judgments of the best round by a measure; they are there, unless the conditions are new."""
-    round = best.rounds[name]
-    if name == REWARD:
-        shards = await judged(context, number, PromptBatch.best(number, round, best.since))
-        return files_of(shard.judgments for shard in shards)
-    batch = PromptBatch.regression(number, round, best.since, prompts)
-    return (await _judgments(context, number, batch, [name]))[name]
+async def _earlier(context: RoundContext, number: int, best: Best, prompts: tuple[FileRef, ...]) -> Files:
+    """Returns the judgments of the best rounds by each measure; they are there, unless the conditions are new."""
+    found: dict[str, tuple[FileRef, ...]] = {}
+    for round in sorted(set(best.rounds.values())):
+        names = [name for name, its in best.rounds.items() if its == round and name != REWARD]
+        batch = PromptBatch.regression(number, round, best.since, prompts)
+        found |= await _judgments(context, number, batch, names)
+    if REWARD in best.rounds:
+        shards = await judged(context, number, PromptBatch.best(number, best.rounds[REWARD], best.since))
+        found[REWARD] = files_of(shard.judgments for shard in shards)
+    return found
 
 
 async def _judgments(context: RoundContext, number: int, batch: PromptBatch, names: Sequence[str]) -> Files:

@@ -142,6 +142,20 @@ def test_retry_goes_back_and_takes_smaller_steps(rondo: Rondo, gamed: Path) -> N
     assert opened(gamed, "forked").rounds()[3].meta["origin"]["sampled_by"] == policies[1]
     assert '"ok": true' in rondo("verify", "forked", *root, "--json").stdout
 
+    # One with another gate begins to compare with the round that it starts from, whose answers it samples.
+    changes = ["gate.count=20", "gate.patience=9", "update.learning_rate=1.0e-9"]
+    forking = ["fork", "retried@1", "--name", "other", "--rounds", "3", "--run", *root]
+    rondo(*forking, *[word for change in changes for word in ("--set", change)])
+    other = opened(gamed, "other")
+    assert [(gate["passed"], gate["since"]) for gate in gates(other)[2:]] == [(True, 2), (True, 2)]
+    for gate in gates(other)[2:]:
+        long, _, reward = gate["measures"]
+        assert (long["prompts"], long["best"], long["mean"]) == (20, 1, long["best_mean"]), "the same answers"
+        assert (reward["name"], reward["prompts"], reward["best"]) == ("reward", 4, 1)
+    assert other.files(2, "gate_baseline_candidates")
+    assert not other.files(3, "gate_baseline_candidates"), "they are found in the round before"
+    assert '"ok": true' in rondo("verify", "other", *root, "--json").stdout
+
 
 def test_patience_ends_a_run_that_gains_nothing(rondo: Rondo, gamed: Path) -> None:
     """Steps that change nothing gain nothing: two rounds are enough of five, and more are run if somebody asks."""
