@@ -2,12 +2,14 @@
 
 import secrets
 import socket
+import threading
 import webbrowser
 from collections.abc import Callable
 
 import uvicorn
 
 from flows.registry.catalog import existing_store, parse_source
+from flows.report.rendering import start_charts
 from flows.view.addresses import served
 from flows.view.app import make_app
 from flows.view.security import Guard, is_loopback
@@ -44,6 +46,8 @@ def serve(
     say(f"rondo view: {address} (Ctrl-C ends it)")
     if open_browser:
         webbrowser.open(address)
+    # The library of charts takes most of a second to start, which the first page with one need not wait for.
+    threading.Thread(target=start_charts, name="charts", daemon=True).start()
     config = uvicorn.Config(make_app(site, guard), log_level="warning", access_log=False, timeout_graceful_shutdown=1)
     uvicorn.Server(config).run(sockets=[listening])
 

@@ -16,9 +16,10 @@ TEXT = pa.large_string()
 """Of texts of models and users: those of a stage may be more than 2 GB, which is all that a plain string can hold."""
 _KEY = [("round", pa.int32()), ("kind", pa.string()), ("prompt_id", pa.string()), ("candidate", pa.int32())]
 
+# A token has one log-probability: to count these spares reading the ids.
 _COMPLETIONS = """
     SELECT round, '{kind}' AS kind, prompt_id, candidate, text, answer, finish_reason,
-        len(token_ids)::INTEGER AS tokens, list_sum(logprobs)::DOUBLE AS logp, policy
+        len(logprobs)::INTEGER AS tokens, list_sum(logprobs)::DOUBLE AS logp, policy
     FROM committed"""
 
 # Of judges that compare in both orders, and of ensembles that have such a member.

@@ -20,7 +20,10 @@ def test_the_pages_open_from_their_files(tmp_path: Path) -> None:
         page = visitor.open("/index.html")
         assert page.locator(".chart svg").count() > 8
         assert page.evaluate("getComputedStyle(document.querySelector('.tile')).borderRadius") != "0px"
-        page.locator(".chart").first.hover()
+        page.locator(".chart svg").first.hover()
+        page.wait_for_selector(".chart[data-alive] .vega-embed svg, .chart[data-alive] div svg")
+        page.locator(".chart[data-alive] .mark-symbol path").first.hover()
+        page.wait_for_selector("#vg-tooltip-element.visible")
         visitor.picture("export")
         page.get_by_role("link", name="Round 3", exact=True).first.click()
         page.get_by_role("link", name="training completions").click()
@@ -29,6 +32,10 @@ def test_the_pages_open_from_their_files(tmp_path: Path) -> None:
         page.keyboard.press("Enter")
         page.wait_for_url("**/prompt-3-training-t0.html")
         assert page.locator(".chosen").count() > 0
+        page.get_by_role("link", name="The 3 tokens of completion 0").first.click()
+        page.wait_for_url("**/tokens-3-training-t0-0.html")
+        page.get_by_role("link", name="prompt t0").click()
+        page.wait_for_url("**/prompt-3-training-t0.html")
         page.get_by_role("link", name="Previous round").click()
         page.wait_for_url("**/prompt-2-training-t0.html")
         page.get_by_role("link", name="Ask").click()
