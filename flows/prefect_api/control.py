@@ -114,6 +114,7 @@ class Control:
         self.turn = turn or Turn()
         self._task, self._loop = asyncio.current_task(), asyncio.get_running_loop()
         self._stop: Stop | None = None
+        self._heard: Stop | None = None
         self._say = say or Display().say
         self.sure_end = SureEnd(self._close_at_last)
         self.flow_run: UUID | None = None
@@ -147,7 +148,8 @@ class Control:
             self._task.cancel()
 
     def _close_at_last(self) -> None:
-        stop = self._stop or Stop(False, "a signal")
+        stop = self._stop or self._heard
+        assert stop is not None
         self._say(f"{self._error(stop)}; Prefect has not let go of the run, and may show it as running")
         if stop.paused:
             self._writer.pause({"by": stop.by, "since": utc_now(), "flow_run": self.flow_run and str(self.flow_run)})
@@ -197,8 +199,13 @@ class Control:
 
     def _hear(self, number: signal.Signals, stop: Stop) -> None:
         """Stops the run at a signal. The time runs at once, also if something holds up the loop."""
+
+        def heard(*_: object) -> None:
+            self._heard = self._heard or stop
+            self.sure_end.ask()
+
         self._loop.add_signal_handler(number, self.ask, stop)
-        signal.signal(number, lambda *_: self.sure_end.ask())  # and the loop hears of it as before
+        signal.signal(number, heard)  # the loop hears of it all the same
 
     async def in_order(self, work: Awaitable[None]) -> State[Any] | None:
         """Does the work within the run's flow, and returns how the flow run is to end if the work is stopped.

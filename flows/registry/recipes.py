@@ -101,21 +101,33 @@ def check_files(recipe: Recipe) -> None:
     named = prompts.name if isinstance(prompts, DatasetPrompts) else ""
     if named.startswith((".", "/", "~")) and not Path(named).is_dir():
         raise ConfigError(f"prompts.name: there is no directory '{named}': correct the path")
+    check_judge_files(recipe)
+    if isinstance(recipe.policy, PretrainedPolicy):
+        _check_policy(recipe.policy)
+
+
+def check_judge_files(recipe: Recipe) -> None:
+    """Checks that the local files that the judges of a recipe need are there, as ``check_files`` does for all."""
     for part in recipe.judge_parts:
         if isinstance(part, RewardModelConfig):
             _check_model("judge.path", part.path)
-    if isinstance(recipe.policy, PretrainedPolicy):
-        _check_policy(recipe.policy)
+            _check_revision("judge", part.path, part.revision)
 
 
 def _check_policy(policy: PretrainedPolicy) -> None:
     file = find_gguf(policy.path)
     if file is None:
         _check_model("policy.path", policy.path)
-    elif policy.revision is not None:
+    _check_revision("policy", policy.path, policy.revision, file)
+
+
+def _check_revision(part: str, path: str, revision: str | None, file: Path | None = None) -> None:
+    """Refuses a revision of what lies on this machine, which has none: it would be ignored."""
+    there = f"file {file}" if file else f"directory {Path(path).absolute()}" if Path(path).is_dir() else None
+    if revision is not None and there:
         raise ConfigError(
-            f"policy.revision '{policy.revision}' is of a model on the hub, and policy.path '{policy.path}' means the "
-            f"file {file}: leave policy.revision out"
+            f"{part}.revision '{revision}' is of a model on the hub, and {part}.path '{path}' means the {there}: leave "
+            f"{part}.revision out"
         )
 
 

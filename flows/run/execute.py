@@ -10,6 +10,7 @@ import httpx
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
+from prefect.exceptions import TerminationSignal
 from prefect.settings import PREFECT_API_URL
 
 from flows.errors import ServerError
@@ -44,15 +45,9 @@ from storage.log.run import Run
 from storage.log.store import Store
 
 
-def _begun() -> str:
-    """Names the flow run. Prefect asks for this once it has taken SIGTERM, and before it waits for its server again."""
-    context = current_context()
-    context.control.listen()
-    return context.name
-
-
-# Without results to keep, Prefect does not ask its server where to keep them.
-@flow(name="rondo", flow_run_name=_begun, persist_result=False)
+# If results might be kept, Prefect would ask its server about that while it has SIGTERM for itself: such a signal would
+# end the event loop, and not this flow.
+@flow(name="rondo", flow_run_name="{run}", persist_result=False)
 async def run_rounds(run: str, rounds: int) -> State[Any] | None:
     """Brings a run to this many rounds; those that are finished stay as they are."""
     return await _in_this_flow(current_context())
@@ -172,6 +167,10 @@ async def _in_a_flow_of_its_own(context: RoundContext) -> None:
             if not (control.ended or control.asked):
                 raise ServerError(gone.format(f" ({why})")) from error
             control.untold = control.untold or why
+        except (asyncio.CancelledError, TerminationSignal):
+            if control.watched and not control.ended:
+                control.untold = control.untold or "it was interrupted when the flow began"
+            raise
         finally:
             if control.untold is not None:
                 page = ": its page may show that as running, or as crashed" if control.watched else ""

@@ -3,7 +3,8 @@
     python -m support.prefect_proxy UPSTREAM_PORT DIRECTORY
 
 ``DIRECTORY/port`` says where it listens, ``DIRECTORY/mode`` what it does from now on (``pass``, ``refuse``, or ``hang``
-with a pattern of paths), and ``DIRECTORY/requests`` has a line for each request: ``passed`` or ``held``, and its path.
+with a pattern of requests), and ``DIRECTORY/requests`` has a line for each: ``passed`` or ``held``, and the request,
+such as ``GET /api/health``.
 A request that is held is never answered. Each other connection carries one request, or one websocket.
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 
 LOOK_SECONDS = 0.05
 HANGS = 120.0
-ALL_BUT_HEALTH = r"^(?!/api/health)"
+ALL_BUT_HEALTH = "^(?!GET /api/health)"
 
 
 class PrefectProxy:
@@ -32,22 +33,22 @@ class PrefectProxy:
         """Answers what the server answers."""
         _replace(self._directory / "mode", "pass")
 
-    def hangs(self, pattern: str = ALL_BUT_HEALTH) -> None:
-        """Accepts requests whose path matches, and never answers them; nor do websockets go on."""
-        _replace(self._directory / "mode", f"hang {pattern}")
+    def hangs(self, pattern: str = ALL_BUT_HEALTH, *, after: int = 0) -> None:
+        """Accepts requests that match, and never answers them, but for the first so many; nor do websockets go on."""
+        _replace(self._directory / "mode", f"hang {after} {pattern}")
 
     def vanishes(self) -> None:
         """Ends all connections and takes no more."""
         _replace(self._directory / "mode", "refuse")
 
     def requests(self, what: str) -> list[str]:
-        """The paths of the requests that were ``passed``, or ``held``."""
+        """The requests that were ``passed``, or ``held``."""
         lines = (self._directory / "requests").read_text().splitlines()
-        return [path for found, path in map(str.split, lines) if found == what]
+        return [line.removeprefix(what).strip() for line in lines if line.startswith(what)]
 
     def wait_for(self, what: str, pattern: str) -> None:
-        """Waits until a request whose path matches was passed, or held."""
-        _until(lambda: any(re.search(pattern, path) for path in self.requests(what)), f"request {what}: {pattern}")
+        """Waits until a request that matches was passed, or held."""
+        _until(lambda: any(re.search(pattern, one) for one in self.requests(what)), f"request {what}: {pattern}")
 
 
 @contextlib.contextmanager
@@ -82,6 +83,7 @@ class _Proxy:
     def __init__(self, upstream: int, directory: Path) -> None:
         self._upstream, self._directory, self._port = upstream, directory, 0
         self._open: set[asyncio.StreamWriter] = set()
+        self._passed: list[str] = []
 
     async def run(self) -> None:
         while True:
@@ -99,32 +101,41 @@ class _Proxy:
     def _mode(self) -> str:
         return (self._directory / "mode").read_text()
 
-    def _held(self, path: str) -> bool:
-        mode, _, pattern = self._mode().partition(" ")
-        return mode == "hang" and re.search(pattern, path) is not None
+    def _held(self, request: str) -> bool:
+        mode, after, pattern = [*self._mode().split(" ", 2), "", ""][:3]
+        if mode != "hang" or re.search(pattern, request) is None:
+            return False
+        return sum(re.search(pattern, one) is not None for one in self._passed) >= int(after)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open.add(writer)
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError), contextlib.ExitStack() as ends:
+            self._keep(writer, ends)
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-            path = head.split(" ", 2)[1]
-            held = self._held(path)
+            request = " ".join(head.split(" ", 2)[:2])
+            held = self._held(request)
+            self._passed += [] if held else [request]
             with (self._directory / "requests").open("a") as log:
-                log.write(f"{'held' if held else 'passed'} {path}\n")
+                log.write(f"{'held' if held else 'passed'} {request}\n")
+            if held:
+                await reader.read()  # until the other side gives up
+                return
             there, onward = await asyncio.open_connection("127.0.0.1", self._upstream)
-            self._open.add(onward)
-            if "\r\nupgrade: websocket" not in head.lower():
+            self._keep(onward, ends)
+            websocket = "\r\nupgrade: websocket" in head.lower()
+            if not websocket:
                 head = re.sub(r"(?i)\r\nconnection: [^\r]*", "", head).replace("\r\n", "\r\nConnection: close\r\n", 1)
-            if not held:
-                onward.write(head.encode("latin-1"))
-            await asyncio.gather(self._pump(reader, onward, path), self._pump(there, writer, path))
-        for end in (writer, onward):
-            self._open.discard(end)
-            end.close()
+            onward.write(head.encode("latin-1"))
+            stalls = request if websocket else None
+            await asyncio.gather(self._pump(reader, onward, stalls), self._pump(there, writer, stalls))
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str) -> None:
+    def _keep(self, writer: asyncio.StreamWriter, ends: contextlib.ExitStack) -> None:
+        self._open.add(writer)
+        ends.callback(writer.close)
+        ends.callback(self._open.discard, writer)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stalls: str | None) -> None:
         while data := await reader.read(2**16):
-            while self._held(path):
+            while stalls is not None and self._held(stalls):
                 await asyncio.sleep(LOOK_SECONDS)
             writer.write(data)
             await writer.drain()
