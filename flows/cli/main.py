@@ -88,7 +88,7 @@ def main() -> None:
             with sure_end.command():
                 _run_command()
         finally:
-            # All is done and said: a Ctrl-C while the interpreter ends, as when Prefect sends its events, ends it at once.
+            # All is done and said: a Ctrl-C while the interpreter ends, and Prefect sends its events, ends it at once.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             if sys.stdout is not None:
                 sys.stdout.flush()

@@ -173,8 +173,9 @@ async def _in_a_flow_of_its_own(context: RoundContext) -> None:
             raise
         finally:
             if control.untold is not None:
+                told = f"the Prefect server was not told of the end of run '{name}' ({control.untold})"
                 page = ": its page may show that as running, or as crashed" if control.watched else ""
-                context.display.say(f"the Prefect server was not told of the end of run '{name}' ({control.untold}){page}")
+                context.display.say(told + page)
 
 
 def _be_patient(store: Store, recipe: Recipe, display: Display, opened: contextlib.ExitStack) -> None:

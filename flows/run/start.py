@@ -113,8 +113,8 @@ def fork(
     parent, number = run_at_round(store, source)
     before = recipe_of(parent)
     changed = [*changes, *([f"rounds={rounds}"] if rounds else [])]
-    recipe = parse_recipe(before.model_dump(mode="json"), changed, files=False)  # its policy and prompts are in the store
-    check_judge_files(recipe)
+    recipe = parse_recipe(before.model_dump(mode="json"), changed, files=False)
+    check_judge_files(recipe)  # its policy and prompts are in the store
     fixed = [change for change in differences(before, recipe) if change.startswith(_FIXED_IN_FORKS)]
     if fixed:
         raise ConfigError(

@@ -1,8 +1,6 @@
 """Ctrl-C and SIGTERM end a command within their bound, whatever Prefect's server does: a real one, behind a proxy."""
 
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,11 +11,10 @@ import pytest
 
 from flows.cli.main import INTERRUPTED
 from flows.host.processes import lives
-from flows.host.sure_end import LAST_SECONDS, OTHERS_SECONDS
 from storage.log.store import Store
 from support.compare import assert_same
 from support.forkserver import Command, ForkServer
-from support.prefect_proxy import ALL_BUT_HEALTH, PrefectProxy, prefect_proxy
+from support.prefect_proxy import PrefectProxy, prefect_proxy
 
 HANGS = 300.0
 BOUND = 40.0

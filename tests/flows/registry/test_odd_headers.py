@@ -1,4 +1,4 @@
-"""Headers of runs that somebody made by hand, or damaged: no list hides the other runs, and nothing goes on for ever."""
+"""Headers of runs that somebody made by hand, or damaged: no list hides other runs, and nothing goes on for ever."""
 
 from io import StringIO
 from pathlib import Path
@@ -80,7 +80,7 @@ def test_what_follows_a_circle_says_so(store: Store, name: str) -> None:
         lambda: _calibrated(cast(Any, None), cast(Any, None), f"{name}@1", store.root),
     ]
     for ask in asks:
-        with pytest.raises(CorruptEntryError, match="the header of run '.*' names '.*' as its parent, which comes from"):
+        with pytest.raises(CorruptEntryError, match=r"header of run '\w+' names '\w+' as its parent, which comes"):
             ask()
 
 
