@@ -20,8 +20,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
-from flows.host.processes import descendants, kill, kill_session
-
 OTHERS_SECONDS = 6.0
 LAST_SECONDS = 4.0
 STOP_SECONDS = 60.0  # a worker has 5 s to end, a replica 10 s, messages to people 30 s
@@ -109,6 +107,8 @@ class SureEnd:
                 self._end_process()
 
     def _end_process(self) -> None:
+        from flows.host.processes import descendants, kill, kill_session  # loaded by then; most commands need no psutil
+
         workers = descendants(os.getpid())
         kill(workers)
         for worker in workers:
