@@ -18,6 +18,8 @@ from pipeline.planning.plan import Plan, plan_round
 from pipeline.planning.shapes import KNOWN_SHAPES, ModelShape, shape_of_config, shape_of_warm_start
 from pipeline.planning.work import Workload, workload_of
 from pipeline.recipe import Recipe
+from storage.log.forebears import forebears
+from storage.log.tombstones import parent_of
 
 
 def plan_recipe(
@@ -68,8 +70,10 @@ def _calibrated(work: Workload, device: Device, source: str, root: str) -> tuple
     from storage.queries.round_query import table  # brings DuckDB, which a forecast does not need
 
     run, number = run_at_round(store := existing_store(root), source)
-    while (parent := run.header.get("parent")) and number <= parent["round"]:
-        run = store.run(parent["run"])  # which ran the round that a fork has from it
+    for other in forebears(store, run):  # up to the one that ran the round, which a fork has from its parent
+        run, parent = other, parent_of(other.header)
+        if parent is None or number > parent[1]:
+            break
     recipe, recorded = work.recipe, Recipe.model_validate(run.header["recipe"])
     if number == 0 or recorded.policy != recipe.policy or (recorded.devices.trainer == "cpu") != (device.name == "cpu"):
         raise ConfigError(f"--calibrate {source}: name a round from 1 on of a run of this policy on '{device.name}'")

@@ -22,10 +22,10 @@ def lineage_tree(runs: Sequence[Mapping[str, Any]], root: str, waiting: Containe
         waiting: names of those that wait for labels.
     """
     tree = Tree(Text(f"runs in {root}"))
-    by_name = {run["run"]: run for run in runs}
-    for run in runs:
-        if run["parent"] is None or run["parent"]["run"] not in by_name:
-            _add(tree, run, by_name, waiting)
+    left = {run["run"]: run for run in runs}
+    for run in [*(run for run in runs if run["parent"] is None or run["parent"]["run"] not in left), *runs]:
+        if run["run"] in left:  # else it is drawn already, as a fork
+            _add(tree, run, left, waiting)
     return tree
 
 
@@ -45,9 +45,11 @@ def lineage_rows(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _add(tree: Tree, run: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]], waiting: Container[str]) -> None:
+def _add(tree: Tree, run: Mapping[str, Any], left: dict[str, Mapping[str, Any]], waiting: Container[str]) -> None:
+    """Draws a run and its forks, those that are left to draw."""
+    del left[run["run"]]
     branch = tree.add(_of_run(run, waiting=run["run"] in waiting))
-    forks = [runs[name] for name in run["forks"] if name in runs]
+    forks = [left[name] for name in run["forks"] if name in left]
     for round in run["rounds"]:
         starting = [fork for fork in forks if fork["parent"]["round"] == round["round"]]
         # What a fork shares with its parent is drawn there, unless another fork starts from it.
@@ -55,7 +57,7 @@ def _add(tree: Tree, run: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any
             continue
         leaf = branch.add(_of_round(round))
         for fork in starting:
-            _add(leaf, fork, runs, waiting)
+            _add(leaf, fork, left, waiting)
 
 
 def _of_run(run: Mapping[str, Any], *, waiting: bool) -> Text:

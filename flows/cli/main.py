@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from flows.cli import inspect, judges, operate, plan, running, share, store, timeline, view
 from flows.cli.options import hide_flag_types
 from flows.errors import InterruptedRunError, WaitingForLabelsError
+from flows.host import sure_end
 from flows.host.imports import spare_help_parsers, spare_plugins
 from flows.host.text import visible
 from pipeline.errors import RondoError
@@ -25,7 +26,7 @@ from storage.errors import StoreError
 _OUTPUT_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE, errno.EBADF)
 """Why something cannot be printed. If the error is of a file, it names the file."""
 WAITING = 3
-INTERRUPTED = 130  # as shells count an end by Ctrl-C
+INTERRUPTED = sure_end.INTERRUPTED_STATUS
 
 
 class _Group(TyperGroup):
@@ -84,8 +85,11 @@ def main() -> None:
     atexit.register(_end_quickly)
     try:
         try:
-            _run_command()
+            with sure_end.command():
+                _run_command()
         finally:
+            # All is done and said: a Ctrl-C while the interpreter ends, and Prefect sends its events, ends it at once.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             if sys.stdout is not None:
                 sys.stdout.flush()
     except OSError as error:
@@ -101,6 +105,7 @@ def _run_command() -> None:
         app(prog_name="rondo")
     except InterruptedRunError as interruption:
         Console(stderr=True).print(str(interruption), markup=False, highlight=False, soft_wrap=True)
+        sure_end.leave(INTERRUPTED)
         sys.exit(INTERRUPTED)
     except WaitingForLabelsError as waiting:
         Console(stderr=True).print(str(waiting), markup=False, highlight=False, soft_wrap=True)

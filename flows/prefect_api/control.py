@@ -4,10 +4,13 @@ Whoever asks, the same happens: the task that executes the run is cancelled, its
 and the flow run ends as Cancelled or stays Suspended. Prefect alone would not end it. Of a flow run that no runner of
 its own has started, it does not notice Cancelling at all, and Suspended only when the next task begins.
 
+    SIGINT            cancels: Ctrl-C
     SIGTERM           cancels: a service manager's, ``rondo cancel``'s, or that of Prefect's runner
     SIGUSR1           pauses: ``rondo pause``
     Prefect's state   Cancelling or Paused (the page's buttons Cancel and Suspend): looked for every few seconds,
                       if the server outlives the command
+
+From then on Prefect's server is waited for within the bounds of ``flows/host/sure_end.py``, and no longer.
 
 A round that waits for people's labels stops the run in the same way. Nothing has failed then: its flow runs end as
 AwaitingLabels, a kind of Completed.
@@ -31,13 +34,15 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.context import FlowRunContext
-from prefect.exceptions import CancelledRun, Pause, PrefectException
+from prefect.exceptions import CancelledRun, Pause, PrefectException, TerminationSignal
 from prefect.logging import get_logger
 from prefect.states import Cancelled, Completed, Suspended
 
 from flows.errors import InterruptedRunError, PausedRunError, WaitingForLabelsError
+from flows.host.progress import Display
+from flows.host.sure_end import OTHERS_SECONDS, SureEnd
 from flows.prefect_api.limits import Turn
-from flows.prefect_api.server import give_up_soon
+from flows.prefect_api.server import Say, give_up_soon
 from pipeline.errors import RondoError
 from storage.log.lease import utc_now
 from storage.log.run import Run
@@ -51,6 +56,7 @@ _SESSION = "session:"
 
 _STOPPED = [StateType.CANCELLING, StateType.CANCELLED, StateType.PAUSED]
 API_ERRORS = (httpx.HTTPError, PrefectException)
+_ENDS = (asyncio.CancelledError, CancelledRun, Pause, TerminationSignal)
 
 
 @dataclass(frozen=True)
@@ -82,33 +88,72 @@ class Control:
         writer: its writer, which keeps a pause.
         before: what the run's pause said before this writer ended it.
         watched: whether people can reach the flow run in Prefect, in a server that outlives the command.
+        say: takes a line for people; by default it goes to standard error.
 
     Attributes:
         turn: what this run holds while others wait.
+        sure_end: sees to it that a command ends once somebody has asked for that.
         flow_run: the flow run that people see as the run, once there is one.
         waits_for_people: whether it is Paused, or has stopped, for people's labels, and not because somebody asked.
         ending: what a command's flow ends within, see ``give_up_soon``; None in the flow of a schedule.
         ended: whether the work within the flow has ended: by itself, in order, or with ``failure``.
+        untold: why Prefect was not told of the end, if it was not.
     """
 
     def __init__(
-        self, run: Run, writer: Writer, before: dict[str, Any] | None, *, watched: bool, turn: Turn | None = None
+        self,
+        run: Run,
+        writer: Writer,
+        before: dict[str, Any] | None,
+        *,
+        watched: bool,
+        turn: Turn | None = None,
+        say: Say | None = None,
     ) -> None:
         self._name, self._writer, self._before, self.watched = run.name, writer, before, watched
         self.turn = turn or Turn()
-        self._task = asyncio.current_task()
+        self._task, self._loop = asyncio.current_task(), asyncio.get_running_loop()
         self._stop: Stop | None = None
+        self._heard: Stop | None = None
+        self._say = say or Display().say
+        self.sure_end = SureEnd(self._close_at_last)
         self.flow_run: UUID | None = None
         self.waits_for_people = False
         self.ending: contextlib.ExitStack | None = None
         self.ended = False
         self.failure: Exception | None = None
+        self.untold: str | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Says whether somebody has asked the run to stop."""
+        return self._stop is not None
 
     def ask(self, stop: Stop) -> None:
         """Begins to stop the run; what is asked after that changes nothing."""
         if self._stop is None and self._task is not None:
             self._stop = stop
             self._task.cancel()
+            if stop.labels is None:
+                self.sure_end.ask()
+
+    def with_prefect(self) -> contextlib.AbstractContextManager[None]:
+        """Has Prefect's part of the block, all but the run's own work, end soon once the run is to stop."""
+        return self.sure_end.waiting_for_others(lambda: self._loop.call_soon_threadsafe(self._cut))
+
+    def _cut(self) -> None:
+        """Cancels anew: Prefect shields what it does at the end of a flow from the first time, not from the next."""
+        if self.sure_end.waits_for_others and self._task is not None:
+            self.untold = f"no answer within {OTHERS_SECONDS:.0f} s"
+            self._task.cancel()
+
+    def _close_at_last(self) -> None:
+        stop = self._stop or self._heard
+        assert stop is not None
+        self._say(f"{self._error(stop)}; Prefect has not let go of the run, and may show it as running")
+        if stop.paused:
+            self._writer.pause({"by": stop.by, "since": utc_now(), "flow_run": self.flow_run and str(self.flow_run)})
+        self._writer.close("SureEnd")
 
     async def await_labels(self, what: str) -> NoReturn:
         """Stops the run from within, until people have labelled.
@@ -128,27 +173,39 @@ class Control:
         Raises:
             InterruptedRunError, PausedRunError, WaitingForLabelsError: the block was stopped.
         """
-        before = signal.getsignal(signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         self.listen()
         try:
-            yield
-        except (asyncio.CancelledError, CancelledRun, Pause) as end:
+            with self.sure_end.watching():
+                yield
+        except _ENDS as end:
             raise self._error(self._ended(end)) from None
         else:
             if self._stop is not None:  # in a flow run that goes on, or that for Prefect is completed
                 raise self._error(self._stop)
         finally:
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, PAUSE_SIGNAL):
-                loop.remove_signal_handler(number)
-            signal.signal(signal.SIGTERM, before)
+            for number in (signal.SIGINT, signal.SIGTERM, PAUSE_SIGNAL):
+                self._loop.remove_signal_handler(number)
+            for number, handler in before.items():
+                signal.signal(number, handler)
             signal.signal(PAUSE_SIGNAL, signal.SIG_IGN)  # it may come late, and would kill
 
     def listen(self) -> None:
         """Takes the signals; a flow calls this again when it begins, as Prefect has then taken SIGTERM for itself."""
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self.ask, Stop(False, "SIGTERM"))
-        loop.add_signal_handler(PAUSE_SIGNAL, self.ask, Stop(True, "rondo pause"))
+        self._hear(signal.SIGTERM, Stop(False, "SIGTERM"))
+        self._hear(PAUSE_SIGNAL, Stop(True, "rondo pause"))
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is for a schedule, which ends this process
+            self._hear(signal.SIGINT, Stop(False, "Ctrl-C"))
+
+    def _hear(self, number: signal.Signals, stop: Stop) -> None:
+        """Stops the run at a signal. The time runs at once, also if something holds up the loop."""
+
+        def heard(*_: object) -> None:
+            self._heard = self._heard or stop
+            self.sure_end.ask()
+
+        self._loop.add_signal_handler(number, self.ask, stop)
+        signal.signal(number, heard)  # the loop hears of it all the same
 
     async def in_order(self, work: Awaitable[None]) -> State[Any] | None:
         """Does the work within the run's flow, and returns how the flow run is to end if the work is stopped.
@@ -163,7 +220,8 @@ class Control:
         self.flow_run = own = context.flow_run.id
         watch = asyncio.create_task(self._watch(own)) if self.watched else None
         try:
-            await work
+            with self.sure_end.own_work():
+                await work
         except (asyncio.CancelledError, Pause) as end:
             stop = self._ended(end)
             if self._lost_a_slot(end):
@@ -203,7 +261,8 @@ class Control:
         """Returns who asked: it may be Ctrl-C, or Prefect, which suspends by itself when a task begins."""
         if self._stop is None:
             by_prefect = isinstance(end, Pause) or self._lost_a_slot(end)
-            self._stop = Stop(isinstance(end, Pause), "Prefect" if by_prefect else "Ctrl-C")
+            by_signal = "SIGTERM" if isinstance(end, TerminationSignal) else "Ctrl-C"
+            self._stop = Stop(isinstance(end, Pause), "Prefect" if by_prefect else by_signal)
         return self._stop
 
     def _lost_a_slot(self, end: BaseException) -> bool:

@@ -85,7 +85,7 @@ async def prefect_api(say: Say | None = None, *, scheduling: bool = False) -> As
     with tempfile.TemporaryDirectory(prefix="rondo-prefect-") as home:
         log = Path(home) / "server.log"
         url, process = _start_temporary(log, scheduling)
-        with process:  # which closes the pipe that it lives by, and waits for its end
+        with process, _ended(process):
             await asyncio.to_thread(wait_until, lambda: healthy(url), "temporary Prefect server", process, log)
             # Nobody can read the logs of a server that is about to vanish.
             watch = asyncio.create_task(_tell_if_it_ends(process, say or Display().say))
@@ -97,6 +97,20 @@ async def prefect_api(say: Say | None = None, *, scheduling: bool = False) -> As
             finally:
                 watch.cancel()
                 EventsWorker.set_client_override(None)
+
+
+@contextlib.contextmanager
+def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Ends a temporary server with the block: closes the pipe that it lives by, and kills it if that is not enough."""
+    try:
+        yield
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            process.wait(_LAST_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 async def _tell_if_it_ends(process: subprocess.Popen[bytes], say: Say) -> None:

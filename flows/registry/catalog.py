@@ -13,6 +13,7 @@ from storage.errors import CorruptEntryError, NotCommittedError
 from storage.log.manifest import FileRef
 from storage.log.run import Run
 from storage.log.store import Store
+from storage.log.tombstones import parent_of
 
 if TYPE_CHECKING:
     from flows.registry.round_summary import RoundSummary
@@ -124,28 +125,35 @@ def list_runs(root: str) -> list[dict[str, Any]]:
     rows = []
     for name in store.run_names():
         try:
-            existing = store.run(name)
+            rows.append(_row(store.run(name)))
         except CorruptEntryError:  # 'rondo verify' says more
-            unknown = dict.fromkeys(("recipe", "parent", "rounds", "reward"))
-            rows.append({"run": name, **unknown, "state": "damaged"})
-            continue
-        # As it was recorded, with every field: to check it again would import all kinds of judges.
-        recipe, last = existing.header["recipe"], existing.last_round
-        done, planned = last.meta["round"] if last else 0, recipe["rounds"]
-        head = head_of(existing)
-        rows.append({
-            "run": name,
-            "recipe": recipe["name"],
-            "parent": "{run}@{round}".format(**existing.header["parent"]) if existing.header.get("parent") else None,
-            "rounds": f"{done}/{max(done, planned)}",  # schedules add to those of the recipe
-            "reward": None if head is None else existing.round_entry(head).meta["reward"],
-            "state": state_of(
-                existing.state, paused=existing.pause is not None,
-                finished=done >= planned or ended_by_patience(existing),
-                waiting=waits_for_people(existing) is not None,
-            ),
-        })  # fmt: skip
+            rows.append(_odd(name, "damaged"))
+        except KeyError as error:
+            rows.append(_odd(name, f"unreadable: nothing is recorded as {error}"))
+        except (TypeError, AttributeError):  # its header has something else there
+            rows.append(_odd(name, "unreadable: its header is not one that rondo writes"))
     return rows
+
+
+def _odd(name: str, state: str) -> dict[str, Any]:
+    """Returns the row of a run of which nothing else can be said."""
+    return {"run": name, **dict.fromkeys(("recipe", "parent", "rounds", "reward")), "state": state}
+
+
+def _row(run: Run) -> dict[str, Any]:
+    # As it was recorded, with every field: to check it again would import all kinds of judges.
+    recipe, parent, last = run.header["recipe"], parent_of(run.header), run.last_round
+    done, planned = last.meta["round"] if last else 0, recipe["rounds"]
+    head, waiting = head_of(run), waits_for_people(run) is not None
+    finished = done >= planned or ended_by_patience(run)
+    return {
+        "run": run.name,
+        "recipe": recipe["name"],
+        "parent": f"{parent[0]}@{parent[1]}" if parent else None,
+        "rounds": f"{done}/{max(done, planned)}",  # schedules add to those of the recipe
+        "reward": None if head is None else run.round_entry(head).meta["reward"],
+        "state": state_of(run.state, paused=run.pause is not None, finished=finished, waiting=waiting),
+    }
 
 
 def state_of(state: str, *, paused: bool, finished: bool, waiting: bool = False) -> str:

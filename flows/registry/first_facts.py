@@ -8,8 +8,10 @@ from typing import Any
 
 from flows.registry.resume import recipe_of
 from pipeline.config.sampling import Precision, ThoughtMarks
+from storage.log.forebears import forebears
 from storage.log.run import Run
 from storage.log.store import Store
+from storage.log.tombstones import parent_of
 
 
 def sampled_in(store: Store, run: Run) -> Precision | None:
@@ -19,10 +21,11 @@ def sampled_in(store: Store, run: Run) -> Precision | None:
     first of its forebears, and says nothing of those in between. Version 0.1.0 recorded none, and knew no ``auto``:
     there the recipe of the run says it.
     """
-    asked, parent = recipe_of(run).sampler_precision, run.header.get("parent")
-    if parent is not None:
-        return sampled_in(store, store.run(parent["run"], intact_part=True)) if asked == "auto" else asked
-    facts = _facts(run)
+    for other in forebears(store, run):
+        asked, first = recipe_of(other).sampler_precision, other
+        if parent_of(other.header) is not None and asked != "auto":
+            return asked
+    facts = _facts(first)
     if facts is None:
         return None
     recorded = facts.get("sampler_precision")

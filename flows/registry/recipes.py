@@ -99,11 +99,17 @@ def check_files(recipe: Recipe) -> None:
         _check_prompts("gate.prompts", recipe.gate.prompts)
         if recipe.gate.text is not None and not Path(recipe.gate.text).is_file():
             raise ConfigError(f"gate.text: there is no file '{recipe.gate.text}': correct the path")
+    check_judge_files(recipe)
+    if isinstance(recipe.policy, PretrainedPolicy):
+        _check_policy(recipe.policy)
+
+
+def check_judge_files(recipe: Recipe) -> None:
+    """Checks that the local files that the judges of a recipe need are there, as ``check_files`` does for all."""
     for part in recipe.all_judge_parts:
         if isinstance(part, RewardModelConfig):
             _check_model("judge.path", part.path)
-    if isinstance(recipe.policy, PretrainedPolicy):
-        _check_policy(recipe.policy)
+            _check_revision("judge", part.path, part.revision)
 
 
 def _check_prompts(field: str, prompts: Prompts | None) -> None:
@@ -119,10 +125,16 @@ def _check_policy(policy: PretrainedPolicy) -> None:
     file = find_gguf(policy.path)
     if file is None:
         _check_model("policy.path", policy.path)
-    elif policy.revision is not None:
+    _check_revision("policy", policy.path, policy.revision, file)
+
+
+def _check_revision(part: str, path: str, revision: str | None, file: Path | None = None) -> None:
+    """Refuses a revision of what lies on this machine, which has none: it would be ignored."""
+    there = f"file {file}" if file else f"directory {Path(path).absolute()}" if Path(path).is_dir() else None
+    if revision is not None and there:
         raise ConfigError(
-            f"policy.revision '{policy.revision}' is of a model on the hub, and policy.path '{policy.path}' means the "
-            f"file {file}: leave policy.revision out"
+            f"{part}.revision '{revision}' is of a model on the hub, and {part}.path '{path}' means the {there}: leave "
+            f"{part}.revision out"
         )
 
 

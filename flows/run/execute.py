@@ -10,6 +10,7 @@ import httpx
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
+from prefect.exceptions import TerminationSignal
 from prefect.settings import PREFECT_API_URL
 
 from flows.errors import ServerError
@@ -45,7 +46,9 @@ from storage.log.run import Run
 from storage.log.store import Store
 
 
-@flow(name="rondo", flow_run_name="{run}")
+# If results might be kept, Prefect would ask its server about that while it has SIGTERM for itself: such a signal would
+# end the event loop, and not this flow.
+@flow(name="rondo", flow_run_name="{run}", persist_result=False)
 async def run_rounds(run: str, rounds: int) -> State[Any] | None:
     """Brings a run to this many rounds; those that are finished stay as they are."""
     return await _in_this_flow(current_context())
@@ -116,7 +119,7 @@ async def execute(
     with contextlib.ExitStack() as opened:
         writer = opened.enter_context(run.writer(take_over, made, ends_pause=True))
         _be_patient(store, recipe, display, opened)
-        control = Control(run, writer, paused, watched=has_background_server(), turn=turn)
+        control = Control(run, writer, paused, watched=has_background_server(), turn=turn, say=display.say)
         opened.enter_context(control.listening())
         scratch = opened.enter_context(scratch_directory(run.identity))
         logs = store.log_directory(run.name) or scratch
@@ -153,21 +156,29 @@ async def _in_a_flow_of_its_own(context: RoundContext) -> None:
         ServerError: the server had gone before the flow began.
     """
     control, name = context.control, context.name
-    gone = f"the Prefect server does not answer: 'rondo resume {name}' goes on"
+    gone = f"the Prefect server does not answer{{}}: 'rondo resume {name}' goes on"
     if not (control.watched or await asyncio.to_thread(healthy, PREFECT_API_URL.value())):  # Prefect tries for minutes
-        raise ServerError(gone)
+        raise ServerError(gone.format(""))
     with contextlib.ExitStack() as control.ending:
         try:
-            await run_rounds(name, context.goal)
+            with control.with_prefect():
+                await run_rounds(name, context.goal)
         except httpx.HTTPError as error:
             if control.failure is not None:
                 raise control.failure from None
             why = str(error) or type(error).__name__
-            if not control.ended:
-                raise ServerError(
-                    f"the Prefect server does not answer ({why}): 'rondo resume {name}' goes on"
-                ) from error
-            context.display.say(f"the Prefect server was not told of the end of run '{name}' ({why})")
+            if not (control.ended or control.asked):
+                raise ServerError(gone.format(f" ({why})")) from error
+            control.untold = control.untold or why
+        except (asyncio.CancelledError, TerminationSignal):
+            if control.watched and not control.ended:
+                control.untold = control.untold or "it was interrupted when the flow began"
+            raise
+        finally:
+            if control.untold is not None:
+                told = f"the Prefect server was not told of the end of run '{name}' ({control.untold})"
+                page = ": its page may show that as running, or as crashed" if control.watched else ""
+                context.display.say(told + page)
 
 
 def _be_patient(store: Store, recipe: Recipe, display: Display, opened: contextlib.ExitStack) -> None:

@@ -12,7 +12,7 @@ from flows.host.text import counted
 from flows.monitors.tracking import check_tracking
 from flows.registry.catalog import ended_by_patience, ended_early, existing_store, run_at_round
 from flows.registry.head import start_of
-from flows.registry.recipes import check_new_run, differences, parse_recipe
+from flows.registry.recipes import check_judge_files, check_new_run, differences, parse_recipe
 from flows.registry.resume import check_goal, create_or_open, header, recipe_of, recipe_to_resume, unread_states
 from flows.registry.resume_check import check_inputs, open_to_go_on, weights_of_next_round
 from flows.registry.round_summary import RoundSummary, summaries
@@ -90,7 +90,7 @@ def resume(
     store = existing_store(root)
     run = open_to_go_on(store, name)
     own = recipe_of(run)
-    given = parse_recipe(own.model_dump(mode="json"), changes) if changes else own
+    given = parse_recipe(own.model_dump(mode="json"), changes, files=False) if changes else own
     if given.description != own.description:
         raise ConfigError(
             f"run '{name}' keeps the description that it was started with: leave out description={given.description!r}"
@@ -113,7 +113,9 @@ def fork(
     store = existing_store(root)
     parent, number = run_at_round(store, source)
     before = recipe_of(parent)
-    recipe = parse_recipe(before.model_dump(mode="json"), [*changes, *([f"rounds={rounds}"] if rounds else [])])
+    changed = [*changes, *([f"rounds={rounds}"] if rounds else [])]
+    recipe = parse_recipe(before.model_dump(mode="json"), changed, files=False)
+    check_judge_files(recipe)  # its policy and prompts are in the store
     fixed = [change for change in differences(before, recipe) if change.startswith(_FIXED_IN_FORKS)]
     if fixed:
         raise ConfigError(

@@ -118,7 +118,7 @@ def wanted_recipe(store: Store, run: str, recipe: str | Mapping[str, Any], overr
         return parse_recipe(recipe, changes)
     if run in store.run_names():
         own = recipe_of(open_to_go_on(store, run))
-        return parse_recipe(own.model_dump(mode="json"), changes) if changes else own
+        return parse_recipe(own.model_dump(mode="json"), changes, files=False) if changes else own
     if recipe not in shipped_recipes() and not Path(recipe).is_file():
         raise ConfigError(
             f"there is no run '{run}' in {store.root}, and '{recipe}' is no recipe that rondo brings along: "

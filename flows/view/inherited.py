@@ -1,8 +1,7 @@
 """Rounds that a fork has of its parent: they were trained and judged as the parent's recipe says, not the fork's."""
 
-from collections.abc import Iterator
-
 from storage.errors import RunNotFoundError
+from storage.log.forebears import forebears
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.log.tombstones import parent_of
@@ -24,27 +23,20 @@ def trainer(store: Store, run: Run, round: int) -> Run | None:
     """Returns the run that trained a round: it, or what it was forked from; None if that run is gone.
 
     A run that was made anew under the name of one that is gone has other rounds, and counts as gone.
+
+    Raises:
+        CorruptEntryError: by what their headers say, one of them was forked from itself.
     """
-    for other in _line(store, run):
-        parent = parent_of(other.header)
-        if round in run.finished and (round not in other.finished or _policy(other, round) != _policy(run, round)):
-            return None
-        if parent is None or round > parent[1]:
-            return other
+    try:
+        for other in forebears(store, run):
+            parent = parent_of(other.header)
+            if round in run.finished and (round not in other.finished or _policy(other, round) != _policy(run, round)):
+                return None
+            if parent is None or round > parent[1]:
+                return other
+    except RunNotFoundError:
+        pass
     return None
-
-
-def _line(store: Store, run: Run) -> Iterator[Run]:
-    """Yields a run, its parent, and so on, as long as they are there."""
-    while True:
-        yield run
-        parent = parent_of(run.header)
-        if parent is None:
-            return
-        try:
-            run = store.run(parent[0], intact_part=True)
-        except RunNotFoundError:
-            return
 
 
 def _policy(run: Run, round: int) -> object:

@@ -12,7 +12,7 @@ def lineage(store: Store, name: str | None = None, *, weights: str) -> list[dict
 
     Each run has its ``header``, its ``parent``, its ``rounds`` and its ``releases``, the tombstones. Each round has
     what it recorded, the ``session`` that finished it, and whether its weights are there. Runs come before their
-    forks.
+    forks, but for those whose headers go round in a circle.
 
     Args:
         weights: the stage whose files are the weights of a round.
@@ -28,6 +28,7 @@ def lineage(store: Store, name: str | None = None, *, weights: str) -> list[dict
     else:
         first = [_first(known, name)]
     names = [run for top in first for run in (top, *forks(known, top))]
+    names += [run for run in known if name is None and run not in names]
     return [_describe(store.run(run, intact_part=True), known[run], known, weights) for run in names]
 
 

@@ -120,6 +120,10 @@ class Command:
         """Whether it has ended."""
         return bool(select.select([self._connection], [], [], 0)[0])
 
+    def output(self) -> str:
+        """What it has printed so far on standard output."""
+        return self._outputs[0].read_text()
+
     def wait(self, timeout: float = 300) -> Done:
         """Its end; TimeoutError, and the command is killed, where it does not come."""
         with self._connection:

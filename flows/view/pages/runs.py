@@ -147,17 +147,20 @@ def _row(opened: OpenRun) -> _Row:
 
 
 def _tree(rows: Mapping[str, _Row]) -> Iterator[_Row]:
-    """Yields the runs, each followed by its forks."""
+    """Yields the runs, each followed by its forks; once, also if headers that somebody made go round in a circle."""
+    left = dict(rows)
 
     def with_forks(row: _Row, depth: int) -> Iterator[_Row]:
+        if left.pop(row.name, None) is None:
+            return
         yield _Row(**{**row.__dict__, "depth": min(depth, 4)})
         for other in rows.values():
             if other.parent is not None and other.parent.partition("@")[0] == row.name:
                 yield from with_forks(other, depth + 1)
 
-    for row in rows.values():
-        if row.parent is None or row.parent.partition("@")[0] not in rows:
-            yield from with_forks(row, 0)
+    first = [row for row in rows.values() if row.parent is None or row.parent.partition("@")[0] not in rows]
+    for row in (*first, *rows.values()):
+        yield from with_forks(row, 0)
 
 
 def _differences(opened: Sequence[OpenRun]) -> dict[str, list[str]]:

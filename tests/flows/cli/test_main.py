@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,14 @@ def test_json_is_still_an_option_that_the_help_does_not_show() -> None:
     assert done.stdout == CliRunner().invoke(app, ["recipes", "--format", "json"]).stdout
     assert "--json" not in CliRunner().invoke(app, ["recipes", "--help"]).stdout
     assert CliRunner().invoke(app, ["down", "--json"]).exit_code == 2, "of a command that prints no rows it is none"
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A command leaves Ctrl-C to the system at its end; the tests' own process goes on, and wants to hear of it."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="of Linux")

@@ -48,6 +48,26 @@ def test_a_file_has_no_revisions(tmp_path: Path) -> None:
     assert str(refused.value) == f"{sentence}{tmp_path / 'model.gguf'}: leave policy.revision out"
 
 
+def test_a_directory_has_no_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of policy and reward model; as an absolute path, and as one that could be an id on the hub."""
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "models" / "mine" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    for path in (f"{tmp_path}/models/mine", "models/mine"):
+        for part, change in (
+            ("policy", "policy={source: pretrained, path: %s"),
+            ("judge", "judge={kind: reward_model, path: %s"),
+        ):
+            load_recipe(Path("sentiment"), [change % path + "}"])
+            with pytest.raises(ConfigError) as refused:
+                load_recipe(Path("sentiment"), [change % path + ", revision: main}"])
+            assert str(refused.value) == (
+                f"{part}.revision 'main' is of a model on the hub, and {part}.path '{path}' means the directory "
+                f"{tmp_path}/models/mine: leave {part}.revision out"
+            )
+    load_recipe(Path("sentiment"), ["policy={source: pretrained, path: owner/name, revision: main}"])
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -26,9 +26,9 @@ AT_ONCE = 8  # one health check, which has 5 s; a flow that begins without its s
 SECONDS = 20  # retries alone took 62 s for each call, and there were several
 
 
-@pytest.mark.nightly  # it starts three servers
+@pytest.mark.nightly  # it starts four servers
 def test_a_run_goes_on_and_ends_soon_without_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Done, failed, stopped by a person, and not begun: each ends as it would with a server, and within seconds."""
+    """Done, failed, stopped by a person, beside a server that hangs, and not begun: each ends within seconds."""
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     run, said = finished_run(Store.open(tmp_path), rounds=1), list[str]()
@@ -44,9 +44,12 @@ def test_a_run_goes_on_and_ends_soon_without_its_server(tmp_path: Path, monkeypa
             await execute._in_a_flow_of_its_own(context)
         return time.monotonic() - began
 
+    def server() -> psutil.Process:
+        (found,) = [one for one in psutil.Process().children() if "flows.prefect_api.server" in one.cmdline()]
+        return found
+
     async def kill() -> None:
-        (server,) = [one for one in psutil.Process().children() if "flows.prefect_api.server" in one.cmdline()]
-        server.kill()
+        server().kill()
         await asyncio.sleep(1)
 
     async def done(_control: Control) -> None:
@@ -61,11 +64,17 @@ def test_a_run_goes_on_and_ends_soon_without_its_server(tmp_path: Path, monkeypa
         control.ask(Stop(False, "SIGTERM"))
         await asyncio.sleep(60)
 
+    async def frozen(control: Control) -> None:
+        server().suspend()  # it neither answers nor ends by itself
+        control.ask(Stop(False, "SIGTERM"))
+        await asyncio.sleep(60)
+
     async def never(_control: Control) -> None:
         raise AssertionError("it began")
 
     async def all_ways() -> None:
-        for work, error in ((done, None), (fails, JudgeError), (stopped, InterruptedRunError)):
+        ways = (done, None), (fails, JudgeError), (stopped, InterruptedRunError), (frozen, InterruptedRunError)
+        for work, error in ways:
             async with prefect_api(said.append):
                 began = time.monotonic()
                 with pytest.raises(error) if error else contextlib.nullcontext():
@@ -76,6 +85,8 @@ def test_a_run_goes_on_and_ends_soon_without_its_server(tmp_path: Path, monkeypa
                     with pytest.raises(ServerError, match="does not answer: 'rondo resume small' goes on"):
                         await flow(never)
                     assert time.monotonic() - began < AT_ONCE
+                ending = time.monotonic()
+            assert time.monotonic() - ending < AT_ONCE
 
     asyncio.run(all_ways())
     assert said[:2] == [
