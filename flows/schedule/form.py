@@ -123,7 +123,7 @@ def _leaves(
             yield from _leaves(inner, definitions, f"{key}.{name}".strip("."), above)
         return
     kinds = node.get("anyOf") or node.get("oneOf")
-    if kinds and any("$ref" in kind for kind in kinds):
+    if kinds and any({"$ref", "oneOf"} & kind.keys() for kind in kinds):  # models, or a choice among some
         for kind in kinds:
             yield from _leaves(kind, definitions, key, above)
         return
