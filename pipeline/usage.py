@@ -29,7 +29,8 @@ class Usage:
 
     def shared_by(self, completions: int) -> "Usage":
         """Returns the part of each of so many completions."""
-        parts = {name: None if value is None else value / completions for name, value in asdict(self).items()}
+        whole = asdict(self)
+        parts: dict[str, Any] = {name: None if value is None else value / completions for name, value in whole.items()}
         return Usage(**parts)
 
 
@@ -41,7 +42,8 @@ def total(usages: Iterable[Usage]) -> Usage:
     """Adds up; what is not measured of one is not measured of all."""
     rows = [asdict(usage) for usage in usages]
     columns = {name: [row[name] for row in rows] for name in asdict(Usage())}
-    return Usage(**{name: None if None in values else float(sum(values)) for name, values in columns.items()})
+    sums: dict[str, Any] = {name: None if None in found else float(sum(found)) for name, found in columns.items()}
+    return Usage(**sums)
 
 
 def usage_of_reply(
