@@ -77,11 +77,12 @@ class Answers:
 def _add_errors(app: FastAPI, site: Site, answer: Callable[[Page, int], Response]) -> None:
     """Answers what goes wrong with a page that says it in a sentence, and what of its run is damaged."""
 
-    def problem(request: Request, sentence: str, status: int) -> Response:
+    def problem(request: Request, sentence: str, status: int, *, of_run: bool = False) -> Response:
         run = request.path_params.get("name")
         title = "Not found" if status == 404 else "Problem"
-        damaged = run if site.damages(run) else None  # which may be why
-        return answer(Page("problem.html.j2", title, {"sentence": sentence}, run=damaged), status)
+        # What is damaged of a run may be why; its other pages are there.
+        run = run if of_run or site.damages(run) else None
+        return answer(Page("problem.html.j2", title, {"sentence": sentence}, run=run), status)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
@@ -105,7 +106,7 @@ def _add_errors(app: FastAPI, site: Site, answer: Callable[[Page, int], Response
     async def damaged(request: Request, error: Exception) -> Response:
         run = request.path_params.get("name", "RUN")
         remedy = f"'rondo verify {run}' checks every file of the run; put back a copy of this one, and look again"
-        return problem(request, f"This page needs a file that is damaged: {error}. {remedy}", 500)
+        return problem(request, f"This page needs a file that is damaged: {error}. {remedy}", 500, of_run=True)
 
     @app.exception_handler(RondoError)
     @app.exception_handler(StoreError)

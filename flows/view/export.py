@@ -71,11 +71,11 @@ class Scope:
             for row in asked(_COMPLETIONS, which)
             if (row["round"], row["kind"], row["prompt_id"]) in kept
         ]
-        over = {"prompts": (prompts, MOST_PROMPTS), "tokens": (tokens, MOST_TOKENS)}
+        counts = (("prompts", len(prompts), MOST_PROMPTS), ("tokens", len(tokens), MOST_TOKENS))
         left_out = [
-            f"{counted(len(found) - most, 'page')} of {what} beyond {most:,} left out"
-            for what, (found, most) in over.items()
-            if len(found) > most
+            f"{counted(count - most, 'page')} of {what} beyond {most:,} left out"
+            for what, count, most in counts
+            if count > most
         ]
         return cls(opened, rounds, prompts[:MOST_PROMPTS], tokens[:MOST_TOKENS], left_out)
 
