@@ -26,7 +26,7 @@ STOP_SECONDS = 60.0  # a worker has 5 s to end, a replica 10 s, messages to peop
 INTERRUPTED_STATUS = 130  # as shells count an end by Ctrl-C
 _LOOK_SECONDS = 0.25
 
-Cut = Callable[[], None]
+Cut = Callable[[], object]
 
 
 class SureEnd:
