@@ -22,6 +22,7 @@ from flows.round.context import RoundContext
 from flows.round.finish import finish_round
 from flows.round.shards import Shard, Shards, files_of, process_shards
 from flows.round.update_step import update
+from flows.round.weight_sync import sync_weights
 from flows.workers.references import PromptBatch
 from pipeline.judges.human import HumanConfig
 from storage.log.manifest import Entry
@@ -36,7 +37,7 @@ async def run_round(context: RoundContext, number: int) -> RoundSummary:
             await round_steps.sleep_sampler(context, shards)
             async with prefetch(context, number + 1, shards):
                 await update(context, number, shards, by_people, replayed)
-    await round_steps.sync_weights(context, number)
+    await sync_weights(context, number)
     evaluation = await evaluate(context, number)
     return await finish_round(context, number, evaluation)
 

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from storage.log.manifest import FileRef
+
+
+WeightSource = Literal["memory", "checkpoint"]
 
 
 def hashes(files: Iterable[FileRef]) -> list[str]:
@@ -114,11 +117,13 @@ class Drift:
         per_token: largest over the sequences of the difference of sums, divided by length, in nats per token.
         per_sequence: largest difference of sums, in nats per sequence.
         seconds: time of the weight sync, from the call to the compared probe.
+        source: where the sampler took the weights from: the trainer's memory, or the committed checkpoint.
     """
 
     per_token: float
     per_sequence: float
     seconds: float
+    source: WeightSource = "checkpoint"
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,16 @@ from typing import Any
 
 from flows.workers.base import Worker, everywhere
 from flows.workers.precision import Agreement
-from flows.workers.references import Drift, PolicyRef
+from flows.workers.references import Drift, PolicyRef, WeightSource
 from pipeline.config import SamplingConfig, ThoughtMarks
 from pipeline.errors import WeightSyncError
+from pipeline.model.weight_pieces import WantedWeights, WeightPiece
 from pipeline.records import prompt_seed
 from pipeline.sampling import (
     Sampler,
     SamplingRequest,
     Sleepable,
+    WeightReceiver,
     candidates_table,
     import_engine,
     make_sampler,
@@ -50,6 +52,7 @@ class SamplerWorker(Worker):
         self._drift: Drift | None = None
         self._policy: str | None = None
         self._started_with: str | None = None
+        self._began = 0.0
 
     @everywhere
     def use(self, policy: PolicyRef) -> Drift:
@@ -64,7 +67,41 @@ class SamplerWorker(Worker):
         started = time.perf_counter()
         self._policy = None
         self._load(policy)
-        self._drift = self._compare(policy, started)
+        self._drift = self._compare(policy, started, "checkpoint")
+        self._policy = policy.digest
+        return self._drift
+
+    def wanted_weights(self, policy: PolicyRef) -> WantedWeights | None:
+        """Says what it wants of a policy's weights if it is to have them out of the trainer's memory.
+
+        None if it cannot: it has the policy already, or no engine yet, or one that reads checkpoints alone.
+        """
+        if self._policy == policy.digest or not isinstance(self._sampler, WeightReceiver):
+            return None
+        self._began = time.perf_counter()
+        return self._sampler.wanted_weights()
+
+    def take_weights(self, piece: WeightPiece) -> None:
+        """Takes a piece of new weights; until `finish_weights` it can do nothing else.
+
+        Raises:
+            EngineError: shards of another policy are in progress, or the engine failed.
+        """
+        assert isinstance(self._sampler, WeightReceiver)
+        self._policy = None
+        self._sampler.take_weights(piece)
+
+    def finish_weights(self, policy: PolicyRef) -> Drift:
+        """Ends the new weights, and shows on the policy's probe that the engine now computes with them.
+
+        Raises:
+            WeightSyncError: the engine's log-probabilities are not the trainer's.
+            EngineError: not all weights have come.
+        """
+        assert isinstance(self._sampler, WeightReceiver)
+        self._sampler.finish_weights(policy.digest)
+        self._started_with = None
+        self._drift = self._compare(policy, self._began, "memory")
         self._policy = policy.digest
         return self._drift
 
@@ -149,7 +186,7 @@ class SamplerWorker(Worker):
         else:
             self._sampler.load_weights(source)
 
-    def _compare(self, policy: PolicyRef, started: float) -> Drift:
+    def _compare(self, policy: PolicyRef, started: float, source: WeightSource) -> Drift:
         assert self._sampler is not None
         probe = self.table((policy.probe,)).to_pylist()
         scored = self._sampler.score([(row["prompt_token_ids"], row["token_ids"]) for row in probe])
@@ -159,6 +196,7 @@ class SamplerWorker(Worker):
             per_token=max(gap / len(row["token_ids"]) for gap, row in zip(gaps, probe, strict=True)),
             per_sequence=max(gaps),
             seconds=time.perf_counter() - started,
+            source=source,
         )
         agreed = Agreement.of(self.recipe)
         if not drift.per_token <= agreed.tolerance:
