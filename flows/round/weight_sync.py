@@ -23,15 +23,16 @@ async def sync_weights(context: RoundContext, number: int) -> Entry:
     done = context.find(number, "handover", policy.digest)
     if done is None:
         with context.display.stage(number, "sync weights") as stage:
-            stage.begin()
-            answer = await _sent(context, policy)
+            stage.report({"doing": "out of the trainer's memory"})
+            answer = await send_weights(context, policy)
             if answer is None:
+                stage.report({"doing": "from the checkpoint"})
                 answer = await context.workers.sampler.call(SamplerWorker.use, policy=policy)
         done = context.commit(number, "handover", [], {**asdict(answer.result), **answer.work}, policy.digest)
     return done
 
 
-async def _sent(context: RoundContext, policy: PolicyRef) -> Answer[Drift] | None:
+async def send_weights(context: RoundContext, policy: PolicyRef) -> Answer[Drift] | None:
     """Sends the weights from the trainer's memory to the sampler; None, and nothing is changed, if that cannot be.
 
     While the sampler takes a piece, the trainer makes the next one.

@@ -9,7 +9,7 @@ from flows.workers.base import Worker, everywhere
 from flows.workers.precision import Agreement
 from flows.workers.references import Drift, PolicyRef, WeightSource
 from pipeline.config import SamplingConfig, ThoughtMarks
-from pipeline.errors import WeightSyncError
+from pipeline.errors import EngineError, WeightSyncError
 from pipeline.model.weight_pieces import WantedWeights, WeightPiece
 from pipeline.records import prompt_seed
 from pipeline.sampling import (
@@ -85,11 +85,10 @@ class SamplerWorker(Worker):
         """Takes a piece of new weights; until `finish_weights` it can do nothing else.
 
         Raises:
-            EngineError: shards of another policy are in progress, or the engine failed.
+            EngineError: shards of another policy are in progress, or the engine failed or is a new one.
         """
-        assert isinstance(self._sampler, WeightReceiver)
         self._policy = None
-        self._sampler.take_weights(piece)
+        self._receiver().take_weights(piece)
 
     def finish_weights(self, policy: PolicyRef) -> Drift:
         """Ends the new weights, and shows on the policy's probe that the engine now computes with them.
@@ -98,12 +97,16 @@ class SamplerWorker(Worker):
             WeightSyncError: the engine's log-probabilities are not the trainer's.
             EngineError: not all weights have come.
         """
-        assert isinstance(self._sampler, WeightReceiver)
-        self._sampler.finish_weights(policy.digest)
+        self._receiver().finish_weights(policy.digest)
         self._started_with = None
         self._drift = self._compare(policy, self._began, "memory")
         self._policy = policy.digest
         return self._drift
+
+    def _receiver(self) -> WeightReceiver:
+        if not isinstance(self._sampler, WeightReceiver):
+            raise EngineError("the sampler has been started anew while it was given weights: it reads the checkpoint")
+        return self._sampler
 
     def sample(
         self,

@@ -14,7 +14,7 @@ import torch
 
 from flows.workers.base import Worker, whole_directory
 from flows.workers.references import PolicyRef
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, LostUpdateError
 from pipeline.model import compilation
 from pipeline.model import policy as policies
 from pipeline.model.devices import check_device
@@ -152,8 +152,13 @@ class TrainerModel:
         return len(sent) if sent.fit else 0
 
     def send(self, number: int) -> WeightPiece:
-        """Puts a piece of the weights into shared memory, on the first rank; the one before the last is given up."""
-        assert self._sent is not None
+        """Puts a piece of the weights into shared memory, on the first rank; the one before the last is given up.
+
+        Raises:
+            LostUpdateError: this worker has begun to send nothing.
+        """
+        if self._sent is None:
+            raise LostUpdateError("the trainer is asked for weights that it has not begun to send: begin again")
         while len(self._pieces) > 1:
             self._pieces.pop(0).close()
         tensors = self._sent.piece(number)

@@ -181,6 +181,7 @@ class VllmSampler:
 
     def wanted_weights(self) -> WantedWeights | None:
         """Says what it wants as ``WeightReceiver`` says; an engine of several processes knows no transfer of ours."""
+        self._check_whole()
         if not self._transfers:
             return None
         model = self._engine.collective_rpc("get_model")[0]

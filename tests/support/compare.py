@@ -14,6 +14,8 @@ STAGES = (
     "eval_judgments", "eval_logps", "served_candidates", "served_judgments",
 )  # fmt: skip
 TIMES = ("latency", "seconds")
+WAYS = ("weights_from",)
+"""What a round's metrics say of how it was done: a run that is resumed reads weights that another one had in memory."""
 
 
 def tables(store: Store, run: Run, round: int) -> dict[str, pa.Table]:
@@ -43,5 +45,5 @@ def assert_same(
         for stage, table in mine.items():
             assert table.equals(theirs[stage]), f"round {round}: {stage} differs"
         assert weights(run, round) == weights(other, round), f"round {round}: the weights differ"
-        mine_figures, their_figures = ({**r.rounds()[round].meta, **dict.fromkeys(costs)} for r in (run, other))
+        mine_figures, their_figures = ({**r.rounds()[round].meta, **dict.fromkeys((*costs, *WAYS))} for r in (run, other))
         assert mine_figures == their_figures, f"round {round}: the metrics differ"

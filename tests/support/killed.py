@@ -4,7 +4,7 @@
 
 WHEN is ``before`` the commit of the stage's first shard in that round, ``after`` it, or ``during`` the work, at the
 second message of progress of the worker's method of that name; with ``worker`` it is the worker that is killed there,
-once, and not this process.
+once, and not this process. With ``asked`` it is killed, once, when it is asked for that.
 With ``rank`` it is the last rank of the update that is killed, once, when the first state of the update is committed.
 With ``held`` nothing is killed: the call to the worker does not return, until somebody ends the run.
 """
@@ -57,6 +57,11 @@ def arm(stage: str, number: int, when: str) -> None:
         current = arguments.get("round", current)  # what goes on with an update does not say of which round
         if method != stage or current != number:
             return await call(self, method, **arguments)
+        if when == "asked":
+            if self.pid and not victims:
+                victims.append(psutil.Process(self.pid))
+                victims[0].kill()
+            return await call(self, method, **arguments)
         if when == "held":
             sys.stdout.write("held\n")
             sys.stdout.flush()
@@ -73,7 +78,7 @@ def arm(stage: str, number: int, when: str) -> None:
         return await call(self, method, **{**arguments, "on_progress": count})
 
     Writer.commit = killing_commit  # type: ignore[method-assign]
-    if when in ("during", "worker", "held"):
+    if when in ("asked", "during", "worker", "held"):
         WorkerProcess.call = killing_call  # type: ignore[method-assign]
 
 
