@@ -7,7 +7,7 @@ Axes: ``P`` preferences of a pack or step, ``K`` candidates of a preference, ``S
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -133,25 +133,33 @@ def _extra_terms(preferences: PreferenceBatch, config: UpdateConfig) -> Tensor |
 
 
 def _preference_batch(pack: Pack, members: Sequence[PreferenceGroup], logps_S: Tensor) -> PreferenceBatch:
-    """Arranges a pack's candidates as [P, K].
+    """Arranges a pack's candidates as [P, K]; places that a preference lacks repeat its first candidate."""
+    widest = max(pack.candidates)
+    index, start = [], 0
+    for candidates in pack.candidates:
+        index.append([*range(start, start + candidates), *[start] * (widest - candidates)])
+        start += candidates
+    batch = reference_batch(members, device=logps_S.device, dtype=logps_S.dtype)
+    return replace(batch, logps_P_K=logps_S[torch.tensor(index, device=logps_S.device)])
+
+
+def reference_batch(members: Sequence[PreferenceGroup], *, device: torch.device, dtype: torch.dtype) -> PreferenceBatch:
+    """Arranges preferences as [P, K], under a policy that is the reference.
 
     Places that a preference lacks have rank -1 and repeat its first candidate.
     """
-    widest = max(pack.candidates)
-    index, reference, lengths, ranks = [], [], [], []
-    start = 0
-    for group, candidates in zip(members, pack.candidates, strict=True):
-        missing = widest - candidates
-        index.append([*range(start, start + candidates), *[start] * missing])
+    widest = max(len(group.candidate_token_ids) for group in members)
+    reference, lengths, ranks = [], [], []
+    for group in members:
+        missing = widest - len(group.candidate_token_ids)
         reference.append([*group.reference_logps, *[group.reference_logps[0]] * missing])
         lengths.append([*map(len, group.candidate_token_ids), *[1] * missing])
         ranks.append([*group.places, *[-1] * missing])
-        start += candidates
     labels = [1.0 if group.soft_label is None else group.soft_label for group in members]
-    device, dtype = logps_S.device, logps_S.dtype
+    reference_P_K = torch.tensor(reference, device=device, dtype=dtype)
     return PreferenceBatch(
-        logps_P_K=logps_S[torch.tensor(index, device=device)],
-        reference_logps_P_K=torch.tensor(reference, device=device, dtype=dtype),
+        logps_P_K=reference_P_K,
+        reference_logps_P_K=reference_P_K,
         lengths_P_K=torch.tensor(lengths, device=device, dtype=dtype),
         ranks_P_K=torch.tensor(ranks, device=device),
         soft_labels_P=torch.tensor(labels, device=device, dtype=dtype),

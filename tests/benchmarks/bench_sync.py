@@ -64,7 +64,10 @@ class Bench:
 
     async def hold(self, policy: PolicyRef) -> None:
         """Has the trainer hold this policy, as after an update."""
-        files = {"prompts": tuple(self.run.files(0, "prompts")), "candidates": tuple(self.run.files(1, "eval_candidates"))}
+        files = {
+            "prompts": tuple(self.run.files(0, "prompts")),
+            "candidates": tuple(self.run.files(1, "eval_candidates")),
+        }
         await self.trainer.call(
             TrainerWorker.score, policy=policy, previous=policy, initial=policy, round=1, sampled=False, **files
         )
@@ -142,7 +145,9 @@ async def measure(root: Path, name: str, repetitions: int) -> list[dict[str, Any
             row["store"] = _difference(bench.costs(), before)
             bench.sampler._compare(other, 0.0, "checkpoint")
             rows.append(row)
-            print({way: {what: round(value, 2) for what, value in each.items()} for way, each in row.items()}, flush=True)
+            print(
+                {way: {what: round(value, 2) for what, value in each.items()} for way, each in row.items()}, flush=True
+            )
         await bench.trainer.carrier.stop()
     return rows
 

@@ -45,5 +45,7 @@ def assert_same(
         for stage, table in mine.items():
             assert table.equals(theirs[stage]), f"round {round}: {stage} differs"
         assert weights(run, round) == weights(other, round), f"round {round}: the weights differ"
-        mine_figures, their_figures = ({**r.rounds()[round].meta, **dict.fromkeys((*costs, *WAYS))} for r in (run, other))
+        mine_figures, their_figures = (
+            {**r.rounds()[round].meta, **dict.fromkeys((*costs, *WAYS))} for r in (run, other)
+        )
         assert mine_figures == their_figures, f"round {round}: the metrics differ"

@@ -1,6 +1,6 @@
 """Runs the command line as if sampler and trainer were on two machines: the sampler reads every policy from the store.
 
-    python -m support.from_checkpoints rondo-arguments...
+python -m support.from_checkpoints rondo-arguments...
 """
 
 from flows.round.worker_set import WorkerSet
