@@ -134,8 +134,8 @@ class RoundSummary(BaseModel):
     handover_drift: float = Field(description="sampler against trainer after the weight sync, nats per token")
     weights_from: str | None = Field(
         None,
-        description="where the sampler took the weights from: memory, that of the trainer, or checkpoint; none in earlier "
-        "versions",
+        description="where the sampler took the weights from: memory, which is the trainer's, or checkpoint; none in "
+        "earlier versions",
     )
     sampled_tokens: int
     seconds: dict[str, float] = Field(

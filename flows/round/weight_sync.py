@@ -1,4 +1,4 @@
-"""The sampler gets a round's weights: out of the trainer's memory if both are on this machine, else from the checkpoint.
+"""The sampler gets a round's weights: from the trainer's memory if both are on this machine, else from the checkpoint.
 
 What is sent are the weights that the checkpoint was written from, as the sampler would read them from it, to the bit.
 The checkpoint is what a sampler that is started anew reads, and one whose trainer holds other weights by now.

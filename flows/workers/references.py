@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from storage.log.manifest import FileRef
 
-
 WeightSource = Literal["memory", "checkpoint"]
 
 

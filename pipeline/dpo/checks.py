@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -10,11 +9,10 @@ from torch import Tensor
 
 from pipeline.config import OBJECTIVES, UpdateConfig
 from pipeline.dpo.losses import LOSSES, Loss, PreferenceBatch
-from pipeline.dpo.types import PreferenceGroup, RoundFacts
+from pipeline.dpo.types import PreferenceGroup
 from pipeline.errors import (
     ConfigError,
     DataError,
-    FirstLossError,
     NonFiniteError,
     OutOfMemoryError,
     UnsupportedModelError,

@@ -1,9 +1,9 @@
 """What the first loss of an update has to be if policy and reference are one, and how far it may be from that.
 
 Two engines, or two packings, compute the same log-probability but for noise. In float32 that is nothing. In bfloat16
-each token is off by some hundredths of a nat, which adds up over a completion. How much, was measured at the weight sync.
-What it does to the objective is simulated; what it can do to a completion bounds each of them. So long completions are
-not refused for their noise, and a reference of other weights is still found.
+each token is off by some hundredths of a nat, which adds up over a completion; the weight sync has measured it. What it
+does to the objective is simulated, and what it can do to a completion is a bound for those of a step. So long
+completions are not refused for their noise, and a reference of other weights is still found.
 """
 
 from collections.abc import Sequence

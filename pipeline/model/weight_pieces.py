@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-PIECE_BYTES = 256 * 2**20
+PIECE_BYTES = 64 * 2**20
 """Size of a piece, unless tensors that belong together are larger. At most two are in memory at a time."""
 CAN_SHARE_MEMORY = sys.platform == "linux"
 """Whether this system has files in memory that another process can open."""

@@ -1,7 +1,7 @@
 """The receiving end of vLLM's weight transfer, for weights in shared memory.
 
-vLLM has engines of its own for GPUs; this one takes pieces of `pipeline.model.shared_memory`, and works wherever vLLM does, as it
-leaves to vLLM's loader what becomes of a tensor: fused, cut, packed for a kernel, brought to a GPU.
+vLLM has engines of its own for GPUs. This one takes pieces of `pipeline.model.shared_memory`, and works wherever vLLM
+does: it leaves to vLLM's loader what becomes of a tensor (fused, cut, packed for a kernel, brought to a GPU).
 """
 
 from dataclasses import dataclass

@@ -11,6 +11,7 @@ is the same for each. Bytes are what this process read, wrote and hashed; a file
 import argparse
 import asyncio
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -116,6 +117,11 @@ class Bench:
         }  # fmt: skip
 
 
+def _say(what: object) -> None:
+    sys.stdout.write(f"{what}\n")
+    sys.stdout.flush()
+
+
 def _difference(after: dict[str, float], before: dict[str, float]) -> dict[str, float]:
     return {name: after[name] - before[name] for name in after}
 
@@ -145,7 +151,7 @@ async def measure(root: Path, name: str, repetitions: int) -> list[dict[str, Any
             row["store"] = _difference(bench.costs(), before)
             bench.sampler._compare(other, 0.0, "checkpoint")
             rows.append(row)
-            print(
+            _say(
                 {way: {what: round(value, 2) for what, value in each.items()} for way, each in row.items()}, flush=True
             )
         await bench.trainer.carrier.stop()
@@ -166,11 +172,11 @@ def main() -> None:
     medians = {
         way: {what: statistics.median(row[way][what] for row in rows) for what in rows[0][way]} for way in rows[0]
     }
-    print(told(before, after))
+    _say(told(before, after))
     for way, figures in medians.items():
-        print(f"{way:8}", "  ".join(f"{what} {value:8.2f}" for what, value in figures.items()))
+        _say(f"{way:8} " + "  ".join(f"{what} {value:8.2f}" for what, value in figures.items()))
     ratios = [row["memory"]["clock"] / row["loader"]["clock"] for row in rows]
-    print(f"memory against the loader alone: {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
+    _say(f"memory against the loader alone: {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
     write_report({"before": before, "after": after, "rows": rows, "medians": medians}, options.output)
 
 

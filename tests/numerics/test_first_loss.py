@@ -1,4 +1,4 @@
-"""The first loss against noise as bfloat16 has it, in simulated rounds: good ones go on, and other weights are found."""
+"""The first loss against noise as in bfloat16, in simulated rounds: good ones go on, and other weights are found."""
 
 import math
 import random
@@ -79,8 +79,8 @@ def test_another_policy_is_found(tokens: int) -> None:
 
 @pytest.mark.parametrize(("tokens", "least"), [(320, 1.0), (2048, 0.6)])
 def test_a_reference_of_the_round_before_is_found(tokens: int, least: float) -> None:
-    """A round moves pairs by 10 nats or more, chosen up and rejected down. At 2,048 tokens, where the noise of a pair is
-    3.2 nats, the loss of 8 pairs finds most of that.
+    """A round moves pairs by 10 nats or more, chosen up and rejected down. At 2,048 tokens the noise of a pair is 3.2
+    nats, and the loss of 8 pairs finds most of that.
     """
     assert rounds(tokens, shift=(5.0, -5.0))[0] >= least
 

@@ -126,5 +126,5 @@ def test_a_piece_cannot_be_changed_and_outlives_its_writer() -> None:
         (Path("/proc") / str(written.piece.process) / "fd" / str(written.piece.descriptor)).write_bytes(b"else")
     written.close()
     assert_same(found, tensors.items())
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="No such file"):
         dict(read_piece(written.piece))

@@ -2,8 +2,8 @@
 
     python -m support.engine_of_type TYPE DIRECTORY        forked, see ``support.vllm_imported``
 
-Scores under the weights that the engine starts with, takes other weights in place, from a file and out of memory, scores
-again, and samples. A wrong value is an AssertionError.
+Scores under the weights that the engine starts with, takes other weights in place, from a file and out of memory,
+scores again, and samples. A wrong value is an AssertionError.
 """
 
 import sys

@@ -57,11 +57,6 @@ def arm(stage: str, number: int, when: str) -> None:
         current = arguments.get("round", current)  # what goes on with an update does not say of which round
         if method != stage or current != number:
             return await call(self, method, **arguments)
-        if when == "asked":
-            if self.pid and not victims:
-                victims.append(psutil.Process(self.pid))
-                victims[0].kill()
-            return await call(self, method, **arguments)
         if when == "held":
             sys.stdout.write("held\n")
             sys.stdout.flush()
@@ -78,14 +73,32 @@ def arm(stage: str, number: int, when: str) -> None:
         return await call(self, method, **{**arguments, "on_progress": count})
 
     Writer.commit = killing_commit  # type: ignore[method-assign]
-    if when in ("asked", "during", "worker", "held"):
+    if when in ("during", "worker", "held"):
         WorkerProcess.call = killing_call  # type: ignore[method-assign]
+
+
+def arm_asked(asked: str, number: int) -> None:
+    """Wraps the real call to a worker: it is killed, once, when it is asked for this."""
+    call, current, done = WorkerProcess.call, 0, False
+
+    async def killing_call(self: WorkerProcess, method: str, **arguments: Any) -> Any:
+        nonlocal current, done
+        current = arguments.get("round", current)
+        if method == asked and current == number and self.pid and not done:
+            done = True
+            os.kill(self.pid, signal.SIGKILL)
+        return await call(self, method, **arguments)
+
+    WorkerProcess.call = killing_call  # type: ignore[method-assign]
 
 
 def main() -> None:
     """Kills as the first argument says, and runs the command line with the others."""
     stage, number, when = sys.argv[1].split(":")
-    arm(stage, int(number), when)
+    if when == "asked":
+        arm_asked(stage, int(number))
+    else:
+        arm(stage, int(number), when)
     sys.argv = ["rondo", *sys.argv[2:]]
     from flows.cli.main import main as run
 
