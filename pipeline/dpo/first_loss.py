@@ -20,8 +20,9 @@ from pipeline.errors import FirstLossError
 
 LEAST_TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
 """Of the first loss, relative to the expected one, by the update's precision."""
-DEVIATIONS = 5
-"""Standard deviations of the simulated loss that it may be off by: of good rounds one in millions is."""
+DEVIATIONS = 6
+"""Standard deviations of the simulated loss that it may be off by. As the noise is known from 8 sequences, good rounds
+follow Student's distribution with 8 degrees of freedom: three in ten thousand are further off."""
 LARGEST_GAPS = 5.0
 """Mean over a step of a preference's largest gap, in standard deviations. Noise alone has 1.2 for pairs, 2 for rankings
 of 16; another policy is tens of nats away."""

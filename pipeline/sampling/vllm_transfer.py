@@ -22,16 +22,16 @@ BACKEND = "rondo_shared_memory"
 
 
 @dataclass
-class _Nothing(WeightTransferInitInfo):
+class _Nothing(WeightTransferInitInfo):  # type: ignore[misc]
     """What has to be agreed on before the first transfer."""
 
 
 @dataclass
-class _Piece(WeightTransferUpdateInfo):
+class _Piece(WeightTransferUpdateInfo):  # type: ignore[misc]
     piece: WeightPiece
 
 
-class SharedMemoryEngine(WeightTransferEngine[_Nothing, _Piece]):
+class SharedMemoryEngine(WeightTransferEngine[_Nothing, _Piece]):  # type: ignore[misc]
     """Loads the weights of one piece after the other into the model that the engine has."""
 
     init_info_cls = _Nothing

@@ -151,9 +151,7 @@ async def measure(root: Path, name: str, repetitions: int) -> list[dict[str, Any
             row["store"] = _difference(bench.costs(), before)
             bench.sampler._compare(other, 0.0, "checkpoint")
             rows.append(row)
-            _say(
-                {way: {what: round(value, 2) for what, value in each.items()} for way, each in row.items()}, flush=True
-            )
+            _say({way: {what: round(value, 2) for what, value in each.items()} for way, each in row.items()})
         await bench.trainer.carrier.stop()
     return rows
 

@@ -36,7 +36,7 @@ def test_a_run_is_the_same_from_memory_and_from_the_store(
     assert_same(whole, "whole", tmp_path, "read", range(3))
 
 
-@pytest.mark.parametrize("kill", ["take_weights:1:asked", "finish_weights:1:asked", "send_weights:1:asked"])
+@pytest.mark.parametrize("kill", ["take_weights:1:asked", "send_weights:1:asked"])
 def test_whoever_dies_over_new_weights_they_are_read_them_from_the_store(
     rondo: Rondo, tiny_recipe: Path, whole: Path, tmp_path: Path, kill: str
 ) -> None:

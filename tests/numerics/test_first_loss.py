@@ -61,13 +61,13 @@ def rounds(tokens: int, shift: tuple[float, float] = (0.0, 0.0), spread: float =
     return now / ROUNDS, fixed / ROUNDS
 
 
-@pytest.mark.parametrize(("tokens", "least_fixed"), [(320, 0.05), (2048, 0.3)])
+@pytest.mark.parametrize(("tokens", "least_fixed"), [(320, 0.2), (2048, 0.6)])
 def test_noise_is_not_refused(tokens: int, least_fixed: float) -> None:
-    """A fixed 3% refuses a good part of these rounds. Here, 5 deviations by an estimate that is off by a quarter: one
-    in a thousand, so that of 200 there may be 2.
+    """A fixed 3% refuses a third and three quarters of these rounds. The limits refuse three in ten thousand, so that
+    of 200 there may be one.
     """
     now, fixed = rounds(tokens)
-    assert now <= 2 / ROUNDS
+    assert now <= 1 / ROUNDS
     assert fixed > least_fixed
 
 
@@ -77,10 +77,10 @@ def test_another_policy_is_found(tokens: int) -> None:
     assert rounds(tokens, spread=10 * NOISE)[0] == 1.0
 
 
-@pytest.mark.parametrize(("tokens", "least"), [(320, 1.0), (2048, 0.6)])
+@pytest.mark.parametrize(("tokens", "least"), [(320, 1.0), (2048, 0.5)])
 def test_a_reference_of_the_round_before_is_found(tokens: int, least: float) -> None:
     """A round moves pairs by 10 nats or more, chosen up and rejected down. At 2,048 tokens the noise of a pair is 3.2
-    nats, and the loss of 8 pairs finds most of that.
+    nats, and the loss of 8 pairs finds more than half of them.
     """
     assert rounds(tokens, shift=(5.0, -5.0))[0] >= least
 
