@@ -67,7 +67,7 @@ def first_loss_tolerance(
         return least
     losses = simulated_losses(batch, terms, config, noise)
     mean, deviation = losses.mean().item(), losses.std().item()
-    return max(least, abs(mean - expected) + DEVIATIONS * deviation)
+    return float(max(least, abs(mean - expected) + DEVIATIONS * deviation))
 
 
 def simulated_losses(

@@ -103,7 +103,7 @@ def tied_names(shapes: Mapping[str, Any], make_model: Callable[[], Any]) -> tupl
     model = make_model()
     names = {module: f"{name}.weight" for name, module in model.named_modules()}
     embeddings, head = (names.get(module) for module in (model.get_input_embeddings(), model.get_output_embeddings()))
-    if embeddings not in shapes or head is None:
+    if embeddings is None or head is None or embeddings not in shapes:
         raise UnsupportedModelError(
             f"the checkpoint of a {type(model).__name__} has tied embeddings, but no tensor "
             f"'{embeddings or _EMBEDDINGS}': save it with tie_word_embeddings false"

@@ -124,4 +124,4 @@ class SentWeights:
         return getattr(torch, precision) if precision and dtype.is_floating_point else dtype
 
     def _bytes(self, name: str) -> int:
-        return prod(self._layout.shapes[name]) * self._type(self._layout.dtypes[name]).itemsize
+        return int(prod(self._layout.shapes[name]) * self._type(self._layout.dtypes[name]).itemsize)
