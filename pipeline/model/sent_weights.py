@@ -66,10 +66,10 @@ class SentWeights:
         self._aliases = self._find_aliases()
         self._in_memory = {group.target: list(layout.names.shapes(group)) for group in layout.names.groups}
         self._pieces: list[list[Group]] = []
-        filled = piece_bytes
+        filled = 0
         for group in layout.names.groups:
             size = sum(self._bytes(name) for name in group.names)
-            if filled and filled + size > piece_bytes:
+            if not self._pieces or (filled and filled + size > piece_bytes):
                 self._pieces.append([])
                 filled = 0
             self._pieces[-1].append(group)
