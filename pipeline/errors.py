@@ -58,7 +58,7 @@ class FirstLossError(RondoError, RuntimeError):
 
 
 class LostUpdateError(RondoError, RuntimeError):
-    """A process that has not begun the update which it is asked to go on with: the one that had is gone."""
+    """A process that has not begun the update, or the sending, that it is to go on with: the one that had is gone."""
 
 
 class OutOfMemoryError(RondoError, MemoryError):

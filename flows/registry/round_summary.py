@@ -137,6 +137,11 @@ class RoundSummary(BaseModel):
     chosen_change: float | None = None
     rejected_change: float | None = None
     handover_drift: float = Field(description="sampler against trainer after the weight sync, nats per token")
+    weights_from: str | None = Field(
+        None,
+        description="where the sampler took the weights from: memory, which is the trainer's, or checkpoint; none in "
+        "earlier versions",
+    )
     sampled_tokens: int
     seconds: dict[str, float] = Field(
         description="time of each stage, in which its worker was at it; ahead is that in which the next round was "

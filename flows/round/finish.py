@@ -38,6 +38,7 @@ async def finish_round(
         round=number,
         policy=context.policies.digest(number),
         handover_drift=context.policies.weight_sync(number).meta["per_token"],
+        weights_from=context.policies.weight_sync(number).meta.get("source"),
         origin=round_origin(context, number),
         gate=gate,
         **{key: value for key, value in metrics.items() if key in RoundSummary.model_fields and key != "policy"},

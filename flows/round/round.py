@@ -25,6 +25,7 @@ from flows.round.finish import finish_round
 from flows.round.gate import pass_gate
 from flows.round.shards import Shards, files_of, judged, process_shards
 from flows.round.update_step import update
+from flows.round.weight_sync import sync_weights
 from flows.workers.references import PromptBatch
 from pipeline.judges.human import HumanConfig
 from storage.log.manifest import Entry
@@ -39,7 +40,7 @@ async def run_round(context: RoundContext, number: int) -> RoundSummary:
             await round_steps.sleep_sampler(context, shards)
             async with prefetch(context, number + 1, shards):
                 await update(context, number, shards, by_people, replayed)
-    await round_steps.sync_weights(context, number)
+    await sync_weights(context, number)
     evaluation = await evaluate(context, number)
     gate = await pass_gate(context, number)
     return await finish_round(context, number, evaluation, gate)

@@ -5,7 +5,6 @@ single shard are in `flows.round.shard_steps`, the update in `flows.round.update
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from flows.registry.judge_usage import usage_meta
@@ -142,19 +141,6 @@ async def sleep_sampler(context: RoundContext, shards: Shards) -> None:
         await shards.all()
         async with context.display.waiting("the sampler lends its memory to the update"):
             await retry_on_worker_death(lambda _again: context.workers.sampler.call(SamplerWorker.sleep))
-
-
-@step("{context.name} r{number} sync weights")
-async def sync_weights(context: RoundContext, number: int) -> Entry:
-    """Gives the sampler the round's weights, in place, and keeps how far it then is from the trainer."""
-    policy = context.policies.after(number)
-    done = context.find(number, "handover", policy.digest)
-    if done is None:
-        with context.display.stage(number, "sync weights") as stage:
-            stage.begin()
-            answer = await context.workers.sampler.call(SamplerWorker.use, policy=policy)
-        done = context.commit(number, "handover", [], {**asdict(answer.result), **answer.work}, policy.digest)
-    return done
 
 
 def adopt_evaluation(context: RoundContext, number: int) -> None:

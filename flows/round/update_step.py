@@ -127,6 +127,7 @@ class _Update:
         if self._by_people is not None:
             own = [PreferenceShard(files_of(shard.candidates for shard in done), self._by_people.files, 1.0)]
         reference = self._reference or self._policy
+        synced = context.policies.weight_sync(context.policies.sampled_by(number)).meta
         given = UpdateInputs(
             policy=self._policy,
             reference=self._reference,
@@ -138,7 +139,8 @@ class _Update:
             average=self._average,
             state=files_of([self._state]),
             referenced=self._state.meta["referenced"] if self._state else None,
-            drift=context.policies.weight_sync(context.policies.sampled_by(number)).meta["per_sequence"],
+            drift=synced["per_sequence"],
+            noise=synced.get("noise", 0.0),
             failures=self._failures,
         )
         seed = context.seed(number)

@@ -16,6 +16,7 @@ from flows.workers.judge import JudgeWorker
 from flows.workers.sampler import SamplerWorker
 from flows.workers.trainer import TrainerWorker
 from pipeline.config import ReplicasConfig
+from pipeline.model.weight_pieces import CAN_SHARE_MEMORY
 from pipeline.recipe import Recipe
 from storage.log.run import Run
 from storage.log.store import Store
@@ -33,6 +34,12 @@ class WorkerSet:
     def carriers(self) -> tuple[Carrier, ...]:
         """Returns what carries requests to each of them."""
         return self.trainer.carrier, self.sampler.carrier, self.judge.carrier
+
+    @property
+    def share_memory(self) -> bool:
+        """Says whether sampler and trainer are processes of this machine, and can read each other's memory."""
+        carriers = (self.sampler.carrier, self.trainer.carrier)
+        return CAN_SHARE_MEMORY and all(isinstance(carrier, WorkerProcess) for carrier in carriers)
 
     async def stop(self) -> None:
         """Ends the workers."""

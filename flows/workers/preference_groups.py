@@ -8,11 +8,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import UpdateConfig
+from pipeline.dpo.losses import BFLOAT16_NOISE
 from pipeline.dpo.measured_sample import affordable
 from pipeline.dpo.types import PreferenceGroup, UpdateResult
 from pipeline.errors import WeightSyncError
 from pipeline.model.logprobs import sequence_logps
 
+DEVIATIONS = 4
+"""Standard deviations that a sequence may be off by before the difference is taken for more than noise."""
+MOST_NOISE = 2 * BFLOAT16_NOISE
+"""Largest standard deviation of a token, in nats, that is taken for bfloat16's."""
 LEAST_COMPARED = 2
 """Preferences on which the engines are compared; the weight sync has compared them on a few sequences more."""
 
@@ -71,16 +76,19 @@ def with_reference(
     tolerance: float,
     explain: Callable[[float], str] = lambda _per_token: "",
     expected: int = 0,
+    noise: float = 0.0,
 ) -> tuple[list[PreferenceGroup], dict[str, Any]]:
     """Returns the groups with the reference's log-probabilities by the engine that the recipe asks for.
 
     ``auto`` compares the two engines on some preferences: no more than a step has, and than take 3% of the steps' time.
-    It takes the sampler's if all sequences, here and at the weight sync, agree within ``reference_tolerance`` nats.
+    It takes the sampler's if all sequences, here and at the weight sync, agree within ``reference_tolerance`` nats. If
+    noise is expected, as in bfloat16, it takes them if all are within what that adds up to over a completion.
 
     Args:
         tolerance: how far the two may be apart on average, in nats per token, if they hold the same policy.
         explain: what more to say of a difference, in nats per token, that is too large.
         expected: preferences of the round, of which these may be a part.
+        noise: standard deviation of a token's difference that is expected, in nats; 0 if both compute in float32.
 
     Returns:
         The groups, and for the record which engine it is and how far the two were apart, in nats per sequence.
@@ -98,7 +106,8 @@ def with_reference(
         for group, logps in zip(compared, scored, strict=True)
         for sampled, trained in zip(group.reference_logps, logps, strict=True)
     ]
-    per_token = sum(gaps) / sum(len(answer) for group in compared for answer in group.candidate_token_ids)
+    lengths = [len(answer) for group in compared for answer in group.candidate_token_ids]
+    per_token = sum(gaps) / sum(lengths)
     if not per_token <= tolerance:
         raise WeightSyncError(
             "the policy that the update starts from gives the sampled answers log-probabilities that differ from the "
@@ -106,11 +115,23 @@ def with_reference(
             f"it is not the policy that sampled{explain(per_token)}"
         )
     drift = max(drift, *gaps)
-    if config.takes_samplers(drift):
+    if config.takes_samplers(drift) or (config.reference_logprobs == "auto" and is_noise(gaps, lengths, noise)):
         return list(groups), {"reference_logprobs": "sampler", "reference_drift": drift}
     scored += sequence_logps(model, groups[most:], config.token_budget, precision=config.precision)
     exact = [replace(group, reference_logps=logps) for group, logps in zip(groups, scored, strict=True)]
     return exact, {"reference_logprobs": "trainer", "reference_drift": drift}
+
+
+def is_noise(gaps: Sequence[float], lengths: Sequence[int], noise: float) -> bool:
+    """Says whether differences of sums over tokens are no larger than noise, of no more than bfloat16 has, makes them.
+
+    Args:
+        gaps: absolute differences, in nats.
+        lengths: tokens of each sum.
+        noise: standard deviation of a token's difference, in nats; independent from token to token.
+    """
+    within = all(gap <= DEVIATIONS * noise * length**0.5 for gap, length in zip(gaps, lengths, strict=True))
+    return 0 < noise <= MOST_NOISE and within
 
 
 def with_other_reference(

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from storage.log.manifest import FileRef
+
+WeightSource = Literal["memory", "checkpoint"]
 
 
 def hashes(files: Iterable[FileRef]) -> list[str]:
@@ -82,6 +84,7 @@ class UpdateInputs:
         state: what an update that was interrupted had done with these very shards.
         referenced: how it knew the reference's log-probabilities, as the round's metrics say it.
         drift: difference of sampler and trainer after the sync of the policy that sampled, in nats per sequence.
+        noise: standard deviation of a token's difference, as that sync found it, in nats.
         failures: rounds in a row before this one that failed the gate, which may ask for smaller steps.
     """
 
@@ -96,6 +99,7 @@ class UpdateInputs:
     state: tuple[FileRef, ...]
     referenced: dict[str, Any] | None
     drift: float
+    noise: float = 0.0
     failures: int = 0
 
 
@@ -115,12 +119,18 @@ class Drift:
     Args:
         per_token: largest over the sequences of the difference of sums, divided by length, in nats per token.
         per_sequence: largest difference of sums, in nats per sequence.
+        noise: standard deviation of a token's difference, in nats, if these are independent.
+        decoding: as ``per_token``, between what the sampler says of tokens while it samples them and afterwards.
         seconds: time of the weight sync, from the call to the compared probe.
+        source: where the sampler took the weights from: the trainer's memory, or the committed checkpoint.
     """
 
     per_token: float
     per_sequence: float
     seconds: float
+    source: WeightSource = "checkpoint"
+    noise: float = 0.0
+    decoding: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ class RoundUpdate:
         self._config = config if gate is None else gate.retried(config, inputs.failures)
         # How the reference is known, once the first preferences are there, or as it was before an interruption.
         self._metrics = inputs.referenced
+        # In float32 what the two are apart by is no noise, and tells other weights from the right ones.
+        self._noise = 0.0 if Agreement.of(slot.recipe).exact else inputs.noise
         self._waiting, self._shards = PreferencePool(), list[tuple[int, float]]()
         self._update: Update | None = None
         self._probed: list[TokenGroup] = []
@@ -132,8 +134,9 @@ class RoundUpdate:
             self._tell(doing="comparing with the sampler")
             model, agreed = slot.use(inputs.reference or inputs.policy), Agreement.of(slot.recipe)
             groups, self._metrics = preference_groups.with_reference(
-                model, groups, config, inputs.drift, agreed.tolerance, agreed.explain, slot.recipe.most_preferences
-            )
+                model, groups, config, inputs.drift, agreed.tolerance, agreed.explain, slot.recipe.most_preferences,
+                noise=self._noise,
+            )  # fmt: skip
             return groups
         if self._metrics is not None and self._metrics["reference_logprobs"] == "sampler":
             return groups
@@ -176,11 +179,13 @@ class RoundUpdate:
             first = next((count for count, _ in self._shards if count), 0)
             self._probed = [_best_answer(group) for group in self._waiting[: min(first, PROBE_SEQUENCES)]]
             self._probed_before = [logp for (logp,) in slot.logps(self._probed)]
+        sampled = self._metrics is not None and self._metrics["reference_logprobs"] == "sampler"
         facts = RoundFacts(
             round=self._round,
             rounds=slot.recipe.rounds,
             reference_is_start=inputs.reference is None and not mixed,
             most_preferences=slot.recipe.most_preferences,
+            noise=self._noise if sampled or self._config.precision == "bfloat16" else 0.0,
         )
         slot.set_current_policy(None)  # from here on the model is no committed policy, whatever happens
         worker = slot.worker  # what the update holds must not hold the update: its moments and files go with it at once

@@ -1,20 +1,23 @@
 """The sampler: one engine for the whole run, which takes each round's weights in place."""
 
 import time
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flows.workers.base import Worker, everywhere
+from flows.workers.drift import compare_with_probe, nearer_to_previous
 from flows.workers.precision import Agreement
-from flows.workers.references import Drift, PolicyRef
+from flows.workers.references import Drift, PolicyRef, WeightSource
 from pipeline.config import SamplingConfig, ThoughtMarks
-from pipeline.errors import WeightSyncError
+from pipeline.errors import EngineError, WeightSyncError
+from pipeline.model.weight_pieces import WantedWeights, WeightPiece
 from pipeline.records import prompt_seed
 from pipeline.sampling import (
     Sampler,
     SamplingRequest,
     Sleepable,
+    WeightReceiver,
     candidates_table,
     import_engine,
     make_sampler,
@@ -50,6 +53,7 @@ class SamplerWorker(Worker):
         self._drift: Drift | None = None
         self._policy: str | None = None
         self._started_with: str | None = None
+        self._began = 0.0
 
     @everywhere
     def use(self, policy: PolicyRef) -> Drift:
@@ -64,9 +68,46 @@ class SamplerWorker(Worker):
         started = time.perf_counter()
         self._policy = None
         self._load(policy)
-        self._drift = self._compare(policy, started)
+        self._drift = self._compare(policy, started, "checkpoint")
         self._policy = policy.digest
         return self._drift
+
+    def wanted_weights(self, policy: PolicyRef) -> WantedWeights | None:
+        """Says what it wants of a policy's weights if it is to have them out of the trainer's memory.
+
+        None if it cannot: it has the policy already, or no engine yet, or one that reads checkpoints alone.
+        """
+        if self._policy == policy.digest or not isinstance(self._sampler, WeightReceiver):
+            return None
+        self._began = time.perf_counter()
+        return self._sampler.wanted_weights()
+
+    def take_weights(self, piece: WeightPiece) -> None:
+        """Takes a piece of new weights; until `finish_weights` it can do nothing else.
+
+        Raises:
+            EngineError: shards of another policy are in progress, or the engine failed or is a new one.
+        """
+        self._policy = None
+        self._receiver().take_weights(piece)
+
+    def finish_weights(self, policy: PolicyRef) -> Drift:
+        """Ends the new weights, and shows on the policy's probe that the engine now computes with them.
+
+        Raises:
+            WeightSyncError: the engine's log-probabilities are not the trainer's.
+            EngineError: not all weights have come.
+        """
+        self._receiver().finish_weights(policy.digest)
+        self._started_with = None
+        self._drift = self._compare(policy, self._began, "memory")
+        self._policy = policy.digest
+        return self._drift
+
+    def _receiver(self) -> WeightReceiver:
+        if not isinstance(self._sampler, WeightReceiver):
+            raise EngineError("the sampler has been started anew while it was given weights: it reads the checkpoint")
+        return self._sampler
 
     def sample(
         self,
@@ -154,17 +195,11 @@ class SamplerWorker(Worker):
         else:
             self._sampler.load_weights(source)
 
-    def _compare(self, policy: PolicyRef, started: float) -> Drift:
+    def _compare(self, policy: PolicyRef, started: float, source: WeightSource) -> Drift:
         assert self._sampler is not None
         probe = self.table((policy.probe,)).to_pylist()
-        scored = self._sampler.score([(row["prompt_token_ids"], row["token_ids"]) for row in probe])
-        sums = [sum(logps) for logps in scored]
-        gaps = [abs(found - row["logp"]) for found, row in zip(sums, probe, strict=True)]
-        drift = Drift(
-            per_token=max(gap / len(row["token_ids"]) for gap, row in zip(gaps, probe, strict=True)),
-            per_sequence=max(gaps),
-            seconds=time.perf_counter() - started,
-        )
+        drift, sums = compare_with_probe(self._sampler, probe, self.recipe.sampling)
+        drift = replace(drift, seconds=time.perf_counter() - started, source=source)
         agreed = Agreement.of(self.recipe)
         if not drift.per_token <= agreed.tolerance:
             lower = "" if agreed.exact else ", or computes in a lower precision"
@@ -179,23 +214,16 @@ class SamplerWorker(Worker):
                 f"trainer's by {drift.per_token:.3g} nats per token, more than sampling.handover_tolerance "
                 f"{agreed.tolerance:g}: {why}{agreed.explain(drift.per_token)}"
             )
-        if _nearer_to_previous(sums, probe):
+        if not drift.decoding <= agreed.tolerance:
+            raise WeightSyncError(
+                f"after the sync of policy {policy.digest[:12]} the sampler gives tokens that it samples other "
+                f"log-probabilities than the same tokens when it scores them, by {drift.decoding:.3g} nats per token, "
+                f"more than sampling.handover_tolerance {agreed.tolerance:g}: its cache, or its decoding, is not of "
+                f"these weights{agreed.explain(drift.decoding)}"
+            )
+        if nearer_to_previous(sums, probe):
             raise WeightSyncError(
                 f"after the sync of policy {policy.digest[:12]} the sampler is nearer to the log-probabilities "
                 "of the policy before it than to the new ones: the engine has kept the old weights"
             )
         return drift
-
-
-def _nearer_to_previous(sums: Sequence[float], probe: Sequence[Mapping[str, Any]]) -> bool:
-    """Says whether an engine computes with the weights from before the update.
-
-    In bfloat16 its noise may exceed what a round changes, so that no tolerance tells; but noise has no direction. Its
-    deviation is estimated by the distance from the old policy. The two policies must be six deviations apart, so that
-    the middle between them is three away. Within a tenth of a nat a sequence they count as one, and the answer is no.
-    """
-    known = [(found, row) for found, row in zip(sums, probe, strict=True) if row.get("previous_logp") is not None]
-    moved = sum((row["logp"] - row["previous_logp"]) ** 2 for _, row in known)
-    followed = sum((found - row["previous_logp"]) * (row["logp"] - row["previous_logp"]) for found, row in known)
-    noise = sum((found - row["previous_logp"]) ** 2 for found, row in known) / max(len(known), 1)
-    return bool(moved > len(known) * 0.1**2 and moved > 6**2 * noise and followed < moved / 2)

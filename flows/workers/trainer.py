@@ -19,6 +19,7 @@ from pipeline.gate import TEXT
 from pipeline.judges import Judgment
 from pipeline.judges.support.tables import judgments_table
 from pipeline.model.gguf_files import find_gguf
+from pipeline.model.weight_pieces import WantedWeights, WeightPiece
 from pipeline.records import EVALUATION_LOGPS, EVALUATION_TOKEN_LOGPS, to_table
 from storage.log.manifest import FileRef
 from storage.tables import checkpoints
@@ -212,6 +213,24 @@ class TrainerWorker(Worker):
         if self._update is None:
             raise LostUpdateError("the trainer is asked to go on with an update that it has not begun: begin it again")
         return self._update
+
+    @collective
+    def begin_sending(self, policy: PolicyRef, wanted: WantedWeights) -> int:
+        """Prepares to give the sampler the weights of a policy out of memory; returns the number of pieces.
+
+        There are none if the model does not hold the policy any more, or if the sampler wants other tensors.
+        """
+        return self._model.begin_sending(policy, wanted)
+
+    @collective
+    def send_weights(self, number: int) -> WeightPiece:
+        """Puts a piece of the weights into shared memory, where it stays until the one after the next is asked for."""
+        return self._model.send(number)
+
+    @collective
+    def end_sending(self) -> None:
+        """Gives the pieces up: the sampler has them."""
+        self._model.end_sending()
 
     @collective
     def score(

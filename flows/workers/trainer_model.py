@@ -14,12 +14,15 @@ import torch
 
 from flows.workers.base import Worker, whole_directory
 from flows.workers.references import PolicyRef
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, LostUpdateError
 from pipeline.model import compilation
 from pipeline.model import policy as policies
 from pipeline.model.devices import check_device
 from pipeline.model.distributed import ALONE, World, shard
 from pipeline.model.logprobs import sequence_logps, token_logps
+from pipeline.model.sent_weights import SavedLayout, SentWeights
+from pipeline.model.shared_memory import SharedPiece
+from pipeline.model.weight_pieces import WantedWeights, WeightPiece
 from pipeline.packing.packing import TokenGroup
 from pipeline.records import PROBE, to_table
 from storage.log.manifest import FileRef
@@ -48,6 +51,9 @@ class TrainerModel:
         self._model: Any = None
         self._tokenizer: Any = None
         self._adapter: Any = None
+        self._layout: SavedLayout | None = None
+        self._sent: SentWeights | None = None
+        self._pieces: list[SharedPiece] = []
         self._policy: str | None = None
         self._base: str | None = None
 
@@ -94,7 +100,11 @@ class TrainerModel:
         """Puts the weights of a whole checkpoint into the model, which the first one creates."""
         if self._model is not None:
             policies.load_weights(self._model, directory)
-            return
+        else:
+            self._create(directory)
+        self._layout = SavedLayout.of(self._model, directory)
+
+    def _create(self, directory: Path) -> None:
         device = self.recipe.devices.trainer if self._world.size == 1 else "cpu"
         self._model, self._tokenizer = policies.load_policy(directory, device=device)
         if self.recipe.update.router_loss_weight:
@@ -128,6 +138,42 @@ class TrainerModel:
             policies.save_policy(self._model, self._tokenizer, directory)
         else:
             self._adapter.save(self._tokenizer, directory)
+
+    def begin_sending(self, policy: PolicyRef, wanted: WantedWeights) -> int:
+        """Prepares to give the sampler the weights in place; returns the number of pieces.
+
+        There are none if the model holds other weights, or if the sampler wants anything else than they are.
+        """
+        self.end_sending()
+        if self._policy != policy.digest or self._layout is None:
+            return 0
+        sent = SentWeights(self._layout, wanted, self._adapter)
+        self._sent = sent if sent.fit else None
+        return len(sent) if sent.fit else 0
+
+    def send(self, number: int) -> WeightPiece:
+        """Puts a piece of the weights into shared memory, on the first rank; the one before the last is given up.
+
+        Raises:
+            LostUpdateError: this worker has begun to send nothing.
+        """
+        if self._sent is None:
+            raise LostUpdateError("the trainer is asked for weights that it has not begun to send: begin again")
+        while len(self._pieces) > 1:
+            self._pieces.pop(0).close()
+        tensors = self._sent.piece(number)
+        if not self._world.is_main:
+            for _ in tensors:  # gathered for the first one
+                pass
+            return WeightPiece(0, 0, 0, ())
+        self._pieces.append(SharedPiece(tensors))
+        return self._pieces[-1].piece
+
+    def end_sending(self) -> None:
+        """Gives the pieces up that are left."""
+        self._sent = None
+        while self._pieces:
+            self._pieces.pop().close()
 
     def logps(self, groups: Sequence[TokenGroup]) -> list[list[float]]:
         """Returns the log-probability of each completion under the weights in place, in nats."""

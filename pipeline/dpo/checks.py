@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -10,11 +9,10 @@ from torch import Tensor
 
 from pipeline.config import OBJECTIVES, UpdateConfig
 from pipeline.dpo.losses import LOSSES, Loss, PreferenceBatch
-from pipeline.dpo.types import PreferenceGroup, RoundFacts
+from pipeline.dpo.types import PreferenceGroup
 from pipeline.errors import (
     ConfigError,
     DataError,
-    FirstLossError,
     NonFiniteError,
     OutOfMemoryError,
     UnsupportedModelError,
@@ -141,42 +139,3 @@ def halved_budget(groups: Sequence[PreferenceGroup], token_budget: int, reason: 
             "candidates, or use lora or a larger device"
         )
     return max(token_budget // 2, largest.packed_tokens)
-
-
-def first_loss_tolerance(config: UpdateConfig) -> float:
-    """Says how far the first loss may be from the expected one, relative to it.
-
-    Float32 engines agree to 1e-6 nats a token, which moves the loss by less than 1e-5. Bfloat16 ones differ by about
-    0.05, at random, which moves a step's mean by 1e-2. A swapped sign, other token ids or a stale reference move it by
-    more.
-    """
-    return 1e-3 if config.precision == "float32" else 3e-2
-
-
-def expected_first_loss(
-    batch: Sequence[PreferenceGroup], terms: Sequence[tuple[Loss, float]], config: UpdateConfig, facts: RoundFacts
-) -> float | None:
-    """Returns a step's mean objective if policy and reference are one; None if they are not, or theory gives none."""
-    total = 0.0
-    for loss, weight in terms:
-        if not facts.reference_is_start or loss.first_loss is None:
-            return None
-        first = loss.first_loss
-        total += weight * fmean(first(config, list(group.places)) for group in batch)
-    return total
-
-
-def check_first_loss(loss: float, expected: float | None, *, drift: float, tolerance: float) -> None:
-    """Raises FirstLossError if the first loss is not the expected one, within a relative tolerance.
-
-    ``drift`` is the largest difference between reference and policy, in nats a sequence, for the message.
-    """
-    if expected is None or abs(loss - expected) <= tolerance * abs(expected):
-        return
-    raise FirstLossError(
-        f"the first loss is {loss:.6f} and theory gives {expected:.6f} if policy and reference are one; "
-        f"the largest difference between the two is {drift:.3g} nats a sequence. The reference "
-        "log-probabilities are not those of these weights: look for a sampler that kept older weights, other "
-        "token ids (a missing end-of-sequence token), tempered log-probabilities, or dropout; "
-        "reference_logprobs: trainer computes them here. No step was taken"
-    )

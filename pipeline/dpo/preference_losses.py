@@ -4,6 +4,7 @@ Axes: ``P`` preferences, ``K`` candidates of a preference, ``S`` candidates of a
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,26 +18,33 @@ Terms = Sequence[tuple[Loss, float]]
 
 
 def preference_batch(members: Sequence[PreferenceGroup], logps_S: Tensor) -> PreferenceBatch:
-    """Arranges the candidates of preferences as [P, K].
+    """Arranges the candidates of preferences as [P, K]; see ``reference_batch``."""
+    counts = [len(group.candidate_token_ids) for group in members]
+    index, start = [], 0
+    for candidates in counts:
+        index.append([*range(start, start + candidates), *[start] * (max(counts) - candidates)])
+        start += candidates
+    batch = reference_batch(members, device=logps_S.device, dtype=logps_S.dtype)
+    return replace(batch, logps_P_K=logps_S[torch.tensor(index, device=logps_S.device)])
+
+
+def reference_batch(members: Sequence[PreferenceGroup], *, device: torch.device, dtype: torch.dtype) -> PreferenceBatch:
+    """Arranges preferences as [P, K], under a policy that is the reference.
 
     Places that a preference lacks have rank -1 and repeat its first candidate.
     """
-    counts = [len(group.candidate_token_ids) for group in members]
-    widest = max(counts)
-    index, reference, lengths, ranks = [], [], [], []
-    start = 0
-    for group, candidates in zip(members, counts, strict=True):
-        missing = widest - candidates
-        index.append([*range(start, start + candidates), *[start] * missing])
+    widest = max(len(group.candidate_token_ids) for group in members)
+    reference, lengths, ranks = [], [], []
+    for group in members:
+        missing = widest - len(group.candidate_token_ids)
         reference.append([*group.reference_logps, *[group.reference_logps[0]] * missing])
         lengths.append([*map(len, group.candidate_token_ids), *[1] * missing])
         ranks.append([*group.places, *[-1] * missing])
-        start += candidates
     labels = [1.0 if group.soft_label is None else group.soft_label for group in members]
-    device, dtype = logps_S.device, logps_S.dtype
+    reference_P_K = torch.tensor(reference, device=device, dtype=dtype)
     return PreferenceBatch(
-        logps_P_K=logps_S[torch.tensor(index, device=device)],
-        reference_logps_P_K=torch.tensor(reference, device=device, dtype=dtype),
+        logps_P_K=reference_P_K,
+        reference_logps_P_K=reference_P_K,
         lengths_P_K=torch.tensor(lengths, device=device, dtype=dtype),
         ranks_P_K=torch.tensor(ranks, device=device),
         soft_labels_P=torch.tensor(labels, device=device, dtype=dtype),

@@ -57,12 +57,14 @@ class RoundFacts:
     ``round`` of ``rounds``, from 1: where a schedule over the whole run stands. ``reference_is_start``: the reference
     log-probabilities are those of the weights that the update starts from, so that the first loss is known beforehand
     and is checked. ``most_preferences``: as many as the round could have given, see `StepPlan`; None if nobody knows.
+    ``noise``: standard deviation of a token's log-probability between the engines, in nats; 0 if it was not measured.
     """
 
     round: int = 1
     rounds: int = 1
     reference_is_start: bool = True
     most_preferences: int | None = None
+    noise: float = 0.0
 
     def schedule_part(self, config: UpdateConfig) -> tuple[float, float]:
         """Returns the share of the learning rate's schedule before this update, and that at its end."""

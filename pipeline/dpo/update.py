@@ -20,14 +20,12 @@ from pipeline.dpo.batches import PlannedStep, StepPlan
 from pipeline.dpo.checks import (
     check_alone,
     check_any,
-    check_first_loss,
     check_gradient,
     check_inputs,
     check_weights,
-    expected_first_loss,
-    first_loss_tolerance,
     halved_budget,
 )
+from pipeline.dpo.first_loss import check_first_loss
 from pipeline.dpo.gradients import StepOutcome, accumulate_gradient
 from pipeline.dpo.measured_sample import displacement_sample, spread
 from pipeline.dpo.optimizer import build_optimizer, learning_rate_factor
@@ -232,10 +230,9 @@ class Update:
         batch = [self._groups[index] for index in planned.members]
         outcome, tokens = self._gradient(batch, step)
         if step == 0:
-            done, tolerance = self._done, first_loss_tolerance(config)
-            done.expected = expected_first_loss(batch, self._terms, config, self._facts)
+            done = self._done
             done.first_loss, done.drift = outcome.objective.mean().item(), outcome.drift.max().item()
-            check_first_loss(done.first_loss, done.expected, drift=done.drift, tolerance=tolerance)
+            done.expected = check_first_loss(outcome, batch, self._terms, config, self._facts)
         factor = learning_rate_factor(config, self._facts, step=step, done=planned.done)
         learning_rate = config.learning_rate * factor * planned.weight
         grad_norm = _take_step(self._model, self._optimizer, learning_rate, config.max_grad_norm, batch, step)

@@ -7,7 +7,7 @@ whatever else wants one model, gets the two merged: ``W + scale * B @ A``, compu
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -107,14 +107,51 @@ class Adapter:
         path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
         tokenizer.save_pretrained(directory)
 
+    def changes(self) -> "Changes":
+        """Gives what the adapter changes, in float32 and in main memory; of several ranks all call it."""
+        weights = {name: full_tensor(weight.detach()).cpu() for name, weight in self._weights()}
+        return Changes({_without_adapter_name(name): weight for name, weight in weights.items()}, self._scale)
+
     def _put(self, tensors: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():
             for name, weight in self._weights():
-                weight.copy_(spread_like(tensors[re.sub(r"\.default(?=\.|$)", "", name)], weight))
+                weight.copy_(spread_like(tensors[_without_adapter_name(name)], weight))
 
     def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Lists the adapter's weights, or this rank's part of them, by peft's names."""
         return ((_PREFIX + name, weight) for name, weight in self._model.named_parameters() if ".lora_" in name)
+
+
+def _without_adapter_name(name: str) -> str:
+    """Turns the name of an adapter's weight in memory into that in a file."""
+    return re.sub(r"\.default(?=\.|$)", "", name)
+
+
+class Changes:
+    """What an adapter adds to the weights of a model, by their names in memory.
+
+    Args:
+        tensors: the adapter's weights by their names in a file.
+        scale: factor of each change.
+    """
+
+    def __init__(self, tensors: dict[str, torch.Tensor], scale: float) -> None:
+        self._matrices, self._scale = _matrices(tensors), scale
+
+    def keys(self) -> Set[str]:
+        """Returns the names of the weights that are changed."""
+        return self._matrices.keys()
+
+    def added(self, model: Any, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """Gives a weight of the model with its change, in the weight's own type; the weight itself if it has none."""
+        if name not in self._matrices:
+            return weight
+        narrow, wide = self._matrices[name]
+        change = self._scale * (wide @ narrow)
+        module = model.get_submodule(name.removesuffix(".weight"))
+        # Both keep their weight as [inputs, outputs]: embeddings, and transformers' Conv1D, of GPT-2.
+        turned = isinstance(module, torch.nn.Embedding | Conv1D)
+        return (weight.float() + (change.T if turned else change)).to(weight.dtype)
 
 
 def is_adapter(directory: Path) -> bool:
@@ -154,8 +191,7 @@ class _Merging:
     def __init__(self, base: Path, adapter: Path) -> None:
         self._model, self._files = weightless(base), Files(weight_files(base))
         self._names = WeightNames(self._model, self._files.shapes)
-        self._changes = _changes(load_file(adapter / _ADAPTER))
-        self._scale = _scale(_settings(adapter))
+        self._changes = Changes(load_file(adapter / _ADAPTER), _scale(_settings(adapter)))
         self._groups: dict[str, Group] = {}
         shapes: set[str] = set()
         for group in self._names.groups:
@@ -177,19 +213,9 @@ class _Merging:
         if name not in self._done:
             weights = self._names.in_memory(group, self._files.read(group.names))
             self._done |= self._names.in_files(
-                group, {weight: self._with_change(weight, value) for weight, value in weights.items()}
+                group, {weight: self._changes.added(self._model, weight, value) for weight, value in weights.items()}
             )
         return self._done.pop(name).contiguous()
-
-    def _with_change(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        if name not in self._changes:
-            return weight
-        narrow, wide = self._changes[name]
-        change = self._scale * (wide @ narrow)
-        module = self._model.get_submodule(name.removesuffix(".weight"))
-        # Both keep their weight as [inputs, outputs]: embeddings, and transformers' Conv1D, of GPT-2.
-        turned = isinstance(module, torch.nn.Embedding | Conv1D)
-        return (weight.float() + (change.T if turned else change)).to(weight.dtype)
 
 
 def _settings(adapter: Path) -> dict[str, Any]:
@@ -204,7 +230,7 @@ def _scale(settings: Mapping[str, Any]) -> float:
     return alpha / (rank**0.5 if settings["use_rslora"] else rank)
 
 
-def _changes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def _matrices(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Finds both matrices of each weight that the adapter changes: A, ``[rank, inputs]``, and B, ``[outputs, rank]``.
 
     Those of embeddings are named ``MODULE.lora_embedding_A``, and all others ``MODULE.lora_A.weight``.

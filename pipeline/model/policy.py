@@ -3,6 +3,7 @@
 Weights are safetensors; nothing here reads or writes a pickle.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -160,7 +161,7 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
     files = Files(weight_files(directory))
     names = WeightNames(weightless_like(model), files.shapes)
     shapes = names.shapes()
-    tensors = _by_saved_name(model)
+    tensors = tensors_by_saved_name(model)
     for name, parameter in model.named_parameters():
         aliases = [alias for alias, tensor in tensors.items() if tensor is parameter]
         if ".lora_" in name or any(shapes.get(alias) == tuple(parameter.shape) for alias in aliases):
@@ -169,14 +170,19 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
             f"the weights in {directory} do not fit the model: '{aliases[0]}' is "
             f"{shapes.get(aliases[0], 'missing')}, not {tuple(parameter.shape)}"
         )
+    for group in names.groups:
+        put_tensors(tensors, names.in_memory(group, files.read(group.names)))
+
+
+def put_tensors(own: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) -> None:
+    """Puts new weights in place of a model's ``own``, as `tensors_by_saved_name` gives them, as far as it has them."""
     with torch.no_grad():
-        for group in names.groups:
-            for name, tensor in names.in_memory(group, files.read(group.names)).items():
-                if name in tensors:
-                    tensors[name].copy_(spread_like(tensor, tensors[name]))
+        for name, tensor in new.items():
+            if name in own:
+                own[name].copy_(spread_like(tensor, own[name]))
 
 
-def _by_saved_name(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+def tensors_by_saved_name(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Finds all that a checkpoint has of a model, by the names without an adapter; what is tied is there twice."""
     tensors = model.state_dict(keep_vars=True)
     return {name.replace(".base_layer.", "."): tensor for name, tensor in tensors.items() if ".lora_" not in name}

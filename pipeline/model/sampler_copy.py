@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig
 
 from pipeline.errors import ConfigError, UnsupportedModelError
-from pipeline.model.checkpoint_files import INDEX, SMALL_FILES, Shapes, read_config, weight_files, weight_shapes
+from pipeline.model.checkpoint_files import INDEX, SMALL_FILES, read_config, weight_files, weight_shapes
 from pipeline.model.weight_names import open_tensors, weightless
 
 _EMBEDDINGS = "model.embed_tokens.weight"
@@ -72,7 +73,7 @@ def _link_untied(checkpoint: Path, scratch: Path) -> None:
     """Links to the checkpoint's weights, and writes the head alone beside them, with an index of both."""
     weight_map: dict[str, str] = {}
     shapes = weight_shapes(checkpoint)
-    embeddings, head = _tied_names(checkpoint, shapes)
+    embeddings, head = tied_names(shapes, lambda: weightless(checkpoint))
     for path in weight_files(checkpoint):
         link = f"linked-{path.name}"  # transformers would take a model.safetensors for the whole, without the head
         (scratch / link).symlink_to(path.resolve())
@@ -87,16 +88,24 @@ def _link_untied(checkpoint: Path, scratch: Path) -> None:
     (scratch / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
-def _tied_names(checkpoint: Path, shapes: Shapes) -> tuple[str, str]:
-    """Names the input embeddings, and the head that they serve as; without the usual name, the model tells them."""
+def tied_names(shapes: Mapping[str, Any], make_model: Callable[[], Any]) -> tuple[str, str]:
+    """Names the input embeddings, and the head that they serve as; without the usual name, the model tells them.
+
+    Args:
+        shapes: of the tensors in the checkpoint, by name.
+        make_model: makes the model without weights.
+
+    Raises:
+        UnsupportedModelError: the embeddings are not where they are expected.
+    """
     if _EMBEDDINGS in shapes:
         return _EMBEDDINGS, _HEAD
-    model = weightless(checkpoint)
+    model = make_model()
     names = {module: f"{name}.weight" for name, module in model.named_modules()}
     embeddings, head = (names.get(module) for module in (model.get_input_embeddings(), model.get_output_embeddings()))
-    if embeddings not in shapes or head is None:
+    if embeddings is None or head is None or embeddings not in shapes:
         raise UnsupportedModelError(
-            f"the checkpoint {checkpoint} has tied embeddings, but no tensor '{embeddings or _EMBEDDINGS}': "
-            "save it with tie_word_embeddings false"
+            f"the checkpoint of a {type(model).__name__} has tied embeddings, but no tensor "
+            f"'{embeddings or _EMBEDDINGS}': save it with tie_word_embeddings false"
         )
     return embeddings, head

@@ -27,6 +27,11 @@ from transformers.core_model_loading import (
 from pipeline.errors import ConfigError, UnsupportedModelError
 
 Tensors = dict[str, torch.Tensor]
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+"""What safetensors calls the types that a model which is trained here may have."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class WeightNames:
     """
 
     def __init__(self, model: Any, files: Mapping[str, tuple[int, ...]]) -> None:
-        self._model, self._files = model, files
+        self.model, self.files = model, files
         rules = get_model_conversion_mapping(model)
         renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
         converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
@@ -83,11 +88,11 @@ class WeightNames:
         for name, source in group.sources:
             rule.add_tensor(group.target, name, source, tensors[name])
         try:
-            converted = rule.convert(group.target, model=self._model, config=self._model.config)
+            converted = rule.convert(group.target, model=self.model, config=self.model.config)
         except (RuntimeError, ValueError, IndexError, KeyError) as error:
             raise ConfigError(
                 f"the checkpoint's {group.names[0]} and others cannot be made '{group.target}' of a "
-                f"{type(self._model).__name__} ({error}): fetch or save the checkpoint again"
+                f"{type(self.model).__name__} ({error}): fetch or save the checkpoint again"
             ) from error
         return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in converted.items()}
 
@@ -99,11 +104,11 @@ class WeightNames:
         """
         if group.sources[0][1] is None:
             return {group.sources[0][0]: weights[group.target]}
-        tensors: Tensors = revert_weight_conversion(self._model, weights)
+        tensors: Tensors = revert_weight_conversion(self.model, weights)
         if tensors.keys() != set(group.names):
             other = min(tensors.keys() ^ set(group.names))
             raise UnsupportedModelError(
-                f"transformers does not save '{group.target}' of {type(self._model).__name__} under the names that it "
+                f"transformers does not save '{group.target}' of {type(self.model).__name__} under the names that it "
                 f"reads ('{other}' is only among one of them): save the checkpoint anew with save_pretrained"
             )
         return tensors
@@ -112,7 +117,7 @@ class WeightNames:
         """Gives names and shapes in memory, of all groups unless some are named; no tensor is read."""
         found: dict[str, tuple[int, ...]] = {}
         for group in groups or self.groups:
-            empty = {name: torch.empty(self._files[name], device="meta") for name in group.names}
+            empty = {name: torch.empty(self.files[name], device="meta") for name in group.names}
             found |= {name: tuple(tensor.shape) for name, tensor in self.in_memory(group, empty).items()}
         return found
 
@@ -155,6 +160,11 @@ class Files:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Reads names and shapes from the headers alone."""
         return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._files.items()}
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Reads the types from the headers alone."""
+        return {name: _DTYPES[file.get_slice(name).get_dtype()] for name, file in self._files.items()}
 
     def read(self, names: list[str]) -> Tensors:
         """Reads these tensors, onto the CPU."""

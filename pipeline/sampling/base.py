@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from pipeline.config import SamplingConfig, ThoughtMarks
 from pipeline.errors import DataError, PromptTooLongError
+from pipeline.model.weight_pieces import WantedWeights, WeightPiece
 from pipeline.records import CANDIDATES, THINKING_CANDIDATES, to_table
 from pipeline.sampling.decoding import Tokenizer, completion_texts
 from pipeline.sampling.thoughts import find_thoughts
@@ -105,6 +106,31 @@ class Sleepable(Protocol):
 
     def sleep(self) -> None:
         """Lends that memory, until the next call."""
+        ...
+
+
+@runtime_checkable
+class WeightReceiver(Protocol):
+    """An engine that can take new weights out of another process's memory."""
+
+    def wanted_weights(self) -> WantedWeights | None:
+        """Returns what it wants of a policy; None if it can take weights from a checkpoint alone."""
+        ...
+
+    def take_weights(self, piece: WeightPiece) -> None:
+        """Takes a piece of a policy's weights. Until `finish_weights` the engine can do nothing else.
+
+        Raises:
+            EngineError: sampling is in progress, and nothing changed; or the engine is lost.
+        """
+        ...
+
+    def finish_weights(self, policy: str) -> None:
+        """Ends the new weights, which are those of the policy of this hash; nothing of the old stays.
+
+        Raises:
+            EngineError: some of the weights have not come: the engine is lost.
+        """
         ...
 
 

@@ -10,8 +10,12 @@ import torch
 
 from pipeline.config import SamplingConfig
 from pipeline.errors import ConfigError, EngineError
+from pipeline.model.checkpoint_files import weight_files
 from pipeline.model.model_config import length_boundaries
-from pipeline.model.policy import choose_context, load_policy, load_weights
+from pipeline.model.policy import choose_context, load_policy, load_weights, put_tensors, tensors_by_saved_name
+from pipeline.model.shared_memory import read_piece
+from pipeline.model.weight_names import Files, WeightNames, weightless_like
+from pipeline.model.weight_pieces import WantedWeights, WeightPiece
 from pipeline.packing.packing import length_class
 from pipeline.sampling.base import (
     Candidate,
@@ -53,6 +57,8 @@ class TransformersSampler:
         self._model, _ = load_policy(directory, device=device)
         self._boundaries = length_boundaries(self._model.config)
         self._in_progress = 0
+        self._names = WeightNames(weightless_like(self._model), Files(weight_files(directory)).shapes)
+        self._arrived: set[str] = set()
 
     def sample(self, requests: Sequence[SamplingRequest], config: SamplingConfig) -> Sampling:
         """Samples as ``Sampler`` says.
@@ -100,6 +106,30 @@ class TransformersSampler:
         except ConfigError as error:
             raise EngineError(f"the sampler cannot take these weights: {error}") from error
         self._stop = stop_tokens(directory)
+
+    def wanted_weights(self) -> WantedWeights:
+        """Says what it wants as ``WeightReceiver`` says."""
+        return WantedWeights(self._names.files, "float32")
+
+    def take_weights(self, piece: WeightPiece) -> None:
+        """Takes a piece of new weights as ``WeightReceiver`` says."""
+        if self._in_progress:
+            raise EngineError("the sampler cannot take new weights while it samples: take the turns that are left")
+        try:
+            new = dict(read_piece(piece))
+        except OSError as error:
+            raise EngineError(f"the trainer's memory cannot be read ({error}): start a new sampler") from error
+        own = tensors_by_saved_name(self._model)
+        for group in self._names.groups:
+            if group.names[0] in new:
+                put_tensors(own, self._names.in_memory(group, {name: new[name] for name in group.names}))
+        self._arrived |= new.keys()
+
+    def finish_weights(self, policy: str) -> None:
+        """Ends the new weights as ``WeightReceiver`` says."""
+        lacking, self._arrived = self._names.files.keys() - self._arrived, set()
+        if lacking:
+            raise EngineError(f"of policy {policy} {len(lacking)} weights have not come: start a new sampler")
 
     def _score_one(self, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
         ids_1_T = torch.tensor([[*prompt, *answer]], device=self._device)

@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, EngineError, RondoError
 from pipeline.model.checkpoint_files import Shapes, read_config, weight_shapes
 from pipeline.model.policy import Precision, choose_context
 from pipeline.model.sampler_copy import SAMPLED_TIED, is_tied
+from pipeline.model.weight_pieces import CAN_SHARE_MEMORY, WantedWeights, WeightPiece
 from pipeline.sampling.base import (
     Candidate,
     FinishReason,
@@ -68,6 +69,8 @@ class VllmSampler:
         self._calls: dict[int, _Call] = {}
         self._begun = 0
         self._sleeping = False
+        self._precision, self._transfers = precision, gpus == 1 and CAN_SHARE_MEMORY
+        self._arrived: set[str] | None = None  # names of the new weights, while they come
         self._engine = start_engine(
             directory,
             config,
@@ -79,6 +82,7 @@ class VllmSampler:
             gpus=gpus,
             precision=precision,
             sleeps=sleeps,
+            transfers=self._transfers,
         )
 
     def sample(self, requests: Sequence[SamplingRequest], config: SamplingConfig) -> Sampling:
@@ -154,8 +158,7 @@ class VllmSampler:
 
         What can be checked is checked first: a reload that fails leaves a dead engine.
         """
-        if self._calls:
-            raise EngineError("the sampler cannot take new weights while it samples: take the turns that are left")
+        self._check_may_change()
         try:
             shapes = _untied_shapes(directory)
         except ConfigError as error:
@@ -175,6 +178,50 @@ class VllmSampler:
         self._stop = stop_tokens(directory)
         # A reload keeps the prefix cache: long prompts would go on from the old weights' keys and values.
         self._reset_cache()
+
+    def wanted_weights(self) -> WantedWeights | None:
+        """Says what it wants as ``WeightReceiver`` says; an engine of several processes knows no transfer of ours."""
+        self._check_whole()
+        if not self._transfers:
+            return None
+        model = self._engine.collective_rpc("get_model")[0]
+        dtypes = {str(weight.dtype) for weight in model.parameters() if weight.is_floating_point()}
+        # A weight that the engine keeps in another precision than its own is to come as the checkpoint has it.
+        return WantedWeights(self._shapes, self._precision if dtypes == {f"torch.{self._precision}"} else None)
+
+    def take_weights(self, piece: WeightPiece) -> None:
+        """Takes a piece of new weights as ``WeightReceiver`` says."""
+        if self._arrived is None:
+            self._check_may_change()
+            self._wake()
+        with _failing("take new weights out of the trainer's memory"):
+            if self._arrived is None:
+                self._arrived = set()
+                self._engine.collective_rpc("start_weight_update")
+            self._engine.collective_rpc("update_weights", kwargs={"update_info": {"piece": piece}})
+        self._arrived |= {name for placed in piece.tensors for name in placed.names}
+
+    def finish_weights(self, policy: str) -> None:
+        """Ends the new weights as ``WeightReceiver`` says; vLLM's weight version is the policy's hash."""
+        arrived = self._arrived or set()
+        if lacking := self._shapes.keys() - arrived:
+            raise EngineError(
+                f"of the policy's weights {len(lacking)} have not come, such as '{min(lacking)}': start a new sampler"
+            )
+        with _failing("take new weights out of the trainer's memory"):
+            self._engine.collective_rpc("finish_weight_update")
+            self._engine.set_weight_version(policy)
+        self._arrived = None
+        self._reset_cache()
+
+    def _check_may_change(self) -> None:
+        self._check_whole()
+        if self._calls:
+            raise EngineError("the sampler cannot take new weights while it samples: take the turns that are left")
+
+    def _check_whole(self) -> None:
+        if self._arrived is not None:
+            raise EngineError("the sampler has got a part of a policy's weights alone: start a new sampler")
 
     def sleep(self) -> None:
         """Lends the GPU's memory to others, until the next call: weights move to the host, the cache is given up.
@@ -196,6 +243,7 @@ class VllmSampler:
 
     def _run(self, work: Sequence["_Work"]) -> "_Turns":
         """Runs requests through the engine, beside those of other calls; the answers come in their order."""
+        self._check_whole()
         self._wake()
         if not self._calls:
             self._reset_cache()

@@ -30,12 +30,14 @@ def start_engine(
     gpus: int,
     precision: Precision,
     sleeps: bool,
+    transfers: bool,
 ) -> Any:
     """Starts an engine in this process; ``VllmSampler`` says what each argument is.
 
     Args:
         context: tokens of the longest sequence.
         shapes: of the weights in the directory.
+        transfers: whether it is to take weights out of shared memory; it has to be one process then.
 
     Raises:
         EngineError: the engine cannot start.
@@ -64,6 +66,12 @@ def start_engine(
     if device != "cpu":
         arguments["gpu_memory_utilization"] = _memory_share(shapes, precision, device, config.cache_gib, gpus)
         arguments["enable_sleep_mode"] = sleeps
+    if transfers:
+        from vllm.config import WeightTransferConfig
+
+        from pipeline.sampling.vllm_transfer import BACKEND
+
+        arguments["weight_transfer_config"] = WeightTransferConfig(backend=BACKEND)
     if ":" in device:
         arguments["device_ids"] = [int(device.split(":")[1])]
     try:

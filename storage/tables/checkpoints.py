@@ -34,6 +34,7 @@ _SETTLED_NS = 100_000_000
 """A file system's times may be as coarse as a tick: a file that has just been written might be written to again, and
 look the same. Of a file that was older than this when reading began, any later write shows.
 """
+_LARGE = 64 * 2**20
 # A round reads its own weights, those of the round before, and those of round 0.
 KEPT_COPIES = 3
 
@@ -226,7 +227,14 @@ def _names(directory: Path) -> list[str]:
 def _seal_file(key: str, directory: Path, name: str) -> FileRef:
     path = directory / name
     with durable.clear_errors(path), path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size >= _LARGE:
+            _wait_until_settled(file)
         return FileRef(f"{key}/{name}", os.fstat(file.fileno()).st_size, _sha256(file), name=name)
+
+
+def _wait_until_settled(file: BufferedReader) -> None:
+    """Waits until the hash of a file that has just been written can be remembered: less than to hash it again."""
+    time.sleep(max(0, max(_identity(file)[-2:]) + _SETTLED_NS + 1_000_000 - time.time_ns()) / 1e9)
 
 
 _HASHED: OrderedDict[tuple[int, ...], str] = OrderedDict()

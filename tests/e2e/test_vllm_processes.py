@@ -24,7 +24,7 @@ def test_an_engine_that_schedules_ahead(engines: ForkServer, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("kind", ["gemma2", "cohere", "granite", "gpt2", "longrope", "opt", "own head"])
+@pytest.mark.parametrize("kind", ["gemma2", "cohere", "granite", "gpt2", "longrope", "mixtral", "opt", "own head"])
 def test_types_of_models_that_keep_things_elsewhere(engines: ForkServer, kind: str, tmp_path: Path) -> None:
     """vLLM agrees with plain transformers, before and after new weights: see ``support.engine_of_type``."""
     done = engines.run("support.engine_of_type", kind, str(tmp_path), directory=tmp_path, timeout=600)

@@ -17,6 +17,8 @@ STAGES = (
 TIMES = ("latency", "seconds")
 PAID = ("replies_cached", "paid_tokens_in", "paid_tokens_out", "cost")
 """What was asked for anew depends on what a process before had asked for already."""
+WAYS = ("weights_from",)
+"""What a round's metrics say of how it was done: a run that is resumed reads weights that another one had in memory."""
 
 
 def tables(store: Store, run: Run, round: int) -> dict[str, pa.Table]:
@@ -47,5 +49,7 @@ def assert_same(
         for stage, table in mine.items():
             assert table.equals(theirs[stage]), f"round {round}: {stage} differs"
         assert weights(run, round) == weights(other, round), f"round {round}: the weights differ"
-        mine_figures, their_figures = ({**r.rounds()[round].meta, **dict.fromkeys(costs)} for r in (run, other))
+        mine_figures, their_figures = (
+            {**r.rounds()[round].meta, **dict.fromkeys((*costs, *WAYS))} for r in (run, other)
+        )
         assert mine_figures == their_figures, f"round {round}: the metrics differ"

@@ -2,8 +2,8 @@
 
     python -m support.engine_of_type TYPE DIRECTORY        forked, see ``support.vllm_imported``
 
-Scores under the weights that the engine starts with, samples, takes other weights in place, and scores again. A wrong
-value is an AssertionError.
+Scores under the weights that the engine starts with, takes other weights in place, from a file and out of memory,
+scores again, and samples. A wrong value is an AssertionError.
 """
 
 import sys
@@ -19,6 +19,7 @@ from pipeline.config import SamplingConfig
 from pipeline.model.sampler_copy import sampler_copy
 from pipeline.sampling.base import SamplingRequest, finish
 from pipeline.sampling.vllm_engine import VllmSampler
+from support.sent_weights import send
 from support.tiny import tiny_tokenizer
 
 CONTEXT = 32
@@ -57,6 +58,7 @@ def configurations() -> dict[str, Callable[[], Any]]:
             num_attention_heads=2, max_position_embeddings=64, init_std=0.2, pad_token_id=0, bos_token_id=1,
             eos_token_id=2,
         ),
+        "mixtral": lambda: hf.MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2),
         "own head": lambda: hf.LlamaConfig(**SHAPE, tie_word_embeddings=True),
     }  # fmt: skip
 
@@ -105,5 +107,12 @@ def main() -> None:
     assert_close(sampler.score(SEQUENCES), expected(first))
     sampler.load_weights(second)
     assert_close(sampler.score(SEQUENCES), expected(second))
+    third = checkpoint(kind, directory, 2)
+    send(sampler, directory / "2")
+    assert_close(sampler.score(SEQUENCES), expected(third))
+    sampler.load_weights(second)
+    send(sampler, directory / "2")
+    assert sampler._engine.get_weight_version() == "policy of 2"
+    assert_close(sampler.score(SEQUENCES), expected(third))
     for candidate in finish(sampler.sample([SamplingRequest("p", [5, 6, 7], 0)], config)):
         assert_close([candidate.logprobs], sampler.score([([5, 6, 7], candidate.token_ids)]))

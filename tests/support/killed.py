@@ -4,7 +4,7 @@
 
 WHEN is ``before`` the commit of the stage's first shard in that round, ``after`` it, or ``during`` the work, at the
 second message of progress of the worker's method of that name; with ``worker`` it is the worker that is killed there,
-once, and not this process.
+once, and not this process. With ``asked`` it is killed, once, when it is asked for that.
 With ``rank`` it is the last rank of the update that is killed, once, when the first state of the update is committed.
 With ``held`` nothing is killed: the call to the worker does not return, until somebody ends the run.
 """
@@ -77,10 +77,28 @@ def arm(stage: str, number: int, when: str) -> None:
         WorkerProcess.call = killing_call  # type: ignore[method-assign]
 
 
+def arm_asked(asked: str, number: int) -> None:
+    """Wraps the real call to a worker: it is killed, once, when it is asked for this."""
+    call, current, done = WorkerProcess.call, 0, False
+
+    async def killing_call(self: WorkerProcess, method: str, **arguments: Any) -> Any:
+        nonlocal current, done
+        current = arguments.get("round", current)
+        if method == asked and current == number and self.pid and not done:
+            done = True
+            os.kill(self.pid, signal.SIGKILL)
+        return await call(self, method, **arguments)
+
+    WorkerProcess.call = killing_call  # type: ignore[method-assign]
+
+
 def main() -> None:
     """Kills as the first argument says, and runs the command line with the others."""
     stage, number, when = sys.argv[1].split(":")
-    arm(stage, int(number), when)
+    if when == "asked":
+        arm_asked(stage, int(number))
+    else:
+        arm(stage, int(number), when)
     sys.argv = ["rondo", *sys.argv[2:]]
     from flows.cli.main import main as run
 

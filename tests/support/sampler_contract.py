@@ -8,10 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline.config import SamplingConfig
+from pipeline.config import LoraConfig, SamplingConfig
 from pipeline.errors import EngineError, PromptTooLongError
+from pipeline.model.lora import Adapter, merge
+from pipeline.model.policy import load_policy
 from pipeline.model.sampler_copy import sampler_copy
 from pipeline.sampling import Candidate, Sampler, SamplingRequest, base, finish, reported
+from support.sent_weights import send
 from support.tiny import tiny_llama
 
 EOS = 2
@@ -195,6 +198,45 @@ class SamplerContract:
         for tied in weights.tied:
             sampler.load_weights(sampler_copy(tied, tmp_path / "copy"))
             assert_logprobs_of(tied, prompts, finish(sampler.sample(prompts, SETTINGS)))
+
+    def test_weights_out_of_memory_are_those_of_the_checkpoint(
+        self, sampler: Sampler, weights: Weights, tmp_path: Path
+    ) -> None:
+        """With heads of their own and tied ones, twice in turn; the same bits as if the checkpoint had been read."""
+        prompts = requests(4, length=150)
+        for directory in (weights.second, *weights.tied, weights.first):
+            assert send(sampler, directory) > 2
+            sent = finish(sampler.sample(prompts, SETTINGS))
+            assert_logprobs_of(directory, prompts, sent)
+            sampler.load_weights(sampler_copy(directory, tmp_path / "copy"))
+            assert finish(sampler.sample(prompts, SETTINGS)) == sent
+
+    def test_an_adapter_out_of_memory_is_the_merged_one(
+        self, sampler: Sampler, weights: Weights, tmp_path: Path
+    ) -> None:
+        """An adapter (seed 5) that changes log-probabilities by far more than the tolerance."""
+        model, tokenizer = load_policy(weights.first, device="cpu")
+        adapter = Adapter(model, LoraConfig(rank=4, alpha=8), seed=5)
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.requires_grad:
+                    weight.normal_(std=0.2)
+        adapter.save(tokenizer, tmp_path / "adapter")
+        send(sampler, weights.first, adapter=tmp_path / "adapter")
+        prompt, answer = list(requests(1)[0].token_ids), [5, 6, 7]
+        scored = sampler.score([(prompt, answer)])[0]
+        merged = merge(weights.first, tmp_path / "adapter", tmp_path / "merged")
+        new, old = (reference_logps(source, prompt, answer)[range(3), answer] for source in (merged, weights.first))
+        np.testing.assert_allclose(scored, new, atol=TOLERANCE, rtol=0)
+        assert np.abs(new - old).max() > 100 * TOLERANCE
+
+    def test_no_weights_come_while_it_samples(self, sampler: Sampler, weights: Weights) -> None:
+        sampling = sampler.sample(requests(2), SETTINGS)
+        next(sampling)
+        with pytest.raises(EngineError, match="cannot take new weights while it samples"):
+            send(sampler, weights.second)
+        before = finish(sampling)
+        assert_logprobs_of(weights.first, requests(2), before)
 
     def test_weights_that_do_not_fit_are_refused_and_change_nothing(
         self, sampler: Sampler, weights: Weights, tmp_path: Path

@@ -16,6 +16,7 @@ from flows.round.shard_steps import retry_on_worker_death
 from flows.round.shards import Shard, Shards, ShardsFailedError, process_shards
 from flows.round.update_state import commit_state, drop_states, interrupted_update
 from flows.round.update_step import update
+from flows.round.weight_sync import sync_weights
 from flows.workers.judge import JudgeWorker
 from flows.workers.references import PromptBatch
 from flows.workers.sampler import SamplerWorker
@@ -89,7 +90,7 @@ def test_weights_that_differ_end_the_run_at_once() -> None:
     with pytest.raises(WeightSyncError, match="other weights"):
         asyncio.run(retry_on_worker_death(sample))
     assert tried == [False]
-    for step in (round_steps.sync_weights, update):
+    for step in (sync_weights, update):
         again = step.retry_condition_fn  # type: ignore[attr-defined]
         assert not again(None, None, SimpleNamespace(data=WeightSyncError("other weights")))
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from flows.workers.drift import nearer_to_previous
 from flows.workers.precision import Agreement
 from flows.workers.preference_groups import with_reference
-from flows.workers.sampler import SamplerWorker, _nearer_to_previous
+from flows.workers.sampler import SamplerWorker
 from pipeline.config import UpdateConfig
 from pipeline.dpo.types import PreferenceGroup
 from pipeline.errors import WeightSyncError
@@ -85,7 +86,7 @@ def test_noise_is_not_taken_for_old_weights(holds: str, change: float, found: in
         changes = [change * draw.choice((-1, 1)) for _ in range(8)]
         probe = [{"logp": -100.0 + each, "previous_logp": -100.0} for each in changes]
         held = [row["logp" if holds == "new" else "previous_logp"] for row in probe]
-        taken += _nearer_to_previous([logp + draw.gauss(0, 1) for logp in held], probe)
+        taken += nearer_to_previous([logp + draw.gauss(0, 1) for logp in held], probe)
     assert taken == pytest.approx(found, abs=10)
 
 

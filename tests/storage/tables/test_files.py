@@ -273,6 +273,27 @@ def test_a_file_that_was_new_when_reading_began_is_hashed_again(
         assert len(hashed) == reads
 
 
+def test_what_was_hashed_when_it_was_written_is_not_hashed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large file, which is worth the wait; and one that changes afterwards is still found out."""
+    store = Store.open(tmp_path / "root")
+    store.create_run("r", {})
+    monkeypatch.setattr(checkpoints, "_LARGE", 1)
+    hashed = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: (hashed.append(file.name), digest(file, kind))[1])
+    with stage_directory(store, "r", 1, "checkpoint") as staged:
+        (staged.path / "weights").write_bytes(b"weights")
+    for _ in range(2):
+        directory = local_directory(store, staged.files, tmp_path / "cache")
+    assert len(hashed) == 1
+    time.sleep(0.02)  # longer than a tick of the file system's clock
+    (directory / "weights").write_bytes(b"WEIGHTS")
+    with pytest.raises(DamagedFileError, match="is damaged"):
+        local_directory(store, staged.files, tmp_path / "cache")
+
+
 def test_added_and_deleted_files_are_refused(store: Store, tmp_path: Path) -> None:
     files = _checkpoint(store)
     directory = local_directory(store, files, tmp_path / "cache")

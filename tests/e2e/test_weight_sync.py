@@ -1,0 +1,79 @@
+"""Weights out of the trainer's memory, or from the store: the same run to the bit, whoever dies in between."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from storage.log.store import Store
+from support.compare import assert_same
+from support.forkserver import Done, ForkServer
+from support.recipes import TINY
+from support.tiny import tiny_llama
+
+Rondo = Callable[..., Done]
+
+
+def sources(root: Path, name: str) -> list[str]:
+    """Where the sampler took each round's weights from."""
+    return [entry.meta["source"] for entry in Store.open(root).run(name).entries(stage="handover")]
+
+
+def test_a_run_is_the_same_from_memory_and_from_the_store(
+    forks: ForkServer, tiny_recipe: Path, whole: Path, tmp_path: Path
+) -> None:
+    arguments = ("run", str(tiny_recipe), "--name", "read", "--root", str(tmp_path))
+    done = forks.run("support.from_checkpoints", *arguments, directory=tmp_path, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert sources(whole, "whole") == ["checkpoint", "memory", "memory"]
+    assert sources(tmp_path, "read") == ["checkpoint"] * 3
+    assert_same(whole, "whole", tmp_path, "read", range(3))
+
+
+@pytest.mark.parametrize("kill", ["take_weights:1:asked", "send_weights:1:asked"])
+def test_whoever_dies_over_new_weights_they_are_read_them_from_the_store(
+    rondo: Rondo, tiny_recipe: Path, whole: Path, tmp_path: Path, kill: str
+) -> None:
+    rondo("run", str(tiny_recipe), "--name", "hurt", "--root", str(tmp_path), kill=kill)
+    assert sources(tmp_path, "hurt") == ["checkpoint", "checkpoint", "memory"]
+    assert_same(whole, "whole", tmp_path, "hurt", range(3))
+
+
+def test_a_run_that_is_killed_after_the_sync_goes_on_from_the_store(
+    rondo: Rondo, tiny_recipe: Path, whole: Path, tmp_path: Path
+) -> None:
+    done = rondo("run", str(tiny_recipe), "--name", "cut", "--root", str(tmp_path), kill="handover:1:after")
+    assert done.returncode == -signal.SIGKILL
+    rondo("resume", "cut", "--root", str(tmp_path))
+    assert sources(tmp_path, "cut") == ["checkpoint", "memory", "memory"]
+    assert_same(whole, "whole", tmp_path, "cut", range(3))
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}], ids=["all weights", "adapter"])
+def test_a_run_on_vllm_is_the_same_either_way(
+    environment: dict[str, str], tmp_path: Path, lora: dict[str, int] | None
+) -> None:
+    """With tied embeddings, for which vLLM gets a head of its own either way."""
+    policy = {"source": "pretrained", "path": str(tiny_llama(tmp_path / "policy", tied=True, scale=0.3))}
+    recipe: dict[str, Any] = {**TINY, "policy": policy, "update": {**TINY["update"], "lora": lora}}
+    recipe["prompts"] = {"source": "jsonl", "path": str(tmp_path / "prompts.jsonl"), "train": 24}
+    recipe["sampling"] = {**TINY["sampling"], "engine": "vllm", "cache_gib": 0.1, "context": 64}
+    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "w{row} w{row % 7}"}}\n' for row in range(40)))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    for module, name in (("flows.cli.main", "sent"), ("support.from_checkpoints", "read")):
+        command = [sys.executable, "-m", module, "run", str(tmp_path / "recipe.yaml"), "--name", name]
+        done = subprocess.run(
+            [*command, "--root", str(tmp_path / "root")],
+            env={**os.environ, **environment}, capture_output=True, text=True, timeout=900, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+    root = tmp_path / "root"
+    assert (sources(root, "sent"), sources(root, "read")) == (["checkpoint", "memory", "memory"], ["checkpoint"] * 3)
+    assert_same(root, "sent", root, "read", range(3))
