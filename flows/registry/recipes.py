@@ -52,7 +52,7 @@ def parse_recipe(
     """Makes a recipe of plain data; see ``load_recipe``."""
     tree = _copy(content)
     for change in changes:
-        _apply(tree, change)
+        apply_change(tree, change)
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
@@ -101,11 +101,16 @@ def check_files(recipe: Recipe) -> None:
     named = prompts.name if isinstance(prompts, DatasetPrompts) else ""
     if named.startswith((".", "/", "~")) and not Path(named).is_dir():
         raise ConfigError(f"prompts.name: there is no directory '{named}': correct the path")
+    check_judge_files(recipe)
+    if isinstance(recipe.policy, PretrainedPolicy):
+        _check_policy(recipe.policy)
+
+
+def check_judge_files(recipe: Recipe) -> None:
+    """Checks those of the judges alone, as `check_files` does."""
     for part in recipe.judge_parts:
         if isinstance(part, RewardModelConfig):
             _check_model("judge.path", part.path)
-    if isinstance(recipe.policy, PretrainedPolicy):
-        _check_policy(recipe.policy)
 
 
 def _check_policy(policy: PretrainedPolicy) -> None:
@@ -151,7 +156,8 @@ def _copy(tree: Any) -> Any:
     return {key: _copy(value) for key, value in tree.items()} if isinstance(tree, Mapping) else tree
 
 
-def _apply(tree: dict[str, Any], change: str) -> None:
+def apply_change(tree: dict[str, Any], change: str) -> None:
+    """Applies ``dotted.key=value`` to plain data, in place; raises ConfigError if it has not that form."""
     key, equals, text = change.partition("=")
     names = key.strip().split(".")
     if not equals or not all(names):
