@@ -37,7 +37,9 @@ class TriedJudge:
         reasons = Counter(f"{answer.status}: {answer.rationale or 'it says no reason'}" for answer in self.answers)
         ((reason, count),) = reasons.most_common(1)
         many = len(self.answers)
-        raise JudgeError(f"the judge '{self.judge}' gave none of {many} completions a score; of {count} it says {reason}")
+        raise JudgeError(
+            f"the judge '{self.judge}' gave none of {many} completions a score; of {count} it says {reason}"
+        )
 
 
 def try_judge(judge: str, source: str, root: str, changes: Sequence[str], limit: int, display: Display) -> TriedJudge:

@@ -101,7 +101,7 @@ class JudgeWorker(Worker):
         candidates: FileRef,
         round: int,
         stage: str,
-        shard: int,
+        shard: int | None,
         judges: list[int],
         policies: list[JudgePolicies | None] | None = None,
         choices: list[dict[str, Any]] | None = None,
