@@ -10,10 +10,12 @@ import pyarrow as pa
 from flows.analysis import round_tables, run_queries
 from flows.analysis.prompt_texts import prompt_texts
 from flows.publish import Style
-from flows.registry.catalog import existing_store, parse_source, run_at_round
+from flows.registry.catalog import REJUDGMENTS, existing_store, parse_source, run_at_round
 from pipeline.errors import ConfigError
+from storage.log.manifest import FileRef
 from storage.log.run import Run
 from storage.log.store import Store
+from storage.queries.round_query import files_of
 from storage.queries.sql import select
 
 Rows = list[dict[str, Any]]
@@ -29,17 +31,36 @@ def show(
     limit: int,
     where: str | None,
     columns: Sequence[str] | None,
+    judgments: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Returns rows of a round's table, joined with what one wants to read beside them; all columns, or these."""
+    """Returns rows of a round's table, joined with what one wants to read beside them; all columns, or these.
+
+    Args:
+        judgments: the name under which the round was judged again: these stand in place of its own.
+
+    Raises:
+        ConfigError: the table has no judgments of completions for training.
+        RunNotFoundError, NotCommittedError: the round was not judged again under this name.
+    """
     # A round's own candidates have one judge; the held-out ones have several, and this one's scores are the reward.
     judge = _judge_of_reward(run, number) if table.startswith(("eval_", "served_")) else None
     prompts = next((at for at in range(number, -1, -1) if run.files(at, "gate_prompts")), 0)
+    instead = {} if judgments is None else {"judgments": rejudgments(run, number, judgments, table)}
     found = round_tables.query(
         store, run, number, table=table, where=where, prompt=prompt, limit=limit, judge=judge, columns=columns,
-        prompts_round=prompts if table.startswith("gate_") else 0,
+        prompts_round=prompts if table.startswith("gate_") else 0, instead=instead,
     )  # fmt: skip
     rows: list[dict[str, Any]] = found.to_pylist()
     return rows
+
+
+def rejudgments(run: Run, number: int, name: str, table: str) -> list[FileRef]:
+    """Lists the files of what was judged again in a round under a name; raises as `show` does."""
+    if table not in ("candidates", "judgments"):
+        raise ConfigError(
+            f"--judgments {name} has scores of the completions for training: give --table completions or judgments"
+        )
+    return files_of(run.annex(name), number, REJUDGMENTS)
 
 
 def _judge_of_reward(run: Run, number: int) -> str:

@@ -3,11 +3,12 @@
 The columns and stages have the names that they have in the store, where a completion is a candidate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
 
+from storage.log.manifest import FileRef
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.queries import round_query
@@ -79,6 +80,7 @@ def query(
     judge: str | None = None,
     columns: Sequence[str] | None = None,
     prompts_round: int = 0,
+    instead: Mapping[str, Sequence[FileRef]] | None = None,
 ) -> pa.Table:
     """Returns the rows of one table of a round, in the order of the prompts and candidates.
 
@@ -91,13 +93,16 @@ def query(
         prompts_round: the round that has the prompts of a table of the gate.
         judge: whose scores stand beside the candidates; by default the first by name.
         columns: the columns to return, of those that there are; all of them by default.
+        instead: files to read in place of the round's own, by stage.
 
     Raises:
         NotCommittedError, QueryError, DamagedFileError: as for :func:`storage.queries.round_query.query`.
     """
     prefix = None if prompt is None else ("prompt_id", prompt)
     view = _view(table, judge, prompts_round)
-    return round_query.query(store, run, round, table, view, where=where, prefix=prefix, limit=limit, columns=columns)
+    return round_query.query(
+        store, run, round, table, view, where=where, prefix=prefix, limit=limit, columns=columns, instead=instead
+    )
 
 
 def _view(table: str, judge: str | None, prompts_round: int) -> View:

@@ -1,7 +1,6 @@
 """A reward model from the preferences of any rounds: its data, its fit, and what is written beside its weights."""
 
 import json
-import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,8 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from flows.analysis.sources import Source, parse_source
 from flows.host.new_directory import check_new, new_directory
-from flows.registry.catalog import NEWEST, existing_store
+from flows.registry.catalog import existing_store
 from flows.registry.checkpoints import local_policy
 from flows.report.judge_report import judge_report
 from pipeline.errors import ConfigError
@@ -28,17 +28,8 @@ from storage.tables.shards import read_table
 RECORD = "reward_model.json"
 REPORT = "report.html"
 _STAGES = ("prompts", "candidates", "judgments", "preferences")
-_ROUNDS = re.compile(r"\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*")
 _INITIAL = 0
 _LIBRARIES = ("torch", "transformers", "tokenizers")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Rounds of a run."""
-
-    run: Run
-    rounds: list[int]
 
 
 @dataclass(frozen=True)
@@ -105,40 +96,6 @@ def train_judge(
         (staged / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
         (staged / REPORT).write_text(judge_report(to.name, record, report.calibration), encoding="utf-8")
     return TrainedJudge(to, record, report.calibration)
-
-
-def parse_source(store: Store, source: str) -> Source:
-    """Finds the run and the rounds that RUN or RUN@ROUNDS names.
-
-    Raises:
-        ConfigError: it is neither, or a round is not finished, or has no preferences.
-        RunNotFoundError: there is no such run.
-    """
-    name, at, text = source.partition("@")
-    run = store.run(name)
-    trained = [number for number in run.finished if number > 0]
-    if not trained:
-        raise ConfigError(f"run '{name}' has no finished round with preferences yet: 'rondo resume {name}' goes on")
-    if not at:
-        return Source(run, trained)
-    if text == NEWEST:
-        return Source(run, trained[-1:])
-    if not _ROUNDS.fullmatch(text):
-        raise ConfigError(f"'{source}' is not RUN@ROUNDS: give rounds such as {name}@3, {name}@1-4 or {name}@1,3-5")
-    rounds: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        if int(last or first) > trained[-1]:
-            raise ConfigError(
-                f"round {int(last or first)} of run '{name}' is not finished: it has preferences of rounds 1 to "
-                f"{trained[-1]}"
-            )
-        rounds += range(int(first), int(last or first) + 1)
-    if missing := sorted(set(rounds) - set(trained)):
-        raise ConfigError(f"round {missing[0]} of run '{name}' has no preferences: they begin with round {trained[0]}")
-    if not rounds:
-        raise ConfigError(f"'{source}' names no round: give the smaller number first")
-    return Source(run, sorted(set(rounds)))
 
 
 def _gather(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.registry import DEFAULT_ROOT
-from flows.registry.catalog import committed_files, existing_store, list_rounds, location
+from flows.registry.catalog import REJUDGMENTS, committed_files, existing_store, list_rounds, location
 from flows.registry.head import head_of
 from flows.registry.recipes import load_recipe, parse_recipe
 from flows.registry.resume import recipe_of
@@ -91,6 +91,14 @@ class Round:
     def judgments(self) -> Table:
         """Gives what the judge said of each completion."""
         return self.table("judgments")
+
+    def rejudged(self, name: str) -> Table:
+        """Gives what another judge said of each completion, as `rondo rejudge` keeps it under a name.
+
+        Raises:
+            RunNotFoundError: the run has nothing of this name beside it.
+        """
+        return Table(self._store, self._run.annex(name), self.number, REJUDGMENTS)
 
     @property
     def preferences(self) -> Table:

@@ -79,6 +79,10 @@ def show(
     where: Annotated[
         str | None, typer.Option(help="an SQL condition, such as \"score > 0.5 and finish_reason = 'length'\"")
     ] = None,
+    judgments: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="the scores, or judgments, that 'rondo rejudge' keeps under this name"),
+    ] = None,
     full: Full = False,
     root: Root = DEFAULT_ROOT,
     format: Output = Format.table,
@@ -96,13 +100,15 @@ def show(
     store, stage = existing_store(root), TABLE_ALIASES.get(table.value, table.value)
     run, number = run_at_round(store, source, in_progress=True)
     columns = tables.readable_columns(stage) if format.is_for_people else None
-    rows = queries.show(store, run, number, table=stage, prompt=prompt, limit=limit, where=where, columns=columns)
+    rows = queries.show(
+        store, run, number, table=stage, prompt=prompt, limit=limit, where=where, columns=columns, judgments=judgments
+    )
     if columns is not None:
         rows = queries.with_questions([run.name], root, rows, full=full)
         rows = [tables.shortened({name: row.get(name) for name in columns}) for row in rows]
     finished = number in run.finished
     partly = "" if finished else ", which is not finished: what is committed so far"
-    title = f"{table.value} of {run.name}@{number}"
+    title = f"{table.value} of {run.name}@{number}" + (f", judged again as '{judgments}'" if judgments else "")
     tables.print_rows(rows, title=f"{title}{partly}", format=format, empty="no row fits", full=full)
     if partly and not format.is_for_people:
         typer.echo(f"{title}{partly}", err=True)

@@ -32,6 +32,9 @@ TABLE_ALIASES = {
 }
 """What the field calls a table, and its name in the store."""
 
+REJUDGMENTS = "rejudgments"
+"""The stage of what was judged again, beside a run under the judge's name; also the name of its table in SQL."""
+
 
 def existing_store(root: str) -> Store:
     """Opens the store under a root.

@@ -52,7 +52,7 @@ def parse_recipe(
     """Makes a recipe of plain data; see ``load_recipe``."""
     tree = _copy(content)
     for change in changes:
-        _apply(tree, change)
+        apply_change(tree, change)
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
@@ -170,7 +170,8 @@ def _copy(tree: Any) -> Any:
     return {key: _copy(value) for key, value in tree.items()} if isinstance(tree, Mapping) else tree
 
 
-def _apply(tree: dict[str, Any], change: str) -> None:
+def apply_change(tree: dict[str, Any], change: str) -> None:
+    """Applies ``dotted.key=value`` to plain data, in place; raises ConfigError if it has not that form."""
     key, equals, text = change.partition("=")
     names = key.strip().split(".")
     if not equals or not all(names):

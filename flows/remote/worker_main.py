@@ -19,13 +19,14 @@ from flows.host.processes import descendants, kill
 from flows.remote.dispatcher import Dispatcher, Service, Together, alone, describe
 from flows.workers.base import Worker
 from flows.workers.judge import JudgeWorker
+from flows.workers.rejudge import RejudgeWorker
 from flows.workers.sampler import SamplerWorker
 from flows.workers.trainer import TrainerWorker
 from flows.workers.trial import TrialWorker, VllmTrialWorker
 
 WORKERS: dict[str, type[Worker]] = {
     "sampler": SamplerWorker, "judge": JudgeWorker, "trainer": TrainerWorker, "trial": TrialWorker,
-    "vllm_trial": VllmTrialWorker,
+    "vllm_trial": VllmTrialWorker, "rejudge": RejudgeWorker,
 }  # fmt: skip
 ENDED_BY_PARENT = 0
 

@@ -9,12 +9,12 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from flows.registry.inherited import first_judges, trainer
 from flows.registry.resume import recipe_of
 from flows.registry.round_summary import RoundSummary, summaries
 from flows.report.data import optimizer_steps, sampled_scores
 from flows.report.sections import Section, sections
 from flows.report.timeline import timeline
-from flows.view.inherited import first_judges, trainer
 from flows.view.tables import JudgeOrder, run_tables
 from pipeline.errors import RondoError
 from pipeline.judges.base import JudgeConfig

@@ -72,9 +72,9 @@ class JudgeWorker(Worker):
         super().__init__(**common)
         self.device = self.recipe.devices.judge
         devices = self.recipe.devices
-        replies = SharedCache(self.store, "judge_replies")
+        self._replies = SharedCache(self.store, "judge_replies")
         self._judges: list[Judge] = [
-            make_judge(config, device=devices.judge, threads=devices.threads, cache=replies)
+            make_judge(config, device=devices.judge, threads=devices.threads, cache=self._replies)
             for config in (*self.recipe.judges, *self.recipe.gate_judges)
         ]
 
@@ -116,7 +116,7 @@ class JudgeWorker(Worker):
         candidates: FileRef,
         round: int,
         stage: str,
-        shard: int,
+        shard: int | None,
         judges: list[int],
         policies: list[JudgePolicies | None] | None = None,
         choices: list[dict[str, Any]] | None = None,

@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.evaluation.rank_correlation import Spearman
 from pipeline.evaluation.unscored import Unscored
-from pipeline.judges.ensemble import relative_ranks
 from pipeline.preferences import drop_counts
 from pipeline.preferences.candidates import EQUAL
 from pipeline.records import components_of
@@ -49,8 +49,7 @@ class RoundMetrics:
     - ``tied``: share of the pairs of judged candidates of a prompt whose scores differ by no more than ``min_margin``.
     - ``unparsable``: share of the judgments whose reply could not be read.
     - ``flipped``: share of the comparisons whose verdict turned with the order in which the two were shown.
-    - ``length_correlation``: Spearman's correlation of score and length in tokens within prompts: Pearson's of the
-      ranks that candidates have among those of their prompt, over prompts in which neither all tie.
+    - ``length_correlation``: Spearman's correlation of score and length in tokens within prompts.
     """
 
     min_margin: float = 0.0
@@ -66,7 +65,7 @@ class RoundMetrics:
     _unscored: Unscored = field(default_factory=Unscored)
     _dropped: Counter[str] = field(default_factory=Counter)
     _compared: dict[str, float] = field(default_factory=lambda: {"flips": 0.0, "comparisons": 0.0})
-    _products: dict[str, float] = field(default_factory=lambda: {"score": 0.0, "length": 0.0, "both": 0.0})
+    _by_length: Spearman = field(default_factory=Spearman)
 
     def add_judged(self, candidates: pa.Table, judgments: pa.Table) -> None:
         """Adds the ``CANDIDATES`` of a shard, of which tokens and ends are read, and what the judge said."""
@@ -78,11 +77,11 @@ class RoundMetrics:
         self._add_comparisons(judgments)
         keys = zip(candidates["prompt_id"].to_pylist(), candidates["candidate"].to_pylist(), strict=True)
         length = dict(zip(keys, lengths, strict=True))
-        for prompt_id, scores in _scores(judgments).items():
+        for prompt_id, scores in scores_of(judgments).items():
             lowest, highest = self._scores
             self._scores = min(lowest, *scores.values()), max(highest, *scores.values())
             self._tied.add(*(abs(a - b) <= self.min_margin for a, b in combinations(scores.values(), 2)))
-            self._add_ranks([*scores.values()], [length[prompt_id, index] for index in scores])
+            self._by_length.add([*scores.values()], [length[prompt_id, index] for index in scores])
 
     def add_preferences(self, preferences: pa.Table) -> None:
         """Adds ``PREFERENCES`` of some of the round's prompts."""
@@ -96,8 +95,7 @@ class RoundMetrics:
 
     def metrics(self) -> dict[str, Any]:
         """Returns the metrics of all that was added."""
-        statuses, compared, products = self._unscored.statuses, self._compared, self._products
-        norm = math.sqrt(products["score"] * products["length"])
+        statuses, compared = self._unscored.statuses, self._compared
         return {
             "sampled_reward": self._reward.value,
             "sampled_length": self._length.value,
@@ -109,7 +107,7 @@ class RoundMetrics:
             "tied": self._tied.value,
             "unparsable": statuses["unparsable"] / statuses.total() if statuses else None,
             "flipped": compared["flips"] / compared["comparisons"] if compared["comparisons"] else None,
-            "length_correlation": products["both"] / norm if norm else None,
+            "length_correlation": self._by_length.value,
         }
 
     @property
@@ -155,19 +153,9 @@ class RoundMetrics:
                 if (last := name.rpartition(".")[2]) in self._compared:
                     self._compared[last] += value
 
-    def _add_ranks(self, scores: list[float], lengths: list[int]) -> None:
-        """Adds a prompt's candidates to the correlation; if all scores or all lengths tie, it says nothing of that."""
-        if len(set(scores)) < 2 or len(set(lengths)) < 2:
-            return
-        for rank, length_rank in zip(relative_ranks(scores), relative_ranks(lengths), strict=True):
-            if rank is not None and length_rank is not None:
-                a, b = rank - 0.5, length_rank - 0.5
-                for name, product in (("score", a * a), ("length", b * b), ("both", a * b)):
-                    self._products[name] += product
 
-
-def _scores(judgments: pa.Table) -> dict[str, dict[int, float]]:
-    """Returns the scores of each prompt by candidate."""
+def scores_of(judgments: pa.Table) -> dict[str, dict[int, float]]:
+    """Returns the scores of each prompt by candidate, of those that have one."""
     scores: dict[str, dict[int, float]] = {}
     for row in judgments.select(["prompt_id", "candidate", "score", "status"]).to_pylist():
         if row["status"] == "ok" and row["score"] is not None and math.isfinite(row["score"]):

@@ -42,6 +42,26 @@ class Run:
         self.created = self._log.header.time
         self.identity = self._log.header.session
 
+    @property
+    def annexes(self) -> list[str]:
+        """Lists the names of the run's annexes, sorted; see :meth:`annex`."""
+        names = filter(layout.is_run_name, self._objects.children(layout.annexes_prefix(self.name)))
+        return [name for name in names if self._objects.size(self._first(name)) is not None]
+
+    def annex(self, name: str) -> "Run":
+        """Opens an annex: a log beside the run's, with a writer and files of its own, that the run does not know of.
+
+        It goes with the run when that is deleted. It finishes no rounds: its commits stay open to more of them.
+
+        Raises:
+            RunNotFoundError: there is none of this name.
+        """
+        try:
+            return Run(self._objects, layout.annex_of(self.name, name))
+        except RunNotFoundError:
+            there = f": there are {', '.join(known)}" if (known := self.annexes) else ": there are none"
+            raise RunNotFoundError(f"run '{self.name}' has nothing beside it of the name '{name}'{there}") from None
+
     def refresh(self) -> None:
         """Reads what was committed since."""
         self._log.refresh()
@@ -192,6 +212,9 @@ class Run:
                 error.add_note(f"the run '{self.name}' could not be closed either: {closing}")
             raise
         writer.close(None)
+
+    def _first(self, annex: str) -> str:
+        return layout.entry_key(layout.annex_of(self.name, annex), 0)
 
     def _commits(self, round_number: int) -> list[Entry]:
         with self._log.lock:

@@ -67,6 +67,15 @@ class Store:
             InvalidEntryError: the header is not JSON.
             UnsupportedStoreError: the backend has no put-if-absent.
         """
+        layout.check_run_name(name)
+        return self._create(name, header)
+
+    def create_annex(self, run: Run, name: str, header: dict[str, Any]) -> Run:
+        """Creates an annex of a run, see :meth:`storage.log.run.Run.annex`; raises as :meth:`create_run` does."""
+        layout.check_run_name(name)
+        return self._create(layout.annex_of(run.name, name), header)
+
+    def _create(self, name: str, header: dict[str, Any]) -> Run:
         key = layout.entry_key(name, 0)
         if not self._exists(name) and self.objects.keys(layout.run_prefix(name)) and not self._exists(name):
             raise RunExistsError(f"what is left of a deleted run '{name}' is in the way: {remedy('clear', name)}")

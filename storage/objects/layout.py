@@ -8,11 +8,13 @@
     ROOT/runs/NAME/rounds/0003/<stage>-<id>/model.safetensors  a directory, such as weights
     ROOT/runs/NAME/report.html
     ROOT/runs/NAME/process-logs/trainer.log ...
+    ROOT/runs/NAME/annexes/OTHER/log/0000000000.json           a log beside the run's, with files of its own below it
     ROOT/shared/<kind>/<digest>/manifest.json                  content-addressed, shared by all runs
     ROOT/shared/<kind>/<digest>/<id>/model.safetensors
     ROOT/shared/<kind>/<2 digits of it>/<digest>.json          a single value, such as a cached reply; never swept
 
-Keys are POSIX paths relative to the root, on every backend.
+Keys are POSIX paths relative to the root, on every backend. What takes the name of a run takes ``NAME/OTHER`` as well,
+for the annex OTHER of the run NAME.
 """
 
 import re
@@ -27,6 +29,7 @@ _STAGE = re.compile(r"[a-z0-9_-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
 _SEGMENT = r"(?!\.{1,2}(?:/|\Z))[^/\\\x00-\x1f\x7f]{1,255}"
 _RELATIVE = re.compile(f"{_SEGMENT}(?:/{_SEGMENT})*")
+_ANNEXES = "annexes"
 _RESERVED = frozenset({"runs", "shared", "reports", "latest", "all"})
 _ENTRY = re.compile(r"(\d{10})\.json")
 _SNAPSHOT = re.compile(r"(\d{6})-(\d{10})\.json")
@@ -94,9 +97,19 @@ def run_of(path: str) -> str | None:
     return rest.partition("/")[0] if first == RUNS else None
 
 
+def log_of(path: str) -> str | None:
+    """Returns the run, or the annex of one, in whose directory the path lies; None for what runs share."""
+    parts = path.split("/")
+    if parts[0] != RUNS:
+        return None
+    return annex_of(parts[1], parts[3]) if _is_in_annex(parts) else parts[1]
+
+
 def is_file_of_run(path: str) -> bool:
     """Says whether the store itself, or a process that serves a run, writes files under such a key."""
     parts = path.split("/")
+    if _is_in_annex(parts) and is_run_name(parts[3]):
+        parts = [*parts[:2], *parts[4:]]
     return (
         len(parts) > 2
         and parts[0] == RUNS
@@ -114,12 +127,23 @@ def is_shared_file(path: str) -> bool:
 def unique_directory_of(path: str) -> str | None:
     """Returns the directory of a committed directory's file; None for a single file, whose directory others share."""
     parts = path.split("/")
-    depth = 5 if parts[0] == RUNS else 4
+    depth = (7 if _is_in_annex(parts) else 5) if parts[0] == RUNS else 4
     return "/".join(parts[:depth]) if len(parts) > depth else None
 
 
+def annex_of(run: str, name: str) -> str:
+    """Returns the name of a run's annex, as all functions here take it in place of a run's."""
+    return f"{run}/{name}"
+
+
+def annexes_prefix(run: str) -> str:
+    return f"{run_prefix(run)}/{_ANNEXES}"
+
+
 def run_prefix(run: str) -> str:
-    return f"{RUNS}/{check_run_name(run)}"
+    name, slash, annex = run.partition("/")
+    prefix = f"{RUNS}/{check_run_name(name)}"
+    return f"{prefix}/{_ANNEXES}/{check_run_name(annex)}" if slash else prefix
 
 
 def log_prefix(run: str) -> str:
@@ -193,3 +217,7 @@ def shared_value_key(kind: str, digest: str) -> str:
 
 def _round_prefix(run: str, round_number: int) -> str:
     return f"{rounds_prefix(run)}/{round_number:04d}"
+
+
+def _is_in_annex(parts: list[str]) -> bool:
+    return len(parts) > 4 and parts[0] == RUNS and parts[2] == _ANNEXES

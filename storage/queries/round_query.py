@@ -86,6 +86,7 @@ def query(
     prefix: tuple[str, str] | None = None,
     limit: int | None = None,
     columns: Sequence[str] | None = None,
+    instead: Mapping[str, Sequence[FileRef]] | None = None,
 ) -> pa.Table:
     """Returns the rows of the table of a stage, in the order of the view.
 
@@ -96,6 +97,7 @@ def query(
         prefix: a column, and the characters that its values begin with.
         limit: the largest number of rows.
         columns: the columns to return, of those that there are; all of them by default.
+        instead: files to read in place of the round's own, by stage.
 
     Raises:
         NotCommittedError: the round has no such table.
@@ -104,9 +106,10 @@ def query(
     """
     if limit is not None and limit < 0:
         raise QueryError(f"limit {limit} is negative: give the largest number of rows")
-    sources = {"t": Columns(store, files_of(run, round, stage))}
+    instead = instead or {}
+    sources = {"t": Columns(store, instead.get(stage) or files_of(run, round, stage))}
     for alias, other in view.joined.items():
-        files = run.files(round if other.round is None else other.round, other.stage)
+        files = instead.get(other.stage) or run.files(round if other.round is None else other.round, other.stage)
         sources[alias] = Columns(store, files, other.empty)
     shown = {name: ("t", name) for name in sources["t"].schema.names} | dict(view.beside)
     rows = _find(view, sources, shown, where, prefix, limit)

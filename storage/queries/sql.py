@@ -30,8 +30,8 @@ def select(
 ) -> pa.Table:
     """Answers one SELECT over the tables of all rounds, each with a column ``round``.
 
-    The tables are those of all stages, under the names of these, and ``rounds``, with a row of metrics for each
-    finished round.
+    The tables are those of all stages, those of annexes too, under the names of these, and ``rounds``, with a row of
+    metrics for each finished round.
 
     Args:
         rows: the largest number of rows to return; None for all of them.
@@ -43,7 +43,7 @@ def select(
             wrong, the message has DuckDB's reason and the tables and columns that there are.
         DamagedFileError: a file is missing, or what is read of it is damaged.
     """
-    files = table_files(run)
+    files = all_table_files(run)
     names = _asked_for(sql, [*files, ROUNDS])
     tables: dict[str, Any] = {name: _open(store, run, files, name) for name in names}
     with (
@@ -63,7 +63,7 @@ def select(
 
 def columns_of(store: Store, run: Run) -> dict[str, list[str]]:
     """Returns the columns of every table that :func:`select` can ask, by the name of the table."""
-    return _columns(store, run, table_files(run))
+    return _columns(store, run, all_table_files(run))
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,19 @@ def ask(
     tables: dict[str, Any] = {**(beside or {}), **{source.stage: _table(store, run, source) for source in sources}}
     with locked_connection(tables) as connection, clear_errors([]):
         return connection.sql(sql, params=dict(parameters or {})).to_arrow_table()
+
+
+def all_table_files(run: Run) -> dict[str, dict[int, list[FileRef]]]:
+    """Returns the files of every stage of the run and of its annexes that is a table, by stage and ascending round.
+
+    Several annexes may have committed the same stage; a stage of the run itself is the run's alone.
+    """
+    own, beside = table_files(run), dict[str, dict[int, list[FileRef]]]()
+    for annex in map(run.annex, run.annexes):
+        for stage, rounds in table_files(annex).items():
+            for number, files in rounds.items():
+                beside.setdefault(stage, {}).setdefault(number, []).extend(files)
+    return {stage: dict(sorted(rounds.items())) for stage, rounds in beside.items()} | own
 
 
 def table_files(run: Run, stages: Iterable[str] | None = None) -> dict[str, dict[int, list[FileRef]]]:

@@ -5,6 +5,7 @@ another commit of the run names it, or a fork.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +122,7 @@ def delete_run(store: Store, name: str, *, take_over: bool = False) -> None:
 
     Raises:
         RunHasForksError: other runs name its files.
-        RunBusyError: another process writes to it.
+        RunBusyError: another process writes to it, or to an annex of it.
         RunNotFoundError: there is no such run, nor anything left of one.
     """
     check_deletable(store, name)
@@ -132,9 +133,12 @@ def delete_run(store: Store, name: str, *, take_over: bool = False) -> None:
         except CorruptEntryError:  # nobody can write to it, and nobody can fork it
             store.objects.delete([layout.entry_key(name, 0)])
         else:
-            with run.writer(take_over=take_over, meta={_PURPOSE: "delete"}) as writer:
+            with ExitStack() as held:
+                logs = (run, *map(run.annex, run.annexes))
+                writers = [held.enter_context(log.writer(take_over, {_PURPOSE: "delete"})) for log in logs]
                 _check_no_forks(store, name)  # again: one may have been made before this session was seen
-                writer.leave()
+                for writer in writers:
+                    writer.leave()
                 store.objects.delete([layout.entry_key(name, 0)])
     store.objects.delete([item.key for item in store.objects.listing(prefix)])
     store.objects.remove_empty(prefix)

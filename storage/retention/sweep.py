@@ -1,13 +1,14 @@
 """Files that nobody names: what killed workers, cut-off deletions and tombstones have left behind."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
 from storage.errors import CorruptEntryError
 from storage.log.log import Log
+from storage.log.run import Run
 from storage.log.store import Store
 from storage.log.tombstones import has_begun, named, parent_of, remove
 from storage.objects import layout
@@ -49,14 +50,14 @@ def find_strays(store: Store, now: datetime, grace: timedelta = DEFAULT_GRACE) -
     listed = [item for top in (layout.RUNS, layout.SHARED) for item in store.objects.listing(top)]
     # And who writes is asked before that: one that ends in between has named its files by then.
     live = _live(store)
-    logs = {name: Log(store.objects, name) for name in store.run_names()}
+    logs = {run.name: Log(store.objects, run.name) for run in _runs(store)}
     needed, given_up = _needed(logs), {path for log in logs.values() for path in log.dropped}
     shared = shared_files(store, (item.key for item in listed))
     strays = []
     for item in listed:
-        run = layout.run_of(item.key)
-        writing_since = live.get(run) if run is not None else min(live.values(), default=None)
-        why = _why(item, run, known=run is None or run in logs, shared=shared)
+        log = layout.log_of(item.key)
+        writing_since = live.get(log) if log is not None else min(live.values(), default=None)
+        why = _why(item, log, known=log is None or log in logs, shared=shared)
         if why is None or item.key in needed:
             continue
         if why == "unnamed" and item.key in given_up:
@@ -76,10 +77,17 @@ def sweep(store: Store, strays: Iterable[Stray]) -> None:
         store.objects.remove_empty(layout.run_prefix(run))
 
 
-def _live(store: Store) -> dict[str, datetime]:
-    """Returns the runs that somebody writes to, and since when, by the store's clock."""
-    found = {}
+def _runs(store: Store) -> Iterator[Run]:
+    """Yields every run, and behind each its annexes."""
     for run in map(store.run, store.run_names()):
+        yield run
+        yield from map(run.annex, run.annexes)
+
+
+def _live(store: Store) -> dict[str, datetime]:
+    """Returns the runs and annexes that somebody writes to, and since when, by the store's clock."""
+    found = {}
+    for run in _runs(store):
         if run.state == "running" and run.session is not None:
             found[run.name] = run.written(run.session)
     return found
@@ -98,14 +106,14 @@ def _needed(logs: dict[str, Log]) -> set[str]:
     return needed
 
 
-def _why(item: Listed, run: str | None, *, known: bool, shared: set[str]) -> Why | None:
+def _why(item: Listed, log: str | None, *, known: bool, shared: set[str]) -> Why | None:
     """Says why the file could go, if nobody names it; None if it is none of those that sweeping is about."""
-    if not (layout.is_file_of_run(item.key) if run is not None else layout.is_shared_file(item.key)):
+    if not (layout.is_file_of_run(item.key) if log is not None else layout.is_shared_file(item.key)):
         return None  # somebody else's
     if not known:
         return "of a deleted run"
     if _STAGED.search(item.key):
         return "unnamed"
-    if run is not None:
-        return "unnamed" if item.key.startswith(f"{layout.rounds_prefix(run)}/") else None
+    if log is not None:
+        return "unnamed" if item.key.startswith(f"{layout.rounds_prefix(log)}/") else None
     return None if item.key in shared else "unnamed"

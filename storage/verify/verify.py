@@ -10,6 +10,7 @@ from storage.log.store import Store
 from storage.log.tombstones import parent_of
 from storage.objects import layout
 from storage.tables.checkpoints import find_shared
+from storage.verify.annexes import annex_damages
 from storage.verify.damage import Checked, Damage, check_files, problems_in
 from storage.verify.log import check_log
 
@@ -63,6 +64,8 @@ class Verification:
 def verify(store: Store, name: str, rules: Rules, progress: Progress | None = None) -> Verification:
     """Reads again all that a run names: its log, its tables and weights, those of its parent and shared ones included.
 
+    What lies in its annexes is read too, and spoils no round.
+
     Raises:
         RunNotFoundError: there is no such run, nor a log of one.
     """
@@ -85,6 +88,7 @@ def verify(store: Store, name: str, rules: Rules, progress: Progress | None = No
     damages += [*_columns(checked, commits, rules), *_additions(store, refs, named, rules), *_manifests(store, refs)]
     damages += [_contradiction(run, entry, problem) for entry, problem in rules.contradictions(run, commits)]
     damages += _not_of_parent(store, run, commits)
+    damages += annex_damages(store, run, checked)
     rounds = tuple(run.finished)
     bad = {damage.round for damage in damages if damage.spoils} | unreadable
     return Verification(

@@ -1,7 +1,6 @@
 """An OpenAI-compatible endpoint: asked at most so much at a time, never twice for the same, never beyond a budget."""
 
 import asyncio
-import hashlib
 import json
 import os
 import time
@@ -13,6 +12,7 @@ from pipeline.errors import BudgetError, JudgeError
 from pipeline.judges.base import ResponseCache
 from pipeline.judges.llm import LlmConfig
 from pipeline.judges.support.llm_reply import Heard, Reply, kept_reply, reply_of
+from pipeline.judges.support.llm_requests import keyed_request
 
 try:
     import openai
@@ -22,7 +22,6 @@ except ImportError as missing:
 from pipeline.judges.support.llm_client import WITHIN_200, BoundedClient
 from pipeline.judges.support.llm_errors import EndpointError, stated_error
 
-_FORM = 1  # of what is kept of a reply: with another one nothing older is found
 _REASON_LENGTH = 300
 _FEW = 3
 
@@ -92,10 +91,7 @@ class Endpoint:
             BudgetError: the recipe allows no further request.
             JudgeError: the endpoint is gone, refuses, or does not speak the protocol.
         """
-        fields = {"model": self._config.model, **body, **self._config.extra_body}
-        request = {name: value for name, value in fields.items() if value is not None}
-        asked = {"form": _FORM, "url": self._config.base_url, "revision": self._config.revision, "body": request}
-        key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        key, request = keyed_request(self._config, body)
         if (same := self._asked.get(key)) is not None:
             return Heard((await same).reply, cached=True)
         self._asked[key] = asyncio.create_task(self._answer(key, request, form))

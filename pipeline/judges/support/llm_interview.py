@@ -1,13 +1,12 @@
 """Asks a language model about the candidates of prompts, side by side, and turns its replies into judgments."""
 
 import asyncio
-import random
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from pipeline.judges.base import Judge, JudgedCandidate, JudgeItem, Judgment, ResponseCache, Verdict, judgment_of
 from pipeline.judges.llm import Listwise, LlmConfig, Pairwise, Rubric
-from pipeline.judges.support.comparisons import places, schedule, shuffles, strength_orders, strengths
+from pipeline.judges.support.comparisons import places, strength_orders, strengths
 from pipeline.judges.support.llm_endpoint import Endpoint, RefusedError, TimedOutError, TooLongError
 from pipeline.judges.support.llm_questions import (
     Question,
@@ -17,6 +16,7 @@ from pipeline.judges.support.llm_questions import (
     rubric_question,
 )
 from pipeline.judges.support.llm_reply import Heard, Reply
+from pipeline.judges.support.llm_requests import comparison_questions, order_questions, pairs_of, score_questions
 from pipeline.judges.support.llm_verdicts import (
     Compared,
     Spoken,
@@ -59,19 +59,13 @@ class Interview:
         if len(item.candidates) < 2:
             alone = Verdict(score=None, status="alone", rationale="there is nothing to compare it with")
             return [judgment_of(self._of, item, candidate, alone, 0.0, NOTHING) for candidate in item.candidates]
-        # Each prompt draws by itself, so that it does not matter in which shard it is.
-        rng = random.Random(f"{mode.seed}/{item.prompt_id}")  # noqa: S311  nothing here is secret
         if isinstance(mode, Pairwise):
-            return await self._comparisons(item, schedule(len(item.candidates), mode.opponents, rng))
-        return await self._orders(item, mode, rng)
+            return await self._comparisons(item, pairs_of(item, mode))
+        return await self._orders(item, mode)
 
     async def _scores(self, item: JudgeItem, mode: Rubric) -> list[Judgment]:
-        expected, compared = mode.score == "expected", len(item.candidates) > 1
-        questions = [
-            rubric_question(self._config, item, candidate, scale=mode.scale, distribution=expected)
-            for candidate in item.candidates
-        ]
-        said = await _all([self._ask(question) for question in questions])
+        compared = len(item.candidates) > 1
+        said = await _all([self._ask(question) for question in score_questions(self._config, item, mode)])
         verdicts = [rubric_verdict(spoken, mode, self._config.base_url, compared=compared) for spoken in said]
         return [
             judgment_of(self._of, item, candidate, verdict, spoken.latency, spoken.usage)
@@ -98,19 +92,18 @@ class Interview:
         return judgments
 
     async def _compare(self, item: JudgeItem, pair: tuple[int, int]) -> Compared:
-        a, b = (item.candidates[k] for k in pair)
-        if a.text == b.text:
+        questions = comparison_questions(self._config, item, pair)
+        if not questions:  # two equal texts
             equal = Spoken(said=Said("tie"))
             return Compared(pair=pair, orders=(equal, equal))
-        orders = [pairwise_question(self._config, item, *shown) for shown in ((a, b), (b, a))]
-        first, second = await _all([self._ask(question) for question in orders])
+        first, second = await _all([self._ask(question) for question in questions])
         return Compared(pair=pair, orders=(first, second))
 
-    async def _orders(self, item: JudgeItem, mode: Listwise, rng: random.Random) -> list[Judgment]:
+    async def _orders(self, item: JudgeItem, mode: Listwise) -> list[Judgment]:
         count = len(item.candidates)
-        shown = shuffles(count, mode.shuffles, rng)
-        questions = [listwise_question(self._config, item, [item.candidates[k] for k in order]) for order in shown]
-        said = await _all([self._ask(question) for question in questions])
+        asked = order_questions(self._config, item, mode)
+        shown = [order for order, _ in asked]
+        said = await _all([self._ask(question) for _, question in asked])
         ranked = [
             places([order[place] for place in spoken.verdict], count)
             for order, spoken in zip(shown, said, strict=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows.analysis.train_judge import parse_source, train_judge, training_settings
+from flows.analysis.sources import parse_source
+from flows.analysis.train_judge import train_judge, training_settings
 from flows.cli.main import app
 from flows.report.judge_report import judge_report
 from pipeline.errors import ConfigError, DataError, RondoError

@@ -11,7 +11,7 @@ from flows.analysis.capacity import _calibrated
 from flows.cli.lineage_tree import lineage_tree
 from flows.registry.catalog import list_runs
 from flows.registry.first_facts import sampled_in
-from flows.view.inherited import trainer
+from flows.registry.inherited import trainer
 from flows.view.pages import runs
 from flows.view.site import Site
 from storage.errors import CorruptEntryError

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from flows.registry.inherited import first_judges, trainer
 from flows.registry.resume import header
 from flows.registry.round_summary import RoundSummary
 from flows.view.filters import Filter
-from flows.view.inherited import first_judges, trainer
 from flows.view.pages import completions, prompt
 from flows.view.site import OpenRun, Site
 from flows.view.update_effects import effects
