@@ -21,7 +21,7 @@ def forebears(store: Store, run: Run) -> Iterator[Run]:
         if parent[0] in line:
             raise CorruptEntryError(
                 f"the header of run '{run.name}' names '{parent[0]}' as its parent, which comes from it "
-                f"({' < '.join([*line, parent[0]])}): ask 'rondo verify' for the damage, or delete the run"
+                f"({' < '.join([*line, parent[0]])}): delete the run, or put its first log entry back as it was"
             )
         run = store.run(parent[0], intact_part=True)
         line.append(run.name)
