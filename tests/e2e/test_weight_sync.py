@@ -37,11 +37,14 @@ def test_a_run_is_the_same_from_memory_and_from_the_store(
 
 
 @pytest.mark.parametrize("kill", ["take_weights:1:asked", "send_weights:1:asked"])
-def test_whoever_dies_over_new_weights_they_are_read_them_from_the_store(
+def test_whoever_dies_over_new_weights_the_run_is_the_same(
     rondo: Rondo, tiny_recipe: Path, whole: Path, tmp_path: Path, kill: str
 ) -> None:
+    """A new sampler reads the store. A trainer may have given all that was asked of it before it was gone."""
     rondo("run", str(tiny_recipe), "--name", "hurt", "--root", str(tmp_path), kill=kill)
-    assert sources(tmp_path, "hurt") == ["checkpoint", "checkpoint", "memory"]
+    found = sources(tmp_path, "hurt")
+    assert found in (["checkpoint", "checkpoint", "memory"], ["checkpoint", "memory", "memory"])
+    assert found[1] == "checkpoint" or kill.startswith("send_weights")
     assert_same(whole, "whole", tmp_path, "hurt", range(3))
 
 
