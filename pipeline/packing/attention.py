@@ -170,8 +170,13 @@ def lay_out(rows: Rows, *, bucket_overhead: int = BUCKET_OVERHEAD) -> SequenceLa
             keys.append(_seen_tokens(members, wide).ravel())
             before_S = None if first else torch.from_numpy(members.before_R)
             buckets.append(Bucket(end - start, high, wide, before_S))
-    flat = (torch.from_numpy(part) for part in (np.concatenate(queries), np.concatenate(keys), scatter_T))
-    return SequenceLayout(tuple(buckets), *flat, longest=rows.longest)
+    return SequenceLayout(
+        tuple(buckets),
+        queries=torch.from_numpy(np.concatenate(queries)),
+        keys=torch.from_numpy(np.concatenate(keys)),
+        scatter_T=torch.from_numpy(scatter_T),
+        longest=rows.longest,
+    )
 
 
 def _own_tokens(rows: Rows, length: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -186,7 +191,8 @@ def _seen_tokens(rows: Rows, length: int) -> NDArray[np.int64]:
     place_L, before_S = np.arange(length), rows.before_R[:, None]
     place_S_L = place_L * (place_L < before_S + rows.own_R[:, None])
     own_S = rows.start_R[:, None] - before_S
-    return np.where(place_S_L < before_S, rows.prompt_R[:, None], own_S) + place_S_L
+    first_S_L: NDArray[np.int64] = np.where(place_S_L < before_S, rows.prompt_R[:, None], own_S)
+    return first_S_L + place_S_L
 
 
 def _split_rows(widths: Sequence[int], bucket_overhead: int) -> list[tuple[int, int]]:

@@ -207,6 +207,6 @@ def _build_pack(groups: Sequence[TokenGroup], members: list[int], *, with_last: 
 def _sources(candidates: Rows, length_S: NDArray[np.int64]) -> NDArray[np.int64]:
     """Finds the place that predicts each token of each candidate: the first one's is the last of the prompt."""
     first_S = np.cumsum(length_S) - length_S
-    source_N = np.arange(length_S.sum()) + np.repeat(candidates.start_R - 1 - first_S, length_S)
+    source_N: NDArray[np.int64] = np.arange(length_S.sum()) + np.repeat(candidates.start_R - 1 - first_S, length_S)
     source_N[first_S] = candidates.prompt_R + candidates.before_R - 1
     return source_N
