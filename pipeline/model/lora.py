@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pipeline.config import LoraConfig
 from pipeline.errors import ConfigError
-from pipeline.model.checkpoint_files import SMALL_FILES, weight_files
+from pipeline.model.checkpoint_files import SMALL_FILES, name_dtype, stored_dtype, weight_files
 from pipeline.model.distributed import full_tensor, spread_like, world_of
 from pipeline.model.lora_targets import find_targets
 from pipeline.model.weight_names import Files, Group, WeightNames, weightless
@@ -141,6 +141,8 @@ def merge(base: Path, adapter: Path, target: Path) -> Path:
         for name in tensors:
             tensors[name] = merging.changed(name, tensors[name])
         save_file(tensors, target / path.name, metadata={"format": "pt"})
+    if stored_dtype(target) != stored_dtype(base):
+        name_dtype(target, stored_dtype(target))
     return target
 
 
@@ -189,7 +191,8 @@ class _Merging:
         module = self._model.get_submodule(name.removesuffix(".weight"))
         # Both keep their weight as [inputs, outputs]: embeddings, and transformers' Conv1D, of GPT-2.
         turned = isinstance(module, torch.nn.Embedding | Conv1D)
-        return (weight.float() + (change.T if turned else change)).to(weight.dtype)
+        # Not in the base's precision: the trainer computes with the sum, and so shall whoever has the two merged.
+        return (weight.float() + (change.T if turned else change)).to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def _settings(adapter: Path) -> dict[str, Any]:
