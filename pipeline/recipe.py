@@ -15,7 +15,7 @@ from pipeline import agreement
 from pipeline.config.base import Config, Later
 from pipeline.config.devices import ClusterConfig, DevicesConfig, StoreConfig
 from pipeline.config.monitors import NotificationsConfig, TrackingConfig
-from pipeline.config.policy import Policy, PretrainedPolicy
+from pipeline.config.policy import CheckpointDtype, Policy, PretrainedPolicy
 from pipeline.config.preferences import PreferencesConfig
 from pipeline.config.prompts import Prompts
 from pipeline.config.sampling import BFLOAT16_TOLERANCE, FLOAT32_TOLERANCE, Precision, SamplingConfig
@@ -138,6 +138,16 @@ class Recipe(Config):
         """
         by_policy: int | Literal["auto"] = "auto" if isinstance(self.policy, PretrainedPolicy) else 1
         return self.devices.cpu_threads or by_policy
+
+    @property
+    def checkpoint_dtype(self) -> CheckpointDtype:
+        """Returns the precision of weights in checkpoints; adapters are float32 whatever it is, and this their base's.
+
+        A base never changes, so it loses nothing in the precision that it came in. Weights that all change lose much.
+        """
+        if not isinstance(self.policy, PretrainedPolicy):
+            return "float32"
+        return self.policy.dtype or ("float32" if self.update.lora is None else "source")
 
     def hashed(self, *, exclude: Iterable[str] = ()) -> dict[str, Any]:
         """Returns all fields as `Config.hashed` does, with the threads that are asked for."""

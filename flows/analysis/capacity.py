@@ -50,7 +50,8 @@ def plan_recipe(
 
 
 def _shape(path: str, field: str) -> ModelShape:
-    config, name = Path(path) / "config.json", file.name if (file := find_gguf(path)) else path
+    config, file = Path(path) / "config.json", find_gguf(path)
+    name = file.name if file else path
     if config.is_file():
         return shape_of_config(json.loads(config.read_text("utf-8")), path)
     shape = next((shape for known, shape in KNOWN_SHAPES.items() if known.partition("/")[2] in name), None)
@@ -59,7 +60,7 @@ def _shape(path: str, field: str) -> ModelShape:
             f"the size of '{path}' is not known here, and no hub is asked: --set {field}.path to a directory with its "
             f"config.json, or to the nearest of {', '.join(KNOWN_SHAPES)}"
         )
-    return shape
+    return shape if file is None else replace(shape, half=False)  # its weights are made float32
 
 
 def _calibrated(work: Workload, device: Device, source: str, root: str) -> tuple[Workload, dict[str, float]]:

@@ -14,7 +14,7 @@ from flows.analysis.capacity import plan_recipe
 from flows.host.text import counted, quantity
 from pipeline.config import PretrainedPolicy
 from pipeline.errors import ConfigError
-from pipeline.planning.devices import DEVICES, FLOAT
+from pipeline.planning.devices import DEVICES, HALF
 from pipeline.planning.plan import Plan
 from pipeline.recipe import Recipe
 
@@ -51,7 +51,8 @@ class Forecast:
         """Sums the bytes of weights, and of what goes with them, that a run whose rounds have updates has to write.
 
         A warm start's tokenizer may have fewer tokens than the recipe allows, and an adapter may be on some modules
-        alone: the planner counts both at their upper bound, and of them nothing is sure.
+        alone: the planner counts both at their upper bound, and of them nothing is sure. A base may be in half
+        precision, whatever its configuration says.
 
         Args:
             made: whether the checkpoint of the next round is there already.
@@ -62,12 +63,13 @@ class Forecast:
             return 0.0
         each = 0.0 if lora is not None and lora.target_modules else sum(store.values()) - store["tables"]
         if self.begins:
-            return self.rounds * each + (not made) * self._first
+            first = HALF * self.plan.work.policy.parameters if recipe.checkpoint_dtype == "source" else self._first
+            return self.rounds * each + (not made) * first
         return (self.rounds - made) * each
 
     @property
     def _first(self) -> float:
-        return FLOAT * self.plan.work.policy.parameters
+        return self.plan.work.saved_bytes * self.plan.work.policy.parameters
 
     def time_line(self) -> str:
         """Says how long the rounds take, and what takes longest."""

@@ -65,7 +65,7 @@ class RoundUpdate:
         update = self._opened()
         result = update.run(self._on_step)
         self._tell(doing="saving")
-        files = slot.stage(round, "checkpoint", slot.save_policy)
+        files = slot.stage(round, "checkpoint", lambda target: slot.save_policy(target, update.saved_as))
         digest = checkpoints.weights_digest(files)
         slot.set_current_policy(digest)
         others = {
@@ -196,6 +196,7 @@ class RoundUpdate:
             seed=self._seed,
             facts=facts,
             share=0.0,
+            saved_as=slot.saved_as(inputs.policy),
             say=lambda notice: worker.progress(notice=notice),
         )
         start = 0

@@ -60,19 +60,24 @@ class TrainerWorker(Worker):
         config = self.recipe.policy
         if not isinstance(config, PretrainedPolicy):
             return self._warm_start(config)
+        import torch
+
         from pipeline.model.check import check_before_work
+        from pipeline.model.checkpoint_files import source_dtype
         from pipeline.model.policy import choose_context, load_policy, save_policy
         from pipeline.sampling.check import check_engine
         from pipeline.sampling.thoughts import thought_marks
 
         source, files = self._pretrained(config)
+        asked = self.recipe.checkpoint_dtype
         model, tokenizer = load_policy(source, device="cpu", revision=config.revision)
         context = choose_context(source, self.recipe.sampling.context, revision=config.revision)
         untried = check_before_work(model, context, self.recipe.update.token_budget)
         check_engine(self.recipe.sampling.engine, model, context)
         if files is None:
+            dtype = source_dtype(source, config.revision) if asked == "source" else getattr(torch, asked)
             with checkpoints.stage_directory(self.store, self.run, 0, "checkpoint") as staged:
-                save_policy(model, tokenizer, staged.path)
+                save_policy(model, tokenizer, staged.path, dtype=dtype)
             files = staged.files
         marks = thought_marks(tokenizer, self.recipe.sampling.thought)
         return list(files), {
@@ -86,14 +91,17 @@ class TrainerWorker(Worker):
         file = find_gguf(config.path)
         if file is None:
             return config.path, None
+        import torch
+
         from pipeline.model.gguf import dequantise, gguf_digest
 
-        digest = gguf_digest(file)
+        dtype = torch.bfloat16 if self.recipe.checkpoint_dtype == "bfloat16" else torch.float32
+        digest = gguf_digest(file, dtype)
         files = checkpoints.find_shared(self.store, DEQUANTISED, digest)
         if files is None:
             self._notice(f"dequantising {file.name}: once, about half a minute for 100 million weights")
             with checkpoints.stage_shared(self.store, DEQUANTISED, digest) as staged:
-                dequantise(file, staged.path)
+                dequantise(file, staged.path, dtype=dtype)
             files = staged.files
         return str(self.directory(files)), files
 

@@ -17,6 +17,7 @@ from flows.workers.references import PolicyRef
 from pipeline.errors import ConfigError, LostUpdateError
 from pipeline.model import compilation
 from pipeline.model import policy as policies
+from pipeline.model.checkpoint_files import stored_dtype
 from pipeline.model.devices import check_device
 from pipeline.model.distributed import ALONE, World, shard
 from pipeline.model.logprobs import sequence_logps, token_logps
@@ -132,10 +133,17 @@ class TrainerModel:
         else:
             self._adapter.reset()
 
-    def save_policy(self, directory: Path) -> None:
+    def saved_as(self, start: PolicyRef) -> torch.dtype:
+        """Says in which precision `save_policy` is to write a policy that is trained from this one."""
+        asked = self.recipe.checkpoint_dtype
+        if self.recipe.update.lora is not None:  # of the base it is said, and an adapter is what is written
+            return torch.float32
+        return stored_dtype(self.directory(start.files)) if asked == "source" else getattr(torch, asked)
+
+    def save_policy(self, directory: Path, dtype: torch.dtype) -> None:
         """Writes the model, or its adapter if one is trained, as a checkpoint."""
         if self._adapter is None:
-            policies.save_policy(self._model, self._tokenizer, directory)
+            policies.save_policy(self._model, self._tokenizer, directory, dtype=dtype)
         else:
             self._adapter.save(self._tokenizer, directory)
 

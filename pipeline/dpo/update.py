@@ -37,6 +37,7 @@ from pipeline.model.check import check_model
 from pipeline.model.checkpointing import evaluate_plainly, recompute_layers
 from pipeline.model.distributed import full_tensor, world_of
 from pipeline.model.logprobs import check_context, token_logps
+from pipeline.model.policy import round_weights
 from pipeline.model.router_loss import check_router
 from pipeline.packing.attention import shared_prefix_attention
 from pipeline.records import content_id
@@ -74,6 +75,8 @@ class Update:
         config: the recipe's.
         facts: what the round knows beside it.
         share: of the round's prompts that is done with ``groups``; 1 if no more will come.
+        saved_as: the precision that weights are rounded to after the last step, and before they are measured: what is
+            measured is what will be saved.
         say: takes a sentence for people, such as that memory ran out and the packs are smaller from here on.
 
     Raises:
@@ -90,6 +93,7 @@ class Update:
         seed: int,
         facts: RoundFacts = FIRST_ROUND,
         share: float = 1.0,
+        saved_as: torch.dtype = torch.float32,
         say: Callable[[str], None] = lambda _sentence: None,
     ) -> None:
         self._terms = check_inputs(groups, config)
@@ -102,6 +106,7 @@ class Update:
         if config.gradient_checkpointing:
             recompute_layers(model)
         self._model, self._config, self._facts, self._seed, self._say = model, config, facts, seed, say
+        self.saved_as = saved_as
         self._groups = PreferencePool()
         self._optimizer = build_optimizer(model, config)
         self._plan = StepPlan(config, seed=seed, warmup_steps=facts.warmup_steps(config), most=facts.most_preferences)
@@ -190,6 +195,8 @@ class Update:
         self._plan.close()
         self.advance(on_step)
         self._optimizer.zero_grad(set_to_none=True)  # as large as the weights, and the model stays
+        if self.saved_as != torch.float32:
+            round_weights(self._model, self.saved_as)
         done = self._done
         sample = spread(self._groups, displacement_sample(len(self._groups), self._config.epochs))
         final, tokens = token_logps(self._model, sample, done.token_budget, precision=self._config.precision)

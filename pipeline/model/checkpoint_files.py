@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 
 from pipeline.errors import ConfigError
@@ -14,6 +15,7 @@ HUB_TIMEOUT = 15.0
 """Seconds that the hub has to say whether it has a model."""
 
 Shapes = dict[str, tuple[int, ...]]
+_HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}
 INDEX = "model.safetensors.index.json"
 
 # Files beside the weights that an engine may need.
@@ -31,6 +33,35 @@ def weight_shapes(directory: Path) -> Shapes:
         with open_tensors(path) as tensors:
             shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     return shapes
+
+
+def stored_dtype(directory: Path) -> torch.dtype:
+    """Returns the precision of a checkpoint's weights, from the headers alone: that of all of them, else float32.
+
+    Raises:
+        ConfigError: it has no readable safetensors.
+    """
+    found: set[str] = set()
+    for path in weight_files(directory):
+        with open_tensors(path) as tensors:
+            found |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    found = {kind for kind in found if not kind.startswith(("I", "U", "BOOL"))}
+    return _HALVES.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
+
+
+def source_dtype(source: str, revision: str | None) -> torch.dtype:
+    """Returns the precision of a local checkpoint, or of one on the hub that was loaded before; float32 if unknown."""
+    if Path(source).is_dir():
+        return stored_dtype(Path(source))
+    cached = try_to_load_from_cache(source, "config.json", revision=revision)
+    return stored_dtype(Path(cached).parent) if isinstance(cached, str) else torch.float32
+
+
+def name_dtype(directory: Path, dtype: torch.dtype) -> None:
+    """Writes into a checkpoint's configuration which precision its weights have, as ``from_pretrained`` reads it."""
+    path = directory / "config.json"
+    config = {**read_config(directory), "dtype": str(dtype).removeprefix("torch.")}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_config(directory: Path) -> dict[str, Any]:

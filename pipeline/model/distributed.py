@@ -217,7 +217,7 @@ def spread_like(tensor: Tensor, weight: Tensor) -> Tensor:
     pieces = tensor.chunk(mesh.size())  # as FSDP cuts; there may be fewer pieces than ranks
     piece = pieces[mesh.get_local_rank()] if mesh.get_local_rank() < len(pieces) else tensor[:0]
     return DTensor.from_local(
-        piece.to(weight.device, copy=True),
+        piece.to(weight.device, weight.dtype, copy=True),
         mesh,
         weight.placements,
         run_check=False,

@@ -25,8 +25,8 @@ _SPECIAL_TOKENS = {"eos_token": "eos", "bos_token": "bos", "pad_token": "padding
 """Names of special tokens in transformers, and in the format."""
 
 
-def gguf_digest(file: Path) -> str:
-    """Hashes what decides the checkpoint that :func:`dequantise` makes: files, and versions of the packages that read.
+def gguf_digest(file: Path, dtype: torch.dtype) -> str:
+    """Hashes what decides the checkpoint that :func:`dequantise` makes: files, precision, versions of what reads them.
 
     The files are the GGUF file and those beside it of which a tokenizer is made.
 
@@ -41,11 +41,13 @@ def gguf_digest(file: Path) -> str:
         with part.open("rb") as content:
             digest.update(f"{part.suffix if part == file else part.name}\0".encode())
             digest.update(hashlib.file_digest(content, "sha256").digest())
+    if dtype != torch.float32:  # version 0.1.0 had no other
+        digest.update(f"{dtype}\0".encode())
     return digest.hexdigest()[:16]
 
 
-def dequantise(file: Path, directory: Path) -> None:
-    """Saves a GGUF file as a checkpoint of transformers: float32 weights as safetensors, configuration, tokenizer.
+def dequantise(file: Path, directory: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """Saves a GGUF file as a checkpoint of transformers: weights as safetensors, configuration, tokenizer.
 
     Tokenizer files and a chat template that lie beside it are taken. If ``tokenizer.json`` is not among them, the
     vocabulary comes from the GGUF file; if it is, only special tokens and a chat template that nothing beside it names.
@@ -76,7 +78,7 @@ def dequantise(file: Path, directory: Path) -> None:
     # It is not quantised any more, and what says otherwise cannot be saved.
     model.hf_quantizer = None
     del model.config.quantization_config
-    save_policy(model, tokenizer, directory)
+    save_policy(model, tokenizer, directory, dtype=dtype)
 
 
 def _check_package() -> None:

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pipeline.config import LoraConfig
 from pipeline.errors import ConfigError
-from pipeline.model.checkpoint_files import SMALL_FILES, weight_files
+from pipeline.model.checkpoint_files import SMALL_FILES, name_dtype, stored_dtype, weight_files
 from pipeline.model.distributed import full_tensor, spread_like, world_of
 from pipeline.model.lora_targets import find_targets
 from pipeline.model.weight_names import Files, Group, WeightNames, weightless
@@ -143,7 +143,10 @@ class Changes:
         return self._matrices.keys()
 
     def added(self, model: Any, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """Gives a weight of the model with its change, in the weight's own type; the weight itself if it has none."""
+        """Gives a weight of the model with its change; the weight itself if it has none.
+
+        The sum is not in a base's bfloat16: the trainer computes with it, and so shall whoever has the two merged.
+        """
         if name not in self._matrices:
             return weight
         narrow, wide = self._matrices[name]
@@ -151,7 +154,7 @@ class Changes:
         module = model.get_submodule(name.removesuffix(".weight"))
         # Both keep their weight as [inputs, outputs]: embeddings, and transformers' Conv1D, of GPT-2.
         turned = isinstance(module, torch.nn.Embedding | Conv1D)
-        return (weight.float() + (change.T if turned else change)).to(weight.dtype)
+        return (weight.float() + (change.T if turned else change)).to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def is_adapter(directory: Path) -> bool:
@@ -178,6 +181,8 @@ def merge(base: Path, adapter: Path, target: Path) -> Path:
         for name in tensors:
             tensors[name] = merging.changed(name, tensors[name])
         save_file(tensors, target / path.name, metadata={"format": "pt"})
+    if stored_dtype(target) != stored_dtype(base):
+        name_dtype(target, stored_dtype(target))
     return target
 
 

@@ -18,8 +18,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import ConfigError
-from pipeline.model.checkpoint_files import check_source, first_line, weight_files
-from pipeline.model.distributed import full_tensor, spread_like, world_of
+from pipeline.model.checkpoint_files import check_source, first_line, name_dtype, weight_files
+from pipeline.model.distributed import full_tensor, local, spread_like, world_of
 from pipeline.model.generation import valid_generation_config
 from pipeline.model.model_config import caps_attention, context_limits
 from pipeline.model.weight_names import Files, WeightNames, weightless_like
@@ -91,25 +91,42 @@ def load_tokenizer(directory_or_hub_id: str | Path, *, revision: str | None = No
     return tokenizer
 
 
-def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+def save_policy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, *, dtype: torch.dtype | None = None
+) -> None:
     """Writes safetensors, configurations and tokenizer files, as ``from_pretrained`` and vLLM open them.
 
     Of several ranks all call it; the first one holds all weights meanwhile, in its main memory, and writes.
+
+    Args:
+        dtype: the precision that weights are rounded to in the files; that of the model if None.
     """
-    weights = None if world_of(model).size == 1 else _gathered(model)
+    dtype = None if dtype == model.dtype else dtype
+    weights = None if world_of(model).size == 1 and dtype is None else _gathered(model, dtype)
     if world_of(model).is_main:
         model.save_pretrained(directory, state_dict=weights)
+        if dtype is not None:
+            name_dtype(directory, dtype)
         tokenizer.save_pretrained(directory)
 
 
-def _gathered(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Rounds the weights of a model, in place, to what `save_policy` writes in this precision."""
+    with torch.no_grad():
+        for weight in map(local, model.state_dict(keep_vars=True).values()):
+            if weight.is_floating_point() and weight.dtype != dtype:
+                weight.copy_(weight.to(dtype))
+
+
+def _gathered(model: PreTrainedModel, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
     """Gathers the model's weights in main memory, on the first rank; tied ones are one tensor, as in the model."""
     found: dict[int, torch.Tensor] = {}
     named: dict[str, torch.Tensor] = {}
     for name, weight in model.state_dict(keep_vars=True).items():
         if id(weight) not in found:
             full = full_tensor(weight.detach())
-            found[id(weight)] = full.cpu() if world_of(model).is_main else full[:0]
+            kind = dtype if full.is_floating_point() else None
+            found[id(weight)] = full.to("cpu", kind or full.dtype) if world_of(model).is_main else full[:0]
         named[name] = found[id(weight)]
     return named
 

@@ -95,7 +95,7 @@ class SentWeights:
             if not world_of(self._model).is_main:
                 continue
             saved = self._layout.dtypes[group.names[0]]
-            if self._changes is not None:  # which a merged checkpoint keeps in the type of its base
+            if self._changes is not None:  # which a merged checkpoint adds to the base as its files have it
                 weights = {name: self._merged(name, weight.to(saved)) for name, weight in weights.items()}
             for name, tensor in self._layout.names.in_files(group, weights).items():
                 yield self._names(name), tensor.to(self._type(tensor.dtype))

@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AttentionInterface
@@ -42,15 +44,25 @@ class Layout(Protocol):
 
 
 @dataclass(frozen=True)
-class Row:
-    """A prompt or a candidate, by places in the pack: all that it sees, and how many of those come before it."""
+class Rows:
+    """The prompts and candidates of a pack, ``R`` of them, by places in the pack.
 
-    keys: Sequence[int]
-    before: int = 0
+    A row sees ``before_R`` tokens from ``prompt_R`` on, and then its own, which are ``own_R`` tokens from ``start_R``
+    on and its queries. A prompt has none before.
+    """
+
+    prompt_R: NDArray[np.int64]
+    before_R: NDArray[np.int64]
+    start_R: NDArray[np.int64]
+    own_R: NDArray[np.int64]
 
     @property
-    def queries(self) -> Sequence[int]:
-        return self.keys[self.before :]
+    def longest(self) -> int:
+        """The most keys of a row."""
+        return int((self.before_R + self.own_R).max())
+
+    def take(self, rows: NDArray[np.int64]) -> "Rows":
+        return Rows(*(column[rows] for column in (self.prompt_R, self.before_R, self.start_R, self.own_R)))
 
 
 @dataclass(frozen=True)
@@ -133,34 +145,54 @@ def _gather(states: Tensor, places: Tensor, sizes: list[int]) -> tuple[Tensor, .
     return parts
 
 
-def lay_out(rows: Sequence[Row], tokens: int, *, bucket_overhead: int = BUCKET_OVERHEAD) -> SequenceLayout:
+def lay_out(rows: Rows, *, bucket_overhead: int = BUCKET_OVERHEAD) -> SequenceLayout:
     """Sorts rows into buckets of similar length; those that begin with their first key apart from the others.
 
     Each token of the pack is a query of exactly one row. Rows without queries are left out.
     """
-    queries: list[int] = []
-    keys: list[int] = []
-    scatter = [0] * tokens
+    keys_R = rows.before_R + rows.own_R
+    queries: list[NDArray[np.int64]] = []
+    keys: list[NDArray[np.int64]] = []
+    scatter_T = np.empty(rows.own_R.sum(), dtype=np.int64)
     buckets: list[Bucket] = []
+    positions = 0
     for first in (True, False):
-        kept = [row for row in rows if row.queries and (row.before == 0) == first]
-        ordered = sorted(kept, key=lambda row: (len(row.keys), len(row.queries)), reverse=True)
-        for start, end in _split_rows([len(row.keys) for row in ordered], bucket_overhead):
-            members = ordered[start:end]
-            wide, high = len(members[0].keys), max(len(row.queries) for row in members)
-            for row in members:
-                for place, token in enumerate(row.queries, start=len(queries)):
-                    scatter[token] = place
-                queries.extend(_padded(row.queries, high))
-                keys.extend(_padded(row.keys, wide))
-            before_S = None if first else torch.tensor([row.before for row in members])
-            buckets.append(Bucket(len(members), high, wide, before_S))
-    longest = max(len(row.keys) for row in rows)
-    return SequenceLayout(tuple(buckets), torch.tensor(queries), torch.tensor(keys), torch.tensor(scatter), longest)
+        kept = np.flatnonzero((rows.own_R > 0) & ((rows.before_R == 0) == first))
+        ordered = kept[np.lexsort((-rows.own_R[kept], -keys_R[kept]))]
+        for start, end in _split_rows(keys_R[ordered].tolist(), bucket_overhead):
+            members = rows.take(ordered[start:end])
+            high, wide = int(members.own_R.max()), members.longest
+            places_S_Q = positions + np.arange((end - start) * high).reshape(-1, high)
+            positions += places_S_Q.size
+            queries_S_Q, real_S_Q = _own_tokens(members, high)
+            scatter_T[queries_S_Q[real_S_Q]] = places_S_Q[real_S_Q]
+            queries.append(queries_S_Q.ravel())
+            keys.append(_seen_tokens(members, wide).ravel())
+            before_S = None if first else torch.from_numpy(members.before_R)
+            buckets.append(Bucket(end - start, high, wide, before_S))
+    return SequenceLayout(
+        tuple(buckets),
+        queries=torch.from_numpy(np.concatenate(queries)),
+        keys=torch.from_numpy(np.concatenate(keys)),
+        scatter_T=torch.from_numpy(scatter_T),
+        longest=rows.longest,
+    )
 
 
-def _padded(places: Sequence[int], length: int) -> list[int]:
-    return [*places, *[places[0]] * (length - len(places))]
+def _own_tokens(rows: Rows, length: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Lists each row's own tokens, ``[S, length]``, and which of them are no padding: that repeats the first one."""
+    place_Q = np.arange(length)
+    real_S_Q = place_Q < rows.own_R[:, None]
+    return rows.start_R[:, None] + place_Q * real_S_Q, real_S_Q
+
+
+def _seen_tokens(rows: Rows, length: int) -> NDArray[np.int64]:
+    """Lists the tokens that each row sees, ``[S, length]``; padding repeats the first one."""
+    place_L, before_S = np.arange(length), rows.before_R[:, None]
+    place_S_L = place_L * (place_L < before_S + rows.own_R[:, None])
+    own_S = rows.start_R[:, None] - before_S
+    first_S_L: NDArray[np.int64] = np.where(place_S_L < before_S, rows.prompt_R[:, None], own_S)
+    return first_S_L + place_S_L
 
 
 def _split_rows(widths: Sequence[int], bucket_overhead: int) -> list[tuple[int, int]]:

@@ -16,11 +16,14 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipeline.errors import DataError, PromptTooLongError
-from pipeline.packing.attention import Layout, Row, SequenceLayout, lay_out
+from pipeline.packing.attention import Layout, Rows, SequenceLayout, lay_out
 from pipeline.packing.block_attention import BLOCK_DEVICES, BlockLayout
 
 
@@ -60,21 +63,27 @@ class Pack:
 
     ``source_N`` is the input token whose hidden state predicts ``target_N``; ``sequence_N`` numbers the
     candidate it belongs to, over all groups of the pack. ``candidates`` is the number of candidates of each
-    group. ``segment_T`` is the place where the prompt or candidate begins that an input token is part of, ``prompt_T``
-    where its prompt begins. With ``parts`` these are computed in its place.
+    group, ``rows`` are prompts and candidates by their places. ``segment_T`` is the place where the prompt or candidate
+    begins that an input token is part of, ``prompt_T`` where its prompt begins. With ``parts`` these are computed in
+    its place.
     """
 
     groups: list[int]
     candidates: list[int]
     input_ids_T: torch.Tensor
     position_ids_T: torch.Tensor
-    layout: SequenceLayout
+    rows: Rows
     segment_T: torch.Tensor
     prompt_T: torch.Tensor
     source_N: torch.Tensor
     target_N: torch.Tensor
     sequence_N: torch.Tensor
     parts: tuple["PackPart", ...] = ()
+
+    @cached_property
+    def layout(self) -> SequenceLayout:
+        """Where the gathering attention finds its tokens; not made for a device that takes a mask of blocks."""
+        return lay_out(self.rows)
 
     def layout_on(self, device: torch.device) -> Layout:
         """Chooses how attention finds its tokens on this device: by a mask of blocks, or by gathering."""
@@ -83,7 +92,7 @@ class Pack:
         segment_T, prompt_T, position_T = (
             part.to(device) for part in (self.segment_T, self.prompt_T, self.position_ids_T)
         )
-        return BlockLayout(segment_T, prompt_T, position_T, self.layout.longest)
+        return BlockLayout(segment_T, prompt_T, position_T, self.rows.longest)
 
 
 @dataclass(frozen=True)
@@ -157,43 +166,47 @@ def _parts(groups: Sequence[TokenGroup], members: list[int], boundaries: Sequenc
 
 
 def _build_pack(groups: Sequence[TokenGroup], members: list[int], *, with_last: bool = False) -> Pack:
-    ids: list[int] = []
-    positions: list[int] = []
-    rows: list[Row] = []
-    segments: list[int] = []
-    prompts: list[int] = []
-    source: list[int] = []
-    target: list[int] = []
-    lengths: list[int] = []
+    flat: list[int] = []  # prompts and candidates one after the other
+    lengths: list[int] = []  # of each of them, which are the segments ``R`` of the pack
     for index in members:
-        prompt = groups[index].prompt_token_ids
-        prompt_places = list(range(len(ids), len(ids) + len(prompt)))
-        rows.append(Row(prompt_places))
-        segments.extend([len(ids)] * len(prompt))
-        prompt_start = len(ids)
-        ids.extend(prompt)
-        positions.extend(range(len(prompt)))
-        for candidate in groups[index].candidate_token_ids:
-            inputs = len(candidate) - (not with_last)
-            places = list(range(len(ids), len(ids) + inputs))
-            segments.extend([len(ids)] * inputs)
-            ids.extend(candidate[:inputs])
-            positions.extend(range(len(prompt), len(prompt) + inputs))
-            rows.append(Row([*prompt_places, *places], before=len(prompt)))
-            source.append(prompt_places[-1])
-            source.extend(places[: len(candidate) - 1])
-            target.extend(candidate)
-            lengths.append(len(candidate))
-        prompts.extend([prompt_start] * (len(ids) - prompt_start))
+        group = groups[index]
+        for part in (group.prompt_token_ids, *group.candidate_token_ids):
+            flat.extend(part)
+            lengths.append(len(part))
+    candidates = [len(groups[index].candidate_token_ids) for index in members]
+    tokens, length_R = np.fromiter(flat, np.int64, len(flat)), np.array(lengths)
+    first_G = np.cumsum([0, *(count + 1 for count in candidates[:-1])])
+    group_R = np.repeat(np.arange(len(members)), np.array(candidates) + 1)
+    is_candidate_R = np.ones(len(lengths), dtype=bool)
+    is_candidate_R[first_G] = False
+    own_R = length_R - (is_candidate_R & (not with_last))
+    start_R = np.cumsum(own_R) - own_R
+    before_R = np.where(is_candidate_R, length_R[first_G][group_R], 0)
+    rows = Rows(start_R[first_G][group_R], before_R, start_R, own_R)
+    segment_T = np.repeat(start_R, own_R)
+    kept = np.ones(len(flat), dtype=bool)
+    if not with_last:
+        kept[np.cumsum(length_R)[is_candidate_R] - 1] = False
+    columns = {
+        "input_ids_T": tokens[kept],
+        "position_ids_T": np.arange(len(segment_T)) + np.repeat(before_R - start_R, own_R),
+        "segment_T": segment_T,
+        "prompt_T": np.repeat(rows.prompt_R, own_R),
+        "source_N": _sources(rows.take(np.flatnonzero(is_candidate_R)), length_R[is_candidate_R]),
+        "target_N": tokens[np.repeat(is_candidate_R, length_R)],
+        "sequence_N": np.repeat(np.arange(sum(candidates)), length_R[is_candidate_R]),
+    }
     return Pack(
         groups=members,
-        candidates=[len(groups[index].candidate_token_ids) for index in members],
-        input_ids_T=torch.tensor(ids),
-        position_ids_T=torch.tensor(positions),
-        layout=lay_out(rows, len(ids)),
-        segment_T=torch.tensor(segments),
-        prompt_T=torch.tensor(prompts),
-        source_N=torch.tensor(source),
-        target_N=torch.tensor(target),
-        sequence_N=torch.repeat_interleave(torch.tensor(lengths)),
+        candidates=candidates,
+        rows=rows,
+        **{name: torch.from_numpy(column) for name, column in columns.items()},
     )
+
+
+def _sources(candidates: Rows, length_S: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Finds the place that predicts each token of each candidate: the first one's is the last of the prompt."""
+    first_S = np.cumsum(length_S) - length_S
+    source_N: NDArray[np.int64] = np.arange(length_S.sum()) + np.repeat(candidates.start_R - 1 - first_S, length_S)
+    source_N[first_S] = candidates.prompt_R + candidates.before_R - 1
+    return source_N

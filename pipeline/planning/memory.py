@@ -72,7 +72,7 @@ def round_store(work: Workload) -> Parts:
     """Counts what a round leaves in the store; ids are at most as wide as the vocabulary needs."""
     config, row = work.recipe.update, ROW_BYTES / work.answer_tokens
     token = LOGPROB_BYTES + log2(work.policy.vocabulary) / 8 + TEXT_BYTES
-    sizes = {"tables": work.sampled_tokens * (token + row), "checkpoint": FLOAT * work.trained_weights}
+    sizes = {"tables": work.sampled_tokens * (token + row), "checkpoint": work.checkpoint_bytes}
     if config.optimizer_state == "carried":
         sizes["moments"] = 2 * (FLOAT if config.optimizer == "adamw" else 1) * work.trained_weights
     if config.reference == "ema":

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pipeline.planning import time
-from pipeline.planning.devices import FLOAT, Device, Parts
+from pipeline.planning.devices import Device, Parts
 from pipeline.planning.memory import device_memory, round_store
 from pipeline.planning.work import Workload
 from pipeline.recipe import Recipe
@@ -60,7 +60,7 @@ def plan_round(
     usd = None if usd_per_hour is None else usd_per_hour * devices * run_seconds / 3600
     return Plan(
         work, device, devices, stages, seconds, run_seconds, memory, store,
-        FLOAT * work.policy.parameters + recipe.rounds * sum(store.values()), usd, measured, warnings,
+        work.saved_bytes * work.policy.parameters + recipe.rounds * sum(store.values()), usd, measured, warnings,
     )  # fmt: skip
 
 

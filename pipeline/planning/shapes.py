@@ -1,7 +1,7 @@
 """The size of a model: how many weights of which kind, from the fields of its configuration."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from pipeline.config import WarmStartPolicy
@@ -15,7 +15,8 @@ _FIELDS = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermedi
 class ModelShape:
     """A causal language model of such a family, without norms and biases, which are less than 0.1% of its weights.
 
-    ``query`` and ``key_value`` are widths of all heads together; ``tied``: embeddings and head are one matrix.
+    ``query`` and ``key_value`` are widths of all heads together; ``tied``: embeddings and head are one matrix;
+    ``half``: its own files have weights of 2 bytes, as those of published models.
     """
 
     layers: int
@@ -25,6 +26,8 @@ class ModelShape:
     intermediate: int
     vocabulary: int
     tied: bool = False
+    _: KW_ONLY
+    half: bool = True
 
     @property
     def layer(self) -> int:
@@ -68,6 +71,7 @@ def shape_of_config(config: Mapping[str, Any], name: str) -> ModelShape:
     return ModelShape(
         config["num_hidden_layers"], hidden, heads * head, groups * head, config["intermediate_size"],
         config["vocab_size"], bool(config.get("tie_word_embeddings", False)),
+        half=config.get("dtype", config.get("torch_dtype")) in ("bfloat16", "float16"),
     )  # fmt: skip
 
 

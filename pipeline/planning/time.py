@@ -99,14 +99,16 @@ def update(work: Workload, device: Device, ranks: int) -> Parts:
     return {
         ("links between ranks" if links > compute else "compute"): max(links, compute),
         "scoring": _passes(policy.multiplied * scored * work.preference_tokens, work, device, ranks),
-        "store": 2 * FLOAT * work.trained_weights / device.store_bandwidth,  # the start is read, the checkpoint written
+        "store": 2 * work.checkpoint_bytes / device.store_bandwidth,  # the start is read, the checkpoint written
     }
 
 
 def weight_sync(work: Workload, device: Device) -> Parts:
     """Estimates a weight sync, which reads new weights; a copy, untied or merged, is first written and read again."""
     copied = work.policy.tied or work.recipe.update.lora is not None
-    return {"store": FLOAT * work.policy.parameters * (3 if copied else 1) / device.store_bandwidth}
+    # Merged, weights are float32.
+    size = FLOAT if work.recipe.update.lora is not None else work.saved_bytes
+    return {"store": size * work.policy.parameters * (3 if copied else 1) / device.store_bandwidth}
 
 
 def scoring(work: Workload, device: Device, ranks: int) -> Parts:
@@ -115,7 +117,7 @@ def scoring(work: Workload, device: Device, ranks: int) -> Parts:
     return {
         "compute": (3 - work.recipe.update.measures_by_samplers(device.drift))
         * _passes(work.policy.multiplied * tokens, work, device, ranks),
-        "store": 2 * FLOAT * work.trained_weights / device.store_bandwidth,
+        "store": 2 * work.checkpoint_bytes / device.store_bandwidth,
     }
 
 

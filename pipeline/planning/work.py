@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import ceil
 
-from pipeline.planning.devices import Device
+from pipeline.planning.devices import FLOAT, HALF, Device
 from pipeline.planning.shapes import ModelShape
 from pipeline.recipe import Recipe
 
@@ -57,6 +57,17 @@ class Workload:
         """Counts the weights that the update changes, and that a checkpoint has."""
         lora = self.recipe.update.lora
         return self.policy.parameters if lora is None else self.policy.adapter(lora.rank)
+
+    @property
+    def saved_bytes(self) -> int:
+        """Counts the bytes of a weight in a whole checkpoint, and in an adapter's base."""
+        dtype = self.recipe.checkpoint_dtype
+        return HALF if dtype == "bfloat16" or (dtype == "source" and self.policy.half) else FLOAT
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Counts the bytes of a round's checkpoint; an adapter is float32."""
+        return self.trained_weights * (self.saved_bytes if self.recipe.update.lora is None else FLOAT)
 
     def element_bytes(self, device: Device) -> int:
         """Counts the bytes of a weight while it computes; processors compute in float32."""

@@ -13,7 +13,7 @@ from pipeline.dpo.update import Update, run_update
 from pipeline.errors import ConfigError
 from pipeline.model.logprobs import pack_sums, sequence_logps
 from pipeline.model.lora import Adapter, merge
-from pipeline.model.policy import load_weights
+from pipeline.model.policy import load_weights, round_weights, save_policy
 from pipeline.packing.packing import pack_groups
 from support.tiny import tiny_tokenizer
 
@@ -47,6 +47,25 @@ def test_merged_equals_base_with_adapter(name, stabilised, tmp_path):
     by_peft = PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload()
     for row, expected in zip(sequence_logps(by_peft, groups, 200), trained, strict=True):
         assert row == pytest.approx(expected, **SAME)
+
+
+def test_a_base_in_bfloat16_loses_nothing_when_it_is_merged(tmp_path):
+    """The trainer computes with base and adapter in float32: so are they merged, and not in the base's precision."""
+    model, adapter = adapted()
+    round_weights(model, torch.bfloat16)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.01, generator=torch.Generator().manual_seed(1))
+    base = build()
+    round_weights(base, torch.bfloat16)
+    save_policy(base, tiny_tokenizer(), tmp_path / "base", dtype=torch.bfloat16)
+    adapter.save(tiny_tokenizer(), tmp_path / "adapter")
+    merged = merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    whole = AutoModelForCausalLM.from_pretrained(merged, dtype="auto")
+    assert whole.dtype == torch.float32
+    groups = token_groups(6)
+    for row, expected in zip(sequence_logps(whole, groups, 200), sequence_logps(model, groups, 200), strict=True):
+        assert row == pytest.approx(expected, **SAME)  # rounded again, it would differ by 1e-2 and more
 
 
 HEAD = {"llama": "lm_head", "gpt_neox": "lm_head", "mixtral": "lm_head"}
@@ -216,3 +235,19 @@ def test_blend_is_the_weighted_mean(shape, tmp_path):
     blend(tmp_path / "average", tmp_path / "policy", tmp_path / "target", decay=0.75)
     blended = AutoModelForCausalLM.from_pretrained(tmp_path / "target")
     assert all(torch.equal(weight, torch.full_like(weight, 7.0)) for weight in blended.parameters())
+
+
+def test_an_average_of_policies_in_bfloat16_is_float32(tmp_path):
+    """0.99 * 1 + 0.01 * 1.0078125 = 1.000078125: the next number above 1 in bfloat16 is 1.0078125."""
+    for name, value in (("average", 1.0), ("policy", 1.0078125)):
+        model = build()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.fill_(value)
+        save_policy(model, tiny_tokenizer(), tmp_path / name, dtype=torch.bfloat16)
+    (tmp_path / "target").mkdir()
+    blend(tmp_path / "average", tmp_path / "policy", tmp_path / "target", decay=0.99)
+    blended = AutoModelForCausalLM.from_pretrained(tmp_path / "target", dtype="auto")
+    for weight in blended.parameters():
+        # Float32 numbers lie 1.2e-7 apart there.
+        torch.testing.assert_close(weight, torch.full_like(weight, 1.000078125), rtol=0, atol=2e-7)

@@ -1,5 +1,8 @@
 """A packed forward pass is the plain one: values and gradients, for every shape of model."""
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +13,7 @@ from transformers import BloomConfig, BloomForCausalLM
 from pipeline.errors import DataError, PromptTooLongError, UnsupportedModelError
 from pipeline.model.check import check_model
 from pipeline.model.logprobs import check_context, pack_sums, sequence_logps
-from pipeline.packing.attention import Row, lay_out, shared_prefix_attention
+from pipeline.packing.attention import Rows, lay_out, shared_prefix_attention
 from pipeline.packing.packing import TokenGroup, pack_groups
 
 # Float32 sums of up to 9 log-probabilities near 5 nats, computed in another order.
@@ -134,6 +137,38 @@ def test_model_keeps_its_own_attention(name):
 
 @settings(derandomize=True, deadline=None)
 @given(
+    shapes=st.lists(st.tuples(st.integers(1, 9), st.lists(st.integers(1, 9), min_size=1, max_size=4)), min_size=1),
+    with_last=st.booleans(),
+)
+def test_columns_of_a_pack_are_what_they_are_defined_as(shapes, with_last):
+    """Token by token, in the order of the pack. A part of a pack keeps the last token of each candidate."""
+    token = itertools.count(100)
+    groups = [
+        TokenGroup(f"{row}", list(itertools.islice(token, prompt)), [list(itertools.islice(token, n)) for n in answers])
+        for row, (prompt, answers) in enumerate(shapes)
+    ]
+    (pack,) = pack_groups(groups, 10_000, boundaries=[10_000] if with_last else [])
+    inputs, predicted, sequence = [], [], itertools.count()
+    for group in (groups[index] for index in pack.groups):
+        prompt, begin = group.prompt_token_ids, len(inputs)
+        inputs += [(token, place, begin, begin) for place, token in enumerate(prompt)]
+        for answer in group.candidate_token_ids:
+            first, number = len(inputs), next(sequence)
+            before = [first - 1 + place for place in range(len(answer))]
+            before[0] = begin + len(prompt) - 1
+            predicted += [(source, token, number) for source, token in zip(before, answer, strict=True)]
+            kept = answer if with_last else answer[:-1]
+            inputs += [(token, len(prompt) + place, first, begin) for place, token in enumerate(kept)]
+    found = pack.parts[0].pack if with_last else pack
+    columns = (found.input_ids_T, found.position_ids_T, found.segment_T, found.prompt_T)
+    assert torch.stack(columns, dim=1).tolist() == [list(row) for row in inputs]
+    columns = (found.source_N, found.target_N, found.sequence_N)
+    assert torch.stack(columns, dim=1).tolist() == [list(row) for row in predicted]
+    assert found.candidates == [len(groups[index].candidate_token_ids) for index in pack.groups]
+
+
+@settings(derandomize=True, deadline=None)
+@given(
     shapes=st.lists(st.tuples(st.integers(1, 40), st.lists(st.integers(0, 20), max_size=3)), min_size=1, max_size=12),
     overhead=st.sampled_from([0, 3, 64]),
 )
@@ -141,17 +176,19 @@ def test_layout_finds_every_token_and_splits_at_least_cost(shapes, overhead):
     """Prompts with some candidates each. Every token is a query once and is read back, every row has its own keys, and
     no split of the sorted rows of a kind into at most 2 is cheaper.
     """
-    rows, tokens = [], 0
+    rows, tokens = [], 0  # the prompt's first token and those of it that are seen, own first token and count
     for prompt, candidates in shapes:
-        places = list(range(tokens, tokens + prompt))
-        rows.append(Row(places))
+        first = tokens
+        rows.append((first, 0, first, prompt))
         tokens += prompt
         for length in candidates:
-            rows.append(Row([*places, *range(tokens, tokens + length)], before=prompt))
+            rows.append((first, prompt, tokens, length))
             tokens += length
-    layout = lay_out(rows, tokens, bucket_overhead=overhead)
+    layout = lay_out(Rows(*np.array(rows).T), bucket_overhead=overhead)
     assert layout.queries[layout.scatter_T].tolist() == list(range(tokens))
-    assert sum(bucket.rows for bucket in layout.buckets) == sum(bool(row.queries) for row in rows)
+    assert layout.longest == max(before + own for _, before, _, own in rows)
+    rows = [row for row in rows if row[3]]
+    assert sum(bucket.rows for bucket in layout.buckets) == len(rows)
     keys = layout.keys.split([bucket.rows * bucket.keys for bucket in layout.buckets])
     found = [
         row[:count].tolist()
@@ -159,9 +196,11 @@ def test_layout_finds_every_token_and_splits_at_least_cost(shapes, overhead):
         for row in part.view(bucket.rows, bucket.keys)
         for count in [len(set(row.tolist()))]
     ]
-    assert sorted(found) == sorted(list(row.keys) for row in rows if row.queries)
+    expected = [[*range(prompt, prompt + before), *range(own, own + count)] for prompt, before, own, count in rows]
+    assert sorted(found) == sorted(expected)
+    assert all((bucket.before_S is None) == (bucket.keys == bucket.queries) for bucket in layout.buckets)
     for first in (True, False):
-        ordered = sorted((len(row.keys) for row in rows if row.queries and (row.before == 0) == first), reverse=True)
+        ordered = sorted((before + own for _, before, _, own in rows if (before == 0) == first), reverse=True)
         buckets = [bucket for bucket in layout.buckets if (bucket.before_S is None) == first]
         cost = sum(bucket.rows * bucket.keys + overhead for bucket in buckets)
         for cut in range(1, len(ordered)):

@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from flows.workers.trainer import TrainerWorker
 from pipeline.data.corpora.film_reviews import FilmReviews
+from pipeline.model.checkpoint_files import stored_dtype
+from pipeline.model.policy import load_policy, save_policy
 from pipeline.recipe import Recipe
 from storage.log.store import Store
-from storage.tables.checkpoints import stage_directory
+from storage.tables.checkpoints import local_directory, stage_directory
 from storage.tables.shards import read_table
 from support.gguf_file import write_gguf
 from support.recipes import TINY
@@ -36,6 +39,56 @@ def test_a_gguf_file_is_dequantised_once_for_all_runs_of_a_root(tmp_path: Path) 
         assert report == {"source": str(model), "sampler_precision": "float32"}
     assert made[0] == made[1]
     assert all(file.path.startswith("shared/dequantised/") for file in made[0])
+
+
+BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
+LORA = {"lora": {"rank": 4, "alpha": 8}}
+
+
+@pytest.mark.parametrize(
+    ("source", "dtype", "update", "found"),
+    [
+        (BFLOAT16, None, {}, FLOAT32),  # all weights change
+        (BFLOAT16, None, LORA, BFLOAT16),  # none of the base does
+        (FLOAT32, None, LORA, FLOAT32),
+        (BFLOAT16, "source", {}, BFLOAT16),
+        (BFLOAT16, "float32", LORA, FLOAT32),
+        (FLOAT32, "bfloat16", {}, BFLOAT16),
+    ],
+)
+def test_the_first_checkpoint_has_the_precision_that_the_recipe_says(
+    tmp_path: Path, source: torch.dtype, dtype: str | None, update: dict[str, Any], found: torch.dtype
+) -> None:
+    model, tokenizer = load_policy(tiny_llama(tmp_path / "tiny"), device="cpu")
+    save_policy(model, tokenizer, tmp_path / "model", dtype=source)
+    store = Store.open(tmp_path / "root")
+    store.create_run("r", {})
+    policy = {"source": "pretrained", "path": str(tmp_path / "model"), "dtype": dtype}
+    worker = trainer(
+        store.root, "r", tmp_path, tmp_path / "scratch", policy=policy, update=TINY.get("update", {}) | update
+    )
+    files, _ = worker.prepare_policy()
+    first = local_directory(store, tuple(files), tmp_path / "cache")
+    assert stored_dtype(first) == found
+    kept, _ = load_policy(first, device="cpu")
+    for name, weight in model.state_dict().items():
+        rounded = weight.bfloat16().float() if BFLOAT16 in (source, found) else weight
+        assert torch.equal(kept.state_dict()[name], rounded)
+
+
+def test_a_gguf_file_is_dequantised_into_the_precision_that_the_recipe_says(tmp_path: Path) -> None:
+    """Source is float32 there; the two copies are beside each other, and neither is taken for the other."""
+    model = tmp_path / "model"
+    tiny_tokenizer().save_pretrained(model)
+    write_gguf(tiny_llama(tmp_path / "source"), model / "tiny.gguf")
+    store = Store.open(tmp_path / "root")
+    found = {}
+    for dtype in ("bfloat16", "source", "float32"):
+        store.create_run(dtype, {})
+        policy = {"source": "pretrained", "path": str(model), "dtype": dtype}
+        files, _ = trainer(store.root, dtype, model, tmp_path / dtype, policy=policy).prepare_policy()
+        found[dtype] = stored_dtype(local_directory(store, tuple(files), tmp_path / "cache"))
+    assert found == {"bfloat16": BFLOAT16, "source": FLOAT32, "float32": FLOAT32}
 
 
 def test_prompts_are_generated_once_by_a_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

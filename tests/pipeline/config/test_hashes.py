@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import PreferencesConfig, SamplingConfig, UpdateConfig
+from pipeline.config import PreferencesConfig, PretrainedPolicy, SamplingConfig, UpdateConfig
 from pipeline.dpo.state import DECIDED_ELSEWHERE, hashed_settings
 from pipeline.dpo.types import RoundFacts
 from pipeline.judges.base import judge_version
@@ -33,6 +33,13 @@ OTHER: dict[str, Any] = {
 )
 def test_a_saved_update_is_still_known(config: UpdateConfig, facts: RoundFacts, expected: str) -> None:
     assert content_id(hashed_settings(config, facts)) == expected
+
+
+def test_a_policys_precision_is_hashed_if_the_recipe_says_one() -> None:
+    """0.1.0 hashed three fields."""
+    given = {"source": "pretrained", "path": "owner/name", "revision": None}
+    assert PretrainedPolicy(**given).hashed() == given
+    assert PretrainedPolicy(**given, dtype="float32").hashed() == {**given, "dtype": "float32"}
 
 
 def test_every_field_of_an_update_is_hashed_or_decided_elsewhere() -> None:

@@ -40,22 +40,23 @@ def test_the_weights_are_those_of_the_file(model: tuple[Path, dict[str, torch.Te
 def test_the_hash_is_of_all_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "tiny.gguf"
     file.write_bytes(b"a")
-    before = gguf_digest(file)
+    before = gguf_digest(file, torch.float32)
     for name in ("notes.txt", "adapter_config.json", "another.gguf"):
         (tmp_path / name).write_text("of no matter")
-        assert gguf_digest(file) == before, name
+        assert gguf_digest(file, torch.float32) == before, name
     digests = [before]
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json", "chat_template.jinja", "vocab.txt"):
         for content in ("a", "b"):
             (tmp_path / name).write_text(content)
-            digests.append(gguf_digest(file))
+            digests.append(gguf_digest(file, torch.float32))
     file.write_bytes(b"b")
-    digests.append(gguf_digest(file))
+    digests.append(gguf_digest(file, torch.float32))
     for package in ("transformers", "gguf"):
         versions = {"transformers": "5.0.0", "gguf": "0.19.0", package: "9.9.9"}
         monkeypatch.setattr("pipeline.model.gguf.version", versions.__getitem__)
-        digests.append(gguf_digest(file))
-    assert len(set(digests)) == len(digests) == 1 + 5 * 2 + 1 + 2
+        digests.append(gguf_digest(file, torch.float32))
+    digests.append(gguf_digest(file, torch.bfloat16))
+    assert len(set(digests)) == len(digests) == 1 + 5 * 2 + 1 + 2 + 1
 
 
 def test_what_tokenizer_files_beside_it_do_not_name_comes_from_the_file(tmp_path: Path) -> None:

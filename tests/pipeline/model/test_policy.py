@@ -11,8 +11,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from pipeline.errors import ConfigError
-from pipeline.model.checkpoint_files import weight_shapes
-from pipeline.model.policy import load_policy, load_tokenizer, load_weights, max_context, save_policy
+from pipeline.model.checkpoint_files import stored_dtype, weight_shapes
+from pipeline.model.policy import (
+    load_policy,
+    load_tokenizer,
+    load_weights,
+    max_context,
+    round_weights,
+    save_policy,
+)
 from support.tiny import tiny_llama, tiny_tokenizer
 
 IDS_B_T = torch.tensor([[1, 5, 6, 7, 2], [1, 9, 8, 30, 31]])
@@ -45,6 +52,46 @@ def test_master_weights_are_float32_whatever_the_checkpoint_holds(tmp_path: Path
     assert {tensor.dtype for tensor in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.bfloat16}
     loaded, _ = load_policy(tmp_path / "half", device="cpu")
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_checkpoint_in_half_precision_is_the_rounded_policy(tmp_path: Path, dtype: torch.dtype, tied: bool) -> None:
+    """Half the bytes, its configuration says so, and who loads it has what `round_weights` makes of the model."""
+    model, tokenizer = load_policy(tiny_llama(tmp_path / "source", tied=tied), device="cpu")
+    exact = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    save_policy(model, tokenizer, tmp_path / "whole", dtype=torch.float32)
+    save_policy(model, tokenizer, tmp_path / "half", dtype=dtype)
+    assert all(torch.equal(tensor, exact[name]) for name, tensor in model.state_dict().items())
+    assert (stored_dtype(tmp_path / "whole"), stored_dtype(tmp_path / "half")) == (torch.float32, dtype)
+    sizes = [sum(t.nbytes for t in load_file(tmp_path / n / "model.safetensors").values()) for n in ("whole", "half")]
+    assert sizes[0] == 2 * sizes[1] == 4 * sum(weight.numel() for weight in model.parameters())
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype="auto").dtype == dtype
+    loaded, _ = load_policy(tmp_path / "half", device="cpu")
+    round_weights(model, dtype)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, exact[name].to(dtype).float())
+        assert torch.equal(tensor, loaded.state_dict()[name])
+        assert loaded.state_dict()[name].dtype == torch.float32
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
+
+
+@pytest.mark.parametrize(
+    ("kinds", "found"),
+    [
+        ([torch.bfloat16, torch.bfloat16], torch.bfloat16),
+        ([torch.float16, torch.int64], torch.float16),
+        ([torch.bfloat16, torch.float32], torch.float32),
+        ([torch.bfloat16, torch.float16], torch.float32),
+    ],
+)
+def test_precisions_that_are_mixed_count_as_float32(
+    tmp_path: Path, kinds: list[torch.dtype], found: torch.dtype
+) -> None:
+    """In which all of them are exact; whole numbers, such as those of a buffer, do not count."""
+    for row, kind in enumerate(kinds):
+        save_file({f"w{row}": torch.ones(2, dtype=kind)}, tmp_path / f"{row}.safetensors")
+    assert stored_dtype(tmp_path) == found
 
 
 @pytest.mark.parametrize(

@@ -400,6 +400,29 @@ def test_the_store_of_a_round_and_of_a_run() -> None:
     assert planned().run_store == pytest.approx(4 * WEIGHTS + 4 * sum(found.values()))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "half", "whole", "base"),  # bytes of a weight: in a round's checkpoint, and in an adapter's base
+    [
+        (None, True, 4, 2),
+        (None, False, 4, 4),
+        ("source", True, 2, 2),
+        ("bfloat16", False, 2, 2),
+        ("float32", True, 4, 4),
+    ],
+)
+def test_weights_are_stored_in_the_precision_that_the_recipe_says(
+    dtype: str | None, half: bool, whole: int, base: int
+) -> None:
+    shape = replace(LLAMA, half=half)
+    policy = {"policy": {"dtype": dtype}}
+    full, adapted = planned(shape=shape, **policy), planned(shape=shape, update={"lora": {"rank": 16}}, **policy)
+    assert full.store["checkpoint"] == whole * WEIGHTS
+    assert full.run_store == pytest.approx(whole * WEIGHTS + 4 * sum(full.store.values()))
+    assert full.stages["sync weights"] == {"store": pytest.approx(whole * WEIGHTS / 1e9)}
+    assert adapted.store["checkpoint"] == 4 * 41_943_040
+    assert adapted.run_store == pytest.approx(base * WEIGHTS + 4 * sum(adapted.store.values()))
+
+
 def test_more_devices_are_never_slower_where_they_compute() -> None:
     work, ranks = work_of(update={"gradient_checkpointing": True}), [1, 2, 3, 4, 7, 8, 16, 31, 32, 33, 64, 256]
     unlinked = replace(H100, link=Fact(1e18, "assumed"), network=Fact(1e18, "assumed"))
