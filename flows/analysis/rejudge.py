@@ -15,6 +15,7 @@ from flows.host.text import counted
 from flows.host.versions import software
 from flows.registry.catalog import REJUDGMENTS
 from flows.registry.judge_source import NamedJudge
+from flows.registry.judge_usage import usage_meta
 from flows.remote.calls import Client
 from flows.workers.judge import JudgeWorker
 from flows.workers.references import hashes
@@ -166,7 +167,7 @@ class _Job:
             round=shard.round, stage=REJUDGMENTS, shard=shard.key.shard, judges=[0],
         )  # fmt: skip
         stage.worked_on(answer.work)
-        return writer.commit(shard.key, [answer.result], answer.work)
+        return writer.commit(shard.key, [answer.result.file], {**answer.work, **usage_meta(answer.result.usage)})
 
     def _shards(self, number: int, version: str) -> list[ToJudge]:
         """Lists the shards of a round that have completions: the newest of each."""

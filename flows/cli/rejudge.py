@@ -129,7 +129,7 @@ def _print_changes(
 ) -> None:  # fmt: skip
     show = _shown_by(found, at)
     records = [asdict(row) | ({} if row.round is None else {"show": show(row.round)}) for row in rounds]
-    pairs = [asdict(pair) | _addresses(found, pair, show) for pair in changed]
+    pairs = [asdict(pair) | dict(_addresses(found, pair, show)) for pair in changed]
     document = _document(found) | {"rounds": records, "pairs": pairs}
     tables.print_rows(
         [_figures(row) for row in rounds], title=_title(found), format=format, records=records, document=document

@@ -151,8 +151,9 @@ def measured_rows(
     Args:
         reference_tokens: the log-probabilities of each one's tokens under the reference; None if they are not computed.
     """
-    tokens = result.final_tokens or [None] * len(result.sample)
-    losses = result.losses_before or [None] * len(result.sample)
+    unknown = [None] * len(result.sample)
+    tokens: Sequence[Sequence[Sequence[float]] | None] = result.final_tokens or unknown
+    losses: Sequence[float | None] = result.losses_before or unknown
     measured = zip(
         result.sample, result.final_logps, losses, result.losses_after, tokens, reference_tokens, strict=True
     )

@@ -5,15 +5,18 @@
 serves one request a line, in JSON, and answers each with a line; `Contestant` is the other side of it.
 """
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from benchmarks.round_processes import high_water
 
 Server = Callable[..., Callable[..., Any]]
 """Takes what a contestant is made of, and returns what answers its requests."""
@@ -60,7 +63,17 @@ def serve(servers: Mapping[str, Server]) -> None:
         answers.write(json.dumps(server(**json.loads(line))) + "\n")
 
 
-def engine(directory: str, recipe: Mapping[str, Any]) -> Callable[..., Any]:
+@contextlib.contextmanager
+def measured() -> Iterator[dict[str, Any]]:
+    """Fills in the seconds of the block, those of the processor, and the process's largest memory so far in bytes."""
+    found: dict[str, Any] = {}
+    started, processor = time.perf_counter(), time.process_time()
+    yield found
+    found["seconds"], found["processor"] = time.perf_counter() - started, time.process_time() - processor
+    found["peak"] = high_water(os.getpid())
+
+
+def engine(directory: str, recipe: Mapping[str, Any], threads: int) -> Callable[..., Any]:
     """A bare ``LLM``, set up as our sampler's engine is, but for what that needs to stream.
 
     It is asked for prompts, each with the seed of its first candidate, and says how long ``generate`` took. That
@@ -68,46 +81,44 @@ def engine(directory: str, recipe: Mapping[str, Any]) -> Callable[..., Any]:
     """
     from pipeline.recipe import Recipe
     from pipeline.sampling import configure_environment
+    from pipeline.sampling.base import stop_tokens
 
-    configure_environment("cpu", 1)
+    configure_environment("cpu", threads)
     import torch
     from vllm import LLM, SamplingParams
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     sampling = Recipe.model_validate(recipe).sampling
-    eos = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))["eos_token_id"]
+    stop = sorted(stop_tokens(Path(directory)))
     llm = LLM(
-        model=directory, dtype="float32", enforce_eager=True, max_num_seqs=sampling.max_sequences,
+        model=directory, dtype="float32", enforce_eager=True, max_model_len=sampling.context,
+        max_num_seqs=sampling.max_sequences,
         max_num_batched_tokens=2048, kv_cache_memory_bytes=int(sampling.cache_gib * 2**30), skip_tokenizer_init=True,
         generation_config="vllm", enable_chunked_prefill=False, disable_log_stats=True,
     )  # fmt: skip
 
-    def generate(prompts: list[dict[str, Any]], weights: str | None = None) -> dict[str, Any]:
-        if weights is not None:
-            llm.collective_rpc("reload_weights", kwargs={"weights_path": weights})
+    def generate(prompts: list[dict[str, Any]]) -> dict[str, Any]:
         llm.reset_prefix_cache()
         inputs = [{"prompt_token_ids": row["token_ids"]} for row in prompts for _ in range(sampling.candidates)]
         params = [
             SamplingParams(
                 temperature=sampling.temperature, top_p=sampling.top_p, max_tokens=sampling.max_tokens,
-                seed=row["seed"] + k, logprobs=0, stop_token_ids=[eos], detokenize=False,
+                seed=row["seed"] + k, logprobs=0, stop_token_ids=stop, detokenize=False,
             )
             for row in prompts
             for k in range(sampling.candidates)
         ]  # fmt: skip
-        started, processor = time.perf_counter(), time.process_time()
-        outputs = llm.generate(inputs, params, use_tqdm=False)
-        seconds, processor = time.perf_counter() - started, time.process_time() - processor
-        tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
-        return {"seconds": seconds, "processor": processor, "tokens": tokens}
+        with measured() as found:
+            outputs = llm.generate(inputs, params, use_tqdm=False)
+        return {**found, "tokens": sum(len(output.outputs[0].token_ids) for output in outputs)}
 
     return generate
 
 
-def update(root: str) -> Callable[..., Any]:
+def update(root: str, threads: int) -> Callable[..., Any]:
     """A bare ``run_update``, asked for a round of a run; it says how long that took on the round's own preferences.
 
-    Reading the tables and the policy that the round started from is not counted.
+    Reading the tables and the policy that the round started from is not counted. A trial takes the first batch alone.
     """
     import tempfile
 
@@ -122,26 +133,25 @@ def update(root: str) -> Callable[..., Any]:
     from storage.tables.checkpoints import local_directory
     from storage.tables.shards import read_table
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     store = Store.open(root)
 
-    def run(run: str, round: int) -> dict[str, Any]:
+    def run(run: str, round: int, trial: bool = False) -> dict[str, Any]:
         found = store.run(run)
         recipe = recipe_of(found)
         tables = [
             read_table(store, found.files(number, stage))
             for number, stage in ((0, "prompts"), (round, "candidates"), (round, "preferences"))
         ]
-        groups = preference_groups(*tables)
+        groups = preference_groups(*tables)[: recipe.update.batch_size if trial else None]
         with tempfile.TemporaryDirectory() as scratch:
             directory = local_directory(store, found.files(round - 1, "checkpoint"), Path(scratch))
             model, _ = load_policy(directory, device="cpu")
         facts = RoundFacts(round=round, rounds=recipe.rounds)
-        started = time.perf_counter()
         seed = prompt_seed(recipe.seed, round, "round")
-        result = run_update(model, groups, recipe.update, seed=seed, facts=facts)
-        seconds = time.perf_counter() - started
-        return {"seconds": seconds, "preferences": len(groups), "last_loss": result.steps[-1].loss}
+        with measured() as found:
+            result = run_update(model, groups, recipe.update, seed=seed, facts=facts)
+        return {**found, "preferences": len(groups), "last_loss": result.steps[-1].loss}
 
     return run
 

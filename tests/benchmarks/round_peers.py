@@ -1,11 +1,13 @@
 """Other ways to the same round: trl's trainer of online DPO, and a loop of scripts. Each runs in processes of its own.
 
 All start from the same policy, and get the same prompts, judge, pairs per step, learning rate and clipping; float32,
-one thread. They sample as many answers of as many tokens, though not the same ones: each draws its own random numbers.
+and as many threads as ours. They sample as many answers of as many tokens, though not the same ones: each draws its own
+random numbers.
 """
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -14,27 +16,30 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.round_contestants import serve
+from benchmarks.round_contestants import measured, serve
 from benchmarks.round_judges import sentiment
 
 K = 2
 """Answers of a prompt: trl makes two, fixed in its code."""
 
 
-def trl_online(directory: str, recipe: Mapping[str, Any], own_copy: str | None = None) -> Callable[..., Any]:
+def trl_online(
+    directory: str, recipe: Mapping[str, Any], threads: int, own_copy: str | None = None
+) -> Callable[..., Any]:
     """trl's OnlineDPOTrainer, asked for prompts; a new trainer for each request, whose making is not counted.
 
     Of its settings, what makes it fast here: no gradient checkpointing, as that also turns off the cache of keys and
     values; no logging, saving or progress bar; the fused optimizer. It samples anew for each optimizer step.
 
     Args:
-        own_copy: of the policy, with untied embeddings, for its vLLM mode, which it then uses.
+        own_copy: directory with what a copy of the policy with untied embeddings has beside its weights, for trl's vLLM
+            mode, which it then uses.
     """
     os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TRL_EXPERIMENTAL_SILENCE="1", VLLM_CPU_KVCACHE_SPACE="1")
     if own_copy:
         from pipeline.sampling import configure_environment
 
-        configure_environment("cpu", 1)
+        configure_environment("cpu", threads)
     import datasets
     import torch
     import transformers
@@ -43,7 +48,7 @@ def trl_online(directory: str, recipe: Mapping[str, Any], own_copy: str | None =
     from pipeline.model.policy import load_policy, load_weights
     from pipeline.recipe import Recipe
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     config = Recipe.model_validate(recipe)
@@ -55,39 +60,71 @@ def trl_online(directory: str, recipe: Mapping[str, Any], own_copy: str | None =
 
     model, tokenizer = load_policy(directory, device="cpu")
     eos = tokenizer.eos_token_id
-    # Its own generation leaves out the token that begins a text; vLLM's tokenizer adds it.
-    beginning = "" if own_copy else tokenizer.bos_token or ""
     kind = _on_cpu(OnlineDPOTrainer, model, Path(own_copy)) if own_copy else OnlineDPOTrainer
+    sampled: list[dict[str, Any]] = []
+
+    class Timed(kind):  # type: ignore[misc,valid-type]
+        def _generate(self, *arguments: Any, **named: Any) -> Any:
+            with measured() as found:
+                answers = super()._generate(*arguments, **named)
+            sampled.append(found)
+            return answers
+
+        def _generate_vllm(self, *arguments: Any, **named: Any) -> Any:
+            with measured() as found:
+                answers = super()._generate_vllm(*arguments, **named)
+            sampled.append(found)
+            return answers
+
     arguments = {**_trl_arguments(config), "use_vllm": own_copy is not None}
 
-    def train(prompts: list[dict[str, Any]], directory: str = directory) -> dict[str, Any]:
+    def train(prompts: list[dict[str, Any]]) -> dict[str, Any]:
         lengths.clear()
+        sampled.clear()
         load_weights(model, Path(directory))
+        texts = [_as_read(row, tokenizer, adds_special=own_copy is not None) for row in prompts]
         with tempfile.TemporaryDirectory() as scratch:
-            trainer = kind(
+            trainer = Timed(
                 model=model,
                 reward_funcs=reward,
                 args=OnlineDPOConfig(output_dir=scratch, **arguments),
-                train_dataset=datasets.Dataset.from_list([{"prompt": beginning + row["text"]} for row in prompts]),
+                train_dataset=datasets.Dataset.from_list([{"prompt": text} for text in texts]),
                 processing_class=tokenizer,
             )
             trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-            started = time.perf_counter()
-            trainer.train()
-            seconds = time.perf_counter() - started
-        return {"seconds": seconds, "tokens": sum(lengths), "preferences": len(lengths) // K}
+            with measured() as found:
+                trainer.train()
+        return {
+            **found, "tokens": sum(lengths), "preferences": len(lengths) // K,
+            "sample": sum(one["processor"] for one in sampled),
+        }  # fmt: skip
 
     return train
 
 
+def _as_read(row: Mapping[str, Any], tokenizer: Any, *, adds_special: bool) -> str:
+    """The text that trl reads as the very tokens of our prompt; a conversation's is what the chat template makes of it.
+
+    Args:
+        adds_special: whether the tokenizer may add the token that begins a text, where it does. vLLM lets it; trl's own
+            generation does not, so that the text has to spell it.
+    """
+    text: str = row["text"]
+    for spelled in (text, (tokenizer.bos_token or "") + text):
+        if tokenizer(spelled, add_special_tokens=adds_special)["input_ids"] == row["token_ids"]:
+            return spelled
+    raise SystemExit(f"the prompt {text!r} is not {row['token_ids']} for trl, as it is for us")
+
+
 def _trl_arguments(recipe: Any) -> dict[str, Any]:
     sampling, update = recipe.sampling, recipe.update
+    context = sampling.context or recipe.policy.context
     return {
         "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "disable_dropout": True,
         "per_device_train_batch_size": update.batch_size, "num_train_epochs": 1,
         "learning_rate": update.learning_rate, "lr_scheduler_type": "constant", "optim": "adamw_torch_fused",
         "adam_epsilon": update.adam_epsilon, "max_grad_norm": update.max_grad_norm, "beta": [update.beta],
-        "max_new_tokens": sampling.max_tokens, "max_length": recipe.policy.context - sampling.max_tokens,
+        "max_new_tokens": sampling.max_tokens, "max_length": context - sampling.max_tokens,
         "temperature": sampling.temperature, "top_p": sampling.top_p, "logging_strategy": "no",
         "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False,
     }  # fmt: skip
@@ -104,15 +141,19 @@ def _on_cpu(trainer: Any, model: Any, own_copy: Path) -> Any:
     import trl.experimental.online_dpo.online_dpo_trainer as module
     from safetensors.torch import save_file
 
-    module.LLM = partial(module.LLM, enforce_eager=True, enable_chunked_prefill=False)
+    module.LLM = partial(module.LLM, dtype="float32", enforce_eager=True, enable_chunked_prefill=False)
     model.name_or_path = str(own_copy)
+
+    def save() -> None:
+        weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        save_file(weights, own_copy / "model.safetensors", metadata={"format": "pt"})
 
     class OnCpu(trainer):  # type: ignore[misc]
         def _move_model_to_vllm_inner(self) -> None:
-            save_file({name: tensor.clone() for name, tensor in self.model.state_dict().items()}, WEIGHTS)
+            save()
             self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(own_copy)})
 
-    WEIGHTS = own_copy / "model.safetensors"
+    save()  # the engine starts with them
     return OnCpu
 
 
@@ -128,7 +169,7 @@ def script_loop(
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         (place / "prompts.json").write_text(json.dumps(list(prompts)), encoding="utf-8")
-        started = time.perf_counter()
+        started, processor = time.perf_counter(), _processor_of_ended()
         seconds = []
         for program in ("sample", "train"):
             arguments = json.dumps({"directory": directory, "recipe": dict(recipe), "scratch": scratch})
@@ -143,9 +184,15 @@ def script_loop(
             seconds.append(time.perf_counter() - started - sum(seconds))
         answers = json.loads((place / "answers.json").read_text(encoding="utf-8"))
         return {
-            "seconds": sum(seconds), "sample": seconds[0], "train": seconds[1],
+            "seconds": sum(seconds), "processor": _processor_of_ended() - processor,
             "tokens": sum(len(answer["ids"]) for answer in answers), "preferences": len(answers) // K,
         }  # fmt: skip
+
+
+def _processor_of_ended() -> float:
+    """Seconds of the processor of all processes that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def sample(directory: str, recipe: Mapping[str, Any], scratch: str) -> None:

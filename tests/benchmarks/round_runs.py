@@ -1,22 +1,21 @@
 """Our side of the benchmark of a round: runs by the command line and what their logs say, and a sampler by itself."""
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
-import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
+from benchmarks.round_processes import Usage, usage_of
 
+from flows.host.allotment import Allotment
 from flows.host.work_spans import busy_seconds, spans_of
 from flows.registry.resume import recipe_of
 from pipeline.data.prompts import round_slice
@@ -29,14 +28,13 @@ from storage.tables.checkpoints import local_directory
 from storage.tables.shards import read_table
 
 REPOSITORY = Path(__file__).parents[2]
-RECIPE = REPOSITORY / "deploy" / "recipes" / "sentiment.yaml"
+RECIPES = REPOSITORY / "deploy" / "recipes"
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")]),
 }
 """Of every process that is measured."""
-WORKERS = ("sampler", "judge", "trainer")
 
 
 def changed(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,12 +51,12 @@ class Rounds:
     """A finished run, as its log tells it.
 
     Attributes:
-        peaks: largest resident memory of each of its processes, in bytes.
+        usage: what its processes used; nothing if it was finished before.
     """
 
     store: Store
     run: Run
-    peaks: Mapping[str, int] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
 
     @property
     def recipe(self) -> Recipe:
@@ -68,6 +66,18 @@ class Rounds:
         """Seconds of a round, from the end of the one before to its own."""
         rounds = self.run.rounds()
         return moment(rounds[number]) - moment(rounds[number - 1])
+
+    @property
+    def threads(self) -> int:
+        """Those of the sampler and of the trainer."""
+        found = Allotment.of(self.recipe).threads
+        assert found["sampler"] == found["trainer"]
+        return found["trainer"]
+
+    def processor(self, number: int) -> dict[str, float]:
+        """Seconds of the processor of a round, by process; ``wall`` says where it begins and ends."""
+        rounds = self.run.rounds()
+        return self.usage.processor(moment(rounds[number - 1]), moment(rounds[number]))
 
     def metas(self, number: int, stage: str) -> list[dict[str, Any]]:
         return [entry.meta for entry in self.run.entries(round=number, stage=stage)]
@@ -110,13 +120,14 @@ class Bench:
     """Where the benchmark's runs are kept: a root of its own, which also holds the warm start that all begin with.
 
     Args:
-        changes: to the default recipe, in all runs.
+        recipe: the name of one that ships.
+        changes: to it, in all runs.
     """
 
-    def __init__(self, root: Path, changes: Mapping[str, Any]) -> None:
+    def __init__(self, root: Path, recipe: str, changes: Mapping[str, Any]) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self.root = root.resolve()
-        self._recipe = changed(yaml.safe_load(RECIPE.read_text(encoding="utf-8")), changes)
+        self._recipe = changed(yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8")), changes)
         self._stamp = time.strftime("%Y%m%d-%H%M%S")
         self._begun = 0
 
@@ -148,48 +159,10 @@ class Bench:
             process = subprocess.Popen(
                 [*command, "--resume"], stdout=output, stderr=output, env=ENVIRONMENT, cwd=REPOSITORY
             )
-            with peaks_of(process.pid) as peaks:
+            with usage_of(process.pid) as usage:
                 code = process.wait()
         if code:
             raise SystemExit(f"a run of the benchmark ended with status {code}: see {log}")
         log.unlink()
         store = Store.open(self.root)
-        return Rounds(store, store.run(name), dict(peaks))
-
-
-@contextlib.contextmanager
-def peaks_of(pid: int) -> Iterator[dict[str, int]]:
-    """While the block runs, the largest resident memory so far of a flow and of its workers, in bytes.
-
-    The system's own high-water mark, so that nothing is missed between two looks but what comes in the last one.
-    """
-    peaks: dict[str, int] = {}
-    ended = threading.Event()
-
-    def look() -> None:
-        while not ended.wait(0.1):
-            with contextlib.suppress(psutil.Error, OSError):
-                process = psutil.Process(pid)
-                for one in (process, *process.children(recursive=True)):
-                    if (name := _part(one, pid)) is not None:
-                        peaks[name] = max(peaks.get(name, 0), _high_water(one.pid))
-
-    watching = threading.Thread(target=look)
-    watching.start()
-    try:
-        yield peaks
-    finally:
-        ended.set()
-        watching.join()
-
-
-def _part(process: psutil.Process, flow: int) -> str | None:
-    if process.pid == flow:
-        return "flow"
-    command = process.cmdline()
-    return next((kind for kind in WORKERS if "flows.remote.worker_main" in command and kind in command), None)
-
-
-def _high_water(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+        return Rounds(store, store.run(name), usage)

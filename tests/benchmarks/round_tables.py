@@ -79,8 +79,9 @@ def show_handover(console: Console, rows: Sequence[Row]) -> None:
 
 def show_round(console: Console, rows: Sequence[Row]) -> None:
     for row in rows:
-        row["bare"] = row["generate"]["seconds"] + row["run_update"]["seconds"]
-        row["ratio"] = row["seconds"] / row["bare"]
+        calls = row["generate"], row["run_update"]
+        row["bare"], row["bare, processor"] = (sum(call[clock] for call in calls) for clock in ("seconds", "processor"))
+        row["ratio"], row["ratio, processor"] = row["seconds"] / row["bare"], row["processor"] / row["bare, processor"]
         row["share"] = row["hand over"] / row["seconds"]
     title = "3. A round against bare generate + bare update (aims: 1.10, hand-over 1%)"
     show(console, title, grouped(rows, "variant"), {
@@ -90,20 +91,50 @@ def show_round(console: Console, rows: Sequence[Row]) -> None:
         "evaluate": middle("evaluate"), "hand over": middle("share", "{:.2%}"),
         "tokens": middle("tokens", "{:,.0f}"),
     })  # fmt: skip
+    title = "3. The same in seconds of the processor, of all processes of the run"
+    show(console, title, grouped(rows, "variant"), {
+        "": column("variant"), "round": column("processor"), "bare": column("bare, processor"),
+        "ratio": lambda row: spread(row["ratio, processor"], strong=True),
+        **{name: _part(name) for name in ("sampler", "trainer", "judge", "flow", "others")},
+        "generate": _call("generate"), "run_update": _call("run_update"), "peak, MiB": _peaks,
+    })  # fmt: skip
+
+
+def _part(name: str) -> Callable[[Row], str]:
+    return lambda row: f"{median(found.get(name, 0) for found in row['processors']):.2f}"
+
+
+def _call(name: str) -> Callable[[Row], str]:
+    return lambda row: f"{median(call['processor'] for call in row[name]):.2f}"
+
+
+def _peaks(row: Row) -> str:
+    """The largest memory that was seen of each process."""
+    if "peak" in row:
+        return f"{max(row['peak']) / 2**20:,.0f}"
+    return ", ".join(
+        f"{name} {max(found[name] for found in row['peaks']) / 2**20:,.0f}"
+        for name in ("flow", "sampler", "trainer")
+        if "peaks" in row
+    )
 
 
 def show_peers(console: Console, rows: Sequence[Row]) -> None:
     groups = grouped(rows, "who")
-    ours = {row["who"]: row["seconds"] for row in groups if row["who"].startswith("ours")}
+    ours = {row["who"]: row for row in groups if row["who"].startswith("ours")}
 
-    def times(name: str) -> Callable[[Row], str]:
+    def times(name: str, clock: str) -> Callable[[Row], str]:
         return lambda row: spread(
-            [other / own for other, own in zip(row["seconds"], ours[name], strict=True)], strong=True
+            [other / own for other, own in zip(row[clock], ours[name][clock], strict=True)], strong=True
         )
 
-    show(console, "4. A round of other ways to it (aims: trl 5x, trl with vLLM 2.5x, scripts 2x)", groups, {
-        "": column("who"), "round, s": column("seconds"), "tokens": middle("tokens", "{:,.0f}"),
-        "pairs": middle("preferences", "{:.0f}"), **{f"/ {name}": times(name) for name in ours},
+    title = "4. A round of other ways to it (aims: trl 5x, trl with vLLM 2.5x, scripts 2x; with a real model trl 3x)"
+    show(console, title, groups, {
+        "": column("who"), "round, s": column("seconds"), "of the processor": column("processor"),
+        "tokens": middle("tokens", "{:,.0f}"), "pairs": middle("preferences", "{:.0f}"),
+        **{f"/ {name}": times(name, "seconds") for name in ours},
+        **{f"/ {name}, processor": times(name, "processor") for name in ours},
+        "peak, MiB": _peaks,
     })  # fmt: skip
 
 

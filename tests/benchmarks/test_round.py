@@ -5,14 +5,16 @@ import math
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from benchmarks import round_peers
 from benchmarks.round_contestants import Contestant
-from benchmarks.round_runs import ENVIRONMENT, changed, peaks_of
-from transformers import AutoModelForCausalLM
+from benchmarks.round_processes import LOOK_SECONDS, usage_of
+from benchmarks.round_runs import ENVIRONMENT, changed
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from support.tiny import tiny_llama
 
@@ -55,20 +57,46 @@ def test_the_script_starts_at_the_reference_and_learns(policy: Path, tmp_path: P
 
 def test_trl_makes_a_pair_of_each_prompt_and_its_tokens_are_counted(policy: Path, tmp_path: Path) -> None:
     """In a process of its own: trl imports vLLM where there is one, which changes a process for good."""
-    made_of = {"directory": str(policy), "recipe": RECIPE, "log": tmp_path / "log"}
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+
+    def prompt(text: str) -> dict[str, Any]:
+        return {"text": text, "token_ids": tokenizer(text)["input_ids"]}
+
+    made_of = {"directory": str(policy), "recipe": RECIPE, "threads": 1, "log": tmp_path / "log"}
     with Contestant(round_peers.__file__, "trl", ENVIRONMENT, **made_of) as trl:
-        found = trl.ask(prompts=[{"text": f"w{row} w{row + 1}"} for row in range(8)])
+        found = trl.ask(prompts=[prompt(f"w{row} w{row + 1}") for row in range(8)])
         assert found["preferences"] == 8
         assert 16 < found["tokens"] <= 16 * RECIPE["sampling"]["max_tokens"]
-        assert trl.ask(prompts=[{"text": "w1 w2"}] * 4)["preferences"] == 4  # not added to those before
+        assert 0 < found["sample"] < found["processor"]
+        assert trl.ask(prompts=[prompt("w1 w2")] * 4)["preferences"] == 4  # not added to those before
+        with pytest.raises(SystemExit, match="the contestant 'trl' ended"):
+            trl.ask(prompts=[{"text": "w1 w2", "token_ids": [7, 8, 9]}])
+    assert "the prompt 'w1 w2' is not [7, 8, 9] for trl" in (tmp_path / "log").read_text()
 
 
 def test_the_memory_of_a_process_is_its_largest_so_far() -> None:
     code = f"import time; held = bytearray(b'x' * (200 * {MIB})); del held; time.sleep(1)"
     process = subprocess.Popen([sys.executable, "-c", code])
-    with peaks_of(process.pid) as peaks:
+    with usage_of(process.pid) as usage:
         process.wait()
-    assert 200 * MIB < peaks["flow"] < 500 * MIB  # twice the bytes, for a moment, and the interpreter's own
+    assert 200 * MIB < usage.peaks["flow"] < 500 * MIB  # twice the bytes, for a moment, and the interpreter's own
+
+
+def test_the_processor_s_time_of_a_process_and_of_what_it_started_is_told_apart_and_kept() -> None:
+    """Each says how much it has used; the second has ended long before the last look."""
+    spend = "import time\nwhile time.process_time() < {}: pass\n"
+    code = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {spend.format(1.5)!r}])\n" + spend.format(
+        0.8
+    )
+    started = time.time()
+    process = subprocess.Popen([sys.executable, "-c", code + "time.sleep(1.5)"])
+    with usage_of(process.pid) as usage:
+        process.wait()
+    whole = usage.processor(started, time.time())
+    # What is used before the first look is not in it, and after the last one neither.
+    assert whole["others"] == pytest.approx(1.5, abs=LOOK_SECONDS + 0.1)
+    assert whole["flow"] == pytest.approx(0.8, abs=LOOK_SECONDS + 0.1)
+    assert usage.processor(time.time() - 0.5, time.time())["others"] == 0
 
 
 def test_changes_go_into_sections_and_judges_are_replaced() -> None:
