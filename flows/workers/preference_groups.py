@@ -151,9 +151,8 @@ def measured_rows(
     Args:
         reference_tokens: the log-probabilities of each one's tokens under the reference; None if they are not computed.
     """
-    unknown = [None] * len(result.sample)
-    tokens: Sequence[Sequence[Sequence[float]] | None] = result.final_tokens or unknown
-    losses: Sequence[float | None] = result.losses_before or unknown
+    nothing: list[None] = [None] * len(result.sample)
+    tokens, losses = result.final_tokens or nothing, result.losses_before or nothing
     measured = zip(
         result.sample, result.final_logps, losses, result.losses_after, tokens, reference_tokens, strict=True
     )
