@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from flows.workers.references import PolicyRef
+from pipeline.model.heap import trim_heap
 from pipeline.recipe import Recipe
 from storage.errors import StorageAccessError
 from storage.log.manifest import FileRef
@@ -99,8 +100,12 @@ class Worker:
         return whole_directory(policy, self.directory, self.merged / name)
 
     def empty_cache(self) -> None:
-        """Returns the memory of a GPU that torch keeps for later: others may be on the same card."""
-        if self.device != "cpu" and (torch := sys.modules.get("torch")) is not None:
+        """Returns the memory that is kept for later, by torch of a GPU or by the C library: others work beside."""
+        if (torch := sys.modules.get("torch")) is None:
+            return
+        if self.device == "cpu":
+            trim_heap()
+        else:
             gc.collect()
             torch.cuda.empty_cache()
 

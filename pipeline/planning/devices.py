@@ -7,6 +7,8 @@ GIB = 2**30
 FLOAT, HALF = 4, 2  # bytes of a weight
 _CORE = "one core of an AMD EPYC (family 26, virtual), one thread, 2026-11-25"
 
+_TRAINER = "one core of an AMD EPYC (family 25, virtual), 2026-11-30"
+
 
 class Fact(float):
     """A number and its source, which begins with "data sheet", "measured" or "assumed"."""
@@ -42,6 +44,8 @@ class Device:
     request_seconds: Fact = Fact(1.0, "assumed: an endpoint's reply to one request of a judge")
     drift: Fact = Fact(1.0, "assumed: nats per sequence by which engines in bfloat16 differ")
     framework_bytes: Fact = Fact(1.5e9, "assumed: a process before it has a model")
+    trainer_bytes: Fact = Fact(1.5e9, "assumed: the trainer's process before it has a model")
+    adapter_holes: Fact = Fact(0.0, "assumed: memory between the activations of an adapted model, as a share of them")
     store_bandwidth: Fact = Fact(1e9, "assumed: a local disk; a bucket is often slower")
 
     def speed(self, precision: str) -> float:
@@ -73,4 +77,6 @@ DEVICES["cpu"] = Device(
     link=Fact(38e9, "assumed: as fast as the memory"), network=Fact(1.25e9, "assumed: 10 Gb/s"),
     update_share=Fact(0.66, f"measured: the demo's optimizer steps; {_CORE}"), cache_block=128,
     drift=Fact(1e-4, "measured: nats per sequence by which engines in float32 differ, at most"),
+    trainer_bytes=Fact(0.4e9, f"measured: a process with torch, transformers and peft; {_TRAINER}"),
+    adapter_holes=Fact(0.8, f"measured: what glibc leaves between blocks, SmolLM2-135M with rank 16; {_TRAINER}"),
 )  # fmt: skip

@@ -40,6 +40,7 @@ def update_memory(work: Workload, device: Device, ranks: int) -> Parts:
 
     Float32 weights, gradients and moments are spread over the ranks; activations are those of one pack. Several ranks
     gather two layers, and what is outside of the layers. A single one in bfloat16 keeps a bfloat16 copy of all weights.
+    On a processor the results that adapters add up are freed between activations that stay, and leave holes.
     """
     config, policy, trained = work.recipe.update, work.policy, work.trained_weights
     half, full = config.precision == "bfloat16", config.lora is None
@@ -48,8 +49,10 @@ def update_memory(work: Workload, device: Device, ranks: int) -> Parts:
         "gradients": FLOAT * trained / ranks,
         "moments": 2 * (FLOAT if config.optimizer == "adamw" else 1) * trained / ranks,
         "activations": min(config.token_budget, work.step_tokens(ranks)) * activation_bytes(work),
-        "framework": float(device.framework_bytes),
+        "framework": float(device.trainer_bytes),
     }
+    if not full and device.adapter_holes:
+        sizes["holes"] = device.adapter_holes * sizes["activations"]
     if ranks > 1:
         layers = policy.layer * (2 * (HALF if half else FLOAT) + FLOAT * full)
         sizes["gathered"] = layers + (policy.parameters - policy.layers * policy.layer) * FLOAT * (1 + full)

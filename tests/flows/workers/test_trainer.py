@@ -7,14 +7,19 @@ from typing import Any
 import pytest
 import torch
 
+from flows.workers.references import PreferenceShard, UpdateInputs
 from flows.workers.trainer import TrainerWorker
 from pipeline.data.corpora.film_reviews import FilmReviews
 from pipeline.model.checkpoint_files import stored_dtype
+from pipeline.model.logprobs import sequence_logps
 from pipeline.model.policy import load_policy, save_policy
+from pipeline.packing.packing import TokenGroup
 from pipeline.recipe import Recipe
+from pipeline.records import CANDIDATES, PREFERENCES, PROMPTS, to_table
 from storage.log.store import Store
 from storage.tables.checkpoints import local_directory, stage_directory
-from storage.tables.shards import read_table
+from storage.tables.shards import read_table, write_table
+from support.committed_policy import ANSWER, PROMPT, committed_policy
 from support.gguf_file import write_gguf
 from support.recipes import TINY
 from support.tiny import THINKING_TEMPLATE, tiny_llama, tiny_tokenizer
@@ -89,6 +94,41 @@ def test_a_gguf_file_is_dequantised_into_the_precision_that_the_recipe_says(tmp_
         files, _ = trainer(store.root, dtype, model, tmp_path / dtype, policy=policy).prepare_policy()
         found[dtype] = stored_dtype(local_directory(store, tuple(files), tmp_path / "cache"))
     assert found == {"bfloat16": BFLOAT16, "source": FLOAT32, "float32": FLOAT32}
+
+
+def test_a_round_saves_the_policy_that_it_has_measured(store: Store, make_worker: Any, tmp_path: Path) -> None:
+    """In bfloat16: the checkpoint is the rounded policy, and the probe has its log-probabilities."""
+    policy = {"source": "pretrained", "path": "owner/name", "dtype": "bfloat16"}
+    worker = make_worker(TrainerWorker, Recipe.model_validate({**TINY, "policy": policy}))
+    start = committed_policy(store, 1)
+    prompt = {
+        "prompt_id": "p", "text": "w1", "messages": None, "token_ids": PROMPT, "source": "test",
+        "reference_answer": None, "split": "train",
+    }  # fmt: skip
+    candidates = [
+        {"prompt_id": "p", "candidate": k, "token_ids": ids, "text": "w", "logprobs": [-1.0] * len(ids),
+         "finish_reason": "stop", "seed": 0, "policy": start.digest}
+        for k, ids in enumerate((ANSWER, [9, 8, 2]))
+    ]  # fmt: skip
+    preference = {
+        "prompt_id": "p", "kind": "pair", "candidates": [0, 1], "ranks": None, "scores": [1.0, 0.0], "margin": 1.0,
+        "soft_label": None, "reference_logps": [-4.0, -3.0], "token_counts": [len(ANSWER), 3], "rule": "r",
+        "drop_reason": None, "policy": start.digest,
+    }  # fmt: skip
+    tables = {"prompts": ([prompt], PROMPTS), "candidates": (candidates, CANDIDATES)}
+    tables["preferences"] = ([preference], PREFERENCES)
+    files = {name: (write_table(store, "r", 1, name, to_table(*given)),) for name, given in tables.items()}
+    shard = PreferenceShard(files["candidates"], files["preferences"], 1.0)
+    inputs = UpdateInputs(start, None, False, files["prompts"], (shard,), (), (), None, (), None, 0.0)
+    worker.begin_update(inputs, 1, 0)
+    trained = worker.finish_update()
+    saved = local_directory(store, trained.policy.files, tmp_path / "cache")
+    assert stored_dtype(saved) == BFLOAT16
+    model, _ = load_policy(saved, device="cpu")
+    (row,) = read_table(store, [trained.policy.probe]).to_pylist()
+    assert row["logp"] != row["previous_logp"]
+    ((logp,),) = sequence_logps(model, [TokenGroup("p", PROMPT, [ANSWER])], 512)
+    assert logp == pytest.approx(row["logp"], abs=1e-5)  # in a pack of its own, sums are added in another order
 
 
 def test_prompts_are_generated_once_by_a_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
