@@ -27,12 +27,12 @@ GATE = GateResult(
 @pytest.fixture
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     site = Site(Store.open(tmp_path_factory.mktemp("gate")))
-    run = sampled_run(site.store)
-    summary = RoundSummary.model_validate({
-        **run.round_entry(1).meta, "round": 2, "policy": "policy2", "gate": GATE, "alarms": [WHY],
-    })  # fmt: skip
+    run = sampled_run(site.store, finished=0)
+    first = {**run.round_entry(0).meta, "round": 1, "policy": "policy1", "no_update": "left out"}  # it has no steps
+    second = {**first, "round": 2, "policy": "policy2", "gate": GATE, "alarms": [WHY]}
     with run.writer() as writer:
-        writer.finish_round(2, summary.model_dump(mode="json"))
+        for summary in map(RoundSummary.model_validate, (first, second)):
+            writer.finish_round(summary.round, summary.model_dump(mode="json"))
     yield site
     site.close()
 
