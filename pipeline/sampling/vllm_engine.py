@@ -28,7 +28,7 @@ from pipeline.sampling.base import (
     finish,
     stop_tokens,
 )
-from pipeline.sampling.vllm_start import reason, start_engine
+from pipeline.sampling.vllm_start import forget_expert_kernels, reason, start_engine
 
 
 class VllmSampler:
@@ -69,6 +69,7 @@ class VllmSampler:
         self._calls: dict[int, _Call] = {}
         self._begun = 0
         self._sleeping = False
+        self._on_cpu = device == "cpu"
         self._precision, self._transfers = precision, gpus == 1 and CAN_SHARE_MEMORY
         self._arrived: set[str] | None = None  # names of the new weights, while they come
         self._engine = start_engine(
@@ -169,6 +170,7 @@ class VllmSampler:
             )
         self._wake()
         try:
+            self._prepare()
             self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
         except Exception as error:
             raise EngineError(
@@ -197,6 +199,7 @@ class VllmSampler:
         with _failing("take new weights out of the trainer's memory"):
             if self._arrived is None:
                 self._arrived = set()
+                self._prepare()
                 self._engine.collective_rpc("start_weight_update")
             self._engine.collective_rpc("update_weights", kwargs={"update_info": {"piece": piece}})
         self._arrived |= {name for placed in piece.tensors for name in placed.names}
@@ -213,6 +216,10 @@ class VllmSampler:
             self._engine.set_weight_version(policy)
         self._arrived = None
         self._reset_cache()
+
+    def _prepare(self) -> None:
+        if self._on_cpu:
+            forget_expert_kernels(self._engine.collective_rpc("get_model")[0])
 
     def _check_may_change(self) -> None:
         self._check_whole()

@@ -87,6 +87,18 @@ def start_engine(
         ) from error
 
 
+def forget_expert_kernels(model: Any) -> None:
+    """Has vLLM's CPU build pack the experts of a mixture anew with the next weights.
+
+    Version 0.32 packs them when their kernel is made, and leaves that out when new weights come for a kernel that is
+    there: log-probabilities are then off by nats. Without a kernel it makes one, and packs.
+    """
+    for layer in model.modules():
+        method = getattr(layer, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
+
+
 def reason(error: BaseException) -> str:
     """Names an error of vLLM in one line."""
     lines = str(error).strip().splitlines()
