@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from flows.registry.given_rounds import SAMPLER_POLICY
 from flows.registry.resume_check import CARRIED_STAGES, needed_after
 from storage.log.manifest import Entry
 from storage.log.run import Run
@@ -29,6 +30,7 @@ def contradictions(run: Run, commits: Sequence[Entry]) -> Iterator[tuple[Entry, 
 
     - The policy that samples is that of the round before, or with staleness 1 that of the round before that; if the
       round says which, it must be that one.
+    - Completions that a fork was given come from the policy that its log names for it.
     - The policy that is evaluated is that of the round.
     - A checkpoint's hash is that of its weights, and the round's.
     - A reference is an earlier policy, or an average of them.
@@ -38,10 +40,13 @@ def contradictions(run: Run, commits: Sequence[Entry]) -> Iterator[tuple[Entry, 
     newest = {entry.key.piece: entry for entry in sorted(commits, key=lambda entry: entry.number) if entry.key}
     policies = {entry.round: entry.meta["policy"] for entry in _of(commits, "checkpoint") if "policy" in entry.meta}
     averages = {entry.meta.get("policy") for entry in _of(commits, "ema")}
+    others = {entry.round: entry.meta.get("policy") for entry in _of(commits, SAMPLER_POLICY)}
     said = {number: _said_sampler(run.round_entry(number)) for number in run.finished}
     for entry in commits:
         counts = entry.key is not None and newest[entry.key.piece] is entry
-        problem = (_sampled_by(entry, policies, said) if counts else None) or _checkpoint(entry, policies, averages)
+        problem = (_sampled_by(entry, policies, said, others) if counts else None) or _checkpoint(
+            entry, policies, averages | {others.get(entry.round)}
+        )
         if problem is not None:
             yield entry, problem
     for number in run.finished:
@@ -56,7 +61,9 @@ def _said_sampler(round: Entry) -> str | None:
     return origin.get("sampled_by") if isinstance(origin, dict) else None
 
 
-def _sampled_by(entry: Entry, policies: Policies, said: Mapping[int, str | None]) -> str | None:
+def _sampled_by(
+    entry: Entry, policies: Policies, said: Mapping[int, str | None], others: Mapping[int, str | None]
+) -> str | None:
     before, initial = policies.get(entry.round - 1), policies.get(0)
     stage, policy = entry.key.stage if entry.key else "", entry.meta.get("policy")
     sampled = said.get(entry.round)
@@ -68,6 +75,8 @@ def _sampled_by(entry: Entry, policies: Policies, said: Mapping[int, str | None]
         "baseline_candidates": {before, initial},  # also of round 0, in runs of earlier versions
         "initial_candidates": {initial},
     }.get(stage, {policy})
+    if stage == "candidates" and entry.round in others:
+        allowed = {others[entry.round]}
     if policy is None or None in allowed or policy in allowed:
         return None
     return f"{entry.key} come from policy {policy[:12]}, and not from that of their round"

@@ -4,6 +4,7 @@ from functools import cached_property
 
 from flows.registry.checkpoints import base_of, is_adapter
 from flows.registry.first_facts import thoughts_between
+from flows.registry.given_rounds import SAMPLER_BASE, SAMPLER_PROBE, sampler_policy
 from flows.workers.references import JudgePolicies, PolicyRef
 from pipeline.config import ThoughtMarks
 from pipeline.judges.implicit import ImplicitConfig
@@ -54,11 +55,26 @@ class Policies:
         """Returns the round whose policy samples the completions of a round."""
         return max(round - 1 - self._recipe.staleness, 0)
 
+    def sampling_policy(self, round: int) -> PolicyRef:
+        """Returns the policy that sampled the completions of a round, which need not be one of the run's own."""
+        entry = sampler_policy(self._run, round)
+        if entry is None:
+            return self.after(self.sampled_by(round))
+        (probe,) = self._latest(round, SAMPLER_PROBE).files
+        base = self._run.entries(round, SAMPLER_BASE)
+        return PolicyRef(entry.meta["policy"], entry.files, probe, base[-1].files if base else ())
+
+    def sampling_drift(self, round: int) -> float:
+        """Returns how far sampler and trainer were apart with the policy that sampled, in nats per sequence."""
+        entry = sampler_policy(self._run, round) or self.weight_sync(self.sampled_by(round))
+        drift: float = entry.meta["per_sequence"]
+        return drift
+
     def reference(self, round: int) -> PolicyRef | None:
         """Returns the reference of a round's update; None if it is the policy that the update starts from."""
         kind = self._recipe.update.reference
         if kind == "previous":
-            reference = self.after(self.sampled_by(round))
+            reference = self.sampling_policy(round)
         else:
             reference = self.after(0) if kind == "initial" else self.average(round - 1)
         return None if reference.digest == self.digest(round - 1) else reference

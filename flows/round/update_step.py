@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from flows.host.progress import Stage
+from flows.registry.given_rounds import sampler_policy
 from flows.registry.resume import unread_states
 from flows.registry.resume_check import STATES
 from flows.remote.calls import Answer, Client
@@ -127,7 +128,8 @@ class _Update:
         given = UpdateInputs(
             policy=self._policy,
             reference=self._reference,
-            reference_sampled=reference.digest == context.policies.digest(context.policies.sampled_by(number)),
+            reference_sampled=reference.digest == context.policies.sampling_policy(number).digest,
+            given=self._reference is not None and sampler_policy(context.run, number) is not None,
             prompts=context.files(0, "prompts"),
             shards=tuple(own),
             replayed=files_of([self._replayed]),
@@ -135,7 +137,7 @@ class _Update:
             average=self._average,
             state=files_of([self._state]),
             referenced=self._state.meta["referenced"] if self._state else None,
-            drift=context.policies.weight_sync(context.policies.sampled_by(number)).meta["per_sequence"],
+            drift=context.policies.sampling_drift(number),
         )
         seed = context.seed(number)
         self._note(await self._trainer.call(TrainerWorker.begin_update, inputs=given, round=number, seed=seed))

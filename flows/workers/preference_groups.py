@@ -1,7 +1,9 @@
 """From the tables and the recipe of a round to the arguments of its update, and back to its metrics."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from statistics import fmean, stdev
 from typing import Any
 
 import pyarrow as pa
@@ -117,6 +119,25 @@ def with_other_reference(
     scored = sequence_logps(model, groups, config.token_budget, precision=config.precision)
     exact = [replace(group, reference_logps=logps) for group, logps in zip(groups, scored, strict=True)]
     return exact, {"reference_logprobs": "trainer", "reference_drift": None}
+
+
+def off_policy(groups: Sequence[PreferenceGroup], logps: Sequence[Sequence[float]]) -> dict[str, float | None]:
+    """Returns the mean, and its standard error, of ``log p - log p_reference`` in nats per completion.
+
+    The mean is over preferences, of the mean over their completions: these share a prompt, and preferences are what is
+    independent of each other.
+
+    Args:
+        logps: of each group's completions, under the policy p.
+    """
+    if not groups:
+        return {}
+    found = [
+        fmean(ours - theirs for ours, theirs in zip(own, group.reference_logps, strict=True))
+        for group, own in zip(groups, logps, strict=True)
+    ]
+    error = stdev(found) / math.sqrt(len(found)) if len(found) > 1 else None
+    return {"off_policy": fmean(found), "off_policy_se": error}
 
 
 def summary(result: UpdateResult, config: UpdateConfig) -> dict[str, Any]:

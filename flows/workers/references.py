@@ -75,6 +75,7 @@ class UpdateInputs:
         reference: the policy that holds it back, if that is another one.
         reference_sampled: whether the reference, or the start if these are one, is the policy that sampled, whose
             log-probabilities are there.
+        given: whether the completions were given to the run: a policy sampled them that is none of its own.
         shards: the preferences that are there already, in order; others may follow.
         replayed: preferences of earlier rounds that are trained on again; nothing if there is no replay.
         optimizer: the optimizer's state of the round before, if it is carried on.
@@ -87,6 +88,7 @@ class UpdateInputs:
     policy: PolicyRef
     reference: PolicyRef | None
     reference_sampled: bool
+    given: bool
     prompts: tuple[FileRef, ...]
     shards: tuple[PreferenceShard, ...]
     replayed: tuple[FileRef, ...]
