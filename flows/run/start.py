@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flows.host.devices import check_devices
 from flows.host.loopback import check_proxies
@@ -123,7 +124,8 @@ def fork(
     store = existing_store(root)
     parent, number = run_at_round(store, source)
     before, more = recipe_of(parent), [*changes, *([f"rounds={rounds}"] if rounds else [])]
-    given, fixed_fields = {}, _FIXED_IN_FORKS
+    given: dict[str, Any] = {}
+    fixed_fields: tuple[str, ...] = _FIXED_IN_FORKS
     if judgments is None:
         recipe = parse_recipe(before.model_dump(mode="json"), more)
     else:

@@ -75,7 +75,6 @@ class UpdateInputs:
         reference: the policy that holds it back, if that is another one.
         reference_sampled: whether the reference, or the start if these are one, is the policy that sampled, whose
             log-probabilities are there.
-        given: whether the completions were given to the run: a policy sampled them that is none of its own.
         shards: the preferences that are there already, in order; others may follow.
         replayed: preferences of earlier rounds that are trained on again; nothing if there is no replay.
         optimizer: the optimizer's state of the round before, if it is carried on.
@@ -83,12 +82,12 @@ class UpdateInputs:
         state: what an update that was interrupted had done with these very shards.
         referenced: how it knew the reference's log-probabilities, as the round's metrics say it.
         drift: difference of sampler and trainer after the sync of the policy that sampled, in nats per sequence.
+        given: whether the completions were given to the run, and sampled by a policy that is none of its own.
     """
 
     policy: PolicyRef
     reference: PolicyRef | None
     reference_sampled: bool
-    given: bool
     prompts: tuple[FileRef, ...]
     shards: tuple[PreferenceShard, ...]
     replayed: tuple[FileRef, ...]
@@ -97,6 +96,7 @@ class UpdateInputs:
     state: tuple[FileRef, ...]
     referenced: dict[str, Any] | None
     drift: float
+    given: bool = False
 
 
 @dataclass(frozen=True)
