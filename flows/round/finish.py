@@ -45,8 +45,8 @@ async def finish_round(context: RoundContext, number: int, evaluation: dict[str,
     if summary.off_policy is not None:
         error = f" ± {summary.off_policy_se:.2f}" if summary.off_policy_se is not None else ""
         context.display.say(
-            f"round {number}: its completions were given; log p - log q is {summary.off_policy:+.2f}{error} nats for each, "
-            "p the policy that the update started from, q the one that sampled"
+            f"round {number}: its completions were given; log p - log q is {summary.off_policy:+.2f}{error} nats for "
+            "each, p the policy that the update started from, q the one that sampled"
         )
     for alarm in summary.alarms:
         context.display.say(f"alarm in round {number}: {alarm}")
