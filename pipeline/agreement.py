@@ -221,6 +221,26 @@ def check_replay(preferences: PreferencesConfig, update: UpdateConfig) -> None:
         )
 
 
+def check_importance(preferences: PreferencesConfig, sampling: SamplingConfig, update: UpdateConfig) -> None:
+    """Refuses weights by the policy that sampled, if the reference's log-probabilities are not those of its samples."""
+    replay = preferences.replay
+    others = {
+        f"sampling.temperature is {sampling.temperature:g}": (sampling.temperature != 1, "the latter to 1"),
+        f"sampling.top_p is {sampling.top_p:g}": (sampling.top_p != 1, "the latter to 1"),
+        f"update.reference is '{update.reference}'": (update.reference != "previous", "the latter to previous"),
+        "preferences.replay.reference is 'current'": (
+            replay.share > 0 and replay.reference == "current",
+            "the latter to original",
+        ),
+    }
+    found = next((what for what, (given, _) in others.items() if given), None)
+    if update.importance != "none" and found is not None:
+        raise ValueError(
+            f"update.importance '{update.importance}' weighs by the policy that sampled, and {found}: set the former "
+            f"to none, or {others[found][1]}"
+        )
+
+
 # Devices.
 
 

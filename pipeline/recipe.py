@@ -121,6 +121,7 @@ class Recipe(Config):
         agreement.check_rule(preferences, judge)
         agreement.check_budget(preferences, sampling, update)
         agreement.check_replay(preferences, update)
+        agreement.check_importance(preferences, sampling, update)
         agreement.check_soft_labels(preferences, judge)
         agreement.check_ranks(self.devices, update)
         agreement.check_replicas(self.cluster, self.devices, sampling)

@@ -21,6 +21,7 @@ from flows.workers.judge import JudgeWorker
 from flows.workers.references import hashes
 from flows.workers.rejudge import RejudgeWorker
 from pipeline.errors import ConfigError
+from pipeline.judges import JudgeConfig
 from pipeline.judges.support.llm_requests import Requests
 from pipeline.recipe import Recipe
 from pipeline.records import content_id
@@ -39,6 +40,7 @@ class ToJudge:
 
     round: int
     candidates: FileRef
+    version: str
     key: Key
 
     @property
@@ -109,9 +111,8 @@ def rejudge(
         RunBusyError: another process judges under this name.
         JudgeError: the judge cannot be loaded, or failed as a whole. What was judged is kept.
     """
-    job = _Job(store, run, rounds, judge, name or judge.recipe.judge.label, display, take_over)
-    named = judge.recipe.judge.model_copy(update={"name": job.name})  # as its rows then say
-    asked = replace(judge, recipe=judge.recipe.model_copy(update={"judge": named}))
+    job = _Job(store, run, rounds, judge, name, display, take_over)
+    asked = replace(judge, recipe=judge.recipe.model_copy(update={"judge": job.named}))
     writes_to = layout.annex_of(run.name, job.name)
     return with_judge_process(store, writes_to, asked, lambda client: job.do(client, dry_run=dry_run), say=display.say)
 
@@ -120,12 +121,14 @@ class _Job:
     """One command's work."""
 
     def __init__(
-        self, store: Store, run: Run, rounds: Sequence[int], judge: NamedJudge, name: str, display: Display,
+        self, store: Store, run: Run, rounds: Sequence[int], judge: NamedJudge, name: str | None, display: Display,
         take_over: bool,
     ) -> None:  # fmt: skip
         self._store, self._run, self._rounds, self._recipe = store, run, rounds, judge.recipe
-        self.name, self._display, self._take_over = name, display, take_over
-        self._annex = run.annex(name) if name in run.annexes else None
+        self._display, self._take_over, self._is_named = display, take_over, name is not None
+        self.name = name or judge.recipe.judge.label
+        self.named = judge.recipe.judge.model_copy(update={"name": self.name})  # as its rows say
+        self._annex = run.annex(self.name) if self.name in run.annexes else None
         self._check_name()
 
     async def do(self, client: Client[RejudgeWorker], *, dry_run: bool) -> Rejudged:
@@ -133,16 +136,30 @@ class _Job:
         version = (await client.call(JudgeWorker.versions)).result[0]
         shards = [shard for number in self._rounds for shard in self._shards(number, version)]
         if own := self._judged_by_run(shards, version):
-            costs = self._costs(shards, set(shards), {})
-            return Rejudged(self._run, self._recipe, None, version, costs, own)
+            return self._take_own(shards, own, version, dry_run=dry_run)
         left = [shard for shard in shards if self._find(shard) is None]
         costs = self._costs(shards, set(shards) - set(left), await self._requests(client, left))
         self._display.say(cost_sentence(self.name, costs))
         if not dry_run and (left or self._is_hidden(shards)):
-            with self._writing() as (annex, writer):
+            with self._writing(self.named) as (annex, writer):
                 await self._judge(client, annex, writer, shards)
         files = {number: self._files(shards, number) for number in self._rounds} if not (dry_run and left) else {}
         return Rejudged(self._run, self._recipe, self.name, version, costs, files)
+
+    def _take_own(
+        self, shards: Sequence[ToJudge], own: Mapping[ToJudge, Entry], version: str, *, dry_run: bool
+    ) -> Rejudged:
+        """Takes the run's own judgments; if a name was asked for, the annex names their files."""
+        costs = self._costs(shards, own.keys(), {})
+        if self._is_named and not dry_run and any(self._find(shard) is None for shard in shards):
+            with self._writing(self._recipe.judge) as (_, writer):
+                for shard, entry in own.items():
+                    writer.commit(shard.key, entry.files, {"version": version})
+        files = {
+            number: [file for shard, entry in own.items() if shard.round == number for file in entry.files]
+            for number in self._rounds
+        }
+        return Rejudged(self._run, self._recipe, self.name if self._is_named else None, version, costs, files)
 
     async def _judge(
         self, client: Client[RejudgeWorker], annex: Run, writer: Writer, shards: Sequence[ToJudge]
@@ -167,7 +184,8 @@ class _Job:
             round=shard.round, stage=REJUDGMENTS, shard=shard.key.shard, judges=[0],
         )  # fmt: skip
         stage.worked_on(answer.work)
-        return writer.commit(shard.key, [answer.result.file], {**answer.work, **usage_meta(answer.result.usage)})
+        meta = {"version": shard.version, **usage_meta(answer.result.usage), **answer.work}
+        return writer.commit(shard.key, [answer.result.file], meta)
 
     def _shards(self, number: int, version: str) -> list[ToJudge]:
         """Lists the shards of a round that have completions: the newest of each."""
@@ -180,20 +198,23 @@ class _Job:
         scoring = self._recipe.judge.scoring()
         return [
             ToJudge(
-                number, file, Key(number, REJUDGMENTS, places[file.path], content_id([file.sha256, scoring, version]))
+                number,
+                file,
+                version,
+                Key(number, REJUDGMENTS, places[file.path], content_id([file.sha256, scoring, version])),
             )
             for file in self._run.files(number, "candidates")
         ]
 
-    def _judged_by_run(self, shards: Sequence[ToJudge], version: str) -> dict[int, list[FileRef]]:
-        """Returns the run's own judgments by round, if this very judge has made all of them; else nothing."""
-        found: dict[int, list[FileRef]] = {}
+    def _judged_by_run(self, shards: Sequence[ToJudge], version: str) -> dict[ToJudge, Entry]:
+        """Returns the run's own judgments, if this very judge has made all of them; else nothing."""
+        found: dict[ToJudge, Entry] = {}
         for shard in shards:
             inputs = content_id([hashes([shard.candidates]), [self._recipe.judge.hashed()], [version]])
             entry = self._run.find(Key(shard.round, "judgments", shard.key.shard, inputs))
             if entry is None:
                 return {}
-            found.setdefault(shard.round, []).extend(entry.files)
+            found[shard] = entry
         return found
 
     def _find(self, shard: ToJudge) -> Entry | None:
@@ -232,12 +253,11 @@ class _Job:
         ]
 
     @contextmanager
-    def _writing(self) -> Iterator[tuple[Run, Writer]]:
+    def _writing(self, judge: JudgeConfig) -> Iterator[tuple[Run, Writer]]:
         """Gives the right to write to the annex, which is made if there is none yet."""
         if self._annex is None:
             header = {
-                "format": 1, "judge": self._recipe.judge.model_dump(mode="json"),
-                "scoring": content_id(self._recipe.judge.scoring()),
+                "format": 1, "judge": judge.model_dump(mode="json"), "scoring": content_id(judge.scoring()),
             }  # fmt: skip
             self._annex = self._store.create_annex(self._run, self.name, header)
         annex = self._annex

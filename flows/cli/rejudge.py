@@ -185,7 +185,7 @@ def _shown_by(found: "Rejudged", at: str) -> Callable[[int], str]:
     return lambda number: f"rondo show {found.run.name}@{number}{option}{at}"
 
 
-def _addresses(found: "Rejudged", pair: "ChangedPair", show: Callable[[int], str]) -> Mapping[str, str]:
+def _addresses(found: "Rejudged", pair: "ChangedPair", show: Callable[[int], str]) -> dict[str, str]:
     """Says where a pair can be read: as a command, and as the address of its prompt on the page."""
     from flows.view.addresses import served
 

@@ -67,6 +67,13 @@ def fork_(
     rounds: Rounds = None,
     root: Root = DEFAULT_ROOT,
     set_: Changes = None,
+    judgments: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="train anew on the completions up to that round, as 'rondo rejudge' has them judged under this name",
+        ),
+    ] = None,
     run: Annotated[bool, typer.Option("--run", help="run its rounds at once")] = False,
 ) -> None:
     """Make a new run that begins with a round of another one; 'rondo resume' runs its rounds. No file is copied."""
@@ -74,7 +81,7 @@ def fork_(
     from flows.run.start import fork
 
     with Display() as display:
-        finished = fork(source, name, rounds, root, set_ or [], run=run, display=display)
+        finished = fork(source, name, rounds, root, set_ or [], judgments=judgments, run=run, display=display)
     print_finished(finished)
 
 

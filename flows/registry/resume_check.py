@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from flows.registry.checkpoints import base_of, is_adapter
+from flows.registry.given_rounds import SAMPLER_BASE, SAMPLER_POLICY
 from flows.registry.head import sampler_of, start_of
 from storage.errors import CorruptEntryError, DamagedFileError
 from storage.log.manifest import FileRef
@@ -17,7 +18,7 @@ CARRIED_STAGES = ("checkpoint", "probe", "optimizer", "ema", "eval_candidates", 
 STATES = ("optimizer", "ema")
 """Those that only the round after it reads, and only if its recipe says so."""
 
-WEIGHT_STAGES = frozenset({"checkpoint", "optimizer", "ema", "update_state"})
+WEIGHT_STAGES = frozenset({"checkpoint", "optimizer", "ema", "update_state", SAMPLER_POLICY, SAMPLER_BASE})
 """The stages that are directories of weights and of the optimizer's state, which pruning takes; all others stay."""
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from flows.registry.given_rounds import SAMPLER_POLICY
 from flows.registry.head import start_of
 from flows.registry.resume_check import CARRIED_STAGES, needed_after
 from storage.log.manifest import Entry
@@ -32,6 +33,7 @@ def contradictions(run: Run, commits: Sequence[Entry]) -> Iterator[tuple[Entry, 
 
     - The policy that samples is that of the round before which passed its gate, or with staleness 1 that of the one
       before that; if the round says which, it must be that one.
+    - Completions that a fork was given come from the policy that its log names for it.
     - The policy that is evaluated is that of the round.
     - A checkpoint's hash is that of its weights, and the round's.
     - A reference is an earlier policy, or an average of them.
@@ -42,11 +44,12 @@ def contradictions(run: Run, commits: Sequence[Entry]) -> Iterator[tuple[Entry, 
     policies = {entry.round: entry.meta["policy"] for entry in _of(commits, "checkpoint") if "policy" in entry.meta}
     averages = {entry.meta.get("policy") for entry in _of(commits, "ema")}
     starts = {number: start_of(run, number) for number in {entry.round for entry in commits}}
+    others = {entry.round: entry.meta.get("policy") for entry in _of(commits, SAMPLER_POLICY)}
     said = {number: _said_sampler(run.round_entry(number)) for number in run.finished}
     for entry in commits:
         counts = entry.key is not None and newest[entry.key.piece] is entry
-        problem = (_sampled_by(entry, policies, starts, said) if counts else None) or _checkpoint(
-            entry, policies, averages
+        problem = (_sampled_by(entry, policies, starts, said, others) if counts else None) or _checkpoint(
+            entry, policies, averages | {others.get(entry.round)}
         )
         if problem is not None:
             yield entry, problem
@@ -63,7 +66,11 @@ def _said_sampler(round: Entry) -> str | None:
 
 
 def _sampled_by(
-    entry: Entry, policies: Policies, starts: Mapping[int, int], said: Mapping[int, str | None]
+    entry: Entry,
+    policies: Policies,
+    starts: Mapping[int, int],
+    said: Mapping[int, str | None],
+    others: Mapping[int, str | None],
 ) -> str | None:
     start = starts[entry.round]
     before, initial = policies.get(start), policies.get(0)
@@ -78,6 +85,8 @@ def _sampled_by(
         "baseline_candidates": {before, initial},  # also of round 0, in runs of earlier versions
         "initial_candidates": {initial},
     }.get(stage, {policy})
+    if stage == "candidates" and entry.round in others:
+        allowed = {others[entry.round]}
     if policy is None or None in allowed or policy in allowed:
         return None
     return f"{entry.key} come from policy {policy[:12]}, and not from that of their round"

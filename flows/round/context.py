@@ -13,7 +13,7 @@ from flows.round.worker_set import WorkerSet
 from flows.workers.references import TrialPrompt
 from pipeline.recipe import Recipe
 from pipeline.records import prompt_seed
-from storage.log.manifest import Entry, FileRef, Key
+from storage.log.manifest import Entry, FileRef, Key, key_of
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.log.writer import Writer
@@ -57,6 +57,11 @@ class RoundContext:
         """
         entry = self.run.find(Key(round=round, stage=stage, shard=shard, inputs=inputs))
         return entry and self.writer.renew(entry)
+
+    def given_candidates(self, round: int, shard: int) -> Entry:
+        """Returns the entry of a shard's completions that the run was given."""
+        found = [entry for entry in self.run.entries(round, "candidates") if key_of(entry).shard == shard]
+        return found[-1]
 
     def find_in(
         self, places: Sequence[tuple[int, str]], table: str, inputs: str, shard: int

@@ -51,6 +51,12 @@ async def finish_round(
     context.writer.finish_round(number, meta)
     logger = get_run_logger()
     logger.info("round %d: held-out reward %.4f", number, summary.reward)
+    if summary.off_policy is not None:
+        error = f" ± {summary.off_policy_se:.2f}" if summary.off_policy_se is not None else ""
+        context.display.say(
+            f"round {number}: its completions were given; log p - log q is {summary.off_policy:+.2f}{error} nats for "
+            "each, p the policy that the update started from, q the one that sampled"
+        )
     for alarm in summary.alarms:
         context.display.say(f"alarm in round {number}: {alarm}")
         logger.warning("alarm in round %d: %s", number, alarm)

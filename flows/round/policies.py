@@ -1,9 +1,12 @@
 """The policies of a run's rounds: which one samples, which one holds the update back, and where their weights lie."""
 
+from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 from flows.registry.checkpoints import base_of, is_adapter
 from flows.registry.first_facts import thoughts_between
+from flows.registry.given_rounds import SAMPLER_BASE, SAMPLER_PROBE, sampler_policy
 from flows.registry.head import sampler_of, start_of
 from flows.workers.references import JudgePolicies, PolicyRef
 from pipeline.config import ThoughtMarks
@@ -59,11 +62,24 @@ class Policies:
         """Returns the round whose policy samples the completions of a round."""
         return sampler_of(self._run, round, self._recipe.staleness)
 
+    def sampling_policy(self, round: int) -> PolicyRef:
+        """Returns the policy that sampled the completions of a round, which need not be one of the run's own."""
+        entry = sampler_policy(self._run, round)
+        if entry is None:
+            return self.after(self.sampled_by(round))
+        (probe,) = self._latest(round, SAMPLER_PROBE).files
+        base = self._run.entries(round, SAMPLER_BASE)
+        return PolicyRef(entry.meta["policy"], entry.files, probe, base[-1].files if base else ())
+
+    def sampling_sync(self, round: int) -> Mapping[str, Any]:
+        """Returns what the sync of the policy that sampled a round's completions found of sampler and trainer."""
+        return (sampler_policy(self._run, round) or self.weight_sync(self.sampled_by(round))).meta
+
     def reference(self, round: int) -> PolicyRef | None:
         """Returns the reference of a round's update; None if it is the policy that the update starts from."""
         kind = self._recipe.update.reference
         if kind == "previous":
-            reference = self.after(self.sampled_by(round))
+            reference = self.sampling_policy(round)
         else:
             reference = self.after(0) if kind == "initial" else self.average(self.start(round))
         return None if reference.digest == self.digest(self.start(round)) else reference

@@ -22,7 +22,7 @@ def round_origin(context: RoundContext, number: int) -> RoundOrigin:
     judges = zip(recipe.judge_names, versions, recipe.judges, strict=True)
     return RoundOrigin(
         recipe=recipe_hash(_as_sampled(recipe, sampled_in(context.store, context.run))),
-        sampled_by=context.policies.digest(context.policies.sampled_by(number)) if number else None,
+        sampled_by=context.policies.sampling_policy(number).digest if number else None,
         prompts=_prompts(context, number, held_out=False) if number else None,
         held_out=_prompts(context, number, held_out=True),
         judges=[

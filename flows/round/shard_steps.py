@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from flows.errors import WorkerDiedError
 from flows.host.progress import Stage
+from flows.registry.given_rounds import is_given
 from flows.registry.judge_usage import usage_meta
 from flows.remote.calls import Answer
 from flows.round.context import RoundContext
@@ -30,12 +31,16 @@ async def sample_shard(
 ) -> Entry:
     """Samples the completions of one shard of prompts.
 
+    Those that a fork was given are there already, whichever policy has sampled them.
+
     If the engine dies three times on a shard of training prompts, they are skipped: the entry has the reason and no
     files. The second and the third time nothing else is in the engine, so that no other shard is blamed.
 
     Raises:
         EngineError: it died on held-out prompts, or more would be skipped than the recipe allows.
     """
+    if not batch.held_out and is_given(context.run, number):
+        return context.given_candidates(number, shard)
     recipe, policy = context.recipe, context.policies.after(batch.policy)
     prompts = batch.gate or context.files(0, "prompts")
     settings = recipe.sampling.hashed(exclude=("shards_in_flight", "max_skipped_fraction", "alarm_truncated"))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from flows.host.progress import Stage
+from flows.registry.given_rounds import sampler_policy
 from flows.registry.resume import unread_states
 from flows.registry.resume_check import STATES
 from flows.remote.calls import Answer, Client
@@ -127,11 +128,12 @@ class _Update:
         if self._by_people is not None:
             own = [PreferenceShard(files_of(shard.candidates for shard in done), self._by_people.files, 1.0)]
         reference = self._reference or self._policy
-        synced = context.policies.weight_sync(context.policies.sampled_by(number)).meta
+        synced = context.policies.sampling_sync(number)
         given = UpdateInputs(
             policy=self._policy,
             reference=self._reference,
-            reference_sampled=reference.digest == context.policies.digest(context.policies.sampled_by(number)),
+            reference_sampled=reference.digest == context.policies.sampling_policy(number).digest,
+            given=self._reference is not None and sampler_policy(context.run, number) is not None,
             prompts=context.files(0, "prompts"),
             shards=tuple(own),
             replayed=files_of([self._replayed]),

@@ -39,6 +39,7 @@ from flows.round.round import run_round
 from flows.round.worker_set import WorkerSet, create_workers
 from flows.run.check_judges import check_judge_policies
 from flows.run.fork_history import import_parent_rounds
+from flows.run.given_fork import import_given_rounds
 from flows.workers.judge import JudgeWorker
 from flows.workers.references import TrialPrompt
 from pipeline.recipe import Recipe
@@ -131,6 +132,7 @@ async def execute(
         context = RoundContext(store, run, writer, recipe, workers, policies, display, control, monitors, rounds, trial)
         enter(context)
         import_parent_rounds(store, run, writer)
+        import_given_rounds(store, run, writer, recipe)
         check_judge_policies(recipe, run.name, len(run.rounds()))
         async with display.waiting("reading what the next round starts from"):
             await asyncio.to_thread(check_inputs, store, run, unread=unread_states(recipe))

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flows.host.devices import check_devices
 from flows.host.loopback import check_proxies
@@ -18,6 +19,7 @@ from flows.registry.resume_check import check_inputs, open_to_go_on, weights_of_
 from flows.registry.round_summary import RoundSummary, summaries
 from flows.run.check_judges import check_judge_policies
 from flows.run.fork_history import import_parent_rounds
+from flows.run.given_fork import FIXED, given_header, import_given_rounds, judged_recipe
 from flows.run.judge_check import checking_judges
 from flows.run.preflight import preflight
 from pipeline.errors import ConfigError, DataError, JudgeError, UnsupportedModelError
@@ -100,11 +102,21 @@ def resume(
 
 
 def fork(
-    source: str, name: str, rounds: int | None, root: str, changes: Sequence[str], *, run: bool, display: Display
+    source: str,
+    name: str,
+    rounds: int | None,
+    root: str,
+    changes: Sequence[str],
+    *,
+    judgments: str | None = None,
+    run: bool,
+    display: Display,
 ) -> Finished:
     """Creates a run whose rounds up to one of the parent's are the parent's own files, by reference.
 
     Args:
+        judgments: the name under which these rounds were judged again. Then only their completions are the parent's,
+            and the fork is trained on them anew, as they were judged.
         run: whether to go on and run the rounds that are missing.
 
     Raises:
@@ -112,11 +124,21 @@ def fork(
     """
     store = existing_store(root)
     parent, number = run_at_round(store, source)
-    before = recipe_of(parent)
-    changed = [*changes, *([f"rounds={rounds}"] if rounds else [])]
-    recipe = parse_recipe(before.model_dump(mode="json"), changed, files=False)
+    before, more = recipe_of(parent), [*changes, *([f"rounds={rounds}"] if rounds else [])]
+    given: dict[str, Any] = {}
+    fixed_fields: tuple[str, ...] = _FIXED_IN_FORKS
+    if judgments is None:
+        recipe = parse_recipe(before.model_dump(mode="json"), more, files=False)
+    else:
+        recipe = judged_recipe(parent, number, judgments, more)
+        given, fixed_fields, number = given_header(parent, number, judgments), (*_FIXED_IN_FORKS, *FIXED), 0
     check_judge_files(recipe)  # its policy and prompts are in the store
-    fixed = [change for change in differences(before, recipe) if change.startswith(_FIXED_IN_FORKS)]
+    fixed = [change for change in differences(before, recipe) if change.startswith(fixed_fields)]
+    if fixed and judgments is not None:
+        raise ConfigError(
+            f"the completions that were judged are of the parent's prompts and shards: a fork of them cannot change "
+            f"{'; '.join(fixed)}"
+        )
     if fixed:
         raise ConfigError(
             f"a fork shares its parent's initial policy and prompts, and cannot change {'; '.join(fixed)}: start a new "
@@ -130,13 +152,17 @@ def fork(
     unread = unread_states(recipe)
     check_inputs(store, parent, number, recipe.staleness, unread)
     needed = weights_of_next_round(parent, number, recipe.staleness, unread)
-    child = create_fork(store, parent, number, name, header(recipe), needed)
+    child = create_fork(store, parent, number, name, header(recipe) | given, needed)
     if run:
         return _bring_to(store, child, recipe, recipe.rounds, display)
     with child.writer() as writer:
         import_parent_rounds(store, child, writer)
-    more = "" if recipe.rounds > number else f" --rounds {number + 1}"
-    message = f"run '{name}' begins with {parent.name}@{number}; this runs its rounds: rondo resume {name}{more}"
+        import_given_rounds(store, child, writer, recipe)
+    add = "" if recipe.rounds > number else f" --rounds {number + 1}"
+    begins = f"run '{name}' begins with {parent.name}@{number}"
+    if judgments is not None:
+        begins += f", and has its completions, judged by '{judgments}', for rounds 1 to {given['given']['round']}"
+    message = f"{begins}; this runs its rounds: rondo resume {name}{add}"
     if (start := start_of(parent, number + 1)) != number:
         message = f"round {number} failed its gate, so that the next one starts from round {start}; {message}"
     return Finished(name, summaries(child.rounds()), message, None)

@@ -1,7 +1,9 @@
 """From the tables and the recipe of a round to the arguments of its update, and back to its metrics."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from statistics import fmean, stdev
 from typing import Any
 
 import pyarrow as pa
@@ -171,6 +173,25 @@ def measured_rows(
         }
         for group, after, loss_before, loss_after, after_tokens, of_reference in measured
     ]
+
+
+def off_policy(groups: Sequence[PreferenceGroup], logps: Sequence[Sequence[float]]) -> dict[str, float | None]:
+    """Returns the mean, and its standard error, of ``log p - log p_reference`` in nats per completion.
+
+    The mean is over preferences, of the mean over their completions: these share a prompt, and preferences are what is
+    independent of each other.
+
+    Args:
+        logps: of each group's completions, under the policy p.
+    """
+    if not groups:
+        return {}
+    found = [
+        fmean(ours - theirs for ours, theirs in zip(own, group.reference_logps, strict=True))
+        for group, own in zip(groups, logps, strict=True)
+    ]
+    error = stdev(found) / math.sqrt(len(found)) if len(found) > 1 else None
+    return {"off_policy": fmean(found), "off_policy_se": error}
 
 
 def summary(result: UpdateResult, config: UpdateConfig) -> dict[str, Any]:

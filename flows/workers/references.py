@@ -86,6 +86,7 @@ class UpdateInputs:
         drift: difference of sampler and trainer after the sync of the policy that sampled, in nats per sequence.
         noise: standard deviation of a token's difference, as that sync found it, in nats.
         failures: rounds in a row before this one that failed the gate, which may ask for smaller steps.
+        given: whether the completions were given to the run, and sampled by a policy that is none of its own.
     """
 
     policy: PolicyRef
@@ -101,6 +102,7 @@ class UpdateInputs:
     drift: float
     noise: float = 0.0
     failures: int = 0
+    given: bool = False
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,8 @@ class RoundUpdate:
         slot, inputs = self._slot, self._inputs
         self._tell(doing="loading the weights")
         model = slot.use(inputs.policy)
+        if inputs.given and inputs.reference_sampled and self._metrics is not None and not inputs.state:
+            self._metrics |= self._off_policy()
         mixed = bool(inputs.replayed) and slot.recipe.preferences.replay.reference == "original"
         if inputs.reference is not None or mixed:  # else the reference's log-probabilities are those before
             first = next((count for count, _ in self._shards if count), 0)
@@ -209,6 +211,17 @@ class RoundUpdate:
         if inputs.state:
             self._tokens = sum(step.tokens for step in update.load(slot.directory(inputs.state)))
         self._update = update
+
+    def _off_policy(self) -> dict[str, float | None]:
+        """Says how much likelier the completions are under the policy in place than under the one that sampled.
+
+        Of the preferences that are there when the update begins, which in mode streaming are the first ones.
+        """
+        inputs = self._inputs
+        own = self._waiting[
+            : sum(count for count, _ in self._shards[: len(inputs.shards) if inputs.replayed else None])
+        ]
+        return preference_groups.off_policy(own, self._slot.logps(own))
 
     def _on_step(self, step: StepMetrics) -> None:
         update, every = self._opened(), self._config.checkpoint_steps

@@ -69,6 +69,14 @@ class UpdateConfig(Config):
         0.5, gt=0, lt=1, description="of the divergence alpha, between reverse KL (0) and forward KL (1)"
     )
     wpo: bool = Field(False, description="weigh each pair by its probability under the policy (WPO)")
+    importance: Annotated[Literal["none", "clipped"], Later("none")] = Field(
+        "none",
+        description="clipped: weigh each preference by how much likelier its completions are under the policy than "
+        "under the one that sampled them, up to importance_bound",
+    )
+    importance_bound: Annotated[float, Later(2.0)] = Field(
+        2.0, ge=1, le=1000, description="most that a preference weighs"
+    )
     nll_weight: float = Field(
         0.0, ge=0, le=100, description="weight of the chosen completion's negative log-likelihood"
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.config import UpdateConfig
 from pipeline.dpo.checks import check_losses
-from pipeline.dpo.losses import PreferenceBatch, exploration, nll, wpo_weights
+from pipeline.dpo.losses import PreferenceBatch, exploration, importance_weights, nll, wpo_weights
 from pipeline.dpo.preference_losses import Terms, objective, preference_batch
 from pipeline.dpo.types import PreferenceGroup
 from pipeline.model.distributed import World, own_packs, world_of
@@ -100,6 +100,9 @@ def _losses(
     if squares_N is not None:
         aligned_P_K = sum_by_sequence(logps_N.detach() - squares_N, pack).view_as(preferences.lengths_P_K)
         loss_P = loss_P * wpo_weights(aligned_P_K / preferences.lengths_P_K)
+    if config.importance == "clipped":
+        weights_P = importance_weights(preferences.logratios_P_K, preferences.ranks_P_K, config.importance_bound)
+        loss_P = loss_P * weights_P
     loss_P, router_P = loss_P + _extra_terms(preferences, config), torch.zeros_like(objective_P)
     if router_logits:
         router_P = router_losses(model, router_logits, pack)

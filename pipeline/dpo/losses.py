@@ -223,6 +223,16 @@ def wpo_weights(mean_alignments_P_K: Tensor) -> Tensor:
     return mean_alignments_P_K.detach().sum(-1).exp().clamp(max=1.0)
 
 
+def importance_weights(logratios_P_K: Tensor, ranks_P_K: Tensor, bound: float) -> Tensor:
+    """Computes truncated importance weights, without gradient: ``min(bound, prod_k p(y_k) / q(y_k))`` over the
+    candidates of a preference, which are independent samples of q (Ionides 2008, Journal of Computational and Graphical
+    Statistics 17(2), 295-311). Takes log-ratios to the policy q that sampled. The bound keeps the variance finite, for
+    a bias towards preferences that p makes less likely.
+    """
+    sums_P = (logratios_P_K.detach() * (ranks_P_K >= 0)).sum(-1)
+    return sums_P.clamp(max=math.log(bound)).exp()
+
+
 def divergence_scores(logratios: Tensor, divergence: str, alpha: float) -> Tensor:
     """Returns log-ratios u as seen by another divergence than the reverse KL, arXiv:2309.16240: ``f'(exp
     u)``, shifted to be 0 if policy and reference are one.

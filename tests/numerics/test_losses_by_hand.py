@@ -223,6 +223,18 @@ def test_wpo_weighs_no_pair_above_1():
     assert losses.wpo_weights(torch.tensor([[0.5, -0.6]])).item() == pytest.approx(math.exp(-0.1))
 
 
+def test_importance_weights():
+    """Log-ratios -0.5 and 0.2: exp(-0.3) = 0.7408182. 1 and 0.5 would weigh e^1.5 = 4.48, and weigh 2. A place that is
+    absent does not count: exp(-0.1 - 0.2) and not with the third.
+    """
+    pairs = torch.tensor([[-0.5, 0.2], [1.0, 0.5], [0.0, 0.0]], requires_grad=True)
+    weights = losses.importance_weights(pairs, torch.tensor([[0, 1]] * 3), bound=2.0)
+    assert weights.tolist() == [pytest.approx(0.7408182, **CLOSE), pytest.approx(2.0), 1.0]
+    assert not weights.requires_grad
+    ragged = losses.importance_weights(torch.tensor([[-0.1, -0.2, 5.0]]), torch.tensor([[0, 1, -1]]), bound=2.0)
+    assert ragged.item() == pytest.approx(math.exp(-0.3), **CLOSE)
+
+
 @pytest.mark.parametrize(
     ("divergence", "alpha", "score"),
     [

@@ -175,6 +175,33 @@ def test_wpo_gradient_equals_plain_autograd():
     assert outcome.objective.mean().item() == pytest.approx(math.log(2), abs=1e-6)  # what theory is compared with
 
 
+def test_importance_gradient_equals_plain_autograd():
+    """Weight of a pair: the product of p / q over both answers, at most the bound, without gradient; q are shifted
+    references, so that some pairs are at the bound and others far below it. On its own samples every weight is 1.
+    """
+    model = build()
+    groups = preferences(model, count=6)
+    shifts = (-0.4, 0.3, -0.9, 1.1, 0.0, -0.2)
+    shifted = [
+        replace(group, reference_logps=[logp + shift for logp in group.reference_logps])
+        for group, shift in zip(groups, shifts, strict=True)
+    ]
+    losses, weighed = [], []
+    for group in shifted:
+        ratios = plain_logps(model, group) - torch.tensor(group.reference_logps)
+        weighed.append(min(1.5, math.exp(ratios.detach().sum().item())))
+        losses.append(-weighed[-1] * logsigmoid(0.1 * (ratios[0] - ratios[1])))
+    assert weighed.count(1.5) == 2, "exp(0.8) and exp(1.8)"
+    torch.stack(losses).mean().backward()
+    expected = gradients(model)
+    settings = changed(SETTINGS, importance="clipped", importance_bound=1.5, token_budget=60)
+    accumulate_gradient(model, shifted, check_inputs(shifted, settings), settings, step=0)
+    torch.testing.assert_close(gradients(model), expected, **CLOSE)
+    for plain in (SETTINGS, changed(SETTINGS, importance="clipped")):
+        outcome, _ = accumulate_gradient(model, groups, check_inputs(groups, plain), plain, step=0)
+        assert outcome.loss.mean().item() == pytest.approx(math.log(2), abs=1e-5)
+
+
 def test_rankings_of_different_sizes_share_a_step():
     """Mean over 3 preferences of 2, 3 and 4 candidates at the start: (ln 2! + ln 3! + ln 4!) / 3."""
     model = build()

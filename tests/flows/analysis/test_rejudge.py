@@ -217,6 +217,11 @@ def test_the_rule_alone_asks_nobody(root: Path, call: Call) -> None:
     # Of a prompt's 6 pairs, which all have different scores, the run had one.
     assert [(row["pairs"], row["appeared"]) for row in all_pairs["rounds"][:1]] == [([3, 18], 15)]
     assert store.run("keyed").annexes == []
+    call("rejudge", "keyed", "--name", "own")
+    annex = store.run("keyed").annex("own")
+    for number in (1, 2, 3):  # by reference, for a fork that is trained on them
+        assert annex.files(number, "rejudgments") == store.run("keyed").files(number, "judgments")
+    assert call("verify", "keyed").exit_code == 0
     assert "there is nothing to judge" in call("rejudge", "keyed", "--dry-run").stdout
 
 

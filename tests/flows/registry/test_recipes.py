@@ -315,6 +315,12 @@ def test_old_names_are_the_same_recipe(kind: str) -> None:
         (["update.divergence_alpha=0.2"], "it goes with alpha; leave it out"),
         (["update.reference=ema", "update.lora.rank=4"], "'ema' averages whole weights and update.lora trains"),
         (["update.reference=initial", "update.reference_logprobs=sampler"], "leave the former at auto"),
+        (
+            ["update.importance=clipped", "update.reference=ema"],
+            "and update.reference is 'ema': set the former to none",
+        ),
+        (["update.importance=clipped", "sampling.top_p=0.9"], "and sampling.top_p is 0.9: set the former to none"),
+        (["update.importance=clipped", "preferences.replay.share=0.2"], "or the latter to original"),
     ],
 )
 def test_settings_that_would_have_no_effect_or_contradict_each_other(changes: list[str], sentence: str) -> None:

@@ -73,6 +73,25 @@ def test_policies_that_may_be_meant(
     assert tuple(fine) == policies
 
 
+@pytest.mark.parametrize("named", ["f" * 64, "e" * 64])
+def test_completions_that_were_given_come_from_the_policy_that_is_named(tmp_path: Path, named: str) -> None:
+    """Completions of round 2, and its reference, are of a policy that is none of the run's: it has to be named."""
+    store = Store.open(tmp_path)
+    run = kept_run(store, "kept", 2)
+
+    def change(old: Entry) -> Entry:
+        if old.key is None or old.round != 2:
+            return old
+        if old.key.stage == "judgments":  # taken for the entry that names it
+            return Entry(**{**vars(old), "key": Key(2, "sampler_policy"), "meta": {"policy": named}})
+        changed = {"candidates": {"policy": "f" * 64}, "checkpoint": {"reference": "f" * 64}}
+        return Entry(**{**vars(old), "meta": {**old.meta, **changed.get(old.key.stage, {})}})
+
+    rewrite(store, run, change)
+    problems = [damage.problem for damage in verify(store, "kept").damages]
+    assert bool(problems) == (named != "f" * 64), problems
+
+
 def test_nothing_is_concluded_from_a_policy_that_is_not_known(tmp_path: Path) -> None:
     """A checkpoint whose entry says no policy: what the next round was sampled by cannot be compared with it."""
     store = Store.open(tmp_path)

@@ -6,8 +6,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from flows.workers.preference_groups import preference_groups, replayed_groups
+from flows.workers.preference_groups import off_policy, preference_groups, replayed_groups
 from pipeline.config import PreferencesConfig
+from pipeline.dpo.types import PreferenceGroup
 from pipeline.preferences import build_preferences, choose_replayed, replayed_table
 from pipeline.records import CANDIDATES, JUDGMENTS, PROMPTS, to_table
 
@@ -51,3 +52,21 @@ def test_a_table_without_ranks_is_read() -> None:
     (group,) = preference_groups(prompts, candidates, preferences)
     assert list(group.places) == [0, 1]
     assert replayed_groups(prompts, None) == []
+
+
+def test_how_far_off_policy_by_hand() -> None:
+    """Three pairs, whose completions are likelier by 1 and 3, by 0 and 0, and by -1 and 0: means 2, 0 and -1/2.
+
+    Their mean is 1/2, and their standard deviation sqrt((2.25 + 0.25 + 1) / 2) = sqrt(1.75).
+    """
+    changes = ((1.0, 3.0), (0.0, 0.0), (-1.0, 0.0))
+    groups = [
+        PreferenceGroup(
+            prompt_id=f"p{n}", prompt_token_ids=[1], candidate_token_ids=[[2], [3]], reference_logps=[-2.0, -5.0]
+        )
+        for n in range(3)
+    ]
+    found = off_policy(groups, [[-2.0 + a, -5.0 + b] for a, b in changes])
+    assert found == {"off_policy": pytest.approx(0.5), "off_policy_se": pytest.approx((1.75 / 3) ** 0.5)}
+    assert off_policy(groups[:1], [[-2.0, -5.0]]) == {"off_policy": 0.0, "off_policy_se": None}
+    assert off_policy([], []) == {}

@@ -44,7 +44,8 @@ def test_a_policys_precision_is_hashed_if_the_recipe_says_one() -> None:
 
 def test_every_field_of_an_update_is_hashed_or_decided_elsewhere() -> None:
     """A new hyper-parameter is one of the first, without anybody's doing."""
-    hashed = hashed_settings(UpdateConfig(router_loss_weight=0.1), RoundFacts())  # at 0 it is left out, as in 0.1.0
+    later = UpdateConfig(router_loss_weight=0.1, importance="clipped", importance_bound=3)  # else left out, as in 0.1.0
+    hashed = hashed_settings(later, RoundFacts())
     names = {*hashed, *hashed["constants"], "objective"} - {
         "objectives", "constants", "schedule_start", "schedule_end", "reference_is_start"
     }  # fmt: skip

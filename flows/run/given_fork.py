@@ -1,0 +1,110 @@
+"""A fork of rounds as another judge sees them: their completions by reference, judged already, and trained on anew."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from flows.registry.catalog import REJUDGMENTS
+from flows.registry.checkpoints import base_of, is_adapter
+from flows.registry.given_rounds import SAMPLER_BASE, SAMPLER_POLICY, SAMPLER_PROBE, given_to, sampler_policy
+from flows.registry.recipes import parse_recipe
+from flows.registry.resume import recipe_of
+from flows.workers.references import hashes
+from pipeline.errors import ConfigError
+from pipeline.recipe import Recipe
+from pipeline.records import content_id
+from storage.log.manifest import Entry, Key, key_of
+from storage.log.run import Run
+from storage.log.store import Store
+from storage.log.writer import Writer
+
+FIXED = ("seed", "staleness", "sampling.prompts_per_round", "sampling.shard_prompts")
+"""Fields of the recipe that say which prompts each shard of a round has."""
+_KEPT = ("policy", "candidates", "set_aside", "reason")
+"""Of the entry of a shard's completions: all but when they were sampled, and what that took."""
+
+
+def judged_recipe(parent: Run, round: int, name: str, changes: Sequence[str]) -> Recipe:
+    """Returns the parent's recipe with the judge of this name, if it has judged all rounds up to this one.
+
+    Raises:
+        RunNotFoundError: nothing was judged under the name.
+        ConfigError: some of it was not judged, round 0 is asked for, or a change does not go with the judge.
+    """
+    annex = parent.annex(name)
+    if round == 0:
+        raise ConfigError(f"round 0 of run '{parent.name}' has no completions to train on: fork from a later round")
+    for number in range(1, round + 1):
+        missing = {shard for shard, entry in newest(parent, number, "candidates").items() if entry.files}
+        missing -= newest(annex, number, REJUDGMENTS).keys()
+        if missing:
+            raise ConfigError(
+                f"'{name}' has not judged all of round {number} of run '{parent.name}': "
+                f"rondo rejudge {parent.name}@1-{round} --name {name}, with the same judge, judges the rest"
+            )
+    content = recipe_of(parent).model_dump(mode="json") | {"judge": annex.header["judge"]}
+    return parse_recipe(content, changes, files=False)
+
+
+def given_header(parent: Run, round: int, name: str) -> dict[str, Any]:
+    """Returns what the fork's header says of it."""
+    return {"given": {"run": parent.name, "round": round, "judgments": name}}
+
+
+def import_given_rounds(store: Store, run: Run, writer: Writer, recipe: Recipe) -> None:
+    """Names the completions that the run was given, what was judged of them, and the policies that sampled them.
+
+    A fork that was killed meanwhile goes on where it stopped.
+
+    Raises:
+        DroppedFileError: the weights of a policy that sampled were removed on purpose.
+    """
+    given = given_to(run)
+    if given is None or len(run.finished) > given.round:
+        return
+    parent = store.run(given.run, intact_part=True)
+    annex = parent.annex(given.judgments)
+    for number in range(max(1, len(run.finished)), given.round + 1):
+        _name_policy(parent, number, writer)
+        judged = newest(annex, number, REJUDGMENTS)
+        for shard, entry in newest(parent, number, "candidates").items():
+            meta = {name: entry.meta[name] for name in _KEPT if name in entry.meta}
+            writer.commit(replace(key_of(entry), renewal=0), entry.files, meta)
+            if entry.files:
+                said = judged[shard]
+                inputs = content_id([hashes(entry.files), [recipe.judge.hashed()], [said.meta["version"]]])
+                writer.commit(Key(number, "judgments", shard, inputs), said.files, {})
+
+
+def newest(run: Run, number: int, stage: str) -> dict[int | None, Entry]:
+    """Returns the newest entry of each shard of a stage."""
+    entries: Iterable[Entry] = sorted(run.entries(number, stage), key=lambda entry: entry.number)
+    return {key_of(entry).shard: entry for entry in entries}
+
+
+def _name_policy(parent: Run, number: int, writer: Writer) -> None:
+    """Names the policy that sampled a round, unless it is that of round 0, which the fork has itself."""
+    if (known := sampler_policy(parent, number)) is not None:  # the parent was given them, too
+        for stage in (SAMPLER_BASE, SAMPLER_PROBE):
+            for entry in parent.entries(number, stage)[-1:]:
+                writer.commit(Key(number, stage), entry.files)
+        writer.commit(Key(number, SAMPLER_POLICY), known.files, known.meta)
+        return
+    digest = next(iter(newest(parent, number, "candidates").values())).meta["policy"]
+    source = next(
+        earlier
+        for earlier in range(number - 1, -1, -1)
+        if parent.entries(earlier, "checkpoint")[-1].meta["policy"] == digest
+    )
+    if source == 0:
+        return
+    files = parent.entries(source, "checkpoint")[-1].files
+    parent.check_kept(files)
+    if is_adapter(files):
+        base = base_of(parent, source)
+        parent.check_kept(base)
+        writer.commit(Key(number, SAMPLER_BASE), base)
+    writer.commit(Key(number, SAMPLER_PROBE), parent.entries(source, "probe")[-1].files)
+    synced = parent.entries(source, "handover")[-1].meta
+    known = {name: synced[name] for name in ("per_sequence", "noise") if name in synced}
+    writer.commit(Key(number, SAMPLER_POLICY), files, {"policy": digest, **known})
