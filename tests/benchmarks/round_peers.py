@@ -96,7 +96,7 @@ def trl_online(
                 trainer.train()
         return {
             **found, "tokens": sum(lengths), "preferences": len(lengths) // K,
-            "sample": sum(one["processor"] for one in sampled),
+            "processor of sampling": sum(one["processor"] for one in sampled),
         }  # fmt: skip
 
     return train

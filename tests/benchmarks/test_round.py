@@ -67,7 +67,7 @@ def test_trl_makes_a_pair_of_each_prompt_and_its_tokens_are_counted(policy: Path
         found = trl.ask(prompts=[prompt(f"w{row} w{row + 1}") for row in range(8)])
         assert found["preferences"] == 8
         assert 16 < found["tokens"] <= 16 * RECIPE["sampling"]["max_tokens"]
-        assert 0 < found["sample"] < found["processor"]
+        assert 0 < found["processor of sampling"] < found["processor"]
         assert trl.ask(prompts=[prompt("w1 w2")] * 4)["preferences"] == 4  # not added to those before
         with pytest.raises(SystemExit, match="the contestant 'trl' ended"):
             trl.ask(prompts=[{"text": "w1 w2", "token_ids": [7, 8, 9]}])
