@@ -94,8 +94,8 @@ def forget_expert_kernels(model: Any) -> None:
     there: log-probabilities are then off by nats. Without a kernel it makes one, and packs.
     """
     for layer in model.modules():
-        method = getattr(layer, "quant_method", None)
-        if getattr(method, "moe_kernel", None) is not None:
+        method: Any = getattr(layer, "quant_method", None)
+        if method is not None and getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None
 
 
