@@ -95,7 +95,7 @@ def forget_expert_kernels(model: Any) -> None:
     """
     for layer in model.modules():
         method: Any = getattr(layer, "quant_method", None)
-        if getattr(method, "moe_kernel", None) is not None:
+        if method is not None and getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None
 
 

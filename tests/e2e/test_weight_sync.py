@@ -66,7 +66,8 @@ def test_a_run_on_vllm_is_the_same_either_way(
     """With tied embeddings, for which vLLM gets a head of its own either way."""
     policy = {"source": "pretrained", "path": str(tiny_llama(tmp_path / "policy", tied=True, scale=0.3))}
     recipe: dict[str, Any] = {**TINY, "policy": policy, "update": {**TINY["update"], "lora": lora}}
-    recipe["prompts"] = {"source": "jsonl", "path": str(tmp_path / "prompts.jsonl"), "train": 24}
+    recipe["prompts"] = {"source": "jsonl", "path": str(tmp_path / "prompts.jsonl")}
+    recipe["judge"] = {"kind": "length", "target": 10, "unit": "characters"}
     recipe["sampling"] = {**TINY["sampling"], "engine": "vllm", "cache_gib": 0.1, "context": 64}
     (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "w{row} w{row % 7}"}}\n' for row in range(40)))
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
