@@ -106,5 +106,5 @@ def _name_policy(parent: Run, number: int, writer: Writer) -> None:
         writer.commit(Key(number, SAMPLER_BASE), base)
     writer.commit(Key(number, SAMPLER_PROBE), parent.entries(source, "probe")[-1].files)
     synced = parent.entries(source, "handover")[-1].meta
-    noted = {name: synced[name] for name in ("per_sequence", "noise") if name in synced}
+    noted: dict[str, Any] = {name: synced[name] for name in ("per_sequence", "noise") if name in synced}
     writer.commit(Key(number, SAMPLER_POLICY), files, {"policy": digest, **noted})
