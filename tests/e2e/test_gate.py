@@ -91,28 +91,43 @@ def test_the_gate_stops_a_run_whose_judge_is_gamed(rondo: Rondo, gamed: Path, st
     assert all(row["prompt"] for row in shown)
 
 
+EVERYWHERE = (
+    "gate_prompts:0:after", "gate_text:1:before", "candidates:2:after", "checkpoint:2:before", "gate_text:2:after",
+    "gate_candidates:2:after", "gate_judgments:2:after",
+)  # fmt: skip
+
+
 @pytest.mark.usefixtures("stopped")
-def test_killed_in_a_gated_round_and_in_the_gate(rondo: Rondo, gamed: Path) -> None:
-    root = ["--root", str(gamed)]
-    command = ["run", str(gamed / "gamed.yaml"), "--name", "killed"]
-    for kill in (
-        "gate_prompts:0:after", "gate_text:1:before", "candidates:2:after", "checkpoint:2:before",
-        "gate_text:2:after", "gate_candidates:2:after", "gate_judgments:2:after",
-    ):  # fmt: skip
+@pytest.mark.parametrize(
+    "kills", [["gate_text:2:after"], pytest.param(EVERYWHERE, marks=pytest.mark.nightly)], ids=["once", "everywhere"]
+)
+def test_killed_in_a_gated_round_and_in_the_gate(rondo: Rondo, gamed: Path, kills: list[str]) -> None:
+    name, root = f"killed-{len(kills)}", ["--root", str(gamed)]
+    command = ["run", str(gamed / "gamed.yaml"), "--name", name]
+    for kill in kills:
         assert rondo(*command, *root, kill=kill).returncode == -9
-        command = ["resume", "killed"]
-    rondo("resume", "killed", *root)
-    assert_same(gamed, "stopped", gamed, "killed", range(3))
+        command = ["resume", name]
+    rondo("resume", name, *root)
+    assert_same(gamed, "stopped", gamed, name, range(3))
 
 
 RETRY = ["gate.on_failure=retry", "gate.learning_rate_factor=0.001", "gate.beta_factor=2"]
 
 
-def test_retry_goes_back_and_takes_smaller_steps(rondo: Rondo, gamed: Path) -> None:
-    root, changes = ["--root", str(gamed)], [word for change in RETRY for word in ("--set", change)]
-    start = ["run", str(gamed / "gamed.yaml"), *root, *changes]
-    rondo(*start, "--name", "retried")
-    run = opened(gamed, "retried")
+@pytest.fixture(scope="module")
+def retrying(gamed: Path) -> list[str]:
+    """The command of a run whose gate has it try again, but for its name."""
+    return ["run", str(gamed / "gamed.yaml"), "--root", str(gamed), *(w for change in RETRY for w in ("--set", change))]
+
+
+@pytest.fixture(scope="module")
+def retried(rondo: Rondo, gamed: Path, retrying: list[str]) -> Run:
+    rondo(*retrying, "--name", "retried")
+    return opened(gamed, "retried")
+
+
+def test_retry_goes_back_and_takes_smaller_steps(rondo: Rondo, gamed: Path, retried: Run) -> None:
+    root, run = ["--root", str(gamed)], retried
     policies = [entry.meta["policy"] for entry in run.rounds()]
     assert [gate["passed"] for gate in gates(run)] == [True, True, False, True]
     last = run.rounds()[3].meta
@@ -127,14 +142,22 @@ def test_retry_goes_back_and_takes_smaller_steps(rondo: Rondo, gamed: Path) -> N
     assert (last["gate"]["learning_rate"], last["gate"]["beta"]) == (pytest.approx(5e-6), pytest.approx(0.2))
     assert '"ok": true' in rondo("verify", "retried", *root, "--json").stdout
 
-    command = [*start, "--name", "again"]
+
+@pytest.mark.nightly
+@pytest.mark.usefixtures("retried")
+def test_killed_in_a_round_that_tries_again(rondo: Rondo, gamed: Path, retrying: list[str]) -> None:
+    root, command = ["--root", str(gamed)], [*retrying, "--name", "again"]
     for kill in ("gate_judgments:2:after", "candidates:3:after", "checkpoint:3:before", "gate_candidates:3:after"):
         assert rondo(*command, kill=kill).returncode == -9
         command = ["resume", "again", *root]
     rondo("resume", "again", *root)
     assert_same(gamed, "retried", gamed, "again", range(4))
 
-    # A fork at the round that failed says where it goes on, and does, also without a gate of its own.
+
+@pytest.mark.nightly
+def test_forks_of_a_run_that_tried_again(rondo: Rondo, gamed: Path, retried: Run) -> None:
+    """A fork at the round that failed says where it goes on, and does, also without a gate of its own."""
+    root, policies = ["--root", str(gamed)], [entry.meta["policy"] for entry in retried.rounds()]
     forked = rondo("fork", "retried@2", "--name", "forked", *root, "--set", "gate=null")
     assert "round 2 failed its gate, so that the next one starts from round 1" in " ".join(forked.stdout.split())
     rondo("prune", "retried", "--keep-last", "1", *root)

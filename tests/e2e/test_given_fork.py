@@ -77,7 +77,9 @@ def test_another_judge_trains_another_policy_on_the_same_completions(rondo: Rond
     assert [removal for removal in planned["removals"] if removal["stage"] == "checkpoint"] == []
 
 
-@pytest.mark.parametrize("kill", ["sampler_policy:2:before", "checkpoint:2:before"])
+@pytest.mark.parametrize(
+    "kill", ["sampler_policy:2:before", pytest.param("checkpoint:2:before", marks=pytest.mark.nightly)]
+)
 def test_killed_and_resumed(rondo: Rondo, judged: Path, kill: str) -> None:
     """Either while it is given the completions, or in the round that is off-policy: the same weights, to the bit."""
     name = kill.partition(":")[0].replace("_", "-")

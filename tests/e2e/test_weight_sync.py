@@ -36,7 +36,9 @@ def test_a_run_is_the_same_from_memory_and_from_the_store(
     assert_same(whole, "whole", tmp_path, "read", range(3))
 
 
-@pytest.mark.parametrize("kill", ["take_weights:1:asked", "send_weights:1:asked"])
+@pytest.mark.parametrize(
+    "kill", ["take_weights:1:asked", pytest.param("send_weights:1:asked", marks=pytest.mark.nightly)]
+)
 def test_whoever_dies_over_new_weights_the_run_is_the_same(
     rondo: Rondo, tiny_recipe: Path, whole: Path, tmp_path: Path, kill: str
 ) -> None:
