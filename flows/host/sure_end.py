@@ -113,12 +113,16 @@ class SureEnd:
         kill(workers)
         for worker in workers:
             kill_session(worker.pid)
-        closing = threading.Thread(target=self._at_last, daemon=True)
+        closing = threading.Thread(target=self._close, daemon=True)
         closing.start()
         closing.join(LAST_SECONDS)
         if sys.stderr.isatty():
             os.write(sys.stderr.fileno(), b"\x1b[?25h")  # the cursor, which lines that move have hidden
         os._exit(INTERRUPTED_STATUS)
+
+    def _close(self) -> None:
+        with contextlib.suppress(Exception):  # as when the store is gone, too; a new writer takes that for a crash
+            self._at_last()
 
 
 @contextlib.contextmanager

@@ -150,9 +150,7 @@ class Control:
     def _close_at_last(self) -> None:
         stop = self._stop or self._heard
         assert stop is not None
-        self._say(f"{self._error(stop)}; Prefect has not let go of the run, and may show it as running")
-        if stop.paused:
-            self._writer.pause({"by": stop.by, "since": utc_now(), "flow_run": self.flow_run and str(self.flow_run)})
+        self._say(f"{self._end_by(stop)}; Prefect has not let go of the run, and may show it as running")
         self._writer.close("SureEnd")
 
     async def await_labels(self, what: str) -> NoReturn:
@@ -179,10 +177,11 @@ class Control:
             with self.sure_end.watching():
                 yield
         except _ENDS as end:
-            raise self._error(self._ended(end)) from None
+            raise self._end_by(self._ended(end)) from None
         else:
-            if self._stop is not None:  # in a flow run that goes on, or that for Prefect is completed
-                raise self._error(self._stop)
+            # In a flow run that goes on, or that for Prefect is completed; or at the last moment, unheard by the loop.
+            if (stop := self._stop or self._heard) is not None:
+                raise self._end_by(stop)
         finally:
             for number in (signal.SIGINT, signal.SIGTERM, PAUSE_SIGNAL):
                 self._loop.remove_signal_handler(number)
@@ -240,15 +239,15 @@ class Control:
             if self.ending is not None:
                 await give_up_soon(self.ending)
         if stop.paused:
-            self._writer.pause({"by": stop.by, "since": utc_now(), "flow_run": str(own)})
             raise Pause(state=await suspend(own, stop.message))
         return stop.state
 
-    def _error(self, stop: Stop) -> RondoError:
-        """Returns the error that the command ends with."""
+    def _end_by(self, stop: Stop) -> RondoError:
+        """Returns the error that the command ends with; a pause is kept, whenever it came."""
         if stop.labels is not None:
             return WaitingForLabelsError(stop.labels)
         if stop.paused:
+            self._writer.pause({"by": stop.by, "since": utc_now(), "flow_run": self.flow_run and str(self.flow_run)})
             return PausedRunError(
                 f"paused by {stop.by}: what is committed stays, and scheduled runs leave it alone until "
                 f"'rondo resume {self._name}'"

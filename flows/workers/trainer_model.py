@@ -85,7 +85,7 @@ class TrainerModel:
     def use(self, policy: PolicyRef) -> Any:
         """Puts a policy's weights into the one model, which it returns."""
         if self._policy != policy.digest:
-            self._policy = None
+            self.set_current_policy(None)
             if self.recipe.update.lora is None:
                 self.load(self.whole(policy))
             else:
@@ -94,7 +94,9 @@ class TrainerModel:
         return self._model
 
     def set_current_policy(self, digest: str | None) -> None:
-        """Records which weights the model holds from now on; None while an update changes them."""
+        """Records which weights the model holds from now on; None while they change, and none of them are sent."""
+        if digest is None:
+            self.end_sending()
         self._policy = digest
 
     def load(self, directory: Path) -> None:

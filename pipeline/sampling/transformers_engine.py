@@ -105,6 +105,7 @@ class TransformersSampler:
             load_weights(self._model, directory)
         except ConfigError as error:
             raise EngineError(f"the sampler cannot take these weights: {error}") from error
+        self._arrived = set()  # what had come of other weights is gone
         self._stop = stop_tokens(directory)
 
     def wanted_weights(self) -> WantedWeights:

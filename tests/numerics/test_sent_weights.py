@@ -91,7 +91,7 @@ def test_a_trained_model_is_sent_as_its_checkpoint_has_it(name: str, tmp_path: P
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "opt"])
 def test_an_adapter_is_sent_merged_as_its_copy_on_disk_would_be(name: str, stored: torch.dtype, tmp_path: Path) -> None:
-    """Also on a base whose file is in bfloat16: what is merged on disk is rounded to that, and so is what is sent."""
+    """Also on a base whose file is in bfloat16: what the adapter changes is float32 there, and the rest as it was."""
     base = saved(build(name).to(stored), tmp_path / "base")
     model, tokenizer = load_policy(base, device="cpu")
     adapter = Adapter(model, LoraConfig(rank=4, alpha=8), seed=3)

@@ -20,7 +20,12 @@ HELD_UP = """
 import signal, subprocess, sys, threading, time
 from flows.host import sure_end
 sure_end.OTHERS_SECONDS, sure_end.LAST_SECONDS, sure_end.STOP_SECONDS = {times}
-end = sure_end.SureEnd(lambda: print("closed", flush=True))
+
+def close():
+    print("closed", flush=True)
+    raise OSError("the store is gone")
+
+end = sure_end.SureEnd(close)
 signal.signal(signal.SIGTERM, lambda *_: end.ask())
 worker = subprocess.Popen(["sleep", "600"], start_new_session=True)
 with sure_end.command(), end.watching(), {what}:
@@ -50,14 +55,17 @@ def test_a_command_that_is_held_up_ends_with_its_workers(
 ) -> None:
     """Own work has its own time: that of others, here none, does not count for it."""
     command = [sys.executable, "-c", HELD_UP.format(what=what, times=times)]
-    with subprocess.Popen(command, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         worker = psutil.Process(int(process.stdout.readline()))
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=HANGS)
+        said, errors = process.communicate(timeout=HANGS)
     assert time.monotonic() - began >= least
     assert (process.returncode, said) == (INTERRUPTED_STATUS, "closed\n")
+    assert errors == "", "whether it can be closed or not"
     psutil.wait_procs([worker], timeout=HANGS)
     assert not lives(worker)
 

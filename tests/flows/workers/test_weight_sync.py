@@ -12,6 +12,7 @@ from flows.workers.sampler import SamplerWorker
 from flows.workers.trainer import TrainerWorker
 from pipeline.config import SamplingConfig
 from pipeline.errors import EngineError, LostUpdateError, WeightSyncError
+from pipeline.model.shared_memory import read_piece
 from pipeline.recipe import Recipe
 from pipeline.sampling import Sampling, SamplingRequest
 from storage.log.store import Store
@@ -50,6 +51,24 @@ def test_the_trainers_weights_replace_the_samplers(store: Store, workers: tuple[
         trainer.send_weights(0)
 
 
+def test_weights_that_change_are_not_sent_any_more(store: Store, workers: tuple[TrainerWorker, SamplerWorker]) -> None:
+    """A sampler that has died takes no more pieces: nobody says so to the trainer, whose next update begins."""
+    trainer, sampler = workers
+    first, second = committed_policy(store, 1), committed_policy(store, 2)
+    sampler.use(first)
+    wanted = sampler.wanted_weights(second)
+    assert wanted is not None
+    for change in (lambda: trainer._model.set_current_policy(None), lambda: trainer._model.use(first)):
+        trainer._model.use(second)
+        assert trainer.begin_sending(second, wanted) == 1
+        piece = trainer.send_weights(0)
+        change()
+        with pytest.raises(LostUpdateError, match="has not begun to send"):
+            trainer.send_weights(0)
+        with pytest.raises(OSError, match="No such file"):
+            dict(read_piece(piece))
+
+
 def test_other_weights_from_memory_stop_the_run(store: Store, workers: tuple[TrainerWorker, SamplerWorker]) -> None:
     """The trainer holds seed 2 under the name of a policy whose probe is seed 3's."""
     trainer, sampler = workers
@@ -78,7 +97,10 @@ def test_a_part_of_the_weights_is_no_policy(store: Store, workers: tuple[Trainer
     piece = trainer.send_weights(0)
     with pytest.raises(EngineError, match="started anew"):
         started_anew.take_weights(piece)
-    sampler.take_weights(replace(piece, tensors=piece.tensors[:-1]))
+    for some in (piece.tensors[:-1], piece.tensors[-1:]):  # between them the checkpoint, as after the trainer's death
+        sampler.take_weights(replace(piece, tensors=some))
+        sampler.use(first)
+    sampler.take_weights(replace(piece, tensors=piece.tensors[-1:]))
     with pytest.raises(EngineError, match="weights have not come: start a new sampler"):
         sampler.finish_weights(second)
 
