@@ -30,7 +30,8 @@ def judged_recipe(parent: Run, round: int, name: str, changes: Sequence[str]) ->
 
     Raises:
         RunNotFoundError: nothing was judged under the name.
-        ConfigError: some of it was not judged, round 0 is asked for, or a change does not go with the judge.
+        ConfigError: some of it was not judged, round 0 is asked for, or a change is of the judge, or does not go with
+            it.
     """
     annex = parent.annex(name)
     if round == 0:
@@ -44,7 +45,13 @@ def judged_recipe(parent: Run, round: int, name: str, changes: Sequence[str]) ->
                 f"rondo rejudge {parent.name}@1-{round} --name {name}, with the same judge, judges the rest"
             )
     content = recipe_of(parent).model_dump(mode="json") | {"judge": annex.header["judge"]}
-    return parse_recipe(content, changes, files=False)
+    recipe = parse_recipe(content, changes, files=False)
+    if content_id(recipe.judge.scoring()) != annex.header["scoring"]:
+        raise ConfigError(
+            f"--set changes the judge, and '{name}' is what another one has said: leave that out, or run 'rondo rejudge "
+            f"{parent.name}@1-{round}' with the judge that is meant, under another --name"
+        )
+    return recipe
 
 
 def given_header(parent: Run, round: int, name: str) -> dict[str, Any]:

@@ -11,9 +11,12 @@ from flows.registry.catalog import REJUDGMENTS
 from flows.registry.given_rounds import SAMPLER_POLICY
 from flows.registry.head import start_of
 from flows.registry.resume import header
-from flows.run.given_fork import given_header, import_given_rounds, weights_of_given_rounds
+from flows.run.given_fork import given_header, import_given_rounds, judged_recipe, weights_of_given_rounds
 from flows.run.start import fork
+from pipeline.errors import ConfigError
+from pipeline.judges.length import LengthConfig
 from pipeline.recipe import Recipe
+from pipeline.records import content_id
 from storage.errors import DroppedFileError
 from storage.log.manifest import FileRef, Key
 from storage.log.run import Run
@@ -41,7 +44,9 @@ def judged_parent(store: Store, verdicts: Sequence[bool]) -> Run:
                 writer.commit(Key(number, stage), [stored(run, number, stage)], meta)
             gate: dict[str, Any] = {"passed": passed, "measures": [], "since": 0}
             writer.finish_round(number, {"round": number, "gate": gate})
-    annex = store.create_annex(run, "other", {"format": 1, "judge": {"kind": "length", "name": "other", "target": 20}})
+    judge = LengthConfig(kind="length", name="other", target=20)
+    judged = {"format": 1, "judge": judge.model_dump(mode="json"), "scoring": content_id(judge.scoring())}
+    annex = store.create_annex(run, "other", judged)
     with annex.writer() as writer:
         for number in range(1, len(verdicts)):
             writer.commit(Key(number, REJUDGMENTS, 1), [stored(run, number, REJUDGMENTS, 1)], {"version": "1"})
@@ -61,6 +66,14 @@ def test_the_policy_that_sampled_is_named_though_it_is_that_of_round_0() -> None
     assert {file.path for file in weights_of_given_rounds(parent, 3, 0)} == {
         f"runs/parent/rounds/0000/{stage}-0" for stage in ("checkpoint", "probe")
     }
+
+
+def test_another_judge_than_the_one_that_judged_is_refused() -> None:
+    """Else what was judged would be passed over in silence, and judged, and paid for, anew."""
+    parent = judged_parent(Store.open("memory://"), [True, True])
+    assert judged_recipe(parent, 1, "other", ["update.beta=0.2"]).judge.label == "other"
+    with pytest.raises(ConfigError, match="--set changes the judge, and 'other' is what another one has said"):
+        judged_recipe(parent, 1, "other", ["judge.target=21"])
 
 
 def test_pruned_weights_are_refused_before_there_is_a_fork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
