@@ -48,8 +48,8 @@ def judged_recipe(parent: Run, round: int, name: str, changes: Sequence[str]) ->
     recipe = parse_recipe(content, changes, files=False)
     if content_id(recipe.judge.scoring()) != annex.header["scoring"]:
         raise ConfigError(
-            f"--set changes the judge, and '{name}' is what another one has said: leave that out, or run 'rondo rejudge "
-            f"{parent.name}@1-{round}' with the judge that is meant, under another --name"
+            f"--set changes the judge, and '{name}' is what another one has said: leave that out, or run 'rondo "
+            f"rejudge {parent.name}@1-{round}' with the judge that is meant, under another --name"
         )
     return recipe
 
