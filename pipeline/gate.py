@@ -54,7 +54,8 @@ class GateConfig(Config):
         0.05,
         gt=0,
         lt=0.5,
-        description="probability that a run whose policies are no worse fails its gate at all within its rounds",
+        description="shared by all tests of all rounds: about the probability that a run whose policies are no worse "
+        "than the best so far fails its gate at all",
     )
     on_failure: Literal["stop", "retry"] = Field(
         "stop",
@@ -107,7 +108,7 @@ class GateConfig(Config):
             )
         if not self.measures:
             raise ValueError("gate measures nothing: give it prompts with judges, a text, or patience")
-        names = self.measures
+        names = [*(judge.label for judge in self.judges), TEXT, REWARD]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"two measures of the gate are named '{twice}': give a judge another name")
         if found := next((judge.label for judge in self.judges if judge.compares or not judge.comes_early), None):

@@ -197,7 +197,7 @@ def ended_early(run: Run, goal: int) -> str | None:
     last = run.last_round
     if last is None:
         return None
-    if last.meta.get("gate") and (ends := last.meta["gate"]["ends"]):
+    if ends := gate_ends(run):
         return _ended_by_gate(run, last.meta, goal, patience=ends == "patience")
     if last.meta["round"] >= goal:
         return None
@@ -209,8 +209,19 @@ def ended_early(run: Run, goal: int) -> str | None:
 
 def ended_by_patience(run: Run) -> bool:
     """Says whether a run has ended before its last round, as its gate saw no gain for so long."""
-    last = run.last_round
-    return last is not None and (last.meta.get("gate") or {}).get("ends") == "patience"
+    return gate_ends(run) == "patience"
+
+
+def gate_ends(run: Run) -> str | None:
+    """Says why a run's gate has ended it with its newest round: failures, patience, or None if it has not.
+
+    A fork that has only its parent's rounds goes on, whatever these ended.
+    """
+    last, parent = run.last_round, parent_of(run.header)
+    if last is None or (parent is not None and last.meta["round"] <= parent[1]):
+        return None
+    ends: str | None = (last.meta.get("gate") or {}).get("ends")
+    return ends
 
 
 def _ended_by_gate(run: Run, meta: dict[str, Any], goal: int, *, patience: bool) -> str:

@@ -189,8 +189,10 @@ def _gained(one: Measured, level: float) -> bool:
 def _ends(result: GateResult, config: GateConfig, number: int) -> Literal["failures", "patience"] | None:
     if not result.passed and (config.on_failure == "stop" or result.failures >= config.failures):
         return "failures"
-    if config.patience is not None and number - result.measure(REWARD).next_best >= config.patience:
-        return "patience"
+    if config.patience is not None:
+        without_gain = number - result.measure(REWARD).next_best
+        if without_gain and without_gain % config.patience == 0:  # whoever resumes the run has as many rounds again
+            return "patience"
     return None
 
 

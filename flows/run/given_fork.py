@@ -1,6 +1,6 @@
 """A fork of rounds as another judge sees them: their completions by reference, judged already, and trained on anew."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +13,12 @@ from flows.workers.references import hashes
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
 from pipeline.records import content_id
-from storage.log.manifest import Entry, Key, key_of
+from storage.log.manifest import Entry, FileRef, Key, key_of
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.log.writer import Writer
 
+Meta = dict[str, Any]
 FIXED = ("seed", "staleness", "sampling.prompts_per_round", "sampling.shard_prompts")
 """Fields of the recipe that say which prompts each shard of a round has."""
 _KEPT = ("policy", "candidates", "set_aside", "reason")
@@ -29,7 +30,8 @@ def judged_recipe(parent: Run, round: int, name: str, changes: Sequence[str]) ->
 
     Raises:
         RunNotFoundError: nothing was judged under the name.
-        ConfigError: some of it was not judged, round 0 is asked for, or a change does not go with the judge.
+        ConfigError: some of it was not judged, round 0 is asked for, or a change is of the judge, or does not go with
+            it.
     """
     annex = parent.annex(name)
     if round == 0:
@@ -43,7 +45,13 @@ def judged_recipe(parent: Run, round: int, name: str, changes: Sequence[str]) ->
                 f"rondo rejudge {parent.name}@1-{round} --name {name}, with the same judge, judges the rest"
             )
     content = recipe_of(parent).model_dump(mode="json") | {"judge": annex.header["judge"]}
-    return parse_recipe(content, changes, files=False)
+    recipe = parse_recipe(content, changes, files=False)
+    if content_id(recipe.judge.scoring()) != annex.header["scoring"]:
+        raise ConfigError(
+            f"--set changes the judge, and '{name}' is what another one has said: leave that out, or run 'rondo "
+            f"rejudge {parent.name}@1-{round}' with the judge that is meant, under another --name"
+        )
+    return recipe
 
 
 def given_header(parent: Run, round: int, name: str) -> dict[str, Any]:
@@ -65,11 +73,13 @@ def import_given_rounds(store: Store, run: Run, writer: Writer, recipe: Recipe) 
     parent = store.run(given.run, intact_part=True)
     annex = parent.annex(given.judgments)
     for number in range(max(1, len(run.finished)), given.round + 1):
-        _name_policy(parent, number, writer)
+        for stage, files, meta in _sampler_commits(parent, number, recipe.staleness):
+            parent.check_kept(files)
+            writer.commit(Key(number, stage), files, meta)
         judged = newest(annex, number, REJUDGMENTS)
         for shard, entry in newest(parent, number, "candidates").items():
-            meta = {name: entry.meta[name] for name in _KEPT if name in entry.meta}
-            writer.commit(replace(key_of(entry), renewal=0), entry.files, meta)
+            kept = {name: entry.meta[name] for name in _KEPT if name in entry.meta}
+            writer.commit(replace(key_of(entry), renewal=0), entry.files, kept)
             if entry.files:
                 said = judged[shard]
                 inputs = content_id([hashes(entry.files), [recipe.judge.hashed()], [said.meta["version"]]])
@@ -82,29 +92,36 @@ def newest(run: Run, number: int, stage: str) -> dict[int | None, Entry]:
     return {key_of(entry).shard: entry for entry in entries}
 
 
-def _name_policy(parent: Run, number: int, writer: Writer) -> None:
-    """Names the policy that sampled a round, unless it is that of round 0, which the fork has itself."""
+def weights_of_given_rounds(parent: Run, last: int, staleness: int) -> list[FileRef]:
+    """Lists the weights of the policies that sampled rounds 1 to ``last``, as far as the fork has to name them."""
+    commits = [commit for number in range(1, last + 1) for commit in _sampler_commits(parent, number, staleness)]
+    return [file for _, files, _ in commits for file in files]
+
+
+def _sampler_commits(parent: Run, number: int, staleness: int) -> Iterator[tuple[str, Sequence[FileRef], Meta]]:
+    """Yields what names the policy that sampled a round: stages, files, and what their entries say.
+
+    There is nothing to name if the fork itself begins the round with that policy, as both share round 0. A later round
+    is sampled by round 0, too, if all between failed the parent's gate: the fork need not start there.
+    """
     if (known := sampler_policy(parent, number)) is not None:  # the parent was given them, too
         for stage in (SAMPLER_BASE, SAMPLER_PROBE):
-            for entry in parent.entries(number, stage)[-1:]:
-                writer.commit(Key(number, stage), entry.files)
-        writer.commit(Key(number, SAMPLER_POLICY), known.files, known.meta)
+            yield from ((stage, entry.files, {}) for entry in parent.entries(number, stage)[-1:])
+        yield SAMPLER_POLICY, known.files, known.meta
         return
-    digest = next(iter(newest(parent, number, "candidates").values())).meta["policy"]
+    sampled = newest(parent, number, "candidates").values()
+    digest = next(entry.meta["policy"] for entry in sampled if entry.files)  # a shard that was skipped names none
     source = next(
         earlier
         for earlier in range(number - 1, -1, -1)
         if parent.entries(earlier, "checkpoint")[-1].meta["policy"] == digest
     )
-    if source == 0:
+    if source == 0 and number <= 1 + staleness:
         return
     files = parent.entries(source, "checkpoint")[-1].files
-    parent.check_kept(files)
     if is_adapter(files):
-        base = base_of(parent, source)
-        parent.check_kept(base)
-        writer.commit(Key(number, SAMPLER_BASE), base)
-    writer.commit(Key(number, SAMPLER_PROBE), parent.entries(source, "probe")[-1].files)
+        yield SAMPLER_BASE, base_of(parent, source), {}
+    yield SAMPLER_PROBE, parent.entries(source, "probe")[-1].files, {}
     synced = parent.entries(source, "handover")[-1].meta
-    noted: dict[str, Any] = {name: synced[name] for name in ("per_sequence", "noise") if name in synced}
-    writer.commit(Key(number, SAMPLER_POLICY), files, {"policy": digest, **noted})
+    noted = {name: synced[name] for name in ("per_sequence", "noise") if name in synced}
+    yield SAMPLER_POLICY, files, {"policy": digest, **noted}

@@ -19,7 +19,7 @@ from flows.registry.resume_check import check_inputs, open_to_go_on, weights_of_
 from flows.registry.round_summary import RoundSummary, summaries
 from flows.run.check_judges import check_judge_policies
 from flows.run.fork_history import import_parent_rounds
-from flows.run.given_fork import FIXED, given_header, import_given_rounds, judged_recipe
+from flows.run.given_fork import FIXED, given_header, import_given_rounds, judged_recipe, weights_of_given_rounds
 from flows.run.judge_check import checking_judges
 from flows.run.preflight import preflight
 from pipeline.errors import ConfigError, DataError, JudgeError, UnsupportedModelError
@@ -152,6 +152,8 @@ def fork(
     unread = unread_states(recipe)
     check_inputs(store, parent, number, recipe.staleness, unread)
     needed = weights_of_next_round(parent, number, recipe.staleness, unread)
+    if given:
+        needed += weights_of_given_rounds(parent, given["given"]["round"], recipe.staleness)
     child = create_fork(store, parent, number, name, header(recipe) | given, needed)
     if run:
         return _bring_to(store, child, recipe, recipe.rounds, display)

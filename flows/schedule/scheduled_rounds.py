@@ -26,7 +26,7 @@ from flows.host.text import counted
 from flows.prefect_api.control import API_ERRORS, awaiting_labels, end_flow_run, held_back, session_tag
 from flows.prefect_api.limits import SKIPPED, STOOD_FOR, alone, skip_overdue
 from flows.registry import DEFAULT_ROOT
-from flows.registry.catalog import ended_early
+from flows.registry.catalog import ended_early, gate_ends
 from flows.registry.recipes import load_recipe, parse_recipe
 from flows.registry.resume import check_goal, create_or_open, is_free, recipe_of
 from flows.registry.resume_check import open_to_go_on
@@ -166,8 +166,7 @@ async def writer_of(run: Run) -> Holder:
 
 def _held_back(run: Run, recipe: Recipe) -> str | None:
     """Says why schedules leave a run alone: it is paused, or its gate has ended it, until somebody resumes it."""
-    last = run.last_round
-    ended = last is not None and (last.meta.get("gate") or {}).get("ends") is not None and not run.unfinished()
+    ended = gate_ends(run) is not None and not run.unfinished()
     return held_back(run) or (ended_early(run, recipe.rounds) if ended else None)
 
 

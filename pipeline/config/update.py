@@ -212,6 +212,11 @@ class UpdateConfig(Config):
                 f"update.divergence_alpha is {self.divergence_alpha} and update.divergence '{self.divergence}': it "
                 "goes with alpha; leave it out"
             )
+        if self.importance_bound != 2.0 and self.importance == "none":
+            raise ValueError(
+                f"update.importance_bound is {self.importance_bound} and update.importance 'none': it goes with "
+                "clipped; leave it out"
+            )
         absolute = (name for name, objective in OBJECTIVES.items() if not objective.margin)
         if self.divergence != "reverse_kl" and (found := among(self.objective, absolute)):
             raise ValueError(

@@ -51,6 +51,9 @@ def test_an_update_after_failures_is_softer() -> None:
             "two measures of the gate are named 'grammar'",
         ),
         ({**SET, "judges": [{"kind": "grammar", "name": "text"}], "text": "t"}, {}, "named 'text'"),
+        # Also if the gate has no such measure: scores are found by these names.
+        ({**SET, "judges": [{"kind": "grammar", "name": "text"}]}, {}, "named 'text'"),
+        ({**SET, "judges": [{"kind": "grammar", "name": "reward"}]}, {}, "named 'reward'"),
         ({**SET, "judges": [{"kind": "implicit"}]}, {}, "needs other answers, people or a policy of the run"),
         ({**SET, "count": 5}, {}, "gate.count 5: gate.error_rate 0.05, shared by 1 tests in each of 2 rounds"),
         ({"text": "t", "window": 600}, {}, "gate.window 600 is more than update.token_budget 512"),

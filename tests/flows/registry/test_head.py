@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flows.analysis.pruning import plan
+from flows.registry.catalog import ended_by_patience, gate_ends
 from flows.registry.head import head_of, sampler_of, start_of
 from flows.registry.resume_check import inputs_of_next_round, needed_after
 from storage.log.manifest import FileRef, Key
@@ -48,6 +49,20 @@ def test_what_the_next_round_reads_is_of_the_last_good_one() -> None:
     read = {file.path.split("/")[3] for file in inputs_of_next_round(run, 2, 0)}
     assert read == {"0000", "0001"}
     assert needed_after(run, 2) == inputs_of_next_round(run, 1, 0)
+
+
+def test_a_fork_is_not_ended_by_a_round_of_its_parent() -> None:
+    """Rounds 0 and 1 are the parent's, whose patience ended with round 1; round 2 ends the fork itself."""
+    store = Store.open("memory://")
+    for name, parent in (("parent", None), ("fork", {"run": "parent", "round": 1})):
+        run = store.create_run(name, {"recipe": {"name": "kept"}, "parent": parent})
+        with run.writer() as writer:
+            for number, ends in enumerate((None, "patience")):
+                writer.finish_round(number, {"round": number, "gate": {"passed": True, "ends": ends}})
+            assert gate_ends(run) == (None if parent else "patience")
+            assert ended_by_patience(run) == (parent is None)
+            writer.finish_round(2, {"round": 2, "gate": {"passed": False, "ends": "failures"}})
+        assert gate_ends(run) == "failures"
 
 
 def test_pruning_keeps_the_last_good_weights() -> None:

@@ -313,6 +313,7 @@ def test_old_names_are_the_same_recipe(kind: str) -> None:
         (["update.target_margin=1.0"], "update.target_margin is 1.0 and no part of update.objective has it"),
         (["update.label_smoothing=0.1", "update.objective=hinge"], "it goes with sigmoid, sigmoid_norm, robust"),
         (["update.divergence_alpha=0.2"], "it goes with alpha; leave it out"),
+        (["update.importance_bound=3"], "update.importance 'none': it goes with clipped; leave it out"),
         (["update.reference=ema", "update.lora.rank=4"], "'ema' averages whole weights and update.lora trains"),
         (["update.reference=initial", "update.reference_logprobs=sampler"], "leave the former at auto"),
         (

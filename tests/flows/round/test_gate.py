@@ -79,6 +79,10 @@ def test_patience_counts_from_the_last_gain() -> None:
         gate = {"prompts": None, "judges": (), "patience": 3}
         result = verdict(recipe(**gate), 4, 3, found, Best({"reward": 1}, 0), "c")
         assert (result.measure("reward").next_best, result.ends, result.passed) == (best, ends, True)
+    found = {"reward": Measured(0.6, 40, 0, 0.5, 1.0, 1.0)}
+    best_1 = Best({"reward": 1}, 0)
+    ends = [verdict(recipe(**gate), number, number - 1, found, best_1, "c").ends for number in (5, 6, 7)]
+    assert ends == [None, None, "patience"], "who resumes the run in round 4 has three rounds more"
     lost = {"reward": Measured(0.1, 40, 0, 0.5, 0.0, 1.0)}
     assert verdict(recipe(**gate), 2, 1, lost, Best({"reward": 1}, 0), "c").passed, "the reward is no guard"
 
