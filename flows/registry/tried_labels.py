@@ -1,7 +1,8 @@
 """Preferences between answers that people tried: which there are of a run, and what they come to.
 
 Such a choice is a label like any other, of the kind ``tried``. Its texts are those of no round, so it has them itself:
-the prompt, and both answers with their checkpoints. No round trains on it: its prompt is not among the run's.
+the prompt, and both answers with their checkpoints. No round trains on it: its question is none of a round's, even if
+a round has the same prompt with the same two texts.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

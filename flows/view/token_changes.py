@@ -6,6 +6,7 @@ from typing import Any
 
 from flows.view.site import OpenRun
 from flows.view.stored_rows import rows_of
+from flows.view.update_effects import started_from
 
 _HELD_OUT = ("candidate", "policy_tokens", "previous_tokens", "initial_tokens")
 _HELD_OUT_TABLES = "eval_candidates AS c JOIN eval_logps AS l USING (round, prompt_id, candidate)"
@@ -48,9 +49,9 @@ class Changes:
 def changes_of(opened: OpenRun, round: int, kind: str, prompt_id: str, row: Mapping[str, Any]) -> Changes:
     """Finds what was measured of a completion.
 
-    Of a held-out one, which is sampled after the update, the policy is compared with that of the round before and that
-    of round 0. Of one for training, the policy after the update with its reference, if it is in a preference that was
-    measured.
+    Of a held-out one, which is sampled after the update, the policy is compared with the one that the round started
+    from, and with that of round 0. Of one for training, the policy after the update with its reference, if it is in a
+    preference that was measured.
 
     Args:
         row: the completion's, with its index and the log-probabilities with which it was sampled.
@@ -69,7 +70,10 @@ def _of_held_out(opened: OpenRun, round: int, prompt_id: str, row: Mapping[str, 
     scored = next((found for found in rows if found["candidate"] == row["candidate"]), None)
     if scored is None or scored.get("previous_tokens") is None:
         return Changes((), _not_kept(opened, round) if rows else "the round has not measured it yet")
-    policy, labels = scored["policy_tokens"] or row["logprobs"], {"previous": "the round before", "initial": "round 0"}
+    policy, labels = (
+        scored["policy_tokens"] or row["logprobs"],
+        {"previous": started_from(opened, round), "initial": "round 0"},
+    )
     found = [
         Change(
             name, f"policy minus {label}", _minus(policy, scored[f"{name}_tokens"]), _HELD_OUT_SQL.format(name=name),

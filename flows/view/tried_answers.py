@@ -41,6 +41,7 @@ def keep(labels: Labels, run: str, trial: Trial, labeller: str, choice: TriedCho
     prompt = trial.sides[0].prompt
     more: dict[str, Any] = {
         "kind": TRIED,
+        "prompt_id": _prompt_id(trial),
         "run": run,
         "round": None,
         "prompt": {"messages": prompt.messages} if prompt.messages is not None else {"text": prompt.text},
@@ -55,6 +56,7 @@ def keep(labels: Labels, run: str, trial: Trial, labeller: str, choice: TriedCho
 
 
 def _question(trial: Trial) -> Question:
+    """Returns the question, which is none of a round's, even if a round has this prompt with these two texts."""
     answers = [
         JudgedCandidate(index=index, text=side.answer.text, finish_reason=side.answer.finish_reason)
         for index, side in enumerate(trial.sides)
@@ -62,10 +64,15 @@ def _question(trial: Trial) -> Question:
     ]
     asked, read = trial.sides[0].prompt, trial.sides[0].answer
     assert read is not None
-    content = asked.messages if asked.messages is not None else asked.text or ""
-    prompt_id = Prompt(content, None, TRIED, TRIED, asked.template_kwargs).prompt_id
-    item = JudgeItem(prompt_id=prompt_id, prompt_text=read.prompt, messages=asked.messages, candidates=answers)
+    named = f"{TRIED} {_prompt_id(trial)}"
+    item = JudgeItem(prompt_id=named, prompt_text=read.prompt, messages=asked.messages, candidates=answers)
     return Question(item, (answers[0], answers[1]))
+
+
+def _prompt_id(trial: Trial) -> str:
+    asked = trial.sides[0].prompt
+    content = asked.messages if asked.messages is not None else asked.text or ""
+    return Prompt(content, None, TRIED, TRIED, asked.template_kwargs).prompt_id
 
 
 def _told(side: Side) -> dict[str, Any]:

@@ -98,6 +98,12 @@ def effects(
     return list(found.values())
 
 
+def started_from(opened: OpenRun, round: int) -> str:
+    """Says whose policy a round started from: the round before's, if that did not fail its gate."""
+    start = start_among(opened.rounds, round)
+    return "the round before" if start == round - 1 else f"round {start}"
+
+
 def measured_preferences(opened: OpenRun, round: int, prompt_id: str) -> Rows:
     """Returns the round's own preferences of a prompt that were measured after the update, as the store has them."""
     found = rows_of(opened, round, _STAGE, prompt_id, _SUMS)

@@ -14,7 +14,7 @@ from flows.view.site import OpenRun
 from flows.view.stored_rows import Rows, prefix_of, rows_of
 from flows.view.tables import KINDS
 from flows.view.terminal import root_option
-from flows.view.update_effects import effects, measured_preferences, measured_prompts, steps
+from flows.view.update_effects import effects, measured_preferences, measured_prompts, started_from, steps
 from flows.view.word_diff import WordDiff, word_diff
 from pipeline.data.conversations import message_text, messages_of, question
 from storage.errors import NotCommittedError
@@ -96,12 +96,14 @@ def page(
     texts = Texts(_limit(answers), markdown)
     pair = _pair(preferences, rows, candidate)
     seen = {answer.row["candidate"]: answer.seen for answer in answers}
+    changed = effects(opened, round, kind, prompt_id, rows)
     values = {
         "prompt_id": prompt_id, "prompt": asked, "round": round, "kind": kind, "candidate": candidate,
         "markdown": markdown, "answers": answers, "texts": texts, "parts": _PARTS,
         "preferences": _with_losses(opened, round, prompt_id, preferences), "pair": pair,
          "seen": seen, "diff": _diff(pair, seen, texts),
-        "effects": effects(opened, round, kind, prompt_id, rows), "steps": steps(opened, round),
+        "effects": changed, "beta": next((effect.beta for effect in changed), None),
+        "started_from": started_from(opened, round), "steps": steps(opened, round),
         "measured": measured_prompts(opened, round) if kind == "training" else [], "most_measured": _MEASURED,
         "update": recipe.update if recipe else None, "short": _SHORT,
         "history": tables.ask(_HISTORY, {**parameters, "letters": _SHORT + 1}),

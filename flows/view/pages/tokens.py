@@ -13,6 +13,7 @@ from flows.view.stored_rows import prefix_of, rows_of
 from flows.view.terminal import root_option
 from flows.view.token_changes import Change, changes_of
 from flows.view.token_texts import TokenText, token_texts
+from flows.view.update_effects import started_from
 from pipeline.errors import ConfigError
 from storage.errors import NotCommittedError
 
@@ -71,7 +72,7 @@ def page(
         "tokens": _tokens(row, texts, first, change), "count": len(row["token_ids"]), "most": _MOST, "edges": EDGES,
         "total": math.fsum(known) if known else None, "mean": math.fsum(known) / len(known) if known else None,
         "sums": next(iter(opened.tables.ask(_SUMS, {**which, "round": round}) if kind == "held-out" else []), None),
-        **_elsewhere(opened, stage, place, change),
+        "started_from": started_from(opened, round), **_elsewhere(opened, stage, place, change),
     }  # fmt: skip
     return Page("tokens.html.j2", f"Tokens of completion {candidate} of {prompt_id}", values, run=opened.name)
 

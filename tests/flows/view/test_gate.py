@@ -8,7 +8,9 @@ from flows.registry.gate_result import GateMeasure, GateResult
 from flows.registry.round_summary import RoundSummary
 from flows.view.pages.run import page as run_page
 from flows.view.site import Site
+from pipeline.records import CANDIDATES, EVALUATION_LOGPS, to_table
 from storage.log.store import Store
+from support.finished_run import commit
 from support.sampled_run import sampled_run
 from support.view_pages import table, visitor, words
 
@@ -22,6 +24,9 @@ GATE = GateResult(
         GateMeasure(name="reward", mean=0.5, prompts=2, best=1, best_mean=0.5, loss=0.75, gain=0.5, next_best=1),
     ],
 )  # fmt: skip
+
+AGAIN = GATE.model_copy(update={"passed": True, "why": None, "failures": 0})
+"""Round 3, which was taken with the same smaller steps, passes."""
 
 
 @pytest.fixture
@@ -48,6 +53,27 @@ def test_the_round_says_what_it_lost_and_where_the_head_is(site: Site) -> None:
     ]
     assert "can do less than the best one before it" in words(found), "the alarm has its advice"
     assert "The gate" not in words(visitor(site).get("/run/sampled/round/1").text)
+
+
+def test_a_round_after_a_failed_one_is_held_against_the_policy_that_it_started_from(site: Site) -> None:
+    """Round 3 started from round 1, whose policy gave its completion -3.5 nats: its own gives it -3, 0.5 more."""
+    run = site.run("sampled").run
+    summary = RoundSummary.model_validate({**run.round_entry(1).meta, "round": 3, "policy": "policy3", "gate": AGAIN})
+    logps = {"prompt_id": "e0", "candidate": 0, "policy": -3.0, "previous": -3.5, "initial": -4.0, "tokens": 3}
+    completion = {
+        "prompt_id": "e0", "candidate": 0, "token_ids": [1, 2, 3], "logprobs": [-1.0] * 3, "text": "a",
+        "finish_reason": "stop", "seed": 0, "policy": "policy3",
+    }  # fmt: skip
+    stored = (("eval_candidates", [completion], CANDIDATES), ("eval_logps", [logps], EVALUATION_LOGPS))
+    with run.writer() as writer:
+        for stage, rows, schema in stored:
+            commit(site.store, writer, "sampled", 3, stage, to_table(rows, schema))
+        writer.finish_round(3, summary.model_dump(mode="json"))
+    tokens = words(visitor(site).get("/run/sampled/tokens/3/held-out/e0/0").text)
+    assert "minus round 1 +0.50 -3.00 less -3.50" in tokens
+    prompt = words(visitor(site).get("/run/sampled/prompt/e0?round=3&kind=held-out").text)
+    assert '"before" is the policy of round 1.' in prompt
+    assert "The implicit reward is beta (0.2) times" in prompt, "the gate's, by which the rewards beneath are"
 
 
 def test_the_run_and_the_list_of_runs_say_which_policy_is_good(site: Site) -> None:

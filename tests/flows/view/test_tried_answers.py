@@ -19,7 +19,8 @@ from flows.view.tried_answers import can_be_compared, keep
 from flows.workers.references import PolicyRef
 from flows.workers.trial import TrialSettings, Tried, TriedPrompt
 from pipeline.errors import ConfigError, DataError
-from pipeline.judges.support.human_labels import digest
+from pipeline.judges.base import JudgedCandidate, JudgeItem
+from pipeline.judges.support.human_labels import Question, digest, share_for_first
 from pipeline.records import content_id
 from storage.log.manifest import FileRef
 from storage.log.store import Store
@@ -67,6 +68,19 @@ def test_what_is_kept_can_be_read_without_any_round(store: Store) -> None:
         ("small", 0, "policy0", HOSTILE),
         ("small", 2, "policy2", "bad"),
     ]
+
+
+def test_it_is_no_label_of_a_round_that_has_this_prompt_with_these_texts(store: Store) -> None:
+    answers = [
+        JudgedCandidate(index=index, text=text, finish_reason="stop") for index, text in enumerate(("bad", "good"))
+    ]
+    item = JudgeItem(prompt_id=content_id(MESSAGES), prompt_text="", messages=MESSAGES, candidates=answers)
+    of_round, labels = Question(item, (answers[0], answers[1])), Labels(store)
+    labels.add(of_round.key, "ann", {"choice": "better", "better": digest("bad")})
+    keep(labels, "small", tried(), "ann", "left")
+    assert share_for_first(of_round, labels.newest()) == 1.0, "what ann said blind still counts, and nothing beside it"
+    (pair,) = tried_pairs(labels.newest(), "small")
+    assert (pair.prompt_id, pair.share) == (content_id(MESSAGES), 1.0)
 
 
 def test_the_majority_decides_and_a_choice_can_be_changed_and_taken_back(store: Store) -> None:
