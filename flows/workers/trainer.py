@@ -279,14 +279,17 @@ class TrainerWorker(Worker):
         self.empty_cache()
         named = {"policy": policy, "previous": previous, "initial": initial}
         kept = named if self.recipe.update.token_logprobs else {}
-        nothing: list[None] = [None] * len(completions)
+        # What the sampler has scored is with the completions; a round without an update has it as others' tokens, too.
+        known: dict[str, list[Any]] = {"policy": [None] * len(completions)}
+        by_sampler = [row["logprobs"] for row in completions]
+        each_token = {name: tokens.get(kept[name].digest, known.get(name, by_sampler)) for name in kept}
         rows = [
             {
                 "prompt_id": row["prompt_id"],
                 "candidate": row["candidate"],
                 "tokens": len(row["token_ids"]),
                 **{name: logps[reference.digest][index] for name, reference in named.items()},
-                **{f"{name}_tokens": tokens.get(reference.digest, nothing)[index] for name, reference in kept.items()},
+                **{f"{name}_tokens": found[index] for name, found in each_token.items()},
             }
             for index, row in enumerate(completions)
         ]
