@@ -54,8 +54,8 @@ class Bench:
         self.worker = WorkerProcess("judge", arguments, directory / "judge.log", ENVIRONMENT)
 
     async def judge(self) -> list[dict[str, Any]]:
-        file = await self.worker.call("judge", **self._call)
-        return list(read_table(self.store, [FileRef.from_json(file)]).to_pylist())
+        judged = await self.worker.call("judge", **self._call)
+        return list(read_table(self.store, [FileRef.from_json(judged["file"])]).to_pylist())
 
 
 def test_scores_are_those_of_the_function_called_outside(tmp_path: Path) -> None:
