@@ -9,7 +9,8 @@ from storage.log.run import Run
 
 _FIELD = "usage"
 _STAGES = (
-    "judgments", "eval_judgments", "served_judgments", "gate_judgments", "gate_baseline_judgments", "judge_probe",
+    "judgments", "eval_judgments", "served_judgments", "gate_judgments", "gate_baseline_judgments",
+    "gate_eval_judgments", "judge_probe",
 )  # fmt: skip
 
 

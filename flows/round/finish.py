@@ -76,7 +76,7 @@ def _costs(context: RoundContext, number: int) -> dict[str, Any]:
     def metas(*stages: str) -> list[dict[str, Any]]:
         return [entry.meta for stage in stages for entry in context.run.work(number, stage)]
 
-    kinds = ("", "eval_", "served_", "gate_", "gate_baseline_")
+    kinds = ("", "eval_", "served_", "gate_", "gate_baseline_", "gate_eval_")
     sampled = [meta for meta in metas(*(f"{kind}candidates" for kind in kinds)) if "tokens" in meta]
     seconds = {
         "sample": busy_seconds(spans_of(sampled)),
