@@ -56,23 +56,44 @@ def _intact_rows(opened: OpenRun, files: Sequence[FileRef], prompt: str, columns
         try:
             found += round_query.matching(opened.store, [file], "prompt_id", prompt, columns).to_pylist()
         except DamagedFileError as error:
-            opened.noted.add(f"{file.path}: {str(error).removeprefix(f'{file.path} ')}")
+            _note(opened, file, error)
             damage = error
     if damage is not None and not found:
         raise damage
     return found
 
 
+def rows_beside(opened: OpenRun, round: int, stage: str, prompt: str, columns: Sequence[str]) -> Rows:
+    """Returns what `rows_of` does of a table that a page can do without; none if a file is damaged, which is noted."""
+    try:
+        return rows_of(opened, round, stage, prompt, columns)
+    except DamagedFileError:
+        return []
+
+
 def table_of(opened: OpenRun, round: int, stage: str, columns: Sequence[str] | None = None) -> Rows:
-    """Returns all rows of a small table of a round; none if the round has no such table.
+    """Returns all rows of a small table that a page can do without; none if the round has no such table.
+
+    A damaged file is noted, and then there are none either.
 
     Args:
         columns: the columns to return; all of them by default.
     """
     if not _has(opened, round, stage):
         return []
-    found: Rows = round_query.table(opened.store, opened.run, round, stage, columns).to_pylist()
+    try:
+        found: Rows = round_query.table(opened.store, opened.run, round, stage, columns).to_pylist()
+    except DamagedFileError as error:
+        for file in opened.run.files(round, stage):
+            _note(opened, file, error)
+        return []
     return found
+
+
+def _note(opened: OpenRun, file: FileRef, error: DamagedFileError) -> None:
+    """Notes a damaged file once, though what is wrong with it may be said in other words of other columns."""
+    if not any(known.startswith(f"{file.path}: ") for known in opened.noted):
+        opened.noted.add(f"{file.path}: {str(error).removeprefix(f'{file.path} ')}")
 
 
 def _has(opened: OpenRun, round: int, stage: str) -> bool:

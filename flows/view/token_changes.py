@@ -7,6 +7,7 @@ from typing import Any
 from flows.view.site import OpenRun
 from flows.view.stored_rows import rows_of
 from flows.view.update_effects import started_from
+from storage.errors import DamagedFileError
 
 _HELD_OUT = ("candidate", "policy_tokens", "previous_tokens", "initial_tokens")
 _HELD_OUT_TABLES = "eval_candidates AS c JOIN eval_logps AS l USING (round, prompt_id, candidate)"
@@ -60,9 +61,10 @@ def changes_of(opened: OpenRun, round: int, kind: str, prompt_id: str, row: Mapp
         return Changes((), "completions that are sampled as one would serve are measured under no other policy")
     if round == 0:
         return Changes((), "round 0 has no update")
-    if kind == "held-out":
-        return _of_held_out(opened, round, prompt_id, row)
-    return _of_training(opened, round, prompt_id, row)
+    try:
+        return (_of_held_out if kind == "held-out" else _of_training)(opened, round, prompt_id, row)
+    except DamagedFileError:  # which is noted
+        return Changes((), "the file with what was measured is damaged")
 
 
 def _of_held_out(opened: OpenRun, round: int, prompt_id: str, row: Mapping[str, Any]) -> Changes:

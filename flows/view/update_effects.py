@@ -6,7 +6,7 @@ from typing import Any
 
 from flows.registry.round_summary import RoundSummary, start_among
 from flows.view.site import OpenRun
-from flows.view.stored_rows import Rows, rows_of, table_of
+from flows.view.stored_rows import Rows, rows_beside, rows_of, table_of
 
 _STAGE = "preference_logps"
 _SUMS = ("candidates", "origin_round", "reference", "before", "after", "loss_before", "loss_after")
@@ -106,7 +106,7 @@ def started_from(opened: OpenRun, round: int) -> str:
 
 def measured_preferences(opened: OpenRun, round: int, prompt_id: str) -> Rows:
     """Returns the round's own preferences of a prompt that were measured after the update, as the store has them."""
-    found = rows_of(opened, round, _STAGE, prompt_id, _SUMS)
+    found = rows_beside(opened, round, _STAGE, prompt_id, _SUMS)
     return [row for row in found if row["origin_round"] is None]
 
 

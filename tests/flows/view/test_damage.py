@@ -14,9 +14,10 @@ from flows.view.app import make_app
 from flows.view.security import Guard
 from flows.view.site import Site
 from flows.view.tables import TEXT
+from pipeline.records import PREFERENCE_LOGPS, to_table
 from storage.errors import DamagedFileError
 from storage.log.store import Store
-from support.finished_run import finished_run
+from support.finished_run import commit, finished_run
 
 
 def flip(store: Store, path: str, column: str) -> None:
@@ -82,6 +83,29 @@ def test_a_flipped_byte_in_what_charts_show_leaves_that_round_out_of_them(store:
     assert "Gradient norm" in text, "of the other rounds"
     with pytest.raises(DamagedFileError, match="metrics"):
         write_report(store, store.run("small"))
+
+
+def test_what_was_measured_of_an_update_closes_no_page_if_its_file_is_damaged(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    nothing = dict.fromkeys(PREFERENCE_LOGPS.names)
+    row = {**nothing, "prompt_id": "t0", "candidates": [3, 0], "reference": [-3.0, -3.0], "after": [-2.0, -4.0]}
+    table = to_table([{**row, "loss_after": 0.5}], PREFERENCE_LOGPS)
+    run = finished_run(
+        store, also=lambda writer, round: round and commit(store, writer, "small", round, "preference_logps", table)
+    )
+    visitor = TestClient(make_app(Site(store), Guard("127.0.0.1")), base_url="http://127.0.0.1")
+    path = run.files(2, "preference_logps")[0].path
+    file = tmp_path / path
+    file.write_bytes(file.read_bytes()[:-9])
+    for page in ("/run/small/prompt/t0?round=2&kind=training", "/run/small/tokens/2/training/t0/0"):
+        answer = visitor.get(page)
+        assert answer.status_code == 200
+        assert answer.text.count(path) == 1
+        assert "rondo verify small" in answer.text
+        assert "not measured" in answer.text
+    assert "reference of each token is not measured: the file with what was measured is damaged." in answer.text
+    whole = visitor.get("/run/small/prompt/t0?round=3&kind=training").text
+    assert "loss after" in whole
 
 
 def test_texts_have_no_limit_of_two_gigabytes(store: Store) -> None:

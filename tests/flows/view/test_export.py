@@ -102,6 +102,8 @@ def test_tokens_beyond_the_limit_are_counted(store: Store, tmp_path: Path, monke
     tokens = (tmp_path / "a" / "tokens-3-training-t1-0.html").read_text()
     assert 'href="prompt-3-training-t1.html"' in tokens
     assert "tokens-3-training-t1-1" not in tokens
+    prompt = (tmp_path / "a" / "prompt-3-training-t1.html").read_text()
+    assert "as Markdown" not in prompt, "there is no such page"
 
 
 def test_an_export_is_replaced_and_nothing_else(store: Store, tmp_path: Path) -> None:
