@@ -123,5 +123,5 @@ def _sampler_commits(parent: Run, number: int, staleness: int) -> Iterator[tuple
         yield SAMPLER_BASE, base_of(parent, source), {}
     yield SAMPLER_PROBE, parent.entries(source, "probe")[-1].files, {}
     synced = parent.entries(source, "handover")[-1].meta
-    noted = {name: synced[name] for name in ("per_sequence", "noise") if name in synced}
+    noted: dict[str, Any] = {name: synced[name] for name in ("per_sequence", "noise") if name in synced}
     yield SAMPLER_POLICY, files, {"policy": digest, **noted}
