@@ -1,6 +1,7 @@
 """What the pages stand on: the store, its runs, and in memory the tables of those that were looked into last."""
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from pipeline.recipe import Recipe
 from storage.errors import DamagedFileError
 from storage.log.run import Run
 from storage.log.store import Store
-from storage.queries.memory import MemoryTables
+from storage.queries.memory import AGAIN_SECONDS, MemoryTables
 
 _MOST_TABLES = 4
 """Runs whose tables stay in memory; the one that was not looked into for longest goes first."""
@@ -81,13 +82,13 @@ class OpenRun:
     Attributes:
         store: where it lies.
         run: the run, as its log was at the last request.
-        noted: what pages found damaged beside the tables, and left out.
+        noted: what pages found damaged beside the tables, and left out: a sentence, and when, by what it is about.
     """
 
     store: Store
     run: Run
     _held: _HeldTables
-    noted: set[str] = field(default_factory=set)
+    noted: dict[str, tuple[str, float]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -124,7 +125,13 @@ class OpenRun:
     def damages(self) -> list[str]:
         """Says which damaged files are left out of what pages show, as far as they were read until now."""
         of_tables = (f"{path}: {reason}" for path, reason in self._held.damaged(self).items())
-        return sorted({*self.noted, *of_tables})
+        lately = time.monotonic() - AGAIN_SECONDS  # before, it may have been mended since
+        return sorted({*(sentence for sentence, since in self.noted.values() if since > lately), *of_tables})
+
+    def note(self, about: str, sentence: str) -> None:
+        """Notes that something is damaged, in the words that were found first."""
+        first, _ = self.noted.get(about, (sentence, 0.0))
+        self.noted[about] = (first, time.monotonic())
 
     @property
     def rounds(self) -> list[RoundSummary]:
@@ -161,7 +168,7 @@ class OpenRun:
                 try:
                     found |= read(self.store, self.run, [summary])
                 except DamagedFileError as error:
-                    self.noted.add(str(error))
+                    self.note(str(error), str(error))
             return found
 
 

@@ -92,8 +92,7 @@ def table_of(opened: OpenRun, round: int, stage: str, columns: Sequence[str] | N
 
 def _note(opened: OpenRun, file: FileRef, error: DamagedFileError) -> None:
     """Notes a damaged file once, though what is wrong with it may be said in other words of other columns."""
-    if not any(known.startswith(f"{file.path}: ") for known in opened.noted):
-        opened.noted.add(f"{file.path}: {str(error).removeprefix(f'{file.path} ')}")
+    opened.note(file.path, f"{file.path}: {str(error).removeprefix(f'{file.path} ')}")
 
 
 def _has(opened: OpenRun, round: int, stage: str) -> bool:

@@ -115,3 +115,13 @@ def test_texts_have_no_limit_of_two_gigabytes(store: Store) -> None:
     assert pa.types.is_large_string(TEXT)
     for table, columns in {"completions": ("text", "answer"), "answers": ("text",), "prompts": ("question",)}.items():
         assert {tables[table].schema.field(column).type for column in columns} == {TEXT}
+
+
+def test_what_was_mended_is_no_longer_said(store: Store, visitor: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = store.run("small").files(2, "metrics")[0].path
+    intact = (Path(store.root) / path).read_bytes()
+    flip(store, path, "loss")
+    assert path in said(visitor, "/run/small")[1]
+    (Path(store.root) / path).write_bytes(intact)
+    monkeypatch.setattr("flows.view.site.AGAIN_SECONDS", 0.0)
+    assert path not in said(visitor, "/run/small/round/3")[1]
