@@ -16,6 +16,7 @@ from pipeline.records import content_id
 from storage.log.manifest import Entry, FileRef, Key, key_of
 from storage.log.run import Run
 from storage.log.store import Store
+from storage.log.tombstones import NAMES_UNTIL
 from storage.log.writer import Writer
 
 Meta = dict[str, Any]
@@ -56,7 +57,7 @@ def judged_recipe(parent: Run, round: int, name: str, changes: Sequence[str]) ->
 
 def given_header(parent: Run, round: int, name: str) -> dict[str, Any]:
     """Returns what the fork's header says of it."""
-    return {"given": {"run": parent.name, "round": round, "judgments": name}}
+    return {"given": {"run": parent.name, "round": round, "judgments": name}, NAMES_UNTIL: round}
 
 
 def import_given_rounds(store: Store, run: Run, writer: Writer, recipe: Recipe) -> None:

@@ -12,6 +12,8 @@ from storage.log.manifest import Entry, FileRef, decode_entry
 from storage.objects import layout
 from storage.objects.objects import Objects
 
+NAMES_UNTIL = "names_until"
+"""In the header of a fork: the last of its parent's rounds of which it will name files, if that is beyond its start."""
 Parent = tuple[str, int]
 """Where a fork starts from: a run and one of its rounds."""
 
@@ -63,14 +65,20 @@ def needed_by_forks(objects: Objects, run: str) -> set[str]:
     for name, log in logs.items():
         needed |= named(log)
         start = known[name]
-        if start is not None and not has_begun(log, start[1]):
-            needed |= named(logs.get(start[0]) or Log(objects, start[0]), start[1])
+        if start is not None and (last := borrowed(log, start)) is not None:
+            needed |= named(logs.get(start[0]) or Log(objects, start[0]), last)
     return needed
 
 
-def has_begun(fork: Log, round: int) -> bool:
-    """Says whether a fork of that round has imported its parent's rounds: from then on it names all that it needs."""
-    return bool(fork.finished) and fork.finished[-1] >= round
+def borrowed(fork: Log, start: Parent) -> int | None:
+    """Returns the last of its parent's rounds whose files a fork needs without naming them; None if there is none.
+
+    When it begins it imports the rounds up to its start, and names what it needs from then on. One that was given
+    completions of later rounds does so for each of them at the latest when it has finished it (``NAMES_UNTIL``).
+    """
+    until = fork.header.meta.get(NAMES_UNTIL, 0)
+    last = max(start[1], until if isinstance(until, int) else 0)
+    return None if fork.finished and fork.finished[-1] >= last else last
 
 
 def named(log: Log, last: int | None = None) -> set[str]:

@@ -10,7 +10,7 @@ from storage.errors import CorruptEntryError
 from storage.log.log import Log
 from storage.log.run import Run
 from storage.log.store import Store
-from storage.log.tombstones import has_begun, named, parent_of, remove
+from storage.log.tombstones import borrowed, named, parent_of, remove
 from storage.objects import layout
 from storage.objects.objects import Listed
 from storage.tables.checkpoints import shared_files
@@ -100,7 +100,8 @@ def _needed(logs: dict[str, Log]) -> set[str]:
         start = parent_of(log.header.meta)
         # A fork that has not begun needs what its parent has up to there.
         if start is not None and start[0] in logs:
-            needed |= set() if has_begun(log, start[1]) else named(logs[start[0]], start[1])
+            last = borrowed(log, start)
+            needed |= set() if last is None else named(logs[start[0]], last)
         elif start is not None:
             raise CorruptEntryError(f"run '{name}' is a fork of '{start[0]}', which is not there: nothing is swept")
     return needed

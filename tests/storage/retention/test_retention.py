@@ -31,6 +31,7 @@ from storage.errors import (
 from storage.log.manifest import Entry, Key
 from storage.log.run import Run
 from storage.log.store import Store
+from storage.log.tombstones import NAMES_UNTIL
 from storage.objects import layout
 from storage.retention.prune import create_fork, delete_run
 from storage.retention.sweep import Stray, find_strays, sweep
@@ -318,6 +319,14 @@ def test_a_fork_that_has_not_begun_keeps_its_past(memory: Store) -> None:
     with child.writer() as writer:
         import_parent_rounds(memory, child, writer)
     assert verify(memory, "fork").damages == ()
+
+
+def test_a_fork_of_completions_keeps_their_rounds_until_it_has_its_own(memory: Store) -> None:
+    """It starts from round 0, and will name weights of the rounds whose completions it was given."""
+    run = kept_run(memory, "kept", 4)
+    create_fork(memory, run, 0, "fork", {NAMES_UNTIL: 2})
+    assert {item.round for item in prune(memory, run, ()).removals} == {3}
+    assert [stray for stray in strays(memory) if stray.why != "dropped"] == []
 
 
 def test_a_fork_that_was_killed_while_it_began_keeps_its_past(memory: Store) -> None:
