@@ -24,23 +24,21 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 from uuid import UUID
 
-import httpx
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import State, StateType
 from prefect.context import FlowRunContext
-from prefect.exceptions import CancelledRun, Pause, PrefectException, TerminationSignal
+from prefect.exceptions import CancelledRun, Pause, TerminationSignal
 from prefect.logging import get_logger
-from prefect.states import Cancelled, Completed, Suspended
+from prefect.states import Cancelled
 
 from flows.errors import InterruptedRunError, PausedRunError, WaitingForLabelsError
 from flows.host.progress import Display
 from flows.host.sure_end import OTHERS_SECONDS, SureEnd
+from flows.prefect_api.flow_runs import API_ERRORS, SESSION, awaiting_labels, in_states, session_tag, suspend
 from flows.prefect_api.limits import Turn
 from flows.prefect_api.server import Say, give_up_soon
 from pipeline.errors import RondoError
@@ -51,11 +49,7 @@ from storage.log.writer import Writer
 LOOK_SECONDS = 2.0
 PAUSE_SIGNAL = signal.SIGUSR1
 
-AWAITING_LABELS = "AwaitingLabels"
-_SESSION = "session:"
-
 _STOPPED = [StateType.CANCELLING, StateType.CANCELLED, StateType.PAUSED]
-API_ERRORS = (httpx.HTTPError, PrefectException)
 _ENDS = (asyncio.CancelledError, CancelledRun, Pause, TerminationSignal)
 
 
@@ -278,7 +272,7 @@ class Control:
             while True:
                 await asyncio.sleep(LOOK_SECONDS)
                 try:
-                    found = await _in_states(client, _STOPPED, this)
+                    found = await in_states(client, _STOPPED, this)
                 except API_ERRORS as error:
                     if not silent:
                         log.warning("Prefect does not say whether the run is to stop (%s); asking on", error)
@@ -292,7 +286,7 @@ class Control:
 
     async def _tag(self, client: PrefectClient, own: UUID) -> None:
         """Tags the flow run with its run and with the session of the store; a resumed one has had another session."""
-        kept = [tag for tag in (await client.read_flow_run(own)).tags if not tag.startswith(_SESSION)]
+        kept = [tag for tag in (await client.read_flow_run(own)).tags if not tag.startswith(SESSION)]
         tags = {*kept, f"run:{self._name}", session_tag(self._writer.session)}
         await client.update_flow_run(own, tags=sorted(tags))
 
@@ -301,54 +295,7 @@ class Control:
         paused = (self._before or {}).get("flow_run")
         if paused is None or paused == str(own):
             return
-        found = await _in_states(client, [StateType.PAUSED], FlowRunFilter(id=FlowRunFilterId(any_=[UUID(paused)])))
+        found = await in_states(client, [StateType.PAUSED], FlowRunFilter(id=FlowRunFilterId(any_=[UUID(paused)])))
         for run in found:
             gone_on: State[Any] = Cancelled(message="another flow run has gone on for this one")
             await client.set_flow_run_state(run.id, gone_on, force=True)
-
-
-def session_tag(session: str) -> str:
-    """Returns the tag by which others find the flow run in which a session of the store executes a run."""
-    return f"{_SESSION}{session}"
-
-
-def awaiting_labels(message: str) -> State[Any]:
-    """Returns the state of a flow run that has ended until people have labelled."""
-    return Completed(name=AWAITING_LABELS, message=message)
-
-
-async def end_flow_run(stopped: InterruptedRunError) -> State[Any]:
-    """Returns the state in which the flow run around a run ends when the run was stopped.
-
-    Raises:
-        Pause: the run was paused; Prefect expects this exception.
-    """
-    context = FlowRunContext.get()
-    if isinstance(stopped, PausedRunError) and context is not None and context.flow_run is not None:
-        raise Pause(state=await suspend(context.flow_run.id, str(stopped)))
-    return Cancelled(message=str(stopped))
-
-
-async def suspend(flow_run: UUID, message: str) -> State[Any]:
-    """Suspends a flow run without end, unless it is so already. Prefect's other pause is for a process that waits."""
-    async with get_client() as client:
-        state = (await client.read_flow_run(flow_run)).state
-        # The UI's button suspends for minutes; after these Prefect fails the flow run, and nobody can resume it there.
-        if state is None or state.name != "Suspended" or state.state_details.pause_timeout is not None:
-            state = Suspended(message=message)
-            await client.set_flow_run_state(flow_run, state, force=True)
-        return state
-
-
-def held_back(run: Run) -> str | None:
-    """Says why a scheduled run is to leave this run alone; None if it goes on, as when its own flow run is resumed."""
-    pause, context = run.pause, FlowRunContext.get()
-    own = str(context.flow_run.id) if context is not None and context.flow_run is not None else None
-    if pause is None or pause.get("flow_run") == own:
-        return None
-    return f"run '{run.name}' is paused by {pause['by']} since {pause['since']}: 'rondo resume {run.name}' goes on"
-
-
-async def _in_states(client: PrefectClient, states: list[StateType], which: FlowRunFilter) -> list[FlowRun]:
-    which = which.model_copy(update={"state": FlowRunFilterState(type=FlowRunFilterStateType(any_=states))})
-    return await client.read_flow_runs(flow_run_filter=which, limit=20)

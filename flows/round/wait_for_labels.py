@@ -19,7 +19,7 @@ from prefect.input.run_input import Keyset, keyset_from_paused_state
 from prefect.states import Paused, Running
 from pydantic import Field
 
-from flows.prefect_api.control import API_ERRORS
+from flows.prefect_api.flow_runs import API_ERRORS
 
 LOOK_SECONDS = 3.0
 Outcome = Literal["labelled", "time", "judge", "stop"]

@@ -136,7 +136,7 @@ async def _set_state(session: Entry, *, pause: bool) -> bool:
     from prefect.client.schemas.objects import State
     from prefect.states import Cancelling, Suspended
 
-    from flows.prefect_api.control import session_tag
+    from flows.prefect_api.flow_runs import session_tag
     from flows.prefect_api.server import prefect_api
 
     async with prefect_api(), get_client() as client:

@@ -23,7 +23,7 @@ from flows.errors import InterruptedRunError, WaitingForLabelsError
 from flows.host.devices import check_devices
 from flows.host.progress import Display
 from flows.host.text import counted
-from flows.prefect_api.control import API_ERRORS, awaiting_labels, end_flow_run, held_back, session_tag
+from flows.prefect_api.flow_runs import API_ERRORS, awaiting_labels, end_flow_run, held_back, session_tag
 from flows.prefect_api.limits import SKIPPED, STOOD_FOR, alone, skip_overdue
 from flows.registry import DEFAULT_ROOT
 from flows.registry.catalog import ended_early, gate_ends

@@ -7,7 +7,7 @@ import yaml
 from prefect.events.schemas.automations import AutomationCore, EventTrigger
 
 from flows.prefect_api import HEARTBEAT_VARIABLE
-from flows.prefect_api.control import AWAITING_LABELS
+from flows.prefect_api.flow_runs import AWAITING_LABELS
 from flows.prefect_api.limits import SKIPPED
 from flows.schedule.crash_automation import crashed_runs
 

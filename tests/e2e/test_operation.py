@@ -423,7 +423,7 @@ def test_a_scheduled_run_is_told_by_prefect_of_a_process_elsewhere(
     """Killed on another host it is Crashed, and its run is taken over; until then it is left alone."""
     from prefect.states import Crashed, Running
 
-    from flows.prefect_api.control import session_tag
+    from flows.prefect_api.flow_runs import session_tag
     from flows.registry.recipes import parse_recipe
     from flows.registry.resume import create_or_open
     from flows.run.execute import run_rounds
