@@ -45,7 +45,7 @@ def export(
     ] = False,
     tried: Annotated[
         bool,
-        typer.Option("--tried", help="in place of a round's: what people chose between answers of 'Try' on the page"),
+        typer.Option("--tried", help="in place of a round's: what people chose between two texts of 'Try' on the page"),
     ] = False,
     root: Root = DEFAULT_ROOT,
 ) -> None:

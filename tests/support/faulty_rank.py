@@ -13,13 +13,13 @@ from pipeline.errors import OutOfMemoryError
 from pipeline.model import logprobs
 
 if __name__ == "__main__":
-    pack_sums = logprobs.pack_sums
+    pack_logps = logprobs.pack_logps
 
     def failing(*arguments: Any, **settings: Any) -> Any:
         if os.environ["RANK"] == "1" and Path(os.environ["FAULT"]).exists():
             raise OutOfMemoryError("the memory of one of 2 devices is full")
-        return pack_sums(*arguments, **settings)
+        return pack_logps(*arguments, **settings)
 
-    logprobs.pack_sums = failing
+    logprobs.pack_logps = failing
     rank_main.WAIT = timedelta(seconds=0.2)
     rank_main.main()

@@ -179,7 +179,7 @@ def test_replicas_do_as_one_process_does(bench: Bench, loop: asyncio.Runner, tmp
     (tmp_path / "scratch").mkdir()
     one = WorkerProcess("judge", {**bench.arguments, "scratch": str(tmp_path / "scratch")}, tmp_path / "log", {})
     for mine, theirs in zip(files, loop.run(once(one, lambda: judge(one))), strict=True):
-        tables = [read_table(bench.store, [FileRef.from_json(file)]) for file in (mine, theirs)]
+        tables = [read_table(bench.store, [FileRef.from_json(judged["file"])]) for judged in (mine, theirs)]
         assert tables[0].drop_columns(["latency"]).equals(tables[1].drop_columns(["latency"]))
     logs = [path for path in Path(bench.nodes.directory).rglob("*") if path.is_file() and not path.is_symlink()]
     assert len(logs) > 10
@@ -200,7 +200,7 @@ def test_a_killed_replica_costs_its_shards_in_flight(bench: Bench, loop: asyncio
         return answers
 
     answers = loop.run(work())
-    assert [file["rows"] for file, _ in answers] == [1] * 6
+    assert [judged["file"]["rows"] for judged, _ in answers] == [1] * 6
     assert sorted(tries for _, tries in answers) == [1, 1, 1, 1, 2, 2]
     assert any("has gone; 1 are left" in line for line in bench.said)
 
