@@ -14,6 +14,7 @@ from flows.analysis.capacity import plan_recipe
 from flows.host.text import counted, quantity
 from pipeline.config import PretrainedPolicy
 from pipeline.errors import ConfigError
+from pipeline.model.gguf_files import find_gguf
 from pipeline.planning.devices import DEVICES, HALF
 from pipeline.planning.plan import Plan
 from pipeline.recipe import Recipe
@@ -52,7 +53,7 @@ class Forecast:
 
         A warm start's tokenizer may have fewer tokens than the recipe allows, and an adapter may be on some modules
         alone: the planner counts both at their upper bound, and of them nothing is sure. A base may be in half
-        precision, whatever its configuration says.
+        precision, whatever its configuration says, unless it is made of a GGUF file.
 
         Args:
             made: whether the checkpoint of the next round is there already.
@@ -63,7 +64,8 @@ class Forecast:
             return 0.0
         each = 0.0 if lora is not None and lora.target_modules else sum(store.values()) - store["tables"]
         if self.begins:
-            first = HALF * self.plan.work.policy.parameters if recipe.checkpoint_dtype == "source" else self._first
+            unsure = recipe.checkpoint_dtype == "source" and find_gguf(recipe.policy.path) is None
+            first = HALF * self.plan.work.policy.parameters if unsure else self._first
             return self.rounds * each + (not made) * first
         return (self.rounds - made) * each
 
