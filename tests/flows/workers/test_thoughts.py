@@ -50,7 +50,7 @@ def test_a_shard_of_a_policy_that_thinks(store: Store, make_worker: Callable[...
         return finish(turns).file
 
     def judged(candidates: FileRef, stage: str, judges: list[int]) -> FileRef:
-        return judge.judge((prompts,), candidates, 1, stage, 0, judges)
+        return judge.judge((prompts,), candidates, 1, stage, 0, judges).file
 
     sampled, held_out = sample([0, 1, 2, 3], "candidates", False), sample([4, 5, 6, 7], "eval_candidates", True)
     trained, evaluated = judged(sampled, "judgments", [0]), judged(held_out, "eval_judgments", [0, 1])
