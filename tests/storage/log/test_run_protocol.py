@@ -351,7 +351,7 @@ def test_unsupported_roots(root: str) -> None:
         ".",
         "..",
         "../x",
-        "a/b",
+        "a/b/c",
         "/etc",
         "a\\b",
         "-x",
@@ -376,6 +376,14 @@ def test_names_that_are_refused(local: Store, name: str) -> None:
     with pytest.raises(InvalidNameError):
         write_table(local, name, 1, "candidates", pa.table({"x": [1]}))
     assert local.run_names() == []
+
+
+def test_what_lies_beside_a_run_is_no_run(local: Store) -> None:
+    """Its tables are written under a name of two parts; no run has one."""
+    with pytest.raises(InvalidNameError):
+        local.create_run("a/b", {})
+    with pytest.raises(InvalidNameError):
+        local.run("a/b")
 
 
 @pytest.mark.parametrize("name", ["a", "0", "A.b-c_d", "x" * 100, "a..b"])
