@@ -82,6 +82,7 @@ def _timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in (*TIMES, *WAYS)} for row in rows]
 
 
+@pytest.mark.nightly
 def test_copies_do_not_pile_up(
     rondo: Rondo, bucket: str, environment_of: Callable[..., dict[str, str]], tmp_path: Path
 ) -> None:
