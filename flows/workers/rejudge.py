@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flows.workers.judge import JudgeWorker
+from pipeline.data.conversations import question
 from pipeline.judges.base import seen_by
 from pipeline.judges.support.llm_requests import RequestCounter, Requests
 from storage.log.manifest import FileRef
@@ -13,7 +14,7 @@ from storage.log.manifest import FileRef
 
 @dataclass(frozen=True)
 class TriedAnswer:
-    """A completion, and what the judge said of it."""
+    """A completion with what its prompt asks at its end, and what the judge said of it."""
 
     prompt_id: str
     candidate: int
@@ -61,7 +62,7 @@ class RejudgeWorker(JudgeWorker):
         return [
             TriedAnswer(
                 said.prompt_id, said.candidate, said.score, said.score_std, said.status, said.rationale, said.latency,
-                item.prompt_text, candidate.text,
+                item.prompt_text if item.messages is None else question(item.messages), candidate.text,
             )
             for said, (item, candidate) in zip(judged, answers, strict=True)
         ]  # fmt: skip

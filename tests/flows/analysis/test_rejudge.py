@@ -273,6 +273,7 @@ def test_judge_tries_and_stores_nothing(root: Path, call: Call) -> None:
     assert [(row["candidate"], row["score"]) for row in rows] == [
         (index, float(len(row["text"]))) for row, index in zip(rows, [*range(4)] * 2, strict=True)
     ], "two whole prompts of four"
+    assert {row["prompt"] for row in rows} == {"Tell me of t1.", "… Tell me of t0."}, "what a conversation asks"
     of_initial = call("judge", "vader", "small@0", "--limit", "2")
     assert "vader on 2 held-out completions of small@0" in of_initial.stdout
     assert set(root.rglob("*")) == before
