@@ -221,23 +221,36 @@ def check_replay(preferences: PreferencesConfig, update: UpdateConfig) -> None:
         )
 
 
+def unlike_samples(
+    preferences: PreferencesConfig, sampling: SamplingConfig, update: UpdateConfig
+) -> tuple[str, str] | None:
+    """Says why the reference's log-probabilities are not those of its own samples, and which value mends that.
+
+    Returns:
+        The field with what it is, and what to set it to; None if completions are samples of the reference.
+    """
+    replay = preferences.replay
+    found = (
+        (sampling.temperature != 1, f"sampling.temperature is {sampling.temperature:g}", "1"),
+        (sampling.top_p != 1, f"sampling.top_p is {sampling.top_p:g}", "1"),
+        (update.reference != "previous", f"update.reference is '{update.reference}'", "previous"),
+        (
+            replay.share > 0 and replay.reference == "current",
+            "preferences.replay.reference is 'current'",
+            "original",
+        ),
+    )
+    return next(((what, value) for given, what, value in found if given), None)
+
+
 def check_importance(preferences: PreferencesConfig, sampling: SamplingConfig, update: UpdateConfig) -> None:
     """Refuses weights by the policy that sampled, if the reference's log-probabilities are not those of its samples."""
-    replay = preferences.replay
-    others = {
-        f"sampling.temperature is {sampling.temperature:g}": (sampling.temperature != 1, "the latter to 1"),
-        f"sampling.top_p is {sampling.top_p:g}": (sampling.top_p != 1, "the latter to 1"),
-        f"update.reference is '{update.reference}'": (update.reference != "previous", "the latter to previous"),
-        "preferences.replay.reference is 'current'": (
-            replay.share > 0 and replay.reference == "current",
-            "the latter to original",
-        ),
-    }
-    found = next((what for what, (given, _) in others.items() if given), None)
+    found = unlike_samples(preferences, sampling, update)
     if update.importance != "none" and found is not None:
+        what, value = found
         raise ValueError(
-            f"update.importance '{update.importance}' weighs by the policy that sampled, and {found}: set the former "
-            f"to none, or {others[found][1]}"
+            f"update.importance '{update.importance}' weighs by the policy that sampled, and {what}: set the former "
+            f"to none, or the latter to {value}"
         )
 
 

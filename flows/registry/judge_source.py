@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from flows.registry.recipes import apply_change, check_judge_files, parse_recipe
+from flows.registry.recipes import apply_change, check_judge_files, parse_recipe, read_yaml
 from flows.registry.resume import recipe_of
 from flows.registry.shipped_recipes import find_recipe, shipped_recipes
 from pipeline.config.objectives import RANKING_OBJECTIVES
@@ -115,12 +113,7 @@ def _of_function(path: str) -> dict[str, Any]:
 
 def _of_yaml(path: Path) -> Mapping[str, Any]:
     """Reads the judge of a recipe, or a file that describes nothing but a judge."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"'{path}' cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path, f"'{path}'")
     judge = content.get("judge", content) if isinstance(content, dict) else None
     if not isinstance(judge, dict) or "kind" not in judge:
         raise ConfigError(f"'{path}' has no judge: begin it with 'kind: ...', or with 'judge:' and its fields")

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from flows.registry.shipped_recipes import find_recipe
+from pipeline.agreement import unlike_samples
 from pipeline.config import DatasetPrompts, FilePrompts, PretrainedPolicy, Prompts, SamplingConfig
 from pipeline.errors import ConfigError
 from pipeline.judges.reward_model import RewardModelConfig
@@ -35,15 +36,27 @@ def load_recipe(path: Path, changes: Sequence[str] = (), *, files: bool = True) 
         ConfigError: the file, a change or a field is wrong; the message names each fault, its value and the remedy.
     """
     path = find_recipe(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the recipe '{path}' cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the recipe '{path}' is not YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path, f"the recipe '{path}'")
     if not isinstance(content, dict):
         raise ConfigError(f"the recipe '{path}' is not a mapping of fields to values: begin it with 'name: ...'")
     return parse_recipe(content, changes, str(path), files=files)
+
+
+def read_yaml(path: Path, name: str) -> Any:
+    """Returns what a YAML file holds.
+
+    Args:
+        name: what the file is called in an error.
+
+    Raises:
+        ConfigError: it cannot be read, or is not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def parse_recipe(
@@ -69,22 +82,14 @@ def check_new_run(recipe: Recipe) -> None:
     Raises:
         ConfigError: exploration is asked for, whose mean is over samples of the reference, and the completions are not.
     """
-    sampling, update, replay = recipe.sampling, recipe.update, recipe.preferences.replay
+    update = recipe.update
     if not update.exploration_weight:
         return
-    others = {
-        f"sampling.temperature is {sampling.temperature:g}": (sampling.temperature != 1, "set it to 1"),
-        f"sampling.top_p is {sampling.top_p:g}": (sampling.top_p != 1, "set it to 1"),
-        f"update.reference is '{update.reference}'": (update.reference != "previous", "set it to previous"),
-        "preferences.replay.reference is 'current'": (
-            replay.share > 0 and replay.reference == "current",
-            "set it to original",
-        ),
-    }
-    if found := next((what for what, (given, _) in others.items() if given), None):
+    if found := unlike_samples(recipe.preferences, recipe.sampling, update):
+        what, value = found
         raise ConfigError(
             f"update.exploration_weight {update.exploration_weight:g} is of a mean over completions that the reference "
-            f"has sampled, and {found}: {others[found][1]}, or set update.exploration_weight to 0"
+            f"has sampled, and {what}: set it to {value}, or set update.exploration_weight to 0"
         )
 
 
