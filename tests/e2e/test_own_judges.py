@@ -126,6 +126,7 @@ def _label_in_browser(root: Path, keys: Sequence[str]) -> None:
         page.get_by_role("button", name="Begin").click()
         for left, key in zip(range(len(keys), 0, -1), keys, strict=True):
             page.get_by_text(f"{left} left in this queue").wait_for()
+            visitor.wait_for_keys()
             if left == len(keys):
                 visitor.picture("label")
             page.keyboard.press(key)

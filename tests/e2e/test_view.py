@@ -134,9 +134,10 @@ def test_pairs_are_labelled_and_a_choice_is_undone_by_keys(visitor: Visitor, roo
     page.get_by_role("button", name="Begin").click()
     for number, key in enumerate(["ArrowLeft", "u", "t", "ArrowRight", "s"]):
         before = page.locator(".progress").inner_text()
+        visitor.wait_for_keys()
         page.keyboard.press("1")
         page.keyboard.press(key)
-        page.wait_for_function("before => document.querySelector('.progress').innerText !== before", arg=before)
+        page.wait_for_function("before => document.querySelector('.progress')?.innerText !== before", arg=before)
         assert number or "1 of 3" in page.locator(".progress").inner_text()
     visitor.picture("label")
     choices = [choice["choice"] for choice in Labels(Store.open(root)).newest() if choice["labeller"] == "bea"]

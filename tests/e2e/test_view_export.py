@@ -27,7 +27,7 @@ def test_the_pages_open_from_their_files(tmp_path: Path) -> None:
         visitor.picture("export")
         page.get_by_role("link", name="Round 3", exact=True).first.click()
         page.get_by_role("link", name="training completions").click()
-        page.wait_for_selector("html[data-ready]")
+        page.wait_for_url("**/completions-3-training.html")
         page.keyboard.press("j")
         page.keyboard.press("Enter")
         page.wait_for_url("**/prompt-3-training-t0.html")
@@ -40,7 +40,7 @@ def test_the_pages_open_from_their_files(tmp_path: Path) -> None:
         page.wait_for_url("**/prompt-2-training-t0.html")
         page.get_by_role("link", name="Ask").click()
         page.get_by_role("link", name="Preferences with the smallest margins").click()
-        page.wait_for_selector("html[data-ready]")
+        page.wait_for_url("**/ask-*.html")
         page.keyboard.press("j")
         page.keyboard.press("j")
         assert page.locator("tr.here").count() == 1

@@ -60,8 +60,12 @@ class Visitor:
     def open(self, path: str) -> Page:
         """Opens a page, and waits until its script has run."""
         self.page.goto(self.address + path)
-        self.page.wait_for_selector("html[data-ready]")
+        self.wait_for_keys()
         return self.page
+
+    def wait_for_keys(self) -> None:
+        """Waits until the page's script has run: a key that comes before is for nothing."""
+        self.page.wait_for_selector("html[data-ready]")
 
     def picture(self, name: str) -> None:
         """Keeps a picture of the whole page."""
