@@ -111,7 +111,8 @@ def init(
     judge: Annotated[
         str,
         typer.Option(
-            metavar="JUDGE", help="MODULE:FUNCTION, a reward model's directory or id, or vader, math, exact_answer"
+            metavar="JUDGE",
+            help="MODULE:FUNCTION, FILE.py:FUNCTION, a reward model's directory or id, or vader, math, exact_answer",
         ),
     ] = "judges:score",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1")] = "cuda",

@@ -12,6 +12,7 @@ from storage.objects.durable import clear_errors
 
 Owned = Callable[[Path], bool]
 """Says whether a directory that is not empty is the command's own work, and has nothing else in it."""
+_FILE_ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".html")
 
 
 def _not_ours(_directory: Path) -> bool:
@@ -25,9 +26,11 @@ def check_new(to: Path, owned: Owned = _not_ours) -> Path:
         owned: one that it says yes to may be there as well.
 
     Raises:
-        ConfigError: there is a file at ``to``, or a directory that is not empty.
+        ConfigError: there is a file at ``to``, or a directory that is not empty, or it is named as a file of data.
     """
     to = to.expanduser().resolve()
+    if to.suffix in _FILE_ENDINGS:
+        raise ConfigError(f"'{to}' would be a directory, which holds the data and a card: leave '{to.suffix}' out")
     if to.exists() and (not to.is_dir() or (any(to.iterdir()) and not owned(to))):
         raise ConfigError(f"'{to}' is already there, and not an empty directory: give a new one")
     return to

@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_IN_FILE = re.compile(r"(?:\./)?(?P<module>[A-Za-z_]\w*)\.py:(?P<function>[A-Za-z_]\w*)")
 _FILE_KINDS = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 _RULES = ("vader", "math", "exact_answer")
 _NEED_REFERENCES = ("math", "exact_answer")
@@ -140,7 +141,7 @@ def new_recipe(name: str, model: str, prompts: str, judge: str, device: str) -> 
         name: of the recipe and of its runs.
         model: a directory, or an id on the Hub.
         prompts: a JSONL or Parquet file, or a dataset.
-        judge: MODULE:FUNCTION, the directory or id of a reward model, or a rule such as vader.
+        judge: MODULE:FUNCTION, FILE.py:FUNCTION, the directory or id of a reward model, or a rule such as vader.
         device: cpu or cuda.
 
     Raises:
@@ -188,6 +189,10 @@ def _reference(judge: str) -> str:
 
 
 def _judge(judge: str) -> str:
+    if found := _IN_FILE.fullmatch(judge):  # a run imports it from the directory where rondo is started
+        judge = f"{found['module']}:{found['function']}"
+    elif ".py:" in judge:
+        raise ConfigError(f"--judge '{judge}': go to that file's directory, and give its name alone")
     if _FUNCTION.fullmatch(judge):
         module, _, function = judge.partition(":")
         file = f"{module.replace('.', '/')}.py"
@@ -197,8 +202,8 @@ def _judge(judge: str) -> str:
     if "/" in judge or judge.startswith((".", "~")):
         return _REWARD_MODEL.format(path=_text(judge))
     raise ConfigError(
-        f"--judge '{judge}' is no judge: give MODULE:FUNCTION, a reward model's directory or OWNER/NAME, or one of "
-        f"{', '.join(_RULES)}"
+        f"--judge '{judge}' is no judge: give MODULE:FUNCTION, FILE.py:FUNCTION, a reward model's directory or "
+        f"OWNER/NAME, or one of {', '.join(_RULES)}"
     )
 
 

@@ -118,8 +118,9 @@ def check_judge_files(recipe: Recipe) -> None:
 
 
 def _check_prompts(field: str, prompts: Prompts | None) -> None:
-    if isinstance(prompts, FilePrompts) and not Path(prompts.path).is_file():
-        raise ConfigError(f"{field}.path: there is no file '{prompts.path}': correct the path")
+    if isinstance(prompts, FilePrompts) and not (path := Path(prompts.path)).is_file():
+        found = f"'{path}' is a directory, and no file" if path.is_dir() else f"there is no file '{path}'"
+        raise ConfigError(f"{field}.path: {found}: correct the path")
     # Anything that does not look like a path may be a name on the data hub.
     named = prompts.name if isinstance(prompts, DatasetPrompts) else ""
     if named.startswith((".", "/", "~")) and not Path(named).is_dir():

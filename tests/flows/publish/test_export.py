@@ -141,6 +141,11 @@ def test_what_is_there_is_not_touched(store: Store, target: Path, kind: str) -> 
     assert len(list(target.parent.iterdir())) == 1
 
 
+def test_a_name_of_a_file_is_refused_for_it_would_be_a_directory(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"pairs.jsonl' would be a directory.*: leave '.jsonl' out"):
+        export_preferences(store, finished_run(store, rounds=1), 1, tmp_path / "pairs.jsonl")
+
+
 def test_round_0_has_none(store: Store, target: Path) -> None:
     with pytest.raises(NotCommittedError, match="round 0 of run 'small' has no preferences"):
         export_preferences(store, finished_run(store, rounds=1), 0, target)

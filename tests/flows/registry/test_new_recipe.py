@@ -88,12 +88,27 @@ def test_init_takes_a_dataset_a_reward_model_and_rules(tmp_path: Path, monkeypat
         assert load_recipe(written(tmp_path, "--prompts", "owner/prompts", "--judge", rule)).judge.kind == rule
 
 
+@pytest.mark.parametrize("named", ["judges.py:polite", "./judges.py:polite"])
+def test_init_takes_a_function_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(written(tmp_path, "--prompts", "owner/prompts", "--judge", named))
+    assert recipe.judge == PythonConfig(kind="python", function="judges:polite")
+
+
+def test_a_directory_in_the_place_of_the_prompts_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.jsonl").mkdir()
+    with pytest.raises(ConfigError, match=r"prompts.path: 'x.jsonl' is a directory, and no file: correct the path"):
+        load_recipe(written(tmp_path, "--prompts", "x.jsonl", "--judge", "vader"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["my run"], "'my run' cannot be made a recipe: name: 'my run' is not allowed"),
         (["../up"], "'../up' cannot be made a recipe"),
         (["new", "--judge", "good"], "--judge 'good' is no judge: give MODULE:FUNCTION"),
+        (["new", "--judge", "sub/judges.py:score"], "go to that file's directory, and give its name alone"),
         (["new", "--device", "gpu"], "devices.sampler: 'gpu' is not allowed"),
         (["there"], "'there.yaml' is already there"),
     ],
