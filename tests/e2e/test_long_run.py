@@ -40,6 +40,7 @@ RECIPE: dict[str, Any] = {
     "preferences": {"replay": {"share": 0.3}},
     "evaluation": {"prompts": 2},
 }  # fmt: skip
+PROCESSES = ("command", "sampler", "judge", "trainer")
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ def test_a_round_costs_the_same_however_many_were_before(environment: dict[str, 
         "seconds a round": (median(seconds[early]), median(seconds[late])),
         "log bytes a round": (median(entries[early]), median(entries[late])),
         "snapshot bytes a round": (median(snapshots[early]), median(snapshots[late])),
-        **{f"processor seconds a round, {name}": spent(seen, name) for name in seen[-1].processor},
-        **{f"open files, {name}": at_ends(seen, "files", name) for name in seen[-1].files},
-        **{f"memory, {name}": at_ends(seen, "memory", name) for name in seen[-1].memory},
+        **{f"processor seconds a round, {name}": spent(seen, name) for name in (*PROCESSES, "Prefect's server")},
+        **{f"open files, {name}": at_ends(seen, "files", name) for name in PROCESSES},
+        **{f"memory, {name}": at_ends(seen, "memory", name) for name in PROCESSES},
     }
     for name, (before, after) in report.items():
         sys.stdout.write(f"{name}: {before:.4g} -> {after:.4g}\n")
@@ -116,8 +117,7 @@ def measures(command: psutil.Process) -> tuple[dict[str, int], dict[str, int], d
     for process in (command, *command.children(recursive=True)):
         try:
             words = process.cmdline()
-            name = next((kind for kind in ("sampler", "judge", "trainer") if kind in words), None)
-            name = name or ("command" if process == command else None)
+            name = "command" if process == command else next((kind for kind in PROCESSES if kind in words), None)
             if name is not None:
                 memory[name], files[name] = process.memory_info().rss, process.num_fds()
                 processor[name] = sum(process.cpu_times()[:2])
