@@ -17,6 +17,7 @@ from flows.workers.references import Drift, PolicyRef
 from flows.workers.sampler import SamplerWorker
 from flows.workers.trainer import TrainerWorker
 from pipeline.errors import EngineError, LostUpdateError
+from pipeline.model.weight_pieces import WeightPiece
 
 
 @step("{context.name} r{number} sync weights")
@@ -54,7 +55,6 @@ async def _from_memory(context: RoundContext, number: int, policy: PolicyRef) ->
             return None
     except (WorkerDiedError, EngineError, LostUpdateError) as error:
         context.display.say(f"round {number}: the weights did not come through memory: {error}")
-        await context.workers.dismiss_sampler()
         return None
     if (trained := context.policies.trained(number)) is not None:
         trained.begin_saving()
@@ -64,7 +64,7 @@ async def _from_memory(context: RoundContext, number: int, policy: PolicyRef) ->
 async def _send_weights(context: RoundContext, policy: PolicyRef) -> bool:
     """Sends all weights from the trainer's memory to the sampler; False, and nothing is changed, if that cannot be.
 
-    While the sampler takes a piece, the trainer makes the next one.
+    While the sampler takes a piece, the trainer makes the next one. A sampler that has got some of them alone is ended.
     """
     sampler, trainer = context.workers.sampler, context.workers.trainer
     wanted = (await sampler.call(SamplerWorker.wanted_weights, policy=policy)).result
@@ -73,12 +73,22 @@ async def _send_weights(context: RoundContext, policy: PolicyRef) -> bool:
     count = (await trainer.call(TrainerWorker.begin_sending, policy=policy, wanted=wanted)).result
     if not count:
         return False
-    piece = await trainer.call(TrainerWorker.send_weights, number=0)
-    for number in range(1, count):
-        piece, _ = await asyncio.gather(
-            trainer.call(TrainerWorker.send_weights, number=number),
-            sampler.call(SamplerWorker.take_weights, piece=piece.result),
-        )
-    await sampler.call(SamplerWorker.take_weights, piece=piece.result)
-    await trainer.call(TrainerWorker.end_sending)
+    piece = await _piece(context, 0)
+    try:
+        for number in range(1, count):
+            piece, _ = await asyncio.gather(
+                _piece(context, number), sampler.call(SamplerWorker.take_weights, piece=piece)
+            )
+        await sampler.call(SamplerWorker.take_weights, piece=piece)
+        await trainer.call(TrainerWorker.end_sending)
+    except (WorkerDiedError, EngineError, LostUpdateError):
+        await context.workers.dismiss_sampler()
+        raise
     return True
+
+
+async def _piece(context: RoundContext, number: int) -> WeightPiece:
+    piece = (await context.workers.trainer.call(TrainerWorker.send_weights, number=number)).result
+    if piece is None:  # the trainer has said why
+        raise EngineError("the sampler reads the checkpoint instead")
+    return piece

@@ -242,8 +242,11 @@ class TrainerWorker(Worker):
         return self._model.begin_sending(policy, wanted)
 
     @collective
-    def send_weights(self, number: int) -> WeightPiece:
-        """Puts a piece of the weights into shared memory, where it stays until the one after the next is asked for."""
+    def send_weights(self, number: int) -> WeightPiece | None:
+        """Puts a piece of the weights into shared memory, where it stays until the one after the next is asked for.
+
+        None if there is no memory for it, which it says.
+        """
         return self._model.send(number)
 
     @collective

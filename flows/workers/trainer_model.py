@@ -170,8 +170,10 @@ class TrainerModel:
         self._sent = sent if sent.fit else None
         return len(sent) if sent.fit else 0
 
-    def send(self, number: int) -> WeightPiece:
+    def send(self, number: int) -> WeightPiece | None:
         """Puts a piece of the weights into shared memory, on the first rank; the one before the last is given up.
+
+        None if the system has none for it: that is said, and all are given up.
 
         Raises:
             LostUpdateError: this worker has begun to send nothing.
@@ -185,7 +187,17 @@ class TrainerModel:
             for _ in tensors:  # gathered for the first one
                 pass
             return WeightPiece(0, 0, 0, ())
-        self._pieces.append(SharedPiece(tensors))
+        try:
+            self._pieces.append(SharedPiece(tensors))
+        except OSError as error:
+            for _ in tensors:  # which other ranks have a part of
+                pass
+            self.end_sending()
+            self.worker.progress(
+                says=f"the weights cannot be put into shared memory ({error.strerror}): free some memory, or allow "
+                "more open files (ulimit -n)"
+            )
+            return None
         return self._pieces[-1].piece
 
     def end_sending(self) -> None:
