@@ -48,7 +48,9 @@ async def retry_if_lost(context: RoundContext, number: int, work: Callable[[], A
         except PolicyLostError as lost:
             if attempt + 1 == TRIES:
                 raise lost.cause from None
-            context.display.say(f"round {number}: its policy was lost before it was saved: once more ({lost})")
+            context.display.say(
+                f"round {number}: the trainer was lost with an unsaved policy: the update is done again ({lost})"
+            )
     raise AssertionError("there is a first try")
 
 

@@ -63,8 +63,9 @@ def test_a_trainer_that_dies_with_the_policy_trains_it_again(
     done = forks.run("support.slow_save", "1", "killed", *arguments, directory=tmp_path, timeout=900)
     assert done.returncode == 0, done.stderr
     assert PAID in done.stdout
-    assert "round 1: its policy was lost before it was saved: once more (the trainer process ended" in " ".join(
-        done.stderr.split()
+    assert (
+        "round 1: the trainer was lost with an unsaved policy: the update is done again (the trainer process ended"
+        in " ".join(done.stderr.split())
     )
     assert_same(whole, "whole", whole, "lost", range(3))
 

@@ -177,7 +177,10 @@ def test_a_policy_that_is_lost_is_trained_again_up_to_three_times(cause: Excepti
             asyncio.run(work(context, [cause] * 4))
         assert raised.value is cause
         assert len(said) == 2
-        assert all(f"its policy was lost before it was saved: once more ({cause})" in sentence for sentence in said)
+        assert all(
+            f"the trainer was lost with an unsaved policy: the update is done again ({cause})" in sentence
+            for sentence in said
+        )
         assert asyncio.run(work(context, [cause, None])) == "done"
         assert stages(context) == ["probe", "checkpoint"]
 
