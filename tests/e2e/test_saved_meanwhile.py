@@ -60,7 +60,7 @@ def test_a_trainer_that_dies_with_the_policy_trains_it_again(
     forks: ForkServer, tiny_recipe: Path, whole: Path, tmp_path: Path
 ) -> None:
     arguments = ("run", str(tiny_recipe), "--name", "lost", "--root", str(whole))
-    done = forks.run("support.slow_save", "1", "killed", *arguments, directory=tmp_path, timeout=900)
+    done = forks.run("support.slow_save", "1", "trainer", *arguments, directory=tmp_path, timeout=900)
     assert done.returncode == 0, done.stderr
     assert PAID in done.stdout
     assert (
@@ -73,13 +73,13 @@ def test_a_trainer_that_dies_with_the_policy_trains_it_again(
 @pytest.mark.parametrize(
     "kill",
     [
-        "save_update:1:called", "name_shard:1:answered",
+        "save_update:1:called",
         *(
             pytest.param(kill, marks=pytest.mark.nightly)
             for kill in (
                 "end_sending:1:answered", "finish_weights:1:called", "finish_weights:1:answered",
                 "save_update:1:answered", "probe:1:after", "checkpoint:1:before", "handover:1:before",
-                "name_shard:1:called", "eval_candidates:1:before",
+                "eval_candidates:1:before",
             )
         ),
     ],
@@ -94,11 +94,27 @@ def test_killed_between_the_sync_and_what_is_committed_of_it(
     assert_same(whole, "whole", whole, name, range(3))
 
 
-@pytest.mark.parametrize(
-    "kill", ["name_shard:1:asked", pytest.param("finish_weights:1:asked", marks=pytest.mark.nightly)]
-)
-def test_a_sampler_that_dies_meanwhile(rondo: Rondo, tiny_recipe: Path, whole: Path, kill: str) -> None:
-    """What it has sampled outlives it; else another one reads the checkpoint, which comes in any case."""
-    name = f"hurt-{kill.replace(':', '-')}"
-    rondo("run", str(tiny_recipe), "--name", name, "--root", str(whole), kill=kill)
-    assert_same(whole, "whole", whole, name, range(3))
+@pytest.mark.parametrize("victim", ["sampler", pytest.param("flow", marks=pytest.mark.nightly)])
+def test_what_is_sampled_outlives_the_sampler(
+    forks: ForkServer, rondo: Rondo, tiny_recipe: Path, whole: Path, tmp_path: Path, victim: str
+) -> None:
+    """It dies when it is to give the first shard the policy's hash. Or the run does, and samples it again."""
+    arguments = ("run", str(tiny_recipe), "--name", f"named-{victim}", "--root", str(whole))
+    done = forks.run("support.slow_save", "1", victim, *arguments, directory=tmp_path, timeout=900)
+    assert PAID in done.stdout
+    if victim == "flow":
+        assert done.returncode == -signal.SIGKILL
+        rondo("resume", f"named-{victim}", "--root", str(whole))
+    else:
+        assert done.returncode == 0, done.stderr
+        assert "round 1  held-out sample" in done.stderr
+        source = Store.open(whole).run(f"named-{victim}").entries(1, "handover")[-1].meta["source"]
+        assert source == "memory", "no other engine had to be started for it"
+    assert_same(whole, "whole", whole, f"named-{victim}", range(3))
+
+
+@pytest.mark.nightly
+def test_a_sampler_that_dies_over_the_comparison(rondo: Rondo, tiny_recipe: Path, whole: Path) -> None:
+    """Another one reads the checkpoint, which comes in any case."""
+    rondo("run", str(tiny_recipe), "--name", "compared", "--root", str(whole), kill="finish_weights:1:asked")
+    assert_same(whole, "whole", whole, "compared", range(3))

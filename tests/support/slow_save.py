@@ -2,9 +2,9 @@
 
     python -m support.slow_save ROUND HOW rondo-arguments...
 
-HOW is ``well``, ``full`` (then the disk is full), or ``killed`` (then the trainer is killed, SIGKILL). A run that
-waited for the policy before it sampled would wait for ever. The stages that the log has of the round by then are
-printed.
+HOW is ``well``; ``full``, when the disk is full then; or who is killed (SIGKILL): the ``trainer`` then, the ``sampler``
+when it is to give the first shard the policy's hash, or this process, the ``flow``, when it has. A run that waited for
+the policy before it sampled would wait for ever. The stages that the log has of the round by then are printed.
 """
 
 import asyncio
@@ -20,10 +20,10 @@ from storage.log.store import Store
 
 def arm(number: int, how: str) -> None:
     """Wraps the real call to a worker."""
-    call, sampled, asked = WorkerProcess.call, asyncio.Semaphore(0), 0
+    call, sampled, asked, named = WorkerProcess.call, asyncio.Semaphore(0), 0, 0
 
     async def waiting_call(self: WorkerProcess, method: str, **arguments: Any) -> Any:
-        nonlocal asked
+        nonlocal asked, named
         own = method == "sample" and arguments["held_out"] and arguments["round"] == number
         if method == "finish_update":
             asked += 1
@@ -36,9 +36,14 @@ def arm(number: int, how: str) -> None:
             sys.stdout.flush()
             if how == "full":
                 raise StorageFullError("no room left to write the checkpoint")
-            if how == "killed" and self.pid:
-                os.kill(self.pid, signal.SIGKILL)
+            if how == "trainer":
+                os.kill(self.pid or 0, signal.SIGKILL)
+        named += method == "name_shard"
+        if (method, how, named) == ("name_shard", "sampler", 1):
+            os.kill(self.pid or 0, signal.SIGKILL)
         answer = await call(self, method, **arguments)
+        if (method, how) == ("name_shard", "flow"):
+            os.kill(os.getpid(), signal.SIGKILL)
         if own:
             sampled.release()
         return answer
