@@ -49,6 +49,14 @@ class RoundContext:
         """Returns the run's name."""
         return self.run.name
 
+    @property
+    def saves_beside(self) -> bool:
+        """Says whether a policy is saved while the sampler works with it, which then has it from the trainer's memory.
+
+        Not if they take turns on a GPU, which would have to hold what is saved beside the sampler.
+        """
+        return self.workers.share_memory and not self.recipe.sampler_sleeps
+
     def find(self, round: int, stage: str, inputs: str = "", shard: int | None = None) -> Entry | None:
         """Returns the entry of a finished piece of work; None if it is not finished.
 

@@ -8,6 +8,7 @@ from flows.registry.checkpoints import base_of, is_adapter
 from flows.registry.first_facts import thoughts_between
 from flows.registry.given_rounds import SAMPLER_BASE, SAMPLER_PROBE, sampler_policy
 from flows.registry.head import sampler_of, start_of
+from flows.round.unsaved import UnsavedPolicy
 from flows.workers.references import JudgePolicies, PolicyRef
 from pipeline.config import ThoughtMarks
 from pipeline.judges.implicit import ImplicitConfig
@@ -25,22 +26,57 @@ class Policies:
     def __init__(self, run: Run, recipe: Recipe) -> None:
         self._run, self._recipe = run, recipe
         self._finished: dict[int, PolicyRef] = {}
+        self._unsaved: UnsavedPolicy | None = None
 
     def digest(self, round: int) -> str:
-        """Returns the hash of the weights that a round ended with; round 0's are the initial ones."""
+        """Returns the hash of the weights that a round ended with, or their name until they are saved.
+
+        Round 0's are the initial ones.
+        """
+        if (trained := self.trained(round)) is not None and not trained.is_saved:
+            return trained.unsaved.digest
         digest: str = self._latest(round, "checkpoint").meta["policy"]
         return digest
 
     def after(self, round: int) -> PolicyRef:
-        """Returns the policy that a round ended with."""
+        """Returns the policy that a round ended with, or ends with if it is not saved yet."""
+        trained = self.trained(round)
+        return trained.unsaved if trained is not None and not trained.is_saved else self.committed(round)
+
+    def committed(self, round: int) -> PolicyRef:
+        """Returns the policy that a round ended with, as the log has it."""
         if round not in self._finished:
             (probe,) = self._latest(round, "probe").files
             checkpoint = self._latest(round, "checkpoint")
-            policy = PolicyRef(checkpoint.meta["policy"], checkpoint.files, probe, self._base(round))
+            name = trained.unsaved.digest if (trained := self.trained(round)) is not None else None
+            policy = PolicyRef(checkpoint.meta["policy"], checkpoint.files, probe, self._base(round), name)
             if round not in self._run.finished:
                 return policy
             self._finished = {**dict(list(self._finished.items())[1 - _KEPT :]), round: policy}
         return self._finished[round]
+
+    def trained(self, round: int) -> UnsavedPolicy | None:
+        """Returns what a round's update has made, to be saved or saved, if it was the last one of this process."""
+        return self._unsaved if self._unsaved is not None and self._unsaved.round == round else None
+
+    def keep_unsaved(self, trained: UnsavedPolicy) -> None:
+        """Takes the policy of an update, which counts as its round's from here on."""
+        self._unsaved = trained
+
+    def forget_unsaved(self, round: int) -> None:
+        """Forgets what is left of an earlier try of this round."""
+        if self.trained(round) is not None:
+            self._unsaved = None
+
+    async def saved(self, round: int) -> PolicyRef:
+        """Returns the same once it is saved: what names it may be committed from then on.
+
+        Raises:
+            As for `UnsavedPolicy.saved`.
+        """
+        if (trained := self.trained(round)) is not None:
+            await trained.saved()
+        return self.after(round)
 
     @cached_property
     def thought(self) -> ThoughtMarks | None:

@@ -3,8 +3,9 @@
     shards    K completions for each prompt from the policy of the round before, judged, and made into chosen/rejected
               pairs or rankings, or reasons why not: shard by shard, each as soon as it can be
     people    may decide in the judge's place, and preferences of earlier rounds may be replayed beside these
-    update    DPO on them, with the policy that sampled as the reference: a new checkpoint
-    sync      the new weights to the sampler, in place, and check that it computes with them
+    update    DPO on them, with the policy that sampled as the reference
+    sync      the new weights to the sampler, in place, and check that it computes with them; the trainer saves them as
+              the round's checkpoint meanwhile, before which nothing that names the new policy is committed
     evaluate  the new policy on held-out prompts
     gate      compares it with the best round so far, if the recipe asks for it; where it fails, the next round starts
               from the last policy that passed
@@ -23,6 +24,7 @@ from flows.round import human_feedback, round_steps
 from flows.round.context import RoundContext
 from flows.round.finish import finish_round
 from flows.round.gate import pass_gate
+from flows.round.saved_meanwhile import retry_if_lost, saved_meanwhile
 from flows.round.shards import Shards, files_of, judged, process_shards
 from flows.round.update_step import update
 from flows.round.weight_sync import sync_weights
@@ -33,17 +35,31 @@ from storage.log.manifest import Entry
 
 async def run_round(context: RoundContext, number: int) -> RoundSummary:
     """Runs one round of iterative DPO; round 0 only evaluates the initial policy."""
-    if number > 0:
-        await ask_people(context, number)
-        async with process_shards(context, number, training(context, number)) as shards:
-            by_people, replayed = await human_preferences(context, number, shards)
-            await round_steps.sleep_sampler(context, shards)
-            async with prefetch(context, number + 1, shards):
-                await update(context, number, shards, by_people, replayed)
-    await sync_weights(context, number)
-    evaluation = await evaluate(context, number)
+    evaluation = await retry_if_lost(context, number, lambda: new_policy(context, number))
     gate = await pass_gate(context, number)
     return await finish_round(context, number, evaluation, gate)
+
+
+async def new_policy(context: RoundContext, number: int) -> dict[str, Any]:
+    """Makes the round's policy and evaluates it; it is saved while the sampler works with it already."""
+    async with saved_meanwhile(context, number):
+        if number > 0:
+            await train(context, number)
+        await sync_weights(context, number)
+        return await evaluate(context, number)
+
+
+async def train(context: RoundContext, number: int) -> None:
+    """Samples and judges completions, and updates the policy with them."""
+    await ask_people(context, number)
+    async with process_shards(context, number, training(context, number)) as shards:
+        by_people, replayed = await human_preferences(context, number, shards)
+        await round_steps.sleep_sampler(context, shards)
+        async with prefetch(context, number + 1, shards) as ahead:
+            await update(context, number, shards, by_people, replayed)
+            trained = context.policies.trained(number)
+            if trained is not None and ahead is not None and not ahead.done:
+                trained.begin_saving()  # the sampler does not take it yet
 
 
 def training(context: RoundContext, number: int) -> PromptBatch:
@@ -73,17 +89,17 @@ async def human_preferences(context: RoundContext, number: int, shards: Shards) 
 
 
 @contextlib.asynccontextmanager
-async def prefetch(context: RoundContext, number: int, own: Shards) -> AsyncIterator[None]:
+async def prefetch(context: RoundContext, number: int, own: Shards) -> AsyncIterator[Shards | None]:
     """Samples the next round's completions, with staleness 1, while the block runs, with the policy that is there.
 
     They wait for the round's ``own`` shards, as the engine holds one policy at a time. The policy of these may be
     another one: it is in the first round, and in one that a run or a fork goes on with.
     """
     if not context.recipe.staleness or number > context.goal:
-        yield
+        yield None
         return
-    async with process_shards(context, number, training(context, number), after=own):
-        yield
+    async with process_shards(context, number, training(context, number), after=own) as ahead:
+        yield ahead
 
 
 async def evaluate(context: RoundContext, number: int) -> dict[str, Any]:

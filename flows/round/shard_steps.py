@@ -10,19 +10,18 @@ from flows.registry.given_rounds import is_given
 from flows.registry.judge_usage import usage_meta
 from flows.remote.calls import Answer
 from flows.round.context import RoundContext
-from flows.round.step import is_worth_another_try
+from flows.round.step import TRIES, is_worth_another_try
 from flows.workers.judge import JudgeWorker
-from flows.workers.references import PromptBatch, hashes
+from flows.workers.references import PolicyRef, PromptBatch, hashes
 from flows.workers.sampler import Sampled, SamplerWorker
 from pipeline.errors import EngineError, WeightSyncError
 from pipeline.judges.human import HumanConfig
 from pipeline.records import content_id
-from storage.log.manifest import Entry
+from storage.log.manifest import Entry, FileRef
 from storage.tables.shards import read_table
 
 Result = TypeVar("Result")
 
-TRIES = 3
 PAUSE_SECONDS = 1.0
 
 
@@ -31,7 +30,8 @@ async def sample_shard(
 ) -> Entry:
     """Samples the completions of one shard of prompts.
 
-    Those that a fork was given are there already, whichever policy has sampled them.
+    Those that a fork was given are there already, whichever policy has sampled them. Those of a policy that is not
+    saved yet are committed once it is.
 
     If the engine dies three times on a shard of training prompts, they are skipped: the entry has the reason and no
     files. The second and the third time nothing else is in the engine, so that no other shard is blamed.
@@ -41,7 +41,7 @@ async def sample_shard(
     """
     if not batch.held_out and is_given(context.run, number):
         return context.given_candidates(number, shard)
-    recipe, policy = context.recipe, context.policies.after(batch.policy)
+    recipe, known = context.recipe, context.policies.after(batch.policy)
     prompts = batch.gate or context.files(0, "prompts")
     settings = recipe.sampling.hashed(exclude=("shards_in_flight", "max_skipped_fraction", "alarm_truncated"))
     if batch.held_out:
@@ -50,8 +50,11 @@ async def sample_shard(
         settings |= recipe.evaluation.serving.hashed()
     if batch.gate:
         settings |= {"max_tokens": recipe.gate_tokens, "temperature": 0.0}
-    inputs = content_id([policy.digest, hashes(prompts), rows, recipe.seed, settings])
-    done, stage = context.find_in(batch.places, "candidates", inputs, shard)
+
+    def inputs(policy: PolicyRef) -> str:
+        return content_id([policy.digest, hashes(prompts), rows, recipe.seed, settings])
+
+    done, stage = context.find_in(batch.places, "candidates", inputs(known), shard)
     if done is not None:
         return done
 
@@ -60,7 +63,8 @@ async def sample_shard(
         sampler = context.workers.sampler.asking(on_progress=lambda told: display.report(told, shard), alone=again)
         return await sampler.call(
             SamplerWorker.sample,
-            policy=policy, prompts=prompts, rows=rows, round=number, stage=stage, shard=shard, held_out=batch.held_out,
+            policy=await context.policies.saved(batch.policy) if again else known,
+            prompts=prompts, rows=rows, round=number, stage=stage, shard=shard, held_out=batch.held_out,
             served=batch.served, thought=context.policies.thought, gate=bool(batch.gate),
         )  # fmt: skip
 
@@ -69,13 +73,31 @@ async def sample_shard(
     except (WorkerDiedError, EngineError) as error:
         if isinstance(error, WeightSyncError):
             raise
-        return context.commit(number, stage, [], _skip(context, number, shard, rows, batch, error), inputs, shard)
+        meta = _skip(context, number, shard, rows, batch, error)
+        saved = await context.policies.saved(batch.policy)
+        return context.commit(number, stage, [], meta, inputs(saved), shard)
     display.worked_on(answer.work)
     sampled = answer.result
     # In the last turn of an engine that several shards share, a worker tells nothing of those that end with it.
-    display.report({"done": sampled.file.rows, "tokens": sampled.tokens}, shard)
-    meta = {"policy": policy.digest, "candidates": sampled.file.rows, "tokens": sampled.tokens, **answer.work}
-    return context.commit(number, stage, [sampled.file], meta, inputs, shard)
+    display.report({"done": sampled.completions, "tokens": sampled.tokens}, shard)
+    saved = await context.policies.saved(batch.policy)
+    file = sampled.file or await _named(context, number, stage, shard, saved, sampled)
+    meta = {"policy": saved.digest, "candidates": sampled.completions, "tokens": sampled.tokens, **answer.work}
+    return context.commit(number, stage, [file], meta, inputs(saved), shard)
+
+
+async def _named(
+    context: RoundContext, number: int, stage: str, shard: int, policy: PolicyRef, sampled: Sampled
+) -> FileRef:
+    """Has a shard written that was sampled before its policy was saved."""
+    assert sampled.unnamed is not None
+    path = sampled.unnamed
+    answer = await retry_on_worker_death(
+        lambda _again: context.workers.sampler.call(
+            SamplerWorker.name_shard, policy=policy, unnamed=path, round=number, stage=stage, shard=shard
+        )
+    )
+    return answer.result
 
 
 def _skip(

@@ -60,6 +60,11 @@ class Shards:
     def __len__(self) -> int:
         return len(self._done)
 
+    @property
+    def done(self) -> bool:
+        """Says whether all of them are done."""
+        return all(future.done() for future in self._done)
+
     def put(self, index: int, shard: Shard) -> None:
         """Takes a shard that is done."""
         self._done[index].set_result(shard)

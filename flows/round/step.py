@@ -15,6 +15,9 @@ P = ParamSpec("P")
 Result = TypeVar("Result")
 Step = Callable[P, Coroutine[Any, Any, Result]]
 
+TRIES = 3
+"""How often what a worker died of is done in all."""
+
 
 def is_worth_another_try(error: object) -> bool:
     """Says whether a worker, an engine or an update was lost: that may pass, a wrong input does not.
@@ -29,7 +32,7 @@ def _may_pass(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     return is_worth_another_try(state.data)
 
 
-def step(name: str, *, retries: int = 2) -> Callable[[Step[P, Result]], Step[P, Result]]:
+def step(name: str, *, retries: int = TRIES - 1) -> Callable[[Step[P, Result]], Step[P, Result]]:
     """Makes a Prefect task of this run name: never cached, as the log decides; tried again if a worker died."""
     made: Callable[[Step[P, Result]], Step[P, Result]] = task(
         task_run_name=name,

@@ -1,9 +1,12 @@
 """The update of a round: the trainer is given the round's preferences as they come, and what it makes is committed.
 
+What it makes is saved and committed while the sampler works with it already, if that has it from memory: see `unsaved`.
+
 A round in which no prompt gave a preference has nothing to learn from. It keeps the policy of the round before, whose
 files it names as its own, and is a round like any other: it is evaluated, finished, and others follow it.
 """
 
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -15,8 +18,9 @@ from flows.remote.calls import Answer, Client
 from flows.round.context import RoundContext
 from flows.round.shards import Shard, Shards, files_of, preference_shards
 from flows.round.step import step
+from flows.round.unsaved import UnsavedPolicy
 from flows.round.update_state import commit_state, interrupted_update
-from flows.workers.references import PolicyRef, PreferenceShard, UpdateInputs, hashes
+from flows.workers.references import PolicyRef, PreferenceShard, Trained, UpdateInputs, hashes
 from flows.workers.trainer import TrainerWorker
 from pipeline.records import content_id
 from storage.log.manifest import Entry, FileRef
@@ -33,8 +37,8 @@ WITH_POLICY = ("probe", "optimizer", "ema")
 @step("{context.name} r{number} update")
 async def update(
     context: RoundContext, number: int, shards: Shards, by_people: Entry | None = None, replayed: Entry | None = None
-) -> Entry:
-    """Trains the policy of the round before with DPO, and commits the result as the round's checkpoint.
+) -> None:
+    """Trains the policy of the round before with DPO. The result is the round's checkpoint, now or once it is saved.
 
     If the round has no preferences, its checkpoint is that of the round before.
 
@@ -47,18 +51,19 @@ async def update(
         job = _Update(context, display, number, by_people, replayed)
         if job.may_be_done or context.recipe.mode == "phased" or by_people or replayed:
             ready = await shards.all()
-            if done := job.find(ready):
-                return done
+            if job.find(ready):
+                return
         else:
             ready = await shards.first(job.saved_shards)
         if len(ready) == len(shards):  # else the stage is shown once the trainer says what it is doing
             if not job.has_preferences(ready):
-                return job.keep_policy(ready)
+                job.keep_policy(ready)
+                return
             display.begin()
         await job.begin(ready, len(shards))
         async for shard in shards.after(job.fed):
             await job.add(shard, len(shards))
-        return await job.finish(await shards.all())
+        await job.finish(await shards.all())
 
 
 class _Update:
@@ -154,36 +159,49 @@ class _Update:
         for part in preference_shards([shard], whole, self.fed - 1):
             self._note(await self._trainer.call(TrainerWorker.add_preferences, shard=part))
 
-    async def finish(self, done: Sequence[Shard]) -> Entry:
-        """Has the last steps taken, and publishes the checkpoint and what goes with it.
+    async def finish(self, done: Sequence[Shard]) -> None:
+        """Has the last steps taken. If the sampler cannot have the policy from memory, it is saved at once."""
+        context, number = self._context, self._number
+        if not self.has_preferences(done):
+            self.keep_policy(done)
+            return
+        name = f"unsaved {uuid.uuid4().hex}"
+        trained = self._note(await self._trainer.call(TrainerWorker.finish_update, name=name))
+        if not context.saves_beside:
+            self._display.report({"doing": "saving"})
+            await self._save(trained, done)
+            return
+        policy = PolicyRef(name, (), trained.probe)
+        context.policies.keep_unsaved(UnsavedPolicy(number, policy, lambda: self._save(trained, done)))
+
+    async def _save(self, trained: Trained, done: Sequence[Shard]) -> PolicyRef:
+        """Has the trainer write the policy, and publishes the checkpoint and what goes with it.
 
         The checkpoint comes last: if it is there, all else is. What goes with it is keyed by the weights, so that an
         update that is done again after a crash never meets what the first try left.
         """
         context, number = self._context, self._number
-        if not self.has_preferences(done):
-            return self.keep_policy(done)
-        trained = self._note(await self._trainer.call(TrainerWorker.finish_update))
-        after = trained.policy
-        for name, files in trained.others.items():
+        saved = self._note(await context.workers.trainer.call(TrainerWorker.save_update))
+        for name, files in {**saved.others, "probe": [trained.probe]}.items():
             digest = {"policy": weights_digest(files)} if name == "ema" else None
-            context.commit(number, name, files, digest, after.digest)
+            context.commit(number, name, files, digest, saved.digest)
         meta: dict[str, Any] = {
-            "policy": after.digest,
+            "policy": saved.digest,
             "reference": (self._reference or self._policy).digest,
             **trained.metrics,
             **self._work,
             "span": [self._busy[0][0], self._busy[-1][1]],
             "busy": self._busy,
         }
-        return context.commit(number, "checkpoint", after.files, meta, self._key(done))
+        context.commit(number, "checkpoint", saved.files, meta, self._key(done))
+        return context.policies.committed(number)
 
     def has_preferences(self, done: Sequence[Shard]) -> bool:
         """Says whether there is something to learn from."""
         found = [self._by_people] if self._by_people else [shard.preferences for shard in done]
         return any(entry is not None and entry.meta["preferences"] for entry in found)
 
-    def keep_policy(self, done: Sequence[Shard]) -> Entry:
+    def keep_policy(self, done: Sequence[Shard]) -> None:
         """Ends the round's update without one: its checkpoint, and what goes with it, are those of the round before.
 
         Their files are named and not copied, so that they stay as long as one of the rounds needs them.
@@ -198,7 +216,7 @@ class _Update:
             "policy": policy.digest, "reference": (self._reference or policy).digest, "of_round": self._start,
             "steps": 0, "seconds": 0.0,
         }  # fmt: skip
-        return context.commit(number, "checkpoint", policy.files, meta, self._key(done))
+        context.commit(number, "checkpoint", policy.files, meta, self._key(done))
 
     @property
     def _trainer(self) -> Client[TrainerWorker]:

@@ -45,6 +45,11 @@ class WorkerSet:
         """Ends the workers."""
         await asyncio.gather(*(carrier.stop() for carrier in self.carriers))
 
+    async def dismiss_sampler(self) -> None:
+        """Ends the sampler once it has answered, if it is a process of this machine; the next call starts one."""
+        if isinstance(self.sampler.carrier, WorkerProcess):
+            await self.sampler.carrier.dismiss()
+
     async def dismiss(self) -> None:
         """Ends this machine's own processes until they are asked again; replicas are the cluster's."""
         own = [carrier for carrier in self.carriers if isinstance(carrier, WorkerProcess)]

@@ -16,19 +16,27 @@ def hashes(files: Iterable[FileRef]) -> list[str]:
 
 @dataclass(frozen=True)
 class PolicyRef:
-    """A committed policy.
+    """A policy: committed, or not saved yet, when the trainer alone has its weights.
 
     Args:
-        digest: hash of its weights, as every candidate that it samples records it.
-        files: the checkpoint's directory.
+        digest: hash of its weights, as every candidate that it samples records it. Of one that is not saved yet, a name
+            that no other has.
+        files: the checkpoint's directory; nothing if it is not saved yet.
         probe: a few sequences with the trainer's log-probabilities under these very weights.
         base: the checkpoint that it changes, if it is an adapter.
+        trained_as: its name before it was saved, by which a sampler may know it.
     """
 
     digest: str
     files: tuple[FileRef, ...]
     probe: FileRef
     base: tuple[FileRef, ...] = ()
+    trained_as: str | None = None
+
+    @property
+    def saved(self) -> bool:
+        """Says whether it can be read: its files are there, and its digest is that of its weights."""
+        return bool(self.files)
 
 
 @dataclass(frozen=True)
@@ -107,11 +115,19 @@ class UpdateInputs:
 
 @dataclass(frozen=True)
 class Trained:
-    """An update: the new checkpoint with its probe, what else it wrote by stage, and its metrics."""
+    """An update whose steps are taken: the new policy's probe, and the metrics. The trainer alone has the weights."""
 
-    policy: PolicyRef
-    others: dict[str, list[FileRef]]
+    probe: FileRef
     metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What an update has written: the checkpoint, the hash of its weights, and what else there is by stage."""
+
+    digest: str
+    files: tuple[FileRef, ...]
+    others: dict[str, list[FileRef]]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """A round's update in the trainer: begun with the preferences that are there, given more shard by shard, and finished.
 
+Then its policy is in memory alone, where the sampler can have it from, until it is saved.
+
 The reference's log-probabilities are needed before a preference can be trained on. If the sampler's serve, steps are
 taken as soon as they are known. If the trainer has to compute them, it does so for each shard as it comes, and the
 steps wait for the last one: they would change the weights that it computes with.
@@ -7,23 +9,35 @@ steps wait for the last one: they would change the weights that it computes with
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from flows.workers import preference_groups
 from flows.workers.precision import Agreement
-from flows.workers.references import PolicyRef, PreferenceShard, Trained, UpdateInputs
+from flows.workers.references import PolicyRef, PreferenceShard, Saved, Trained, UpdateInputs
 from flows.workers.trainer_model import TrainerModel
 from pipeline.dpo.preference_pool import PreferencePool
 from pipeline.dpo.types import PreferenceGroup, RoundFacts, StepMetrics, UpdateResult
 from pipeline.dpo.update import Update
+from pipeline.errors import LostUpdateError
 from pipeline.packing.packing import TokenGroup
 from pipeline.records import PREFERENCE_LOGPS, STEPS, to_table
 from storage.log.manifest import FileRef
 from storage.tables import checkpoints
 
 PROBE_SEQUENCES = 8
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """An update whose steps are taken: its policy's name until it is saved, and the precision to save it in."""
+
+    name: str
+    result: UpdateResult
+    saved_as: torch.dtype
 
 
 class RoundUpdate:
@@ -39,6 +53,7 @@ class RoundUpdate:
         self._noise = 0.0 if Agreement.of(slot.recipe).exact else inputs.noise
         self._waiting, self._shards = PreferencePool(), list[tuple[int, float]]()
         self._update: Update | None = None
+        self._ended: _Ended | None = None
         self._probed: list[TokenGroup] = []
         self._probed_before: list[float] = []
         self._tokens, self._started = 0, time.perf_counter()
@@ -59,30 +74,37 @@ class RoundUpdate:
         if self._metrics is not None and self._metrics["reference_logprobs"] == "sampler":
             self._opened().advance(self._on_step)
 
-    def finish(self) -> Trained:
-        """Takes the steps that are left, and writes the checkpoint and what goes with it."""
-        slot, inputs, round = self._slot, self._inputs, self._round
+    def finish(self, name: str) -> Trained:
+        """Takes the steps that are left, and writes a probe of the policy, which has this name until it is saved."""
         update = self._opened()
         result = update.run(self._on_step)
-        self._tell(doing="saving")
-        files = slot.stage(round, "checkpoint", lambda target: slot.save_policy(target, update.saved_as))
+        self._ended = _Ended(name, result, update.saved_as)
+        if self._config.optimizer_state != "carried":
+            self._update = None  # with the moments, which are as large as the weights twice over
+        self._slot.set_current_policy(name)
+        metrics = {**(self._metrics or {}), **preference_groups.summary(result, self._config)}
+        return Trained(self._write_probe(result), metrics)
+
+    def save(self) -> Saved:
+        """Writes the checkpoint and what goes with it.
+
+        Raises:
+            LostUpdateError: the update has not been finished, or the model holds other weights by now.
+        """
+        slot, inputs, round, ended = self._slot, self._inputs, self._round, self._ended
+        if ended is None or slot.current_policy != ended.name:
+            raise LostUpdateError("the trainer holds another policy than it is asked to save: begin the update again")
+        result = ended.result
+        files = slot.stage(round, "checkpoint", lambda target: slot.save_policy(target, ended.saved_as))
         digest = checkpoints.weights_digest(files)
         slot.set_current_policy(digest)
-        others = {
-            "metrics": [slot.write(to_table([asdict(step) for step in result.steps], STEPS), round, "metrics")],
-            "probe": [self._write_probe(result)],
-        }
+        others = {"metrics": [slot.write(to_table([asdict(step) for step in result.steps], STEPS), round, "metrics")]}
         if self._config.optimizer_state == "carried":
-            others["optimizer"] = list(slot.stage(round, "optimizer", update.save_optimizer))
+            others["optimizer"] = list(slot.stage(round, "optimizer", self._opened().save_optimizer))
         if inputs.average is not None:
             others["ema"] = list(self._stage_average(inputs.average, files))
         others["preference_logps"] = [self._write_measured(result)]
-        (probe,) = others["probe"]
-        return Trained(
-            PolicyRef(digest, files, probe),
-            others,
-            {**(self._metrics or {}), **preference_groups.summary(result, self._config)},
-        )
+        return Saved(digest, files, others)
 
     def _write_measured(self, result: UpdateResult) -> FileRef:
         """Writes the preferences that were measured after the last step, with what they were before it.
@@ -189,7 +211,7 @@ class RoundUpdate:
             most_preferences=slot.recipe.most_preferences,
             noise=self._noise if sampled or self._config.precision == "bfloat16" else 0.0,
         )
-        slot.set_current_policy(None)  # from here on the model is no committed policy, whatever happens
+        slot.forget_policy()  # from here on the model is no policy, whatever happens
         worker = slot.worker  # what the update holds must not hold the update: its moments and files go with it at once
         update = Update(
             model,

@@ -1,9 +1,18 @@
-"""The sampler: one engine for the whole run, which takes each round's weights in place."""
+"""The sampler: one engine for the whole run, which takes each round's weights in place.
+
+It may have a policy's weights before they are saved, and so before their hash is known. What it samples then waits in
+the scratch directory, which outlives it, and is written to the store as soon as the policy can be named.
+"""
 
 import time
+import uuid
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.feather as feather
 
 from flows.workers.base import Worker, everywhere
 from flows.workers.drift import compare_with_probe, nearer_to_previous
@@ -25,6 +34,7 @@ from pipeline.sampling import (
 )
 from pipeline.sampling.environment import configure_environment
 from storage.log.manifest import FileRef
+from storage.objects import durable
 
 EVALUATION_SEED_ROUND = 0
 """Held-out prompts keep their seeds over the rounds, so that two rounds differ by their policies alone."""
@@ -32,14 +42,19 @@ EVALUATION_SEED_ROUND = 0
 
 @dataclass(frozen=True)
 class Sampled:
-    """A sampled shard: its file, and the tokens that were sampled."""
+    """A sampled shard: its file, and how many completions and tokens were sampled.
 
-    file: FileRef
+    Of a policy that is not saved yet there is no file: it is ``unnamed``, a path in the scratch directory, instead.
+    """
+
+    file: FileRef | None
+    completions: int
     tokens: int
+    unnamed: str | None = None
 
 
 class SamplerWorker(Worker):
-    """Samples shards of candidates from any committed policy."""
+    """Samples shards of candidates from any policy."""
 
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)
@@ -61,10 +76,12 @@ class SamplerWorker(Worker):
 
         Raises:
             WeightSyncError: the engine's log-probabilities are not the trainer's.
-            EngineError: shards of another policy are in progress.
+            EngineError: shards of another policy are in progress, or the policy is not saved yet, and is not here.
         """
-        if self._policy == policy.digest and self._drift is not None:
+        if self._holds(policy) and self._drift is not None:
             return self._drift
+        if not policy.saved:
+            raise EngineError("the sampler has been started anew, and its policy is not saved yet: ask once it is")
         started = time.perf_counter()
         self._policy = None
         self._load(policy)
@@ -77,7 +94,7 @@ class SamplerWorker(Worker):
 
         None if it cannot: it has the policy already, or no engine yet, or one that reads checkpoints alone.
         """
-        if self._policy == policy.digest or not isinstance(self._sampler, WeightReceiver):
+        if self._holds(policy) or not isinstance(self._sampler, WeightReceiver):
             return None
         self._began = time.perf_counter()
         return self._sampler.wanted_weights()
@@ -103,6 +120,13 @@ class SamplerWorker(Worker):
         self._drift = self._compare(policy, self._began, "memory")
         self._policy = policy.digest
         return self._drift
+
+    def _holds(self, policy: PolicyRef) -> bool:
+        """Says whether the engine has these weights, which it may know by the name that they had until now."""
+        if self._policy is not None and self._policy == policy.trained_as:
+            self._receiver().name_weights(policy.digest)
+            self._policy = policy.digest
+        return self._policy == policy.digest
 
     def _receiver(self) -> WeightReceiver:
         if not isinstance(self._sampler, WeightReceiver):
@@ -153,7 +177,26 @@ class SamplerWorker(Worker):
         ids = {request.prompt_id: request.token_ids for request in requests}
         table = candidates_table(candidates, ids, self._tokenizer, policy.digest, thought)
         tokens = sum(len(candidate.token_ids) for candidate in candidates)
-        return Sampled(self.write(table, round, stage, shard), tokens)
+        if not policy.saved:
+            return Sampled(None, table.num_rows, tokens, self._keep_unnamed(table))
+        return Sampled(self.write(table, round, stage, shard), table.num_rows, tokens)
+
+    def name_shard(self, policy: PolicyRef, unnamed: str, round: int, stage: str, shard: int) -> FileRef:
+        """Writes a shard that was sampled before its policy was saved, with the policy's hash."""
+        path = Path(unnamed)
+        with durable.clear_errors(path):
+            table = feather.read_table(path, memory_map=False)
+        column = table.schema.get_field_index("policy")
+        hashes = pa.array([policy.digest] * table.num_rows, table.schema.types[column])
+        file = self.write(table.set_column(column, table.schema.field(column), hashes), round, stage, shard)
+        path.unlink(missing_ok=True)
+        return file
+
+    def _keep_unnamed(self, table: pa.Table) -> str:
+        path = self.scratch / f"unnamed {uuid.uuid4().hex}.arrow"
+        with durable.clear_write_errors(path):
+            feather.write_feather(table, path, compression="uncompressed")
+        return str(path)
 
     def _settings(self, held_out: bool, served: bool, gate: bool) -> SamplingConfig:
         if gate:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flows.workers.base import Worker, collective
-from flows.workers.references import PolicyRef, PreferenceShard, Trained, TrialPrompt, UpdateInputs
+from flows.workers.references import PolicyRef, PreferenceShard, Saved, Trained, TrialPrompt, UpdateInputs
 from pipeline.config import PretrainedPolicy, WarmStartPolicy
 from pipeline.data.regression_set import TEXT_SPLIT
 from pipeline.errors import LostUpdateError
@@ -206,16 +206,27 @@ class TrainerWorker(Worker):
         self._in_progress().add(shard)
 
     @collective
-    def finish_update(self) -> Trained:
-        """Takes the steps that are left, and writes the round's checkpoint.
+    def finish_update(self, name: str) -> Trained:
+        """Takes the steps that are left. The new policy is in memory alone, under this name, until it is saved.
 
         Raises:
             LostUpdateError: this worker has begun no update.
         """
-        trained = self._in_progress().finish()
-        self._update = None  # with the optimizer's moments
+        trained = self._in_progress().finish(name)
         self.empty_cache()
         return trained
+
+    @collective
+    def save_update(self) -> Saved:
+        """Writes the round's checkpoint, and what goes with it.
+
+        Raises:
+            LostUpdateError: this worker has begun no update, or does not hold its policy any more.
+        """
+        saved = self._in_progress().save()
+        self._update = None  # with the optimizer's moments
+        self.empty_cache()
+        return saved
 
     def _in_progress(self) -> "RoundUpdate":
         if self._update is None:
@@ -231,8 +242,11 @@ class TrainerWorker(Worker):
         return self._model.begin_sending(policy, wanted)
 
     @collective
-    def send_weights(self, number: int) -> WeightPiece:
-        """Puts a piece of the weights into shared memory, where it stays until the one after the next is asked for."""
+    def send_weights(self, number: int) -> WeightPiece | None:
+        """Puts a piece of the weights into shared memory, where it stays until the one after the next is asked for.
+
+        None if there is no memory for it, which it says.
+        """
         return self._model.send(number)
 
     @collective

@@ -85,7 +85,6 @@ class TrainerModel:
     def use(self, policy: PolicyRef) -> Any:
         """Puts a policy's weights into the one model, which it returns."""
         if self._policy != policy.digest:
-            self.set_current_policy(None)
             if self.recipe.update.lora is None:
                 self.load(self.whole(policy))
             else:
@@ -93,14 +92,24 @@ class TrainerModel:
             self._policy = policy.digest
         return self._model
 
-    def set_current_policy(self, digest: str | None) -> None:
-        """Records which weights the model holds from now on; None while they change, and none of them are sent."""
-        if digest is None:
-            self.end_sending()
-        self._policy = digest
+    @property
+    def current_policy(self) -> str | None:
+        """Names the policy whose weights the model holds; None if they are no policy's."""
+        return self._policy
+
+    def set_current_policy(self, name: str) -> None:
+        """Records whose weights the model holds from now on, by the policy's hash, or its name until it is saved."""
+        self._policy = name
+
+    def forget_policy(self) -> None:
+        """Records that the weights change from now on: none of them are sent, and no policy is taken for loaded."""
+        self.end_sending()
+        self._policy = None
 
     def load(self, directory: Path) -> None:
         """Puts the weights of a whole checkpoint into the model, which the first one creates."""
+        self.forget_policy()
+        self._base = None
         if self._model is not None:
             policies.load_weights(self._model, directory)
         else:
@@ -127,9 +136,9 @@ class TrainerModel:
         base = policy.base or policy.files
         digest = checkpoints.weights_digest(base)
         if self._base != digest:
-            self._base = None
             self.load(self.directory(base))
             self._base = digest
+        self.forget_policy()
         if policy.base:
             self._adapter.load(self.directory(policy.files))
         else:
@@ -161,8 +170,10 @@ class TrainerModel:
         self._sent = sent if sent.fit else None
         return len(sent) if sent.fit else 0
 
-    def send(self, number: int) -> WeightPiece:
+    def send(self, number: int) -> WeightPiece | None:
         """Puts a piece of the weights into shared memory, on the first rank; the one before the last is given up.
+
+        None if the system has none for it: that is said, and all are given up.
 
         Raises:
             LostUpdateError: this worker has begun to send nothing.
@@ -176,7 +187,17 @@ class TrainerModel:
             for _ in tensors:  # gathered for the first one
                 pass
             return WeightPiece(0, 0, 0, ())
-        self._pieces.append(SharedPiece(tensors))
+        try:
+            self._pieces.append(SharedPiece(tensors))
+        except OSError as error:
+            for _ in tensors:  # which other ranks have a part of
+                pass
+            self.end_sending()
+            self.worker.progress(
+                says=f"the weights cannot be put into shared memory ({error.strerror}): free some memory, or allow "
+                "more open files (ulimit -n)"
+            )
+            return None
         return self._pieces[-1].piece
 
     def end_sending(self) -> None:

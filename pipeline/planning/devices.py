@@ -46,6 +46,7 @@ class Device:
     framework_bytes: Fact = Fact(1.5e9, "assumed: a process before it has a model")
     trainer_bytes: Fact = Fact(1.5e9, "assumed: the trainer's process before it has a model")
     adapter_holes: Fact = Fact(0.0, "assumed: memory between the activations of an adapted model, as a share of them")
+    sync_bandwidth: Fact = Fact(5e9, "assumed: weights out of the trainer's memory to an engine's GPU")
     store_bandwidth: Fact = Fact(1e9, "assumed: a local disk; a bucket is often slower")
 
     def speed(self, precision: str) -> float:
@@ -78,5 +79,6 @@ DEVICES["cpu"] = Device(
     update_share=Fact(0.66, f"measured: the demo's optimizer steps; {_CORE}"), cache_block=128,
     drift=Fact(1e-4, "measured: nats per sequence by which engines in float32 differ, at most"),
     trainer_bytes=Fact(0.4e9, f"measured: a process with torch, transformers and peft; {_TRAINER}"),
+    sync_bandwidth=Fact(0.42e9, f"measured: weights out of the trainer's memory to vLLM, with its packing; {_TRAINER}"),
     adapter_holes=Fact(0.8, f"measured: what glibc leaves between blocks, SmolLM2-135M with rank 16; {_TRAINER}"),
 )  # fmt: skip

@@ -94,21 +94,25 @@ def update(work: Workload, device: Device, ranks: int) -> Parts:
     sent = (2 * work.element_bytes(device) * policy.parameters + FLOAT * work.trained_weights) * (ranks - 1) / ranks
     link = (device.link if ranks <= device.per_node else device.network) * device.traffic_share
     links = steps * ceil(tokens / config.token_budget) * sent / link
+    # The start is read. The checkpoint is written beside the evaluation if the sampler has the weights from memory.
+    stored = 1 if work.sent_from_memory and not work.recipe.sampler_sleeps else 2
     given = config.takes_samplers(device.drift) and config.reference == "previous"
     scored = (0 if given else work.preferences) + displacement_sample(work.preferences, config.epochs)
     return {
         ("links between ranks" if links > compute else "compute"): max(links, compute),
         "scoring": _passes(policy.multiplied * scored * work.preference_tokens, work, device, ranks),
-        "store": 2 * work.checkpoint_bytes / device.store_bandwidth,  # the start is read, the checkpoint written
+        "store": stored * work.checkpoint_bytes / device.store_bandwidth,
     }
 
 
 def weight_sync(work: Workload, device: Device) -> Parts:
-    """Estimates a weight sync from the store, as between machines, with several engines, or after a restart.
+    """Estimates a weight sync: out of the trainer's memory, in the sampler's precision, or else from the store.
 
-    A copy, untied or merged, is first written and read again. Out of the trainer's memory, as on one machine, it takes
-    less, and nothing of this: the estimate is an upper bound there.
+    From the store, as between machines and with several engines, a copy, untied or merged, is first written and read
+    again. So it is after a restart, which is not reckoned with.
     """
+    if work.sent_from_memory:
+        return {"memory": work.element_bytes(device) * work.policy.parameters / device.sync_bandwidth}
     copied = work.policy.tied or work.recipe.update.lora is not None
     # Merged, weights are float32.
     size = FLOAT if work.recipe.update.lora is not None else work.saved_bytes

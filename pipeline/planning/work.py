@@ -69,6 +69,12 @@ class Workload:
         """Counts the bytes of a round's checkpoint; an adapter is float32."""
         return self.trained_weights * (self.saved_bytes if self.recipe.update.lora is None else FLOAT)
 
+    @property
+    def sent_from_memory(self) -> bool:
+        """Says whether the sampler takes weights out of the trainer's memory: one engine, on the trainer's machine."""
+        sampler = self.recipe.cluster.sampler
+        return sampler.replicas == 0 and sampler.gpus_per_engine == 1
+
     def element_bytes(self, device: Device) -> int:
         """Counts the bytes of a weight while it computes; processors compute in float32."""
         return 2 if self.recipe.update.precision == "bfloat16" and device.name != "cpu" else 4

@@ -126,11 +126,15 @@ class WeightReceiver(Protocol):
         ...
 
     def finish_weights(self, policy: str) -> None:
-        """Ends the new weights, which are those of the policy of this hash; nothing of the old stays.
+        """Ends the new weights, which are those of the policy of this hash or name; nothing of the old stays.
 
         Raises:
             EngineError: some of the weights have not come: the engine is lost.
         """
+        ...
+
+    def name_weights(self, policy: str) -> None:
+        """Takes note of the hash of the policy in place, which came before that was known."""
         ...
 
 

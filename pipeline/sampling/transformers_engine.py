@@ -132,6 +132,9 @@ class TransformersSampler:
         if lacking:
             raise EngineError(f"of policy {policy} {len(lacking)} weights have not come: start a new sampler")
 
+    def name_weights(self, policy: str) -> None:
+        """Does nothing: it keeps no name."""
+
     def _score_one(self, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
         ids_1_T = torch.tensor([[*prompt, *answer]], device=self._device)
         logits_T_V = self._model(input_ids=ids_1_T).logits[0, len(prompt) - 1 : -1].float()

@@ -217,6 +217,11 @@ class VllmSampler:
         self._arrived = None
         self._reset_cache()
 
+    def name_weights(self, policy: str) -> None:
+        """Has vLLM's weight version be the policy's hash."""
+        with _failing("name its weights"):
+            self._engine.set_weight_version(policy)
+
     def _prepare(self) -> None:
         if self._on_cpu:
             forget_expert_kernels(self._engine.collective_rpc("get_model")[0])

@@ -30,6 +30,7 @@ from flows.round.policies import Policies
 from flows.workers.references import PolicyRef
 from flows.workers.sampler import SamplerWorker
 from flows.workers.trainer import TrainerWorker
+from pipeline.model.weight_pieces import WeightPiece
 from storage.log.store import Store
 from storage.tables import checkpoints
 
@@ -78,15 +79,17 @@ class Bench:
         assert wanted is not None
         count = (await self.trainer.call(TrainerWorker.begin_sending, policy=policy, wanted=wanted)).result
         assert count, "the trainer does not hold the policy"
-        piece = await self.trainer.call(TrainerWorker.send_weights, number=0)
+        piece = await self._piece(0)
         for number in range(1, count):
-            piece, _ = await asyncio.gather(
-                self.trainer.call(TrainerWorker.send_weights, number=number),
-                asyncio.to_thread(self.sampler.take_weights, piece.result),
-            )
-        self.sampler.take_weights(piece.result)
+            piece, _ = await asyncio.gather(self._piece(number), asyncio.to_thread(self.sampler.take_weights, piece))
+        self.sampler.take_weights(piece)
         self._engine.finish_weights(policy.digest)
         await self.trainer.call(TrainerWorker.end_sending)
+
+    async def _piece(self, number: int) -> WeightPiece:
+        piece = (await self.trainer.call(TrainerWorker.send_weights, number=number)).result
+        assert piece is not None, "there is no shared memory for it"
+        return piece
 
     def from_store(self, policy: PolicyRef) -> None:
         checkpoints._HASHED.clear()  # a round's files are new

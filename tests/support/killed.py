@@ -5,6 +5,8 @@
 WHEN is ``before`` the commit of the stage's first shard in that round, ``after`` it, or ``during`` the work, at the
 second message of progress of the worker's method of that name; with ``worker`` it is the worker that is killed there,
 once, and not this process. With ``asked`` it is killed, once, when it is asked for that.
+With ``called`` it is this process that is killed when a worker is asked for that, and with ``answered`` when it has
+answered.
 With ``rank`` it is the last rank of the update that is killed, once, when the first state of the update is committed.
 With ``held`` nothing is killed: the call to the worker does not return, until somebody ends the run.
 """
@@ -92,11 +94,31 @@ def arm_asked(asked: str, number: int) -> None:
     WorkerProcess.call = killing_call  # type: ignore[method-assign]
 
 
+def arm_called(asked: str, number: int, when: str) -> None:
+    """Wraps the real call to a worker: this process is killed before it, or after it."""
+    call, current = WorkerProcess.call, 0
+
+    async def killing_call(self: WorkerProcess, method: str, **arguments: Any) -> Any:
+        nonlocal current
+        current = arguments.get("round", current)
+        hit = (method, current) == (asked, number)
+        if hit and when == "called":
+            _die()
+        answer = await call(self, method, **arguments)
+        if hit:
+            _die()
+        return answer
+
+    WorkerProcess.call = killing_call  # type: ignore[method-assign]
+
+
 def main() -> None:
     """Kills as the first argument says, and runs the command line with the others."""
     stage, number, when = sys.argv[1].split(":")
     if when == "asked":
         arm_asked(stage, int(number))
+    elif when in ("called", "answered"):
+        arm_called(stage, int(number), when)
     else:
         arm(stage, int(number), when)
     sys.argv = ["rondo", *sys.argv[2:]]

@@ -18,8 +18,8 @@ from support.recipes import TINY
 class Finished:
     """An update in progress that is done when it is asked."""
 
-    def finish(self) -> str:
-        return "trained"
+    def save(self) -> str:
+        return "saved"
 
 
 def test_a_trainer_returns_the_memory_of_an_update_once_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +29,7 @@ def test_a_trainer_returns_the_memory_of_an_update_once_it_is_free(monkeypatch: 
     del update
     free: list[bool] = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(left() is None))
-    assert worker.finish_update() == "trained"  # type: ignore[comparison-overlap]
+    assert worker.save_update() == "saved"  # type: ignore[comparison-overlap]
     assert free == [True]
 
 

@@ -87,7 +87,7 @@ def test_held_out_completions_are_scored_by_whoever_the_drift_allows(asked: str,
 def test_shards_are_sampled_with_the_marks_that_round_0_recorded(
     changes: list[str], facts: dict[str, Any], marks: dict[str, str] | None
 ) -> None:
-    carrier = Asked(Sampled(file("candidates"), 5))
+    carrier = Asked(Sampled(file("candidates"), 1, 5))
     workers = SimpleNamespace(sampler=Client[SamplerWorker](cast(Any, carrier)))
     display = cast(Stage, SimpleNamespace(begin=lambda: None, worked_on=lambda _: None, report=lambda *_: None))
     with round_context(changes, prompts=1, workers=workers) as context:

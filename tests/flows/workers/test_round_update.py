@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from flows.workers.references import PolicyRef, PreferenceShard, Trained, UpdateInputs
+from flows.workers.references import PolicyRef, PreferenceShard, Saved, UpdateInputs
 from flows.workers.trainer import TrainerWorker
 from pipeline.config import UpdateConfig
 from pipeline.dpo.state import hashed_settings
 from pipeline.dpo.types import RoundFacts
+from pipeline.errors import LostUpdateError
 from pipeline.model.logprobs import sequence_logps
 from pipeline.model.policy import load_policy
 from pipeline.packing.packing import TokenGroup
@@ -30,7 +31,7 @@ CLOSE = 1e-4
 """In float32, between two processes of one model, in nats."""
 
 
-def computed(store: Store, held: PolicyRef, scratch: Path) -> list[float]:
+def computed(store: Store, held: PolicyRef | Saved, scratch: Path) -> list[float]:
     """What another model, loaded for this alone, gives the answers."""
     model, _ = load_policy(local_directory(store, held.files, scratch), device="cpu")
     return [sequence_logps(model, [TokenGroup("p", PROMPT, [answer])], 64)[0][0] for answer in ANSWERS]
@@ -66,16 +67,17 @@ def tables(store: Store, sampled: PolicyRef, logps: list[float]) -> tuple[FileRe
     return written[0], PreferenceShard((written[1],), (written[2],), 1.0), written[3]
 
 
-Updated = Callable[..., tuple[Trained, list[dict[str, Any]], list[float]]]
+Begun = Callable[..., tuple[TrainerWorker, list[float]]]
+Updated = Callable[..., tuple[Saved, list[dict[str, Any]], list[float]]]
 
 
 @pytest.fixture
-def updated(store: Store, make_worker: Callable[..., Any], tmp_path: Path) -> Updated:
-    """Runs an update of two preferences, one of which is trained on again."""
+def begun(store: Store, make_worker: Callable[..., Any], tmp_path: Path) -> Begun:
+    """Begins an update of two preferences, one of which is trained on again; also returns what the start gives them."""
 
-    def update(
+    def begin(
         reference: PolicyRef | None = None, changes: dict[str, Any] | None = None
-    ) -> tuple[Trained, list[dict[str, Any]], list[float]]:
+    ) -> tuple[TrainerWorker, list[float]]:
         start = committed_policy(store, 1)
         before = computed(store, start, tmp_path / "before")
         prompts, shard, replayed = tables(store, start, before)
@@ -87,9 +89,22 @@ def updated(store: Store, make_worker: Callable[..., Any], tmp_path: Path) -> Up
         )  # fmt: skip
         worker = make_worker(TrainerWorker, recipe)
         worker.begin_update(inputs, 2, 7)
-        trained = worker.finish_update()
-        rows = read_table(store, trained.others["preference_logps"]).to_pylist()
-        return trained, rows, before
+        return worker, before
+
+    return begin
+
+
+@pytest.fixture
+def updated(store: Store, begun: Begun) -> Updated:
+    """Does such an update."""
+
+    def update(
+        reference: PolicyRef | None = None, changes: dict[str, Any] | None = None
+    ) -> tuple[Saved, list[dict[str, Any]], list[float]]:
+        worker, before = begun(reference, changes)
+        worker.finish_update("unsaved")
+        saved = worker.save_update()
+        return saved, read_table(store, saved.others["preference_logps"]).to_pylist(), before
 
     return update
 
@@ -98,8 +113,8 @@ def test_the_loss_of_each_preference_is_that_of_its_log_probabilities(
     store: Store, updated: Updated, tmp_path: Path
 ) -> None:
     """With the start as the reference the loss before is ln 2, and after it ln(1 + exp(-beta (rise - rise)))."""
-    trained, rows, before = updated()
-    after = computed(store, trained.policy, tmp_path / "after")
+    saved, rows, before = updated()
+    after = computed(store, saved, tmp_path / "after")
     assert [(row["candidates"], row["origin_round"]) for row in rows] == [([2, 0], None), ([1, 0], 1)]
     for row in rows:
         best, worst = row["candidates"]
@@ -115,9 +130,9 @@ def test_the_loss_of_each_preference_is_that_of_its_log_probabilities(
 
 def test_against_another_reference_nothing_is_said_of_before(store: Store, updated: Updated, tmp_path: Path) -> None:
     other = committed_policy(store, 2)
-    trained, rows, _ = updated(other, {"reference": "initial"})
+    saved, rows, _ = updated(other, {"reference": "initial"})
     reference = computed(store, other, tmp_path / "reference")
-    after = computed(store, trained.policy, tmp_path / "after")
+    after = computed(store, saved, tmp_path / "after")
     for row in rows:
         best, worst = row["candidates"]
         assert row["reference"] == pytest.approx([reference[best], reference[worst]], abs=CLOSE)
@@ -135,13 +150,27 @@ def test_a_recipe_can_leave_out_the_tokens_and_trains_the_same(store: Store, upd
     other = committed_policy(store, 2)
     found = [updated(other, {"reference": "initial", "token_logprobs": kept}) for kept in (True, False)]
     (with_tokens, rows, _), (without, bare, _) = found
-    assert with_tokens.policy.digest == without.policy.digest
+    assert with_tokens.digest == without.digest
     assert [(row["after_tokens"], row["reference_tokens"]) for row in bare] == [(None, None)] * 2
     nothing = {"after_tokens": None, "reference_tokens": None}
     assert [row | nothing for row in rows] == bare
     kept, left_out = (UpdateConfig(token_logprobs=value) for value in (True, False))
     assert "token_logprobs" not in kept.hashed()
     assert hashed_settings(kept, RoundFacts()) == hashed_settings(left_out, RoundFacts())
+
+
+def test_another_policy_is_not_saved_under_its_name(store: Store, begun: Begun) -> None:
+    """Nor is one that no update of this worker has made."""
+    worker, _ = begun()
+    with pytest.raises(LostUpdateError, match="holds another policy"):
+        worker.save_update()
+    worker.finish_update("unsaved")
+    worker._model.use(committed_policy(store, 3))
+    with pytest.raises(LostUpdateError, match="holds another policy"):
+        worker.save_update()
+    worker._update = None
+    with pytest.raises(LostUpdateError, match="has not begun"):
+        worker.save_update()
 
 
 def _assert_tokens(tokens: list[list[float]], row: dict[str, Any], name: str = "after") -> None:

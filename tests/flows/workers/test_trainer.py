@@ -121,11 +121,11 @@ def test_a_round_saves_the_policy_that_it_has_measured(store: Store, make_worker
     shard = PreferenceShard(files["candidates"], files["preferences"], 1.0)
     inputs = UpdateInputs(start, None, False, files["prompts"], (shard,), (), (), None, (), None, 0.0)
     worker.begin_update(inputs, 1, 0)
-    trained = worker.finish_update()
-    saved = local_directory(store, trained.policy.files, tmp_path / "cache")
+    trained = worker.finish_update("unsaved")
+    saved = local_directory(store, worker.save_update().files, tmp_path / "cache")
     assert stored_dtype(saved) == BFLOAT16
     model, _ = load_policy(saved, device="cpu")
-    (row,) = read_table(store, [trained.policy.probe]).to_pylist()
+    (row,) = read_table(store, [trained.probe]).to_pylist()
     assert row["logp"] != row["previous_logp"]
     ((logp,),) = sequence_logps(model, [TokenGroup("p", PROMPT, [ANSWER])], 512)
     assert logp == pytest.approx(row["logp"], abs=1e-5)  # in a pack of its own, sums are added in another order

@@ -1,21 +1,27 @@
 """Weights from the trainer's memory to the sampler, both in this process; and what is compared afterwards."""
 
+import errno
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows.workers.drift import estimated_noise
 from flows.workers.preference_groups import is_noise
-from flows.workers.sampler import SamplerWorker
+from flows.workers.references import PolicyRef
+from flows.workers.sampler import Sampled, SamplerWorker
 from flows.workers.trainer import TrainerWorker
 from pipeline.config import SamplingConfig
 from pipeline.errors import EngineError, LostUpdateError, WeightSyncError
 from pipeline.model.shared_memory import read_piece
 from pipeline.recipe import Recipe
-from pipeline.sampling import Sampling, SamplingRequest
+from pipeline.records import PROMPTS, to_table
+from pipeline.sampling import Sampling, SamplingRequest, finish
 from storage.log.store import Store
+from storage.tables.shards import read_table, write_table
 from support.committed_policy import committed_policy
 from support.recipes import TINY
 
@@ -58,7 +64,7 @@ def test_weights_that_change_are_not_sent_any_more(store: Store, workers: tuple[
     sampler.use(first)
     wanted = sampler.wanted_weights(second)
     assert wanted is not None
-    for change in (lambda: trainer._model.set_current_policy(None), lambda: trainer._model.use(first)):
+    for change in (trainer._model.forget_policy, lambda: trainer._model.use(first)):
         trainer._model.use(second)
         assert trainer.begin_sending(second, wanted) == 1
         piece = trainer.send_weights(0)
@@ -67,6 +73,33 @@ def test_weights_that_change_are_not_sent_any_more(store: Store, workers: tuple[
             trainer.send_weights(0)
         with pytest.raises(OSError, match="No such file"):
             dict(read_piece(piece))
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM])
+def test_without_shared_memory_nothing_is_sent(
+    store: Store, workers: tuple[TrainerWorker, SamplerWorker], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The trainer says what to do, and holds the policy as before: the sampler is to read the checkpoint."""
+    trainer, sampler = workers
+    first, second = committed_policy(store, 1), committed_policy(store, 2)
+    sampler.use(first)
+    trainer._model.use(second)
+    wanted = sampler.wanted_weights(second)
+    assert wanted is not None
+    assert trainer.begin_sending(second, wanted) == 1
+    said: list[str] = []
+    trainer.progress = lambda **told: said.append(told["says"])
+
+    def refuse(*_arguments: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "memfd_create", refuse)
+        assert trainer.send_weights(0) is None
+    (sentence,) = said
+    assert f"({os.strerror(number)}): free some memory, or allow more open files (ulimit -n)" in sentence
+    assert trainer.begin_sending(second, wanted) == 1
+    assert trainer.send_weights(0) is not None
 
 
 def test_other_weights_from_memory_stop_the_run(store: Store, workers: tuple[TrainerWorker, SamplerWorker]) -> None:
@@ -81,6 +114,58 @@ def test_other_weights_from_memory_stop_the_run(store: Store, workers: tuple[Tra
     sampler.take_weights(trainer.send_weights(0))
     with pytest.raises(WeightSyncError, match="the engine holds other weights"):
         sampler.finish_weights(wrong)
+
+
+def test_weights_that_were_loaded_as_no_policy_are_no_policys(
+    store: Store, workers: tuple[TrainerWorker, SamplerWorker]
+) -> None:
+    """As for the first probe: the model does not go on to say that it holds what it held before."""
+    trainer, sampler = workers
+    first, second = committed_policy(store, 1), committed_policy(store, 2)
+    sampler.use(first)
+    wanted = sampler.wanted_weights(second)
+    assert wanted is not None
+    trainer._model.use(second)
+    trainer._model.load(trainer._model.directory(first.files))
+    assert trainer._model.current_policy is None
+    assert trainer.begin_sending(second, wanted) == 0
+
+
+def test_a_shard_waits_for_the_name_of_its_policy(store: Store, workers: tuple[TrainerWorker, SamplerWorker]) -> None:
+    """The sampler has weights that are not saved yet. What it samples is what it samples once they are, to the bit."""
+    trainer, sampler = workers
+    first, second = committed_policy(store, 1), committed_policy(store, 2)
+    unsaved = PolicyRef("unsaved 1", (), second.probe)
+    prompt = {**dict.fromkeys(PROMPTS.names), "prompt_id": "p", "text": "w1", "token_ids": [5, 6], "split": "train",
+              "source": "test"}  # fmt: skip
+    prompts = (write_table(store, "r", 0, "prompts", to_table([prompt], PROMPTS)),)
+
+    def sampled(policy: PolicyRef) -> Sampled:
+        given = {"prompts": prompts, "rows": [0], "round": 1, "stage": "eval_candidates", "shard": 0, "held_out": True}
+        return finish(sampler.sample(policy=policy, **given))  # type: ignore[arg-type]
+
+    sampler.use(first)
+    with pytest.raises(EngineError, match="its policy is not saved yet"):
+        sampler.use(unsaved)
+    trainer._model.use(second)
+    trainer._model.set_current_policy(unsaved.digest)
+    wanted = sampler.wanted_weights(unsaved)
+    assert wanted is not None
+    assert trainer.begin_sending(unsaved, wanted) == 1
+    sampler.take_weights(trainer.send_weights(0))
+    sampler.finish_weights(unsaved)
+    waiting = sampled(unsaved)
+    assert (waiting.file, waiting.completions) == (None, 1)
+    assert waiting.unnamed is not None
+    named = sampler.name_shard(second, waiting.unnamed, 1, "eval_candidates", 0)
+    assert not Path(waiting.unnamed).exists()
+    assert sampler.wanted_weights(replace(second, trained_as=unsaved.digest)) is None, "it has them"
+    written = sampled(second)
+    assert (written.unnamed, written.tokens) == (None, waiting.tokens)
+    assert written.file is not None
+    found, expected = (read_table(store, [one]) for one in (named, written.file))
+    assert found.equals(expected, check_metadata=True)
+    assert set(found["policy"].to_pylist()) == {second.digest}
 
 
 def test_a_part_of_the_weights_is_no_policy(store: Store, workers: tuple[TrainerWorker, SamplerWorker]) -> None:

@@ -25,6 +25,8 @@ from pipeline.recipe import Recipe
 
 LLAMA, SMALL = KNOWN_SHAPES["meta-llama/Llama-3.1-8B"], KNOWN_SHAPES["Qwen/Qwen2.5-0.5B"]
 ONE, NOTHING = Fact(1, "assumed"), Fact(0, "assumed")
+RAY = {"sampler": {"replicas": 1, "gpus": 1}}
+"""A sampler that is no process of the trainer's machine: it reads every policy from the store."""
 H100 = replace(
     DEVICES["h100"], update_share=ONE, pass_share=ONE, traffic_share=ONE, step_seconds=NOTHING, sequence_seconds=NOTHING
 )
@@ -201,8 +203,9 @@ def test_the_update_is_six_operations_a_weight_and_token() -> None:
     # On a GPU the trainer scores all completions once, and 92 preferences again at the end: 2 operations each, of which
     # 3% of 3 passes over 1,024 preferences are 92.
     assert found["scoring"] == pytest.approx(2 * MULTIPLIED * (1024 + 92) * 1278 / 989e12)
-    # Weights are read and written at 1 GB/s.
+    # Weights are read and written at 1 GB/s; written beside the evaluation if the sampler has another GPU.
     assert found["store"] == pytest.approx(8 * WEIGHTS / 1e9)
+    assert update(work_of(devices={"sampler": "cuda:1"}), H100, 1)["store"] == pytest.approx(4 * WEIGHTS / 1e9)
     assert found.keys() == {"compute", "scoring", "store"}
     sampled = update(work_of(update={"reference_logprobs": "sampler"}), H100, 1)
     assert sampled["scoring"] == pytest.approx(found["scoring"] * 92 / 1116)
@@ -279,9 +282,19 @@ def test_an_evaluation_as_served_samples_and_judges_once_more() -> None:
 
 
 def test_new_weights_are_read_and_copies_made() -> None:
-    assert weight_sync(work_of(), H100) == {"store": pytest.approx(4 * WEIGHTS / 1e9)}
+    assert weight_sync(work_of(cluster=RAY), H100) == {"store": pytest.approx(4 * WEIGHTS / 1e9)}
     # Tied weights are read, written with a head of their own, and read again.
-    assert weight_sync(work_of(SMALL), H100)["store"] == pytest.approx(3 * 4 * SMALL.parameters / 1e9)
+    assert weight_sync(work_of(SMALL, cluster=RAY), H100)["store"] == pytest.approx(3 * 4 * SMALL.parameters / 1e9)
+
+
+def test_new_weights_come_out_of_memory_on_one_machine() -> None:
+    """2 bytes each on a GPU, and 4 on a processor, or in float32; at 5 and 0.42 GB/s."""
+    assert weight_sync(work_of(), H100) == {"memory": pytest.approx(2 * WEIGHTS / 5e9)}
+    full = work_of(update={"precision": "float32"})
+    assert weight_sync(full, H100) == {"memory": pytest.approx(4 * WEIGHTS / 5e9)}
+    assert weight_sync(work_of(), DEVICES["cpu"]) == {"memory": pytest.approx(4 * WEIGHTS / 0.42e9)}
+    spread = {"sampler": {"replicas": 1, "gpus": 2}}
+    assert weight_sync(work_of(cluster=spread), H100).keys() == {"store"}
 
 
 @pytest.mark.parametrize(
@@ -437,7 +450,9 @@ def test_weights_are_stored_in_the_precision_that_the_recipe_says(
     full, adapted = planned(shape=shape, **policy), planned(shape=shape, update={"lora": {"rank": 16}}, **policy)
     assert full.store["checkpoint"] == whole * WEIGHTS
     assert full.run_store == pytest.approx(whole * WEIGHTS + 4 * sum(full.store.values()))
-    assert full.stages["sync weights"] == {"store": pytest.approx(whole * WEIGHTS / 1e9)}
+    assert planned(shape=shape, cluster=RAY, **policy).stages["sync weights"] == {
+        "store": pytest.approx(whole * WEIGHTS / 1e9)
+    }
     assert adapted.store["checkpoint"] == 4 * 41_943_040
     assert adapted.run_store == pytest.approx(base * WEIGHTS + 4 * sum(adapted.store.values()))
 
