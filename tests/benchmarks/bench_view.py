@@ -21,10 +21,10 @@ from starlette.testclient import TestClient
 
 from flows.registry.resume import header
 from flows.registry.round_summary import RoundSummary
-from flows.report.rendering import start_charts
 from flows.view.app import make_app
 from flows.view.security import Guard
 from flows.view.site import Site
+from flows.view.warm_up import warm_up
 from pipeline.records import JUDGMENTS, PREFERENCES, PROMPTS, to_table
 from storage.log.manifest import Key
 from storage.log.store import Store
@@ -103,8 +103,9 @@ def _summary(number: int) -> dict[str, object]:
 
 def measure(store: Store) -> list[dict[str, object]]:
     """Asks for each page: once, and five times more."""
-    start_charts()  # as the server does, before anybody asks for a page
-    client = TestClient(make_app(Site(store), Guard("127.0.0.1")), base_url="http://127.0.0.1")
+    site = Site(store)
+    warm_up(site, None)  # as the server does, before anybody asks for a page
+    client = TestClient(make_app(site, Guard("127.0.0.1")), base_url="http://127.0.0.1")
     prompt = subjects.prompt_ids(1)[0]
     pages = {
         "runs": "/",

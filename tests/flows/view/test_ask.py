@@ -67,7 +67,7 @@ def test_a_saved_question_is_shown_in_its_form(visitor: TestClient) -> None:
             continue
         assert answer.status_code == 200
         assert 'aria-current="true"' in answer.text
-        assert ("<svg" in answer.text) == (question.form in ("line", "scatter") and "longer" not in question.title)
+        assert ("<picture>" in answer.text) == (question.form in ("line", "scatter") and "longer" not in question.title)
 
 
 def test_saved_questions_say_what_is_so(store: Store) -> None:
