@@ -171,8 +171,8 @@ def test_without_scripts_every_page_and_filter_is_there(browser, address) -> Non
     for path in PAGES:
         visitor.page.goto(address + path)
         assert visitor.page.locator("h1").count() == 1, path
-    visitor.page.goto(f"{address}/run/small")
-    visitor.page.wait_for_function("() => document.querySelector('.chart img').naturalWidth > 0")
+    with visitor.page.expect_response(lambda got: "/chart/" in got.url and got.status == 200):
+        visitor.page.goto(f"{address}/run/small")
     visitor.page.get_by_role("link", name="Round 2", exact=True).first.click()
     assert "/round/2" in visitor.page.url
     visitor.page.locator(".chart a").first.click()

@@ -99,26 +99,28 @@ def test_answers_to_the_gate_are_a_kind_of_completions(site: Site) -> None:
         "score_std": None, "components": [], "rationale": None, "latency": 0.0, "raw": None,
     }  # fmt: skip
     stored = (
-        (1, "gate_prompts", prompt, PROMPTS), (2, "gate_candidates", answer, CANDIDATES),
-        (2, "gate_judgments", judged, JUDGMENTS),
+        (3, "gate_prompts", prompt, PROMPTS), (3, "gate_candidates", answer, CANDIDATES),
+        (3, "gate_judgments", judged, JUDGMENTS),
     )  # fmt: skip
     with site.run("sampled").run.writer() as writer:
         for number, stage, row, schema in stored:
             commit(site.store, writer, "sampled", number, stage, to_table([row], schema))
+        meta = {**site.run("sampled").run.round_entry(2).meta, "round": 3}
+        writer.finish_round(3, meta)
     asking = visitor(site)
-    found = asking.get("/run/sampled/completions?round=2&kind=gate").text
+    found = asking.get("/run/sampled/completions?round=3&kind=gate").text
     assert "1 fit" in words(found)
     sql, command = statements(found)
     assert [row["text"] for row in select(site.store, site.run("sampled").run, sql).to_pylist()] == ["It is five."]
-    assert "rondo show sampled@2 --table gate_completions" in command
-    prompt_page = asking.get("/run/sampled/prompt/g0?round=2&kind=gate")
+    assert "rondo show sampled@3 --table gate_completions" in command
+    prompt_page = asking.get("/run/sampled/prompt/g0?round=3&kind=gate")
     assert prompt_page.status_code == 200
     said = words(prompt_page.text)
     assert "What is 2 + 2?" in said
     assert "exact_answer: 0" in said
     assert "Answers to the gate's prompts are scored, and nothing else" in said
-    tokens = words(asking.get("/run/sampled/tokens/2/gate/g0/0").text)
+    tokens = words(asking.get("/run/sampled/tokens/3/gate/g0/0").text)
     assert "-0.75 nats per sequence" in tokens
     assert "answers to the gate's prompts are measured under no other policy" in tokens
-    round_page = asking.get("/run/sampled/round/2").text
-    assert "/run/sampled/completions?round=2&kind=gate" in links(round_page), "the alarm leads to them"
+    round_page = asking.get("/run/sampled/round/3").text
+    assert "/run/sampled/completions?round=3&kind=gate" in links(round_page), "the alarm leads to them"
