@@ -109,7 +109,7 @@ def _add_errors(app: FastAPI, site: Site, answer: Callable[[Page, int], Response
     @app.exception_handler(RunNotFoundError)
     @app.exception_handler(NotCommittedError)
     async def gone(request: Request, error: Exception) -> Response:
-        return problem(request, str(error), 404)
+        return problem(request, str(error), 404, of_run=isinstance(error, NotCommittedError))
 
     @app.exception_handler(DamagedFileError)
     async def damaged(request: Request, error: Exception) -> Response:

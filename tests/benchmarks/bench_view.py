@@ -1,11 +1,14 @@
 """What the pages of ``rondo view`` cost, in a run of 100,000 completions in 50 rounds: ``make bench``.
 
 Of each page: processor time at the first request and at later ones (median of 5), and its size. The run is read into
-memory once, which is told apart. With ``--million`` the same of a run of a million completions.
+memory once, which is told apart, and so is the slowest of the charts that a browser asks for beside the page of the
+run. With ``--million`` the same of a run of a million completions.
 """
 
 import argparse
 import operator
+import re
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -119,7 +122,10 @@ def measure(store: Store) -> list[dict[str, object]]:
         "judges": f"/run/{RUN}/judges",
         "label": f"/run/{RUN}/label?round=50",
     }
-    return [_row(client, name, path) for name, path in pages.items()]
+    rows = [_row(client, name, path) for name, path in pages.items()]
+    charts = re.findall(r'<img src="(/chart/[^"]+)"', client.get(pages["run"]).text)
+    slowest = max((_row(client, "", path) for path in charts), key=operator.itemgetter("first, s"))
+    return [*rows[:2], slowest | {"page": f"the slowest of its {len(charts)} charts"}, *rows[2:]]
 
 
 def _row(client: TestClient, name: str, path: str) -> dict[str, object]:
@@ -149,6 +155,7 @@ def main() -> None:
             measure(store),
             {name: operator.itemgetter(name) for name in ("page", "first, s", "later, s", "size")},
         )
+    console.print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
 
 
 if __name__ == "__main__":
