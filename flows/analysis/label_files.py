@@ -27,12 +27,14 @@ class Imported:
         kept: labels that are new, or that change what the labeller said before.
         known: labels that were there already, also if the labeller has changed them since.
         others: records of pairs that are none of the round's.
+        unsure: labels that may be drafts or discarded ones, as the file does not say which of them were submitted.
         people: who said something.
     """
 
     kept: int = 0
     known: int = 0
     others: int = 0
+    unsure: int = 0
     people: set[str] = field(default_factory=set)
 
 
@@ -107,6 +109,7 @@ def import_labels(source: str, path: Path, format: str, root: str, labeller: str
             desks[name] = Labelling(asked, labels, name)
         kept = _keep(desks[name], asked_of, pair, said, format)
         imported.kept, imported.known = imported.kept + kept, imported.known + (not kept)
+        imported.unsure += not said.submitted
         imported.people.add(name)
     return imported
 

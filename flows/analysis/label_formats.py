@@ -35,6 +35,7 @@ class Said:
         better: the place of the better text, 0 or 1; None without one.
         tags: the reasons.
         note: what there is to say beside them.
+        submitted: whether the file says that the person has finished this, rather than begun or discarded it.
     """
 
     labeller: str
@@ -42,6 +43,7 @@ class Said:
     better: int | None = None
     tags: Sequence[str] = ()
     note: str = ""
+    submitted: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ def to_argilla(compared: Compared) -> Record:
 def from_argilla(record: Record) -> Compared:
     """Reads a record of Argilla; a draft is no choice, and what is discarded is a skip, with a value or without.
 
+    The file that Argilla's client writes says of no response which of these it is: there, one with a value is a choice.
+
     Raises:
         DataError: it is no record of a comparison, or a response has another form, or too long a note.
     """
@@ -116,8 +120,11 @@ def from_argilla(record: Record) -> Compared:
         if response.get("status") == "discarded":
             said.append(Said(name, "skip", None, *more))
             continue
+        if "status" not in response and response.get("value") is None:
+            continue
         better = _ranked(response.get("value"), names)
-        said.append(Said(name, "tie" if better is None else "better", better, *more))
+        choice, submitted = "tie" if better is None else "better", response.get("status") == "submitted"
+        said.append(Said(name, choice, better, *more, submitted=submitted))
     return Compared(fields.get("prompt", ""), _texts(fields, names), said, metadata.get("question"))
 
 

@@ -164,6 +164,11 @@ def import_labels_(
     who = f" of {', '.join(sorted(found.people))}" if found.people else ""
     others = f", {counted(found.others, 'record')} of no pair of the round" if found.others else ""
     typer.echo(f"{counted(found.kept, 'label')} kept{who}, {found.known} known before{others}")
+    if found.unsure:
+        typer.echo(
+            f"the file does not say which responses were submitted: {counted(found.unsure, 'label')} may be drafts, or "
+            "discarded; give a file of records that are submitted"
+        )
 
 
 def _read_rubric(rubric: str) -> str:

@@ -21,7 +21,7 @@ class Advice:
     look: tuple[tuple[str, str], ...] = ()
 
 
-_TRAINING, _HELD_OUT = ("kind", "training"), ("kind", "held-out")
+_TRAINING, _HELD_OUT, _GATE = ("kind", "training"), ("kind", "held-out"), ("kind", "gate")
 _ALL = (
     Advice(
         "gate failed",
@@ -30,6 +30,7 @@ _ALL = (
         "Compare the answers with those of the best round (rondo show RUN@ROUND --table gate_completions); take "
         "smaller steps or more KL, or mend the judge that pays for this; if the loss is acceptable, raise "
         "gate.tolerance.",
+        (_GATE,),
     ),
     Advice(
         "no update",

@@ -58,7 +58,7 @@ def sampled_scores(store: Store, run: Run, rounds: Sequence[RoundSummary]) -> di
     chosen = sorted({trained[round(part * (len(trained) - 1) / max(parts, 1))] for part in range(parts + 1)})
     found = {}
     for number in chosen:
-        scores = table(store, run, number, "judgments")["score"].to_pylist()
+        scores = table(store, run, number, "judgments", ["score"])["score"].to_pylist()
         found[number] = [score for score in scores if score is not None and math.isfinite(score)]
     return {number: scores for number, scores in found.items() if scores}
 

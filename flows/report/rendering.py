@@ -81,11 +81,6 @@ def to_svg(chart: ChartType, theme: Theme = PAGE) -> str:
     return svg_of(definition(chart), theme)
 
 
-def start_charts() -> None:
-    """Draws a chart of nothing, so that the library that draws is there for the next one."""
-    svg_of({"mark": "point", "description": "", "data": {"values": []}})
-
-
 def definition(chart: ChartType) -> dict[str, Any]:
     """Returns what Vega-Lite draws; the tests validate it, for that takes longer than all else here."""
     spec: dict[str, Any] = chart.to_dict(validate=False)

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from flows.view.addresses import served
+from flows.view.pictures import PICTURES, Mode
 from flows.view.rendering import Page, render, static_file
 from flows.view.routes import ask, attempts, labels, prompts, rounds, runs
 from flows.view.security import Guard
@@ -52,6 +53,14 @@ def make_app(site: Site, guard: Guard) -> FastAPI:
         return Response(
             found[0], media_type=found[1], headers={"Cache-Control": _A_DAY if name == "charts.js" else "no-cache"}
         )
+
+    @app.get("/chart/{key}/{mode}.svg")
+    def picture(key: str, mode: Mode) -> Response:
+        drawn = PICTURES.drawn(key, mode)
+        if drawn is None:
+            raise HTTPException(404)
+        headers = {"Cache-Control": f"{_A_DAY}, immutable"}  # another chart has another key
+        return Response(drawn.encode("utf-8", "backslashreplace"), media_type="image/svg+xml", headers=headers)
 
     runs.add(app, site, answer)
     rounds.add(app, site, answer)
@@ -100,7 +109,7 @@ def _add_errors(app: FastAPI, site: Site, answer: Callable[[Page, int], Response
     @app.exception_handler(RunNotFoundError)
     @app.exception_handler(NotCommittedError)
     async def gone(request: Request, error: Exception) -> Response:
-        return problem(request, str(error), 404)
+        return problem(request, str(error), 404, of_run=isinstance(error, NotCommittedError))
 
     @app.exception_handler(DamagedFileError)
     async def damaged(request: Request, error: Exception) -> Response:

@@ -4,8 +4,8 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 from flows.host.new_directory import check_new, new_directory
@@ -23,13 +23,14 @@ from flows.view.pages import tokens as tokens_page
 from flows.view.questions import questions_for
 from flows.view.rendering import STATIC, Page, render, static_file
 from flows.view.site import OpenRun, Site
+from flows.view.token_changes import names_of_changes
 from storage.errors import DamagedFileError
 from storage.queries.sql import columns_of
 
 MOST_PROMPTS = 500
 """Pages of prompts in an export, those of the newest rounds first."""
 MOST_TOKENS = 1000
-"""Pages of completions' tokens, of those whose prompt has a page, the newest rounds first."""
+"""Pages of tokens, by surprise and by each change, of completions whose prompt has a page, the newest rounds first."""
 _MARK = "rondo-view.json"
 """The file that says that a directory is an export, and what is in it."""
 
@@ -44,20 +45,35 @@ _COMPLETIONS = """
 
 
 @dataclass(frozen=True)
+class _Tokens:
+    """The page of the tokens of a completion.
+
+    Attributes:
+        by: the change that colours them; None for how much each surprised.
+    """
+
+    round: int
+    kind: str
+    prompt_id: str
+    candidate: int
+    by: str | None = None
+
+
+@dataclass(frozen=True)
 class Scope:
     """What of a run is exported.
 
     Attributes:
         rounds: the rounds, in order.
         prompts: round, kind and id of each prompt that has a page.
-        tokens: round, kind, prompt and index of each completion whose tokens have a page.
+        tokens: the pages of tokens.
         left_out: what else there is, as how many of what beyond which number.
     """
 
     opened: OpenRun
     rounds: Sequence[int]
     prompts: Sequence[tuple[int, str, str]]
-    tokens: Sequence[tuple[int, str, str, int]]
+    tokens: Sequence["_Tokens"]
     left_out: Sequence[str]
 
     @classmethod
@@ -66,18 +82,34 @@ class Scope:
         asked, which = opened.tables.ask, {"rounds": rounds}
         prompts = [(row["round"], row["kind"], row["prompt_id"]) for row in asked(_PROMPTS, which)]
         kept = set(prompts[:MOST_PROMPTS])
-        tokens = [
-            (row["round"], row["kind"], row["prompt_id"], row["candidate"])
-            for row in asked(_COMPLETIONS, which)
-            if (row["round"], row["kind"], row["prompt_id"]) in kept
-        ]
-        counts = (("prompts", len(prompts), MOST_PROMPTS), ("tokens", len(tokens), MOST_TOKENS))
-        left_out = [
-            f"{counted(count - most, 'page')} of {what} beyond {most:,} left out"
-            for what, count, most in counts
-            if count > most
-        ]
-        return cls(opened, rounds, prompts[:MOST_PROMPTS], tokens[:MOST_TOKENS], left_out)
+        tokens, without = _tokens_of(
+            opened,
+            [
+                _Tokens(row["round"], row["kind"], row["prompt_id"], row["candidate"])
+                for row in asked(_COMPLETIONS, which)
+                if (row["round"], row["kind"], row["prompt_id"]) in kept
+            ],
+        )
+        left_out = []
+        if len(prompts) > MOST_PROMPTS:
+            beyond = counted(len(prompts) - MOST_PROMPTS, "page")
+            left_out.append(f"{beyond} of prompts beyond {MOST_PROMPTS:,} left out")
+        if without:
+            left_out.append(f"the tokens of {counted(without, 'completion')} beyond {MOST_TOKENS:,} pages left out")
+        return cls(opened, rounds, prompts[:MOST_PROMPTS], tokens, left_out)
+
+
+def _tokens_of(opened: OpenRun, completions: Sequence[_Tokens]) -> tuple[list[_Tokens], int]:
+    """Returns the pages of the first of these completions, and of how many there is no room for any."""
+    pages: list[_Tokens] = []
+    changes = cache(partial(names_of_changes, opened))
+    for place, of in enumerate(completions):
+        names = changes(of.round, of.kind, of.prompt_id).get(of.candidate, ())
+        found = [of, *(replace(of, by=name) for name in names)]
+        if len(pages) + len(found) > MOST_TOKENS:
+            return pages, len(completions) - place
+        pages += found
+    return pages, 0
 
 
 @dataclass(frozen=True)
@@ -114,10 +146,11 @@ def _files(scope: Scope) -> Iterator[_File]:
         address = served("run", run, "prompt", prompt, round=number, kind=kind)
         name = f"prompt-{number}-{kind}-{_safe(prompt)}.html"
         yield _File(address, name, partial(prompt_page.page, opened, prompt, number, kind))
-    for number, kind, prompt, candidate in scope.tokens:
-        address = served("run", run, "tokens", number, kind, prompt, candidate)
-        name = f"tokens-{number}-{kind}-{_safe(prompt)}-{candidate}.html"
-        yield _File(address, name, partial(tokens_page.page, opened, number, kind, prompt, candidate))
+    for of in scope.tokens:
+        address = served("run", run, "tokens", of.round, of.kind, of.prompt_id, of.candidate, by=of.by)
+        name = f"tokens-{of.round}-{of.kind}-{_safe(of.prompt_id)}-{of.candidate}{f'-{of.by}' if of.by else ''}.html"
+        shown = (opened, of.round, of.kind, of.prompt_id, of.candidate)
+        yield _File(address, name, partial(tokens_page.page, *shown, by=of.by))
 
 
 def _safe(prompt_id: str) -> str:

@@ -4,15 +4,17 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import vl_convert
 from altair.typing import ChartType
-from jinja2 import Environment
+from jinja2 import Environment, pass_context
+from jinja2.runtime import Context
 from markupsafe import Markup
 
+from flows.host.text import visible
 from flows.report.rendering import (
     NOT_MEASURED,
     PAGE,
@@ -21,9 +23,9 @@ from flows.report.rendering import (
     environment,
     page_styles,
     shown,
-    svg_of,
 )
 from flows.view.addresses import Addresses
+from flows.view.pictures import MODES, PICTURES, svg_from
 
 _HERE = Path(__file__).parent
 LINKS = "links"
@@ -105,8 +107,11 @@ def marked(text: str, hits: re.Pattern[str] | None) -> Markup:
     return Markup("").join([*parts, shown(text[end:])])
 
 
-def drawn(chart: ChartType, round_address: str | None = None) -> Markup:
-    """Draws a chart, with its definition beside it, from which the page's script makes it interactive.
+@pass_context
+def drawn(context: Context, chart: ChartType, round_address: str | None = None) -> Markup:
+    """Shows a chart as a picture, with its definition beside it, from which the page's script makes it interactive.
+
+    The server draws the picture when the browser asks for it. A file has no server: there it is drawn into the page.
 
     Args:
         round_address: where a click on a point of a curve over rounds leads, but for the round's number.
@@ -120,7 +125,19 @@ def drawn(chart: ChartType, round_address: str | None = None) -> Markup:
         if round_address:
             layer["transform"] = [{"calculate": f"{json.dumps(round_address)} + datum.x", "as": "href"}]
             layer["encoding"]["href"] = {"field": "href", "type": "nominal"}
-    return _drawn(json.dumps(spec, sort_keys=True))
+    text = json.dumps(spec, sort_keys=True)
+    if context["exported"]:
+        return _with_definition(Markup(svg_from(text)), text)  # noqa: S704  Vega escapes the text in it
+    key = PICTURES.keep(text)
+    light, dark = (context["address"]("chart", key, f"{mode}.svg") for mode in MODES)
+    size = "".join(
+        f' {name}="{spec[name]:g}"' for name in ("width", "height") if isinstance(spec.get(name), int | float)
+    )
+    picture = Markup(
+        '<picture><source media="(prefers-color-scheme: dark)" srcset="{}">'
+        '<img src="{}" alt="{}" loading="lazy"{}></picture>'
+    ).format(dark, light, visible(spec["description"]), Markup(size))  # noqa: S704  numbers alone
+    return _with_definition(picture, text)
 
 
 def linked(chart: ChartType, begin: str | None, end: str = "") -> Markup:
@@ -135,14 +152,13 @@ def linked(chart: ChartType, begin: str | None, end: str = "") -> Markup:
             target = f"{json.dumps(begin)} + datum.to + {json.dumps(end)}"
             layer["transform"] = [{"calculate": target, "as": "href"}]
             layer["encoding"]["href"] = {"field": "href", "type": "nominal"}
-    return _drawn(json.dumps(spec, sort_keys=True))
+    text = json.dumps(spec, sort_keys=True)
+    return _with_definition(Markup(svg_from(text)), text)  # noqa: S704  Vega escapes the text in it
 
 
-@lru_cache(maxsize=512)
-def _drawn(spec: str) -> Markup:
-    quoted = spec.replace("<", "\\u003c")
-    svg = svg_of(json.loads(spec))
-    return Markup(f'{svg}<script type="application/json" class="definition">{quoted}</script>')  # noqa: S704  JSON
+def _with_definition(picture: Markup, spec: str) -> Markup:
+    quoted = Markup(spec.replace("<", "\\u003c"))  # noqa: S704  JSON, which no tag can end
+    return Markup('{}<script type="application/json" class="definition">{}</script>').format(picture, quoted)
 
 
 def sparkline(values: Sequence[float | None]) -> Markup:

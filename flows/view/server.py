@@ -9,11 +9,11 @@ from collections.abc import Callable
 import uvicorn
 
 from flows.registry.catalog import existing_store, parse_source
-from flows.report.rendering import start_charts
 from flows.view.addresses import served
 from flows.view.app import make_app
 from flows.view.security import Guard, is_loopback
 from flows.view.site import Site
+from flows.view.warm_up import warm_up
 from pipeline.errors import ConfigError
 
 
@@ -32,7 +32,7 @@ def serve(
         RunNotFoundError: there is no such run.
     """
     site = Site(existing_store(root))
-    path = served()
+    path, name = served(), None
     if source is not None:
         name, number = parse_source(source)
         site.run(name)
@@ -46,8 +46,7 @@ def serve(
     say(f"rondo view: {address} (Ctrl-C ends it)")
     if open_browser:
         webbrowser.open(address)
-    # The library of charts takes most of a second to start, which the first page with one need not wait for.
-    threading.Thread(target=start_charts, name="charts", daemon=True).start()
+    threading.Thread(target=warm_up, args=(site, name), name="warm-up", daemon=True).start()
     config = uvicorn.Config(make_app(site, guard), log_level="warning", access_log=False, timeout_graceful_shutdown=1)
     uvicorn.Server(config).run(sockets=[listening])
 

@@ -105,9 +105,12 @@ class OpenRun:
         return None if run is None else self.recipe if run is self.run else _read(run, recipe_of)
 
     def judges_of_round(self, round: int) -> dict[str, JudgeConfig]:
-        """Returns the judges that a round's completions were given to, by name; none if its recipe is gone."""
+        """Returns the judges of a round, by name, the gate's last; none if its recipe is gone."""
         recipe = self.recipe_of_round(round)
-        return {} if recipe is None else dict(zip(recipe.judge_names, recipe.judges, strict=True))
+        if recipe is None:
+            return {}
+        own = dict(zip(recipe.judge_names, recipe.judges, strict=True))
+        return own | {judge.label: judge for judge in recipe.gate_judges if judge.label not in own}
 
     @property
     def judge_order(self) -> JudgeOrder:

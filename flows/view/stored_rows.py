@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from flows.view.site import OpenRun
-from flows.view.tables import KINDS
+from flows.view.tables import KINDS, PROMPT_STAGES
 from pipeline.errors import ConfigError
 from storage.errors import DamagedFileError, DroppedFileError
 from storage.log.manifest import FileRef
 from storage.queries import round_query
+from storage.tables.shards import read_table
 
 Rows = list[dict[str, Any]]
 
@@ -44,6 +45,12 @@ def rows_of(opened: OpenRun, round: int, stage: str, prompt: str, columns: Seque
     return found
 
 
+def prompt_rows(opened: OpenRun, prompt: str, columns: Sequence[str] | None = None) -> Rows:
+    """Returns the rows of a prompt among the run's, or else the gate's; see `rows_of`."""
+    places = [(stage, entry.round) for stage in PROMPT_STAGES for entry in opened.run.entries(stage=stage)]
+    return next((found for stage, round in places if (found := rows_of(opened, round, stage, prompt, columns))), [])
+
+
 def _intact_rows(opened: OpenRun, files: Sequence[FileRef], prompt: str, columns: Sequence[str] | None) -> Rows:
     """Reads files one by one, and notes those that are damaged.
 
@@ -71,23 +78,25 @@ def rows_beside(opened: OpenRun, round: int, stage: str, prompt: str, columns: S
         return []
 
 
-def table_of(opened: OpenRun, round: int, stage: str, columns: Sequence[str] | None = None) -> Rows:
+def table_of(opened: OpenRun, round: int, stage: str, columns: Sequence[str] | None = None) -> Rows | None:
     """Returns all rows of a small table that a page can do without; none if the round has no such table.
-
-    A damaged file is noted, and then there are none either.
 
     Args:
         columns: the columns to return; all of them by default.
+
+    Returns:
+        The rows; None if a file is damaged, which is noted: what is left of the table would not be all of it.
     """
     if not _has(opened, round, stage):
         return []
-    try:
-        found: Rows = round_query.table(opened.store, opened.run, round, stage, columns).to_pylist()
-    except DamagedFileError as error:
-        for file in opened.run.files(round, stage):
+    found, intact = Rows(), True
+    for file in opened.run.files(round, stage):
+        try:
+            found += read_table(opened.store, [file], columns).to_pylist()
+        except DamagedFileError as error:
             _note(opened, file, error)
-        return []
-    return found
+            intact = False
+    return found if intact else None
 
 
 def _note(opened: OpenRun, file: FileRef, error: DamagedFileError) -> None:

@@ -9,8 +9,11 @@ from storage.log.run import Run
 from storage.log.store import Store
 from storage.queries.memory import Held, MemoryTables
 
-KINDS = {"training": "", "held-out": "eval_", "served": "served_"}
+KINDS = {"training": "", "held-out": "eval_", "served": "served_", "gate": "gate_"}
 """What a completion was sampled for, and how the names of the stages begin that hold it."""
+
+PROMPT_STAGES = ("prompts", "gate_prompts")
+"""Those that hold prompts: the run's, of round 0, and the gate's, of each round from which on it measures others."""
 
 TEXT = pa.large_string()
 """Of texts of models and users: those of a stage may be more than 2 GB, which is all that a plain string can hold."""
@@ -27,18 +30,17 @@ _COUNTED = "list_sum([c.value FOR c IN components IF c.name = '{name}' OR suffix
 COMPARED = f"{_COUNTED.format(name='flips')}, {_COUNTED.format(name='comparisons')}"
 """Columns of a completion's comparisons with others, and of those whose verdict turned with the order."""
 
+_PROMPTS = """
+    SELECT round, prompt_id, coalesce(list_last([m.content FOR m IN messages IF m.role = 'user']), text) AS question
+    FROM committed"""
+
 _JUDGMENTS = """
     SELECT round, '{kind}' AS kind, prompt_id, candidate, judge, score, score_std, status, {compared}
     FROM committed"""
 
 _HELD: Mapping[str, Held] = {
     "prompts": Held(
-        {
-            "prompts": """
-            SELECT round, prompt_id,
-                coalesce(list_last([m.content FOR m IN messages IF m.role = 'user']), text) AS question
-            FROM committed"""
-        },
+        dict.fromkeys(PROMPT_STAGES, _PROMPTS),
         pa.schema([("round", pa.int32()), ("prompt_id", pa.string()), ("question", TEXT)]),
     ),
     "completions": Held(

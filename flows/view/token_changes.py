@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.view.site import OpenRun
-from flows.view.stored_rows import rows_of
+from flows.view.stored_rows import prefix_of, rows_of
 from flows.view.update_effects import started_from
 from storage.errors import DamagedFileError
 
@@ -18,6 +18,10 @@ _MEASURED_TABLES = """candidates AS c JOIN preference_logps AS l
 _MEASURED_SQL = """unnest(l.after_tokens[{place}])::DOUBLE
     - unnest(coalesce(l.reference_tokens[{place}], c.logprobs))::DOUBLE"""
 
+_UNMEASURED = {
+    "served": "completions that are sampled as one would serve",
+    "gate": "answers to the gate's prompts",
+}
 _MEASURED = ("candidates", "origin_round", "after_tokens", "reference_tokens")
 
 
@@ -57,14 +61,23 @@ def changes_of(opened: OpenRun, round: int, kind: str, prompt_id: str, row: Mapp
     Args:
         row: the completion's, with its index and the log-probabilities with which it was sampled.
     """
-    if kind == "served":
-        return Changes((), "completions that are sampled as one would serve are measured under no other policy")
+    if kind in _UNMEASURED:
+        return Changes((), f"{_UNMEASURED[kind]} are measured under no other policy")
     if round == 0:
         return Changes((), "round 0 has no update")
     try:
         return (_of_held_out if kind == "held-out" else _of_training)(opened, round, prompt_id, row)
     except DamagedFileError:  # which is noted
         return Changes((), "the file with what was measured is damaged")
+
+
+def names_of_changes(opened: OpenRun, round: int, kind: str, prompt_id: str) -> dict[int, list[str]]:
+    """Returns the names of the changes that were measured of each completion of a prompt."""
+    rows = rows_of(opened, round, f"{prefix_of(kind)}candidates", prompt_id, ["candidate", "logprobs"])
+    return {
+        row["candidate"]: [change.name for change in changes_of(opened, round, kind, prompt_id, row).found]
+        for row in rows
+    }
 
 
 def _of_held_out(opened: OpenRun, round: int, prompt_id: str, row: Mapping[str, Any]) -> Changes:

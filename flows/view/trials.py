@@ -86,10 +86,12 @@ class Trial:
     """A prompt that is tried.
 
     Attributes:
+        run: the run on whose page it is tried.
         said: by labeller, which answer is better: left, right or tie; or undo.
     """
 
     key: str
+    run: str
     asked: Asked
     sides: tuple[Side, Side]
     state: Literal["waits", "samples", "done"] = "waits"
@@ -117,8 +119,11 @@ class Trials:
         engines = self._engines
         return engines.pids if engines is not None else []
 
-    def begin(self, asked: Asked) -> Trial:
+    def begin(self, run: str, asked: Asked) -> Trial:
         """Begins to answer a prompt; returns at once.
+
+        Args:
+            run: on whose page it is tried.
 
         Raises:
             ConfigError: there is no such checkpoint, the prompt is empty or too long, or the engine cannot start.
@@ -129,7 +134,7 @@ class Trials:
         if len(asked.user) + len(asked.system or "") > LONGEST:
             raise ConfigError(f"the prompt has more than {LONGEST:,} letters: shorten it")
         first, second = (self._side(source, asked) for source in asked.checkpoints)
-        trial = Trial(secrets.token_urlsafe(9), asked, (first, second))
+        trial = Trial(secrets.token_urlsafe(9), run, asked, (first, second))
         with self._lock:
             if self._engines is None:
                 self._engines = Engines(self._store)

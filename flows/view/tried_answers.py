@@ -21,11 +21,12 @@ def can_be_compared(trial: Trial) -> bool:
     return len(texts) == 2 and None not in texts
 
 
-def keep(labels: Labels, run: str, trial: Trial, labeller: str, choice: TriedChoice, note: str = "") -> None:
-    """Keeps which of two tried answers a person prefers, as a label of a run; it is durable when this returns.
+def keep(labels: Labels, trial: Trial, labeller: str, choice: TriedChoice, note: str = "") -> None:
+    """Keeps which of two tried answers a person prefers, as a label of the run on whose page they were tried.
+
+    It is durable when this returns.
 
     Args:
-        run: on whose page they were tried.
         choice: undo takes an earlier one back.
 
     Raises:
@@ -42,7 +43,7 @@ def keep(labels: Labels, run: str, trial: Trial, labeller: str, choice: TriedCho
     more: dict[str, Any] = {
         "kind": TRIED,
         "prompt_id": _prompt_id(trial),
-        "run": run,
+        "run": trial.run,
         "round": None,
         "prompt": {"messages": prompt.messages} if prompt.messages is not None else {"text": prompt.text},
         "answers": [_told(side) for side in trial.sides],

@@ -75,7 +75,7 @@ def effects(
 
     Those for training were sampled before it. Of these some preferences' are measured again after it, and in rounds of
     earlier versions a few chosen ones for the probe of the weight sync. Of the held-out ones, which are sampled after
-    it, all are. What was sampled as one would serve is not.
+    it, all are. What was sampled as one would serve is not, and no answer to the gate's prompts.
 
     Args:
         answers: the rows of the completions, as the pages' table ``answers`` has them.
@@ -110,10 +110,13 @@ def measured_preferences(opened: OpenRun, round: int, prompt_id: str) -> Rows:
     return [row for row in found if row["origin_round"] is None]
 
 
-def measured_prompts(opened: OpenRun, round: int) -> list[str]:
-    """Returns the prompts whose preferences were measured after the update of a round: one for each preference."""
+def measured_prompts(opened: OpenRun, round: int) -> list[str] | None:
+    """Returns the prompts whose preferences were measured after the update of a round: one for each preference.
+
+    None if a file with what was measured is damaged.
+    """
     rows = table_of(opened, round, _STAGE, ["prompt_id", "origin_round"])
-    return [row["prompt_id"] for row in rows if row["origin_round"] is None]
+    return None if rows is None else [row["prompt_id"] for row in rows if row["origin_round"] is None]
 
 
 def _measured(effect: Effect, preference: Mapping[str, Any], place: int) -> Effect:
@@ -122,16 +125,19 @@ def _measured(effect: Effect, preference: Mapping[str, Any], place: int) -> Effe
     return replace(effect, before=before, after=preference["after"][place], reference=preference["reference"][place])
 
 
-def steps(opened: OpenRun, round: int) -> Rows:
-    """Returns the means of the round's first and last optimizer step over their preferences; none without an update."""
+def steps(opened: OpenRun, round: int) -> Rows | None:
+    """Returns the means of the round's first and last optimizer step over their preferences; none without an update.
+
+    None if the file with the steps is damaged.
+    """
     rows = table_of(opened, round, "metrics")
-    return rows[:1] + rows[1:][-1:]
+    return None if rows is None else rows[:1] + rows[1:][-1:]
 
 
 def _probed(opened: OpenRun, round: int, prompt_id: str) -> dict[int, dict[str, Any]]:
     """Finds the completions of a prompt in the probe of a round, which knows its sequences by their tokens alone."""
     prompts = rows_of(opened, 0, "prompts", prompt_id, ["token_ids"])
-    probe = table_of(opened, round, "probe")
+    probe = table_of(opened, round, "probe") or []
     measured = {
         tuple(row["token_ids"]): row for row in probe for p in prompts if row["prompt_token_ids"] == p["token_ids"]
     }

@@ -52,7 +52,7 @@ class SelectProcess:
             "root": store.root, "run": run.name, "sql": sql, "rows": rows, "offset": offset, "letters": letters,
             "limits": asdict(limits),
         }  # fmt: skip
-        process = self._started()
+        process = self.start()
         assert process.stdin is not None
         assert process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # then there is no answer either
@@ -74,7 +74,8 @@ class SelectProcess:
             process.kill()
             process.communicate()
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def start(self) -> subprocess.Popen[bytes]:
+        """Starts it if it does not run, without waiting until it can answer."""
         if self._process is not None and self._process.poll() is not None:
             self.close()
         if self._process is None:

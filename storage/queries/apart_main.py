@@ -8,17 +8,21 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import IO, Any
 
 import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
-from storage.errors import QueryError, StoreError
+from storage.errors import DamagedFileError, QueryError, StoreError
+from storage.log.manifest import FileRef
+from storage.log.run import Run
 from storage.log.store import Store
 from storage.queries.duckdb import Limits, too_large
-from storage.queries.sql import select
+from storage.queries.sql import open_rounds, select
 
 _GRACE_SECONDS = 0.5
 """After the statement's own limit, which leaves the process alive."""
@@ -60,9 +64,9 @@ def _answer(asked: Mapping[str, Any], answers: IO[bytes]) -> None:
 
 
 def _body(asked: Mapping[str, Any], limits: Limits) -> bytes:
-    store = Store.open(asked["root"], create=False)
+    store = _store(asked["root"])
     run = store.run(asked["run"], intact_part=True)
-    table = select(store, run, asked["sql"], rows=asked["rows"], offset=asked["offset"], limits=limits)
+    table = _selected(store, run, asked, limits)
     columns = [_cut(column, asked["letters"]) for column in table.columns]
     table = pa.table(columns, names=table.column_names)
     if table.nbytes > _MOST_BYTES:
@@ -75,6 +79,33 @@ def _body(asked: Mapping[str, Any], limits: Limits) -> bytes:
         writer.write_table(table)
     body: bytes = sink.getvalue().to_pybytes()
     return body
+
+
+def _selected(store: Store, run: Run, asked: Mapping[str, Any], limits: Limits) -> pa.Table:
+    given = {name: asked[name] for name in ("sql", "rows", "offset")}
+    try:
+        return select(store, run, **given, limits=limits, opened=_open_again)
+    except DamagedFileError:  # what was opened before may be gone since: opened anew, it says in what way
+        _kept.cache_clear()
+        return select(store, run, **given, limits=limits)
+
+
+def _open_again(store: Store, rounds: Mapping[int, Sequence[FileRef]]) -> ds.Dataset:
+    """Opens the files of a stage; those on a disk that an earlier question has opened are not looked at again."""
+    (first, *_), *_ = rounds.values()
+    if store.objects.local_path(first.path) is None:
+        return open_rounds(store, rounds)
+    return _kept(store, tuple((number, tuple(files)) for number, files in rounds.items()))
+
+
+@lru_cache(maxsize=16)
+def _kept(store: Store, rounds: tuple[tuple[int, tuple[FileRef, ...]], ...]) -> ds.Dataset:
+    return open_rounds(store, dict(rounds))
+
+
+@lru_cache(maxsize=4)
+def _store(root: str) -> Store:
+    return Store.open(root, create=False)
 
 
 def _cut(column: pa.ChunkedArray, letters: int) -> pa.ChunkedArray:

@@ -4,7 +4,7 @@ What is read is checked page by page; see ``storage/tables/shards.py``.
 """
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,25 @@ if TYPE_CHECKING:
 
 ROUNDS = "rounds"
 """The table of the rounds' metrics; no stage."""
+Opened = Callable[[Store, Mapping[int, Sequence[FileRef]]], "ds.Dataset"]
+"""Opens the files of a stage, given by round."""
+
+
+def open_rounds(store: Store, rounds: Mapping[int, Sequence[FileRef]]) -> "ds.Dataset":
+    """Opens the files of a stage, given by round, as one lazy dataset with a column ``round``."""
+    of_round = {file.path: number for number, files in rounds.items() for file in files}
+    return open_dataset(store, [file for files in rounds.values() for file in files], rounds=of_round)
 
 
 def select(
-    store: Store, run: Run, sql: str, *, rows: int | None = None, offset: int = 0, limits: Limits | None = None
+    store: Store,
+    run: Run,
+    sql: str,
+    *,
+    rows: int | None = None,
+    offset: int = 0,
+    limits: Limits | None = None,
+    opened: Opened = open_rounds,
 ) -> pa.Table:
     """Answers one SELECT over the tables of all rounds, each with a column ``round``.
 
@@ -37,6 +52,7 @@ def select(
         rows: the largest number of rows to return; None for all of them.
         offset: rows to leave out before the first that is returned, if ``rows`` is given.
         limits: what the statement may take of the machine.
+        opened: opens the files of a stage.
 
     Raises:
         QueryError: the statement is wrong, does not only read, is more than one, or takes more than it may; if it is
@@ -45,7 +61,9 @@ def select(
     """
     files = all_table_files(run)
     names = _asked_for(sql, [*files, ROUNDS])
-    tables: dict[str, Any] = {name: _open(store, run, files, name) for name in names}
+    tables: dict[str, Any] = {
+        name: rounds_table(run) if name == ROUNDS else opened(store, files[name]) for name in names
+    }
     with (
         locked_connection(tables, limits) as connection,
         clear_errors(_Description(store, run, files)),
@@ -128,12 +146,6 @@ def table_files(run: Run, stages: Iterable[str] | None = None) -> dict[str, dict
     return found
 
 
-def open_rounds(store: Store, rounds: Mapping[int, Sequence[FileRef]]) -> "ds.Dataset":
-    """Opens the files of a stage, given by round, as one lazy dataset with a column ``round``."""
-    of_round = {file.path: number for number, files in rounds.items() for file in files}
-    return open_dataset(store, [file for files in rounds.values() for file in files], rounds=of_round)
-
-
 def rounds_table(run: Run) -> pa.Table:
     """Tabulates the metrics of the finished rounds, a row each; nested ones as structs and lists, or else as JSON."""
     rows = [{"round": entry.round, "finished": entry.time} | entry.meta for entry in run.rounds()]
@@ -167,10 +179,6 @@ def _asked_for(sql: str, names: Iterable[str]) -> list[str]:
     """Lists the tables that the statement may mean: each that is opened costs a look at all of its files."""
     text = sql.lower()
     return [name for name in names if name in text]
-
-
-def _open(store: Store, run: Run, files: Mapping[str, Mapping[int, Sequence[FileRef]]], name: str) -> Any:
-    return rounds_table(run) if name == ROUNDS else open_rounds(store, files[name])
 
 
 def _columns(store: Store, run: Run, files: Mapping[str, Mapping[int, Sequence[FileRef]]]) -> dict[str, list[str]]:

@@ -97,9 +97,20 @@ def page(opened: OpenRun, sql: str = "", form: Form = "table", offset: int = 0) 
         values["questions"] = list(questions_for(values["columns"]))
         if sql:
             values |= _answer(opened, sql, form, offset)
+        else:
+            _get_ready()
     except (ConfigError, QueryError) as error:
         values |= {"problem": str(error), "status": 503 if isinstance(error, _BusyError) else 400}
     return Page("ask.html.j2", f"Ask {opened.name}", values, run=opened.name, tab="Ask")
+
+
+def _get_ready() -> None:
+    """Starts the process that answers, if it is not at work, while people read the questions."""
+    if _one_at_a_time.acquire(blocking=False):
+        try:
+            _process.start()
+        finally:
+            _one_at_a_time.release()
 
 
 def _answer(opened: OpenRun, sql: str, form: Form, offset: int) -> dict[str, Any]:

@@ -190,6 +190,7 @@ def page(opened: OpenRun, round: int | None, kind: str | None, judges: tuple[str
         "flips": tables.ask(_flips("judgments", round)), "flips_sql": _flips_sql(opened, round),
         "most": _MOST, "short": _SHORT, "paid": _Paid.of(opened), "paid_sql": _PAID_SQL,
         "elsewhere_pair": pair.elsewhere(opened) if pair else None, "statuses_sql": _statuses_sql(opened),
+        "again": opened.run.annexes,
         "command": f"rondo rounds {opened.name}{root_option(opened.store)}",
     }  # fmt: skip
     return Page("judges.html.j2", f"Judges of {opened.name}", values, run=opened.name, tab="Judges", live=True)
@@ -201,7 +202,7 @@ def _choices(opened: OpenRun) -> dict[str, list[str]]:
     scored = [row for row in opened.tables.ask(_JUDGED) if row["scores"]]
     found = {
         kind: sorted((row["judge"] for row in scored if row["kind"] == kind), key=lambda name: order.get(name, 1000))
-        for kind in ("held-out", "served", "training")
+        for kind in ("held-out", "served", "training", "gate")
     }
     return {kind: names for kind, names in found.items() if len(names) > 1}
 

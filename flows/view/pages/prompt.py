@@ -11,7 +11,7 @@ from flows.view.filters import literal
 from flows.view.prompt_texts import Texts
 from flows.view.rendering import Page
 from flows.view.site import OpenRun
-from flows.view.stored_rows import Rows, prefix_of, rows_of
+from flows.view.stored_rows import Rows, prefix_of, prompt_rows, rows_of
 from flows.view.tables import KINDS
 from flows.view.terminal import root_option
 from flows.view.update_effects import effects, measured_preferences, measured_prompts, started_from, steps
@@ -97,6 +97,7 @@ def page(
     pair = _pair(preferences, rows, candidate)
     seen = {answer.row["candidate"]: answer.seen for answer in answers}
     changed = effects(opened, round, kind, prompt_id, rows)
+    measured = measured_prompts(opened, round) if kind == "training" else []
     values = {
         "prompt_id": prompt_id, "prompt": asked, "round": round, "kind": kind, "candidate": candidate,
         "markdown": markdown, "answers": answers, "texts": texts, "parts": _PARTS,
@@ -104,7 +105,7 @@ def page(
          "seen": seen, "diff": _diff(pair, seen, texts),
         "effects": changed, "beta": next((effect.beta for effect in changed), None),
         "started_from": started_from(opened, round), "steps": steps(opened, round),
-        "measured": measured_prompts(opened, round) if kind == "training" else [], "most_measured": _MEASURED,
+        "measured": measured or [], "measures_damaged": measured is None, "most_measured": _MEASURED,
         "update": recipe.update if recipe else None, "short": _SHORT,
         "history": tables.ask(_HISTORY, {**parameters, "letters": _SHORT + 1}),
         "slider": _Slider(places, round, kind), **_elsewhere(opened, prefix, round, prompt_id),
@@ -140,7 +141,7 @@ class _Slider:
 
 def _prompt(opened: OpenRun, prompt_id: str) -> dict[str, Any]:
     """Reads the prompt: its conversation, in short and whole, and what is known of it."""
-    found = rows_of(opened, 0, "prompts", prompt_id)
+    found = prompt_rows(opened, prompt_id)
     if not found:
         raise NotCommittedError(f"run '{opened.name}' has no prompt '{prompt_id}': a prompt's whole id is needed")
     row, messages = found[0], messages_of(found[0]["messages"])

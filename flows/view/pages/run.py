@@ -21,6 +21,7 @@ def page(opened: OpenRun) -> Page:
     run, recipe, rounds = opened.run, opened.recipe, opened.rounds
     done = rounds[-1].round if rounds else 0
     facts = [*facts_of(recipe, state(run, done=done, goal=recipe.rounds), done)]
+    failed = [summary.round for summary in rounds if summary.gate is not None and not summary.gate.passed]
     if rounds and (good := start_among(rounds, done + 1)) != done:
         facts.append(f"✗ round {done} failed its gate: the run's policy is that of round {good}")
     values = {
@@ -32,6 +33,7 @@ def page(opened: OpenRun) -> Page:
         "cards": list(key_metrics(rounds, recipe)) if rounds else [],
         "alarms": complaints(reversed(rounds)),
         "rounds": opened.begun,
+        "failed": failed,
         "sections": opened.sections,
         "command": f"rondo rounds {opened.name}{root_option(opened.store)}",
         "tables": {"Held-out metrics": rows_of(rounds)} if rounds else {},

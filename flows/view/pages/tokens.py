@@ -9,7 +9,7 @@ from typing import Any
 from flows.view.filters import literal
 from flows.view.rendering import Page
 from flows.view.site import OpenRun
-from flows.view.stored_rows import prefix_of, rows_of
+from flows.view.stored_rows import prefix_of, prompt_rows, rows_of
 from flows.view.terminal import root_option
 from flows.view.token_changes import Change, changes_of
 from flows.view.token_texts import TokenText, token_texts
@@ -107,7 +107,7 @@ def _texts(opened: OpenRun, round: int, prompt_id: str, token_ids: Sequence[int]
     tokenizer = token_texts(opened.store, opened.run, round)
     if tokenizer is None:
         return None
-    prompt = rows_of(opened, 0, "prompts", prompt_id, ["token_ids"])
+    prompt = prompt_rows(opened, prompt_id, ["token_ids"])
     before = [*(prompt[0]["token_ids"] if prompt else ()), *token_ids[:first]]
     return tokenizer.of(before, token_ids[first : first + _MOST])
 

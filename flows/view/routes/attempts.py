@@ -14,7 +14,7 @@ from flows.view.routes.labels import remember, remembered
 from flows.view.security import Guard
 from flows.view.site import Site
 from flows.view.trial_engines import EngineName
-from flows.view.trials import Asked, Trials
+from flows.view.trials import Asked, Trial, Trials
 from flows.workers.trial import TrialSettings
 from pipeline.errors import ConfigError, RondoError
 from storage.errors import StoreError
@@ -31,8 +31,7 @@ def add(app: FastAPI, site: Site, answer: Callable[[Page, int], Response], guard
 
     @app.get("/run/{name}/try")
     def shown(request: Request, name: str, trial: str = "") -> Response:
-        found = trials.get(trial) if trial else None
-        problem = _GONE if trial and found is None else None
+        found, problem = _tried(trials, name, trial) if trial else (None, None)
         person = remembered(request)
         page = attempt.page(site, site.run(name), found, problem=problem, labeller=person)
         return answer(page, 404 if problem else 200)
@@ -48,10 +47,10 @@ def add(app: FastAPI, site: Site, answer: Callable[[Page, int], Response], guard
     ) -> Response:
         if not guard.check_form(token):
             raise ConfigError(_OTHER_FORM)
-        found = trials.get(trial)
+        found, problem = _tried(trials, name, trial)
         if found is None:
-            raise ConfigError(_GONE)
-        tried_answers.keep(all_labels, site.run(name).name, found, labeller.strip(), choice, note)
+            raise ConfigError(problem)
+        tried_answers.keep(all_labels, found, labeller.strip(), choice, note)
         return remember(RedirectResponse(served("run", name, "try", trial=trial), 303), labeller.strip())
 
     @app.post("/run/{name}/try")
@@ -74,7 +73,17 @@ def add(app: FastAPI, site: Site, answer: Callable[[Page, int], Response], guard
         settings = TrialSettings(temperature, top_p, max_tokens, seed)
         asked = Asked((a, b), system if attempt.is_chat(opened) else None, user, settings, engine)
         try:
-            trial = trials.begin(asked)
+            trial = trials.begin(name, asked)
         except (RondoError, StoreError) as error:
             return answer(attempt.page(site, opened, asked=asked, problem=str(error)), 400)
         return RedirectResponse(served("run", name, "try", trial=trial.key), 303)
+
+
+def _tried(trials: Trials, run: str, key: str) -> tuple[Trial | None, str | None]:
+    """Returns a prompt that was tried on the page of this run; or why it is not shown."""
+    found = trials.get(key)
+    if found is None:
+        return None, _GONE
+    if found.run != run:
+        return None, f"this prompt was tried on the page of run '{found.run}': look at it there"
+    return found, None

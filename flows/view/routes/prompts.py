@@ -1,4 +1,4 @@
-"""The addresses of a prompt, of a completion's tokens, and of the judges."""
+"""The addresses of a prompt, of a completion's tokens, of the judges, and of what another judge would change."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -8,6 +8,7 @@ from fastapi.responses import Response
 
 from flows.view.pages import judges as judges_page
 from flows.view.pages import prompt as prompt_page
+from flows.view.pages import rejudged as rejudged_page
 from flows.view.pages import tokens as tokens_page
 from flows.view.rendering import Page
 from flows.view.routes.numbers import MOST
@@ -48,3 +49,7 @@ def add(app: FastAPI, site: Site, answer: Callable[[Page], Response]) -> None:
         name: str, round: Asked = None, kind: str | None = None, a: str | None = None, b: str | None = None
     ) -> Response:
         return answer(judges_page.page(site.run(name), round, kind, (a, b)))
+
+    @app.get("/run/{name}/rejudged/{judge}")
+    def rejudged(name: str, judge: str, round: Asked = None) -> Response:
+        return answer(rejudged_page.page(site.run(name), judge, round))

@@ -142,9 +142,7 @@ async function enliven(event) {
     tooltip: { disableDefaultStyle: true },
   };
   await window.vegaEmbed(drawing, spec, options);
-  const svg = drawing.querySelector("svg");
-  if (!svg) return;
-  chart.querySelector("svg").replaceWith(drawing);
+  if (drawing.querySelector("svg")) chart.querySelector("picture, svg").replaceWith(drawing);
 }
 
 // --- start ----------------------------------------------------------------------------------------------------------
@@ -153,6 +151,7 @@ document.addEventListener("keydown", onKey);
 document.addEventListener("submit", onSubmit);
 addEventListener("pageshow", () => document.querySelectorAll("[data-sent]").forEach((form) => delete form.dataset.sent));
 document.addEventListener("pointerover", enliven);
+document.addEventListener("focusin", enliven); // its points are links, which keys reach too
 const keys = document.querySelector("[data-keys]");
 if (keys) {
   keys.hidden = false;

@@ -83,7 +83,7 @@ def test_argilla_in_the_forms_of_its_versions(root: str, tmp_path: Path) -> None
         argilla("t2", []) | {"fields": {"prompt": "another", "response1": "x", "response2": "y"}},
     ]  # fmt: skip
     found = import_labels(SOURCE, written(tmp_path, records), "argilla", root)
-    assert (found.kept, found.known, found.others) == (5, 0, 1)
+    assert (found.kept, found.known, found.others, found.unsure) == (5, 0, 1, 3), "three have no status"
     better, worse = ({name: digest(texts(name)[place]) for name in ("t0", "t1", "t2")} for place in (0, 1))
     assert kept(root) == [
         ("t0", f"argilla:{USER}", "better", better["t0"], ["clear", "funny"], "so"),
@@ -219,6 +219,22 @@ def test_what_is_discarded_in_argilla_is_a_skip(root: str, tmp_path: Path, prefe
     record = argilla("t0", [preference | discarded], note=[{"value": "rude", **discarded}])
     assert import_labels(SOURCE, written(tmp_path, [record]), "argilla", root).kept == 1
     assert kept(root) == [("t0", "argilla:u", "skip", None, None, "rude")]
+
+
+def test_what_the_client_of_argilla_writes_without_a_status_is_counted(root: str, tmp_path: Path) -> None:
+    """As client 2.8.0 wrote it: a value and who gave it. What has no value, as something discarded, is no choice."""
+    records = [
+        argilla("t0", [{"value": "response2", "user_id": USER}]),
+        argilla("t1", [{"value": None, "user_id": USER}]),
+    ]
+    path = written(tmp_path, records)
+    said = CliRunner().invoke(app, ["import-labels", SOURCE, str(path), "--format", "argilla", "--root", root]).output
+    assert f"1 label kept of argilla:{USER}, 0 known before" in said
+    assert "which responses were submitted: 1 label may be drafts" in " ".join(said.split())
+    assert kept(root) == [("t0", f"argilla:{USER}", "better", digest(texts("t0")[0]), None, None)]
+    path.unlink()
+    sure = written(tmp_path, [argilla("t2", [{"value": "tie", "user_id": USER, "status": "submitted"}])])
+    assert import_labels(SOURCE, sure, "argilla", root).unsure == 0
 
 
 def test_a_single_reason_and_a_note_as_text_stay_whole(root: str, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_a_saved_question_is_shown_in_its_form(visitor: TestClient) -> None:
             continue
         assert answer.status_code == 200
         assert 'aria-current="true"' in answer.text
-        assert ("<svg" in answer.text) == (question.form in ("line", "scatter") and "longer" not in question.title)
+        assert ("<picture>" in answer.text) == (question.form in ("line", "scatter") and "longer" not in question.title)
 
 
 def test_saved_questions_say_what_is_so(store: Store) -> None:
@@ -388,3 +388,22 @@ def test_a_run_without_rounds_has_the_questions_that_it_can_answer(tmp_path: Pat
     shown = visitor.get("/run/empty/ask").text
     assert "Saved questions" not in shown
     assert "<code>rounds</code>" in shown
+
+
+def test_a_file_that_was_opened_for_an_earlier_question_is_damaged_since(tmp_path: Path) -> None:
+    """The process keeps files open between questions: the second one is answered from them, the third must not be."""
+    store = Store.open(tmp_path)
+    run = finished_run(store, rounds=1)
+    asking = TestClient(make_app(Site(store), Guard("127.0.0.1")), base_url="http://127.0.0.1")
+    question = {"sql": "SELECT count(*) AS n, sum(score) AS s FROM judgments"}
+    first, second = (asking.get("/run/small/ask", params=question).text for _ in range(2))
+    assert ">12<" in first
+    assert first == second
+    path = run.files(1, "judgments")[0].path
+    intact = (tmp_path / path).read_bytes()
+    (tmp_path / path).write_bytes(intact[: len(intact) // 2])
+    third = asking.get("/run/small/ask", params=question)
+    assert third.status_code == 500
+    assert f"{path} is damaged" in html.unescape(third.text)
+    (tmp_path / path).write_bytes(intact)
+    assert ">12<" in asking.get("/run/small/ask", params=question).text

@@ -78,7 +78,7 @@ def trials(store: Store) -> Iterator[Trials]:
 
 def done(trials: Trials, asked: Asked) -> Trial:
     """Tries a prompt, and waits for the answers."""
-    trial = trials.begin(asked)
+    trial = trials.begin("talks", asked)
     until = time.monotonic() + 120  # the engine imports torch, on a machine that may be busy
     while trial.state != "done":
         assert time.monotonic() < until
@@ -171,6 +171,21 @@ def test_the_page_by_its_form_alone(visitor: TestClient) -> None:
     assert 'name="system"' not in visitor.get("/run/plain/try").text
 
 
+def test_what_was_tried_on_the_page_of_another_run_is_not_shown_here(visitor: TestClient, trials: Trials) -> None:
+    trial = done(trials, Asked(("talks@0", "talks@2"), "", "w3", SETTINGS))
+    here, there = (visitor.get(f"/run/{run}/try", params={"trial": trial.key}) for run in ("talks", "plain"))
+    assert (here.status_code, there.status_code) == (200, 404)
+    sentence = "this prompt was tried on the page of run 'talks': look at it there"
+    assert sentence in html.unescape(there.text)
+    answer = trial.sides[0].answer
+    assert answer is not None
+    assert answer.text.strip() in html.unescape(here.text)
+    assert '<h2 id="answers">' not in there.text
+    form = {"trial": trial.key, "labeller": "bea", "choice": "tie", "token": form_of(visitor, "plain")["token"]}
+    refused = visitor.post("/run/plain/try/label", data=form)
+    assert (refused.status_code, sentence in html.unescape(refused.text)) == (400, True)
+
+
 def test_what_cannot_be_tried_is_said_and_the_prompt_stays(visitor: TestClient) -> None:
     form = {**form_of(visitor, "talks"), "user": "my words"}
 
@@ -204,7 +219,7 @@ def test_an_engine_that_cannot_start_is_a_sentence_and_the_next_prompt_starts_it
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
     for _ in range(2):
         with pytest.raises(ConfigError, match=r"cannot start: .*No such file.*set TMPDIR"):
-            trials.begin(asked)
+            trials.begin("talks", asked)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     try:
         assert done(trials, asked).sides[0].answer is not None
@@ -251,7 +266,9 @@ def test_vllm_answers_and_takes_the_weights_of_the_other_checkpoint_in_place(tmp
     finished_run(store, "fast", recipe=recipe, rounds=1, also=with_weights(store, "fast", chat=True, probed=True))
     trials = Trials(store)
     try:
-        trial = trials.begin(Asked(("fast@0", "fast@1"), "", "w3 w4 w5", replace(SETTINGS, temperature=0.0), "vllm"))
+        trial = trials.begin(
+            "fast", Asked(("fast@0", "fast@1"), "", "w3 w4 w5", replace(SETTINGS, temperature=0.0), "vllm")
+        )
         stages = set()
         until = time.monotonic() + 300  # it imports vLLM, on a machine that may be busy
         while trial.state != "done":

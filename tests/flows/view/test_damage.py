@@ -13,10 +13,13 @@ from flows.report.report import write_report
 from flows.view.app import make_app
 from flows.view.security import Guard
 from flows.view.site import Site
+from flows.view.stored_rows import table_of
 from flows.view.tables import TEXT
 from pipeline.records import PREFERENCE_LOGPS, to_table
 from storage.errors import DamagedFileError
+from storage.log.manifest import Key
 from storage.log.store import Store
+from storage.tables.shards import write_table
 from support.finished_run import commit, finished_run
 
 
@@ -104,8 +107,39 @@ def test_what_was_measured_of_an_update_closes_no_page_if_its_file_is_damaged(tm
         assert "rondo verify small" in answer.text
         assert "not measured" in answer.text
     assert "reference of each token is not measured: the file with what was measured is damaged." in answer.text
+    _, text = said(visitor, "/run/small/prompt/t0?round=2&kind=training")
+    assert "What this round measured of its preferences after its update is in a damaged file, and left out" in text
+    assert "Which preferences were measured is in a damaged file." in text
+    assert "at most a few" not in text
+    assert "The loss of a single preference is not measured" not in text
     whole = visitor.get("/run/small/prompt/t0?round=3&kind=training").text
     assert "loss after" in whole
+
+
+def test_of_several_files_of_a_table_the_damaged_one_is_named(store: Store) -> None:
+    """Two shards of one stage, of which the second is cut short: the rows of the first alone would not be all."""
+    run, paths = store.run("small"), []
+    with run.writer() as writer:
+        for shard in (0, 1):
+            file = write_table(store, "small", 4, "preference_logps", to_table([], PREFERENCE_LOGPS), shard)
+            writer.commit(Key(4, "preference_logps", shard), [file])
+            paths.append(file.path)
+    damaged = Path(store.root) / paths[1]
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    opened = Site(store).run("small")
+    assert table_of(opened, 4, "preference_logps") is None
+    (sentence,) = opened.damages
+    assert paths[1] in sentence
+    assert paths[0] not in sentence
+    assert table_of(opened, 4, "nothing") == []
+
+
+def test_steps_in_a_damaged_file_are_not_said_to_be_unmeasured(store: Store, visitor: TestClient) -> None:
+    flip(store, store.run("small").files(2, "metrics")[0].path, "loss")
+    status, text = said(visitor, "/run/small/prompt/t0?round=2&kind=training")
+    assert status == 200
+    assert "The steps of the round are in a damaged file." in text
+    assert "The steps of the round are not measured" not in text
 
 
 def test_texts_have_no_limit_of_two_gigabytes(store: Store) -> None:

@@ -14,10 +14,11 @@ from flows.view.export import export
 from flows.view.questions import questions_for
 from flows.view.rendering import STATIC
 from pipeline.errors import ConfigError
+from pipeline.records import PREFERENCE_LOGPS, to_table
 from storage.errors import RunNotFoundError, StoreError
 from storage.log.store import Store
 from storage.queries.sql import columns_of
-from support.finished_run import HELD_OUT, TRAIN, finished_run, small_recipe
+from support.finished_run import HELD_OUT, TRAIN, commit, finished_run, small_recipe
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e\ufffe"
 
@@ -95,7 +96,7 @@ def test_tokens_beyond_the_limit_are_counted(store: Store, tmp_path: Path, monke
     monkeypatch.setattr(exporting, "MOST_PROMPTS", 3)
     monkeypatch.setattr(exporting, "MOST_TOKENS", 5)
     said = exported(store, "small", tmp_path / "a")[0]
-    assert "26 pages of prompts beyond 3 left out; 7 pages of tokens beyond 5 left out" in said
+    assert "26 pages of prompts beyond 3 left out; the tokens of 7 completions beyond 5 pages left out" in said
     assert {path.name for path in (tmp_path / "a").glob("tokens-*")} == {
         *(f"tokens-3-training-t0-{candidate}.html" for candidate in range(4)), "tokens-3-training-t1-0.html",
     }  # fmt: skip
@@ -104,6 +105,34 @@ def test_tokens_beyond_the_limit_are_counted(store: Store, tmp_path: Path, monke
     assert "tokens-3-training-t1-1" not in tokens
     prompt = (tmp_path / "a" / "prompt-3-training-t1.html").read_text()
     assert "as Markdown" not in prompt, "there is no such page"
+
+
+def test_tokens_by_change_are_pages_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of round 1's preference of t0, completions 3 and 0 were measured; 1 and 2 have the page by surprise alone."""
+    nothing = dict.fromkeys(PREFERENCE_LOGPS.names)
+    tokens = {"after_tokens": [[-0.5, -1.0, -0.5], [-5.0, -5.5, -4.5]], "reference_tokens": None}
+    sums = {"candidates": [3, 0], "reference": [-3.0, -3.0], "after": [-2.0, -15.0], "loss_after": 0.5}
+    table = to_table([{**nothing, "prompt_id": "t0", **sums, **tokens}], PREFERENCE_LOGPS)
+    store = Store.open(tmp_path / "root")
+    finished_run(
+        store, rounds=1,
+        also=lambda writer, round: round and commit(store, writer, "small", 1, "preference_logps", table),
+    )  # fmt: skip
+    exported(store, "small@1", tmp_path / "a")
+    by_change = {path.name for path in (tmp_path / "a").glob("tokens-*-update.html")}
+    assert by_change == {"tokens-1-training-t0-0-update.html", "tokens-1-training-t0-3-update.html"}
+    page, surprise = ((tmp_path / "a" / f"tokens-1-training-t0-3{end}.html").read_text() for end in ("-update", ""))
+    assert "+1.000 nats in sum" in page  # -2.0 less the -3.0 with which it was sampled
+    assert 'href="tokens-1-training-t0-3.html"' in page
+    assert 'href="tokens-1-training-t0-3-update.html"' in surprise
+    assert "-update.html" not in (tmp_path / "a" / "tokens-1-training-t0-1.html").read_text()
+    # Completion 0 has two pages, 1 and 2 one each; 3 needs two, and one place is left. 12 + 5 completions less 3.
+    monkeypatch.setattr(exporting, "MOST_TOKENS", 5)
+    said = exported(store, "small@1", tmp_path / "b")[0]
+    assert "the tokens of 14 completions beyond 5 pages left out" in said
+    assert {path.name for path in (tmp_path / "b").glob("tokens-*")} == {
+        *(f"tokens-1-training-t0-{end}.html" for end in ("0", "0-update", "1", "2")),
+    }  # fmt: skip
 
 
 def test_an_export_is_replaced_and_nothing_else(store: Store, tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ from flows.registry.gate_result import GateMeasure, GateResult
 from flows.registry.round_summary import RoundSummary
 from flows.view.pages.run import page as run_page
 from flows.view.site import Site
-from pipeline.records import CANDIDATES, EVALUATION_LOGPS, to_table
+from pipeline.records import CANDIDATES, EVALUATION_LOGPS, JUDGMENTS, PROMPTS, to_table
 from storage.log.store import Store
+from storage.queries.sql import select
 from support.finished_run import commit
 from support.sampled_run import sampled_run
-from support.view_pages import table, visitor, words
+from support.view_pages import links, statements, table, visitor, words
 
 WHY = "gate failed: long fell from 0.75 in round 0 to 0.25 on the same 16 prompts (p 0.001, level 0.01); the last good"
 GATE = GateResult(
@@ -79,5 +80,47 @@ def test_a_round_after_a_failed_one_is_held_against_the_policy_that_it_started_f
 def test_the_run_and_the_list_of_runs_say_which_policy_is_good(site: Site) -> None:
     opened = site.run("sampled")
     assert "✗ round 2 failed its gate: the run's policy is that of round 1" in run_page(opened).values["facts"]
-    assert "failed" in words(visitor(site).get("/run/sampled").text)
+    rounds = visitor(site).get("/run/sampled").text
+    assert '<a href="/run/sampled/round/2" aria-label="Round 2, failed its gate">2 ✗</a>' in rounds
+    assert '<a href="/run/sampled/round/1" aria-label="Round 1">1</a>' in rounds
     assert "✗ gate failed in 1, good: round 1" in words(visitor(site).get("/").text)
+
+
+def test_answers_to_the_gate_are_a_kind_of_completions(site: Site) -> None:
+    """Its prompts are in a table of their own, and its judge is none of the recipe's others."""
+    of_run = {"prompt_id": "g0", "text": "What is 2 + 2?", "token_ids": [7, 8], "source": "test", "messages": None}
+    prompt = {**of_run, "reference_answer": "4", "split": "evaluation"}
+    answer = {
+        "prompt_id": "g0", "candidate": 0, "token_ids": [1, 2], "logprobs": [-0.25, -0.5], "text": "It is five.",
+        "finish_reason": "stop", "seed": 0, "policy": "policy2",
+    }  # fmt: skip
+    judged = {
+        "prompt_id": "g0", "candidate": 0, "judge": "exact_answer", "judge_version": "1", "status": "ok", "score": 0.0,
+        "score_std": None, "components": [], "rationale": None, "latency": 0.0, "raw": None,
+    }  # fmt: skip
+    stored = (
+        (3, "gate_prompts", prompt, PROMPTS), (3, "gate_candidates", answer, CANDIDATES),
+        (3, "gate_judgments", judged, JUDGMENTS),
+    )  # fmt: skip
+    with site.run("sampled").run.writer() as writer:
+        for number, stage, row, schema in stored:
+            commit(site.store, writer, "sampled", number, stage, to_table([row], schema))
+        meta = {**site.run("sampled").run.round_entry(2).meta, "round": 3}
+        writer.finish_round(3, meta)
+    asking = visitor(site)
+    found = asking.get("/run/sampled/completions?round=3&kind=gate").text
+    assert "1 fit" in words(found)
+    sql, command = statements(found)
+    assert [row["text"] for row in select(site.store, site.run("sampled").run, sql).to_pylist()] == ["It is five."]
+    assert "rondo show sampled@3 --table gate_completions" in command
+    prompt_page = asking.get("/run/sampled/prompt/g0?round=3&kind=gate")
+    assert prompt_page.status_code == 200
+    said = words(prompt_page.text)
+    assert "What is 2 + 2?" in said
+    assert "exact_answer: 0" in said
+    assert "Answers to the gate's prompts are scored, and nothing else" in said
+    tokens = words(asking.get("/run/sampled/tokens/3/gate/g0/0").text)
+    assert "-0.75 nats per sequence" in tokens
+    assert "answers to the gate's prompts are measured under no other policy" in tokens
+    round_page = asking.get("/run/sampled/round/3").text
+    assert "/run/sampled/completions?round=3&kind=gate" in links(round_page), "the alarm leads to them"

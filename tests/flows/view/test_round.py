@@ -326,5 +326,5 @@ def test_a_large_round_stays_below_a_megabyte() -> None:
     sampled_run(store, rows)
     visitor = TestClient(make_app(Site(store), Guard("127.0.0.1")), base_url="http://127.0.0.1")
     answer = visitor.get("/run/sampled/round/1")
-    assert "A sample of 1,500 of 2,000." in answer.text
+    assert "A sample of 800 of 2,000." in answer.text
     assert len(answer.content) < 1_000_000

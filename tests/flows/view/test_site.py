@@ -14,6 +14,7 @@ from flows.view import site
 from flows.view.pages import runs
 from flows.view.routes import runs as routes
 from flows.view.site import Site, UnreadableRunError
+from flows.view.warm_up import warm_up
 from storage.errors import RunNotFoundError
 from storage.log.manifest import Key
 from storage.log.store import Store
@@ -165,3 +166,17 @@ def test_an_unreadable_recipe_names_what_is_wrong(odd: TestClient, store: Store)
     with pytest.raises(UnreadableRunError, match="run 'bare' cannot be read by this version of rondo, because of 'rec"):
         _ = Site(store).run("bare").recipe
     assert "run &#39;bare&#39; cannot be read" in odd.get("/run/bare").text
+
+
+def test_a_run_that_is_named_is_read_before_anybody_asks(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Round 0 has 5 completions, each of the 3 others 17; of a run that is gone its page says so, and not this."""
+    finished_run(store)
+    opened = Site(store)
+    warm_up(opened, "small")
+    warm_up(opened, "none")
+
+    def read(*_: object) -> None:
+        raise AssertionError("it was read already")
+
+    monkeypatch.setattr("storage.queries.memory.open_rounds", read)
+    assert opened.run("small").tables.ask(_COUNT) == [{"newest": 3, "n": 5 + 3 * 17}]

@@ -43,7 +43,7 @@ def tried(left: str = "good", right: str = "bad", *, user: str = "w3 w4", cut: s
         )
         for number, text, end in ((0, left, "stop"), (2, right, cut))
     )  # fmt: skip
-    return Trial("key", Asked(("small@0", "small@2"), "", user, SETTINGS), (sides[0], sides[1]), "done")
+    return Trial("key", "small", Asked(("small@0", "small@2"), "", user, SETTINGS), (sides[0], sides[1]), "done")
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def store(tmp_path: Path) -> Store:
 
 def test_what_is_kept_can_be_read_without_any_round(store: Store) -> None:
     labels = Labels(store)
-    keep(labels, "small", tried(HOSTILE), "ann", "left", " clearer ")
+    keep(labels, tried(HOSTILE), "ann", "left", " clearer ")
     (kept,) = Labels(store).newest()
     assert (kept["kind"], kept["run"], kept["round"]) == ("tried", "small", None)
     assert (kept["choice"], kept["better"], kept["note"]) == ("better", digest(HOSTILE), "clearer")
@@ -77,7 +77,7 @@ def test_it_is_no_label_of_a_round_that_has_this_prompt_with_these_texts(store: 
     item = JudgeItem(prompt_id=content_id(MESSAGES), prompt_text="", messages=MESSAGES, candidates=answers)
     of_round, labels = Question(item, (answers[0], answers[1])), Labels(store)
     labels.add(of_round.key, "ann", {"choice": "better", "better": digest("bad")})
-    keep(labels, "small", tried(), "ann", "left")
+    keep(labels, tried(), "ann", "left")
     assert share_for_first(of_round, labels.newest()) == 1.0, "what ann said blind still counts, and nothing beside it"
     (pair,) = tried_pairs(labels.newest(), "small")
     assert (pair.prompt_id, pair.share) == (content_id(MESSAGES), 1.0)
@@ -86,17 +86,17 @@ def test_it_is_no_label_of_a_round_that_has_this_prompt_with_these_texts(store: 
 def test_the_majority_decides_and_a_choice_can_be_changed_and_taken_back(store: Store) -> None:
     labels = Labels(store)
     for person, choice in (("ann", "left"), ("bob", "right"), ("cid", "tie"), ("ann", "left")):
-        keep(labels, "small", tried(), person, choice)
+        keep(labels, tried(), person, choice)
     (pair,) = tried_pairs(labels.newest(), "small")
     assert pair.share == pytest.approx((1 + 0 + 0.5) / 3)
     assert pair.ordered is None
     assert len(labels.history(pair.choices[0]["question"], "ann")) == 1, "the same again is nothing new"
-    keep(labels, "small", tried(), "bob", "undo")
+    keep(labels, tried(), "bob", "undo")
     (pair,) = tried_pairs(labels.newest(), "small")
     assert pair.share == 0.75
     assert pair.ordered is not None
     assert [answer["text"] for answer in pair.ordered] == ["good", "bad"]
-    keep(labels, "small", tried(), "ann", "right")
+    keep(labels, tried(), "ann", "right")
     (pair,) = tried_pairs(labels.newest(), "small")
     assert pair.ordered is not None
     assert [answer["text"] for answer in pair.ordered] == ["bad", "good"]
@@ -109,7 +109,7 @@ def test_answers_that_are_one_text_or_none_are_no_question(store: Store) -> None
     for trial in (same, failed):
         assert not can_be_compared(trial)
         with pytest.raises(ConfigError, match="no two different answers"):
-            keep(Labels(store), "small", trial, "ann", "left")
+            keep(Labels(store), trial, "ann", "left")
     assert list(Labels(store).newest()) == []
 
 
@@ -158,9 +158,9 @@ def test_they_are_exported_as_pairs_without_ties_and_cut_answers(store: Store, t
         write("none")
     with pytest.raises(ConfigError, match="give small in place of small@2"):
         write("none", source="small@2")
-    keep(labels, "small", tried(), "ann", "right")
-    keep(labels, "small", tried(user="w5"), "ann", "tie")
-    keep(labels, "small", tried(user="w6", cut="length"), "ann", "left")
+    keep(labels, tried(), "ann", "right")
+    keep(labels, tried(user="w5"), "ann", "tie")
+    keep(labels, tried(user="w6", cut="length"), "ann", "left")
     assert write("pairs") == 1
     assert told == ["2 more are ties, or rest on answers cut at the limit (--truncated keeps the latter)"]
     (row,) = load_dataset(str(tmp_path / "pairs"), split="train", cache_dir=str(tmp_path / "cache")).to_list()
