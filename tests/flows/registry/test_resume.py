@@ -64,6 +64,19 @@ def test_a_recipe_of_0_1_0_that_left_the_learning_rate_out_means_what_it_meant(t
         create_or_open(store, "other", today)
 
 
+def test_a_run_that_goes_on_on_another_device_keeps_its_precision(tmp_path: Path) -> None:
+    """A GPU computes in bfloat16 if the recipe does not say: a run that began on a processor does not change over."""
+    store, on_gpu = Store.open(tmp_path), parse_recipe(TINY, ["devices.trainer=cuda"])
+    assert (parse_recipe(TINY).update.precision, on_gpu.update.precision) == ("float32", "bfloat16")
+    for name, first, second in (("up", parse_recipe(TINY), on_gpu), ("down", on_gpu, parse_recipe(TINY))):
+        create_or_open(store, name, first)
+        _, recipe = create_or_open(store, name, second)
+        assert recipe.update == first.update
+        assert recipe.devices == second.devices
+    with pytest.raises(ConfigError, match=r"update\.precision: float32 -> bfloat16"):
+        create_or_open(store, "up", parse_recipe(TINY, ["devices.trainer=cuda", "update.precision=bfloat16"]))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
