@@ -157,8 +157,8 @@ class UpdateConfig(Config):
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="of the forward pass, and of vLLM on a GPU; master weights are float32. If devices.trainer is a GPU "
-        "and this is left out, it is bfloat16",
+        description="of the forward pass, and of vLLM on a GPU; master weights are float32. If this is left out and "
+        "devices.trainer is a GPU, it is bfloat16",
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
     compile: bool = Field(

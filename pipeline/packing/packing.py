@@ -96,9 +96,11 @@ class Pack:
             return PackInputs(self.input_ids_T.to(device), self.position_ids_T.to(device), self.layout.to(device))
         tokens = len(self.input_ids_T)
         padding = (0, whole_blocks(tokens) - tokens)
-        input_ids_T, position_T = (F.pad(part, padding).to(device) for part in (self.input_ids_T, self.position_ids_T))
-        segment_T, prompt_T = (F.pad(part, padding, value=tokens).to(device) for part in (self.segment_T, self.prompt_T))
-        return PackInputs(input_ids_T, position_T, BlockLayout(segment_T, prompt_T, position_T, self.rows.longest))
+        ids_T, position_T = (F.pad(part, padding).to(device) for part in (self.input_ids_T, self.position_ids_T))
+        segment_T, prompt_T = (
+            F.pad(part, padding, value=tokens).to(device) for part in (self.segment_T, self.prompt_T)
+        )
+        return PackInputs(ids_T, position_T, BlockLayout(segment_T, prompt_T, position_T, self.rows.longest))
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
 """The update at the shapes of 0.5B and 7B models with random weights: tokens/s, model FLOP utilisation, peak memory.
 
-Float32 master weights and moments, bfloat16 autocast, gradient checkpointing, fused AdamW; prompts and answers of 512
-tokens. Needs a GPU to say anything; a test runs the same lines at tiny shapes on CPU. No GPU has run it so far.
+Float32 master weights and moments, bfloat16 autocast, gradient checkpointing, fused AdamW. Needs a GPU to say anything;
+tests run the same lines at tiny shapes on CPU. `gpu_check` measures the speed of an update by these lines too. No GPU
+has run them so far.
 
 Utilisation is that of arXiv:2204.02311, appendix B: floating-point operations that the mathematics needs, recomputed
 activations not among them, over seconds times the peak of the device in bfloat16 without sparsity. For a step they are
 
     6 * (weights of layers) * tokens + 6 * V * D * answer tokens + 12 * layers * heads * width * (queries times keys)
 
-where a prompt's tokens count once for all its answers, and a query's keys are those that it may see.
+where a prompt's tokens count once for all its answers, and a query's keys are those that it may see. Of a base that an
+adapter leaves as it is no gradient is needed, so that 4 takes the place of 6; the adapter's own products are left out.
 """
 
 import random
@@ -22,10 +24,11 @@ from rich import box
 from rich.table import Table
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from pipeline.config import UpdateConfig
+from pipeline.config import LoraConfig, UpdateConfig
 from pipeline.dpo.types import PreferenceGroup, StepMetrics
 from pipeline.dpo.update import RoundFacts, run_update
 from pipeline.errors import OutOfMemoryError
+from pipeline.model.lora import Adapter
 
 SEED = 11
 PEAKS = {
@@ -72,7 +75,10 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class GpuPlan:
-    """``step_tokens``: about how many tokens an optimizer step processes, in packs of ``token_budget``."""
+    """``step_tokens``: about how many tokens an optimizer step processes, in packs of ``token_budget``.
+
+    ``lora``: the adapter that is trained; all weights if None.
+    """
 
     shapes: tuple[GpuShape, ...] = SHAPES
     candidates: tuple[int, ...] = (2, 4, 8)
@@ -81,6 +87,21 @@ class GpuPlan:
     step_tokens: int = 65_536
     token_budget: int = 16_384
     steps: int = 4
+    lora: LoraConfig | None = None
+    optimizer: str = "adamw"
+
+    def settings(self, candidates: int, batch_size: int) -> UpdateConfig:
+        return UpdateConfig(
+            objective={"sigmoid" if candidates == 2 else "plackett_luce": 1.0},
+            lora=self.lora,
+            optimizer=self.optimizer,
+            learning_rate=1e-6,
+            epochs=self.steps,
+            batch_size=batch_size,
+            token_budget=self.token_budget,
+            precision="bfloat16",
+            gradient_checkpointing=True,
+        )
 
 
 @dataclass(frozen=True)
@@ -116,7 +137,7 @@ def preferences(plan: GpuPlan, candidates: int, vocabulary: int) -> list[Prefere
     ]
 
 
-def step_flops(shape: GpuShape, groups: Sequence[PreferenceGroup]) -> float:
+def step_flops(shape: GpuShape, groups: Sequence[PreferenceGroup], *, lora: bool = False) -> float:
     """Operations of a forward and a backward pass, by the formula at the top."""
     width = shape.hidden // shape.heads
     projections = shape.hidden * width * (2 * shape.heads + 2 * shape.key_heads)
@@ -131,7 +152,8 @@ def step_flops(shape: GpuShape, groups: Sequence[PreferenceGroup]) -> float:
             inputs = len(answer) - 1
             pairs += inputs * prompt + inputs * (inputs + 1) // 2
     attention = 12 * shape.layers * shape.heads * width * pairs
-    return 6 * weights * tokens + 6 * shape.vocabulary * shape.hidden * answers + attention
+    passes = 4 if lora else 6
+    return passes * (weights * tokens + shape.vocabulary * shape.hidden * answers) + attention
 
 
 def measure_shape(shape: GpuShape, plan: GpuPlan, candidates: int, device: str) -> GpuFigures:
@@ -139,7 +161,7 @@ def measure_shape(shape: GpuShape, plan: GpuPlan, candidates: int, device: str) 
     layers = shape.layers
     while True:
         try:
-            return _measure(replace(shape, layers=layers), plan, candidates, device, shape)
+            return measure(replace(shape, layers=layers), plan, candidates, device, shape)
         except (torch.OutOfMemoryError, OutOfMemoryError):
             if layers == 1:
                 raise
@@ -147,17 +169,10 @@ def measure_shape(shape: GpuShape, plan: GpuPlan, candidates: int, device: str) 
         torch.cuda.empty_cache()
 
 
-def _measure(cut: GpuShape, plan: GpuPlan, candidates: int, device: str, shape: GpuShape) -> GpuFigures:
+def measure(cut: GpuShape, plan: GpuPlan, candidates: int, device: str, shape: GpuShape) -> GpuFigures:
+    """One row, of a shape that may have fewer layers than it stands for."""
     groups = preferences(plan, candidates, cut.vocabulary)
-    settings = UpdateConfig(
-        objective={"sigmoid" if candidates == 2 else "plackett_luce": 1.0},
-        learning_rate=1e-6,
-        epochs=plan.steps,
-        batch_size=len(groups),
-        token_budget=plan.token_budget,
-        precision="bfloat16",
-        gradient_checkpointing=True,
-    )
+    settings = plan.settings(candidates, len(groups))
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -168,9 +183,11 @@ def _measure(cut: GpuShape, plan: GpuPlan, candidates: int, device: str, shape: 
             torch.cuda.synchronize()
         ends.append(perf_counter())
 
-    result = run_update(
-        cut.build(device), groups, settings, seed=SEED, facts=RoundFacts(reference_is_start=False), on_step=on_step
-    )
+    model = cut.build(device)
+    if plan.lora is not None:
+        Adapter(model, plan.lora, seed=SEED)
+    facts = RoundFacts(reference_is_start=False)
+    result = run_update(model, groups, settings, seed=SEED, facts=facts, on_step=on_step)
     return GpuFigures(
         shape=shape,
         layers=cut.layers,
@@ -179,7 +196,7 @@ def _measure(cut: GpuShape, plan: GpuPlan, candidates: int, device: str, shape: 
         tokens=result.steps[-1].tokens,
         # The first step compiles attention and allocates the moments.
         seconds=(ends[-1] - ends[0]) / (len(ends) - 1),
-        flops=step_flops(cut, groups),
+        flops=step_flops(cut, groups, lora=plan.lora is not None),
         peak_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
         token_budget=result.token_budget,
     )

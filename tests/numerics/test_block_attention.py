@@ -125,7 +125,7 @@ def test_inductor_compiles_each_variant_once_and_it_is_right(blocks_on_cpu, comp
 
 
 @pytest.mark.parametrize(("tokens", "padded"), [(1, 256), (128, 256), (256, 256), (257, 384), (16_384, 16_384)])
-def test_packs_are_padded_to_whole_blocks_and_the_smallest_have_an_eager_mask(tokens, padded, blocks_on_cpu, monkeypatch):
+def test_packs_are_padded_to_whole_blocks_and_small_masks_are_eager(tokens, padded, blocks_on_cpu, monkeypatch):
     """A mask of one block is what Inductor cannot make for Triton: none has one, and none up to two is compiled."""
     compiled = []
 
