@@ -32,7 +32,7 @@ def blocks_on(device: str) -> torch.device:
     torch refuses there as it has no compiled kernel for them.
     """
     if device == "cpu":
-        packing.BLOCK_DEVICES = frozenset({"cpu"})  # type: ignore[misc]
+        packing.BLOCK_DEVICES = frozenset({"cpu"})
         torch_flex._validate_device = lambda *_: None
     return torch.device(device)
 

@@ -88,7 +88,7 @@ def run_one(check: Check, device: str, limit: float, *, miniature: bool, method:
     """Runs a check in a process of its own, which is killed after ``limit`` seconds."""
     context = multiprocessing.get_context(method)
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_inside, args=(check, miniature, device, theirs), daemon=False)  # type: ignore[attr-defined]
+    process = context.Process(target=_inside, args=(check, miniature, device, theirs))
     result, started = Result(check.name), perf_counter()
     process.start()
     theirs.close()
