@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks.gpu_check import kernels
+from benchmarks.gpu_check.measure import GpuPlan
 from benchmarks.gpu_check.runner import Check, Result, SkippedError, run_all
 from benchmarks.gpu_check.sizes import FULL
 from benchmarks.gpu_check.speed import planned
-from benchmarks.update_gpu import GpuPlan
 from torch.nn.attention import flex_attention as torch_flex
 
 from pipeline.config import LoraConfig

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from benchmarks.update_gpu import SHAPES, GpuShape
+from benchmarks.gpu_check.measure import SHAPES, GpuShape
 
 SMALL_7B = 4
 """Layers of a 7B that fits beside a second set of activations: a layer's share of the work does not depend on them."""

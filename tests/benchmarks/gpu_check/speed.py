@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from benchmarks.gpu_check.kernels import relative
+from benchmarks.gpu_check.measure import GpuFigures, GpuPlan, GpuShape, measure, peak_of, preferences
 from benchmarks.gpu_check.runner import Report, SkippedError
 from benchmarks.gpu_check.sizes import Sizes
-from benchmarks.update_gpu import GpuFigures, GpuPlan, GpuShape, measure, peak_of, preferences
 
 from pipeline.config import LoraConfig
 from pipeline.dpo.types import PreferenceGroup
@@ -64,11 +64,11 @@ def _update(report: Report, sizes: Sizes, device: str, shape: GpuShape, *, lora:
             report.note(did_not_fit={said: bytes_})
             continue
         try:
-            figures = measure(cut, trial, 2, device, shape)
+            figures = measure(cut, trial, 2, device)
         except (torch.OutOfMemoryError, OutOfMemoryError) as error:
             report.note(ran_out={said: str(error)[:200]})
         else:
-            _note(report, figures, parts, said, device)
+            _note(report, figures, parts, said, device, layers=cut.layers)
             return
         gc.collect()  # outside of the handler, whose traceback would keep the tensors alive
         torch.cuda.empty_cache()
@@ -108,11 +108,11 @@ def planned(shape: GpuShape, plan: GpuPlan) -> Parts:
     return parts
 
 
-def _note(report: Report, figures: GpuFigures, parts: Parts, said: str, device: str) -> None:
-    peak = peak_of(device, None)
+def _note(report: Report, figures: GpuFigures, parts: Parts, said: str, device: str, *, layers: int) -> None:
+    peak = None if device == "cpu" else peak_of(torch.cuda.get_device_name())
     utilisation = None if peak is None else figures.flops / figures.seconds / peak
     report.note(
-        measured=said, layers=figures.layers, preferences=figures.preferences, tokens=figures.tokens,
+        measured=said, layers=layers, preferences=figures.preferences, tokens=figures.tokens,
         ms=round(1e3 * figures.seconds, 1), tokens_per_second=round(figures.tokens / figures.seconds, 1),
         flops=figures.flops, utilisation=utilisation, aim=AIM_UTILISATION, used_budget=figures.token_budget,
         aim_met=None if utilisation is None else utilisation >= AIM_UTILISATION,

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from benchmarks.gpu_check.measure import SEED, GpuPlan, preferences
 from benchmarks.gpu_check.runner import Report, SkippedError
 from benchmarks.gpu_check.sizes import Sizes
-from benchmarks.update_gpu import SEED, GpuPlan, preferences
 
 from pipeline.config import UpdateConfig
 from pipeline.dpo.types import PreferenceGroup, UpdateResult
