@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental import _config as fx_config
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 BLOCK_DEVICES = frozenset({"cuda"})
@@ -122,4 +123,17 @@ def _kernels(device: str, backend: str = "inductor") -> tuple[Any, Any]:
         torch.compile(part, dynamic=True, fullgraph=True, backend=backend)
         for part in (flex_attention, create_block_mask)
     )
-    return attend, create
+    return _of_any_size(attend), _of_any_size(create)
+
+
+def _of_any_size(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a function be compiled without holding two sizes for one because they are equal in the first pack.
+
+    As many blocks as heads of keys, say 2 of each, would else be compiled again for the next pack.
+    """
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        with fx_config.patch(use_duck_shape=False):
+            return function(*arguments, **named)
+
+    return call
