@@ -4,6 +4,7 @@
 # make nightly  the tests that take minutes to hours, such as a run of 300 rounds
 # make check  linters, types and contracts alone
 # make reference  writes docs/recipes.md and docs/command-line.md from the code
+# make gpu-check  what only a GPU can say of the update, in 12 minutes of one card; GPU_PYTHON=python3 has torch
 # make bench  the update against trl's, what the store costs, and what a round costs; about an hour
 
 SHELL := /bin/bash
@@ -20,7 +21,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # pip would compile 34,000 modules on one core.
 INSTALL := pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: help demo demo-real test nightly check reference bench clean
+.PHONY: help demo demo-real test nightly check reference gpu-check bench clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -65,6 +66,13 @@ nightly: $(VENV)/.ready
 
 reference: $(VENV)/.ready
 	$(BIN)/python -m flows.cli.reference
+
+# No environment is made for it: a machine with a card often has its own torch, and no network.
+GPU_PYTHON ?= python3
+GPU_CHECK ?= --budget 720 --out build/gpu_check.json
+
+gpu-check:
+	PYTHONPATH=.:tests $(GPU_PYTHON) -m benchmarks.gpu_check $(GPU_CHECK)
 
 bench: $(VENV)/.ready
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_update.py

@@ -105,6 +105,15 @@ class Recipe(Config):
     notifications: NotificationsConfig = Field(NotificationsConfig(), description="who is told what becomes of the run")
 
     @model_validator(mode="after")
+    def _half_precision_on_a_gpu(self) -> "Recipe":
+        """Lets an update on a GPU compute in bfloat16 if the recipe leaves its precision out."""
+        if self.devices.trainer != "cpu" and "precision" not in self.update.model_fields_set:
+            update = self.update.model_copy(update={"precision": "bfloat16"})
+            update.model_fields_set.discard("precision")  # still left out: a run that goes on keeps its own
+            self.__dict__["update"] = update
+        return self
+
+    @model_validator(mode="after")
     def _parts_agree(self) -> "Recipe":
         """Compares the parts, in this order: of several faults the first one is told."""
         judge, preferences, update, sampling = self.judge, self.preferences, self.update, self.sampling

@@ -63,11 +63,17 @@ def recipe_to_resume(run: Run, given: Recipe) -> Recipe:
 
 
 def _as_begun(own: Recipe, given: Recipe) -> Recipe:
-    """Returns the given recipe as it was read by the version that began the run, whose defaults may differ."""
+    """Returns the given recipe as it was read by the version that began the run, whose defaults may differ.
+
+    The precision of an update that leaves it out depends on its device, which may change: it stays the run's own.
+    """
     for (section, field), value in _OLD_DEFAULTS.items():
         part = getattr(given, section)
         if field not in part.model_fields_set and getattr(getattr(own, section), field) == value:
             given = given.model_copy(update={section: part.model_copy(update={field: value})})
+    if "precision" not in given.update.model_fields_set:
+        update = given.update.model_copy(update={"precision": own.update.precision})
+        given = given.model_copy(update={"update": update})
     return given
 
 

@@ -40,8 +40,9 @@ def preflight(store: Store, run: Run, recipe: Recipe, goal: int, say: Callable[[
         ConfigError, DataError: the recipe cannot be run here.
     """
     allotment = Allotment.of(recipe, sampled_in=sampled_in(store, run))
-    if notice := _precision(allotment.recipe(recipe, "sampler")):
-        say(notice)
+    for notice in (_slow_update(recipe), _precision(allotment.recipe(recipe, "sampler"))):
+        if notice:
+            say(notice)
     parent = run.header.get("parent")  # whose policy and prompts a fork has, before it names them as its own
     done = parent["round"] if parent else -1
     if parent is None and not run.files(0, "checkpoint"):
@@ -63,6 +64,17 @@ def _made(store: Store, run: Run, recipe: Recipe, number: int) -> bool:
         return True
     dequantised = number == 0 and isinstance(recipe.policy, PretrainedPolicy) and find_gguf(recipe.policy.path)
     return bool(dequantised) and has_shared(store, DEQUANTISED)
+
+
+def _slow_update(recipe: Recipe) -> str | None:
+    """Says if a GPU is to compute in float32, for which it has far fewer operations a second."""
+    devices, update = recipe.devices, recipe.update
+    if devices.trainer == "cpu" or update.precision == "bfloat16":
+        return None
+    return (
+        f"update.precision is float32 and devices.trainer '{devices.trainer}': its passes take about ten times as long "
+        "as in bfloat16, on most GPUs. Leave update.precision out unless you compare with a run in float32"
+    )
 
 
 def _precision(recipe: Recipe) -> str | None:

@@ -156,7 +156,9 @@ class UpdateConfig(Config):
         "held-out answers, and of the preferences that are measured after the update; 4 to 12 bytes a token",
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the forward pass, and of vLLM on a GPU; master weights are float32"
+        "float32",
+        description="of the forward pass, and of vLLM on a GPU; master weights are float32. If this is left out and "
+        "devices.trainer is a GPU, it is bfloat16",
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
     compile: bool = Field(

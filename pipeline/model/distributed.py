@@ -158,11 +158,21 @@ def shard(model: Any, world: World, *, precision: Literal["float32", "bfloat16"]
     With ``precision`` bfloat16 layers are gathered in bfloat16, and their float32 gradients summed in float32.
     Embeddings, head and what else is outside of layers are gathered in float32, as autocast leaves the embeddings.
 
+    A single rank has nothing to share, and its model stays as it is.
+
     Raises:
         UnsupportedModelError: it has no layers of the kind that `transformers` can compute again.
     """
-    if world.size == 1:
-        return
+    if world.size > 1:
+        cut_layers(model, world, precision=precision)
+
+
+def cut_layers(model: Any, world: World, *, precision: Literal["float32", "bfloat16"] = "float32") -> None:
+    """Does what `shard` says of several ranks, of whatever number: with one, FSDP's own path can be looked at.
+
+    Raises:
+        UnsupportedModelError: it has no layers of the kind that `transformers` can compute again.
+    """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise UnsupportedModelError(f"{type(model).__name__} has no layers to spread: set devices.trainer_ranks to 1")

@@ -166,10 +166,11 @@ def pack_logps(
 def _pack_logps(model: Any, pack: Pack, squares: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
     head, scale = output_head(model), logit_scale(model.config)
     device, bias_V = head.weight.device, getattr(head, "bias", None)
+    inputs = pack.on(device)
     hidden_1_T_D = text_decoder(model)(
-        input_ids=pack.input_ids_T.to(device)[None],
-        position_ids=pack.position_ids_T.to(device)[None],
-        sequence_layout=pack.layout_on(device),
+        input_ids=inputs.input_ids_T[None],
+        position_ids=inputs.position_ids_T[None],
+        sequence_layout=inputs.layout,
         use_cache=False,
     ).last_hidden_state
     hidden_N_D = hidden_1_T_D[0].index_select(0, pack.source_N.to(device))

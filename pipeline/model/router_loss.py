@@ -61,7 +61,8 @@ def router_losses(model: Any, logits: list[Tensor], pack: Pack) -> Tensor:
     loss = _loss_of(model)
     assert loss is not None
     _, sizes = torch.unique_consecutive(pack.prompt_T, return_counts=True)
-    by_group = zip(*(layer.split(sizes.tolist()) for layer in logits), strict=True)
+    tokens = len(pack.prompt_T)  # without what the pass was padded with
+    by_group = zip(*(layer[:tokens].split(sizes.tolist()) for layer in logits), strict=True)
     return torch.stack([loss(layers, model.num_experts, model.num_experts_per_tok) for layers in by_group])
 
 

@@ -1,10 +1,13 @@
 """Attention over packs with one kernel and a mask of blocks, for GPUs: FlexAttention, arXiv:2412.05496.
 
 A pack stays one flat row. The mask lets each token see its own prompt and its own candidate, and no other one. Blocks
-of tokens that see nothing of each other are skipped. Nothing is gathered and nothing is padded. On CUDA kernel and mask
-are compiled. Elsewhere the same function runs uncompiled, with scores of shape ``[H, T, T]``. That is for tests, which
-compare mask, values and gradients with the gathered path of `pipeline.packing.attention` and with plain forward
-passes. The compiled backward pass needs a GPU, and none has run it so far.
+of tokens that see nothing of each other are skipped. Nothing is gathered, and only the end of the row is padded, to
+whole blocks: of other lengths the compiled backward pass of capped scores can be no number (pytorch 153799), and a
+single block would be compiled apart from several. On CUDA kernel and mask are compiled; Inductor cannot make the mask
+of a single block for Triton, and the smallest masks, which cost nothing, are made without it. Elsewhere the same
+function runs uncompiled, with scores of shape ``[H, T, T]``. That is for tests, which compare mask, values and
+gradients with the gathered path of `pipeline.packing.attention` and with plain forward passes. The compiled backward
+pass needs a GPU, and none has run it so far: `make gpu-check` does.
 
 Axes: ``T`` tokens of a pack, ``H`` heads, ``D`` width of a head.
 """
@@ -15,10 +18,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental import _config as fx_config
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 BLOCK_DEVICES = frozenset({"cuda"})
 """Where packs take this attention."""
+
+BLOCK = 128
+"""Tokens of a block."""
+
+EAGER_TOKENS = 2 * BLOCK
+"""Up to this length a mask is made without the compiler."""
+
+
+def whole_blocks(tokens: int) -> int:
+    """Returns the length that a row of so many tokens is padded to: whole blocks, and at least two."""
+    return max(2, -(-tokens // BLOCK)) * BLOCK
 
 
 class BlockLayout:
@@ -57,8 +72,9 @@ class BlockLayout:
     def mask(self, window: int | None) -> BlockMask:
         """Gives the mask of all layers with this sliding window, in tokens; None is a layer that sees all before it."""
         if window not in self._masks:
-            _, create = _kernels(self._segment_T.device.type)
             tokens = len(self._segment_T)
+            _, compiled = _kernels(self._segment_T.device.type)
+            create = create_block_mask if tokens <= EAGER_TOKENS else compiled
             self._masks[window] = create(self._sees(window), 1, 1, tokens, tokens, device=self._segment_T.device)
         return self._masks[window]
 
@@ -95,11 +111,29 @@ def _capped(cap: Tensor) -> Callable[..., Tensor]:
 def _kernels(device: str, backend: str = "inductor") -> tuple[Any, Any]:
     """Returns the attention and the maker of masks. Packs differ in length: one compilation serves all of them.
 
-    There is one for each precision, with gradient and without, with a window and without, for one block of tokens and
-    for more. A model like Gemma 3 has twelve of them. Beyond its limit, torch would go on uncompiled.
+    There is one of the attention with gradient and one without, and one of the mask; twice as many if some layers have
+    a window. A run has one precision, so it compiles 3 variants, or 6. A function that is not compiled as a whole, or
+    not at all as torch's limit is reached, is an error: uncompiled, a pack of 16,384 tokens has scores of 15 GB.
     """
     if device not in BLOCK_DEVICES:
         return flex_attention, create_block_mask
+    # Of all precisions and models that a process may compute with.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    compiled = [torch.compile(part, dynamic=True, backend=backend) for part in (flex_attention, create_block_mask)]
-    return compiled[0], compiled[1]
+    attend, create = (
+        torch.compile(part, dynamic=True, fullgraph=True, backend=backend)
+        for part in (flex_attention, create_block_mask)
+    )
+    return _of_any_size(attend), _of_any_size(create)
+
+
+def _of_any_size(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a function be compiled without holding two sizes for one because they are equal in the first pack.
+
+    As many blocks as heads of keys, say 2 of each, would else be compiled again for the next pack.
+    """
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        with fx_config.patch(use_duck_shape=False):
+            return function(*arguments, **named)
+
+    return call

@@ -21,10 +21,11 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from pipeline.errors import DataError, PromptTooLongError
 from pipeline.packing.attention import Layout, Rows, SequenceLayout, lay_out
-from pipeline.packing.block_attention import BLOCK_DEVICES, BlockLayout
+from pipeline.packing.block_attention import BLOCK_DEVICES, BlockLayout, whole_blocks
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,33 @@ class Pack:
         """Where the gathering attention finds its tokens; not made for a device that takes a mask of blocks."""
         return lay_out(self.rows)
 
-    def layout_on(self, device: torch.device) -> Layout:
-        """Chooses how attention finds its tokens on this device: by a mask of blocks, or by gathering."""
+    def on(self, device: torch.device) -> "PackInputs":
+        """Puts on a device what a forward pass reads.
+
+        Attention gathers its tokens, or has a mask of blocks, whatever the device takes. With blocks the row is padded
+        to whole ones. The padding is a segment by itself, which nobody else sees and nobody reads.
+        """
         if device.type not in BLOCK_DEVICES:
-            return self.layout.to(device)
-        segment_T, prompt_T, position_T = (
-            part.to(device) for part in (self.segment_T, self.prompt_T, self.position_ids_T)
+            return PackInputs(self.input_ids_T.to(device), self.position_ids_T.to(device), self.layout.to(device))
+        tokens = len(self.input_ids_T)
+        padding = (0, whole_blocks(tokens) - tokens)
+        ids_T, position_T = (F.pad(part, padding).to(device) for part in (self.input_ids_T, self.position_ids_T))
+        segment_T, prompt_T = (
+            F.pad(part, padding, value=tokens).to(device) for part in (self.segment_T, self.prompt_T)
         )
-        return BlockLayout(segment_T, prompt_T, position_T, self.rows.longest)
+        return PackInputs(ids_T, position_T, BlockLayout(segment_T, prompt_T, position_T, self.rows.longest))
+
+
+@dataclass(frozen=True)
+class PackInputs:
+    """What a forward pass reads of a pack, on its device: token ids, positions, and how attention finds its tokens.
+
+    They may be longer than the pack, at the end.
+    """
+
+    input_ids_T: torch.Tensor
+    position_ids_T: torch.Tensor
+    layout: Layout
 
 
 @dataclass(frozen=True)

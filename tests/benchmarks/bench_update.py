@@ -4,7 +4,6 @@
 2. Rankings per second, Plackett-Luce over 8 candidates against the same trainer on the 28 pairs of each ranking.
 3. This update against a bare forward and backward pass over as many tokens as must be processed.
 4. Peak memory, this update against trl's, as a function of the tokens of a pass and of the vocabulary.
-5. On a GPU alone: tokens/s, utilisation and memory of large shapes, see `update_gpu.py`.
 
 Both sides get the same weights, the same tokens, the same batch for an optimizer step, fused AdamW at the same
 constant learning rate, the same clipping, one thread and the same precision. That both learn the same margins from
@@ -37,7 +36,6 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-import torch
 from benchmarks.conditions import machine, told, write_report
 from rich import box
 from rich.console import Console
@@ -55,12 +53,11 @@ from update_contestants import (
     theirs,
     with_reference,
 )
-from update_gpu import GpuPlan, gpu_json, gpu_table, measure_shape, peak_of
 
 from pipeline.config import UpdateConfig
 from pipeline.model.logprobs import sequence_logps
 
-PARTS = ("speed", "memory", "gpu")
+PARTS = ("speed", "memory")
 REPETITIONS = 3
 SIDES = ("ours", "theirs", "theirs, answers only")
 SHORT, LONG, HALF, TINY = Lengths(96, 16, 96), Lengths(512, 128, 128), Lengths(256, 128, 128), Lengths(24, 12, 12)
@@ -268,23 +265,12 @@ def run_speed(plan: Plan, precision: str, console: Console) -> list[Measured]:
     return measured
 
 
-def run_gpu(peak: float | None, console: Console) -> list[dict[str, Any]]:
-    plan, device = GpuPlan(), "cuda"
-    stated = peak_of(device, None if peak is None else peak * 1e12)
-    rows = [measure_shape(shape, plan, count, device) for shape, count in product(plan.shapes, plan.candidates)]
-    console.print(gpu_table(rows, device, stated))
-    return gpu_json(rows, stated)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed and memory of the update, against trl and against a bare pass.")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("build/bench_update.json"), help="the JSON file to write")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of forward passes")
-    parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=PARTS, help="gpu needs one, and is left out without"
-    )
-    parser.add_argument("--peak", type=float, help="peak of the GPU in bfloat16, TFLOP/s, where its name does not tell")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     arguments = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 200)
     plan = QUICK if arguments.quick else Plan()
@@ -295,8 +281,6 @@ def main() -> None:
     if "memory" in arguments.parts:
         report["memory"] = measure_memory(plan, arguments.precision)
         console.print(memory_table(report["memory"]))
-    if "gpu" in arguments.parts and torch.cuda.is_available():
-        report["gpu"] = run_gpu(arguments.peak, console)
     report["after"] = machine()
     write_report(report, arguments.out)
     console.print(

@@ -12,6 +12,7 @@ from pipeline.dpo.update import Update, run_update
 from pipeline.errors import ConfigError
 from pipeline.model.logprobs import pack_sums
 from pipeline.model.router_loss import check_router, keep_router_logits, router_losses
+from pipeline.packing import packing
 from pipeline.packing.packing import pack_groups
 
 MIXTURES = ["mixtral", "qwen3_moe"]
@@ -43,6 +44,22 @@ def test_values_and_gradients_equal_those_of_plain_passes(name, budget):
         found.sum().backward()
     torch.testing.assert_close(gradients(model), by_autograd, rtol=1e-3, atol=1e-5)
     assert by_autograd["model.layers.0.mlp.gate.weight"].abs().max() > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_what_a_pass_is_padded_with_balances_nothing(monkeypatch):
+    """As on a GPU, where a pack of some hundred tokens is padded to whole blocks."""
+    model, groups = build("mixtral"), token_groups(3, 3)
+    (pack,) = pack_groups(groups, 200)
+    found = []
+    for devices in (frozenset(), frozenset({"cpu"})):
+        monkeypatch.setattr(packing, "BLOCK_DEVICES", devices)
+        with torch.no_grad(), keep_router_logits(model) as logits:
+            pack_sums(model, pack)
+        found.append((router_losses(model, logits, pack), len(logits[0])))
+    (plain, tokens), (padded, blocks) = found
+    assert (tokens, blocks) == (len(pack.input_ids_T), 256)
+    torch.testing.assert_close(padded, plain)
 
 
 @pytest.mark.parametrize("name", MIXTURES)

@@ -34,7 +34,8 @@ def test_a_run_goes_on_elsewhere_and_says_in_what_it_differs(store: Store) -> No
     own = parse_recipe(TINY, ["update.schedule_over=run"])
     given = parse_recipe(TINY, [*ELSEWHERE, "rounds=9", "description=on the big machine", "update.schedule_over=run"])
     run, recipe = create_or_open(store, "begun", given)
-    assert recipe == parse_recipe(TINY, [*ELSEWHERE, "update.schedule_over=run"]), "its rounds end its schedule"
+    kept = ["update.schedule_over=run", "update.precision=float32"]
+    assert recipe == parse_recipe(TINY, [*ELSEWHERE, *kept]), "its rounds end its schedule"
     said: list[str] = []
     found = report_changes(run, recipe, said.append)
     assert said == [
@@ -62,6 +63,19 @@ def test_a_recipe_of_0_1_0_that_left_the_learning_rate_out_means_what_it_meant(t
     create_or_open(store, "other", parse_recipe(silent, ["update.learning_rate=2e-4"]))
     with pytest.raises(ConfigError, match=r"update\.learning_rate: 0\.0002 -> 1e-06"):
         create_or_open(store, "other", today)
+
+
+def test_a_run_that_goes_on_on_another_device_keeps_its_precision(tmp_path: Path) -> None:
+    """A GPU computes in bfloat16 if the recipe does not say: a run that began on a processor does not change over."""
+    store, on_gpu = Store.open(tmp_path), parse_recipe(TINY, ["devices.trainer=cuda"])
+    assert (parse_recipe(TINY).update.precision, on_gpu.update.precision) == ("float32", "bfloat16")
+    for name, first, second in (("up", parse_recipe(TINY), on_gpu), ("down", on_gpu, parse_recipe(TINY))):
+        create_or_open(store, name, first)
+        _, recipe = create_or_open(store, name, second)
+        assert recipe.update == first.update
+        assert recipe.devices == second.devices
+    with pytest.raises(ConfigError, match=r"update\.precision: float32 -> bfloat16"):
+        create_or_open(store, "up", parse_recipe(TINY, ["devices.trainer=cuda", "update.precision=bfloat16"]))
 
 
 @pytest.mark.parametrize(

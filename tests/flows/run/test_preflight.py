@@ -97,6 +97,16 @@ def test_a_tolerance_of_float32_in_bfloat16_is_told_of(tmp_path: Path) -> None:
     assert said[0].startswith("sampling.handover_tolerance 0.001 is what float32 keeps to; the sampler is transformers")
 
 
+@pytest.mark.parametrize(
+    ("trainer", "precision", "told"),
+    [("cuda:1", {"precision": "float32"}, True), ("cuda", {}, False), ("cpu", {"precision": "float32"}, False)],
+)
+def test_float32_on_a_gpu_is_told_of(tmp_path: Path, trainer: str, precision: dict[str, str], told: bool) -> None:
+    update = {**TINY["update"], **precision}
+    _, said = looked_at(tmp_path, update=update, devices={"trainer": trainer})
+    assert said[0].startswith(f"update.precision is float32 and devices.trainer '{trainer}'") == told
+
+
 @pytest.mark.parametrize(("fast", "told"), [(True, True), (False, False)])
 def test_so_it_is_if_auto_comes_to_bfloat16(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, told: bool

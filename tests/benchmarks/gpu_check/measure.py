@@ -1,31 +1,30 @@
 """The update at the shapes of 0.5B and 7B models with random weights: tokens/s, model FLOP utilisation, peak memory.
 
-Float32 master weights and moments, bfloat16 autocast, gradient checkpointing, fused AdamW; prompts and answers of 512
-tokens. Needs a GPU to say anything; a test runs the same lines at tiny shapes on CPU. No GPU has run it so far.
+Float32 master weights and moments, bfloat16 autocast, gradient checkpointing, fused AdamW. Needs a GPU to say anything;
+tests run the same lines at tiny shapes on CPU. No GPU has run them so far.
 
 Utilisation is that of arXiv:2204.02311, appendix B: floating-point operations that the mathematics needs, recomputed
 activations not among them, over seconds times the peak of the device in bfloat16 without sparsity. For a step they are
 
     6 * (weights of layers) * tokens + 6 * V * D * answer tokens + 12 * layers * heads * width * (queries times keys)
 
-where a prompt's tokens count once for all its answers, and a query's keys are those that it may see.
+where a prompt's tokens count once for all its answers, and a query's keys are those that it may see. Of a base that an
+adapter leaves as it is no gradient is needed, so that 4 takes the place of 6; the adapter's own products are left out.
 """
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import torch
-from rich import box
-from rich.table import Table
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from pipeline.config import UpdateConfig
+from pipeline.config import LoraConfig, UpdateConfig
 from pipeline.dpo.types import PreferenceGroup, StepMetrics
 from pipeline.dpo.update import RoundFacts, run_update
-from pipeline.errors import OutOfMemoryError
+from pipeline.model.lora import Adapter
 
 SEED = 11
 PEAKS = {
@@ -72,24 +71,37 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class GpuPlan:
-    """``step_tokens``: about how many tokens an optimizer step processes, in packs of ``token_budget``."""
+    """``step_tokens``: about how many tokens an optimizer step processes, in packs of ``token_budget``.
 
-    shapes: tuple[GpuShape, ...] = SHAPES
-    candidates: tuple[int, ...] = (2, 4, 8)
+    ``lora``: the adapter that is trained; all weights if None.
+    """
+
     prompt: int = 512
     answer: int = 512
     step_tokens: int = 65_536
     token_budget: int = 16_384
     steps: int = 4
+    lora: LoraConfig | None = None
+    optimizer: str = "adamw"
+
+    def settings(self, candidates: int, batch_size: int) -> UpdateConfig:
+        return UpdateConfig(
+            objective={"sigmoid" if candidates == 2 else "plackett_luce": 1.0},
+            lora=self.lora,
+            optimizer=self.optimizer,
+            learning_rate=1e-6,
+            epochs=self.steps,
+            batch_size=batch_size,
+            token_budget=self.token_budget,
+            precision="bfloat16",
+            gradient_checkpointing=True,
+        )
 
 
 @dataclass(frozen=True)
 class GpuFigures:
-    """A row; ``layers`` are fewer than the shape's where memory did not hold them all, ``peak_bytes`` None on a CPU."""
+    """Of an optimizer step; ``peak_bytes`` is None on a CPU."""
 
-    shape: GpuShape
-    layers: int
-    candidates: int
     preferences: int
     tokens: int
     seconds: float
@@ -116,7 +128,7 @@ def preferences(plan: GpuPlan, candidates: int, vocabulary: int) -> list[Prefere
     ]
 
 
-def step_flops(shape: GpuShape, groups: Sequence[PreferenceGroup]) -> float:
+def step_flops(shape: GpuShape, groups: Sequence[PreferenceGroup], *, lora: bool = False) -> float:
     """Operations of a forward and a backward pass, by the formula at the top."""
     width = shape.hidden // shape.heads
     projections = shape.hidden * width * (2 * shape.heads + 2 * shape.key_heads)
@@ -131,33 +143,14 @@ def step_flops(shape: GpuShape, groups: Sequence[PreferenceGroup]) -> float:
             inputs = len(answer) - 1
             pairs += inputs * prompt + inputs * (inputs + 1) // 2
     attention = 12 * shape.layers * shape.heads * width * pairs
-    return 6 * weights * tokens + 6 * shape.vocabulary * shape.hidden * answers + attention
+    passes = 4 if lora else 6
+    return passes * (weights * tokens + shape.vocabulary * shape.hidden * answers) + attention
 
 
-def measure_shape(shape: GpuShape, plan: GpuPlan, candidates: int, device: str) -> GpuFigures:
-    """One row; where the memory does not hold the model, with half its layers, and so on."""
-    layers = shape.layers
-    while True:
-        try:
-            return _measure(replace(shape, layers=layers), plan, candidates, device, shape)
-        except (torch.OutOfMemoryError, OutOfMemoryError):
-            if layers == 1:
-                raise
-        layers //= 2  # outside of the handler, whose traceback would keep the tensors alive
-        torch.cuda.empty_cache()
-
-
-def _measure(cut: GpuShape, plan: GpuPlan, candidates: int, device: str, shape: GpuShape) -> GpuFigures:
-    groups = preferences(plan, candidates, cut.vocabulary)
-    settings = UpdateConfig(
-        objective={"sigmoid" if candidates == 2 else "plackett_luce": 1.0},
-        learning_rate=1e-6,
-        epochs=plan.steps,
-        batch_size=len(groups),
-        token_budget=plan.token_budget,
-        precision="bfloat16",
-        gradient_checkpointing=True,
-    )
+def measure(shape: GpuShape, plan: GpuPlan, candidates: int, device: str) -> GpuFigures:
+    """Takes the plan's steps, and returns what one after the first took."""
+    groups = preferences(plan, candidates, shape.vocabulary)
+    settings = plan.settings(candidates, len(groups))
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -168,54 +161,22 @@ def _measure(cut: GpuShape, plan: GpuPlan, candidates: int, device: str, shape: 
             torch.cuda.synchronize()
         ends.append(perf_counter())
 
-    result = run_update(
-        cut.build(device), groups, settings, seed=SEED, facts=RoundFacts(reference_is_start=False), on_step=on_step
-    )
+    model = shape.build(device)
+    if plan.lora is not None:
+        Adapter(model, plan.lora, seed=SEED)
+    facts = RoundFacts(reference_is_start=False)
+    result = run_update(model, groups, settings, seed=SEED, facts=facts, on_step=on_step)
     return GpuFigures(
-        shape=shape,
-        layers=cut.layers,
-        candidates=candidates,
         preferences=len(groups),
         tokens=result.steps[-1].tokens,
         # The first step compiles attention and allocates the moments.
         seconds=(ends[-1] - ends[0]) / (len(ends) - 1),
-        flops=step_flops(cut, groups),
+        flops=step_flops(shape, groups, lora=plan.lora is not None),
         peak_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
         token_budget=result.token_budget,
     )
 
 
-def peak_of(device: str, given: float | None) -> float | None:
-    """Peak operations a second: as given, else by the device's name, else None."""
-    if given is not None or torch.device(device).type != "cuda":
-        return given
-    name = torch.cuda.get_device_name(device)
+def peak_of(name: str) -> float | None:
+    """Returns the peak operations a second of a device of this name; None if it is not known."""
     return next((peak for part, peak in PEAKS.items() if part in name), None)
-
-
-def gpu_table(rows: Sequence[GpuFigures], device: str, peak: float | None) -> Table:
-    name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device
-    stated = f"peak {peak / 1e12:,.0f} TFLOP/s" if peak else "peak unknown: give --peak for the utilisation"
-    table = Table(
-        title=f"5. bfloat16 on {name}, {stated}, gradient checkpointing", title_justify="left", box=box.MARKDOWN
-    )
-    for column in ("model", "K", "preferences", "tokens a step", "tokens/s", "TFLOP/s", "utilisation", "peak GiB"):
-        table.add_column(column, no_wrap=True)
-    for row in rows:
-        layers = "" if row.layers == row.shape.layers else f", {row.layers} of {row.shape.layers} layers"
-        speed = row.flops / row.seconds
-        table.add_row(
-            f"{row.shape.name}{layers}",
-            str(row.candidates),
-            str(row.preferences),
-            f"{row.tokens:,}",
-            f"{row.tokens / row.seconds:,.0f}",
-            f"{speed / 1e12:.1f}",
-            f"{speed / peak:.1%}" if peak else "-",
-            f"{row.peak_bytes / 2**30:.1f}" if row.peak_bytes is not None else "-",
-        )
-    return table
-
-
-def gpu_json(rows: Sequence[GpuFigures], peak: float | None) -> list[dict[str, Any]]:
-    return [{**asdict(row), "tokens_per_second": row.tokens / row.seconds, "peak_flops": peak} for row in rows]
