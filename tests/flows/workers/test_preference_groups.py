@@ -79,10 +79,12 @@ def test_preferences_of_one_prompt_are_no_independent_evidence() -> None:
     each independent, the error would be smaller, sqrt(5/3) / 2.
     """
     groups = [
-        PreferenceGroup(prompt_id=name, prompt_token_ids=[1], candidate_token_ids=[[2]], reference_logps=[-2.0])
+        PreferenceGroup(
+            prompt_id=name, prompt_token_ids=[1], candidate_token_ids=[[2], [3]], reference_logps=[-2.0, -5.0]
+        )
         for name in ("a", "a", "b", "c")
     ]
-    logps = [[-2.0 + value] for value in (2, 1, 0, -1)]
+    logps = [[-2.0 + value, -5.0 + value] for value in (2, 1, 0, -1)]
     error = (1.5 * 6.5) ** 0.5 / 4
     assert off_policy(groups, logps) == {"off_policy": pytest.approx(0.5), "off_policy_se": pytest.approx(error)}
     assert error > (5 / 3) ** 0.5 / 2
