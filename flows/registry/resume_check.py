@@ -41,8 +41,14 @@ def _compared_by_gate(run: Run, number: int) -> list[FileRef]:
     if gate is None:
         return []
     best, since = {measure["next_best"] for measure in gate["measures"]}, gate["since"]
-    places = [(round, stage) for round in sorted(best) for stage in ("gate_judgments", "gate_text", "eval_judgments")]
-    places += [(since, stage) for stage in ("gate_prompts", "gate_baseline_judgments", "gate_baseline_text")]
+    own = ("gate_judgments", "gate_text", "gate_tasks", "eval_judgments")
+    places = [(round, stage) for round in sorted(best) for stage in own]
+    baseline = ("gate_baseline_judgments", "gate_baseline_text", "gate_baseline_tasks")
+    places += [(since, stage) for stage in ("gate_prompts", *baseline)]
+    # A reward of before, judged anew under the conditions of since: as that round's baseline, or as the initial policy.
+    for round in (one["next_best"] for one in gate["measures"] if one["name"] == "reward" and one["next_best"] < since):
+        judged_anew = "initial_judgments" if round == 0 and since > 1 else "baseline_judgments"
+        places += [(since, judged_anew), (since, "gate_eval_judgments")]
     return [file for round, stage in places for file in run.files(round, stage)]
 
 

@@ -66,15 +66,15 @@ class RoundContext:
         entry = self.run.find(Key(round=round, stage=stage, shard=shard, inputs=inputs))
         return entry and self.writer.renew(entry)
 
-    def given_candidates(self, round: int, shard: int) -> Entry:
-        """Returns the entry of a shard's completions that the run was given."""
-        found = [entry for entry in self.run.entries(round, "candidates") if key_of(entry).shard == shard]
+    def given(self, round: int, stage: str, shard: int) -> Entry:
+        """Returns the entry of a shard's completions, or of the judgments of them, that the run was given."""
+        found = [entry for entry in self.run.entries(round, stage) if key_of(entry).shard == shard]
         return found[-1]
 
     def find_in(
-        self, places: Sequence[tuple[int, str]], table: str, inputs: str, shard: int
+        self, places: Sequence[tuple[int, str]], table: str, inputs: str, shard: int | None = None
     ) -> tuple[Entry | None, str]:
-        """Returns a shard's entry from the first of these places that has it, or None, and the stage to commit to."""
+        """Returns an entry from the first of these places that has it, or None, and the stage to commit to."""
         stage = ""
         for round, prefix in places:
             stage = f"{prefix}{table}"

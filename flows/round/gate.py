@@ -12,10 +12,12 @@ from typing import Literal
 
 from flows.registry.gate_result import GateMeasure, GateResult, gate_of
 from flows.round.context import RoundContext
+from flows.round.shard_steps import retry_on_worker_death
 from flows.round.shards import files_of, judged
 from flows.round.step import step
 from flows.workers.judge import JudgeWorker
 from flows.workers.references import PromptBatch, ToMeasure, hashes
+from flows.workers.sampler import SamplerWorker
 from flows.workers.trainer import TrainerWorker
 from pipeline.evaluation.gate_measures import Measured
 from pipeline.gate import REWARD, TEXT, GateConfig
@@ -62,7 +64,7 @@ async def pass_gate(context: RoundContext, number: int) -> GateResult | None:
 
 async def _prepare_gate(context: RoundContext, number: int, config: GateConfig) -> tuple[FileRef, ...]:
     """Returns the table of what is measured, made in the first round of the run, or of a fork, that asks for it."""
-    if not config.guards:
+    if config.prompts is None and config.text is None:
         return ()
     fields = {name: value for name, value in config.hashed().items() if name in _MEASURED}
     inputs = content_id([fields, context.recipe.seed])
@@ -80,9 +82,10 @@ def _conditions(context: RoundContext, config: GateConfig, prompts: tuple[FileRe
     """Hashes all that scores depend on beside the policy: only under the same conditions are rounds compared."""
     recipe = context.recipe
     judges = [judge.hashed() for judge in (*recipe.judges, *recipe.gate_judges)]
+    thought = recipe.sampling.thought  # judges see what comes after it; marks that round 0 found stay in all forks
     return content_id([
         hashes(prompts), config.measures, recipe.gate_tokens, recipe.sampling.max_tokens, recipe.seed, judges,
-        context.judge_versions,
+        context.judge_versions, *([thought.hashed()] if thought else []),
     ])  # fmt: skip
 
 
@@ -114,7 +117,10 @@ async def _judgments(context: RoundContext, number: int, batch: PromptBatch, nam
     found: dict[str, tuple[FileRef, ...]] = {}
     if TEXT in names:
         found[TEXT] = await _score_text(context, number, batch)
-    if judges := [name for name in names if name != TEXT]:
+    tasks = context.recipe.gate.task_names if context.recipe.gate is not None else []
+    if chosen := [name for name in names if name in tasks]:
+        found |= dict.fromkeys(chosen, await _score_tasks(context, number, batch))
+    if judges := [name for name in names if name != TEXT and name not in tasks]:
         shards = await judged(context, number, batch)
         found |= dict.fromkeys(judges, files_of(shard.judgments for shard in shards))
     return found
@@ -124,15 +130,31 @@ async def _judgments(context: RoundContext, number: int, batch: PromptBatch, nam
 async def _score_text(context: RoundContext, number: int, batch: PromptBatch) -> tuple[FileRef, ...]:
     policy = context.policies.after(batch.policy)
     inputs = content_id([policy.digest, hashes(batch.gate)])
-    stage = ""
-    for round, prefix in batch.places:
-        stage = f"{prefix}text"
-        if done := context.find(round, stage, inputs):
-            return done.files
+    done, stage = context.find_in(batch.places, "text", inputs)
+    if done is not None:
+        return done.files
     with context.display.stage(number, "gate text") as display:
         display.begin()
         answer = await context.workers.trainer.call(
             TrainerWorker.score_text, policy=policy, prompts=batch.gate, round=number, stage=stage
+        )
+    return context.commit(number, stage, [answer.result], answer.work, inputs).files
+
+
+@step("{context.name} r{number} gate tasks")
+async def _score_tasks(context: RoundContext, number: int, batch: PromptBatch) -> tuple[FileRef, ...]:
+    recipe, policy = context.recipe, context.policies.after(batch.policy)
+    versions = context.judge_versions[len(recipe.judges) + len(recipe.gate_judges) :]
+    inputs = content_id([policy.digest, versions, recipe.gate_tokens])
+    done, stage = context.find_in(batch.places, "tasks", inputs)
+    if done is not None:
+        return done.files
+    with context.display.stage(number, "gate tasks") as display:
+        display.begin()
+        answer = await retry_on_worker_death(
+            lambda _again: context.workers.sampler.call(
+                SamplerWorker.score_tasks, policy=policy, round=number, stage=stage
+            )
         )
     return context.commit(number, stage, [answer.result], answer.work, inputs).files
 
@@ -187,11 +209,12 @@ def _gained(one: Measured, level: float) -> bool:
 
 
 def _ends(result: GateResult, config: GateConfig, number: int) -> Literal["failures", "patience"] | None:
-    if not result.passed and (config.on_failure == "stop" or result.failures >= config.failures):
+    # Whoever resumes the run has as many rounds again, as often as it ends.
+    if not result.passed and (config.on_failure == "stop" or result.failures % config.failures == 0):
         return "failures"
     if config.patience is not None:
         without_gain = number - result.measure(REWARD).next_best
-        if without_gain and without_gain % config.patience == 0:  # whoever resumes the run has as many rounds again
+        if without_gain and without_gain % config.patience == 0:
             return "patience"
     return None
 

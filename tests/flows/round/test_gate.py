@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from flows.registry.gate_result import GateResult, gate_words
-from flows.round.gate import Best, verdict
+from flows.round.gate import Best, _conditions, verdict
 from pipeline.errors import DataError
 from pipeline.evaluation.gate_measures import Measured, measure
 from pipeline.recipe import Recipe
+from support.contexts import round_context
 from support.recipes import TINY
 
 GATE: dict[str, Any] = {
@@ -63,12 +64,29 @@ def test_a_loss_must_be_certain_and_above_the_tolerance() -> None:
         assert (passed.passed, passed.failures, passed.why) == (True, 0, None)
 
 
+def test_scores_under_other_conditions_are_not_compared() -> None:
+    """Judges see what comes after a thought, so that other marks around it are other conditions; a tempo is none."""
+    marks = [f"sampling.thought={{begin: {begin}, end: </think>}}" for begin in ("<think>", "<thought>")]
+    found = []
+    for changes in ([], ["update.learning_rate=1.0e-9"], *([mark] for mark in marks)):
+        asked = ["gate={patience: 2}", *changes]
+        with round_context(asked, judge_versions=["1", "1"]) as context:
+            assert context.recipe.gate is not None
+            found.append(_conditions(context, context.recipe.gate, ()))
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+
+
 def test_failures_in_a_row_end_the_run() -> None:
     """Round 5 started from round 2: rounds 3 and 4 failed before it. By default the first failure ends it."""
     third = passing(0.0, fell=0.1, number=5, start=2, failures=4, learning_rate_factor=0.5, beta_factor=3)
     assert (third.failures, third.ends) == (3, None)
     assert (third.learning_rate, third.beta) == (pytest.approx(1e-3 / 4), pytest.approx(0.1 * 9))
     assert passing(0.0, fell=0.1, number=4, start=2).ends == "failures"
+    more = [passing(0.0, fell=0.1, number=number, start=2) for number in (5, 6, 7)]
+    assert [(one.failures, one.ends) for one in more] == [(3, None), (4, "failures"), (5, None)], (
+        "two failures end it; who resumes it has two rounds more, and what they ask for goes on where it was"
+    )
     assert passing(0.0, fell=0.1, on_failure="stop").ends == "failures"
 
 
