@@ -11,7 +11,7 @@ from flows.registry import DEFAULT_ROOT
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from flows.experiments.running import Planned
+    from flows.experiments.planned import Planned
 
 app = Commands("Runs")
 
@@ -32,7 +32,8 @@ def frontier_(
     Each arm and seed is a run EXPERIMENT-ARM-SEED. To give the same command again goes on where it was interrupted.
     """
     from flows.experiments.experiment import read_experiment
-    from flows.experiments.running import bring_on, cost, planned
+    from flows.experiments.planned import cost, planned
+    from flows.experiments.running import bring_on
     from flows.host.progress import Display
 
     plan = read_experiment(experiment)
