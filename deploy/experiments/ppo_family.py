@@ -33,7 +33,11 @@ def train(settings: dict[str, Any]) -> None:
 
     def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float | None]:
         items = [
-            JudgeItem(prompt_id=str(place), prompt_text=prompt, candidates=[JudgedCandidate(0, text, "stop")])
+            JudgeItem(
+                prompt_id=str(place),
+                prompt_text=prompt,
+                candidates=[JudgedCandidate(index=0, text=text, finish_reason="stop")],
+            )
             for place, (prompt, text) in enumerate(zip(prompts, completions, strict=True))
         ]
         return [judgment.score for judgment in judge.judge(items)]

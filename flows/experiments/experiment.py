@@ -71,6 +71,7 @@ class Experiment(Config):
     score: str = Field(description="the judge whose score of held-out completions is drawn")
     table_judge: str = Field(description="the judge of the table of win rates, which no arm's training hears")
     against: str = Field("kl", description="what it is drawn against: kl, to the initial policy, or another judge")
+    at_kl: tuple[float, ...] = Field((0.5, 1.0, 2.0, 3.0), description="KLs at which arms are compared, in nats")
     table: tuple[str, ...] = Field((), description="arms that the table of win rates has; all if empty")
 
 

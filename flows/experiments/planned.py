@@ -100,7 +100,7 @@ def planned(plan: Plan, variants: Sequence[Variant], seeds: Sequence[int], root:
             own = variant.spec.method == "rondo"
             beside = variant.run(seed) if own or anchor is None else anchor.run(seed)
             one = Planned(variant, seed, variant.recipe(seed, root), -1, beside, variant in variants)
-            found.append(_looked_at(store, one))
+            found.append(looked_at(store, one))
     _check_same_budget([one for one in found if one.compared])
     return found
 
@@ -118,7 +118,8 @@ def cost(runs: Sequence[Planned]) -> str:
     return f"{said}; on paper about {quantity(seconds, 's', 2)} of work beside starts and warm starts"
 
 
-def _looked_at(store: Store, run: Planned) -> Planned:
+def looked_at(store: Store, run: Planned) -> Planned:
+    """Returns the run with how much of it there is by now."""
     log = run.log(store)
     if log is None:
         return run

@@ -5,6 +5,7 @@ the mean of these means, and Student's interval of them: with three runs it is 4
 and no run's prompts, however many, make it narrower.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ def interpolated(curve: Sequence[tuple[float, Scores]], at: float) -> Scores | N
         curve: points in their order, such as rounds: each has its place, such as the KL, and the scores of its prompts.
         at: a place. The first pair of neighbours that lie on both sides of it counts.
     """
-    for (left, before), (right, after) in zip(curve, curve[1:], strict=False):
+    for (left, before), (right, after) in itertools.pairwise(curve):
         if min(left, right) <= at <= max(left, right) and left != right:
             share = (at - left) / (right - left)
             return {

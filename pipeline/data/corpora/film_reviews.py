@@ -163,7 +163,9 @@ def _sentiment(kind: str, clause: str) -> str | None:
 @cache
 def _patterns(kind: str) -> tuple[tuple[re.Pattern[str], str], ...]:
     return tuple(
-        (re.compile("".join(map(_pattern, clause.parts))), clause.sentiment) for clause in CLAUSES if clause.kind == kind
+        (re.compile("".join(map(_pattern, clause.parts))), clause.sentiment)
+        for clause in CLAUSES
+        if clause.kind == kind
     )
 
 
