@@ -116,19 +116,24 @@ def _print_results(experiment: "Experiment", found: "Results", format: Format) -
         return
     at = [
         {
-            "KL": f"{one.kl:g}", "arm": one.name, experiment.score: _interval(one.y),
+            "KL": f"{one.kl:g}", "arm": one.arm, experiment.score: _interval(one.y),
             "less than the first": "-" if one.less is None else _interval(one.less),
             "p, these runs": "-" if one.p is None else f"{one.p:.2g}",
         }
         for one in found.at_kl
     ]  # fmt: skip
-    tables.print_rows(at, title="At equal KL", format=format, empty="no arm reaches the KLs that are asked for")
+    tables.print_rows(
+        at,
+        title="At equal KL, the best mixture of two policies of an arm",
+        format=format,
+        empty="no arm reaches the KLs that are asked for",
+    )
     players = list(dict.fromkeys(win.name for win in found.wins))
     rates = {(win.name, win.against): _interval(win.rate, percent=True) for win in found.wins}
-    rows = [
-        {"wins of": name, **{f"vs {other}": rates.get((name, other), "-") for other in players}} for name in players
-    ]
-    tables.print_rows(rows, title=f"Win rate on held-out prompts, by {experiment.table_judge}", format=format)
+    rows = [{"wins of": name, **{other: rates.get((name, other), "-") for other in players}} for name in players]
+    tables.print_rows(
+        rows, title=f"Win rate against each on held-out prompts, by {experiment.table_judge}", format=format
+    )
     typer.echo("± is half of a 95% interval over seeds; of a single seed, over its prompts")
 
 

@@ -9,7 +9,7 @@ from flows.experiments.experiment import Experiment
 from flows.experiments.points import Point
 from pipeline.errors import ConfigError
 from pipeline.evaluation.metrics import Scores
-from pipeline.evaluation.over_seeds import Difference, Interval, difference, interpolated, over_runs, wins
+from pipeline.evaluation.over_seeds import Difference, Interval, difference, mixed, over_runs, wins
 
 INITIAL = "initial"
 """The policy that all arms start from, as the table of win rates names it."""
@@ -41,7 +41,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class AtKl:
-    """What an arm scores at a KL, interpolated between rounds; of a sweep the value that scores most there.
+    """What an arm scores at a KL, if two of its policies are mixed: of all rounds and values of its sweep.
 
     Attributes:
         less: how much less than the first arm that reaches this KL, paired by seed and prompt; None of that one.
@@ -50,7 +50,6 @@ class AtKl:
 
     kl: float
     arm: str
-    name: str
     y: Interval
     less: Interval | None
     p: float | None
@@ -126,21 +125,19 @@ def _means(experiment: Experiment, curve: _Curve) -> Iterator[Mean]:
 
 
 def _at_kl(experiment: Experiment, curves: Mapping[str, _Curve]) -> Iterator[AtKl]:
+    arms: dict[str, _Curve] = {}
+    for curve in curves.values():
+        for seed, points in curve.items():
+            arms.setdefault(_arm(curve), {}).setdefault(seed, []).extend(points)
     for kl in experiment.at_kl:
         leader: _BySeed | None = None
-        for arm in dict.fromkeys(_arm(curve) for curve in curves.values()):
-            found = {
-                name: there
-                for name, curve in curves.items()
-                if _arm(curve) == arm and (there := _interpolated(curve, kl, experiment.score)) is not None
-            }
-            if not found:
+        for arm, points_of_arm in arms.items():
+            scores = _mixed(points_of_arm, kl, experiment.score)
+            if scores is None:
                 continue
-            name = max(found, key=lambda one: over_runs(_values([*found[one].values()])).mean)
-            scores = found[name]
             compared = None if leader is None else _less(leader, scores)
             y = over_runs(_values([*scores.values()]))
-            yield AtKl(kl, arm, name, y, compared and compared.interval, compared and compared.p)
+            yield AtKl(kl, arm, y, compared and compared.interval, compared and compared.p)
             leader = leader or scores
 
 
@@ -149,11 +146,11 @@ def _less(leader: _BySeed, scores: _BySeed) -> Difference | None:
     return difference([leader[seed] for seed in seeds], [scores[seed] for seed in seeds]) if seeds else None
 
 
-def _interpolated(curve: _Curve, kl: float, judge: str) -> _BySeed | None:
+def _mixed(points_of_arm: _Curve, kl: float, judge: str) -> _BySeed | None:
     """Returns the scores of each seed at a KL; None if one does not reach it."""
     found = {
-        seed: interpolated([(point.mean_kl, point.scores[judge]) for point in points], kl)
-        for seed, points in curve.items()
+        seed: mixed([(point.mean_kl, point.scores[judge]) for point in points], kl)
+        for seed, points in points_of_arm.items()
     }
     known = {seed: scores for seed, scores in found.items() if scores is not None}
     return known if len(known) == len(found) else None

@@ -5,7 +5,6 @@ the mean of these means, and Student's interval of them: with three runs it is 4
 and no run's prompts, however many, make it narrower.
 """
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,22 +93,33 @@ def wins(runs: Sequence[Scores], others: Sequence[Scores]) -> Interval:
     return over_runs([[0.5 * ((a > b) + (a >= b)) for a, b in run] for run in pairs])
 
 
-def interpolated(curve: Sequence[tuple[float, Scores]], at: float) -> Scores | None:
-    """Interpolates the scores of each prompt along a curve of points; None if the curve does not reach so far.
+def mixed(points: Sequence[tuple[float, Scores]], kl: float) -> Scores | None:
+    """Returns what policies score at a KL if two of them are mixed, of all pairs the one with the highest mean.
+
+    A mixture that answers a prompt with the one policy or the other, by a coin, scores the mean of theirs, and its KL
+    to a reference is at most the mean of theirs, as the KL is convex. So the policies reach at least this: it is their
+    upper concave envelope. It is chosen by the scores that it returns, which favours many points a little.
 
     Args:
-        curve: points in their order, such as rounds: each has its place, such as the KL, and the scores of its prompts.
-        at: a place. The first pair of neighbours that lie on both sides of it counts.
+        points: the KL of each policy, and the scores of its prompts.
+
+    Returns:
+        Scores of the prompts that both have scored; None if no two policies have the KL between them.
     """
-    for (left, before), (right, after) in itertools.pairwise(curve):
-        if min(left, right) <= at <= max(left, right) and left != right:
-            share = (at - left) / (right - left)
-            return {
+    found: dict[str, float] | None = None
+    for left, low in points:
+        for right, high in points:
+            if not left <= kl <= right:
+                continue
+            share = (kl - left) / (right - left) if right > left else 0.0
+            scores = {
                 prompt: (1 - share) * first + share * last
-                for prompt, first in before.items()
-                if first is not None and (last := after.get(prompt)) is not None
+                for prompt, first in low.items()
+                if first is not None and (last := high.get(prompt)) is not None
             }
-    return None
+            if scores and (found is None or fmean(scores.values()) > fmean(found.values())):
+                found = scores
+    return found
 
 
 def student_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:

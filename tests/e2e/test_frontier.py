@@ -39,9 +39,9 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def done(rondo: Rondo, experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of an experiment that nothing interrupted."""
     root = tmp_path_factory.mktemp("frontier")
-    said = rondo("frontier", str(experiment), "--root", str(root)).stdout
-    assert "3 of 3 runs to do" in said.replace("\n", " ")
-    assert "Win rate on held-out prompts, by praise" in said
+    ended = rondo("frontier", str(experiment), "--root", str(root))
+    assert "3 of 3 runs to do" in ended.stderr
+    assert "Win rate against each on held-out prompts, by praise" in ended.stdout
     return root
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.evaluation.over_seeds import difference, interpolated, over_runs, student_quantile, wins
+from pipeline.evaluation.over_seeds import difference, mixed, over_runs, student_quantile, wins
 
 CLOSE = {"abs": 1e-4}
 """As many digits as are written below."""
@@ -70,15 +70,17 @@ def test_a_tie_counts_half() -> None:
     assert (found.mean, found.half) == (pytest.approx(0.75), pytest.approx(3.1766, **CLOSE))
 
 
-def test_scores_between_two_rounds() -> None:
+def test_two_policies_mixed() -> None:
     """At 0.5, a quarter of the way from 0 to 2: a is 0.25 of 4, b stays, c has no score after."""
-    curve = [(0.0, {"a": 0.0, "b": 1.0, "c": 1.0}), (2.0, {"a": 4.0, "b": 1.0, "c": None}), (3.0, {"a": 6.0})]
-    assert interpolated(curve, 0.5) == {"a": 1.0, "b": 1.0}
-    assert interpolated(curve, 2.5) == {"a": 5.0}
-    assert interpolated(curve, 3.5) is None
-    assert interpolated(curve[:1], 0.0) is None
+    points = [(0.0, {"a": 0.0, "b": 1.0, "c": 1.0}), (2.0, {"a": 4.0, "b": 1.0, "c": None}), (3.0, {"a": 6.0})]
+    assert mixed(points, 0.5) == {"a": 1.0, "b": 1.0}
+    assert mixed(points, 2.5) == {"a": 5.0}
+    assert mixed(points, 3.5) is None
+    assert mixed(points[:1], 0.0) == {"a": 0.0, "b": 1.0, "c": 1.0}
 
 
-def test_a_curve_that_goes_back_counts_where_it_first_comes_by() -> None:
-    """KL need not grow from round to round: 1.5 is reached from 1 to 2, and once more from 2 to 1."""
-    assert interpolated([(1.0, {"a": 1.0}), (2.0, {"a": 2.0}), (1.0, {"a": 9.0})], 1.5) == {"a": 1.5}
+def test_of_all_mixtures_the_best_counts() -> None:
+    """At 1 the policies of 0 and 2 mixed score 3, one of KL 1 scores 1, and those of 0 and 4 score 2."""
+    points = [(0.0, {"a": 0.0}), (1.0, {"a": 1.0}), (4.0, {"a": 8.0}), (2.0, {"a": 6.0})]
+    assert mixed(points, 1.0) == {"a": 3.0}
+    assert mixed(points, 3.0) == {"a": 7.0}
