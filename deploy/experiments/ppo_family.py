@@ -31,6 +31,9 @@ def train(settings: dict[str, Any]) -> None:
     steps = len(prompts) // options["prompts_per_step"]
     to = Path(settings["to"])
 
+    def answer(text: str) -> JudgedCandidate:
+        return JudgedCandidate(index=0, text=text, finish_reason="stop")
+
     def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float | None]:
         items = [
             JudgeItem(

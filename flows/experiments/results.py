@@ -85,10 +85,11 @@ def results(experiment: Experiment, points: Sequence[Point]) -> Results:
         ConfigError: a judge that the experiment names has not judged a run.
     """
     for point in points:
-        for judge in {experiment.score, experiment.table_judge, *({experiment.against} - {_KL})} - point.scores.keys():
+        named = (experiment.score, experiment.table_judge, *({experiment.against} - {_KL}))
+        if missing := next((judge for judge in named if judge not in point.scores), None):
             raise ConfigError(
-                f"experiment '{experiment.name}' draws the score of '{judge}', and run '{point.variant.run(point.seed)}' "
-                f"was judged by {', '.join(point.scores)}: name it in evaluation.judges"
+                f"experiment '{experiment.name}' draws the score of '{missing}', and run "
+                f"'{point.variant.run(point.seed)}' was judged by {', '.join(point.scores)}: name it in evaluation.judges"
             )
     curves = _curves(points)
     return Results(

@@ -108,7 +108,7 @@ def test_refusals(folder: Path, fields: dict[str, Any], message: str) -> None:
 
 
 def test_an_experiment_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match="there is no experiment 'fronteir': .* names candidates, frontier"):
+    with pytest.raises(ConfigError, match=r"there is no experiment 'fronteir': .* names candidates, frontier"):
         read_experiment(Path("fronteir"))
 
 
