@@ -89,7 +89,8 @@ def results(experiment: Experiment, points: Sequence[Point]) -> Results:
         if missing := next((judge for judge in named if judge not in point.scores), None):
             raise ConfigError(
                 f"experiment '{experiment.name}' draws the score of '{missing}', and run "
-                f"'{point.variant.run(point.seed)}' was judged by {', '.join(point.scores)}: name it in evaluation.judges"
+                f"'{point.variant.run(point.seed)}' was judged by {', '.join(point.scores)} alone: name it in "
+                "evaluation.judges"
             )
     curves = _curves(points)
     return Results(
