@@ -139,7 +139,8 @@ def _at_kl(experiment: Experiment, curves: Mapping[str, _Curve]) -> Iterator[AtK
                 continue
             compared = None if leader is None else _less(leader, scores)
             y = over_runs(_values([*scores.values()]))
-            yield AtKl(kl, arm, y, compared and compared.interval, compared and compared.p)
+            less, p = (None, None) if compared is None else (compared.interval, compared.p)
+            yield AtKl(kl, arm, y, less, p)
             leader = leader or scores
 
 
