@@ -37,8 +37,10 @@ def row(mean: Mean) -> dict[str, Any]:
 
 
 def _chart(experiment: Experiment, found: Results) -> Any:
-    x = "KL to the initial policy, nats" if experiment.against == "kl" else f"score of {experiment.against}"
-    return frontier(experiment.question, list(map(row, found.means)), x=x, y=f"held-out score of {experiment.score}")
+    by_kl = experiment.against == "kl"
+    x = "KL to the initial policy, nats" if by_kl else f"held-out score of {experiment.against}"
+    rows = list(map(row, found.means))
+    return frontier(experiment.question, rows, x=x, y=f"held-out score of {experiment.score}", roots=by_kl)
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
