@@ -7,6 +7,7 @@ from statistics import fmean
 from flows.experiments.beside import COMPLETIONS, JUDGMENTS, LOGPS
 from flows.experiments.experiment import Variant
 from flows.experiments.planned import Planned
+from pipeline.errors import DataError
 from pipeline.evaluation.best_of import best_weights, kl_bound, measured_kl
 from pipeline.evaluation.held_out import judged_by
 from pipeline.evaluation.metrics import Scores
@@ -57,6 +58,8 @@ def read_points(store: Store, runs: Sequence[Planned]) -> list[Point]:
         elif run.variant.spec.method == "rondo":
             found += [_round(store, run, where, number, judges) for number in where.finished]
         else:
+            # A peer's trainer begins with the initial policy, which the run beside it has measured.
+            found.append(_round(store, run, store.run(run.anchor), 0, judges))
             found += [_beside(store, run, where, number, judges) for number in run.measured_numbers]
     return found
 
@@ -96,6 +99,8 @@ def _best_of(store: Store, run: Planned, log: Run, judges: Sequence[str]) -> lis
         for prompt in by_judge[training]
         if all(None not in by_judge[name][prompt] for name in judges)  # a sample without a score cannot be ranked
     ]
+    if not prompts:
+        raise DataError(f"'{run.name}': no held-out prompt has scores of all its completions: mend the judge")
     count = min(len(by_judge[training][prompt]) for prompt in prompts)
     sizes = [2**power for power in range(count.bit_length()) if 2**power <= max(1, count // _LARGEST_SHARE)]
     return [_best_of_n(run, n, training, by_judge, prompts) for n in sizes]

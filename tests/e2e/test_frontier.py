@@ -133,6 +133,33 @@ def test_what_is_wrong_is_said(rondo: Rondo, experiment: Path, done: Path, tmp_p
 
 
 @pytest.mark.nightly
+def test_a_reward_model_is_fitted_once_for_a_seed(rondo: Rondo, experiment: Path, tmp_path: Path) -> None:
+    """Killed after its source was sampled, and in the run that has it as its judge: one model, and one source."""
+    path = experiment.with_name("models.yaml")
+    judge = {"kind": "reward_model", "name": "proxy", "path": "reward_model:bt"}
+    judges = [{"kind": "vader"}, {"kind": "praise"}]
+    fields = {
+        "name": "models", "set": {"rounds": 1},
+        "sources": {"labels": {"set": {"preferences.rule": "all_pairs"}}},
+        "reward_models": {"bt": {"source": "labels", "settings": {"learning_rate": 1e-3}}},
+        "arms": {"proxy": {"set": {"judge": judge, "evaluation.judges": judges}}},
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(EXPERIMENT | fields, sort_keys=False))
+    command = ("frontier", str(path), "--root", str(tmp_path))
+    assert rondo(*command, kill="checkpoint:1:before").returncode == -9
+    assert not (tmp_path / "reward_models").exists()
+    rondo(*command)
+    (model,) = (tmp_path / "reward_models").iterdir()
+    assert model.name == "models-bt-7"
+    store = Store.open(tmp_path)
+    assert store.run_names() == ["models-labels-7", "models-proxy-7"]
+    assert store.run("models-proxy-7").header["recipe"]["judge"]["path"] == str(model)
+    found = json.loads((tmp_path / "experiments" / "models.json").read_text())
+    assert {mean["name"] for mean in found["means"]} == {"proxy"}
+    assert set(found["means"][0]["judges"]) == {"proxy", "vader", "praise"}
+
+
+@pytest.mark.nightly
 @pytest.mark.parametrize("method", ["rloo", "grpo"])
 def test_the_ppo_family_by_trl(started_rondo: Rondo, experiment: Path, done: Path, method: str) -> None:
     """Four policies are measured, the last of which is another than the first, on the run's own prompts."""
@@ -143,6 +170,6 @@ def test_the_ppo_family_by_trl(started_rondo: Rondo, experiment: Path, done: Pat
     started_rondo("frontier", str(path), "--root", str(done))
     found = json.loads((done / "experiments" / f"{method}.json").read_text())
     means = [mean for mean in found["means"] if mean["name"] == "peer"]
-    assert [mean["number"] for mean in means] == [1, 2, 3, 4]
-    assert means[0]["kl"]["mean"] != means[-1]["kl"]["mean"]
+    assert [mean["number"] for mean in means] == [0, 1, 2, 3, 4]
+    assert means[1]["kl"]["mean"] != means[-1]["kl"]["mean"]
     assert all(mean["kl"]["prompts"] == 8 for mean in means)
