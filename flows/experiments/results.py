@@ -57,11 +57,18 @@ class AtKl:
 
 @dataclass(frozen=True)
 class Win:
-    """How often one arm's last policy beats another's, on the same held-out prompts; ties count one half."""
+    """How often one arm's last policy beats another's, on the same held-out prompts; ties count one half.
+
+    Attributes:
+        more: by how much its score is higher, by the judge that is drawn.
+        p: of the sign-flip test of that difference.
+    """
 
     name: str
     against: str
     rate: Interval
+    more: Interval
+    p: float
 
 
 @dataclass(frozen=True)
@@ -161,19 +168,22 @@ def _mixed(points_of_arm: _Curve, kl: float, judge: str) -> _BySeed | None:
 
 def _wins(experiment: Experiment, curves: Mapping[str, _Curve]) -> Iterator[Win]:
     tabled = experiment.table or tuple(curves)
-    answered = {name: _last(curves[name], experiment.table_judge) for name in tabled if name in curves}
+    players = {name: {seed: points[-1] for seed, points in curves[name].items()} for name in tabled if name in curves}
     first = next((curve for curve in curves.values() if all(points[0].number == 0 for points in curve.values())), {})
-    begin = {seed: points[0].answered[experiment.table_judge] for seed, points in first.items()}
-    players = {**({INITIAL: begin} if begin else {}), **answered}
+    if first:
+        players = {INITIAL: {seed: points[0] for seed, points in first.items()}, **players}
     for name, mine in players.items():
         for other, theirs in players.items():
-            seeds = [seed for seed in mine if seed in theirs]
-            if name != other and seeds:
-                yield Win(name, other, wins([mine[seed] for seed in seeds], [theirs[seed] for seed in seeds]))
+            both = [(mine[seed], theirs[seed]) for seed in mine if seed in theirs]
+            if name != other and both:
+                yield _win(experiment, name, other, both)
 
 
-def _last(curve: _Curve, judge: str) -> _BySeed:
-    return {seed: points[-1].answered[judge] for seed, points in curve.items()}
+def _win(experiment: Experiment, name: str, other: str, both: Sequence[tuple[Point, Point]]) -> Win:
+    judge, drawn = experiment.table_judge, experiment.score
+    rate = wins([one.answered[judge] for one, _ in both], [two.answered[judge] for _, two in both])
+    more = difference([one.scores[drawn] for one, _ in both], [two.scores[drawn] for _, two in both])
+    return Win(name, other, rate, more.interval, more.p)
 
 
 def _arm(curve: _Curve) -> str:

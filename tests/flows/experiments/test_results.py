@@ -87,6 +87,13 @@ def test_who_wins_against_whom(plan: Plan, points: list[Point]) -> None:
     assert len(rates) == 6
 
 
+def test_by_how_much_the_last_policies_differ(plan: Plan, points: list[Point]) -> None:
+    """By vader (0.5, 1.5) and (1.5, 4.5) more: means 1 and 3, so 2, half 12.7062 * 1; all four positive: p = 2/16."""
+    win = next(win for win in results(plan.experiment, points).wins if (win.name, win.against) == ("online", "offline"))
+    assert (win.more.mean, win.more.half) == (pytest.approx(2.0), pytest.approx(STUDENT_1, **CLOSE))
+    assert win.p == pytest.approx(2 / 16)
+
+
 def test_a_seed_that_one_arm_lacks_is_left_out_of_comparisons(plan: Plan, points: list[Point]) -> None:
     found = results(plan.experiment, [one for one in points if (one.variant.name, one.seed) != ("offline", 1)])
     (_, offline) = found.at_kl
