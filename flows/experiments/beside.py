@@ -52,20 +52,25 @@ class Made:
 
 
 def annex_of(store: Store, anchor: Run, name: str, header: Mapping[str, Any]) -> Run:
-    """Returns the annex of this name, which is made if there is none.
-
-    Raises:
-        ConfigError: it was made with other settings.
-    """
+    """Returns the annex of this name, which is made if there is none; see `check_annex`."""
     if name not in anchor.annexes:
         return store.create_annex(anchor, name, dict(header))
     annex = anchor.annex(name)
-    if annex.header != dict(header):
-        raise ConfigError(
-            f"'{name}' beside run '{anchor.name}' was made with other settings: give the arm another name, or delete "
-            "that run"
-        )
+    check_annex(annex, header)
     return annex
+
+
+def check_annex(annex: Run, header: Mapping[str, Any]) -> None:
+    """Refuses an annex of other settings.
+
+    Raises:
+        ConfigError: it records another origin.
+    """
+    if annex.header != dict(header):
+        run, _, name = annex.name.partition("/")
+        raise ConfigError(
+            f"'{name}' beside run '{run}' was made with other settings: give the arm another name, or delete that run"
+        )
 
 
 def writing(annex: Run) -> AbstractContextManager[Writer]:

@@ -11,15 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
-
-from flows.experiments.beside import Made, annex_of, is_measured, measure, writing
+from flows.experiments.beside import Made, annex_of, measure, writing
+from flows.experiments.options import BestOfOptions, PeerOptions, annex_header, options_of
 from flows.experiments.planned import PARTS, Planned
 from flows.host.allotment import Allotment
 from flows.host.progress import Display
 from flows.host.scratch import scratch_directory
 from flows.registry.checkpoints import checkpoint_files, local_policy
-from pipeline.config.base import Config
 from pipeline.data.prompts import round_slice
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
@@ -32,37 +30,17 @@ from storage.tables.shards import read_table
 _PEER = Path(__file__).parents[2] / "deploy" / "experiments" / "ppo_family.py"
 
 
-class BestOfOptions(Config):
-    """What best_of takes."""
-
-    samples: int = Field(64, ge=2, le=4096, description="completions of each held-out prompt; N is up to half of them")
-
-
-class PeerOptions(Config):
-    """What grpo and rloo take."""
-
-    learning_rate: float = Field(1e-5, gt=0, le=1, description="of AdamW, constant")
-    beta: float = Field(0.05, ge=0, le=100, description="weight of the KL to the initial policy")
-    adam_epsilon: float = Field(1e-8, gt=0, le=1, description="of AdamW")
-    prompts_per_step: int = Field(16, ge=1, le=100_000, description="prompts of an optimizer step")
-
-
 def bring_on_method(run: Planned, root: str, display: Display) -> None:
     """Makes what is missing of an arm that is no run of rondo, and measures it.
 
     Raises:
         ConfigError: an option is wrong, or a package that the method needs is not installed.
     """
-    options = _options(run)
+    options = options_of(run.variant)
     store = Store.open(root)
     anchor = store.run(run.anchor)
-    annex = annex_of(store, anchor, run.name, {
-        "format": 1, "method": run.variant.spec.method, "options": options.model_dump(mode="json"),
-        "recipe": content_id(run.recipe.hashed(exclude=("name", "description"))),
-    })  # fmt: skip
+    annex = annex_of(store, anchor, run.name, annex_header(run.variant, run.recipe))
     numbers = run.measured_numbers
-    if all(is_measured(annex, number, run.recipe) for number in numbers):
-        return
     with scratch_directory(annex.identity) as scratch, writing(annex) as writer:
         initial = local_policy(store, anchor, 0, scratch)
         inputs = content_id([annex.header, weights_digest(checkpoint_files(anchor, 0))])
@@ -73,19 +51,6 @@ def bring_on_method(run: Planned, root: str, display: Display) -> None:
                 directories = _train_peer(store, anchor, run, options, initial, scratch)
             made = [Made(number, directories[number], inputs) for number in numbers]
         measure(store, anchor, annex, writer, run.recipe, made, initial, display)
-
-
-def _options(run: Planned) -> BestOfOptions | PeerOptions:
-    kind = BestOfOptions if run.variant.spec.method == "best_of" else PeerOptions
-    try:
-        return kind.model_validate(run.variant.options)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        name = ".".join(map(str, fault["loc"]))
-        known = ", ".join(kind.model_fields)
-        raise ConfigError(
-            f"arm '{run.variant.name}', option {name}: {fault['msg']}; {run.variant.spec.method} takes {known}"
-        ) from None
 
 
 def _train_peer(

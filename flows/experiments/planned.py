@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 
 from flows.analysis.capacity import plan_recipe
 from flows.analysis.forecast import Forecast
-from flows.experiments.beside import is_measured
+from flows.experiments.beside import check_annex, is_measured
 from flows.experiments.experiment import Plan, Variant
+from flows.experiments.options import annex_header
 from flows.host.text import quantity
+from flows.registry.resume import recipe_to_resume
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
 from storage.log.run import Run
@@ -119,12 +121,18 @@ def cost(runs: Sequence[Planned]) -> str:
 
 
 def looked_at(store: Store, run: Planned) -> Planned:
-    """Returns the run with how much of it there is by now."""
+    """Returns the run with how much of it there is by now.
+
+    Raises:
+        ConfigError: what is there was made with another recipe, or with other options.
+    """
     log = run.log(store)
     if log is None:
         return run
     if run.is_run:
+        recipe_to_resume(log, run.recipe)
         return replace(run, done=len(log.finished) - 1)
+    check_annex(log, annex_header(run.variant, run.recipe))
     whole = all(is_measured(log, number, run.recipe) for number in run.measured_numbers)
     return replace(run, done=run.recipe.rounds if whole else -1)
 

@@ -70,7 +70,7 @@ def test_what_is_drawn_is_what_the_rounds_say(rondo: Rondo, done: Path) -> None:
         for entry in Store.open(done).run(f"toy-{name}-7").rounds():
             mean = means[name, entry.meta["round"]]
             assert mean["y"]["mean"] == pytest.approx(entry.meta["reward"])
-            assert mean["kl"]["mean"] == pytest.approx(entry.meta.get("kl_initial", 0.0), abs=1e-9)
+            assert mean["kl"]["mean"] == pytest.approx(entry.meta["kl_initial"] or 0.0, abs=1e-9)
             assert mean["judges"]["praise"] == pytest.approx(entry.meta["judges"]["praise"])
     one, two = means["best-of", 1], means["best-of", 2]
     assert one["kl"]["mean"] == pytest.approx(0.0, abs=1e-12)
@@ -81,7 +81,7 @@ def test_what_is_drawn_is_what_the_rounds_say(rondo: Rondo, done: Path) -> None:
     picture = (done / "experiments" / "toy.svg").read_text()
     assert picture.startswith("<svg")
     assert "online ends at" in picture
-    assert rondo("verify", "--root", str(done)).returncode == 0
+    assert rondo("verify", "toy-online-7", "--root", str(done)).returncode == 0
 
 
 def test_killed_and_given_again_it_is_the_same(rondo: Rondo, experiment: Path, done: Path, tmp_path: Path) -> None:
@@ -125,7 +125,12 @@ def test_what_is_wrong_is_said(rondo: Rondo, experiment: Path, done: Path, tmp_p
     assert "'toy-best-of-7' beside run 'toy-online-7' was made with other settings" in refused(
         str(other), "--root", str(done)
     )
-    arms["best-of"] = {"method": "best_of", "options": {"sample": 8}}
+    arms["online"] = {"set": {"update.beta": 0.2}}
+    other.write_text(yaml.safe_dump(EXPERIMENT | {"arms": arms}, sort_keys=False))
+    assert "run 'toy-online-7' was started with another recipe (update.beta: 0.1 -> 0.2)" in refused(
+        str(other), "--root", str(done)
+    )
+    arms["online"], arms["best-of"] = {}, {"method": "best_of", "options": {"sample": 8}}
     other.write_text(yaml.safe_dump(EXPERIMENT | {"arms": arms}, sort_keys=False))
     assert "option sample: Extra inputs are not permitted; best_of takes samples" in refused(
         str(other), "--root", str(done)
