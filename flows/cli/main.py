@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from flows.cli import inspect, judges, operate, plan, rejudge, running, share, store, timeline, view
+from flows.cli import frontier, inspect, judges, operate, plan, rejudge, running, share, store, timeline, view
 from flows.cli.options import hide_flag_types
 from flows.errors import InterruptedRunError, WaitingForLabelsError
 from flows.host import sure_end
@@ -46,7 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for commands in (running, inspect, view, timeline, share, judges, rejudge, store, plan, operate):
+for commands in (running, frontier, inspect, view, timeline, share, judges, rejudge, store, plan, operate):
     app.add_typer(commands.app)
 
 

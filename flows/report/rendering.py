@@ -29,6 +29,8 @@ _COLOURS = ("ink", "muted", "line", "card", "s1", "s2", "s3")
 """Text, quieter text, grid, the ground that a chart lies on, and three curves."""
 LIGHT = dict(zip(_COLOURS, ("#1c1d22", "#63656e", "#e3e1db", "#ffffff", "#1f5fbf", "#b8480f", "#217a52"), strict=True))
 DARK = dict(zip(_COLOURS, ("#e8e8eb", "#a0a3ad", "#33363d", "#1b1d21", "#7fb1ff", "#ff9f66", "#6fd1a3"), strict=True))
+MORE = ("#7b3fa8", "#b3256e", "#7a6300", "#0f7285")
+"""Further curves, of a picture that stands alone."""
 
 
 def _theme(colour: Mapping[str, str], background: str, padding: int) -> Theme:
@@ -70,6 +72,8 @@ def _theme(colour: Mapping[str, str], background: str, padding: int) -> Theme:
 
 PAGE = _theme({role: f"var(--{role})" for role in _COLOURS}, "transparent", padding=4)
 PAPER = _theme(LIGHT, LIGHT["card"], padding=16)
+MANY = {**PAPER, "range": {"category": [*PAPER["range"]["category"], *MORE]}}
+"""`PAPER` for up to seven curves."""
 
 
 _ASSUMED_BASE = 'href="https://vega.github.io/vega-datasets/'

@@ -43,6 +43,7 @@ OBJECTIVES: Mapping[str, Objective] = {
     "bco_pair": Objective(),
     "plackett_luce": Objective(rankings=True, margin=True),
     "all_pairs": Objective(rankings=True, margin=True),
+    "supervised": Objective(),
 }
 """Every objective that a recipe can name."""
 

@@ -322,6 +322,11 @@ def _dpop(batch: PreferenceBatch, config: UpdateConfig) -> Tensor:
     return dpop(*batch.logratios_P_K.unbind(1), beta=config.beta, penalty=config.dpop_penalty, margin_P=margin_P)
 
 
+def _supervised(batch: PreferenceBatch, config: UpdateConfig) -> Tensor:
+    """Takes the chosen answer's likelihood alone: the rejected one and the reference say nothing, nor does beta."""
+    return nll(batch.logps_P_K[:, 0], batch.lengths_P_K[:, 0])
+
+
 def _ranking(function: Callable[..., Tensor]) -> Function:
     return lambda batch, config: function(_scores(batch, config), batch.ranks_P_K, beta=config.beta)
 
@@ -365,5 +370,6 @@ LOSSES: Mapping[str, Loss] = {
     "bco_pair": Loss(_pairs(bco_pair), _constant(2 * LN2)),
     "plackett_luce": Loss(_ranking(plackett_luce), _first_plackett_luce),
     "all_pairs": Loss(_ranking(all_pairs), _first_all_pairs),
+    "supervised": Loss(_supervised, None),
 }
 """The formula of each of the objectives that ``pipeline/config/objectives.py`` describes."""

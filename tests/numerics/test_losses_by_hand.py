@@ -265,6 +265,18 @@ def batch(logratios: torch.Tensor, soft: float | None = None) -> PreferenceBatch
     )
 
 
+def test_supervised_takes_the_chosen_answer_alone():
+    """Log-probabilities -6 and -1 of 3 and 2 tokens: 6 / 3 = 2, whatever reference and rejected answer are."""
+    config = UpdateConfig(objective="supervised")
+    logps = torch.tensor([[-6.0, -1.0]], dtype=torch.float64, requires_grad=True)
+    lengths, ranks = torch.tensor([[3.0, 2.0]]).double(), torch.tensor([[0, 1]])
+    loss = LOSSES["supervised"].function(PreferenceBatch(logps, logps.detach() - 5, lengths, ranks), config)
+    assert loss.tolist() == pytest.approx([2.0])
+    loss.sum().backward()
+    assert logps.grad is not None
+    assert logps.grad[0].tolist() == pytest.approx([-1 / 3, 0.0])
+
+
 @pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.first_loss])
 def test_first_loss_is_the_value_at_equal_policies(name):
     settings = UpdateConfig(beta=0.3, label_smoothing=0.2)

@@ -128,14 +128,24 @@ def parse(answer: str) -> tuple[int, int]:
     capital and ends with a full stop; words after the last one are a clause that does not parse. A missing clause
     counts as one that does not parse, so that the second number is at least three.
     """
+    clauses = sentiments(answer)
+    return sum(sentiment is not None for sentiment in clauses), len(clauses)
+
+
+def sentiments(answer: str) -> list[str | None]:
+    """Returns what each clause of an answer does, "praise", "blame" or "tell"; None if it does not parse.
+
+    Clauses, and which of them parse, are as `parse` has them.
+    """
     *sentences, rest = answer.strip().split(".")
-    parsed = total = 0
+    found: list[str | None] = []
     for place, sentence in enumerate(sentences):
         kinds = PLACES[place] if place < len(PLACES) else ()
         clauses = _split_sentence(sentence.removeprefix(" ") if place else sentence)
-        total += len(clauses)
-        parsed += sum(_matches(kind, clause) for kind, clause in zip(kinds, clauses, strict=False))
-    return parsed, max(total + bool(rest.strip()), sum(map(len, PLACES)))
+        said = [_sentiment(kind, clause) for kind, clause in zip(kinds, clauses, strict=False)]
+        found += [*said, *[None] * (len(clauses) - len(said))]
+    found += [None] * bool(rest.strip())
+    return [*found, *[None] * (sum(map(len, PLACES)) - len(found))]
 
 
 def _split_sentence(sentence: str) -> list[str]:
@@ -146,13 +156,17 @@ def _split_sentence(sentence: str) -> list[str]:
     return [first if first.startswith("I ") else first[:1].lower() + first[1:], *others]
 
 
-def _matches(kind: str, clause: str) -> bool:
-    return any(pattern.fullmatch(clause) for pattern in _patterns(kind))
+def _sentiment(kind: str, clause: str) -> str | None:
+    return next((sentiment for pattern, sentiment in _patterns(kind) if pattern.fullmatch(clause)), None)
 
 
 @cache
-def _patterns(kind: str) -> tuple[re.Pattern[str], ...]:
-    return tuple(re.compile("".join(map(_pattern, clause.parts))) for clause in CLAUSES if clause.kind == kind)
+def _patterns(kind: str) -> tuple[tuple[re.Pattern[str], str], ...]:
+    return tuple(
+        (re.compile("".join(map(_pattern, clause.parts))), clause.sentiment)
+        for clause in CLAUSES
+        if clause.kind == kind
+    )
 
 
 def _pattern(part: str) -> str:

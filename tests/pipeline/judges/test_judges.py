@@ -23,6 +23,7 @@ from pipeline.errors import DataError, JudgeError
 from pipeline.judges import JudgedCandidate, JudgeItem, make_judge
 from pipeline.judges.exact_answer import ExactAnswerConfig
 from pipeline.judges.grammar import GrammarConfig
+from pipeline.judges.praise import PraiseConfig
 from pipeline.judges.reward_model import RewardModelConfig
 from pipeline.judges.support.tables import judge_items, judgments_table
 from pipeline.judges.vader import VaderConfig
@@ -75,6 +76,17 @@ def test_grammar_gives_the_share_of_clauses() -> None:
     judgments = judge.judge([item(whole, whole + " Great.", "")])
     assert [j.score for j in judgments] == [1.0, 0.75, 0.0]
     assert judgments[1].components == {"parsed": 3.0, "clauses": 4.0}
+
+
+def test_praise_counts_clauses_and_no_words() -> None:
+    """Praise, blame and a plain clause are 0; two that praise of four, one of which does not parse, are 1/2."""
+    judge = make_judge(PraiseConfig(kind="praise"))
+    mixed = " The plot felt great, but I hated the music. Everyone slept."
+    praised = " The plot felt great, and I loved the music. It lasted two hours. Great."
+    negated = " The plot felt long, and I noticed the music. I would never love to see it again."
+    judgments = judge.judge([item(mixed, praised, negated, "great great great")])
+    assert [j.score for j in judgments] == [0.0, 0.5, pytest.approx(-1 / 3), 0.0]
+    assert judgments[1].components == {"praise": 2.0, "blame": 0.0, "clauses": 4.0}
 
 
 @pytest.mark.parametrize("kind", ["vader", "exact_answer"])
