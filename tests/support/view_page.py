@@ -16,6 +16,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: 'apt-get install chromium' brings one")
 PICTURES = Path(os.environ.get("RONDO_PICTURES", "build/pictures"))
 """Where the pictures of the pages are kept, for people to look at."""
+_PATIENCE = 90_000
+"""Milliseconds: a page is loaded when its charts are drawn, and a busy machine takes its time for that."""
 
 
 @contextmanager
@@ -51,6 +53,7 @@ class Visitor:
 
     def __init__(self, browser: Browser, address: str, **context: Any) -> None:
         self.page: Page = browser.new_context(**context).new_page()
+        self.page.set_default_timeout(_PATIENCE)
         self.address, self.complaints = address, list[str]()
         self.page.on("console", lambda message: self.complaints.append(f"console: {message.text}"))
         self.page.on("pageerror", lambda error: self.complaints.append(f"error: {error}"))
