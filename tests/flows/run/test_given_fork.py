@@ -77,16 +77,9 @@ def test_a_fork_keeps_to_the_judgments_that_it_was_made_with() -> None:
     with parent.annex("other").writer() as writer:
         for number in (1, 2):
             key = Key(number, REJUDGMENTS, 1, "newer")
-            writer.commit(
-                key,
-                [
-                    replace(
-                        stored(parent, number, REJUDGMENTS, 1),
-                        path=f"runs/parent/rounds/{number:04}/newer",
-                        sha256="1" * 64,
-                    )
-                ],
-            )
+            path = f"runs/parent/rounds/{number:04}/newer"
+            newer = replace(stored(parent, number, REJUDGMENTS, 1), path=path, sha256="1" * 64)
+            writer.commit(key, [newer], {"version": "2"})
     said: list[str] = []
     for _ in range(2):
         with child.writer() as writer:
@@ -98,10 +91,10 @@ def test_a_fork_keeps_to_the_judgments_that_it_was_made_with() -> None:
         "run 'child' keeps to the judgments that it was made with: 'other' has judged rounds of run 'parent' anew "
         "since (1, 2); 'rondo fork parent@2 --name NEW --judgments other'"
     )
-    newer = store.create_run("newer", header(RECIPE) | given_header(parent, 2, "other"))
-    with newer.writer() as writer:
-        import_given_rounds(store, newer, writer, RECIPE, said.append)
-    assert [file.path for file in newer.files(2, "judgments")] == ["runs/parent/rounds/0002/newer"]
+    fresh = store.create_run("newer", header(RECIPE) | given_header(parent, 2, "other"))
+    with fresh.writer() as writer:
+        import_given_rounds(store, fresh, writer, RECIPE, said.append)
+    assert [file.path for file in fresh.files(2, "judgments")] == ["runs/parent/rounds/0002/newer"]
     assert len(said) == 2
 
 
