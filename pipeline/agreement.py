@@ -118,7 +118,7 @@ def check_gate(gate: GateConfig | None, staleness: int, rounds: int, update: Upd
             "lower the first"
         )
     pairs = {
-        "gate.count": gate.count if gate.judges else None,
+        "gate.count": gate.count if gate.judges or gate.tasks else None,
         "the windows of gate.text": gate.text_tokens // gate.window if gate.text is not None else None,
     }
     least = least_pairs(gate.level(rounds))

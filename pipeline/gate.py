@@ -1,11 +1,12 @@
 """The gate after each round: what a recipe says of the regression set, of the test, and of a round that fails it."""
 
 from math import log2
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Config
+from pipeline.config.base import Config, Later
 from pipeline.config.prompts import Prompts
 from pipeline.config.update import UpdateConfig
 from pipeline.judges import AnyJudge
@@ -17,9 +18,10 @@ TEXT, REWARD = "text", "reward"
 class GateConfig(Config):
     """A gate after each round: a policy that can do less than the best one so far is not gone on with.
 
-    The policy answers a regression set greedily, judges score the answers, and a text that it did not write says how
-    well it still models language. Each of these measures is compared with the best round so far, over the same prompts
-    or windows of text, by a one-sided sign-flip test. All tests of all ``rounds`` share ``error_rate`` equally
+    The policy answers a regression set greedily, judges score the answers, tasks of lm-eval have examples and scores of
+    their own, and a text that the policy did not write says how well it still models language. Each of these measures
+    is compared with the best round so far, over the same prompts, examples or windows of text, by a one-sided sign-flip
+    test. All tests of all ``rounds`` share ``error_rate`` equally
     (Bonferroni). A round after one that failed starts from the last that passed.
     """
 
@@ -29,13 +31,18 @@ class GateConfig(Config):
         ge=1,
         le=4096,
         description="most prompts to take of them: of a generated corpus those that are held out, of a file or dataset "
-        "those whose contents have the smallest hashes",
+        "those whose contents have the smallest hashes; and as many examples of each of gate.tasks",
     )
     judges: tuple[AnyJudge, ...] = Field(
         (), description="judges of the regression set, each a measure; each scores an answer by itself"
     )
     max_tokens: int | None = Field(
         None, ge=1, le=131_072, description="longest answer, in tokens; sampling.max_tokens if empty"
+    )
+    tasks: Annotated[tuple[str, ...], Later(())] = Field(
+        (),
+        description="tasks of the package lm-eval, each a measure: names that it knows, or YAML files of tasks of your "
+        "own; their data have to be on this machine",
     )
     text: str | None = Field(
         None, min_length=1, description="a text file; the policy's mean log-probability of its tokens is a measure"
@@ -45,7 +52,7 @@ class GateConfig(Config):
         128, ge=16, le=8192, description="tokens of one window of the text; each is scored by itself, but for its first"
     )
     tolerance: float = Field(
-        0.0, ge=0, description="loss of a judge's mean score that is let pass, however certain it is"
+        0.0, ge=0, description="loss of a judge's, or a task's, mean score that is let pass, however certain it is"
     )
     text_tolerance: float = Field(
         0.05, ge=0, description="the same of the text, in nats per token; training always costs a little there"
@@ -77,7 +84,13 @@ class GateConfig(Config):
     @property
     def guards(self) -> list[str]:
         """Names the measures in which no policy may lose."""
-        return [*(judge.label for judge in self.judges), *([TEXT] if self.text is not None else [])]
+        text = [TEXT] if self.text is not None else []
+        return [*(judge.label for judge in self.judges), *text, *self.task_names]
+
+    @property
+    def task_names(self) -> list[str]:
+        """Names the measures that are tasks of lm-eval."""
+        return [task_label(task) for task in self.tasks]
 
     @property
     def measures(self) -> list[str]:
@@ -107,16 +120,26 @@ class GateConfig(Config):
                 "or leave both out"
             )
         if not self.measures:
-            raise ValueError("gate measures nothing: give it prompts with judges, a text, or patience")
-        names = [*(judge.label for judge in self.judges), TEXT, REWARD]
+            raise ValueError("gate measures nothing: give it prompts with judges, a text, tasks, or patience")
+        names = [*(judge.label for judge in self.judges), *self.task_names, TEXT, REWARD]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"two measures of the gate are named '{twice}': give a judge another name")
+            raise ValueError(f"two measures of the gate are named '{twice}': give a judge, or a file, another name")
         if found := next((judge.label for judge in self.judges if judge.compares or not judge.comes_early), None):
             raise ValueError(
                 f"gate.judges: '{found}' needs other answers, people or a policy of the run, and the gate asks of one "
                 "answer at a time: choose a judge that scores an answer by itself"
             )
         return self
+
+
+def is_task_file(task: str) -> bool:
+    """Says whether a task of lm-eval is given as a file of one's own."""
+    return task.endswith((".yaml", ".yml"))
+
+
+def task_label(task: str) -> str:
+    """Returns the name of the measure that a task of lm-eval is: that of its file without the ending."""
+    return Path(task).stem if is_task_file(task) else task
 
 
 def least_pairs(level: float) -> int:

@@ -14,6 +14,7 @@ from flows.registry.shipped_recipes import find_recipe
 from pipeline.agreement import unlike_samples
 from pipeline.config import DatasetPrompts, FilePrompts, PretrainedPolicy, Prompts, SamplingConfig
 from pipeline.errors import ConfigError
+from pipeline.gate import is_task_file
 from pipeline.judges.reward_model import RewardModelConfig
 from pipeline.model.gguf_files import find_gguf
 from pipeline.recipe import Recipe, models_in
@@ -104,6 +105,9 @@ def check_files(recipe: Recipe) -> None:
         _check_prompts("gate.prompts", recipe.gate.prompts)
         if recipe.gate.text is not None and not Path(recipe.gate.text).is_file():
             raise ConfigError(f"gate.text: there is no file '{recipe.gate.text}': correct the path")
+        for task in filter(is_task_file, recipe.gate.tasks):
+            if not Path(task).is_file():
+                raise ConfigError(f"gate.tasks: there is no file '{task}': correct the path")
     check_judge_files(recipe)
     if isinstance(recipe.policy, PretrainedPolicy):
         _check_policy(recipe.policy)

@@ -41,8 +41,10 @@ def _compared_by_gate(run: Run, number: int) -> list[FileRef]:
     if gate is None:
         return []
     best, since = {measure["next_best"] for measure in gate["measures"]}, gate["since"]
-    places = [(round, stage) for round in sorted(best) for stage in ("gate_judgments", "gate_text", "eval_judgments")]
-    places += [(since, stage) for stage in ("gate_prompts", "gate_baseline_judgments", "gate_baseline_text")]
+    own = ("gate_judgments", "gate_text", "gate_tasks", "eval_judgments")
+    places = [(round, stage) for round in sorted(best) for stage in own]
+    baseline = ("gate_baseline_judgments", "gate_baseline_text", "gate_baseline_tasks")
+    places += [(since, stage) for stage in ("gate_prompts", *baseline)]
     return [file for round, stage in places for file in run.files(round, stage)]
 
 

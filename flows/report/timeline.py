@@ -37,6 +37,8 @@ _STAGES: dict[str, tuple[str, Kind]] = {
     "gate_prompts": ("update", "training"),
     "gate_text": ("update", "evaluation"),
     "gate_baseline_text": ("update", "evaluation"),
+    "gate_tasks": ("sample", "evaluation"),
+    "gate_baseline_tasks": ("sample", "evaluation"),
     "policy": ("update", "training"),
     "prompts": ("update", "training"),
     "probe": ("update", "training"),

@@ -64,9 +64,9 @@ class RoundContext:
         return found[-1]
 
     def find_in(
-        self, places: Sequence[tuple[int, str]], table: str, inputs: str, shard: int
+        self, places: Sequence[tuple[int, str]], table: str, inputs: str, shard: int | None = None
     ) -> tuple[Entry | None, str]:
-        """Returns a shard's entry from the first of these places that has it, or None, and the stage to commit to."""
+        """Returns an entry from the first of these places that has it, or None, and the stage to commit to."""
         stage = ""
         for round, prefix in places:
             stage = f"{prefix}{table}"

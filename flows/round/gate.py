@@ -12,10 +12,12 @@ from typing import Literal
 
 from flows.registry.gate_result import GateMeasure, GateResult, gate_of
 from flows.round.context import RoundContext
+from flows.round.shard_steps import retry_on_worker_death
 from flows.round.shards import files_of, judged
 from flows.round.step import step
 from flows.workers.judge import JudgeWorker
 from flows.workers.references import PromptBatch, ToMeasure, hashes
+from flows.workers.sampler import SamplerWorker
 from flows.workers.trainer import TrainerWorker
 from pipeline.evaluation.gate_measures import Measured
 from pipeline.gate import REWARD, TEXT, GateConfig
@@ -62,7 +64,7 @@ async def pass_gate(context: RoundContext, number: int) -> GateResult | None:
 
 async def _prepare_gate(context: RoundContext, number: int, config: GateConfig) -> tuple[FileRef, ...]:
     """Returns the table of what is measured, made in the first round of the run, or of a fork, that asks for it."""
-    if not config.guards:
+    if config.prompts is None and config.text is None:
         return ()
     fields = {name: value for name, value in config.hashed().items() if name in _MEASURED}
     inputs = content_id([fields, context.recipe.seed])
@@ -114,7 +116,10 @@ async def _judgments(context: RoundContext, number: int, batch: PromptBatch, nam
     found: dict[str, tuple[FileRef, ...]] = {}
     if TEXT in names:
         found[TEXT] = await _score_text(context, number, batch)
-    if judges := [name for name in names if name != TEXT]:
+    tasks = context.recipe.gate.task_names if context.recipe.gate is not None else []
+    if chosen := [name for name in names if name in tasks]:
+        found |= dict.fromkeys(chosen, await _score_tasks(context, number, batch))
+    if judges := [name for name in names if name != TEXT and name not in tasks]:
         shards = await judged(context, number, batch)
         found |= dict.fromkeys(judges, files_of(shard.judgments for shard in shards))
     return found
@@ -124,15 +129,31 @@ async def _judgments(context: RoundContext, number: int, batch: PromptBatch, nam
 async def _score_text(context: RoundContext, number: int, batch: PromptBatch) -> tuple[FileRef, ...]:
     policy = context.policies.after(batch.policy)
     inputs = content_id([policy.digest, hashes(batch.gate)])
-    stage = ""
-    for round, prefix in batch.places:
-        stage = f"{prefix}text"
-        if done := context.find(round, stage, inputs):
-            return done.files
+    done, stage = context.find_in(batch.places, "text", inputs)
+    if done is not None:
+        return done.files
     with context.display.stage(number, "gate text") as display:
         display.begin()
         answer = await context.workers.trainer.call(
             TrainerWorker.score_text, policy=policy, prompts=batch.gate, round=number, stage=stage
+        )
+    return context.commit(number, stage, [answer.result], answer.work, inputs).files
+
+
+@step("{context.name} r{number} gate tasks")
+async def _score_tasks(context: RoundContext, number: int, batch: PromptBatch) -> tuple[FileRef, ...]:
+    recipe, policy = context.recipe, context.policies.after(batch.policy)
+    versions = context.judge_versions[len(recipe.judges) + len(recipe.gate_judges) :]
+    inputs = content_id([policy.digest, versions, recipe.gate_tokens])
+    done, stage = context.find_in(batch.places, "tasks", inputs)
+    if done is not None:
+        return done.files
+    with context.display.stage(number, "gate tasks") as display:
+        display.begin()
+        answer = await retry_on_worker_death(
+            lambda _again: context.workers.sampler.call(
+                SamplerWorker.score_tasks, policy=policy, round=number, stage=stage
+            )
         )
     return context.commit(number, stage, [answer.result], answer.work, inputs).files
 

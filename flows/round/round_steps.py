@@ -23,7 +23,7 @@ from storage.tables.checkpoints import weights_digest
 
 _OF_POLICY = (
     "eval_candidates", "eval_judgments", "served_candidates", "served_judgments", "gate_candidates", "gate_judgments",
-    "gate_text",
+    "gate_text", "gate_tasks",
 )  # fmt: skip
 """What is sampled, judged and scored of a policy as it is, so that it holds in each round that ends with it."""
 _ADOPTED = ("policy", "candidates", "policies")

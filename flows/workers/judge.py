@@ -15,8 +15,10 @@ from pipeline.config import GeneratedPrompts, Prompts
 from pipeline.data.conversations import messages_of
 from pipeline.evaluation.base_rate import BaseRate
 from pipeline.evaluation.gate_measures import Measured, measure
+from pipeline.evaluation.gate_tasks import load_tasks
 from pipeline.evaluation.held_out import describe_evaluation, describe_served, judged_by, unscored_answers
 from pipeline.evaluation.round_metrics import RoundMetrics
+from pipeline.gate import least_pairs
 from pipeline.judges import Judge, JudgeItem, Judgment, make_judge
 from pipeline.judges.base import seen_by
 from pipeline.judges.human import HumanJudge
@@ -79,8 +81,14 @@ class JudgeWorker(Worker):
         ]
 
     def versions(self) -> list[str]:
-        """Returns the version of each judge, the gate's last: equal versions give equal scores."""
-        return [judge.version for judge in self._judges]
+        """Returns the version of each judge, then of the gate's judges and tasks: equal versions give equal scores.
+
+        Raises:
+            ConfigError: a task of the gate cannot be loaded, with its data.
+        """
+        gate = self.recipe.gate
+        tasks = [] if gate is None else load_tasks(gate.tasks, gate.count, least_pairs(gate.level(self.recipe.rounds)))
+        return [*(judge.version for judge in self._judges), *(task.version for task in tasks)]
 
     def try_judges(self, trial: TrialPrompt | None, prompts: tuple[FileRef, ...], judges: list[int]) -> list[str]:
         """Has some of the judges, by their places, judge two answers to a prompt of the run.

@@ -14,6 +14,7 @@ from pipeline.data.prompts import check_conversations, check_lengths, load_promp
 from pipeline.data.regression_set import PROMPT_SPLIT, TEXT_SPLIT, read_text, regression_prompts, regression_set
 from pipeline.data.sources import Prompt, all_prompts, check_count, check_reference_answers
 from pipeline.errors import ConfigError
+from pipeline.evaluation.gate_tasks import check_package
 from pipeline.gate import least_pairs
 from pipeline.judges.reward_model import RewardModelConfig
 from pipeline.recipe import Recipe
@@ -129,9 +130,12 @@ def check_gate(recipe: Recipe) -> None:
     """Checks what the gate measures policies on, if that takes neither a library nor a network.
 
     Raises:
-        ConfigError, DataError: it cannot be read, or a judge of the gate lacks reference answers.
+        ConfigError, DataError: it cannot be read, or a judge of the gate lacks reference answers, or its tasks lack
+            their package.
     """
     gate = recipe.gate
+    if gate is not None and gate.tasks:
+        check_package()
     if gate is None or isinstance(gate.prompts, DatasetPrompts):
         return
     _gate_prompts(recipe)

@@ -11,6 +11,9 @@ from flows.workers.precision import Agreement
 from flows.workers.references import Drift, PolicyRef, WeightSource
 from pipeline.config import SamplingConfig, ThoughtMarks
 from pipeline.errors import EngineError, WeightSyncError
+from pipeline.evaluation.gate_tasks import GateTask, load_tasks
+from pipeline.gate import least_pairs
+from pipeline.judges.support.tables import judgments_table
 from pipeline.model.weight_pieces import WantedWeights, WeightPiece
 from pipeline.records import prompt_seed
 from pipeline.sampling import (
@@ -50,6 +53,7 @@ class SamplerWorker(Worker):
         import_engine(self.recipe.sampling)
         self._sampler: Sampler | None = None
         self._tokenizer: Any = None
+        self._tasks: list[GateTask] | None = None
         self._drift: Drift | None = None
         self._policy: str | None = None
         self._started_with: str | None = None
@@ -154,6 +158,23 @@ class SamplerWorker(Worker):
         table = candidates_table(candidates, ids, self._tokenizer, policy.digest, thought)
         tokens = sum(len(candidate.token_ids) for candidate in candidates)
         return Sampled(self.write(table, round, stage, shard), tokens)
+
+    def score_tasks(self, policy: PolicyRef, round: int, stage: str) -> FileRef:
+        """Writes a policy's scores of the examples of the gate's tasks, as judgments.
+
+        Raises:
+            ConfigError: a task cannot be loaded any more.
+            PromptTooLongError: an example of one leaves no room for an answer.
+        """
+        gate = self.recipe.gate
+        assert gate is not None, "the recipe has a gate"
+        if self._tasks is None:
+            self._tasks = load_tasks(gate.tasks, gate.count, least_pairs(gate.level(self.recipe.rounds)))
+        self.use(policy)
+        assert self._sampler is not None
+        settings = self._settings(held_out=True, served=False, gate=True)
+        found = [task.score(self._sampler, self._tokenizer, settings) for task in self._tasks]
+        return self.write(judgments_table([one for scores in found for one in scores]), round, stage)
 
     def _settings(self, held_out: bool, served: bool, gate: bool) -> SamplingConfig:
         if gate:

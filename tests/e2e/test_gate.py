@@ -197,3 +197,38 @@ def test_patience_ends_a_run_that_gains_nothing(rondo: Rondo, gamed: Path) -> No
     assert says.replace("2 of 5", "2 of 2") in " ".join(rondo("resume", "patient", *root).stdout.split())
     rondo("resume", "patient", "--rounds", "3", *root)
     assert len(opened(gamed, "patient").rounds()) == 4
+
+
+def test_a_task_of_lm_eval_is_a_measure(rondo: Rondo, gamed: Path, tmp_path: Path) -> None:
+    """Its scores are paired with those of the best round; data that are gone end the run before any work."""
+    pytest.importorskip("lm_eval")
+    data, task = tmp_path / "films.jsonl", tmp_path / "films.yaml"
+    rows = ({"text": f"The film {number} was", "choices": ["good", "bad"], "answer": number % 2} for number in range(9))
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    content = {
+        "task": "films", "dataset_path": "json", "dataset_kwargs": {"data_files": str(data)}, "test_split": "train",
+        "output_type": "multiple_choice", "doc_to_text": "{{text}}", "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+    task.write_text(yaml.safe_dump(content))
+    root, gate = ["--root", str(tmp_path)], f"gate={{tasks: [{task}]}}"
+    command = ["run", str(gamed / "gamed.yaml"), *root, "--set", gate, "--set", "rounds=1"]
+    rondo(*command, "--name", "asked")
+    run = opened(tmp_path, "asked")
+    first, last = (gate["measures"] for gate in gates(run))
+    assert [(one["name"], one["prompts"], one["best"]) for one in (*first, *last)] == [
+        ("films", 9, None),
+        ("films", 9, 0),
+    ]
+    for round, (measure,) in enumerate((first, last)):
+        scores = read_table(Store.open(tmp_path), run.files(round, "gate_tasks"))["score"].to_pylist()
+        assert set(scores) <= {0.0, 1.0}
+        assert measure["mean"] == pytest.approx(sum(scores) / 9)
+    assert last[0]["best_mean"] == first[0]["mean"]
+    assert '"ok": true' in rondo("verify", "asked", *root, "--json").stdout
+    data.unlink()
+    refused = rondo(*command, "--name", "refused", check=False)
+    assert refused.returncode != 0
+    assert "lm-eval cannot load" in " ".join((refused.stdout + refused.stderr).split())
+    assert not opened(tmp_path, "refused").entries(0, "checkpoint")

@@ -12,7 +12,7 @@ from storage.tables.shards import read_table
 STAGES = (
     "prompts", "candidates", "judgments", "preferences", "replayed", "metrics", "probe", "eval_candidates",
     "eval_judgments", "eval_logps", "preference_logps", "served_candidates", "served_judgments", "gate_prompts",
-    "gate_candidates", "gate_judgments", "gate_text",
+    "gate_candidates", "gate_judgments", "gate_text", "gate_tasks",
 )  # fmt: skip
 TIMES = ("latency", "seconds")
 PAID = ("replies_cached", "paid_tokens_in", "paid_tokens_out", "cost")
