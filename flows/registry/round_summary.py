@@ -134,7 +134,7 @@ class RoundSummary(BaseModel):
         description="of completions that a fork was given: mean over preferences, and their completions, of the "
         "log-probability under the policy that the update starts from less that under the policy that sampled",
     )
-    off_policy_se: float | None = Field(None, description="its standard error; none of a single preference")
+    off_policy_se: float | None = Field(None, description="its standard error over prompts; none of a single one")
     last_kl: float | None = Field(None, description="divergence from the reference at the last step, estimated")
     train_tokens: int | None = None
     train_accuracy: float | None = None

@@ -1,9 +1,10 @@
 """From the tables and the recipe of a round to the arguments of its update, and back to its metrics."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
@@ -178,8 +179,10 @@ def measured_rows(
 def off_policy(groups: Sequence[PreferenceGroup], logps: Sequence[Sequence[float]]) -> dict[str, float | None]:
     """Returns the mean, and its standard error, of ``log p - log p_reference`` in nats per completion.
 
-    The mean is over preferences, of the mean over their completions: these share a prompt, and preferences are what is
-    independent of each other.
+    The mean is over preferences, of the mean over their completions. Those of one prompt may share completions, so that
+    only prompts are independent of each other: the error is the one that is robust to clusters, with n preferences of
+    m prompts ``sqrt(m / (m - 1) * sum over prompts of (sum of its deviations from the mean)^2) / n`` (Liang and Zeger
+    1986); with one preference a prompt that is the usual one.
 
     Args:
         logps: of each group's completions, under the policy p.
@@ -190,8 +193,14 @@ def off_policy(groups: Sequence[PreferenceGroup], logps: Sequence[Sequence[float
         fmean(ours - theirs for ours, theirs in zip(own, group.reference_logps, strict=True))
         for group, own in zip(groups, logps, strict=True)
     ]
-    error = stdev(found) / math.sqrt(len(found)) if len(found) > 1 else None
-    return {"off_policy": fmean(found), "off_policy_se": error}
+    mean, deviations = fmean(found), defaultdict[str, float](float)
+    for group, value in zip(groups, found, strict=True):
+        deviations[group.prompt_id] += value - mean
+    prompts, error = len(deviations), None
+    if prompts > 1:
+        squares = math.fsum(deviation**2 for deviation in deviations.values())
+        error = math.sqrt(prompts / (prompts - 1) * squares) / len(found)
+    return {"off_policy": mean, "off_policy_se": error}
 
 
 def summary(result: UpdateResult, config: UpdateConfig) -> dict[str, Any]:

@@ -70,3 +70,22 @@ def test_how_far_off_policy_by_hand() -> None:
     assert found == {"off_policy": pytest.approx(0.5), "off_policy_se": pytest.approx((1.75 / 3) ** 0.5)}
     assert off_policy(groups[:1], [[-2.0, -5.0]]) == {"off_policy": 0.0, "off_policy_se": None}
     assert off_policy([], []) == {}
+
+
+def test_preferences_of_one_prompt_are_no_independent_evidence() -> None:
+    """Of four preferences, whose values are 2, 1, 0 and -1, the first two are of one prompt; the mean is 1/2.
+
+    Deviations are 1.5 + 0.5 = 2 of the first prompt, -0.5 and -1.5 of the others: sqrt(3/2 (4 + 1/4 + 9/4)) / 4. Were
+    each independent, the error would be smaller, sqrt(5/3) / 2.
+    """
+    groups = [
+        PreferenceGroup(
+            prompt_id=name, prompt_token_ids=[1], candidate_token_ids=[[2], [3]], reference_logps=[-2.0, -5.0]
+        )
+        for name in ("a", "a", "b", "c")
+    ]
+    logps = [[-2.0 + value, -5.0 + value] for value in (2, 1, 0, -1)]
+    error = (1.5 * 6.5) ** 0.5 / 4
+    assert off_policy(groups, logps) == {"off_policy": pytest.approx(0.5), "off_policy_se": pytest.approx(error)}
+    assert error > (5 / 3) ** 0.5 / 2
+    assert off_policy(groups[:2], logps[:2])["off_policy_se"] is None
