@@ -82,9 +82,10 @@ def _conditions(context: RoundContext, config: GateConfig, prompts: tuple[FileRe
     """Hashes all that scores depend on beside the policy: only under the same conditions are rounds compared."""
     recipe = context.recipe
     judges = [judge.hashed() for judge in (*recipe.judges, *recipe.gate_judges)]
+    thought = recipe.sampling.thought  # judges see what comes after it; marks that round 0 found stay in all forks
     return content_id([
         hashes(prompts), config.measures, recipe.gate_tokens, recipe.sampling.max_tokens, recipe.seed, judges,
-        context.judge_versions,
+        context.judge_versions, *([thought.hashed()] if thought else []),
     ])  # fmt: skip
 
 

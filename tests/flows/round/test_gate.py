@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from flows.registry.gate_result import GateResult, gate_words
-from flows.round.gate import Best, verdict
+from flows.round.gate import Best, _conditions, verdict
 from pipeline.errors import DataError
 from pipeline.evaluation.gate_measures import Measured, measure
 from pipeline.recipe import Recipe
+from support.contexts import round_context
 from support.recipes import TINY
 
 GATE: dict[str, Any] = {
@@ -61,6 +62,19 @@ def test_a_loss_must_be_certain_and_above_the_tolerance() -> None:
     assert gate_words(failed) == "failed"
     for passed in (passing(0.0026, fell=0.1), passing(0.0001, fell=0.1, tolerance=0.1)):
         assert (passed.passed, passed.failures, passed.why) == (True, 0, None)
+
+
+def test_scores_under_other_conditions_are_not_compared() -> None:
+    """Judges see what comes after a thought, so that other marks around it are other conditions; a tempo is none."""
+    marks = [f"sampling.thought={{begin: {begin}, end: </think>}}" for begin in ("<think>", "<thought>")]
+    found = []
+    for changes in ([], ["update.learning_rate=1.0e-9"], *([mark] for mark in marks)):
+        asked = ["gate={patience: 2}", *changes]
+        with round_context(asked, judge_versions=["1", "1"]) as context:
+            assert context.recipe.gate is not None
+            found.append(_conditions(context, context.recipe.gate, ()))
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
 
 
 def test_failures_in_a_row_end_the_run() -> None:
