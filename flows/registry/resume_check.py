@@ -45,6 +45,10 @@ def _compared_by_gate(run: Run, number: int) -> list[FileRef]:
     places = [(round, stage) for round in sorted(best) for stage in own]
     baseline = ("gate_baseline_judgments", "gate_baseline_text", "gate_baseline_tasks")
     places += [(since, stage) for stage in ("gate_prompts", *baseline)]
+    # A reward of before, judged anew under the conditions of since: as that round's baseline, or as the initial policy.
+    for round in (one["next_best"] for one in gate["measures"] if one["name"] == "reward" and one["next_best"] < since):
+        judged_anew = "initial_judgments" if round == 0 and since > 1 else "baseline_judgments"
+        places += [(since, judged_anew), (since, "gate_eval_judgments")]
     return [file for round, stage in places for file in run.files(round, stage)]
 
 

@@ -51,6 +51,31 @@ def test_what_the_next_round_reads_is_of_the_last_good_one() -> None:
     assert needed_after(run, 2) == inputs_of_next_round(run, 1, 0)
 
 
+def test_the_next_gate_reads_what_the_best_policies_were_judged_anew_on() -> None:
+    """Round 3 began to measure otherwise: its gate has the reward of the best, round 1 or 0, judged by itself."""
+    for best, read in ((1, "baseline_judgments"), (0, "initial_judgments"), (3, None)):
+        with round_context() as context:
+            for number in range(4):
+                stages = ["checkpoint", "probe", "eval_judgments"]
+                if number == 3:
+                    stages += [
+                        "baseline_judgments",
+                        "initial_judgments",
+                        "gate_baseline_judgments",
+                        "gate_baseline_tasks",
+                    ]
+                for stage in stages:
+                    file = FileRef(f"runs/r/rounds/{number:04}/{stage}", 1, "0" * 64, 1)
+                    context.writer.commit(Key(number, stage), [file], {"policy": f"{number}" * 64})
+                measures = [{"name": "reward", "next_best": best}]
+                context.writer.finish_round(number, {"gate": {"passed": True, "measures": measures, "since": 3}})
+            files = {file.path for file in inputs_of_next_round(context.run, 3, 0) if "/0003/" in file.path}
+        names = {"checkpoint", "probe", "eval_judgments", "gate_baseline_judgments", "gate_baseline_tasks", read} - {
+            None
+        }
+        assert files == {f"runs/r/rounds/0003/{name}" for name in names}
+
+
 def test_a_fork_is_not_ended_by_a_round_of_its_parent() -> None:
     """Rounds 0 and 1 are the parent's, whose patience ended with round 1; round 2 ends the fork itself."""
     store = Store.open("memory://")
