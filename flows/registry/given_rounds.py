@@ -23,11 +23,14 @@ class Given:
         run: whose completions they are.
         round: of the last of them; the first is round 1.
         judgments: the name under which they were judged again.
+        until: number of the newest entry of that name when the fork was made: what was judged later is another
+            version. None of forks that were made before this was recorded.
     """
 
     run: str
     round: int
     judgments: str
+    until: int | None = None
 
 
 def given_to(run: Run) -> Given | None:

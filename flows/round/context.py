@@ -58,9 +58,9 @@ class RoundContext:
         entry = self.run.find(Key(round=round, stage=stage, shard=shard, inputs=inputs))
         return entry and self.writer.renew(entry)
 
-    def given_candidates(self, round: int, shard: int) -> Entry:
-        """Returns the entry of a shard's completions that the run was given."""
-        found = [entry for entry in self.run.entries(round, "candidates") if key_of(entry).shard == shard]
+    def given(self, round: int, stage: str, shard: int) -> Entry:
+        """Returns the entry of a shard's completions, or of the judgments of them, that the run was given."""
+        found = [entry for entry in self.run.entries(round, stage) if key_of(entry).shard == shard]
         return found[-1]
 
     def find_in(

@@ -40,7 +40,7 @@ async def sample_shard(
         EngineError: it died on held-out prompts, or more would be skipped than the recipe allows.
     """
     if not batch.held_out and is_given(context.run, number):
-        return context.given_candidates(number, shard)
+        return context.given(number, "candidates", shard)
     recipe, policy = context.recipe, context.policies.after(batch.policy)
     prompts = batch.gate or context.files(0, "prompts")
     settings = recipe.sampling.hashed(exclude=("shards_in_flight", "max_skipped_fraction", "alarm_truncated"))
@@ -108,8 +108,11 @@ async def judge_shard(
 ) -> Entry:
     """Judges one shard of completions: those of a round by the training judge, held-out ones by all judges.
 
-    Answers to the gate's prompts are judged by the gate's own judges.
+    Answers to the gate's prompts are judged by the gate's own judges. What a fork was given is judged already, also by
+    another version of the judge.
     """
+    if not batch.held_out and is_given(context.run, number):
+        return context.given(number, "judgments", shard)
     recipe, judges = context.recipe, context.recipe.held_out_judges if batch.held_out else [0]
     configs = (*recipe.judges, *recipe.gate_judges)
     if batch.gate:

@@ -132,7 +132,7 @@ async def execute(
         context = RoundContext(store, run, writer, recipe, workers, policies, display, control, monitors, rounds, trial)
         enter(context)
         import_parent_rounds(store, run, writer)
-        import_given_rounds(store, run, writer, recipe)
+        import_given_rounds(store, run, writer, recipe, display.say)
         check_judge_policies(recipe, run.name, len(run.rounds()))
         async with display.waiting("reading what the next round starts from"):
             await asyncio.to_thread(check_inputs, store, run, unread=unread_states(recipe))

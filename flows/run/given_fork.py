@@ -1,6 +1,6 @@
 """A fork of rounds as another judge sees them: their completions by reference, judged already, and trained on anew."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,14 +56,16 @@ def judged_recipe(parent: Run, round: int, name: str, changes: Sequence[str]) ->
 
 
 def given_header(parent: Run, round: int, name: str) -> dict[str, Any]:
-    """Returns what the fork's header says of it."""
-    return {"given": {"run": parent.name, "round": round, "judgments": name}, NAMES_UNTIL: round}
+    """Returns what the fork's header says of it: also up to which entry the judgments count, as more may follow."""
+    given = {"run": parent.name, "round": round, "judgments": name, "until": parent.annex(name).head}
+    return {"given": given, NAMES_UNTIL: round}
 
 
-def import_given_rounds(store: Store, run: Run, writer: Writer, recipe: Recipe) -> None:
+def import_given_rounds(store: Store, run: Run, writer: Writer, recipe: Recipe, say: Callable[[str], None]) -> None:
     """Names the completions that the run was given, what was judged of them, and the policies that sampled them.
 
-    A fork that was killed meanwhile goes on where it stopped.
+    A fork that was killed meanwhile goes on where it stopped. What was judged since it was made is not taken, and that
+    is said.
 
     Raises:
         DroppedFileError: the weights of a policy that sampled were removed on purpose.
@@ -73,11 +75,14 @@ def import_given_rounds(store: Store, run: Run, writer: Writer, recipe: Recipe) 
         return
     parent = store.run(given.run, intact_part=True)
     annex = parent.annex(given.judgments)
+    later: set[int] = set()
     for number in range(max(1, len(run.finished)), given.round + 1):
         for stage, files, meta in _sampler_commits(parent, number, recipe.staleness):
             parent.check_kept(files)
             writer.commit(Key(number, stage), files, meta)
-        judged = newest(annex, number, REJUDGMENTS)
+        judged = newest(annex, number, REJUDGMENTS, given.until)
+        if _hashes(judged) != _hashes(newest(annex, number, REJUDGMENTS)):
+            later.add(number)
         for shard, entry in newest(parent, number, "candidates").items():
             kept = {name: entry.meta[name] for name in _KEPT if name in entry.meta}
             writer.commit(replace(key_of(entry), renewal=0), entry.files, kept)
@@ -85,12 +90,22 @@ def import_given_rounds(store: Store, run: Run, writer: Writer, recipe: Recipe) 
                 said = judged[shard]
                 inputs = content_id([hashes(entry.files), [recipe.judge.hashed()], [said.meta["version"]]])
                 writer.commit(Key(number, "judgments", shard, inputs), said.files, {})
+    if later:
+        say(
+            f"run '{run.name}' keeps to the judgments that it was made with: '{given.judgments}' has judged rounds of "
+            f"run '{given.run}' anew since ({', '.join(map(str, sorted(later)))}); 'rondo fork "
+            f"{given.run}@{given.round} --name NEW --judgments {given.judgments}' trains on these"
+        )
 
 
-def newest(run: Run, number: int, stage: str) -> dict[int | None, Entry]:
-    """Returns the newest entry of each shard of a stage."""
+def newest(run: Run, number: int, stage: str, until: int | None = None) -> dict[int | None, Entry]:
+    """Returns the newest entry of each shard of a stage, up to an entry of the log if its number is given."""
     entries: Iterable[Entry] = sorted(run.entries(number, stage), key=lambda entry: entry.number)
-    return {key_of(entry).shard: entry for entry in entries}
+    return {key_of(entry).shard: entry for entry in entries if until is None or entry.number <= until}
+
+
+def _hashes(entries: Mapping[int | None, Entry]) -> dict[int | None, list[str]]:
+    return {shard: hashes(entry.files) for shard, entry in entries.items()}
 
 
 def weights_of_given_rounds(parent: Run, last: int, staleness: int) -> list[FileRef]:

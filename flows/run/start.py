@@ -159,7 +159,7 @@ def fork(
         return _bring_to(store, child, recipe, recipe.rounds, display)
     with child.writer() as writer:
         import_parent_rounds(store, child, writer)
-        import_given_rounds(store, child, writer, recipe)
+        import_given_rounds(store, child, writer, recipe, display.say)
     add = "" if recipe.rounds > number else f" --rounds {number + 1}"
     begins = f"run '{name}' begins with {parent.name}@{number}"
     if judgments is not None:

@@ -1,6 +1,7 @@
 """Which policies a fork names that is given its parent's completions, and whether their weights are there."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,42 @@ def test_the_policy_that_sampled_is_named_though_it_is_that_of_round_0() -> None
     parent = judged_parent(store, [True, False, False, True])
     child = store.create_run("child", header(RECIPE) | given_header(parent, 3, "other"))
     with child.writer() as writer:
-        import_given_rounds(store, child, writer, RECIPE)
+        import_given_rounds(store, child, writer, RECIPE, print)
     named = {number: child.entries(number, SAMPLER_POLICY) for number in (1, 2, 3)}
     assert not named[1], "round 1 begins with round 0 in any run"
     assert [named[number][-1].meta["policy"] for number in (2, 3)] == ["0" * 64] * 2
     assert {file.path for file in weights_of_given_rounds(parent, 3, 0)} == {
         f"runs/parent/rounds/0000/{stage}-0" for stage in ("checkpoint", "probe")
     }
+
+
+def test_a_fork_keeps_to_the_judgments_that_it_was_made_with() -> None:
+    """Killed after round 1, and judged anew by another version meanwhile: it takes the first, and says so each time."""
+    store = Store.open("memory://")
+    parent = judged_parent(store, [True, True, True])
+    child = store.create_run("child", header(RECIPE) | given_header(parent, 2, "other"))
+    with parent.annex("other").writer() as writer:
+        for number in (1, 2):
+            key = Key(number, REJUDGMENTS, 1, "newer")
+            path = f"runs/parent/rounds/{number:04}/newer"
+            newer = replace(stored(parent, number, REJUDGMENTS, 1), path=path, sha256="1" * 64)
+            writer.commit(key, [newer], {"version": "2"})
+    said: list[str] = []
+    for _ in range(2):
+        with child.writer() as writer:
+            import_given_rounds(store, child, writer, RECIPE, said.append)
+    for number in (1, 2):
+        (taken,) = child.entries(number, "judgments")
+        assert [file.path for file in taken.files] == [f"runs/parent/rounds/{number:04}/{REJUDGMENTS}-1"]
+    assert said[0].startswith(
+        "run 'child' keeps to the judgments that it was made with: 'other' has judged rounds of run 'parent' anew "
+        "since (1, 2); 'rondo fork parent@2 --name NEW --judgments other'"
+    )
+    fresh = store.create_run("newer", header(RECIPE) | given_header(parent, 2, "other"))
+    with fresh.writer() as writer:
+        import_given_rounds(store, fresh, writer, RECIPE, said.append)
+    assert [file.path for file in fresh.files(2, "judgments")] == ["runs/parent/rounds/0002/newer"]
+    assert len(said) == 2
 
 
 def test_another_judge_than_the_one_that_judged_is_refused() -> None:
