@@ -209,11 +209,12 @@ def _gained(one: Measured, level: float) -> bool:
 
 
 def _ends(result: GateResult, config: GateConfig, number: int) -> Literal["failures", "patience"] | None:
-    if not result.passed and (config.on_failure == "stop" or result.failures >= config.failures):
+    # Whoever resumes the run has as many rounds again, as often as it ends.
+    if not result.passed and (config.on_failure == "stop" or result.failures % config.failures == 0):
         return "failures"
     if config.patience is not None:
         without_gain = number - result.measure(REWARD).next_best
-        if without_gain and without_gain % config.patience == 0:  # whoever resumes the run has as many rounds again
+        if without_gain and without_gain % config.patience == 0:
             return "patience"
     return None
 

@@ -83,6 +83,10 @@ def test_failures_in_a_row_end_the_run() -> None:
     assert (third.failures, third.ends) == (3, None)
     assert (third.learning_rate, third.beta) == (pytest.approx(1e-3 / 4), pytest.approx(0.1 * 9))
     assert passing(0.0, fell=0.1, number=4, start=2).ends == "failures"
+    more = [passing(0.0, fell=0.1, number=number, start=2) for number in (5, 6, 7)]
+    assert [(one.failures, one.ends) for one in more] == [(3, None), (4, "failures"), (5, None)], (
+        "two failures end it; who resumes it has two rounds more, and what they ask for goes on where it was"
+    )
     assert passing(0.0, fell=0.1, on_failure="stop").ends == "failures"
 
 
