@@ -19,7 +19,7 @@ class Source:
     rounds: list[int]
 
 
-def parse_source(store: Store, source: str) -> Source:
+def find_rounds(store: Store, source: str) -> Source:
     """Finds the run and the rounds that RUN or RUN@ROUNDS names.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flows.analysis.sources import Source, parse_source
+from flows.analysis.sources import Source, find_rounds
 from flows.host.new_directory import check_new, new_directory
 from flows.registry.catalog import existing_store
 from flows.registry.checkpoints import local_policy
@@ -74,7 +74,7 @@ def train_judge(
     check_new(to)
     check_device("--device", config.device)
     store = existing_store(root)
-    found = [parse_source(store, source) for source in sources]
+    found = [find_rounds(store, source) for source in sources]
     pairs, ratings, lineage = _gather(store, found)
     held_out_prompts(pairs, config.held_out, config.seed)
     # Importing torch takes seconds: faults that can be found without it are raised before.

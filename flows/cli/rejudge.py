@@ -78,7 +78,7 @@ def rejudge_(
     the same command again goes on where it was interrupted.
     """
     from flows.analysis.rejudge import rejudge
-    from flows.analysis.sources import parse_source
+    from flows.analysis.sources import find_rounds
     from flows.analysis.what_if import what_if
     from flows.host.progress import Display
     from flows.host.signals import orderly_end
@@ -87,7 +87,7 @@ def rejudge_(
     from flows.view.terminal import root_option
 
     store = existing_store(root)
-    asked = parse_source(store, source)
+    asked = find_rounds(store, source)
     with (
         Display() as display,
         orderly_end("interrupted: what is judged is kept, and the same command goes on from there"),

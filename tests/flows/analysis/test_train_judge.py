@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows.analysis.sources import parse_source
+from flows.analysis.sources import find_rounds
 from flows.analysis.train_judge import train_judge, training_settings
 from flows.cli.main import app
 from flows.report.judge_report import judge_report
@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> Store:
 
 def test_rounds_are_named(store: Store) -> None:
     for source, rounds in {"small": [1, 2, 3], "small@2": [2], "small@1-2": [1, 2], "small@3,1-2,2": [1, 2, 3]}.items():
-        found = parse_source(store, source)
+        found = find_rounds(store, source)
         assert (found.run.name, found.rounds) == ("small", rounds)
 
 
@@ -45,7 +45,7 @@ def test_rounds_are_named(store: Store) -> None:
 )
 def test_rounds_that_are_not_there(store: Store, source: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        parse_source(store, source)
+        find_rounds(store, source)
 
 
 def test_what_is_refused_before_work_starts(store: Store, tmp_path: Path) -> None:
