@@ -278,11 +278,14 @@ class TrainerWorker(Worker):
                 tokens[reference.digest] = [of_answer for (of_answer,) in each]
         self.empty_cache()
         named = {"policy": policy, "previous": previous, "initial": initial}
-        kept = named if self.recipe.update.token_logprobs else {}
-        # What the sampler has scored is with the completions; a round without an update has it as others' tokens, too.
-        known: dict[str, list[Any]] = {"policy": [None] * len(completions)}
-        by_sampler = [row["logprobs"] for row in completions]
-        each_token = {name: tokens.get(kept[name].digest, known.get(name, by_sampler)) for name in kept}
+        each_token: dict[str, list[Any]] = {}
+        for name, reference in named.items() if self.recipe.update.token_logprobs else ():
+            if reference.digest in tokens:
+                each_token[name] = tokens[reference.digest]
+            elif name == "policy":
+                each_token[name] = [None] * len(completions)  # the sampler's, which lie beside the completions
+            else:  # the same policy, in a round without an update: this column is never empty
+                each_token[name] = [row["logprobs"] for row in completions]
         rows = [
             {
                 "prompt_id": row["prompt_id"],
@@ -293,5 +296,5 @@ class TrainerWorker(Worker):
             }
             for index, row in enumerate(completions)
         ]
-        schema = EVALUATION_TOKEN_LOGPS if kept else EVALUATION_LOGPS
+        schema = EVALUATION_TOKEN_LOGPS if each_token else EVALUATION_LOGPS
         return self._model.write(to_table(rows, schema), round, "eval_logps")
