@@ -69,7 +69,7 @@ def test_scores_of_each_example_as_transformers_has_them(policy: Path, tmp_path:
         asked.append({"question": words(context), "choices": [words(choice) for choice in choices], "answer": row % 3})
         expected[words(context)] = float(likeliest == row % 3)
         greedy = model.generate(torch.tensor([context]), do_sample=False, max_new_tokens=3)[0, 4:].tolist()
-        answer = words([token for token in greedy if token > 2]).split(" w20")[0]
+        answer = words([token for token in greedy if token > 3]).split(" w20")[0]
         spoken.append({"question": words(context), "said": answer if row % 2 else f"{answer} w1"})
         said[words(context)] = float(row % 2)
     assert set(expected.values()) == {0.0, 1.0}, "a choice that cannot fail would show nothing"
