@@ -118,10 +118,11 @@ def test_inductor_compiles_each_variant_once_and_it_is_right(blocks_on_cpu, comp
             with torch.no_grad(), warnings.catch_warnings(action="ignore"):
                 mixed = layout.attend(*states(layout, torch.float32), **CAPPED, window=window)
             found.setdefault((*prompts, window), []).append(mixed)
+        if kernels is compiled:  # the plain one traces too, in a way of its own
+            assert not counters["graph_break"]
+            assert counters["stats"]["unique_graphs"] == 2 + 2
     for fused, reference in found.values():
         torch.testing.assert_close(fused, reference, **CLOSE)
-    assert not counters["graph_break"]
-    assert counters["stats"]["unique_graphs"] == 2 + 2
 
 
 @pytest.mark.parametrize(("tokens", "padded"), [(1, 256), (128, 256), (256, 256), (257, 384), (16_384, 16_384)])
