@@ -80,6 +80,8 @@ async def sample_shard(
     sampled = answer.result
     # In the last turn of an engine that several shards share, a worker tells nothing of those that end with it.
     display.report({"done": sampled.completions, "tokens": sampled.tokens}, shard)
+    if sampled.file is None:
+        display.report({"doing": "waiting for the policy to be saved"}, shard)
     saved = await context.policies.saved(batch.policy)
     file = sampled.file or await _named(context, number, stage, shard, saved, sampled)
     meta = {"policy": saved.digest, "candidates": sampled.completions, "tokens": sampled.tokens, **answer.work}
