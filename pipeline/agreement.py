@@ -69,6 +69,25 @@ def check_engine_precision(sampling: SamplingConfig) -> None:
         )
 
 
+def check_served_adapters(sampling: SamplingConfig, update: UpdateConfig) -> None:
+    """Refuses adapters to be served that nobody trains, that the engine cannot serve, or that go where none is."""
+    if sampling.lora != "adapter":
+        return
+    if update.lora is None:
+        raise ValueError("sampling.lora 'adapter' goes with update.lora, which is empty: leave the former out")
+    if sampling.engine != "vllm":
+        raise ValueError(
+            f"sampling.lora 'adapter' does not go with sampling.engine '{sampling.engine}', which has no adapters: "
+            "choose vllm, or set sampling.lora to merged"
+        )
+    ends = ("lm_head", "embed_tokens")
+    if end := next((name for name in update.lora.target_modules if name.rpartition(".")[2] in ends), None):
+        raise ValueError(
+            f"sampling.lora 'adapter' does not go with update.lora.target_modules '{end}', as vLLM is not given "
+            "adapters of embeddings and head: set sampling.lora to merged"
+        )
+
+
 def check_engine_takes_policy(policy: Policy, sampling: SamplingConfig, devices: DevicesConfig) -> None:
     """Refuses a policy whose context or heads the engine cannot take."""
     context = sampling.context

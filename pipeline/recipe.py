@@ -18,7 +18,7 @@ from pipeline.config.monitors import NotificationsConfig, TrackingConfig
 from pipeline.config.policy import CheckpointDtype, Policy, PretrainedPolicy
 from pipeline.config.preferences import PreferencesConfig
 from pipeline.config.prompts import Prompts
-from pipeline.config.sampling import BFLOAT16_TOLERANCE, FLOAT32_TOLERANCE, Precision, SamplingConfig
+from pipeline.config.sampling import BFLOAT16_TOLERANCE, FLOAT32_TOLERANCE, AdapterServing, Precision, SamplingConfig
 from pipeline.config.update import UpdateConfig
 from pipeline.gate import GateConfig
 from pipeline.judges import AnyJudge, JudgeConfig
@@ -127,6 +127,7 @@ class Recipe(Config):
         agreement.check_replicas(self.cluster, self.devices, sampling)
         agreement.check_counted_budget(self.cluster, self.all_judge_parts)
         agreement.check_engine_precision(sampling)
+        agreement.check_served_adapters(sampling, update)
         agreement.check_engine_takes_policy(self.policy, sampling, self.devices)
         return self
 
@@ -165,6 +166,14 @@ class Recipe(Config):
             return False
         shared = self.cluster.sampler.replicas > 0 or devices.one_card  # nobody knows which cards Ray gives
         return shared and self.mode == "phased" and not self.staleness
+
+    @property
+    def adapter_serving(self) -> AdapterServing:
+        """Says how the engine gets a round's adapter; auto if it is served, but for one that vLLM cannot serve."""
+        if self.update.lora is None or self.sampling.engine != "vllm":
+            return "merged"
+        on_cpu = self.devices.sampler == "cpu"
+        return "merged" if self.sampling.lora == "auto" and on_cpu else self.sampling.lora
 
     @property
     def sampler_precision(self) -> Precision | Literal["auto"]:

@@ -79,6 +79,17 @@ async def prepare_policy(context: RoundContext) -> Entry:
     return done
 
 
+async def check_adapters(context: RoundContext) -> None:
+    """Asks the sampler whether it can serve the adapters, if the recipe wants nothing else, before there is a policy.
+
+    Raises:
+        UnsupportedModelError: it cannot.
+    """
+    if context.recipe.adapter_serving == "adapter" and context.find(0, "checkpoint") is None:
+        async with context.display.waiting("looking whether vLLM can serve the adapters"):
+            await context.workers.sampler.call(SamplerWorker.check_adapters)
+
+
 async def _made_policy(context: RoundContext) -> Entry:
     with context.display.stage(0, "policy", unit="steps") as stage:
         stage.begin()

@@ -45,7 +45,8 @@ class Engine:
 
     Attributes:
         alike: what policies must have in common for that: nothing under transformers, and under vLLM, which takes new
-            weights in place, their configuration, tokenizer, device and precision.
+            weights in place, their configuration, tokenizer, device and precision, and
+            the shape of the adapters that it serves beside them.
         recipe: what its process is given.
     """
 
@@ -72,8 +73,9 @@ def engine_for(store: Store, run: Run, recipe: Recipe, policy: PolicyRef, name: 
         given = Recipe.model_validate(changed.model_dump(mode="json"))
     except ValidationError as error:
         raise ConfigError(f"vLLM cannot answer for run '{run.name}': {error.errors()[0]['msg']}") from error
+    lora = given.update.lora if given.adapter_serving != "merged" else None
     alike = [file.sha256 for file in policy.base or policy.files if not file.path.endswith(_WEIGHTS)]
-    return Engine(name, (*alike, devices.sampler, precision), given)
+    return Engine(name, (*alike, devices.sampler, precision, str(lora)), given)
 
 
 @dataclass

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from pipeline.config import SamplingConfig
+from pipeline.config import LoraConfig, SamplingConfig
 from pipeline.errors import EngineError, RondoError, UnsupportedModelError
 from pipeline.model.checkpoint_files import Shapes
 from pipeline.model.policy import Precision
 from pipeline.packing.text_decoder import text_config
+from pipeline.sampling.vllm_lora import engine_arguments
 
 GIB = 2**30
 # Tokens after which the engine hands out an unfinished answer: often enough for a progress display.
@@ -31,6 +32,7 @@ def start_engine(
     precision: Precision,
     sleeps: bool,
     transfers: bool,
+    lora: LoraConfig | None = None,
 ) -> Any:
     """Starts an engine in this process; ``VllmSampler`` says what each argument is.
 
@@ -72,6 +74,8 @@ def start_engine(
         from pipeline.sampling.vllm_transfer import BACKEND
 
         arguments["weight_transfer_config"] = WeightTransferConfig(backend=BACKEND)
+    if lora is not None:
+        arguments |= engine_arguments(directory, lora)
     if ":" in device:
         arguments["device_ids"] = [int(device.split(":")[1])]
     try:
