@@ -93,7 +93,7 @@ def check_engine_takes_policy(policy: Policy, sampling: SamplingConfig, devices:
     context = sampling.context
     if isinstance(policy, WarmStartPolicy) and context is not None and context > policy.context:
         raise ValueError(f"sampling.context {context} is more than policy.context {policy.context}: lower it")
-    if isinstance(policy, WarmStartPolicy) and (sampling.engine, devices.sampler) == ("vllm", "cpu"):
+    if isinstance(policy, WarmStartPolicy) and sampling.engine == "vllm" and devices.samples_on_cpu:
         width = policy.hidden_size // policy.heads
         if width not in VLLM_CPU_HEAD_WIDTHS:
             raise ValueError(
@@ -302,10 +302,34 @@ def check_replicas(cluster: ClusterConfig, devices: DevicesConfig, sampling: Sam
                 f"cluster.{name}.gpus {part.gpus} does not go with devices.{name} '{device}': a replica sees the "
                 "GPUs that Ray gives it, as 'cuda'; without any it is on 'cpu'"
             )
-    if cluster.sampler.gpus_per_engine > 1 and sampling.engine != "vllm":
+    if cluster.sampler.replicas and cluster.sampler.gpus > 1 and sampling.engine != "vllm":
         raise ValueError(
             f"cluster.sampler.gpus {cluster.sampler.gpus}: sampling.engine '{sampling.engine}' uses one "
             "GPU: set the former to 1"
+        )
+
+
+def check_engines(cluster: ClusterConfig, devices: DevicesConfig, sampling: SamplingConfig) -> None:
+    """Refuses GPUs that do not make up engines."""
+    names, gpus = devices.sampler.split(","), sampling.tensor_parallel
+    if not devices.samples_on_cpu and (twice := next((name for name in names if names.count(name) > 1), None)):
+        raise ValueError(f"devices.sampler names {twice} twice, and an engine has its GPUs to itself: leave one out")
+    if gpus == 1:
+        return
+    if cluster.sampler.replicas:
+        raise ValueError(
+            f"sampling.tensor_parallel {gpus} does not go with cluster.sampler.replicas, whose GPUs are "
+            "cluster.sampler.gpus: set that, and leave the former out"
+        )
+    if devices.samples_on_cpu or sampling.engine != "vllm":
+        raise ValueError(
+            f"sampling.tensor_parallel {gpus} splits a model over GPUs, in vLLM, and sampling.engine is "
+            f"'{sampling.engine}' on '{devices.sampler}': leave it out"
+        )
+    if names != ["cuda"] and len(names) % gpus:
+        raise ValueError(
+            f"devices.sampler names {len(names)} GPUs, which make no engines of sampling.tensor_parallel {gpus}: name "
+            f"a multiple of {gpus}, or cuda for the first ones"
         )
 
 

@@ -125,6 +125,7 @@ class Recipe(Config):
         agreement.check_soft_labels(preferences, judge)
         agreement.check_ranks(self.devices, update)
         agreement.check_replicas(self.cluster, self.devices, sampling)
+        agreement.check_engines(self.cluster, self.devices, sampling)
         agreement.check_counted_budget(self.cluster, self.all_judge_parts)
         agreement.check_engine_precision(sampling)
         agreement.check_served_adapters(sampling, update)
@@ -162,9 +163,10 @@ class Recipe(Config):
     def sampler_sleeps(self) -> bool:
         """Says whether the sampler lends its GPU's memory to the update: one card, and one part at work at a time."""
         devices = self.devices
-        if "cpu" in (devices.sampler, devices.trainer) or self.sampling.engine != "vllm":
+        if devices.samples_on_cpu or devices.trainer == "cpu" or self.sampling.engine != "vllm":
             return False
-        shared = self.cluster.sampler.replicas > 0 or devices.one_card  # nobody knows which cards Ray gives
+        replicas = self.cluster.sampler.replicas
+        shared = replicas > 0 or devices.one_card(self.gpus_per_engine)  # nobody knows which cards Ray gives
         return shared and self.mode == "phased" and not self.staleness
 
     @property
@@ -172,8 +174,19 @@ class Recipe(Config):
         """Says how the engine gets a round's adapter; auto if it is served, but for one that vLLM cannot serve."""
         if self.update.lora is None or self.sampling.engine != "vllm":
             return "merged"
-        on_cpu = self.devices.sampler == "cpu"
+        on_cpu = self.devices.samples_on_cpu
         return "merged" if self.sampling.lora == "auto" and on_cpu else self.sampling.lora
+
+    @property
+    def gpus_per_engine(self) -> int:
+        """Counts the GPUs that one sampling engine splits its model over."""
+        replicas = self.cluster.sampler
+        return max(1, replicas.gpus) if replicas.replicas else self.sampling.tensor_parallel
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Returns the devices of each of this machine's sampling engines; replicas on Ray are none of them."""
+        return self.devices.engines(self.gpus_per_engine)
 
     @property
     def sampler_precision(self) -> Precision | Literal["auto"]:
@@ -183,7 +196,7 @@ class Recipe(Config):
         asked = self.sampling.precision
         if asked in ("float32", "bfloat16"):
             return asked
-        if self.devices.sampler != "cpu":
+        if not self.devices.samples_on_cpu:
             return self.update.precision
         return "auto" if asked == "auto" or self.cpu_threads == "auto" else "float32"
 

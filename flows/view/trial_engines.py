@@ -62,7 +62,7 @@ def engine_for(store: Store, run: Run, recipe: Recipe, policy: PolicyRef, name: 
         ConfigError: vLLM does not take it.
     """
     threads = min(_MOST_THREADS, max(1, len(os.sched_getaffinity(0)) // 2))
-    devices = recipe.devices.model_copy(update={"cpu_threads": threads})
+    devices = recipe.devices.model_copy(update={"cpu_threads": threads, "sampler": recipe.engines[0]})
     if name == "transformers":
         return Engine(name, (), recipe.model_copy(update={"devices": devices}))
     precision = Allotment.of(recipe, sampled_in=sampled_in(store, run)).precision

@@ -49,7 +49,7 @@ class SamplerWorker(Worker):
         super().__init__(**common)
         self.device = self.recipe.devices.sampler
         devices = self.recipe.devices
-        configure_environment(devices.sampler, devices.threads)
+        configure_environment(self.device, devices.threads)
         # The imports take 5 to 20 s: they are paid while the first policy is still being prepared.
         import_engine(self.recipe.sampling)
         self._sampler: Sampler | None = None
@@ -90,6 +90,7 @@ class SamplerWorker(Worker):
 
         self._served_adapters(save_config(policy.path, policy.revision, self.scratch / "configuration"))
 
+    @everywhere
     def wanted_weights(self, policy: PolicyRef) -> WantedWeights | None:
         """Says what it wants of a policy's weights if it is to have them out of the trainer's memory.
 
@@ -101,6 +102,7 @@ class SamplerWorker(Worker):
         self._began = time.perf_counter()
         return self._sampler.wanted_weights()
 
+    @everywhere
     def take_weights(self, piece: WeightPiece) -> None:
         """Takes a piece of new weights; until `finish_weights` it can do nothing else.
 
@@ -110,6 +112,7 @@ class SamplerWorker(Worker):
         self._policy = None
         self._receiver().take_weights(piece)
 
+    @everywhere
     def finish_weights(self, policy: PolicyRef) -> Drift:
         """Ends the new weights, and shows on the policy's probe that the engine now computes with them.
 
@@ -185,8 +188,8 @@ class SamplerWorker(Worker):
 
     @everywhere
     def sleep(self) -> None:
-        """Lends the memory of the engine's device, until it is needed again."""
-        if isinstance(self._sampler, Sleepable):
+        """Lends the memory of the engine's device, until it is needed again, if the update works there."""
+        if isinstance(self._sampler, Sleepable) and self.recipe.sampler_sleeps:
             self._sampler.sleep()
 
     def _load(self, policy: PolicyRef) -> None:
@@ -214,7 +217,7 @@ class SamplerWorker(Worker):
             self._source(self.whole(policy) if lora is None else self.directory(base)),
             device=devices.sampler,
             threads=devices.threads,
-            gpus=self.recipe.cluster.sampler.gpus_per_engine,
+            gpus=self.recipe.gpus_per_engine,
             precision=precision,
             sleeps=self.recipe.sampler_sleeps,
             lora=lora,

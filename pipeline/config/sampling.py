@@ -95,7 +95,13 @@ class SamplingConfig(Config):
         "with its base, and all weights are loaded anew; adapter: the base stays, and a round brings its adapter "
         "alone; auto: adapter on a GPU if vLLM can serve it there, and merged on a CPU, where adapters are slow",
     )
-    cache_gib: float = Field(1.0, gt=0, le=2000, description="memory of the engine's KV cache, in GiB")
+    tensor_parallel: Annotated[int, Later(1)] = Field(
+        1,
+        ge=1,
+        le=64,
+        description="GPUs of one engine, over which vLLM splits the model; replicas on Ray have cluster.sampler.gpus",
+    )
+    cache_gib: float = Field(1.0, gt=0, le=2000, description="memory of an engine's KV cache, in GiB")
     thought: Annotated[ThoughtMarks | None, Later(None)] = Field(
         None,
         description="marks around what a policy thinks before it answers; if empty, the tokenizer's own, such as "

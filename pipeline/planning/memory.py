@@ -26,7 +26,7 @@ def device_memory(work: Workload, device: Device, ranks: int, *, apart: bool) ->
 
 def sampler_memory(work: Workload, device: Device) -> Parts:
     """Counts the bytes of one device of a sampling engine; a tied output head is copied."""
-    policy, gpus = work.policy, work.recipe.cluster.sampler.gpus_per_engine
+    policy, gpus = work.policy, work.recipe.gpus_per_engine
     return {
         "weights": (policy.multiplied + policy.embedding) * work.element_bytes(device) / gpus,
         "KV cache": work.recipe.sampling.cache_gib * GIB / gpus,

@@ -77,7 +77,7 @@ def start_engine(
     if lora is not None:
         arguments |= engine_arguments(directory, lora)
     if ":" in device:
-        arguments["device_ids"] = [int(device.split(":")[1])]
+        arguments["device_ids"] = [int(name.partition(":")[2]) for name in device.split(",")]
     try:
         if device == "cpu":
             _check_head_width(directory)
@@ -116,7 +116,7 @@ def _memory_share(shapes: Shapes, precision: Precision, device: str, cache_gib: 
     an update on the same GPU.
     """
     weights: int = getattr(torch, precision).itemsize * sum(map(prod, shapes.values()))
-    total: int = torch.cuda.get_device_properties(device).total_memory
+    total: int = torch.cuda.get_device_properties(device.partition(",")[0]).total_memory
     return min(0.95, (weights + cache_gib * GIB) / gpus / total + 0.1)
 
 

@@ -1,4 +1,4 @@
-"""A run whose sampler, the real vLLM, serves each round's adapter: what dies is begun again, and the run is the same."""
+"""A run whose sampler, the real vLLM, serves each round's adapter: what dies is begun again, the run stays the same."""
 
 import signal
 from collections.abc import Callable
