@@ -291,6 +291,19 @@ def check_ranks(devices: DevicesConfig, update: UpdateConfig) -> None:
         raise ValueError(f"{several} does not go with {found}; set the former to 1, or leave the latter out")
 
 
+def check_offload(devices: DevicesConfig, update: UpdateConfig) -> None:
+    """Refuses to put into main memory what is there, what ranks hold in parts, or moments of another library."""
+    refused = {
+        f"devices.trainer '{devices.trainer}', whose memory is the main one": devices.trainer == "cpu",
+        f"{devices.trainer_world} ranks, which hold weights and moments in parts": devices.trainer_world > 1,
+        f"update.optimizer '{update.optimizer}', which keeps its moments itself": update.optimizer != "adamw",
+        "update.compile, whose layers are compiled for where they are": update.compile and devices.offload == "all",
+    }
+    found = next((what for what, given in refused.items() if given), None)
+    if devices.offload != "none" and found:
+        raise ValueError(f"devices.offload '{devices.offload}' does not go with {found}: leave the former out")
+
+
 def check_replicas(cluster: ClusterConfig, devices: DevicesConfig, sampling: SamplingConfig) -> None:
     """Refuses replicas on another device than Ray gives them, and GPUs that an engine cannot use."""
     parts: dict[str, tuple[ReplicasConfig, str]] = {

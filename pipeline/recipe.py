@@ -124,6 +124,7 @@ class Recipe(Config):
         agreement.check_importance(preferences, sampling, update)
         agreement.check_soft_labels(preferences, judge)
         agreement.check_ranks(self.devices, update)
+        agreement.check_offload(self.devices, update)
         agreement.check_replicas(self.cluster, self.devices, sampling)
         agreement.check_engines(self.cluster, self.devices, sampling)
         agreement.check_counted_budget(self.cluster, self.all_judge_parts)

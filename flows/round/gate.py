@@ -12,6 +12,7 @@ from typing import Literal
 
 from flows.registry.gate_result import GateMeasure, GateResult, gate_of
 from flows.round.context import RoundContext
+from flows.round.round_steps import lend_memory
 from flows.round.shards import files_of, judged
 from flows.round.step import step
 from flows.workers.judge import JudgeWorker
@@ -129,6 +130,7 @@ async def _score_text(context: RoundContext, number: int, batch: PromptBatch) ->
         stage = f"{prefix}text"
         if done := context.find(round, stage, inputs):
             return done.files
+    await lend_memory(context)
     with context.display.stage(number, "gate text") as display:
         display.begin()
         answer = await context.workers.trainer.call(

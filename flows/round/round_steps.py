@@ -150,7 +150,13 @@ async def sleep_sampler(context: RoundContext, shards: Shards) -> None:
     """
     if context.recipe.sampler_sleeps:
         await shards.all()
-        async with context.display.waiting("the sampler lends its memory to the update"):
+        await lend_memory(context)
+
+
+async def lend_memory(context: RoundContext) -> None:
+    """Has the sampler lend its GPU's memory to the trainer, if they take turns, for its update or its scoring."""
+    if context.recipe.sampler_sleeps:
+        async with context.display.waiting("the sampler lends its memory to the trainer"):
             await retry_on_worker_death(lambda _again: context.workers.sampler.call(SamplerWorker.sleep))
 
 
@@ -180,6 +186,7 @@ async def score(context: RoundContext, number: int, candidates: Sequence[Entry])
     inputs = content_id([policy.digest, previous.digest, initial.digest, hashes(files), *more])
     if done := context.find(number, "eval_logps", inputs):
         return done
+    await lend_memory(context)
     with context.display.stage(number, "score") as stage:
         stage.begin()
         answer = await context.workers.trainer.call(

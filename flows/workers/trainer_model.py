@@ -5,7 +5,8 @@ what.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,21 @@ class TrainerModel:
                 self._load_adapted(policy)
             self._policy = policy.digest
         return self._model
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Has the weights on their device meanwhile; with ``devices.offload: all`` they are elsewhere otherwise."""
+        if self.recipe.devices.offload != "all":
+            yield
+            return
+        if self._model is not None:
+            self._model.to(self.recipe.devices.trainer)
+        try:
+            yield
+        finally:
+            if self._model is not None:
+                self._model.to("cpu")
+            self.worker.empty_cache()
 
     def set_current_policy(self, digest: str | None) -> None:
         """Records which weights the model holds from now on; None while they change, and none of them are sent."""

@@ -8,7 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Config, Device, Devices
+from pipeline.config.base import Config, Device, Devices, Later
+
+HOST_PART_BYTES = 256 * 2**20
+"""Of moments in main memory, those that are on the GPU at a time, unless one tensor has more."""
 
 Threads = Annotated[int, Field(ge=1, le=1024)]
 
@@ -39,6 +42,11 @@ class DevicesConfig(Config):
     )
     trainer_wait: float = Field(600.0, gt=0, description="seconds that the update waits for machines that are missing")
     judge: Device = Field("cpu", description="device of a reward model")
+    offload: Annotated[Literal["none", "optimizer", "all"], Later("none")] = Field(
+        "none",
+        description="what the trainer's GPU is spared, for main memory and time. optimizer: AdamW's moments, but for "
+        "those of a few weights while a step is taken; all: these, and the weights while the trainer does not work",
+    )
     cpu_threads: Threads | Literal["auto"] | None = Field(
         None,
         description="threads of one CPU worker; auto: all cores of this machine for each worker, or a share of them "

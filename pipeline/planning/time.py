@@ -107,8 +107,10 @@ def weight_sync(work: Workload, device: Device) -> Parts:
     """Estimates a weight sync from the store, as between machines, with several engines, or after a restart.
 
     A copy, untied or merged, is first written and read again. Out of the trainer's memory, as on one machine, it takes
-    less, and nothing of this: the estimate is an upper bound there.
+    less, and nothing of this: the estimate is an upper bound there. An adapter that is served is read alone.
     """
+    if work.serves_adapters(device):
+        return {"store": work.checkpoint_bytes / device.store_bandwidth}
     copied = work.policy.tied or work.recipe.update.lora is not None
     # Merged, weights are float32.
     size = FLOAT if work.recipe.update.lora is not None else work.saved_bytes

@@ -69,6 +69,13 @@ class Workload:
         """Counts the bytes of a round's checkpoint; an adapter is float32."""
         return self.trained_weights * (self.saved_bytes if self.recipe.update.lora is None else FLOAT)
 
+    def serves_adapters(self, device: Device) -> bool:
+        """Says whether the sampler serves a round's adapter beside its base, if vLLM can."""
+        update, sampling = self.recipe.update, self.recipe.sampling
+        if update.lora is None or sampling.engine != "vllm":
+            return False
+        return sampling.lora == "adapter" or (sampling.lora == "auto" and device.name != "cpu")
+
     def element_bytes(self, device: Device) -> int:
         """Counts the bytes of a weight while it computes; processors compute in float32."""
         return 2 if self.recipe.update.precision == "bfloat16" and device.name != "cpu" else 4
