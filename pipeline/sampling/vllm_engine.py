@@ -6,9 +6,8 @@ schedule, and with it every sum of floating-point numbers, follows from the call
 the schedule; with one thread on a CPU the kernels compute each sequence by itself, and the bits stay the same.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from pipeline.sampling.base import (
     finish,
     stop_tokens,
 )
+from pipeline.sampling.vllm_calls import Answer, Call, Turns, Work
 from pipeline.sampling.vllm_lora import ServedAdapters
 from pipeline.sampling.vllm_start import forget_expert_kernels, reason, start_engine
 
@@ -70,7 +70,7 @@ class VllmSampler:
         self._context = choose_context(directory, config.context)
         self._stop = stop_tokens(directory)
         self._shapes = _untied_shapes(directory)
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, Call] = {}
         self._begun = 0
         self._sleeping = False
         self._on_cpu = device == "cpu"
@@ -100,7 +100,7 @@ class VllmSampler:
         check_lengths(requests, config.max_tokens, self._context)
         keys = [(request, k) for request in requests for k in range(config.candidates)]
         work = [
-            _Work(
+            Work(
                 list(request.token_ids),
                 SamplingParams(
                     temperature=config.temperature,
@@ -139,7 +139,7 @@ class VllmSampler:
 
         check_sequences(sequences, self._context)
         work = [
-            _Work(
+            Work(
                 [*prompt, *answer[:-1]],
                 SamplingParams(
                     max_tokens=1,
@@ -265,13 +265,13 @@ class VllmSampler:
                 self._engine.wake_up()
             self._sleeping = False
 
-    def _run(self, work: Sequence["_Work"]) -> "_Turns":
+    def _run(self, work: Sequence[Work]) -> Turns:
         """Runs requests through the engine, beside those of other calls; the answers come in their order."""
         self._check_whole()
         self._wake()
         if not self._calls:
             self._reset_cache()
-        number, call = self._begun, _Call([_Answer() for _ in work])
+        number, call = self._begun, Call([Answer() for _ in work])
         self._begun += 1
         self._calls[number] = call
         adapter = None if self._adapters is None else self._adapters.request
@@ -299,46 +299,6 @@ class VllmSampler:
             raise EngineError(
                 "vLLM still holds requests of an earlier call, so no cache can be reset: start a new sampler"
             )
-
-
-@dataclass(frozen=True)
-class _Work:
-    token_ids: list[int]
-    params: Any
-
-
-@dataclass
-class _Answer:
-    """What the engine has handed out of one request, piece by piece; ``last`` is the piece that ended it."""
-
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    last: Any = None
-
-
-_Turns = Generator[tuple[int, int], None, list[_Answer]]
-
-
-@dataclass
-class _Call:
-    """The answers to one call's requests."""
-
-    answers: list[_Answer]
-    finished: int = 0
-    tokens: int = 0
-
-    @property
-    def unfinished(self) -> bool:
-        return self.finished < len(self.answers)
-
-    def take(self, output: Any) -> None:
-        answer, piece = self.answers[int(output.request_id.partition("-")[2])], output.outputs[0]
-        answer.token_ids += piece.token_ids
-        answer.logprobs += piece.logprobs.logprobs
-        self.tokens += len(piece.token_ids)
-        if output.finished:
-            answer.last = output
-            self.finished += 1
 
 
 @contextmanager
