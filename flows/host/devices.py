@@ -20,7 +20,7 @@ def check_devices(recipe: Recipe) -> None:
         for device in devices.sampler.split(","):
             check_device("devices.sampler", device)
         if recipe.sampling.tensor_parallel > 1 and devices.sampler == "cuda":
-            check_device("sampling.tensor_parallel", f"cuda:{recipe.sampling.tensor_parallel - 1}")
+            check_device("the last GPU of sampling.tensor_parallel", f"cuda:{recipe.sampling.tensor_parallel - 1}")
     by_model = any(isinstance(part, RewardModelConfig | ImplicitConfig) for part in recipe.all_judge_parts)
     if by_model and not cluster.judge.replicas:
         check_device("devices.judge", devices.judge)

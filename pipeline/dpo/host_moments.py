@@ -19,9 +19,10 @@ class HostAdamW(torch.optim.AdamW):
     """AdamW with moments in main memory. Its state is saved and loaded as AdamW's is."""
 
     part_bytes = HOST_PART_BYTES
+    param_groups: list[dict[str, Any]]
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:
         """Takes a step, part by part.
 
         Raises:
