@@ -15,13 +15,12 @@ from pipeline.config.devices import HOST_PART_BYTES
 _HOST = torch.device("cpu")
 
 
-class HostAdamW(torch.optim.AdamW):
+class HostAdamW(torch.optim.AdamW):  # type: ignore[misc]
     """AdamW with moments in main memory. Its state is saved and loaded as AdamW's is."""
 
     part_bytes = HOST_PART_BYTES
     param_groups: list[dict[str, Any]]
 
-    @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         """Takes a step, part by part.
 
