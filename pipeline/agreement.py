@@ -69,12 +69,31 @@ def check_engine_precision(sampling: SamplingConfig) -> None:
         )
 
 
+def check_served_adapters(sampling: SamplingConfig, update: UpdateConfig) -> None:
+    """Refuses adapters to be served that nobody trains, that the engine cannot serve, or that go where none is."""
+    if sampling.lora != "adapter":
+        return
+    if update.lora is None:
+        raise ValueError("sampling.lora 'adapter' goes with update.lora, which is empty: leave the former out")
+    if sampling.engine != "vllm":
+        raise ValueError(
+            f"sampling.lora 'adapter' does not go with sampling.engine '{sampling.engine}', which has no adapters: "
+            "choose vllm, or set sampling.lora to merged"
+        )
+    ends = ("lm_head", "embed_tokens")
+    if end := next((name for name in update.lora.target_modules if name.rpartition(".")[2] in ends), None):
+        raise ValueError(
+            f"sampling.lora 'adapter' does not go with update.lora.target_modules '{end}', as vLLM is not given "
+            "adapters of embeddings and head: set sampling.lora to merged"
+        )
+
+
 def check_engine_takes_policy(policy: Policy, sampling: SamplingConfig, devices: DevicesConfig) -> None:
     """Refuses a policy whose context or heads the engine cannot take."""
     context = sampling.context
     if isinstance(policy, WarmStartPolicy) and context is not None and context > policy.context:
         raise ValueError(f"sampling.context {context} is more than policy.context {policy.context}: lower it")
-    if isinstance(policy, WarmStartPolicy) and (sampling.engine, devices.sampler) == ("vllm", "cpu"):
+    if isinstance(policy, WarmStartPolicy) and sampling.engine == "vllm" and devices.samples_on_cpu:
         width = policy.hidden_size // policy.heads
         if width not in VLLM_CPU_HEAD_WIDTHS:
             raise ValueError(
@@ -272,6 +291,19 @@ def check_ranks(devices: DevicesConfig, update: UpdateConfig) -> None:
         raise ValueError(f"{several} does not go with {found}; set the former to 1, or leave the latter out")
 
 
+def check_offload(devices: DevicesConfig, update: UpdateConfig) -> None:
+    """Refuses to put into main memory what is there, what ranks hold in parts, or moments of another library."""
+    refused = {
+        f"devices.trainer '{devices.trainer}', whose memory is the main one": devices.trainer == "cpu",
+        f"{devices.trainer_world} ranks, which hold weights and moments in parts": devices.trainer_world > 1,
+        f"update.optimizer '{update.optimizer}', which keeps its moments itself": update.optimizer != "adamw",
+        "update.compile, whose layers are compiled for where they are": update.compile and devices.offload == "all",
+    }
+    found = next((what for what, given in refused.items() if given), None)
+    if devices.offload != "none" and found:
+        raise ValueError(f"devices.offload '{devices.offload}' does not go with {found}: leave the former out")
+
+
 def check_replicas(cluster: ClusterConfig, devices: DevicesConfig, sampling: SamplingConfig) -> None:
     """Refuses replicas on another device than Ray gives them, and GPUs that an engine cannot use."""
     parts: dict[str, tuple[ReplicasConfig, str]] = {
@@ -283,10 +315,34 @@ def check_replicas(cluster: ClusterConfig, devices: DevicesConfig, sampling: Sam
                 f"cluster.{name}.gpus {part.gpus} does not go with devices.{name} '{device}': a replica sees the "
                 "GPUs that Ray gives it, as 'cuda'; without any it is on 'cpu'"
             )
-    if cluster.sampler.gpus_per_engine > 1 and sampling.engine != "vllm":
+    if cluster.sampler.replicas and cluster.sampler.gpus > 1 and sampling.engine != "vllm":
         raise ValueError(
             f"cluster.sampler.gpus {cluster.sampler.gpus}: sampling.engine '{sampling.engine}' uses one "
             "GPU: set the former to 1"
+        )
+
+
+def check_engines(cluster: ClusterConfig, devices: DevicesConfig, sampling: SamplingConfig) -> None:
+    """Refuses GPUs that do not make up engines."""
+    names, gpus = devices.sampler.split(","), sampling.tensor_parallel
+    if not devices.samples_on_cpu and (twice := next((name for name in names if names.count(name) > 1), None)):
+        raise ValueError(f"devices.sampler names {twice} twice, and an engine has its GPUs to itself: leave one out")
+    if gpus == 1:
+        return
+    if cluster.sampler.replicas:
+        raise ValueError(
+            f"sampling.tensor_parallel {gpus} does not go with cluster.sampler.replicas, whose GPUs are "
+            "cluster.sampler.gpus: set that, and leave the former out"
+        )
+    if devices.samples_on_cpu or sampling.engine != "vllm":
+        raise ValueError(
+            f"sampling.tensor_parallel {gpus} splits a model over GPUs, in vLLM, and sampling.engine is "
+            f"'{sampling.engine}' on '{devices.sampler}': leave it out"
+        )
+    if names != ["cuda"] and len(names) % gpus:
+        raise ValueError(
+            f"devices.sampler names {len(names)} GPUs, which make no engines of sampling.tensor_parallel {gpus}: name "
+            f"a multiple of {gpus}, or cuda for the first ones"
         )
 
 

@@ -18,7 +18,7 @@ from pipeline.config.monitors import NotificationsConfig, TrackingConfig
 from pipeline.config.policy import CheckpointDtype, Policy, PretrainedPolicy
 from pipeline.config.preferences import PreferencesConfig
 from pipeline.config.prompts import Prompts
-from pipeline.config.sampling import BFLOAT16_TOLERANCE, FLOAT32_TOLERANCE, Precision, SamplingConfig
+from pipeline.config.sampling import BFLOAT16_TOLERANCE, FLOAT32_TOLERANCE, AdapterServing, Precision, SamplingConfig
 from pipeline.config.update import UpdateConfig
 from pipeline.gate import GateConfig
 from pipeline.judges import AnyJudge, JudgeConfig
@@ -133,9 +133,12 @@ class Recipe(Config):
         agreement.check_importance(preferences, sampling, update)
         agreement.check_soft_labels(preferences, judge)
         agreement.check_ranks(self.devices, update)
+        agreement.check_offload(self.devices, update)
         agreement.check_replicas(self.cluster, self.devices, sampling)
+        agreement.check_engines(self.cluster, self.devices, sampling)
         agreement.check_counted_budget(self.cluster, self.all_judge_parts)
         agreement.check_engine_precision(sampling)
+        agreement.check_served_adapters(sampling, update)
         agreement.check_engine_takes_policy(self.policy, sampling, self.devices)
         return self
 
@@ -170,10 +173,30 @@ class Recipe(Config):
     def sampler_sleeps(self) -> bool:
         """Says whether the sampler lends its GPU's memory to the update: one card, and one part at work at a time."""
         devices = self.devices
-        if "cpu" in (devices.sampler, devices.trainer) or self.sampling.engine != "vllm":
+        if devices.samples_on_cpu or devices.trainer == "cpu" or self.sampling.engine != "vllm":
             return False
-        shared = self.cluster.sampler.replicas > 0 or devices.one_card  # nobody knows which cards Ray gives
+        replicas = self.cluster.sampler.replicas
+        shared = replicas > 0 or devices.one_card(self.gpus_per_engine)  # nobody knows which cards Ray gives
         return shared and self.mode == "phased" and not self.staleness
+
+    @property
+    def adapter_serving(self) -> AdapterServing:
+        """Says how the engine gets a round's adapter; auto if it is served, but for one that vLLM cannot serve."""
+        if self.update.lora is None or self.sampling.engine != "vllm":
+            return "merged"
+        on_cpu = self.devices.samples_on_cpu
+        return "merged" if self.sampling.lora == "auto" and on_cpu else self.sampling.lora
+
+    @property
+    def gpus_per_engine(self) -> int:
+        """Counts the GPUs that one sampling engine splits its model over."""
+        replicas = self.cluster.sampler
+        return max(1, replicas.gpus) if replicas.replicas else self.sampling.tensor_parallel
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Returns the devices of each of this machine's sampling engines; replicas on Ray are none of them."""
+        return self.devices.engines(self.gpus_per_engine)
 
     @property
     def sampler_precision(self) -> Precision | Literal["auto"]:
@@ -183,7 +206,7 @@ class Recipe(Config):
         asked = self.sampling.precision
         if asked in ("float32", "bfloat16"):
             return asked
-        if self.devices.sampler != "cpu":
+        if not self.devices.samples_on_cpu:
             return self.update.precision
         return "auto" if asked == "auto" or self.cpu_threads == "auto" else "float32"
 

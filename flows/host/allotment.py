@@ -52,9 +52,14 @@ class Allotment:
             own = "bfloat16" if (multiplies_bfloat16() if bfloat16 is None else bfloat16) else "float32"
         return cls(_threads(recipe, available_cores() if cores is None else cores), sampled_in or own, own)
 
-    def recipe(self, recipe: Recipe, kind: str) -> Recipe:
-        """Returns the recipe that a worker of this kind is given: with numbers in place of ``auto``."""
-        devices = recipe.devices.model_copy(update={"cpu_threads": self.threads[kind]})
+    def recipe(self, recipe: Recipe, kind: str, engine: int | None = None) -> Recipe:
+        """Returns the recipe that a worker of this kind is given: with numbers in place of ``auto``.
+
+        Args:
+            engine: which of several sampling engines it is for; the recipe names the devices of that one alone.
+        """
+        own = {} if engine is None else {"sampler": recipe.engines[engine]}
+        devices = recipe.devices.model_copy(update={"cpu_threads": self.threads[kind], **own})
         sampling = recipe.sampling.model_copy(update={"precision": self.precision})
         return recipe.model_copy(update={"devices": devices, "sampling": sampling})
 
@@ -99,7 +104,7 @@ def _threads(recipe: Recipe, cores: int) -> dict[str, int]:
         return dict.fromkeys(("sampler", "trainer", "judge"), asked)
     judges = any(isinstance(part, RewardModelConfig | ImplicitConfig) for part in recipe.all_judge_parts)
     computes = {
-        "sampler": devices.sampler == "cpu" and not cluster.sampler.replicas,
+        "sampler": devices.samples_on_cpu and not cluster.sampler.replicas,
         "trainer": devices.trainer == "cpu",
         "judge": judges and devices.judge == "cpu" and not cluster.judge.replicas,
     }
@@ -107,6 +112,7 @@ def _threads(recipe: Recipe, cores: int) -> dict[str, int]:
     share = cores if in_turn else cores // max(1, sum(computes.values()))
     threads = {kind: max(1, share) if here else 1 for kind, here in computes.items()}
     threads["trainer"] = max(1, threads["trainer"] // devices.trainer_ranks)
+    threads["sampler"] = max(1, threads["sampler"] // len(recipe.engines))
     for kind, replicas in (("sampler", cluster.sampler), ("judge", cluster.judge)):
         threads[kind] = _of_replica(replicas) or threads[kind]
     return threads

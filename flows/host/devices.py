@@ -17,7 +17,10 @@ def check_devices(recipe: Recipe) -> None:
     devices, cluster = recipe.devices, recipe.cluster
     check_device("devices.trainer", devices.trainer)
     if not cluster.sampler.replicas:
-        check_device("devices.sampler", devices.sampler)
+        for device in devices.sampler.split(","):
+            check_device("devices.sampler", device)
+        if recipe.sampling.tensor_parallel > 1 and devices.sampler == "cuda":
+            check_device("the last GPU of sampling.tensor_parallel", f"cuda:{recipe.sampling.tensor_parallel - 1}")
     by_model = any(isinstance(part, RewardModelConfig | ImplicitConfig) for part in recipe.all_judge_parts)
     if by_model and not cluster.judge.replicas:
         check_device("devices.judge", devices.judge)

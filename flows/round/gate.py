@@ -12,6 +12,7 @@ from typing import Literal
 
 from flows.registry.gate_result import GateMeasure, GateResult, gate_of
 from flows.round.context import RoundContext
+from flows.round.round_steps import lend_memory
 from flows.round.shard_steps import retry_on_worker_death
 from flows.round.shards import files_of, judged
 from flows.round.step import step
@@ -133,6 +134,7 @@ async def _score_text(context: RoundContext, number: int, batch: PromptBatch) ->
     done, stage = context.find_in(batch.places, "text", inputs)
     if done is not None:
         return done.files
+    await lend_memory(context)
     with context.display.stage(number, "gate text") as display:
         display.begin()
         answer = await context.workers.trainer.call(

@@ -79,6 +79,17 @@ async def prepare_policy(context: RoundContext) -> Entry:
     return done
 
 
+async def check_adapters(context: RoundContext) -> None:
+    """Asks the sampler whether it can serve the adapters, if the recipe wants nothing else, before there is a policy.
+
+    Raises:
+        UnsupportedModelError: it cannot.
+    """
+    if context.recipe.adapter_serving == "adapter" and context.find(0, "checkpoint") is None:
+        async with context.display.waiting("looking whether vLLM can serve the adapters"):
+            await context.workers.sampler.call(SamplerWorker.check_adapters)
+
+
 async def _made_policy(context: RoundContext) -> Entry:
     with context.display.stage(0, "policy", unit="steps") as stage:
         stage.begin()
@@ -139,7 +150,13 @@ async def sleep_sampler(context: RoundContext, shards: Shards) -> None:
     """
     if context.recipe.sampler_sleeps:
         await shards.all()
-        async with context.display.waiting("the sampler lends its memory to the update"):
+        await lend_memory(context)
+
+
+async def lend_memory(context: RoundContext) -> None:
+    """Has the sampler lend its GPU's memory to the trainer, if they take turns, for its update or its scoring."""
+    if context.recipe.sampler_sleeps:
+        async with context.display.waiting("the sampler lends its memory to the trainer"):
             await retry_on_worker_death(lambda _again: context.workers.sampler.call(SamplerWorker.sleep))
 
 
@@ -169,6 +186,7 @@ async def score(context: RoundContext, number: int, candidates: Sequence[Entry])
     inputs = content_id([policy.digest, previous.digest, initial.digest, hashes(files), *more])
     if done := context.find(number, "eval_logps", inputs):
         return done
+    await lend_memory(context)
     with context.display.stage(number, "score") as stage:
         stage.begin()
         answer = await context.workers.trainer.call(

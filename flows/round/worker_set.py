@@ -8,6 +8,7 @@ from typing import Any
 
 from flows.host.allotment import Allotment
 from flows.remote.calls import Carrier, Client
+from flows.remote.engine_pool import EnginePool
 from flows.remote.ray.cluster import RayCluster, variables
 from flows.remote.ray.pool import RayPool
 from flows.remote.torchrun import torchrun_of
@@ -37,22 +38,22 @@ class WorkerSet:
 
     @property
     def share_memory(self) -> bool:
-        """Says whether sampler and trainer are processes of this machine, and can read each other's memory."""
+        """Says whether samplers and trainer are processes of this machine, and can read each other's memory."""
         carriers = (self.sampler.carrier, self.trainer.carrier)
-        return CAN_SHARE_MEMORY and all(isinstance(carrier, WorkerProcess) for carrier in carriers)
+        return CAN_SHARE_MEMORY and all(isinstance(carrier, WorkerProcess | EnginePool) for carrier in carriers)
 
     async def stop(self) -> None:
         """Ends the workers."""
         await asyncio.gather(*(carrier.stop() for carrier in self.carriers))
 
     async def dismiss_sampler(self) -> None:
-        """Ends the sampler once it has answered, if it is a process of this machine; the next call starts one."""
-        if isinstance(self.sampler.carrier, WorkerProcess):
+        """Ends the sampler once it has answered, if it is this machine's own; the next call starts one."""
+        if isinstance(self.sampler.carrier, WorkerProcess | EnginePool):
             await self.sampler.carrier.dismiss()
 
     async def dismiss(self) -> None:
         """Ends this machine's own processes until they are asked again; replicas are the cluster's."""
-        own = [carrier for carrier in self.carriers if isinstance(carrier, WorkerProcess)]
+        own = [carrier for carrier in self.carriers if isinstance(carrier, WorkerProcess | EnginePool)]
         await asyncio.gather(*(carrier.dismiss() for carrier in own))
 
 
@@ -81,6 +82,14 @@ def create_workers(
         own = {**worker_environment(allotment.threads[kind]), "TMPDIR": str(temporary)}
         return WorkerProcess(kind, arguments(kind), logs / f"{kind}.log", own, ranks, capacity)
 
+    def engine(place: int) -> WorkerProcess:
+        own = scratch / f"sampler {place}"  # for copies, of which each engine has its own
+        own.mkdir()
+        given = allotment.recipe(recipe, "sampler", place).model_dump(mode="json")
+        environment = {**worker_environment(allotment.threads["sampler"]), "TMPDIR": str(temporary)}
+        arguments = {**common, "scratch": str(own), "recipe": given}
+        return WorkerProcess("sampler", arguments, logs / f"sampler-{place}.log", environment, None, capacity)
+
     def replicated(kind: str, replicas: ReplicasConfig, capacity: int) -> Carrier:
         if cluster is None or not replicas.replicas:
             return process(kind, capacity)
@@ -92,7 +101,11 @@ def create_workers(
     def told(kind: str) -> Callable[[str], None]:
         return lambda text: say(f"{kind}: {text}")
 
-    sampler = replicated("sampler", config.sampler, recipe.sampling.shards_in_flight)
+    capacity = recipe.sampling.shards_in_flight
+    if len(recipe.engines) > 1:
+        sampler: Carrier = EnginePool("sampler", recipe.engines, engine, capacity, say)
+    else:
+        sampler = replicated("sampler", config.sampler, capacity)
     return WorkerSet(
         sampler=Client(sampler, say=told("sampler")),
         judge=Client(replicated("judge", config.judge, 1), say=told("judge")),

@@ -68,6 +68,7 @@ async def _missing_rounds(context: RoundContext) -> None:
         checked = await round_steps.check_prompts(context)
         if context.trial is None:
             await round_steps.try_judges(context, checked)
+        await round_steps.check_adapters(context)
         await round_steps.prepare_policy(context)
         await round_steps.prepare_prompts(context)
         for number in range(len(context.run.rounds()), context.goal + 1):

@@ -130,7 +130,7 @@ def _check_context(recipe: Recipe, text: dict[str, Any]) -> None:
 
 
 def _check_heads(recipe: Recipe, text: dict[str, Any]) -> None:
-    if (recipe.sampling.engine, recipe.devices.sampler) != ("vllm", "cpu"):
+    if recipe.sampling.engine != "vllm" or not recipe.devices.samples_on_cpu:
         return
     hidden, heads = text.get("hidden_size"), text.get("num_attention_heads")
     width = text.get("head_dim") or (hidden // heads if isinstance(hidden, int) and heads else None)

@@ -45,7 +45,8 @@ class Engine:
 
     Attributes:
         alike: what policies must have in common for that: nothing under transformers, and under vLLM, which takes new
-            weights in place, their configuration, tokenizer, device and precision.
+            weights in place, their configuration, tokenizer, device and precision, and
+            the shape of the adapters that it serves beside them.
         recipe: what its process is given.
     """
 
@@ -61,7 +62,7 @@ def engine_for(store: Store, run: Run, recipe: Recipe, policy: PolicyRef, name: 
         ConfigError: vLLM does not take it.
     """
     threads = min(_MOST_THREADS, max(1, len(os.sched_getaffinity(0)) // 2))
-    devices = recipe.devices.model_copy(update={"cpu_threads": threads})
+    devices = recipe.devices.model_copy(update={"cpu_threads": threads, "sampler": recipe.engines[0]})
     if name == "transformers":
         return Engine(name, (), recipe.model_copy(update={"devices": devices}))
     precision = Allotment.of(recipe, sampled_in=sampled_in(store, run)).precision
@@ -72,8 +73,9 @@ def engine_for(store: Store, run: Run, recipe: Recipe, policy: PolicyRef, name: 
         given = Recipe.model_validate(changed.model_dump(mode="json"))
     except ValidationError as error:
         raise ConfigError(f"vLLM cannot answer for run '{run.name}': {error.errors()[0]['msg']}") from error
+    lora = given.update.lora if given.adapter_serving != "merged" else None
     alike = [file.sha256 for file in policy.base or policy.files if not file.path.endswith(_WEIGHTS)]
-    return Engine(name, (*alike, devices.sampler, precision), given)
+    return Engine(name, (*alike, devices.sampler, precision, str(lora)), given)
 
 
 @dataclass

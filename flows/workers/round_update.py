@@ -210,6 +210,7 @@ class RoundUpdate:
             reference_is_start=inputs.reference is None and not mixed,
             most_preferences=slot.recipe.most_preferences,
             noise=self._noise if sampled or self._config.precision == "bfloat16" else 0.0,
+            host_moments=slot.recipe.devices.offload != "none",
         )
         slot.forget_policy()  # from here on the model is no policy, whatever happens
         worker = slot.worker  # what the update holds must not hold the update: its moments and files go with it at once

@@ -18,14 +18,16 @@ from flows.workers.base import Worker, everywhere
 from flows.workers.drift import compare_with_probe, nearer_to_previous
 from flows.workers.precision import Agreement
 from flows.workers.references import Drift, PolicyRef, WeightSource
-from pipeline.config import SamplingConfig, ThoughtMarks
-from pipeline.errors import EngineError, WeightSyncError
+from pipeline.config import LoraConfig, PretrainedPolicy, SamplingConfig, ThoughtMarks
+from pipeline.errors import EngineError, UnsupportedModelError, WeightSyncError
 from pipeline.evaluation.gate_tasks import GateTask, load_tasks
 from pipeline.gate import least_pairs
 from pipeline.judges.support.tables import judgments_table
+from pipeline.model.gguf_files import find_gguf
 from pipeline.model.weight_pieces import WantedWeights, WeightPiece
 from pipeline.records import prompt_seed
 from pipeline.sampling import (
+    AdapterServer,
     Sampler,
     SamplingRequest,
     Sleepable,
@@ -38,6 +40,7 @@ from pipeline.sampling import (
 from pipeline.sampling.environment import configure_environment
 from storage.log.manifest import FileRef
 from storage.objects import durable
+from storage.tables.checkpoints import weights_digest
 
 EVALUATION_SEED_ROUND = 0
 """Held-out prompts keep their seeds over the rounds, so that two rounds differ by their policies alone."""
@@ -63,10 +66,11 @@ class SamplerWorker(Worker):
         super().__init__(**common)
         self.device = self.recipe.devices.sampler
         devices = self.recipe.devices
-        configure_environment(devices.sampler, devices.threads)
+        configure_environment(self.device, devices.threads)
         # The imports take 5 to 20 s: they are paid while the first policy is still being prepared.
         import_engine(self.recipe.sampling)
         self._sampler: Sampler | None = None
+        self._base: str | None = None  # of the engine's own weights, if it serves adapters beside them
         self._tokenizer: Any = None
         self._tasks: list[GateTask] | None = None
         self._drift: Drift | None = None
@@ -93,16 +97,32 @@ class SamplerWorker(Worker):
         self._policy = policy.digest
         return self._drift
 
+    def check_adapters(self) -> None:
+        """Refuses adapters that vLLM cannot serve, before there is a policy, as far as its configuration tells.
+
+        Raises:
+            UnsupportedModelError: vLLM cannot serve them.
+        """
+        policy = self.recipe.policy
+        if not isinstance(policy, PretrainedPolicy) or find_gguf(policy.path) is not None:
+            return  # a Llama whose modules the recipe names, or a file that is not opened twice
+        from pipeline.model.policy import save_config
+
+        self._served_adapters(save_config(policy.path, policy.revision, self.scratch / "configuration"))
+
+    @everywhere
     def wanted_weights(self, policy: PolicyRef) -> WantedWeights | None:
         """Says what it wants of a policy's weights if it is to have them out of the trainer's memory.
 
-        None if it cannot: it has the policy already, or no engine yet, or one that reads checkpoints alone.
+        None if it cannot: it has the policy already, or no engine yet, or one that reads checkpoints alone, as one that
+        serves adapters does: an adapter's is small.
         """
         if self._holds(policy) or not isinstance(self._sampler, WeightReceiver):
             return None
         self._began = time.perf_counter()
         return self._sampler.wanted_weights()
 
+    @everywhere
     def take_weights(self, piece: WeightPiece) -> None:
         """Takes a piece of new weights; until `finish_weights` it can do nothing else.
 
@@ -112,6 +132,7 @@ class SamplerWorker(Worker):
         self._policy = None
         self._receiver().take_weights(piece)
 
+    @everywhere
     def finish_weights(self, policy: PolicyRef) -> Drift:
         """Ends the new weights, and shows on the policy's probe that the engine now computes with them.
 
@@ -230,34 +251,71 @@ class SamplerWorker(Worker):
 
     @everywhere
     def sleep(self) -> None:
-        """Lends the memory of the engine's device, until it is needed again."""
-        if isinstance(self._sampler, Sleepable):
+        """Lends the memory of the engine's device, until it is needed again, if the update works there."""
+        if isinstance(self._sampler, Sleepable) and self.recipe.sampler_sleeps:
             self._sampler.sleep()
 
     def _load(self, policy: PolicyRef) -> None:
-        from pipeline.model.policy import load_tokenizer
-        from pipeline.model.sampler_copy import sampler_copy
-
-        checkpoint = self.whole(policy)
-        # The other engine reads every checkpoint as transformers saves it.
-        vllm = self.recipe.sampling.engine == "vllm"
-        source = sampler_copy(checkpoint, self.scratch / "sampler") if vllm else checkpoint
         self._started_with = policy.digest if self._sampler is None else None
         if self._sampler is None:
-            devices, precision = self.recipe.devices, self.recipe.sampler_precision
-            assert precision != "auto", "a worker's recipe says what auto came to"
-            self._sampler = make_sampler(
-                self.recipe.sampling,
-                source,
-                device=devices.sampler,
-                threads=devices.threads,
-                gpus=self.recipe.cluster.sampler.gpus_per_engine,
-                precision=precision,
-                sleeps=self.recipe.sampler_sleeps,
-            )
-            self._tokenizer = load_tokenizer(checkpoint)
-        else:
-            self._sampler.load_weights(source)
+            from pipeline.model.policy import load_tokenizer
+
+            self._start(policy)
+            self._tokenizer = load_tokenizer(self.directory(policy.base or policy.files))
+        elif self._base is None:
+            self._sampler.load_weights(self._source(self.whole(policy)))
+        if self._base is not None:
+            self._serve(policy)
+
+    def _start(self, policy: PolicyRef) -> None:
+        """Starts the engine, with the policy's weights, or with its base alone if it is to serve adapters."""
+        devices, precision = self.recipe.devices, self.recipe.sampler_precision
+        assert precision != "auto", "a worker's recipe says what auto came to"
+        lora = None
+        if self.recipe.adapter_serving != "merged":
+            base = policy.base or policy.files
+            lora = self._served_adapters(self.directory(base))
+        self._sampler = make_sampler(
+            self.recipe.sampling,
+            self._source(self.whole(policy) if lora is None else self.directory(base)),
+            device=devices.sampler,
+            threads=devices.threads,
+            gpus=self.recipe.gpus_per_engine,
+            precision=precision,
+            sleeps=self.recipe.sampler_sleeps,
+            lora=lora,
+        )
+        self._base = None if lora is None else weights_digest(base)
+
+    def _source(self, checkpoint: Path) -> Path:
+        """Returns what the engine loads; that of transformers reads every checkpoint as it is saved."""
+        from pipeline.model.sampler_copy import sampler_copy
+
+        vllm = self.recipe.sampling.engine == "vllm"
+        return sampler_copy(checkpoint, self.scratch / "sampler") if vllm else checkpoint
+
+    def _served_adapters(self, base: Path) -> LoraConfig | None:
+        """Returns the adapters that the engine is to serve; None, and says so, if they are merged instead."""
+        from pipeline.sampling.vllm_lora import why_merged
+
+        lora = self.recipe.update.lora
+        assert lora is not None, "adapters are served if some are trained"
+        if (reason := why_merged(base, lora, self.device)) is None:
+            return lora
+        if self.recipe.adapter_serving == "adapter":
+            raise UnsupportedModelError(f"sampling.lora is 'adapter', and {reason}: set it to merged")
+        self.progress(says=f"adapters are merged with their base, and all weights loaded each round: {reason}")
+        return None
+
+    def _serve(self, policy: PolicyRef) -> None:
+        """Has the engine compute with a policy's adapter, and loads its base before if another one is in place."""
+        assert isinstance(self._sampler, AdapterServer)
+        base = policy.base or policy.files
+        if self._base != (digest := weights_digest(base)):
+            self._base = ""
+            self._sampler.load_weights(self._source(self.directory(base)))
+            self._base = digest
+        self._sampler.serve_adapter(self.directory(policy.files) if policy.base else None)
 
     def _compare(self, policy: PolicyRef, started: float, source: WeightSource) -> Drift:
         assert self._sampler is not None

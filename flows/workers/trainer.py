@@ -4,8 +4,10 @@ The flow names these methods and holds no model, so torch is imported when a wor
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,10 +30,25 @@ if TYPE_CHECKING:
     from flows.workers.round_update import RoundUpdate
     from pipeline.data.sources import Prompt
 
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
 DEQUANTISED = "dequantised"
 """Directory of the store's shared cache for checkpoints that are made of GGUF files."""
 PROBE_SEQUENCES = 8
 PROBE_TOKENS = 8  # of a prompt; twice as many fit into every context
+
+
+def at_work(method: Callable[P, Result]) -> Callable[P, Result]:
+    """Has the model on its device while the method runs."""
+
+    @wraps(method)
+    def work(*arguments: P.args, **named: P.kwargs) -> Result:
+        trainer: Any = arguments[0]
+        with trainer._model.at_work():
+            return method(*arguments, **named)
+
+    return work
 
 
 class TrainerWorker(Worker):
@@ -147,6 +164,7 @@ class TrainerWorker(Worker):
         self.progress(notice=notice)
 
     @collective
+    @at_work
     def probe(self, checkpoint: tuple[FileRef, ...], prompts: tuple[FileRef, ...]) -> FileRef:
         """Writes a probe for the initial policy. Any tokens serve: here each prompt's beginning, followed by itself."""
         from pipeline.packing.packing import TokenGroup
@@ -165,6 +183,7 @@ class TrainerWorker(Worker):
         return self.write(gate_prompts(self.recipe, self.directory(checkpoint)), round, "gate_prompts")
 
     @collective
+    @at_work
     def score_text(self, policy: PolicyRef, prompts: tuple[FileRef, ...], round: int, stage: str) -> FileRef:
         """Writes a policy's mean log-probability of a token of each window of the gate's text, as judgments.
 
@@ -189,6 +208,7 @@ class TrainerWorker(Worker):
         return self._model.write(judgments_table(judgments), round, stage)
 
     @collective
+    @at_work
     def begin_update(self, inputs: UpdateInputs, round: int, seed: int) -> None:
         """Begins a round's update with the preferences that are there, and what an interrupted one had done."""
         from flows.workers.round_update import RoundUpdate
@@ -197,6 +217,7 @@ class TrainerWorker(Worker):
         self._update = RoundUpdate(self._model, inputs, round, seed)
 
     @collective
+    @at_work
     def add_preferences(self, shard: PreferenceShard) -> None:
         """Adds the preferences of the round's next shard, and takes the steps that are known with them.
 
@@ -206,6 +227,7 @@ class TrainerWorker(Worker):
         self._in_progress().add(shard)
 
     @collective
+    @at_work
     def finish_update(self, name: str) -> Trained:
         """Takes the steps that are left. The new policy is in memory alone, under this name, until it is saved.
 
@@ -255,6 +277,7 @@ class TrainerWorker(Worker):
         self._model.end_sending()
 
     @collective
+    @at_work
     def score(
         self,
         policy: PolicyRef,

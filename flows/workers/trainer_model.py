@@ -5,7 +5,8 @@ what.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,21 @@ class TrainerModel:
         """Records that the weights change from now on: none of them are sent, and no policy is taken for loaded."""
         self.end_sending()
         self._policy = None
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Has the weights on their device meanwhile; with ``devices.offload: all`` they are elsewhere otherwise."""
+        if self.recipe.devices.offload != "all":
+            yield
+            return
+        if self._model is not None:
+            self._model.to(self.recipe.devices.trainer)
+        try:
+            yield
+        finally:
+            if self._model is not None:
+                self._model.to("cpu")
+            self.worker.empty_cache()
 
     def load(self, directory: Path) -> None:
         """Puts the weights of a whole checkpoint into the model, which the first one creates."""

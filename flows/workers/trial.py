@@ -134,7 +134,8 @@ class VllmTrialWorker(SamplerWorker):
 
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)
-        check_device("devices.sampler", self.device)
+        for device in self.device.split(","):
+            check_device("devices.sampler", device)
 
     def answer(self, policy: PolicyRef, prompt: TriedPrompt, settings: TrialSettings) -> Answering:
         """Answers a prompt, once the engine has shown on the policy's probe that it computes with its weights.

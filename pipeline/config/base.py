@@ -20,6 +20,13 @@ TextCorpus = Literal["film_reviews", "additions"]
 Corpus = Literal[TextCorpus, "json_objects", "instructions"]
 """All generated corpora; what each has is said in ``pipeline.data.corpora``."""
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$", examples=["cpu", "cuda", "cuda:1"])]
+Devices = Annotated[
+    str,
+    Field(
+        pattern=r"^(cpu(,cpu){0,63}|cuda|cuda:\d+(,cuda:\d+){0,63})$",
+        examples=["cpu", "cuda", "cuda:1,cuda:2,cuda:3", "cpu,cpu"],
+    ),
+]
 
 
 _BOUNDS = {

@@ -8,7 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Config, Device
+from pipeline.config.base import Config, Device, Devices, Later
+
+HOST_PART_BYTES = 256 * 2**20
+"""Of moments in main memory, those that are on the GPU at a time, unless one tensor has more."""
 
 Threads = Annotated[int, Field(ge=1, le=1024)]
 
@@ -16,7 +19,11 @@ Threads = Annotated[int, Field(ge=1, le=1024)]
 class DevicesConfig(Config):
     """Where each part runs."""
 
-    sampler: Device = Field("cpu", description="device of the sampling engine")
+    sampler: Devices = Field(
+        "cpu",
+        description="device of the sampling engine; several, such as cuda:1,cuda:2, have an engine each, or one for "
+        "sampling.tensor_parallel of them. Their number changes no result",
+    )
     trainer: Device = Field("cpu", description="device of the update")
     trainer_ranks: int = Field(
         1,
@@ -35,6 +42,11 @@ class DevicesConfig(Config):
     )
     trainer_wait: float = Field(600.0, gt=0, description="seconds that the update waits for machines that are missing")
     judge: Device = Field("cpu", description="device of a reward model")
+    offload: Annotated[Literal["none", "optimizer", "all"], Later("none")] = Field(
+        "none",
+        description="what the trainer's GPU is spared, for main memory and time. optimizer: AdamW's moments, but for "
+        "those of a few weights while a step is taken; all: these, and the weights while the trainer does not work",
+    )
     cpu_threads: Threads | Literal["auto"] | None = Field(
         None,
         description="threads of one CPU worker; auto: all cores of this machine for each worker, or a share of them "
@@ -60,10 +72,26 @@ class DevicesConfig(Config):
         return self.trainer_ranks * self.trainer_nodes
 
     @property
-    def one_card(self) -> bool:
-        """Says whether the sampler's GPU is also one of the update's, if both are processes of this machine."""
-        sampler, trainer = (int(device.partition(":")[2] or 0) for device in (self.sampler, self.trainer))
-        return trainer <= sampler < trainer + self.trainer_ranks
+    def samples_on_cpu(self) -> bool:
+        """Says whether the sampling engines have no GPU."""
+        return self.sampler.startswith("cpu")
+
+    def engines(self, gpus: int) -> tuple[str, ...]:
+        """Returns the devices of each sampling engine, which has so many GPUs: those that are named, in their order."""
+        names = self.sampler.split(",")
+        if self.samples_on_cpu or ":" not in self.sampler:
+            return tuple(names)
+        return tuple(",".join(names[start : start + gpus]) for start in range(0, len(names), gpus))
+
+    def one_card(self, gpus: int) -> bool:
+        """Says whether one of the samplers' GPUs is also one of the update's, if all are processes of this machine.
+
+        Args:
+            gpus: of the one engine, if it is on the first ones.
+        """
+        named = [int(device.partition(":")[2]) for device in self.sampler.split(",") if ":" in device]
+        first = int(self.trainer.partition(":")[2] or 0)
+        return not {*(named or range(gpus))}.isdisjoint(range(first, first + self.trainer_ranks))
 
     @model_validator(mode="after")
     def _nodes_have_an_address(self) -> "DevicesConfig":
@@ -94,11 +122,6 @@ class ReplicasConfig(Config):
     )
     gpus: int = Field(0, ge=0, le=64, description="GPUs of one replica, over which vLLM splits the model")
     cpus: float = Field(1.0, ge=0, le=1024, description="CPUs that Ray sets aside for one replica")
-
-    @property
-    def gpus_per_engine(self) -> int:
-        """Counts the GPUs that one engine splits its model over."""
-        return max(1, self.gpus) if self.replicas else 1
 
 
 class ClusterConfig(Config):

@@ -8,6 +8,7 @@ from pydantic import Field, SerializationInfo, field_serializer, model_validator
 from pipeline.config.base import Config, Later, for_a_hash
 
 Precision = Literal["float32", "bfloat16"]
+AdapterServing = Literal["merged", "adapter", "auto"]
 
 FLOAT32_TOLERANCE = 1e-3
 """Two engines that compute in float32 differ by about 1e-6 nats per token on the same weights."""
@@ -88,7 +89,19 @@ class SamplingConfig(Config):
         "float32, and on a GPU update.precision; if empty auto, or float32 on a CPU if devices.cpu_threads is a number."
         " A run keeps that of its first round",
     )
-    cache_gib: float = Field(1.0, gt=0, le=2000, description="memory of the engine's KV cache, in GiB")
+    lora: Annotated[AdapterServing, Later("auto")] = Field(
+        "auto",
+        description="how vLLM samples from a policy whose adapter is trained. merged: each round's adapter is merged "
+        "with its base, and all weights are loaded anew; adapter: the base stays, and a round brings its adapter "
+        "alone; auto: adapter on a GPU if vLLM can serve it there, and merged on a CPU, where adapters are slow",
+    )
+    tensor_parallel: Annotated[int, Later(1)] = Field(
+        1,
+        ge=1,
+        le=64,
+        description="GPUs of one engine, over which vLLM splits the model; replicas on Ray have cluster.sampler.gpus",
+    )
+    cache_gib: float = Field(1.0, gt=0, le=2000, description="memory of an engine's KV cache, in GiB")
     thought: Annotated[ThoughtMarks | None, Later(None)] = Field(
         None,
         description="marks around what a policy thinks before it answers; if empty, the tokenizer's own, such as "

@@ -8,14 +8,18 @@ import torch
 from torch import nn
 
 from pipeline.config import UpdateConfig
+from pipeline.dpo.host_moments import HostAdamW
 from pipeline.dpo.types import RoundFacts
 from pipeline.errors import ConfigError
 
 
-def build_optimizer(model: nn.Module, config: UpdateConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: UpdateConfig, *, host_moments: bool = False) -> torch.optim.Optimizer:
     """Builds AdamW (arXiv:1711.05101), fused, or bitsandbytes' with moments of 8 bits (arXiv:2110.02861), paged or not.
 
     Weights decay, vectors (biases, gains of norms) do not.
+
+    Args:
+        host_moments: whether AdamW keeps its moments in main memory.
 
     Raises:
         ConfigError: the optimizer needs bitsandbytes, which is not installed, or a GPU, which is not there.
@@ -32,7 +36,7 @@ def build_optimizer(model: nn.Module, config: UpdateConfig) -> torch.optim.Optim
         "eps": config.adam_epsilon,
     }
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, **common, fused=True)
+        return (HostAdamW if host_moments else torch.optim.AdamW)(groups, **common, fused=True)
     return _eight_bit(config.optimizer, weights[0].device)(groups, **common)
 
 

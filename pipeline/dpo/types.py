@@ -58,6 +58,7 @@ class RoundFacts:
     log-probabilities are those of the weights that the update starts from, so that the first loss is known beforehand
     and is checked. ``most_preferences``: as many as the round could have given, see `StepPlan`; None if nobody knows.
     ``noise``: standard deviation of a token's log-probability between the engines, in nats; 0 if it was not measured.
+    ``host_moments``: AdamW's moments lie in main memory, which changes no weight.
     """
 
     round: int = 1
@@ -65,6 +66,7 @@ class RoundFacts:
     reference_is_start: bool = True
     most_preferences: int | None = None
     noise: float = 0.0
+    host_moments: bool = False
 
     def schedule_part(self, config: UpdateConfig) -> tuple[float, float]:
         """Returns the share of the learning rate's schedule before this update, and that at its end."""

@@ -108,7 +108,7 @@ class Update:
         self._model, self._config, self._facts, self._seed, self._say = model, config, facts, seed, say
         self.saved_as = saved_as
         self._groups = PreferencePool()
-        self._optimizer = build_optimizer(model, config)
+        self._optimizer = build_optimizer(model, config, host_moments=facts.host_moments)
         self._plan = StepPlan(config, seed=seed, warmup_steps=facts.warmup_steps(config), most=facts.most_preferences)
         self._done = _Progress([], config.token_budget)
         self.add(groups, share)

@@ -162,6 +162,11 @@ def is_adapter(directory: Path) -> bool:
     return (directory / ADAPTER_CONFIG).is_file()
 
 
+def saved_rank(directory: Path) -> int:
+    """Returns the rank of a saved adapter."""
+    return int(_settings(directory)["r"])
+
+
 def merge(base: Path, adapter: Path, target: Path) -> Path:
     """Merges base and adapter into a checkpoint in ``target``, which it replaces; the model never has all its weights.
 

@@ -31,6 +31,20 @@ def find_targets(model: Any, names: Sequence[str]) -> list[str]:
     return list(names)
 
 
+def adapted_modules(model: Any, names: Sequence[str]) -> dict[str, nn.Module]:
+    """Returns the modules that an adapter changes, by their full names.
+
+    Raises:
+        ConfigError: as `find_targets`.
+    """
+    targets = find_targets(model, names)
+    return {
+        full: module
+        for full, module in model.named_modules()
+        if full and any(f".{full}".endswith(f".{target}") for target in targets)
+    }
+
+
 def is_mixture(model: Any) -> bool:
     """Says whether layers have experts that are stacked in one tensor."""
     return any(weight.ndim == 3 and "expert" in name for name, weight in model.named_parameters())

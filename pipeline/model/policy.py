@@ -91,6 +91,22 @@ def load_tokenizer(directory_or_hub_id: str | Path, *, revision: str | None = No
     return tokenizer
 
 
+def save_config(directory_or_hub_id: str | Path, revision: str | None, directory: Path) -> Path:
+    """Writes the configuration of a local directory's or the hub's model, which it returns the directory of.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    source = str(directory_or_hub_id)
+    check_source(source, revision)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except Exception as error:
+        raise ConfigError(_cannot_load(source, error)) from error
+    config.save_pretrained(directory)
+    return directory
+
+
 def save_policy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, *, dtype: torch.dtype | None = None
 ) -> None:

@@ -2,6 +2,7 @@
 
 from math import log2
 
+from pipeline.config.devices import HOST_PART_BYTES
 from pipeline.planning.devices import FLOAT, GIB, HALF, Device, Parts
 from pipeline.planning.work import Workload
 
@@ -16,18 +17,23 @@ def device_memory(work: Workload, device: Device, ranks: int, *, apart: bool) ->
     if work.judge:  # in half precision, as published ones are; its activations are assumed to be as the framework
         memory["judge"] = {"weights": HALF * work.judge.parameters, "framework": 2 * device.framework_bytes}
     together = {part: sum(sizes.values()) for part, sizes in memory.items()}
+    if device.name == "cpu":  # all engines are on the one machine
+        together["sampler"] *= len(work.recipe.engines)
     sleeps = work.recipe.mode == "phased" and not work.recipe.staleness
     if device.name != "cpu" and (apart or sleeps):
         # Streaming, the sampler has devices of its own; else it sleeps while the update runs, whose weights stay.
-        beside = together.pop("sampler") + memory["update"]["weights"]
+        resident = 0.0 if work.recipe.devices.offload == "all" else memory["update"]["weights"]
+        beside = together.pop("sampler") + resident
         together["update"] = max(together["update"], 0.0 if apart else beside)
     return {**memory, "at once": together}
 
 
 def sampler_memory(work: Workload, device: Device) -> Parts:
-    """Counts the bytes of one device of a sampling engine; a tied output head is copied."""
-    policy, gpus = work.policy, work.recipe.cluster.sampler.gpus_per_engine
+    """Counts the bytes of one device of a sampling engine; a tied output head is copied, an adapter is beside it."""
+    policy, gpus = work.policy, work.recipe.gpus_per_engine
+    adapter = work.trained_weights * work.element_bytes(device) if work.serves_adapters(device) else 0
     return {
+        **({"adapter": float(adapter)} if adapter else {}),
         "weights": (policy.multiplied + policy.embedding) * work.element_bytes(device) / gpus,
         "KV cache": work.recipe.sampling.cache_gib * GIB / gpus,
         "activations": 0.1 * (device.memory or 0.0),  # assumed: what the sampler asks vLLM to find free beside
@@ -47,7 +53,7 @@ def update_memory(work: Workload, device: Device, ranks: int) -> Parts:
     sizes = {
         "weights": FLOAT * (policy.parameters + (0 if full else trained)) / ranks,
         "gradients": FLOAT * trained / ranks,
-        "moments": 2 * (FLOAT if config.optimizer == "adamw" else 1) * trained / ranks,
+        "moments": _moments(work, trained / ranks),
         "activations": min(config.token_budget, work.step_tokens(ranks)) * activation_bytes(work),
         "framework": float(device.trainer_bytes),
     }
@@ -61,6 +67,15 @@ def update_memory(work: Workload, device: Device, ranks: int) -> Parts:
     if device.name != "cpu":  # float32 logits of a chunk with their gradient, and the gradient of the head
         sizes["logits"] = 2 * FLOAT * 2**27 + FLOAT * full * policy.embedding
     return sizes
+
+
+def _moments(work: Workload, weights: float) -> float:
+    """Counts the moments on one device; if they lie in main memory, those of a part, or of the largest tensor."""
+    moments = 2 * (FLOAT if work.recipe.update.optimizer == "adamw" else 1) * weights
+    if work.recipe.devices.offload == "none":
+        return moments
+    largest = 2 * FLOAT * work.policy.embedding if work.recipe.update.lora is None else 0
+    return min(moments, float(max(HOST_PART_BYTES, largest)))
 
 
 def activation_bytes(work: Workload) -> float:

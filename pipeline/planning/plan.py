@@ -43,8 +43,8 @@ def plan_round(
     ``measured`` says by how much stages were slower than on paper.
     """
     recipe, measured = work.recipe, measured or {}
-    engines, ranks = recipe.cluster.sampler, recipe.devices.trainer_world
-    samplers = max(1, engines.replicas) * engines.gpus_per_engine
+    engines, ranks = max(recipe.cluster.sampler.replicas, len(recipe.engines)), recipe.devices.trainer_world
+    samplers = engines * recipe.gpus_per_engine
     devices = devices or (samplers + ranks if recipe.mode == "streaming" else max(samplers, ranks))
     apart = recipe.mode == "streaming" and devices > 1
     samplers, ranks = (max(1, devices - ranks), min(ranks, devices - 1)) if apart else (devices, devices)

@@ -23,7 +23,7 @@ def decode_batch(work: Workload, device: Device, sequences: int) -> int:
 
 def decode_step(work: Workload, device: Device, batch: int) -> Parts:
     """Estimates a decoding step: it reads all weights once, and keys and values of sequences that are half done."""
-    policy, element, gpus = work.policy, work.element_bytes(device), work.recipe.cluster.sampler.gpus_per_engine
+    policy, element, gpus = work.policy, work.element_bytes(device), work.recipe.gpus_per_engine
     cached = batch * (work.prompt_tokens + work.answer_tokens / 2) * policy.kv_bytes(element)
     read = (policy.multiplied * element + cached) / (gpus * device.bandwidth * device.traffic_share)
     compute = _passes(policy.multiplied * batch, work, device, gpus)
@@ -33,7 +33,7 @@ def decode_step(work: Workload, device: Device, batch: int) -> Parts:
 
 def sampling(work: Workload, device: Device, devices: int, *, held_out: bool = False) -> Parts:
     """Estimates the sampling of a round's completions, or of one to each held-out prompt, by all engines together."""
-    recipe, gpus = work.recipe, work.recipe.cluster.sampler.gpus_per_engine
+    recipe, gpus = work.recipe, work.recipe.gpus_per_engine
     candidates = 1 if held_out else recipe.sampling.candidates
     prompts = recipe.evaluation.prompts if held_out else recipe.sampling.prompts_per_round
     prompts = ceil(prompts / max(1, devices // gpus))  # of one engine
@@ -52,7 +52,7 @@ def gate(work: Workload, device: Device, engines: int, ranks: int) -> Parts:
         return {}
     text = 0 if config.text is None else config.text_tokens
     parts = {"compute": _passes(work.policy.multiplied * text, work, device, ranks)}
-    if answers := ceil(work.gate_answers / max(1, engines // work.recipe.cluster.sampler.gpus_per_engine)):
+    if answers := ceil(work.gate_answers / max(1, engines // work.recipe.gpus_per_engine)):
         own = replace(work, answer_tokens=work.recipe.gate_tokens)
         batch = decode_batch(own, device, answers)
         steps = own.answer_tokens * max(1.0, answers / batch)
@@ -95,7 +95,7 @@ def update(work: Workload, device: Device, ranks: int) -> Parts:
     link = (device.link if ranks <= device.per_node else device.network) * device.traffic_share
     links = steps * ceil(tokens / config.token_budget) * sent / link
     # The start is read. The checkpoint is written beside the evaluation if the sampler has the weights from memory.
-    stored = 1 if work.sent_from_memory and not work.recipe.sampler_sleeps else 2
+    stored = 1 if work.sent_from_memory(device) and not work.recipe.sampler_sleeps else 2
     given = config.takes_samplers(device.drift) and config.reference == "previous"
     scored = (0 if given else work.preferences) + displacement_sample(work.preferences, config.epochs)
     return {
@@ -108,10 +108,12 @@ def update(work: Workload, device: Device, ranks: int) -> Parts:
 def weight_sync(work: Workload, device: Device) -> Parts:
     """Estimates a weight sync: out of the trainer's memory, in the sampler's precision, or else from the store.
 
-    From the store, as between machines and with several engines, a copy, untied or merged, is first written and read
-    again. So it is after a restart, which is not reckoned with.
+    From the store, as between machines, a copy, untied or merged, is first written and read again. So it is after a
+    restart, which is not reckoned with. An adapter that is served is read alone.
     """
-    if work.sent_from_memory:
+    if work.serves_adapters(device):
+        return {"store": work.checkpoint_bytes / device.store_bandwidth}
+    if work.sent_from_memory(device):
         return {"memory": work.element_bytes(device) * work.policy.parameters / device.sync_bandwidth}
     copied = work.policy.tied or work.recipe.update.lora is not None
     # Merged, weights are float32.

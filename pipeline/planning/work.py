@@ -69,11 +69,17 @@ class Workload:
         """Counts the bytes of a round's checkpoint; an adapter is float32."""
         return self.trained_weights * (self.saved_bytes if self.recipe.update.lora is None else FLOAT)
 
-    @property
-    def sent_from_memory(self) -> bool:
-        """Says whether the sampler takes weights out of the trainer's memory: one engine, on the trainer's machine."""
+    def sent_from_memory(self, device: Device) -> bool:
+        """Says whether samplers take weights out of the trainer's memory: engines of one device, on its machine."""
         sampler = self.recipe.cluster.sampler
-        return sampler.replicas == 0 and sampler.gpus_per_engine == 1
+        return sampler.replicas == 0 and sampler.gpus_per_engine == 1 and not self.serves_adapters(device)
+
+    def serves_adapters(self, device: Device) -> bool:
+        """Says whether the sampler serves a round's adapter beside its base, if vLLM can."""
+        update, sampling = self.recipe.update, self.recipe.sampling
+        if update.lora is None or sampling.engine != "vllm":
+            return False
+        return sampling.lora == "adapter" or (sampling.lora == "auto" and device.name != "cpu")
 
     def element_bytes(self, device: Device) -> int:
         """Counts the bytes of a weight while it computes; processors compute in float32."""

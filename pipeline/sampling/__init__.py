@@ -3,9 +3,10 @@
 from importlib import import_module
 from pathlib import Path
 
-from pipeline.config import SamplingConfig
+from pipeline.config import LoraConfig, SamplingConfig
 from pipeline.config.sampling import Precision
 from pipeline.sampling.base import (
+    AdapterServer,
     Candidate,
     Progress,
     Sampler,
@@ -21,6 +22,7 @@ from pipeline.sampling.base import (
 from pipeline.sampling.environment import configure_environment, without_garbage_collection
 
 __all__ = [
+    "AdapterServer",
     "Candidate",
     "Progress",
     "Sampler",
@@ -58,6 +60,7 @@ def make_sampler(
     gpus: int = 1,
     precision: Precision = "float32",
     sleeps: bool = False,
+    lora: LoraConfig | None = None,
 ) -> Sampler:
     """Makes the engine that the recipe names, with the weights of a checkpoint directory.
 
@@ -72,6 +75,8 @@ def make_sampler(
         gpus: GPUs that vLLM splits the model over.
         precision: what vLLM computes in.
         sleeps: whether it may be asked to lend its GPU's memory, as `Sleepable`; vLLM alone can.
+        lora: the adapters that it is to serve beside these weights, as `AdapterServer`; vLLM alone can, and only if
+            `vllm_lora.why_merged` has nothing against it.
 
     Raises:
         ConfigError: the directory is no checkpoint, or the context does not fit the model.
@@ -85,5 +90,13 @@ def make_sampler(
         from pipeline.sampling.vllm_engine import VllmSampler
 
         return VllmSampler(
-            directory, config, device=device, threads=threads, seed=seed, gpus=gpus, precision=precision, sleeps=sleeps
+            directory,
+            config,
+            device=device,
+            threads=threads,
+            seed=seed,
+            gpus=gpus,
+            precision=precision,
+            sleeps=sleeps,
+            lora=lora,
         )

@@ -138,6 +138,20 @@ class WeightReceiver(Protocol):
         ...
 
 
+@runtime_checkable
+class AdapterServer(Protocol):
+    """An engine that computes with an adapter beside the weights that it holds."""
+
+    def serve_adapter(self, directory: Path | None) -> None:
+        """Computes with a saved adapter from now on, or with its own weights alone.
+
+        Raises:
+            ConfigError: the adapter is larger than those that the engine was started for; nothing changed.
+            EngineError: sampling is in progress, and nothing changed; or the engine does not take it.
+        """
+        ...
+
+
 def reported(sampling: Sampling, on_progress: Progress | None = None) -> Sampling:
     """Runs the same sampling, and passes its counts on about twice a second and at its end."""
     last, counts = time.monotonic(), (0, 0)

@@ -6,13 +6,12 @@ schedule, and with it every sum of floating-point numbers, follows from the call
 the schedule; with one thread on a CPU the kernels compute each sequence by itself, and the bits stay the same.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import SamplingConfig
+from pipeline.config import LoraConfig, SamplingConfig
 from pipeline.errors import ConfigError, EngineError, RondoError
 from pipeline.model.checkpoint_files import Shapes, read_config, weight_shapes
 from pipeline.model.policy import Precision, choose_context
@@ -28,6 +27,8 @@ from pipeline.sampling.base import (
     finish,
     stop_tokens,
 )
+from pipeline.sampling.vllm_calls import Answer, Call, Turns, Work
+from pipeline.sampling.vllm_lora import ServedAdapters
 from pipeline.sampling.vllm_start import forget_expert_kernels, reason, start_engine
 
 
@@ -44,11 +45,13 @@ class VllmSampler:
         precision: of weights and computation. Of an update whose steps are small, weights in bfloat16 keep little; a
             trainer that computes with float32 is another policy by that much.
         sleeps: whether it may be asked to lend its GPU's memory.
+        lora: the adapters that it serves beside the checkpoint's weights, if it serves any.
 
     Raises:
         ConfigError: the directory is no checkpoint, or the context does not fit the model.
         EngineError: the engine cannot start.
-        UnsupportedModelError: vLLM's CPU attention has no kernel for heads of this width.
+        UnsupportedModelError: vLLM's CPU attention has no kernel for heads of this width, or its model no
+            place for one of the adapters.
     """
 
     def __init__(
@@ -62,15 +65,16 @@ class VllmSampler:
         gpus: int = 1,
         precision: Precision = "float32",
         sleeps: bool = False,
+        lora: LoraConfig | None = None,
     ) -> None:
         self._context = choose_context(directory, config.context)
         self._stop = stop_tokens(directory)
         self._shapes = _untied_shapes(directory)
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, Call] = {}
         self._begun = 0
         self._sleeping = False
         self._on_cpu = device == "cpu"
-        self._precision, self._transfers = precision, gpus == 1 and CAN_SHARE_MEMORY
+        self._precision, self._transfers = precision, gpus == 1 and CAN_SHARE_MEMORY and lora is None
         self._arrived: set[str] | None = None  # names of the new weights, while they come
         self._engine = start_engine(
             directory,
@@ -84,7 +88,9 @@ class VllmSampler:
             precision=precision,
             sleeps=sleeps,
             transfers=self._transfers,
+            lora=lora,
         )
+        self._adapters = None if lora is None else ServedAdapters(self._engine, directory, lora)
 
     def sample(self, requests: Sequence[SamplingRequest], config: SamplingConfig) -> Sampling:
         """Samples as ``Sampler`` says."""
@@ -94,7 +100,7 @@ class VllmSampler:
         check_lengths(requests, config.max_tokens, self._context)
         keys = [(request, k) for request in requests for k in range(config.candidates)]
         work = [
-            _Work(
+            Work(
                 list(request.token_ids),
                 SamplingParams(
                     temperature=config.temperature,
@@ -133,7 +139,7 @@ class VllmSampler:
 
         check_sequences(sequences, self._context)
         work = [
-            _Work(
+            Work(
                 [*prompt, *answer[:-1]],
                 SamplingParams(
                     max_tokens=1,
@@ -169,6 +175,8 @@ class VllmSampler:
                 f"the weights of {directory} have other names or shapes than the engine's: start a new sampler"
             )
         self._wake()
+        if self._adapters is not None:
+            self._adapters.serve(None)
         try:
             self._prepare()
             self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
@@ -179,6 +187,15 @@ class VllmSampler:
             ) from error
         self._stop = stop_tokens(directory)
         # A reload keeps the prefix cache: long prompts would go on from the old weights' keys and values.
+        self._reset_cache()
+
+    def serve_adapter(self, directory: Path | None) -> None:
+        """Serves an adapter as ``AdapterServer`` says, and nothing of the one before."""
+        self._check_may_change()
+        if self._adapters is None:
+            raise EngineError("this sampler was started without adapters: start a new one")
+        self._wake()
+        self._adapters.serve(directory)
         self._reset_cache()
 
     def wanted_weights(self) -> WantedWeights | None:
@@ -253,19 +270,20 @@ class VllmSampler:
                 self._engine.wake_up()
             self._sleeping = False
 
-    def _run(self, work: Sequence["_Work"]) -> "_Turns":
+    def _run(self, work: Sequence[Work]) -> Turns:
         """Runs requests through the engine, beside those of other calls; the answers come in their order."""
         self._check_whole()
         self._wake()
         if not self._calls:
             self._reset_cache()
-        number, call = self._begun, _Call([_Answer() for _ in work])
+        number, call = self._begun, Call([Answer() for _ in work])
         self._begun += 1
         self._calls[number] = call
+        adapter = None if self._adapters is None else self._adapters.request
         try:
             for index, item in enumerate(work):
                 prompt = {"type": "token", "prompt_token_ids": item.token_ids}
-                self._engine.add_request(f"{number}-{index}", prompt, item.params)
+                self._engine.add_request(f"{number}-{index}", prompt, item.params, lora_request=adapter)
             while call.unfinished:
                 for output in self._engine.step():
                     self._calls[int(output.request_id.partition("-")[0])].take(output)
@@ -286,46 +304,6 @@ class VllmSampler:
             raise EngineError(
                 "vLLM still holds requests of an earlier call, so no cache can be reset: start a new sampler"
             )
-
-
-@dataclass(frozen=True)
-class _Work:
-    token_ids: list[int]
-    params: Any
-
-
-@dataclass
-class _Answer:
-    """What the engine has handed out of one request, piece by piece; ``last`` is the piece that ended it."""
-
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    last: Any = None
-
-
-_Turns = Generator[tuple[int, int], None, list[_Answer]]
-
-
-@dataclass
-class _Call:
-    """The answers to one call's requests."""
-
-    answers: list[_Answer]
-    finished: int = 0
-    tokens: int = 0
-
-    @property
-    def unfinished(self) -> bool:
-        return self.finished < len(self.answers)
-
-    def take(self, output: Any) -> None:
-        answer, piece = self.answers[int(output.request_id.partition("-")[2])], output.outputs[0]
-        answer.token_ids += piece.token_ids
-        answer.logprobs += piece.logprobs.logprobs
-        self.tokens += len(piece.token_ids)
-        if output.finished:
-            answer.last = output
-            self.finished += 1
 
 
 @contextmanager

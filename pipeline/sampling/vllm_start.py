@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from pipeline.config import SamplingConfig
+from pipeline.config import LoraConfig, SamplingConfig
 from pipeline.errors import EngineError, RondoError, UnsupportedModelError
 from pipeline.model.checkpoint_files import Shapes
 from pipeline.model.policy import Precision
 from pipeline.packing.text_decoder import text_config
+from pipeline.sampling.vllm_lora import engine_arguments
 
 GIB = 2**30
 # Tokens after which the engine hands out an unfinished answer: often enough for a progress display.
@@ -31,6 +32,7 @@ def start_engine(
     precision: Precision,
     sleeps: bool,
     transfers: bool,
+    lora: LoraConfig | None = None,
 ) -> Any:
     """Starts an engine in this process; ``VllmSampler`` says what each argument is.
 
@@ -72,8 +74,10 @@ def start_engine(
         from pipeline.sampling.vllm_transfer import BACKEND
 
         arguments["weight_transfer_config"] = WeightTransferConfig(backend=BACKEND)
+    if lora is not None:
+        arguments |= engine_arguments(directory, lora)
     if ":" in device:
-        arguments["device_ids"] = [int(device.split(":")[1])]
+        arguments["device_ids"] = [int(name.partition(":")[2]) for name in device.split(",")]
     try:
         if device == "cpu":
             _check_head_width(directory)
@@ -112,7 +116,7 @@ def _memory_share(shapes: Shapes, precision: Precision, device: str, cache_gib: 
     an update on the same GPU.
     """
     weights: int = getattr(torch, precision).itemsize * sum(map(prod, shapes.values()))
-    total: int = torch.cuda.get_device_properties(device).total_memory
+    total: int = torch.cuda.get_device_properties(device.partition(",")[0]).total_memory
     return min(0.95, (weights + cache_gib * GIB) / gpus / total + 0.1)
 
 

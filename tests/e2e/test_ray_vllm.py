@@ -1,4 +1,7 @@
-"""Two real vLLM replicas on CPU sample what one engine samples, to the bit, also after they took new weights."""
+"""Two real vLLM engines on CPU, as replicas on Ray or as processes of this machine, sample what one samples.
+
+To the bit, and also after they took new weights.
+"""
 
 import asyncio
 from dataclasses import asdict
@@ -8,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flows.remote.engine_pool import EnginePool
 from flows.remote.ray.cluster import RayCluster
 from flows.remote.ray.pool import RayPool
+from flows.remote.replica_pool import ReplicaPool
 from flows.remote.worker_process import WorkerProcess
 from flows.workers.references import PolicyRef
 from pipeline.config import ClusterConfig, ReplicasConfig
@@ -55,7 +60,7 @@ def prompts(store: Store) -> FileRef:
 
 
 async def work(
-    worker: RayPool | WorkerProcess, policies: list[PolicyRef], given: FileRef
+    worker: ReplicaPool | WorkerProcess, policies: list[PolicyRef], given: FileRef
 ) -> tuple[list[Any], set[str]]:
     """All shards from one policy after the other; and the devices that did them."""
     devices, sampled = set[str](), []
@@ -70,7 +75,7 @@ async def work(
 
     try:
         await worker.start()
-        while isinstance(worker, RayPool) and worker.replicas < 2:
+        while isinstance(worker, ReplicaPool) and worker.replicas < 2:
             await asyncio.sleep(0.1)
         for number, policy in enumerate(policies, 1):
             drift = await worker.call("use", policy=asdict(policy))
@@ -81,7 +86,8 @@ async def work(
     return sampled, devices - {""}
 
 
-def test_two_replicas_sample_what_one_engine_samples(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["ray", "this machine"])
+def test_two_replicas_sample_what_one_engine_samples(tmp_path: Path, where: str) -> None:
     store = Store.open(tmp_path / "root")
     run = store.create_run("r", {})
     policies, given = [policy(store, 1), policy(store, 2)], prompts(store)
@@ -89,7 +95,16 @@ def test_two_replicas_sample_what_one_engine_samples(tmp_path: Path) -> None:
     environment = {"OMP_NUM_THREADS": "1"}
     config = ReplicasConfig(replicas=2)
     cluster = RayCluster(ClusterConfig(sampler=config))
-    pool = RayPool("sampler", arguments, run.created, tmp_path / "log", environment, config, 1, cluster, print)
+
+    def engine(place: int) -> WorkerProcess:
+        (own := tmp_path / f"scratch {place}").mkdir()
+        return WorkerProcess("sampler", {**arguments, "scratch": str(own)}, tmp_path / f"log {place}", environment)
+
+    pool: ReplicaPool
+    if where == "ray":
+        pool = RayPool("sampler", arguments, run.created, tmp_path / "log", environment, config, 1, cluster, print)
+    else:
+        pool = EnginePool("sampler", ["cpu", "cpu"], engine, 1, print)
     found, devices = asyncio.run(work(pool, policies, given))
     assert len(devices) == 2
     (tmp_path / "scratch").mkdir()

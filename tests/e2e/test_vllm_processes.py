@@ -29,3 +29,10 @@ def test_types_of_models_that_keep_things_elsewhere(engines: ForkServer, kind: s
     """vLLM agrees with plain transformers, before and after new weights: see ``support.engine_of_type``."""
     done = engines.run("support.engine_of_type", kind, str(tmp_path), directory=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("kind", ["llama", pytest.param("gemma2", marks=pytest.mark.nightly)])
+def test_adapters_that_are_served(engines: ForkServer, kind: str, tmp_path: Path) -> None:
+    """Base and adapter by peft, merged, and served as an adapter are one policy: see ``support.served_adapters``."""
+    done = engines.run("support.served_adapters", kind, str(tmp_path), directory=tmp_path, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]

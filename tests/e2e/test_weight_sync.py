@@ -92,3 +92,16 @@ def test_a_run_on_vllm_is_the_same_either_way(
     if lora is None:
         assert sources(root, "hurt") == ["checkpoint", "checkpoint", "memory"]
         assert_same(root, "sent", root, "hurt", range(3))
+
+
+def test_two_engines_take_the_weights_out_of_memory_and_do_what_one_does(
+    rondo: Rondo, tiny_recipe: Path, whole: Path, tmp_path: Path
+) -> None:
+    """One of them dies in its work: the other one takes its shard, and it comes back with the store's weights."""
+    arguments = ("run", str(tiny_recipe), "--name", "two", "--root", str(tmp_path), "--set", "mode=streaming")
+    done = rondo(*arguments, "--set", "devices.sampler=cpu,cpu", kill="sample:1:worker")
+    assert sources(tmp_path, "two") == ["checkpoint", "memory", "memory"]
+    assert_same(whole, "whole", tmp_path, "two", range(3))
+    worked = {entry.meta["device"] for entry in Store.open(tmp_path).run("two").entries(stage="candidates")}
+    assert worked == {"cpu/0", "cpu/1"}
+    assert "has gone; 1 are left" in done.stdout + done.stderr

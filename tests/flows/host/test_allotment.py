@@ -44,6 +44,8 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ([AUTO, "devices.trainer_ranks=3"], 2, (2, 1, 1)),
         ([AUTO, "mode=streaming", *ON_RAY], 8, (3, 8, 1)),
         ([AUTO, "mode=streaming", "devices.sampler=cuda"], 8, (1, 8, 1)),
+        ([AUTO, "devices.sampler=cpu,cpu,cpu"], 8, (2, 8, 1)),
+        ([AUTO, "mode=streaming", "devices.sampler=cpu,cpu"], 8, (2, 4, 1)),
     ],
 )
 def test_workers_in_turn_have_all_cores_and_others_a_share(

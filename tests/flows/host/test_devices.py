@@ -62,6 +62,21 @@ def test_a_gpu_beyond_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
         check_device("--device", "cuda:2")
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["devices.sampler=cuda:0,cuda:2"], r"devices\.sampler is 'cuda:2', and the last GPU that"),
+        (["devices.sampler=cuda", "sampling.tensor_parallel=3"], "tensor_parallel is 'cuda:2', and the last GPU"),
+    ],
+)
+def test_each_engine_has_its_gpus(monkeypatch: pytest.MonkeyPatch, changes: list[str], words: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_devices(parse_recipe(TINY, ["sampling.engine=vllm", "devices.sampler=cuda:0,cuda:1"]))
+    with pytest.raises(ConfigError, match=words):
+        check_devices(parse_recipe(TINY, ["sampling.engine=vllm", *changes]))
+
+
 def test_a_reward_model_is_not_begun(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "root")
     finished_run(store)

@@ -76,6 +76,31 @@ def test_held_out_completions_are_scored_by_whoever_the_drift_allows(asked: str,
     assert (first == content_id([DIGEST] * 3 + [["0" * 64]])) == (not sampled)
 
 
+@pytest.mark.parametrize(("trainer", "asked"), [("cuda", ["sleep", "score"]), ("cuda:1", ["score"])])
+def test_the_sampler_sleeps_while_the_trainer_scores_on_its_card(trainer: str, asked: list[str]) -> None:
+    found: list[str] = []
+
+    class Noted(Asked):
+        async def call(self, method: str, **arguments: Any) -> Any:
+            found.append(method)
+            return await super().call(method, **arguments)
+
+    workers = SimpleNamespace(
+        trainer=Client[TrainerWorker](cast(Any, Noted(file("eval_logps")))),
+        sampler=Client[SamplerWorker](cast(Any, Noted(None))),
+    )
+
+    async def scored(context: RoundContext) -> None:
+        begin(context)
+        candidates = context.commit(0, "eval_candidates", [file("eval_candidates")], {"policy": DIGEST})
+        await round_steps.score.fn(context, 0, [candidates])  # type: ignore[attr-defined]
+
+    cards = ["sampling.engine=vllm", "devices.sampler=cuda", f"devices.trainer={trainer}"]
+    with round_context(cards, prompts=1, workers=workers) as context:
+        asyncio.run(scored(context))
+    assert found == asked
+
+
 @pytest.mark.parametrize(
     ("changes", "facts", "marks"),
     [

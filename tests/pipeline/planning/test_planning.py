@@ -298,6 +298,45 @@ def test_new_weights_come_out_of_memory_on_one_machine() -> None:
 
 
 @pytest.mark.parametrize(
+    ("lora", "device", "served"),
+    [("auto", "h100", True), ("auto", "cpu", False), ("adapter", "cpu", True), ("merged", "h100", False)],
+)
+def test_an_adapter_that_is_served_is_all_that_a_sync_reads(lora: str, device: str, served: bool) -> None:
+    """Of 41,943,040 weights in float32, against 8 billion that are read, merged and written, and read again."""
+    work = work_of(update={"lora": {"rank": 16}}, sampling={"lora": lora})
+    kind = H100 if device == "h100" else DEVICES["cpu"]
+    expected = 4 * 41_943_040 if served else 3 * 4 * WEIGHTS
+    assert weight_sync(work, kind)["store"] == pytest.approx(expected / 1e9)
+    element = 2 if device == "h100" else 4
+    assert sampler_memory(work, kind).get("adapter", 0) == (element * 41_943_040 if served else 0)
+
+
+def test_memory_that_the_trainer_lends_to_main_memory() -> None:
+    """Moments of 64 GB leave those of the largest tensor, and with ``all`` the weights go while the sampler works."""
+    cards = {"sampling": {"cache_gib": 4.0}}
+    whole, optimizer, everything = (
+        device_memory(work_of(devices={"offload": offload}, **cards), H100, 1, apart=False)
+        for offload in ("none", "optimizer", "all")
+    )
+    assert whole["update"]["moments"] == 8 * WEIGHTS
+    assert optimizer["update"]["moments"] == everything["update"]["moments"] == 8 * 128_256 * 4096
+    assert {**optimizer["update"], "moments": 0} == {**whole["update"], "moments": 0}
+    of_update, of_sampler = sum(optimizer["update"].values()), sum(optimizer["sampler"].values())
+    assert optimizer["at once"]["update"] == max(of_update, of_sampler + 4 * WEIGHTS)
+    assert everything["at once"]["update"] == max(of_update, of_sampler)
+    # A tenth of a billion weights has no tensor of 256 MiB of moments.
+    small = work_of(SMALL, devices={"offload": "optimizer"}, update={"lora": {"rank": 64}})
+    assert update_memory(small, H100, 1)["moments"] == min(8 * small.trained_weights, 256 * 2**20)
+
+
+def test_engines_of_a_processor_add_up() -> None:
+    on_cpu = {"sampler": "cpu,cpu,cpu", "trainer": "cpu"}
+    three = device_memory(work_of(SMALL, devices=on_cpu), DEVICES["cpu"], 1, apart=False)
+    one = device_memory(work_of(SMALL, devices={**on_cpu, "sampler": "cpu"}), DEVICES["cpu"], 1, apart=False)
+    assert three["at once"]["sampler"] == 3 * one["at once"]["sampler"]
+
+
+@pytest.mark.parametrize(
     ("update", "tokens", "measured"),  # MiB at the highest
     [({}, 716, 2470), ({"lora": {"rank": 16}}, 1432, 4582)],
 )
@@ -505,6 +544,8 @@ def test_a_recipe_names_its_devices() -> None:
     ranks = {"devices": {"trainer_ranks": 2}, "cluster": {"sampler": {"replicas": 3, "gpus": 2}}}
     assert plan_round(work_of(**ranks), H100).devices == 6, "phased, all parts have all devices"
     assert plan_round(work_of(mode="streaming", **ranks), H100).devices == 8
+    engines = {"devices": {"sampler": "cuda:1,cuda:2,cuda:3,cuda:4"}, "sampling": {"tensor_parallel": 2}}
+    assert plan_round(work_of(mode="streaming", **engines), H100).devices == 5
     one = planned(1, mode="streaming")
     assert one.seconds == pytest.approx(sum(totals(one).values())), "on one device parts take turns"
 
