@@ -71,8 +71,11 @@ class Workload:
 
     def sent_from_memory(self, device: Device) -> bool:
         """Says whether samplers take weights out of the trainer's memory: engines of one device, on its machine."""
-        sampler = self.recipe.cluster.sampler
-        return sampler.replicas == 0 and sampler.gpus_per_engine == 1 and not self.serves_adapters(device)
+        return (
+            self.recipe.cluster.sampler.replicas == 0
+            and self.recipe.gpus_per_engine == 1
+            and not self.serves_adapters(device)
+        )
 
     def serves_adapters(self, device: Device) -> bool:
         """Says whether the sampler serves a round's adapter beside its base, if vLLM can."""

@@ -27,7 +27,7 @@ from flows.round.context import RoundContext
 from flows.round.policies import Policies
 from flows.round.worker_set import WorkerSet
 from flows.workers.judge import BuiltPreferences, Judged
-from flows.workers.references import Drift, PolicyRef, Saved, Trained
+from flows.workers.references import Drift, Saved, Trained
 from flows.workers.sampler import Sampled
 from pipeline.records import PROMPTS, to_table
 from storage.log.manifest import FileRef, Key
