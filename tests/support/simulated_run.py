@@ -42,7 +42,7 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True)
 class Speeds:
-    """Seconds on one device. The defaults are of SmolLM2-135M on two cores, see docs/performance.md, "A round".
+    """Seconds on one device. The defaults follow SmolLM2-135M on two cores, see docs/streaming.md.
 
     Attributes:
         sample: of all of a round's completions.
