@@ -128,6 +128,12 @@ def _print_results(experiment: "Experiment", found: "Results", format: Format) -
         format=format,
         empty="no arm reaches the KLs that are asked for",
     )
+    own = [
+        {"arm": one.name, f"more than {one.first}": _interval(one.more), "p, these runs": f"{one.p:.2g}"}
+        for one in found.at_own_kl
+    ]
+    if own:
+        tables.print_rows(own, title="At the KL of each last policy", format=format)
     players = list(dict.fromkeys(win.name for win in found.wins))
     rates = {(win.name, win.against): _interval(win.rate, percent=True) for win in found.wins}
     rows = [{"wins of": name, **{other: rates.get((name, other), "-") for other in players}} for name in players]

@@ -56,6 +56,20 @@ class AtKl:
 
 
 @dataclass(frozen=True)
+class AtOwnKl:
+    """How much the last policy of an arm scores more than the best mixture of the first arm's at that very KL.
+
+    Attributes:
+        more: paired by seed and prompt; each seed has its own KL.
+    """
+
+    name: str
+    first: str
+    more: Interval
+    p: float
+
+
+@dataclass(frozen=True)
 class Win:
     """How often one arm's last policy beats another's, on the same held-out prompts; ties count one half.
 
@@ -77,6 +91,7 @@ class Results:
 
     means: list[Mean]
     at_kl: list[AtKl]
+    at_own_kl: list[AtOwnKl]
     wins: list[Win]
 
     def document(self, experiment: Experiment) -> dict[str, Any]:
@@ -103,6 +118,7 @@ def results(experiment: Experiment, points: Sequence[Point]) -> Results:
     return Results(
         [mean for curve in curves.values() for mean in _means(experiment, curve)],
         list(_at_kl(experiment, curves)),
+        list(_at_own_kl(experiment, curves)),
         list(_wins(experiment, curves)),
     )
 
@@ -133,14 +149,32 @@ def _means(experiment: Experiment, curve: _Curve) -> Iterator[Mean]:
         )  # fmt: skip
 
 
-def _at_kl(experiment: Experiment, curves: Mapping[str, _Curve]) -> Iterator[AtKl]:
+def _by_arm(curves: Mapping[str, _Curve]) -> dict[str, _Curve]:
+    """Puts the points of all values of an arm's sweep together, by seed."""
     arms: dict[str, _Curve] = {}
     for curve in curves.values():
         for seed, points in curve.items():
             arms.setdefault(_arm(curve), {}).setdefault(seed, []).extend(points)
+    return arms
+
+
+def _at_own_kl(experiment: Experiment, curves: Mapping[str, _Curve]) -> Iterator[AtOwnKl]:
+    first, baseline = next(iter(_by_arm(curves).items()))
+    for name, curve in curves.items():
+        pairs = []
+        for last in (points[-1] for seed, points in curve.items() if seed in baseline and _arm(curve) != first):
+            there = [(point.mean_kl, point.scores[experiment.score]) for point in baseline[last.seed]]
+            pairs.append((last.scores[experiment.score], mixed(there, last.mean_kl)))
+        reached = [(own, there) for own, there in pairs if there is not None]
+        if pairs and len(reached) == len(pairs):
+            found = difference([own for own, _ in reached], [there for _, there in reached])
+            yield AtOwnKl(name, first, found.interval, found.p)
+
+
+def _at_kl(experiment: Experiment, curves: Mapping[str, _Curve]) -> Iterator[AtKl]:
     for kl in experiment.at_kl:
         leader: _BySeed | None = None
-        for arm, points_of_arm in arms.items():
+        for arm, points_of_arm in _by_arm(curves).items():
             scores = _mixed(points_of_arm, kl, experiment.score)
             if scores is None:
                 continue

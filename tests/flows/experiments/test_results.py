@@ -77,6 +77,17 @@ def test_arms_at_equal_kl(plan: Plan, points: list[Point]) -> None:
     assert offline.p == pytest.approx(0.5)
 
 
+def test_an_arm_at_its_own_last_kl(plan: Plan, points: list[Point]) -> None:
+    """Offline ends at 1 in both seeds: what it is less there, with the other sign. Online never gets to 9."""
+    (own,) = results(plan.experiment, points).at_own_kl
+    assert (own.name, own.first) == ("offline", "online")
+    assert (own.more.mean, own.more.half) == (pytest.approx(-0.5), pytest.approx(STUDENT_1 / 4, **CLOSE))
+    assert own.p == pytest.approx(0.5)
+    _, offline = plan.variants()
+    far = point(offline, 1, 2, 9.0, [1.0, 1.0], [1.0, 1.0])
+    assert results(plan.experiment, [*points, far]).at_own_kl == []
+
+
 def test_who_wins_against_whom(plan: Plan, points: list[Point]) -> None:
     """By praise online wins one of two in seed 0 and ties one and loses one in seed 1: 1/2 and 1/4."""
     rates = {(win.name, win.against): win.rate for win in results(plan.experiment, points).wins}
