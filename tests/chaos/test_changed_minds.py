@@ -21,10 +21,8 @@ OPTIMIZED: dict[str, Any] = {"update": {**SMALL["update"], "optimizer_state": "c
 LATE = "entry commit 1/eval_logps"  # all that depends on the choices has been committed by then, but the round
 
 
-@pytest.mark.parametrize(
-    "people",
-    [pytest.param(JUDGED, id="judge", marks=pytest.mark.nightly), pytest.param(OVERRIDDEN, id="override")],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("people", [JUDGED, OVERRIDDEN], ids=["judge", "override"])
 def test_the_last_word_counts(rondo: Rondo, disk: Path, tmp_path: Path, people: dict[str, Any]) -> None:
     path, covered = tmp_path / "recipe.yaml", tmp_path / "covered"
     path.write_text(yaml.safe_dump({**SMALL, **OPTIMIZED, **people}))

@@ -96,6 +96,7 @@ def _sort(name: str) -> str:
     return f"{mechanism} {re.sub(r'[0-9]+', '', rest)}"
 
 
+@pytest.mark.nightly
 def test_a_worker_killed_at_every_write(rondo: Rondo, whole: Whole, disk: Path) -> None:
     """The worker alone, in the middle of each of its files: the flow starts it again, up to three times a step."""
     covered = disk / "covered"

@@ -136,6 +136,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_any_other(
     assert "nothing to cancel" in _rondo(watched, "cancel", "stopped", *root)()
 
 
+@pytest.mark.nightly
 def test_people_label_in_time_and_not(
     server: BackgroundServer, forked_rondo: Forked, tmp_path: Path, receiver: list[dict[str, Any]]
 ) -> None:

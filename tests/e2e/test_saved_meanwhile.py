@@ -22,7 +22,7 @@ def order(root: Path, name: str, round: int) -> list[str]:
     return [entry.key.stage for entry in sorted(entries, key=lambda entry: entry.number) if entry.key is not None]
 
 
-@pytest.mark.parametrize("mode", ["phased", "streaming"])
+@pytest.mark.parametrize("mode", ["phased", pytest.param("streaming", marks=pytest.mark.nightly)])
 def test_sampling_ends_before_the_policy_is_written(
     forks: ForkServer, tiny_recipe: Path, whole: Path, tmp_path: Path, mode: str
 ) -> None:

@@ -83,6 +83,7 @@ def assert_average(store: Store, scratch: Path, run: Run) -> None:
         torch.testing.assert_close(tensor, 0.9 * before[name] + 0.1 * after[name])
 
 
+@pytest.mark.nightly
 def test_the_moving_average_is_the_reference(rondo: Rondo, tmp_path: Path) -> None:
     path = recipe(tmp_path, reference="ema", ema_decay=0.5, stop_at_margin=1e-6)
     rondo("run", path, "--name", "slow", "--root", str(tmp_path))
