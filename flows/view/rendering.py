@@ -49,7 +49,7 @@ class Page:
         values: what the template shows.
         run: the run that it is of, for the links between its pages.
         tab: which of these links it belongs to.
-        live: it changes while the run goes on, so the browser asks for it again.
+        state: the run's, as ``OpenRun.state`` gives it, if the browser is to ask for the page again when that changes.
     """
 
     template: str
@@ -57,7 +57,7 @@ class Page:
     values: Mapping[str, Any] = field(default_factory=dict)
     run: str | None = None
     tab: str = ""
-    live: bool = False
+    state: str = ""
 
 
 def render(

@@ -1,5 +1,6 @@
 """What the pages stand on: the store, its runs, and in memory the tables of those that were looked into last."""
 
+import json
 import threading
 import time
 from collections import OrderedDict
@@ -93,6 +94,11 @@ class OpenRun:
     @property
     def name(self) -> str:
         return self.run.name
+
+    @property
+    def state(self) -> str:
+        """Returns what changes with each entry of the run's log, when people pause it, and when its writer is gone."""
+        return json.dumps([self.run.head, self.run.state, self.run.pause is not None])
 
     @cached_property
     def recipe(self) -> Recipe:

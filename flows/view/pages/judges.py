@@ -176,6 +176,7 @@ def page(opened: OpenRun, round: int | None, kind: str | None, judges: tuple[str
     Raises:
         ConfigError: the run has no two such judges of such completions.
     """
+    shown = opened.state
     tables, pair = opened.tables, _pair(opened, round, kind, judges)
     statuses = tables.ask(_statuses("judgments", {kind: f"kind = '{kind}'" for kind in KINDS}))
     rounds = _rounds(opened, statuses)
@@ -193,7 +194,7 @@ def page(opened: OpenRun, round: int | None, kind: str | None, judges: tuple[str
         "again": opened.run.annexes,
         "command": f"rondo rounds {opened.name}{root_option(opened.store)}",
     }  # fmt: skip
-    return Page("judges.html.j2", f"Judges of {opened.name}", values, run=opened.name, tab="Judges", live=True)
+    return Page("judges.html.j2", f"Judges of {opened.name}", values, run=opened.name, tab="Judges", state=shown)
 
 
 def _choices(opened: OpenRun) -> dict[str, list[str]]:

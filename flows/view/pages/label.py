@@ -91,6 +91,7 @@ def page(desk: Desk, opened: OpenRun, number: int | None, queue: str, labeller: 
     Raises:
         ConfigError: there is no such queue, or the round has no such question.
     """
+    shown = opened.state
     values: dict[str, Any] = {
         "queue": queue,
         "labeller": labeller,
@@ -106,7 +107,7 @@ def page(desk: Desk, opened: OpenRun, number: int | None, queue: str, labeller: 
     else:
         values |= _labelled(opened, labelling, number, queue) | _asked_next(labelling, labeller, key)
     values |= _tried(opened, desk.tried(opened.name))
-    return Page("label.html.j2", f"Label {opened.name}", values, run=opened.name, tab="Label", live=True)
+    return Page("label.html.j2", f"Label {opened.name}", values, run=opened.name, tab="Label", state=shown)
 
 
 def _labelled(opened: OpenRun, labelling: Labelling, number: int, queue: str) -> dict[str, Any]:

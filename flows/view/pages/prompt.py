@@ -84,6 +84,7 @@ def page(
         ConfigError: there is no such kind of completions.
         NotCommittedError: there is no such prompt, or it was not answered there.
     """
+    shown = opened.state
     asked, tables = _prompt(opened, prompt_id), opened.tables
     parameters = {"prompt": prompt_id}
     answered = {(row["round"], row["kind"]) for row in tables.ask(_ANSWERED, parameters)}
@@ -111,7 +112,7 @@ def page(
         "slider": _Slider(places, round, kind), **_elsewhere(opened, prefix, round, prompt_id),
     }  # fmt: skip
     title = f"Prompt {prompt_id}, round {round}"
-    return Page("prompt.html.j2", title, values, run=opened.name, live=round not in opened.run.finished)
+    return Page("prompt.html.j2", title, values, run=opened.name, state="" if round in opened.run.finished else shown)
 
 
 @dataclass(frozen=True)

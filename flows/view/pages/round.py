@@ -132,6 +132,7 @@ def page(opened: OpenRun, asked: int) -> Page:
     Raises:
         NotCommittedError: nothing was committed in it.
     """
+    shown = opened.state
     run, begun = opened.run, opened.begun
     if asked not in begun:
         has = f"it has rounds {begun[0]} to {begun[-1]}" if begun else "nothing was committed in it yet"
@@ -163,7 +164,7 @@ def page(opened: OpenRun, asked: int) -> Page:
         "command": f"rondo show {run.name}@{asked} --table {KINDS[kind]}completions{root_option(opened.store)}",
     }
     title = f"Round {asked} of {run.name}"
-    return Page("round.html.j2", title, values, run=run.name, tab="Run", live=summary is None)
+    return Page("round.html.j2", title, values, run=run.name, tab="Run", state="" if summary else shown)
 
 
 def _tiles(of_round: _Asked, counts: Mapping[str, Mapping[str, Any]]) -> Iterator[Tile]:

@@ -18,6 +18,7 @@ _WORK = {"candidates": "shards sampled", "judgments": "shards judged", "preferen
 
 def page(opened: OpenRun) -> Page:
     """Shows a run."""
+    shown = opened.state  # before what is read, which may be newer
     run, recipe, rounds = opened.run, opened.recipe, opened.rounds
     done = rounds[-1].round if rounds else 0
     facts = [*facts_of(recipe, state(run, done=done, goal=recipe.rounds), done)]
@@ -38,7 +39,7 @@ def page(opened: OpenRun) -> Page:
         "command": f"rondo rounds {opened.name}{root_option(opened.store)}",
         "tables": {"Held-out metrics": rows_of(rounds)} if rounds else {},
     }
-    return Page("run.html.j2", opened.name, values, run=opened.name, tab="Run", live=True)
+    return Page("run.html.j2", opened.name, values, run=opened.name, tab="Run", state=shown)
 
 
 def _at_work(opened: OpenRun) -> dict[str, object] | None:

@@ -93,7 +93,7 @@ def page(site: Site) -> Page:
             rows[name] = _odd(name, "damaged")
         except (UnreadableRunError, KeyError, TypeError, AttributeError):  # its header has something else there
             rows[name] = _odd(name, "unreadable")
-    return Page("runs.html.j2", "Runs", {"runs": list(_tree(rows)), "root": site.store.root}, live=False)
+    return Page("runs.html.j2", "Runs", {"runs": list(_tree(rows)), "root": site.store.root})
 
 
 def compare(site: Site, names: Sequence[str]) -> Page:

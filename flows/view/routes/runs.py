@@ -1,7 +1,6 @@
 """The pages of all runs, of one run, and of several over one another; and what is told while a run goes on."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated
 
@@ -43,7 +42,7 @@ async def _events(site: Site, name: str, request: Request) -> AsyncIterator[str]
     seen = ""
     while not await request.is_disconnected():
         try:
-            state = await asyncio.to_thread(_state, site, name)
+            state = await asyncio.to_thread(lambda: site.run(name).state)
         except StoreError:  # the run was deleted, or is damaged: its page says so when it is asked for
             return
         if state != seen:
@@ -52,9 +51,3 @@ async def _events(site: Site, name: str, request: Request) -> AsyncIterator[str]
         else:
             yield ": still there\n\n"
         await asyncio.sleep(_POLL_SECONDS)
-
-
-def _state(site: Site, name: str) -> str:
-    """Returns what changes with each entry of the run's log, and when its writer is gone."""
-    run = site.run(name).run
-    return json.dumps([run.head, run.state, run.pause is not None])

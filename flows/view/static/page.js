@@ -57,7 +57,7 @@ function onSubmit(event) {
 // --- live updates ---------------------------------------------------------------------------------------------------
 
 const AGAIN = 5000; // milliseconds after which a page that could not be had is asked for again
-let newest = null;
+let newest = document.body.dataset.state; // what the page shows, which may have changed before the first event
 let behind = false;
 let source = null;
 
@@ -103,9 +103,9 @@ function listen() {
   if (source) return;
   source = new EventSource(address);
   source.onmessage = (event) => {
-    const changed = newest !== null && newest !== event.data;
+    if (newest === event.data) return;
     newest = event.data;
-    if (changed) renew();
+    renew();
   };
 }
 
