@@ -216,7 +216,8 @@ class _Worker:
         await self._steps(0, told)
         return Trained(_file(f"probe-{name}"), {"steps": 1})
 
-    async def save_update(self, _told: Progress | None) -> Saved:
+    async def save_update(self, told: Progress | None) -> Saved:
+        await self._device.work(0.0, told)
         return Saved(f"{self._round:064d}", (_file(f"{self._round}.safetensors"),), {})
 
     async def _steps(self, shards: int, told: Progress | None) -> None:
