@@ -16,6 +16,11 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: 'apt-get install chromium' brings one")
 PICTURES = Path(os.environ.get("RONDO_PICTURES", "build/pictures"))
 """Where the pictures of the pages are kept, for people to look at."""
+_ALL_IMAGES = """async () => {
+  const images = [...document.images];
+  images.forEach((image) => { image.loading = "eager"; });
+  await Promise.all(images.map((image) => image.decode()));
+}"""
 _PATIENCE = 90_000
 """Milliseconds: a page is loaded when its charts are drawn, and a busy machine takes its time for that."""
 
@@ -71,8 +76,9 @@ class Visitor:
         self.page.wait_for_selector("html[data-ready]")
 
     def picture(self, name: str) -> None:
-        """Keeps a picture of the whole page."""
+        """Keeps a picture of the whole page, with the curves that are else drawn when somebody scrolls to them."""
         PICTURES.mkdir(parents=True, exist_ok=True)
+        self.page.evaluate(_ALL_IMAGES)
         self.page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
 
     def scrolls_sideways(self) -> bool:
