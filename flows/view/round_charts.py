@@ -1,5 +1,6 @@
 """The charts of a round: how something is distributed, and reward against length. Their marks are links."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,8 @@ def histogram(title: str, bins: Sequence[Bin], mean: float, unit: str) -> alt.La
     room = 2 * (bins[0].high - bins[0].low) if len(bins) == 1 else 0  # so that the only bar is no wall
     scale = alt.Scale(domain=[bins[0].low - room, bins[-1].high + room], nice=False, zero=False)
     x = alt.X("low:Q", title=unit, scale=scale, axis=alt.Axis(tickCount=6, labelOverlap=True))
-    y = alt.Y("count:Q", title="completions", axis=alt.Axis(tickCount=5, tickMinStep=1, format=",d"))
+    ticks = alt.Axis(values=_whole_ticks(max(b.count for b in bins)), format=",d")
+    y = alt.Y("count:Q", title="completions", axis=ticks)
     tip = [alt.Tooltip("span:N", title=unit), alt.Tooltip("count:Q", title="completions")]
     bars = _of(rows).mark_rect(style=LINKS, x2Offset=-1).encode(x=x, x2="high", y=y, y2="none", tooltip=tip)
     upright = _of([{"mean": mean}]).mark_rule(style="mean").encode(x=alt.X("mean:Q"))
@@ -67,6 +69,13 @@ def scatter(title: str, points: Sequence[dict[str, Any]]) -> alt.LayerChart:
         f"{min(scores):.4g} to {max(scores):.4g}."
     )
     return alt.LayerChart(layer=[marks], width=_WIDTH, height=_HEIGHT, description=words)
+
+
+def _whole_ticks(top: int) -> list[int]:
+    """Returns at most six whole numbers from 0 on, in steps of 1, 2 or 5 times a power of ten."""
+    steps = (digit * 10**power for power in itertools.count() for digit in (1, 2, 5))
+    step = next(step for step in steps if top <= 5 * step)
+    return list(range(0, top + 1, step))
 
 
 def _of(rows: Sequence[dict[str, Any]]) -> alt.Chart:

@@ -54,13 +54,15 @@ _DROPPED = """
 
 # The smallest and largest value of a bin are the bounds of the filter that has just its completions. Whole numbers have
 # bins of whole width, so that none has more of them than its neighbour.
+# Values that differ by rounding alone share one.
 _BINNED = """
     WITH known AS (
         SELECT {column}::DOUBLE AS value FROM answers
         WHERE round = $round AND kind = $kind AND isfinite({column}) AND ($role IS NULL OR role = $role)
     ), range AS (
         SELECT min(value) AS low, max(value) AS high, avg(value) AS mean,
-            CASE WHEN $whole THEN ceil((high - low + 1) / $bins) ELSE (high - low) / $bins END AS width
+            CASE WHEN $whole THEN ceil((high - low + 1) / $bins)
+                 WHEN high - low > 1e-9 * greatest(abs(low), abs(high)) THEN (high - low) / $bins ELSE 0 END AS width
         FROM known
     )
     SELECT CASE WHEN width > 0 THEN least(floor((value - low) / width), $bins - 1) ELSE 0 END AS bin, count(*) AS n,

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -21,6 +22,7 @@ from flows.view.pages import completions as completions_page
 from flows.view.pages import round as round_page
 from flows.view.pages.round import page
 from flows.view.rendering import render
+from flows.view.round_charts import Bin, histogram
 from flows.view.security import Guard
 from flows.view.site import OpenRun, Site
 from pipeline.config import PreferencesConfig, SamplingConfig
@@ -32,7 +34,7 @@ from storage.log.manifest import Key
 from storage.log.store import Store
 from storage.queries.sql import select
 from storage.tables.shards import write_table
-from support.finished_run import small_recipe
+from support.finished_run import finished_run, small_recipe
 from support.sampled_run import ROWS, THIRD, sampled_run, training
 
 ALARMS = ("entropy collapse: 0.5 nats per token, less than 50% of the initial policy's 2.00", "<b>news</b>: \x1b[1m")
@@ -328,3 +330,28 @@ def test_a_large_round_stays_below_a_megabyte() -> None:
     answer = visitor.get("/run/sampled/round/1")
     assert "A sample of 800 of 2,000." in answer.text
     assert len(answer.content) < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("top", "ticks"),
+    [
+        (1, [0, 1]),
+        (2, [0, 1, 2]),
+        (5, [0, 1, 2, 3, 4, 5]),
+        (6, [0, 2, 4, 6]),
+        (11, [0, 5, 10]),
+        (480, [*range(0, 401, 100)]),
+    ],
+)
+def test_counts_have_whole_ticks(top: int, ticks: list[int]) -> None:
+    chart = histogram("t", [Bin(0.0, 1.0, top, 0.0, 1.0, "")], 0.5, "score").to_dict()
+    assert chart["layer"][0]["encoding"]["y"]["axis"]["values"] == ticks
+
+
+def test_values_that_differ_by_rounding_share_a_bin(tmp_path: Path) -> None:
+    """0.1 + 0.2 and 0.3 are two numbers, and so are 0.23 - 0.2 and 0.03."""
+    store = Store.open(tmp_path)
+    finished_run(store)
+    found = page(Site(store).run("small"), 2).values["histograms"]
+    (margins,) = [one for one in found if one.figure.title == "Margins"]
+    assert [(one.low, one.high, one.count) for one in margins.bins] == [(pytest.approx(-0.47), pytest.approx(0.53), 3)]
