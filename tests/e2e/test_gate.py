@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from storage.errors import RunNotFoundError
 from storage.log.run import Run
 from storage.log.store import Store
 from storage.tables.shards import read_table
@@ -231,4 +232,5 @@ def test_a_task_of_lm_eval_is_a_measure(rondo: Rondo, gamed: Path, tmp_path: Pat
     refused = rondo(*command, "--name", "refused", check=False)
     assert refused.returncode != 0
     assert "lm-eval cannot load" in " ".join((refused.stdout + refused.stderr).split())
-    assert not opened(tmp_path, "refused").entries(0, "checkpoint")
+    with pytest.raises(RunNotFoundError):  # its name is free
+        opened(tmp_path, "refused")
