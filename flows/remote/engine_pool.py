@@ -46,18 +46,6 @@ class EnginePool(ReplicaPool):
     def _make(self, place: int) -> "_LocalReplica":
         return _LocalReplica(self._processes[place], self._names[place])
 
-    async def _connect(self) -> None:
-        return
-
-    async def _disconnect(self) -> None:
-        return
-
-    async def _explain(self, error: Exception) -> Exception:
-        return error
-
-    def _check(self, software: Mapping[str, str]) -> None:
-        return  # all have this machine's
-
 
 class _LocalReplica:
     """A process of this machine in all its lives."""

@@ -89,21 +89,21 @@ class ReplicaPool(ABC):
     def _make(self, place: int) -> Replica:
         """Makes the replica of a place; it is started by ``join``."""
 
-    @abstractmethod
     async def _connect(self) -> None:
         """Prepares for the first replica."""
+        return
 
-    @abstractmethod
     async def _disconnect(self) -> None:
         """Ends what `_connect` has prepared; all replicas are gone."""
+        return
 
-    @abstractmethod
     async def _explain(self, error: Exception) -> Exception:
         """Returns what is behind an error of a replica; the error itself if nothing is."""
+        return error
 
-    @abstractmethod
-    def _check(self, software: Mapping[str, str]) -> None:
-        """Refuses a replica whose software is not that of the others."""
+    def _check(self, _software: Mapping[str, str]) -> None:
+        """Refuses a replica whose software is not that of the others; those of one machine have all the same."""
+        return
 
     @property
     def capacity(self) -> int:

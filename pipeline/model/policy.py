@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -97,13 +98,7 @@ def save_config(directory_or_hub_id: str | Path, revision: str | None, directory
     Raises:
         ConfigError: it cannot be loaded.
     """
-    source = str(directory_or_hub_id)
-    check_source(source, revision)
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except Exception as error:
-        raise ConfigError(_cannot_load(source, error)) from error
-    config.save_pretrained(directory)
+    _load_config(directory_or_hub_id, revision).save_pretrained(directory)
     return directory
 
 
@@ -162,12 +157,7 @@ def choose_context(directory_or_hub_id: str | Path, wanted: int | None, *, revis
     Raises:
         ConfigError: the model cannot be found, reads fewer than are wanted, or does not say how many it reads.
     """
-    source = str(directory_or_hub_id)
-    check_source(source, revision)
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except Exception as error:
-        raise ConfigError(_cannot_load(source, error)) from error
+    config, source = _load_config(directory_or_hub_id, revision), str(directory_or_hub_id)
     limits = context_limits(config)
     if not limits:
         if wanted is None:
@@ -235,6 +225,15 @@ def _check_fit(source: str, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
             f"the tokenizer of '{source}' ends texts with token {tokenizer.eos_token_id}, but the model's answers end "
             f"with {stops}: put the same eos_token_id into its generation_config.json"
         )
+
+
+def _load_config(directory_or_hub_id: str | Path, revision: str | None) -> PretrainedConfig:
+    source = str(directory_or_hub_id)
+    check_source(source, revision)
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except Exception as error:
+        raise ConfigError(_cannot_load(source, error)) from error
 
 
 def _cannot_load(source: str, error: Exception) -> str:

@@ -163,18 +163,6 @@ class _Engines(ReplicaPool):
     def _make(self, place: int) -> _Engine:
         return _Engine(place, self._speeds, self._devices[place])
 
-    async def _connect(self) -> None:
-        return
-
-    async def _disconnect(self) -> None:
-        return
-
-    async def _explain(self, error: Exception) -> Exception:
-        return error
-
-    def _check(self, software: Mapping[str, str]) -> None:
-        return
-
 
 class _Worker:
     """What carries requests to a judge or a trainer that waits."""
