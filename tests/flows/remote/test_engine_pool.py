@@ -97,6 +97,8 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.02)
 
 
+@pytest.mark.nightly  # it stood still once among all other tests, for a reason that is not known yet
+@pytest.mark.timeout(300)
 def test_both_engines_work_and_one_that_dies_costs_what_it_held(bench: Bench) -> None:
     """Each takes two shards at a time; the other one takes what the dead one held, and it comes back."""
 
