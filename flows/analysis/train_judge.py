@@ -98,6 +98,16 @@ def train_judge(
     return TrainedJudge(to, record, report.calibration)
 
 
+def was_fitted_so(directory: Path, source: str, config: RewardTrainingConfig, root: str) -> bool:
+    """Says whether a reward model was fitted to these rounds, as RUN@ROUNDS, of one run, and with these settings."""
+    record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+    found = find_rounds(existing_store(root), source)
+    rounds = [(entry["run"], entry["round"]) for entry in record["data"]]
+    return record["settings"] == config.model_dump(mode="json") and rounds == [
+        (found.run.name, n) for n in found.rounds
+    ]
+
+
 def _gather(
     store: Store, sources: Sequence[Source]
 ) -> tuple[list[RewardPair], list[RatedAnswer], list[dict[str, Any]]]:

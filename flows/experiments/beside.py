@@ -7,6 +7,7 @@ that a run of theirs would have. So a kill loses one shard, and the run itself d
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,6 @@ class _Measuring:
             self._writer.commit(judged, [answer.result.file])
 
     def _sample(self, rows: Sequence[Mapping[str, Any]], shard: int) -> FileRef:
-        from pipeline.model.policy import load_tokenizer
         from pipeline.sampling import SamplingRequest, candidates_table, finish
 
         recipe, policy = self._recipe, self._policy
@@ -157,8 +157,7 @@ class _Measuring:
         config = recipe.sampling.held_out.model_copy(update={"candidates": policy.samples})
         candidates = finish(self._engine(policy.directory).sample(requests, config))
         ids = {request.prompt_id: request.token_ids for request in requests}
-        tokenizer = load_tokenizer(policy.directory)
-        table = candidates_table(candidates, ids, tokenizer, policy.inputs, recipe.sampling.thought)
+        table = candidates_table(candidates, ids, self._tokenizer, policy.inputs, recipe.sampling.thought)
         return self._write(table, COMPLETIONS, shard)
 
     def _score(self, candidates: FileRef, shard: int) -> FileRef:
@@ -177,6 +176,12 @@ class _Measuring:
 
     def _write(self, table: Any, stage: str, shard: int) -> FileRef:
         return write_table(self._store, self._annex.name, self._policy.number, stage, table, shard)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from pipeline.model.policy import load_tokenizer
+
+        return load_tokenizer(self._policy.directory)
 
     def _engine(self, directory: Path) -> Any:
         if directory not in self._engines:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -52,4 +53,4 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 
 
 def _end(value: float) -> float | None:
-    return value if value == value else None
+    return None if math.isnan(value) else value

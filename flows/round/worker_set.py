@@ -22,6 +22,9 @@ from pipeline.recipe import Recipe
 from storage.log.run import Run
 from storage.log.store import Store
 
+_OWN = (WorkerProcess, EnginePool)
+"""What carries requests to processes of this machine."""
+
 
 @dataclass(frozen=True)
 class WorkerSet:
@@ -40,7 +43,7 @@ class WorkerSet:
     def share_memory(self) -> bool:
         """Says whether samplers and trainer are processes of this machine, and can read each other's memory."""
         carriers = (self.sampler.carrier, self.trainer.carrier)
-        return CAN_SHARE_MEMORY and all(isinstance(carrier, WorkerProcess | EnginePool) for carrier in carriers)
+        return CAN_SHARE_MEMORY and all(isinstance(carrier, _OWN) for carrier in carriers)
 
     async def stop(self) -> None:
         """Ends the workers."""
@@ -48,12 +51,12 @@ class WorkerSet:
 
     async def dismiss_sampler(self) -> None:
         """Ends the sampler once it has answered, if it is this machine's own; the next call starts one."""
-        if isinstance(self.sampler.carrier, WorkerProcess | EnginePool):
+        if isinstance(self.sampler.carrier, _OWN):
             await self.sampler.carrier.dismiss()
 
     async def dismiss(self) -> None:
         """Ends this machine's own processes until they are asked again; replicas are the cluster's."""
-        own = [carrier for carrier in self.carriers if isinstance(carrier, WorkerProcess | EnginePool)]
+        own = [carrier for carrier in self.carriers if isinstance(carrier, _OWN)]
         await asyncio.gather(*(carrier.dismiss() for carrier in own))
 
 

@@ -162,6 +162,11 @@ def test_a_reward_model_is_fitted_once_for_a_seed(rondo: Rondo, experiment: Path
     found = json.loads((tmp_path / "experiments" / "models.json").read_text())
     assert {mean["name"] for mean in found["means"]} == {"proxy"}
     assert set(found["means"][0]["judges"]) == {"proxy", "vader", "praise"}
+    fields["reward_models"] = {"bt": {"source": "labels", "settings": {"learning_rate": 2e-3}}}
+    path.write_text(yaml.safe_dump(EXPERIMENT | fields, sort_keys=False))
+    refused = rondo(*command, check=False)
+    assert refused.returncode == 1
+    assert "was fitted to other rounds, or with other settings" in " ".join((refused.stdout + refused.stderr).split())
 
 
 @pytest.mark.nightly
