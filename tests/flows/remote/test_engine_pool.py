@@ -13,56 +13,31 @@ from flows.errors import WorkerDiedError, WorkerError
 from flows.remote.engine_pool import EnginePool
 from flows.remote.worker_process import WorkerProcess
 from pipeline.errors import DataError, JudgeError
-from pipeline.records import CANDIDATES, PROMPTS, to_table
-from storage.log.store import Store
-from storage.tables.shards import write_table
-from support.recipes import TINY
+from support.held_run import HeldRun
 
 TESTS = Path(__file__).parents[2]
 ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]), "OMP_NUM_THREADS": "1"}
 
 
-class Bench:
-    """A run whose answers are judged by ``held_judge``, the worker that starts quickest, in two processes."""
+class Bench(HeldRun):
+    """The run, and two processes of the judge's worker, the one that starts quickest, which take two shards each."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory, self.place = directory, directory / "place"
-        self.place.mkdir()
+        super().__init__(directory)
+        self.directory = directory
         self.said: list[str] = []
-        self.store = Store.open(directory / "root")
-        self.store.create_run("r", {})
-        judge = {"kind": "python", "function": "support.held_judge:length", "options": {"place": str(self.place)}}
-        self.recipe = {**TINY, "judge": judge}
-        prompt = {
-            "prompt_id": "p", "text": "t", "messages": None, "token_ids": [1], "source": "test",
-            "reference_answer": None, "split": "train",
-        }  # fmt: skip
-        self._prompts = write_table(self.store, "r", 0, "prompts", to_table([prompt], PROMPTS))
         self.pool = EnginePool("judge", ["cpu", "cpu"], self.process, 2, self.said.append)
 
     def process(self, place: int) -> WorkerProcess:
         scratch = self.directory / f"scratch {place}"
         scratch.mkdir(exist_ok=True)
-        arguments = {"root": self.store.root, "run": "r", "recipe": self.recipe, "scratch": str(scratch)}
+        arguments = {**self.arguments, "scratch": str(scratch)}
         return WorkerProcess("judge", arguments, self.directory / f"judge-{place}.log", ENVIRONMENT, capacity=2)
-
-    def shard(self, number: int, prompt: str = "p") -> dict[str, Any]:
-        """The arguments of a call that judges one answer, ``shard-N``."""
-        row = {
-            "prompt_id": prompt, "candidate": 0, "token_ids": [1], "text": f"shard-{number}", "logprobs": [-1.0],
-            "finish_reason": "stop", "seed": 1, "policy": "p",
-        }  # fmt: skip
-        candidates = write_table(self.store, "r", 1, "candidates", to_table([row], CANDIDATES), number)
-        return {
-            "prompts": [self._prompts.to_json()], "candidates": candidates.to_json(), "round": 1,
-            "stage": "judgments", "shard": number, "judges": [0],
-        }  # fmt: skip
 
     @property
     def given(self) -> list[tuple[str, int]]:
         """Which process has been given which answer, in order of time."""
-        notes = sorted((path.name.split() for path in self.place.glob("given *")), key=lambda note: int(note[5]))
-        return [(answer, int(pid)) for _, answer, pid, *_ in notes]
+        return [(answer, pid) for answer, pid, *_ in self.notes()]
 
     async def judge(self, number: int, devices: set[str] | None = None) -> int:
         """Judges a shard as a step of the flow does; returns how often it had to be asked for."""

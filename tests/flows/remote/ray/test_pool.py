@@ -25,10 +25,10 @@ from flows.remote.ray.pool import RayPool
 from flows.remote.worker_process import WorkerProcess
 from pipeline.config import ClusterConfig, ReplicasConfig
 from pipeline.errors import ConfigError, DataError, JudgeError
-from pipeline.records import CANDIDATES, PROMPTS, to_table
 from storage.log.manifest import FileRef
 from storage.log.store import Store
-from storage.tables.shards import read_table, write_table
+from storage.tables.shards import read_table
+from support.held_run import HeldRun
 from support.ray_nodes import Nodes, ray_nodes
 from support.recipes import TINY
 
@@ -37,30 +37,19 @@ pytestmark = pytest.mark.timeout(600)
 SECRET = "a-key-that-nobody-logs"
 
 
-class Bench:
+class Bench(HeldRun):
     """A run whose answers are judged by ``held_judge``, and a pool of two replicas that take two shards each.
 
     Attributes:
-        place: where the judge notes what it is given, and is told to wait.
         said: what people were told.
     """
 
     def __init__(self, directory: Path, nodes: Nodes) -> None:
+        super().__init__(directory)
         self.nodes = nodes
-        self.place = directory / "place"
-        self.place.mkdir()
         self.log = directory / "judge.log"
         self.said: list[str] = []
         self.cluster = RayCluster(ClusterConfig(address=nodes.address))
-        self.store = Store.open(directory / "root")
-        self.run = self.store.create_run("r", {})
-        judge = {"kind": "python", "function": "support.held_judge:length", "options": {"place": str(self.place)}}
-        self.arguments = {"root": self.store.root, "run": "r", "recipe": {**TINY, "judge": judge}}
-        prompt = {
-            "prompt_id": "p", "text": "t", "messages": None, "token_ids": [1], "source": "test",
-            "reference_answer": None, "split": "train",
-        }  # fmt: skip
-        self._prompts = write_table(self.store, "r", 0, "prompts", to_table([prompt], PROMPTS))
         self.pool = self.another(ReplicasConfig(replicas=2), capacity=2)
 
     def another(self, config: ReplicasConfig, capacity: int = 1, recipe: dict[str, Any] | None = None) -> RayPool:
@@ -70,23 +59,10 @@ class Bench:
         created, say = self.run.created, self.said.append
         return RayPool("judge", arguments, created, self.log, given, config, capacity, self.cluster, say)
 
-    def shard(self, number: int, prompt: str = "p") -> dict[str, Any]:
-        """The arguments of a call that judges one answer, ``shard-N``."""
-        row = {
-            "prompt_id": prompt, "candidate": 0, "token_ids": [1], "text": f"shard-{number}", "logprobs": [-1.0],
-            "finish_reason": "stop", "seed": 1, "policy": "p",
-        }  # fmt: skip
-        candidates = write_table(self.store, "r", 1, "candidates", to_table([row], CANDIDATES), number)
-        return {
-            "prompts": [self._prompts.to_json()], "candidates": candidates.to_json(), "round": 1,
-            "stage": "judgments", "shard": number, "judges": [0],
-        }  # fmt: skip
-
     @property
     def given(self) -> list[tuple[str, int, int, int]]:
         """Who has been given what: answer, pids of the worker, of its actor, and of its node; in order of time."""
-        notes = sorted((path.name.split() for path in self.place.glob("given *")), key=lambda note: int(note[5]))
-        return [(answer, int(pid), int(actor), int(node)) for _, answer, pid, actor, node, _ in notes]
+        return self.notes()
 
     async def begin(self, shards: int) -> "list[asyncio.Task[tuple[Any, int]]]":
         """Asks for so many shards, as a step of the flow does, and waits until both replicas are held in one."""
