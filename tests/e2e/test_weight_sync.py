@@ -107,6 +107,7 @@ def test_two_engines_take_the_weights_out_of_memory_and_do_what_one_does(
     assert (first, last) == ("checkpoint", "memory")
     # What they were made from differs by the devices that the recipe names.
     assert_same(whole, "whole", tmp_path, "two", range(3), costs=("seconds", "judge_usage", "origin"))
-    worked = {entry.meta["device"] for entry in Store.open(tmp_path).run("two").entries(stage="candidates")}
-    assert worked == {"cpu/0", "cpu/1"}
-    assert "has gone; 1 are left" in done.stdout + done.stderr
+    # Who takes how many shards is a matter of speed: the one that lives may have had time for all of these few.
+    said = done.stdout + done.stderr
+    assert all(f"a replica has joined on cpu/{place}" in said for place in (0, 1))
+    assert "has gone; 1 are left" in said

@@ -51,6 +51,11 @@ class Replica:
         arguments = {**self._arguments, "scratch": str(scratch)}
         self._worker = WorkerProcess(given["kind"], arguments, self._log, environment, capacity=given["capacity"])
         self._news: dict[int, list[Any]] = {}
+        self._joined = False
+
+    async def wake(self) -> str:
+        """Answers once it has a node."""
+        return json.dumps({})
 
     async def join(self) -> str:
         """Starts the worker; the answer says where it is and what software it has."""
@@ -59,11 +64,14 @@ class Replica:
             await self._worker.start()
         except (RondoError, StoreError) as error:
             return self._failed(error)
+        self._joined = True
         software = {**packages(), "python": platform.python_version()}
         return json.dumps({"result": {"node": socket.gethostname(), "pid": os.getpid(), "software": software}})
 
     async def ask(self, request: str) -> str:
         """Calls one method of the worker; returns its answer with the progress that :meth:`news` has not yet told."""
+        if not self._joined:
+            return json.dumps({"unjoined": True})
         given = json.loads(request)
         number = given["id"]
         progress = self._news[number] = []
@@ -79,7 +87,13 @@ class Replica:
         return json.dumps({**json.loads(answer), "progress": progress})
 
     async def news(self) -> str:
-        """Returns the progress of the requests since the last time; an answer is a sign of life as well."""
+        """Returns the progress of the requests since the last time; an answer is a sign of life as well.
+
+        Ray may have started it again since it was last asked: then the answer, as that of :meth:`ask`, is that it is
+        unjoined. Else the pool would take it for the one that died.
+        """
+        if not self._joined:
+            return json.dumps({"unjoined": True})
         found = {number: list(messages) for number, messages in self._news.items() if messages}
         for messages in self._news.values():
             messages.clear()

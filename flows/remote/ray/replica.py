@@ -54,7 +54,7 @@ class RemoteReplica:
             RondoError, StoreError: what the worker raised.
             WorkerDiedError: the actor or its node has died.
         """
-        await self._answer("news", max_task_retries=-1)  # for as long as no node has room
+        await self._answer("wake", max_task_retries=-1)  # for as long as no node has room
         self.alive = True
         joined = self._result(await self._answer("join"))
         self.node, self.pid = joined["node"], joined["pid"]
@@ -112,6 +112,9 @@ class RemoteReplica:
             why = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise WorkerDiedError(f"the replica of the {self._kind} on {self.node} has died: {why}") from None
         found: dict[str, Any] = json.loads(answer)
+        if found.get("unjoined"):
+            self.alive = False
+            raise WorkerDiedError(f"the replica of the {self._kind} on {self.node} has died and was started again")
         return found
 
     def _report(self, number: int, messages: list[Any]) -> None:
