@@ -23,7 +23,7 @@ app = Commands("Runs")
 @app.command("frontier")
 def frontier_(
     experiment: Annotated[
-        Path, typer.Argument(metavar="EXPERIMENT", help="a YAML file, or the name of one in deploy/experiments")
+        Path, typer.Argument(metavar="EXPERIMENT", help="a YAML file, or a name of one that rondo brings along")
     ],
     seeds: Annotated[
         str | None, typer.Option(metavar="LIST", help="seeds, such as 0,1,2; those of the file if empty")

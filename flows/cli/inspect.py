@@ -274,7 +274,7 @@ def diff(
 @app.command()
 def recipes(format: Output = Format.table) -> None:
     """List the recipes that rondo brings along: 'rondo run NAME' runs one."""
-    from flows.registry.shipped_recipes import described_recipes
+    from flows.registry.shipped_files import described_recipes
 
     rows = described_recipes()
     shown = [{"recipe": row["recipe"], "description": row["description"]} for row in rows]

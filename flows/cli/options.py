@@ -90,7 +90,7 @@ def _run_names(incomplete: str) -> list[str]:
 
 def _recipe_names(incomplete: str) -> list[str]:
     """Lists the recipes that rondo brings along, for the shell's completion; the shell itself completes paths."""
-    from flows.registry.shipped_recipes import shipped_recipes
+    from flows.registry.shipped_files import shipped_recipes
 
     return [name for name in shipped_recipes() if name.startswith(incomplete)]
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from flows.registry.recipes import parse_recipe, read_yaml
-from flows.registry.shipped_recipes import find_recipe
+from flows.registry.shipped_files import find_experiment, find_recipe
 from pipeline.config.base import Config
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
@@ -206,22 +206,6 @@ def read_experiment(source: Path) -> Plan:
     except ValidationError as error:
         faults = (f"{'.'.join(map(str, fault['loc']))}: {_message(fault)}" for fault in error.errors())
         raise ConfigError(f"the experiment '{path}' cannot be run: {'; '.join(faults)}") from None
-
-
-def find_experiment(source: Path) -> Path:
-    """Finds the file of an experiment: a path, or the name of one in deploy/experiments.
-
-    Raises:
-        ConfigError: there is neither.
-    """
-    if source.is_file():
-        return source
-    folder = Path(__file__).parents[2] / "deploy" / "experiments"
-    shipped = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    if found := shipped.get(str(source)):
-        return found
-    names = f", or one of the names {', '.join(shipped)}" if shipped else ""
-    raise ConfigError(f"there is no experiment '{source}': give the path of a YAML file{names}")
 
 
 def _message(fault: Any) -> str:

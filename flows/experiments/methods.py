@@ -18,6 +18,7 @@ from flows.host.allotment import Allotment
 from flows.host.progress import Display
 from flows.host.scratch import scratch_directory
 from flows.registry.checkpoints import checkpoint_files, local_policy
+from flows.registry.shipped_files import shipped_folder
 from pipeline.data.prompts import round_slice
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
@@ -27,7 +28,7 @@ from storage.log.store import Store
 from storage.tables.checkpoints import weights_digest
 from storage.tables.shards import read_table
 
-_PEER = Path(__file__).parents[2] / "deploy" / "experiments" / "ppo_family.py"
+_PEER = shipped_folder("experiments") / "ppo_family.py"
 
 
 def bring_on_method(run: Planned, root: str, display: Display) -> None:
@@ -61,8 +62,6 @@ def _train_peer(
     Raises:
         ConfigError: it ended with an error; the message has its last line.
     """
-    if not _PEER.is_file():
-        raise ConfigError(f"arm '{run.variant.name}' needs {_PEER.name}, which only a checkout of rondo has")
     recipe, to = run.recipe, scratch / "peer"
     to.mkdir()
     threads = Allotment.of(recipe).threads["trainer"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from flows.registry.recipes import apply_change, check_judge_files, parse_recipe, read_yaml
 from flows.registry.resume import recipe_of
-from flows.registry.shipped_recipes import find_recipe, shipped_recipes
+from flows.registry.shipped_files import find_recipe, shipped_recipes
 from pipeline.config.objectives import RANKING_OBJECTIVES
 from pipeline.config.preferences import RANKING_RULES
 from pipeline.errors import ConfigError

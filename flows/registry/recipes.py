@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from flows.registry.shipped_recipes import find_recipe
+from flows.registry.shipped_files import find_recipe
 from pipeline.agreement import unlike_samples
 from pipeline.config import DatasetPrompts, FilePrompts, PretrainedPolicy, Prompts, SamplingConfig
 from pipeline.errors import ConfigError

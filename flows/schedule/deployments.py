@@ -30,7 +30,7 @@ from flows.prefect_api.limits import ensure_gpu_limit, ensure_run_limits, needs_
 from flows.registry import DEFAULT_ROOT
 from flows.registry.recipes import load_recipe
 from flows.registry.resume import free_changes
-from flows.registry.shipped_recipes import find_recipe, shipped_recipes
+from flows.registry.shipped_files import find_recipe, shipped_recipes
 from flows.schedule import PoolType
 from flows.schedule.form import parameter_schema
 from flows.schedule.scheduled_rounds import add_rounds

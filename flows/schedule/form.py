@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from flows.registry.resume import FREE
-from flows.registry.shipped_recipes import shipped_recipes
+from flows.registry.shipped_files import shipped_recipes
 from pipeline.recipe import Recipe
 from storage.objects.layout import RUN_NAME
 

@@ -30,7 +30,7 @@ from flows.registry.catalog import ended_early, gate_ends
 from flows.registry.recipes import load_recipe, parse_recipe
 from flows.registry.resume import check_goal, create_or_open, is_free, recipe_of
 from flows.registry.resume_check import open_to_go_on
-from flows.registry.shipped_recipes import shipped_recipes
+from flows.registry.shipped_files import shipped_recipes
 from flows.report.report import report
 from flows.run.execute import execute
 from flows.schedule.form import as_changes, form, parameter_schema

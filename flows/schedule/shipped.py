@@ -10,7 +10,7 @@ from prefect.schedules import Cron
 
 from flows.prefect_api import HEARTBEAT_VARIABLE, heartbeat_seconds
 from flows.registry.recipes import load_recipe
-from flows.registry.shipped_recipes import shipped_recipes
+from flows.registry.shipped_files import shipped_recipes
 from flows.schedule.deployments import SHIPPED_TAG, deployment_of, parameters
 from flows.schedule.form import parameter_schema
 from flows.schedule.scheduled_rounds import add_rounds

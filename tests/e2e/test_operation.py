@@ -162,7 +162,7 @@ def test_up_says_where_and_says_so_again(machine: Machine) -> None:
 
 def test_the_shipped_recipes_are_there_as_paused_deployments(machine: Machine) -> None:
     from flows.registry.recipes import load_recipe
-    from flows.registry.shipped_recipes import shipped_recipes
+    from flows.registry.shipped_files import shipped_recipes
 
     assert set(shipped_recipes()) >= {"sentiment", "arithmetic"}
     for name, path in shipped_recipes().items():

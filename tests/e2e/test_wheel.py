@@ -19,7 +19,9 @@ import pytest
 from support.recipes import TINY
 
 REPOSITORY = Path(__file__).parents[2]
-BUILT_FROM = ("flows", "pipeline", "storage", "deploy/recipes", "pyproject.toml", "setup.py", "README.md")
+BUILT_FROM = (
+    "flows", "pipeline", "storage", "deploy/recipes", "deploy/experiments", "pyproject.toml", "setup.py", "README.md",
+)  # fmt: skip
 JUDGES = """
 import rondo
 
@@ -89,7 +91,7 @@ def installed(wheel: Path, environment: dict[str, str], tmp_path_factory: pytest
     return Installed(place / "bin", tmp_path_factory.mktemp("empty"), variables)
 
 
-def test_the_wheel_has_every_module_and_the_recipes(wheel: Path) -> None:
+def test_the_wheel_has_every_module_the_recipes_and_the_experiments(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = {
         path.relative_to(REPOSITORY).as_posix()
@@ -99,8 +101,9 @@ def test_the_wheel_has_every_module_and_the_recipes(wheel: Path) -> None:
     }
     mapped = {name for name in expected if name.startswith("flows/api/rondo/")}
     assert mapped == {"flows/api/rondo/__init__.py", "flows/api/rondo/__main__.py"}
-    recipes = {f"rondo/recipes/{path.name}" for path in (REPOSITORY / "deploy" / "recipes").glob("*.yaml")}
-    assert names == expected - mapped | {"rondo/__init__.py", "rondo/__main__.py"} | recipes
+    shipped = [*(REPOSITORY / "deploy/recipes").iterdir(), *(REPOSITORY / "deploy/experiments").iterdir()]
+    files = {f"rondo/{path.parent.name}/{path.name}" for path in shipped if path.suffix in (".yaml", ".py")}
+    assert names == expected - mapped | {"rondo/__init__.py", "rondo/__main__.py"} | files
 
 
 def test_the_command_works_anywhere(installed: Installed) -> None:
@@ -109,6 +112,8 @@ def test_the_command_works_anywhere(installed: Installed) -> None:
     rows = json.loads(installed.run("rondo", "recipes", "--format", "json").stdout)
     assert {row["recipe"] for row in rows} == {path.stem for path in (REPOSITORY / "deploy/recipes").glob("*.yaml")}
     assert all(Path(row["file"]).is_relative_to(installed.binaries.parent) for row in rows)
+    planned = installed.run("rondo", "frontier", "rounds", "--dry-run", "--seeds", "0", "--format", "json").stdout
+    assert {row["rounds"][0] for row in json.loads(planned)} == {"0"}
     installed.run("rondo", "init", "mine", "--judge", "vader")
     assert (installed.directory / "mine.yaml").is_file()
     refused = installed.run("rondo", "run", "sentiment", "--set", "update.beta=0", check=False)

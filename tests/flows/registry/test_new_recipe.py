@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from flows.cli.main import app
 from flows.registry.recipes import load_recipe
-from flows.registry.shipped_recipes import find_recipe, shipped_recipes
+from flows.registry.shipped_files import find_recipe, shipped_recipes
 from pipeline.config import DatasetPrompts, FilePrompts, PretrainedPolicy
 from pipeline.errors import ConfigError
 from pipeline.judges.python_function import PythonConfig

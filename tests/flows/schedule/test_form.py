@@ -8,7 +8,7 @@ import pytest
 import flows.prefect_api  # noqa: F401  before Prefect
 from flows.registry.recipes import load_recipe, parse_recipe
 from flows.registry.resume import FREE, free_changes, header
-from flows.registry.shipped_recipes import shipped_recipes
+from flows.registry.shipped_files import shipped_recipes
 from flows.schedule.form import as_changes, parameter_schema, recipe_fields
 from flows.schedule.scheduled_rounds import wanted_recipe
 from pipeline.errors import ConfigError
