@@ -17,6 +17,7 @@ from flows.view.pages import ask as ask_page
 from flows.view.pages import completions as completions_page
 from flows.view.pages import judges as judges_page
 from flows.view.pages import prompt as prompt_page
+from flows.view.pages import rejudged as rejudged_page
 from flows.view.pages import round as round_page
 from flows.view.pages import run as run_page
 from flows.view.pages import tokens as tokens_page
@@ -132,6 +133,7 @@ def _files(scope: Scope) -> Iterator[_File]:
     yield _File(
         served("run", run, "judges"), "judges.html", partial(judges_page.page, opened, None, None, (None, None))
     )
+    yield from _rejudged(scope)
     for number in scope.rounds:
         yield _File(
             served("run", run, "round", number), f"round-{number}.html", partial(round_page.page, opened, number)
@@ -151,6 +153,20 @@ def _files(scope: Scope) -> Iterator[_File]:
         name = f"tokens-{of.round}-{of.kind}-{_safe(of.prompt_id)}-{of.candidate}{f'-{of.by}' if of.by else ''}.html"
         shown = (opened, of.round, of.kind, of.prompt_id, of.candidate)
         yield _File(address, name, partial(tokens_page.page, *shown, by=of.by))
+
+
+def _rejudged(scope: Scope) -> Iterator[_File]:
+    """Yields what other judges would change, round by round, and the newest again, to which the page of judges links."""
+    opened, run = scope.opened, scope.opened.name
+    for judge in opened.run.annexes:
+        whole, _ = rejudged_page.judged_again(opened, judge)
+        rounds = [number for number in scope.rounds if number in whole]
+        for number in rounds:
+            address, name = served("run", run, "rejudged", judge, round=number), f"rejudged-{judge}-{number}.html"
+            yield _File(address, name, partial(rejudged_page.page, opened, judge, number))
+        if rounds:
+            newest = partial(rejudged_page.page, opened, judge, rounds[-1])
+            yield _File(served("run", run, "rejudged", judge), f"rejudged-{judge}.html", newest)
 
 
 def _safe(prompt_id: str) -> str:

@@ -19,6 +19,7 @@ from storage.errors import RunNotFoundError, StoreError
 from storage.log.store import Store
 from storage.queries.sql import columns_of
 from support.finished_run import HELD_OUT, TRAIN, commit, finished_run, small_recipe
+from support.rejudged import judge_again
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e\ufffe"
 
@@ -27,6 +28,7 @@ HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e\ufffe"
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     store = Store.open(tmp_path_factory.mktemp("root"))
     parent = finished_run(store, text=lambda _round, prompt, index: HOSTILE)
+    judge_again(store, {1: TRAIN, 2: TRAIN, 3: TRAIN[:1]})
     finished_run(store, "fork", rounds=1, parent={"run": parent.name, "round": 0})
     return store
 
@@ -48,6 +50,7 @@ def test_every_page_is_there_and_every_link_leads_to_one(store: Store, tmp_path:
     pages = {
         "index.html", "ask.html", "judges.html", "completions.html",
         *(f"ask-{place}.html" for place in range(1, len(questions) + 1)),
+        "rejudged-other.html", "rejudged-other-1.html", "rejudged-other-2.html",  # round 3 in part alone
         *(f"round-{number}.html" for number in range(4)),
         *(f"completions-{number}-{kind}.html" for number, kind in places),
         *(f"prompt-{number}-{kind}-{prompt}.html" for number, kind in places for prompt in ids[kind]),
@@ -79,6 +82,10 @@ def test_every_page_is_there_and_every_link_leads_to_one(store: Store, tmp_path:
 def test_one_round_alone_and_a_fork(store: Store, tmp_path: Path) -> None:
     assert "run small, round 2:" in exported(store, "small@2", tmp_path / "a")[0]
     assert json.loads((tmp_path / "a" / "rondo-view.json").read_text())["rounds"] == [2]
+    assert {path.name for path in (tmp_path / "a").glob("rejudged*")} == {
+        "rejudged-other.html",
+        "rejudged-other-2.html",
+    }
     assert "rounds 0 to 1" in exported(store, "fork", tmp_path / "b")[0]
     index = (tmp_path / "b" / "index.html").read_text()
     assert "forked from small@0</li>" in index  # whose pages are not here

@@ -1,42 +1,17 @@
 """The page of what another judge would change: hand-made scores beside a small run, and what follows from them."""
 
 import html
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
-from flows.registry.catalog import REJUDGMENTS
 from flows.view.site import Site
-from pipeline.records import JUDGMENTS, to_table
-from storage.log.manifest import Key
 from storage.log.store import Store
 from storage.queries.sql import select
-from storage.tables.shards import write_table
 from support.finished_run import TRAIN, finished_run
+from support.rejudged import judge_again
 from support.view_pages import links, statements, table, visitor, words
-
-Score = Callable[[int], float | None]
-SCORES: dict[str, Score] = {"t0": lambda index: -float(index), "t1": lambda index: float(index), "t2": lambda _: 0.5}
-"""The run prefers completion 3 to 0 of each prompt. This judge turns t0 round, agrees on t1, and ties in t2."""
-
-
-def judge_again(store: Store, rounds: dict[int, tuple[str, ...]]) -> None:
-    run = store.run("small")
-    annex = store.create_annex(run, "other", {"format": 1, "judge": {"kind": "vader"}, "scoring": "s"})
-    with annex.writer() as writer:
-        for number, prompts in rounds.items():
-            rows = [
-                {
-                    "prompt_id": prompt, "candidate": index, "judge": "other", "judge_version": "1", "status": "ok",
-                    "score": SCORES[prompt](index), "score_std": None, "components": [], "rationale": None,
-                    "latency": 0.0, "raw": None,
-                }
-                for prompt in prompts for index in range(4)
-            ]  # fmt: skip
-            file = write_table(store, annex.name, number, REJUDGMENTS, to_table(rows, JUDGMENTS), 0)
-            writer.commit(Key(number, REJUDGMENTS, 0), [file])
 
 
 @pytest.fixture(scope="module")
