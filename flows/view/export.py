@@ -156,7 +156,7 @@ def _files(scope: Scope) -> Iterator[_File]:
 
 
 def _rejudged(scope: Scope) -> Iterator[_File]:
-    """Yields what other judges would change, round by round, and the newest again, to which the page of judges links."""
+    """Yields what other judges would change, by round, and the newest again, to which the page of judges links."""
     opened, run = scope.opened, scope.opened.name
     for judge in opened.run.annexes:
         whole, _ = rejudged_page.judged_again(opened, judge)
