@@ -112,7 +112,7 @@ def main() -> None:
         drift = worker.use(policy)
         assert drift.source == "checkpoint"
         assert worker.wanted_weights(first) is None, "weights do not come out of the trainer's memory"
-        engine = worker._sampler
+        engine = worker._engine.sampler
         assert engine is not None
         assert_close(engine.score(SEQUENCES), bench.expected(policy))
     for candidate in finish(engine.sample([SamplingRequest("p", [5, 6, 7], 0)], worker.recipe.sampling)):
@@ -138,7 +138,7 @@ def make_worker(bench: Bench, lora: str) -> SamplerWorker:
 
 def check_refusals(bench: Bench, worker: SamplerWorker, base: PolicyRef) -> None:
     """What cannot be served is refused by name, and the engine goes on; with auto on a GPU that is said, and merged."""
-    engine = worker._sampler
+    engine = worker._engine.sampler
     assert isinstance(engine, AdapterServer)
     before = engine.score(SEQUENCES)
     sampling = engine.sample([SamplingRequest("p", [5, 6, 7], 0)], worker.recipe.sampling)
@@ -170,15 +170,15 @@ def check_refusals(bench: Bench, worker: SamplerWorker, base: PolicyRef) -> None
     said: list[str] = []
     worker.progress = lambda **told: said.append(told["says"])
     with pytest.raises(UnsupportedModelError, match=r"sampling\.lora is 'adapter'"):
-        worker._served_adapters(of_gpt2)
+        worker._engine.served_adapters(of_gpt2)
     assert not said
     on_gpu = worker.recipe.devices.model_copy(update={"sampler": "cuda"})
     worker.device = "cuda"
     auto = worker.recipe.sampling.model_copy(update={"lora": "auto"})
     worker.recipe = worker.recipe.model_copy(update={"devices": on_gpu, "sampling": auto})
-    assert worker._served_adapters(local) == LORA
+    assert worker._engine.served_adapters(local) == LORA
     assert not said
-    assert worker._served_adapters(of_gpt2) is None
+    assert worker._engine.served_adapters(of_gpt2) is None
     assert said == [
         "adapters are merged with their base, and all weights loaded each round: vLLM serves no adapters of a "
         "GPT2LMHeadModel"
