@@ -240,10 +240,17 @@ class SamplerWorker(Worker):
         return self.recipe.sampling.held_out if held_out else self.recipe.sampling
 
     @everywhere
-    def sleep(self) -> None:
-        """Lends the memory of the engine's device, until it is needed again, if the update works there."""
+    def sleep(self, keeps_weights: bool) -> None:
+        """Lends the memory of the engine's device, until it is needed again, if the update works there.
+
+        Args:
+            keeps_weights: whether the policy is wanted again. If not, it is loaded before anything else is done, even
+                if it should be the next one, too: a round without an update keeps its policy.
+        """
         if isinstance(self._engine.sampler, Sleepable) and self.recipe.sampler_sleeps:
-            self._engine.sampler.sleep()
+            if not keeps_weights:
+                self._policy = None
+            self._engine.sampler.sleep(keeps_weights=keeps_weights)
 
     def _compare(self, policy: PolicyRef, started: float, source: WeightSource) -> Drift:
         assert self._engine.sampler is not None

@@ -26,7 +26,7 @@ from pipeline.model.policy import load_policy
 from pipeline.model.sampler_copy import sampler_copy
 from pipeline.recipe import Recipe
 from pipeline.records import PROBE, to_table
-from pipeline.sampling import AdapterServer, SamplingRequest, finish
+from pipeline.sampling import AdapterServer, SamplingRequest, Sleepable, finish
 from pipeline.sampling.vllm_lora import why_merged
 from storage.log.store import Store
 from storage.tables.checkpoints import stage_directory, weights_digest
@@ -115,6 +115,9 @@ def main() -> None:
         engine = worker._engine.sampler
         assert engine is not None
         assert_close(engine.score(SEQUENCES), bench.expected(policy))
+    assert isinstance(engine, Sleepable)
+    engine.sleep(keeps_weights=False)  # the base is kept, as nobody would load it again
+    assert_close(engine.score(SEQUENCES), bench.expected(adapters[1]))
     for candidate in finish(engine.sample([SamplingRequest("p", [5, 6, 7], 0)], worker.recipe.sampling)):
         assert_close([candidate.logprobs], engine.score([([5, 6, 7], candidate.token_ids)]))
     check_refusals(bench, worker, first)
