@@ -1,7 +1,7 @@
 """The recipe: one frozen tree that says everything a run does.
 
 Each field has a type, a range and a sentence with its unit; what fields of several parts must agree on is in
-``pipeline/agreement.py``. ``flows/registry/recipes.py`` reads the file.
+``pipeline/agreement/``. ``flows/registry/recipes.py`` reads the file.
 """
 
 import typing
@@ -117,29 +117,29 @@ class Recipe(Config):
     def _parts_agree(self) -> "Recipe":
         """Compares the parts, in this order: of several faults the first one is told."""
         judge, preferences, update, sampling = self.judge, self.preferences, self.update, self.sampling
-        agreement.check_room_for_prompts(self.policy, sampling)
-        agreement.check_objective(preferences, update)
-        agreement.check_people(self.people, judge, preferences)
-        agreement.check_early_judging(self.staleness, judge)
-        agreement.check_gate(self.gate, self.staleness, self.rounds, update)
-        agreement.check_probe(self.evaluation.judge_probe, self.drifting_judges)
-        agreement.check_names(self.judge_names)
-        agreement.check_held_out_judges(judge, self.evaluation.judges)
-        agreement.check_prompts(self.prompts, sampling, self.judge_parts)
-        agreement.check_conversations(self.prompts, self.policy)
-        agreement.check_rule(preferences, judge)
-        agreement.check_budget(preferences, sampling, update)
-        agreement.check_replay(preferences, update)
-        agreement.check_importance(preferences, sampling, update)
-        agreement.check_soft_labels(preferences, judge)
-        agreement.check_ranks(self.devices, update)
-        agreement.check_offload(self.devices, update)
-        agreement.check_replicas(self.cluster, self.devices, sampling)
-        agreement.check_engines(self.cluster, self.devices, sampling)
-        agreement.check_counted_budget(self.cluster, self.all_judge_parts)
-        agreement.check_engine_precision(sampling)
-        agreement.check_served_adapters(sampling, update)
-        agreement.check_engine_takes_policy(self.policy, sampling, self.devices)
+        agreement.sampling.check_room_for_prompts(self.policy, sampling)
+        agreement.preferences.check_objective(preferences, update)
+        agreement.judges.check_people(self.people, judge, preferences)
+        agreement.judges.check_early_judging(self.staleness, judge)
+        agreement.judges.check_gate(self.gate, self.staleness, self.rounds, update)
+        agreement.judges.check_probe(self.evaluation.judge_probe, self.drifting_judges)
+        agreement.judges.check_names(self.judge_names)
+        agreement.judges.check_held_out_judges(judge, self.evaluation.judges)
+        agreement.sampling.check_prompts(self.prompts, sampling, self.judge_parts)
+        agreement.sampling.check_conversations(self.prompts, self.policy)
+        agreement.preferences.check_rule(preferences, judge)
+        agreement.preferences.check_budget(preferences, sampling, update)
+        agreement.preferences.check_replay(preferences, update)
+        agreement.preferences.check_importance(preferences, sampling, update)
+        agreement.preferences.check_soft_labels(preferences, judge)
+        agreement.devices.check_ranks(self.devices, update)
+        agreement.devices.check_offload(self.devices, update)
+        agreement.devices.check_replicas(self.cluster, self.devices, sampling)
+        agreement.devices.check_engines(self.cluster, self.devices, sampling)
+        agreement.devices.check_counted_budget(self.cluster, self.all_judge_parts)
+        agreement.sampling.check_engine_precision(sampling)
+        agreement.sampling.check_served_adapters(sampling, update)
+        agreement.sampling.check_engine_takes_policy(self.policy, sampling, self.devices)
         return self
 
     @property

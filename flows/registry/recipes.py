@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from flows.registry.shipped_files import find_recipe
-from pipeline.agreement import unlike_samples
+from pipeline.agreement.preferences import unlike_samples
 from pipeline.config import DatasetPrompts, FilePrompts, PretrainedPolicy, Prompts, SamplingConfig
 from pipeline.errors import ConfigError
 from pipeline.gate import is_task_file

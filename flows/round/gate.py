@@ -134,7 +134,7 @@ async def _score_text(context: RoundContext, number: int, batch: PromptBatch) ->
     done, stage = context.find_in(batch.places, "text", inputs)
     if done is not None:
         return done.files
-    await lend_memory(context)
+    await lend_memory(context, keeps_weights=True)
     with context.display.stage(number, "gate text") as display:
         display.begin()
         answer = await context.workers.trainer.call(

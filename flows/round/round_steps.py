@@ -145,19 +145,27 @@ async def replay(context: RoundContext, number: int, own: Sequence[FileRef]) -> 
 async def sleep_sampler(context: RoundContext, shards: Shards) -> None:
     """Has the sampler lend its GPU's memory to the update, if they take turns; it wakes when it is asked again.
 
+    It drops its weights: the update makes the ones that it is given next.
+
     Args:
         shards: those of the round, which must be done first.
     """
     if context.recipe.sampler_sleeps:
         await shards.all()
-        await lend_memory(context)
+        await lend_memory(context, keeps_weights=False)
 
 
-async def lend_memory(context: RoundContext) -> None:
-    """Has the sampler lend its GPU's memory to the trainer, if they take turns, for its update or its scoring."""
+async def lend_memory(context: RoundContext, *, keeps_weights: bool) -> None:
+    """Has the sampler lend its GPU's memory to the trainer, if they take turns, for its update or its scoring.
+
+    Args:
+        keeps_weights: whether the sampler goes on with them, or is given others after this.
+    """
     if context.recipe.sampler_sleeps:
         async with context.display.waiting("the sampler lends its memory to the trainer"):
-            await retry_on_worker_death(lambda _again: context.workers.sampler.call(SamplerWorker.sleep))
+            await retry_on_worker_death(
+                lambda _again: context.workers.sampler.call(SamplerWorker.sleep, keeps_weights=keeps_weights)
+            )
 
 
 def adopt_evaluation(context: RoundContext, number: int) -> None:
@@ -186,7 +194,7 @@ async def score(context: RoundContext, number: int, candidates: Sequence[Entry])
     inputs = content_id([policy.digest, previous.digest, initial.digest, hashes(files), *more])
     if done := context.find(number, "eval_logps", inputs):
         return done
-    await lend_memory(context)
+    await lend_memory(context, keeps_weights=True)
     with context.display.stage(number, "score") as stage:
         stage.begin()
         answer = await context.workers.trainer.call(

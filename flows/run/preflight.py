@@ -14,10 +14,10 @@ from typing import Any
 from flows.analysis.forecast import forecast, with_local_config
 from flows.host.allotment import Allotment
 from flows.registry.first_facts import sampled_in
+from flows.workers.initial_policy import DEQUANTISED
 from flows.workers.precision import Agreement
 from flows.workers.prompts import check_gate, first_prompt
 from flows.workers.references import TrialPrompt
-from flows.workers.trainer import DEQUANTISED
 from pipeline.config import PretrainedPolicy
 from pipeline.config.sampling import FLOAT32_TOLERANCE, VLLM_CPU_HEAD_WIDTHS
 from pipeline.errors import ConfigError

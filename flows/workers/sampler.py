@@ -18,29 +18,25 @@ from flows.workers.base import Worker, everywhere
 from flows.workers.drift import compare_with_probe, nearer_to_previous
 from flows.workers.precision import Agreement
 from flows.workers.references import Drift, PolicyRef, WeightSource
-from pipeline.config import LoraConfig, PretrainedPolicy, SamplingConfig, ThoughtMarks
-from pipeline.errors import EngineError, UnsupportedModelError, WeightSyncError
+from flows.workers.sampler_engine import SamplerEngine
+from pipeline.config import SamplingConfig, ThoughtMarks
+from pipeline.errors import EngineError, WeightSyncError
 from pipeline.evaluation.gate_tasks import GateTask, load_tasks
 from pipeline.gate import least_pairs
 from pipeline.judges.support.tables import judgments_table
-from pipeline.model.gguf_files import find_gguf
 from pipeline.model.weight_pieces import WantedWeights, WeightPiece
 from pipeline.records import prompt_seed
 from pipeline.sampling import (
-    AdapterServer,
-    Sampler,
     SamplingRequest,
     Sleepable,
     WeightReceiver,
     candidates_table,
     import_engine,
-    make_sampler,
     reported,
 )
 from pipeline.sampling.environment import configure_environment
 from storage.log.manifest import FileRef
 from storage.objects import durable
-from storage.tables.checkpoints import weights_digest
 
 EVALUATION_SEED_ROUND = 0
 """Held-out prompts keep their seeds over the rounds, so that two rounds differ by their policies alone."""
@@ -69,9 +65,7 @@ class SamplerWorker(Worker):
         configure_environment(self.device, devices.threads)
         # The imports take 5 to 20 s: they are paid while the first policy is still being prepared.
         import_engine(self.recipe.sampling)
-        self._sampler: Sampler | None = None
-        self._base: str | None = None  # of the engine's own weights, if it serves adapters beside them
-        self._tokenizer: Any = None
+        self._engine = SamplerEngine(self)
         self._tasks: list[GateTask] | None = None
         self._drift: Drift | None = None
         self._policy: str | None = None
@@ -92,7 +86,8 @@ class SamplerWorker(Worker):
             raise EngineError("the sampler has been started anew, and its policy is not saved yet: ask once it is")
         started = time.perf_counter()
         self._policy = None
-        self._load(policy)
+        self._started_with = policy.digest if self._engine.sampler is None else None
+        self._engine.load(policy)
         self._drift = self._compare(policy, started, "checkpoint")
         self._policy = policy.digest
         return self._drift
@@ -103,12 +98,7 @@ class SamplerWorker(Worker):
         Raises:
             UnsupportedModelError: vLLM cannot serve them.
         """
-        policy = self.recipe.policy
-        if not isinstance(policy, PretrainedPolicy) or find_gguf(policy.path) is not None:
-            return  # a Llama whose modules the recipe names, or a file that is not opened twice
-        from pipeline.model.policy import save_config
-
-        self._served_adapters(save_config(policy.path, policy.revision, self.scratch / "configuration"))
+        self._engine.check_adapters()
 
     @everywhere
     def wanted_weights(self, policy: PolicyRef) -> WantedWeights | None:
@@ -117,10 +107,10 @@ class SamplerWorker(Worker):
         None if it cannot: it has the policy already, or no engine yet, or one that reads checkpoints alone, as one that
         serves adapters does: an adapter's is small.
         """
-        if self._holds(policy) or not isinstance(self._sampler, WeightReceiver):
+        if self._holds(policy) or not isinstance(self._engine.sampler, WeightReceiver):
             return None
         self._began = time.perf_counter()
-        return self._sampler.wanted_weights()
+        return self._engine.sampler.wanted_weights()
 
     @everywhere
     def take_weights(self, piece: WeightPiece) -> None:
@@ -154,9 +144,9 @@ class SamplerWorker(Worker):
         return self._policy == policy.digest
 
     def _receiver(self) -> WeightReceiver:
-        if not isinstance(self._sampler, WeightReceiver):
+        if not isinstance(self._engine.sampler, WeightReceiver):
             raise EngineError("the sampler has been started anew while it was given weights: it reads the checkpoint")
-        return self._sampler
+        return self._engine.sampler
 
     def sample(
         self,
@@ -180,7 +170,7 @@ class SamplerWorker(Worker):
             gate: whether the prompts are the gate's, which are answered greedily.
         """
         self.use(policy)
-        assert self._sampler is not None
+        assert self._engine.sampler is not None
         seed_round = EVALUATION_SEED_ROUND if held_out else round
         chosen = self.table(prompts).take(rows).select(["prompt_id", "token_ids"]).to_pylist()
         requests = [
@@ -198,9 +188,9 @@ class SamplerWorker(Worker):
         def report(done: int, tokens: int) -> None:
             self.progress(done=done, total=total, tokens=tokens, seconds=time.perf_counter() - started)
 
-        candidates = yield from reported(self._sampler.sample(requests, config), report)
+        candidates = yield from reported(self._engine.sampler.sample(requests, config), report)
         ids = {request.prompt_id: request.token_ids for request in requests}
-        table = candidates_table(candidates, ids, self._tokenizer, policy.digest, thought)
+        table = candidates_table(candidates, ids, self._engine.tokenizer, policy.digest, thought)
         tokens = sum(len(candidate.token_ids) for candidate in candidates)
         if not policy.saved:
             return Sampled(None, table.num_rows, tokens, self._keep_unnamed(table))
@@ -235,9 +225,9 @@ class SamplerWorker(Worker):
         if self._tasks is None:
             self._tasks = load_tasks(gate.tasks, gate.count, least_pairs(gate.level(self.recipe.rounds)))
         self.use(policy)
-        assert self._sampler is not None
+        assert self._engine.sampler is not None
         settings = self._settings(held_out=True, served=False, gate=True)
-        found = [task.score(self._sampler, self._tokenizer, settings) for task in self._tasks]
+        found = [task.score(self._engine.sampler, self._engine.tokenizer, settings) for task in self._tasks]
         return self.write(judgments_table([one for scores in found for one in scores]), round, stage)
 
     def _settings(self, held_out: bool, served: bool, gate: bool) -> SamplingConfig:
@@ -250,77 +240,22 @@ class SamplerWorker(Worker):
         return self.recipe.sampling.held_out if held_out else self.recipe.sampling
 
     @everywhere
-    def sleep(self) -> None:
-        """Lends the memory of the engine's device, until it is needed again, if the update works there."""
-        if isinstance(self._sampler, Sleepable) and self.recipe.sampler_sleeps:
-            self._sampler.sleep()
+    def sleep(self, keeps_weights: bool) -> None:
+        """Lends the memory of the engine's device, until it is needed again, if the update works there.
 
-    def _load(self, policy: PolicyRef) -> None:
-        self._started_with = policy.digest if self._sampler is None else None
-        if self._sampler is None:
-            from pipeline.model.policy import load_tokenizer
-
-            self._start(policy)
-            self._tokenizer = load_tokenizer(self.directory(policy.base or policy.files))
-        elif self._base is None:
-            self._sampler.load_weights(self._source(self.whole(policy)))
-        if self._base is not None:
-            self._serve(policy)
-
-    def _start(self, policy: PolicyRef) -> None:
-        """Starts the engine, with the policy's weights, or with its base alone if it is to serve adapters."""
-        devices, precision = self.recipe.devices, self.recipe.sampler_precision
-        assert precision != "auto", "a worker's recipe says what auto came to"
-        lora = None
-        if self.recipe.adapter_serving != "merged":
-            base = policy.base or policy.files
-            lora = self._served_adapters(self.directory(base))
-        self._sampler = make_sampler(
-            self.recipe.sampling,
-            self._source(self.whole(policy) if lora is None else self.directory(base)),
-            device=devices.sampler,
-            threads=devices.threads,
-            gpus=self.recipe.gpus_per_engine,
-            precision=precision,
-            sleeps=self.recipe.sampler_sleeps,
-            lora=lora,
-        )
-        self._base = None if lora is None else weights_digest(base)
-
-    def _source(self, checkpoint: Path) -> Path:
-        """Returns what the engine loads; that of transformers reads every checkpoint as it is saved."""
-        from pipeline.model.sampler_copy import sampler_copy
-
-        vllm = self.recipe.sampling.engine == "vllm"
-        return sampler_copy(checkpoint, self.scratch / "sampler") if vllm else checkpoint
-
-    def _served_adapters(self, base: Path) -> LoraConfig | None:
-        """Returns the adapters that the engine is to serve; None, and says so, if they are merged instead."""
-        from pipeline.sampling.vllm_lora import why_merged
-
-        lora = self.recipe.update.lora
-        assert lora is not None, "adapters are served if some are trained"
-        if (reason := why_merged(base, lora, self.device)) is None:
-            return lora
-        if self.recipe.adapter_serving == "adapter":
-            raise UnsupportedModelError(f"sampling.lora is 'adapter', and {reason}: set it to merged")
-        self.progress(says=f"adapters are merged with their base, and all weights loaded each round: {reason}")
-        return None
-
-    def _serve(self, policy: PolicyRef) -> None:
-        """Has the engine compute with a policy's adapter, and loads its base before if another one is in place."""
-        assert isinstance(self._sampler, AdapterServer)
-        base = policy.base or policy.files
-        if self._base != (digest := weights_digest(base)):
-            self._base = ""
-            self._sampler.load_weights(self._source(self.directory(base)))
-            self._base = digest
-        self._sampler.serve_adapter(self.directory(policy.files) if policy.base else None)
+        Args:
+            keeps_weights: whether the policy is wanted again. If not, it is loaded before anything else is done, even
+                if it should be the next one, too: a round without an update keeps its policy.
+        """
+        if isinstance(self._engine.sampler, Sleepable) and self.recipe.sampler_sleeps:
+            if not keeps_weights:
+                self._policy = None
+            self._engine.sampler.sleep(keeps_weights=keeps_weights)
 
     def _compare(self, policy: PolicyRef, started: float, source: WeightSource) -> Drift:
-        assert self._sampler is not None
+        assert self._engine.sampler is not None
         probe = self.table((policy.probe,)).to_pylist()
-        drift, sums = compare_with_probe(self._sampler, probe, self.recipe.sampling)
+        drift, sums = compare_with_probe(self._engine.sampler, probe, self.recipe.sampling)
         drift = replace(drift, seconds=time.perf_counter() - started, source=source)
         agreed = Agreement.of(self.recipe)
         if not drift.per_token <= agreed.tolerance:

@@ -3,9 +3,7 @@
 The flow names these methods and holds no model, so torch is imported when a worker is constructed, not with this file.
 """
 
-import time
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -14,17 +12,15 @@ import pyarrow.compute as pc
 
 from flows.workers.base import Worker, collective
 from flows.workers.references import PolicyRef, PreferenceShard, Saved, Trained, TrialPrompt, UpdateInputs
-from pipeline.config import PretrainedPolicy, WarmStartPolicy
+from pipeline.config import PretrainedPolicy
 from pipeline.data.regression_set import TEXT_SPLIT
 from pipeline.errors import LostUpdateError
 from pipeline.gate import TEXT
 from pipeline.judges import Judgment
 from pipeline.judges.support.tables import judgments_table
-from pipeline.model.gguf_files import find_gguf
 from pipeline.model.weight_pieces import WantedWeights, WeightPiece
 from pipeline.records import EVALUATION_LOGPS, EVALUATION_TOKEN_LOGPS, to_table
 from storage.log.manifest import FileRef
-from storage.tables import checkpoints
 
 if TYPE_CHECKING:
     from flows.workers.round_update import RoundUpdate
@@ -33,8 +29,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
-DEQUANTISED = "dequantised"
-"""Directory of the store's shared cache for checkpoints that are made of GGUF files."""
 PROBE_SEQUENCES = 8
 PROBE_TOKENS = 8  # of a prompt; twice as many fit into every context
 
@@ -70,83 +64,18 @@ class TrainerWorker(Worker):
         Returns:
             Its files, and what its entry keeps: with the rest what the run keeps to, see `flows.registry.first_facts`.
         """
-        files, report = self._initial_policy()
+        from flows.workers.initial_policy import initial_policy
+
+        files, report = initial_policy(self)
         return files, {"sampler_precision": self.recipe.sampler_precision, **report}
-
-    def _initial_policy(self) -> tuple[list[FileRef], dict[str, Any]]:
-        config = self.recipe.policy
-        if not isinstance(config, PretrainedPolicy):
-            return self._warm_start(config)
-        import torch
-
-        from pipeline.model.check import check_before_work
-        from pipeline.model.checkpoint_files import source_dtype
-        from pipeline.model.policy import choose_context, load_policy, save_policy
-        from pipeline.sampling.check import check_engine
-        from pipeline.sampling.thoughts import thought_marks
-
-        source, files = self._pretrained(config)
-        asked = self.recipe.checkpoint_dtype
-        model, tokenizer = load_policy(source, device="cpu", revision=config.revision)
-        context = choose_context(source, self.recipe.sampling.context, revision=config.revision)
-        untried = check_before_work(model, context, self.recipe.update.token_budget)
-        check_engine(self.recipe.sampling.engine, model, context)
-        if files is None:
-            dtype = source_dtype(source, config.revision) if asked == "source" else getattr(torch, asked)
-            with checkpoints.stage_directory(self.store, self.run, 0, "checkpoint") as staged:
-                save_policy(model, tokenizer, staged.path, dtype=dtype)
-            files = staged.files
-        marks = thought_marks(tokenizer, self.recipe.sampling.thought)
-        return list(files), {
-            "source": config.path,
-            **({"untried_lengths": untried} if untried else {}),
-            **({"thought": marks.model_dump(mode="json")} if marks else {}),
-        }
-
-    def _pretrained(self, config: PretrainedPolicy) -> tuple[str, tuple[FileRef, ...] | None]:
-        """Returns where the policy is loaded from; also its files if runs share them, as those made of a GGUF file."""
-        file = find_gguf(config.path)
-        if file is None:
-            return config.path, None
-        import torch
-
-        from pipeline.model.gguf import dequantise, gguf_digest
-
-        dtype = torch.bfloat16 if self.recipe.checkpoint_dtype == "bfloat16" else torch.float32
-        digest = gguf_digest(file, dtype)
-        files = checkpoints.find_shared(self.store, DEQUANTISED, digest)
-        if files is None:
-            self._notice(f"dequantising {file.name}: once, about half a minute for 100 million weights")
-            with checkpoints.stage_shared(self.store, DEQUANTISED, digest) as staged:
-                dequantise(file, staged.path, dtype=dtype)
-            files = staged.files
-        return str(self.directory(files)), files
-
-    def _warm_start(self, config: WarmStartPolicy) -> tuple[list[FileRef], dict[str, Any]]:
-        from pipeline.model.warm_start import train_warm_start, warm_start_digest
-
-        devices = self.recipe.devices
-        digest = warm_start_digest(config, threads=devices.threads, device=devices.trainer)
-        cached = checkpoints.find_shared(self.store, "warm_starts", digest)
-        if cached is not None:
-            return list(cached), {"source": f"warm start {digest}", "cached": True}
-        started = time.perf_counter()
-
-        def on_step(step: int, loss: float) -> None:
-            self.progress(done=step, total=config.steps, loss=loss, seconds=time.perf_counter() - started)
-
-        with checkpoints.stage_shared(self.store, "warm_starts", digest) as staged:
-            report = train_warm_start(
-                config, staged.path, threads=devices.threads, device=devices.trainer, on_step=on_step
-            )
-        return list(staged.files), {"source": f"warm start {digest}", "cached": False, **asdict(report)}
 
     def check_prompts(self) -> TrialPrompt:
         """Checks the prompts as far as they can be before there is a policy, see `flows.workers.prompts`."""
+        from flows.workers.initial_policy import pretrained_source
         from flows.workers.prompts import check_source, trial_of
 
         policy = self.recipe.policy
-        directory = self._pretrained(policy)[0] if isinstance(policy, PretrainedPolicy) else None
+        directory = pretrained_source(self, policy)[0] if isinstance(policy, PretrainedPolicy) else None
         self._prompts, self._table = check_source(self.recipe, directory, self._notice)
         return trial_of(self._prompts[0])
 

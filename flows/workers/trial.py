@@ -147,13 +147,13 @@ class VllmTrialWorker(SamplerWorker):
         """
         if self._policy != policy.digest:
             self.progress(stage="loads")
-            if self.device == "cpu" and self._sampler is None:
+            if self.device == "cpu" and self._engine.sampler is None:
                 _check_memory(_weight_bytes(policy))
             self.use(policy)
-        assert self._sampler is not None
-        return (
-            yield from _answer(self._sampler, self._tokenizer, self.recipe.sampling, prompt, settings, self.progress)
-        )
+        sampler = self._engine.sampler
+        assert sampler is not None
+        tokenizer, sampling = self._engine.tokenizer, self.recipe.sampling
+        return (yield from _answer(sampler, tokenizer, sampling, prompt, settings, self.progress))
 
 
 def _answer(

@@ -104,8 +104,16 @@ class Sampler(Protocol):
 class Sleepable(Protocol):
     """An engine that can lend the memory of its device."""
 
-    def sleep(self) -> None:
-        """Lends that memory, until the next call."""
+    def sleep(self, *, keeps_weights: bool) -> None:
+        """Lends that memory, until the next call.
+
+        Args:
+            keeps_weights: whether the weights are wanted again. If not, the engine may drop them: it then refuses to
+                sample or score, with EngineError, until it is given others.
+
+        Raises:
+            EngineError: sampling is in progress, and nothing changed; or the engine is lost.
+        """
         ...
 
 

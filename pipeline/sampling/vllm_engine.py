@@ -6,8 +6,7 @@ schedule, and with it every sum of floating-point numbers, follows from the call
 the schedule; with one thread on a CPU the kernels compute each sequence by itself, and the bits stay the same.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,8 @@ from pipeline.sampling.base import (
 )
 from pipeline.sampling.vllm_calls import Answer, Call, Turns, Work
 from pipeline.sampling.vllm_lora import ServedAdapters
-from pipeline.sampling.vllm_start import forget_expert_kernels, reason, start_engine
+from pipeline.sampling.vllm_sleep import LentMemory
+from pipeline.sampling.vllm_start import failing, forget_expert_kernels, reason, start_engine
 
 
 class VllmSampler:
@@ -72,7 +72,6 @@ class VllmSampler:
         self._shapes = _untied_shapes(directory)
         self._calls: dict[int, Call] = {}
         self._begun = 0
-        self._sleeping = False
         self._on_cpu = device == "cpu"
         self._precision, self._transfers = precision, gpus == 1 and CAN_SHARE_MEMORY and lora is None
         self._arrived: set[str] | None = None  # names of the new weights, while they come
@@ -90,6 +89,7 @@ class VllmSampler:
             transfers=self._transfers,
             lora=lora,
         )
+        self._memory = LentMemory(self._engine)
         self._adapters = None if lora is None else ServedAdapters(self._engine, directory, lora)
 
     def sample(self, requests: Sequence[SamplingRequest], config: SamplingConfig) -> Sampling:
@@ -174,7 +174,7 @@ class VllmSampler:
             raise EngineError(
                 f"the weights of {directory} have other names or shapes than the engine's: start a new sampler"
             )
-        self._wake()
+        self._memory.begin_weights()
         if self._adapters is not None:
             self._adapters.serve(None)
         try:
@@ -186,15 +186,14 @@ class VllmSampler:
                 "the engine is lost, start a new sampler"
             ) from error
         self._stop = stop_tokens(directory)
-        # A reload keeps the prefix cache: long prompts would go on from the old weights' keys and values.
-        self._reset_cache()
+        self._end_weights()
 
     def serve_adapter(self, directory: Path | None) -> None:
         """Serves an adapter as ``AdapterServer`` says, and nothing of the one before."""
         self._check_may_change()
         if self._adapters is None:
             raise EngineError("this sampler was started without adapters: start a new one")
-        self._wake()
+        self._memory.wake()
         self._adapters.serve(directory)
         self._reset_cache()
 
@@ -212,8 +211,8 @@ class VllmSampler:
         """Takes a piece of new weights as ``WeightReceiver`` says."""
         if self._arrived is None:
             self._check_may_change()
-            self._wake()
-        with _failing("take new weights out of the trainer's memory"):
+            self._memory.begin_weights()
+        with failing("take new weights out of the trainer's memory"):
             if self._arrived is None:
                 self._arrived = set()
                 self._prepare()
@@ -228,16 +227,21 @@ class VllmSampler:
             raise EngineError(
                 f"of the policy's weights {len(lacking)} have not come, such as '{min(lacking)}': start a new sampler"
             )
-        with _failing("take new weights out of the trainer's memory"):
+        with failing("take new weights out of the trainer's memory"):
             self._engine.collective_rpc("finish_weight_update")
             self._engine.set_weight_version(policy)
         self._arrived = None
-        self._reset_cache()
+        self._end_weights()
 
     def name_weights(self, policy: str) -> None:
         """Has vLLM's weight version be the policy's hash."""
-        with _failing("name its weights"):
+        with failing("name its weights"):
             self._engine.set_weight_version(policy)
+
+    def _end_weights(self) -> None:
+        self._memory.end_weights()
+        # New weights keep the prefix cache: long prompts would go on from the old ones' keys and values.
+        self._reset_cache()
 
     def _prepare(self) -> None:
         if self._on_cpu:
@@ -252,28 +256,20 @@ class VllmSampler:
         if self._arrived is not None:
             raise EngineError("the sampler has got a part of a policy's weights alone: start a new sampler")
 
-    def sleep(self) -> None:
-        """Lends the GPU's memory to others, until the next call: weights move to the host, the cache is given up.
+    def sleep(self, *, keeps_weights: bool) -> None:
+        """Lends the GPU's memory as ``Sleepable`` says. The base of adapters is kept: no policy brings it again.
 
-        On a CPU vLLM does nothing of it. That the old weights come back is no danger: new ones are checked after every
-        weight sync.
+        On a CPU vLLM lends nothing; weights count as dropped there, too.
         """
+        self._check_whole()
         if self._calls:
             raise EngineError("the sampler cannot sleep while it samples: take the turns that are left")
-        with _failing("lend its GPU's memory"):
-            self._engine.sleep(level=1)
-        self._sleeping = True
-
-    def _wake(self) -> None:
-        if self._sleeping:
-            with _failing("take back its GPU's memory, which others may hold"):
-                self._engine.wake_up()
-            self._sleeping = False
+        self._memory.lend(keeps_weights=keeps_weights or self._adapters is not None)
 
     def _run(self, work: Sequence[Work]) -> Turns:
         """Runs requests through the engine, beside those of other calls; the answers come in their order."""
         self._check_whole()
-        self._wake()
+        self._memory.wake()
         if not self._calls:
             self._reset_cache()
         number, call = self._begun, Call([Answer() for _ in work])
@@ -304,18 +300,6 @@ class VllmSampler:
             raise EngineError(
                 "vLLM still holds requests of an earlier call, so no cache can be reset: start a new sampler"
             )
-
-
-@contextmanager
-def _failing(what: str) -> Iterator[None]:
-    """Raises EngineError if the engine fails here: it cannot be used after that.
-
-    Whoever holds it ends it, and with it what it has of the GPU.
-    """
-    try:
-        yield
-    except Exception as error:
-        raise EngineError(f"vLLM cannot {what} ({reason(error)}): start a new sampler") from error
 
 
 def _untied_shapes(directory: Path) -> Shapes:

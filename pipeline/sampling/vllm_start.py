@@ -1,5 +1,7 @@
 """How a vLLM engine is started: what it is given, and what is checked before."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,18 @@ def reason(error: BaseException) -> str:
     """Names an error of vLLM in one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@contextmanager
+def failing(what: str) -> Iterator[None]:
+    """Raises EngineError if the engine fails here: it cannot be used after that.
+
+    Whoever holds it ends it, and with it what it has of the GPU.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise EngineError(f"vLLM cannot {what} ({reason(error)}): start a new sampler") from error
 
 
 def _memory_share(shapes: Shapes, precision: Precision, device: str, cache_gib: float, gpus: int) -> float:

@@ -100,7 +100,7 @@ class Bench:
 
     @property
     def _engine(self) -> Any:
-        return self.sampler._sampler
+        return self.sampler._engine.sampler
 
     def weights(self, policy: PolicyRef) -> dict[str, Any]:
         """All tensors that the engine takes, in memory."""

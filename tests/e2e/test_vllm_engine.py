@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,17 @@ from safetensors.torch import load_file
 from pipeline.config import SamplingConfig
 from pipeline.errors import EngineError
 from pipeline.sampling import Sampler, Sleepable, configure_environment, finish, make_sampler, vllm_start
-from support.sampler_contract import CONTEXT, SETTINGS, SamplerContract, Weights, make_weights, requests
+from support.sampler_contract import (
+    CONTEXT,
+    SETTINGS,
+    SamplerContract,
+    Weights,
+    assert_logprobs_of,
+    make_weights,
+    requests,
+)
+from support.sent_weights import send
+from support.tiny import tiny_llama
 
 pytestmark = pytest.mark.vllm
 
@@ -47,6 +58,29 @@ def engine(weights: Weights) -> Sampler:
     return make_sampler(CONFIG, weights.second, device="cpu", threads=1)
 
 
+def record_calls(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """What the engine is asked for from now on that concerns its memory; weights that it drops are gone for real."""
+    called: list[tuple[str, Any]] = []
+    engine, ask_workers = sampler._engine, sampler._engine.collective_rpc
+
+    def record(name: str) -> None:
+        original = getattr(engine, name)
+
+        def call(*given: Any, **named: Any) -> Any:
+            if given != ("get_model",):  # to look at it
+                called.append((name, *given, *(value for key, value in named.items() if key != "kwargs")))
+            answer = original(*given, **named)
+            if named == {"level": 2}:
+                ask_workers("reset_weights")
+            return answer
+
+        monkeypatch.setattr(engine, name, call)
+
+    for name in ("sleep", "wake_up", "collective_rpc"):
+        record(name)
+    return called
+
+
 class TestVllmSampler(SamplerContract):
     def test_another_process_samples_the_same_bits(self, sampler: Sampler, weights: Weights) -> None:
         # This engine has sampled other shards and taken other weights before; the other one is new.
@@ -66,20 +100,41 @@ class TestVllmSampler(SamplerContract):
             (candidate.token_ids, candidate.logprobs) for candidate in here
         ]
 
-    def test_an_engine_that_rested_goes_on_as_before(self, sampler: Sampler, weights: Weights) -> None:
-        """On a CPU vLLM lends nothing; what is seen here is that it wakes by itself, with the weights it is given."""
+    def test_an_engine_that_rested_goes_on_as_before(self, sampler: Sampler) -> None:
+        """On a CPU vLLM lends nothing; what is seen here is that it wakes by itself."""
         assert isinstance(sampler, Sleepable)
         whole = finish(sampler.sample(requests(4), SETTINGS))
-        sampler.sleep()
+        sampler.sleep(keeps_weights=True)
         assert finish(sampler.sample(requests(4), SETTINGS)) == whole
-        sampler.sleep()
-        sampler.load_weights(weights.second)
-        assert finish(sampler.sample(requests(4), SETTINGS)) != whole
         sampling = sampler.sample(requests(4), SETTINGS)
         next(sampling)
         with pytest.raises(EngineError, match="cannot sleep while it samples"):
-            sampler.sleep()
+            sampler.sleep(keeps_weights=True)
         sampling.close()
+
+    def test_weights_that_were_dropped_are_not_computed_with(
+        self, sampler: Sampler, weights: Weights, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On a CPU vLLM drops nothing: its own call for zeros in all weights does. What wakes first is seen, too."""
+        assert isinstance(sampler, Sleepable)
+        called = record_calls(sampler, monkeypatch)
+        prompts, takes = requests(4, length=150), {"file": sampler.load_weights, "memory": partial(send, sampler)}
+        for source, directory in {"file": weights.second, "memory": weights.first}.items():
+            sampler.sleep(keeps_weights=False)
+            sampler.sleep(keeps_weights=True)  # too late: what is gone does not come back
+            for compute in (lambda: finish(sampler.sample(prompts, SETTINGS)), lambda: sampler.score([([1], [2])])):
+                with pytest.raises(EngineError, match="dropped its weights when it fell asleep"):
+                    compute()
+            with pytest.raises(EngineError, match="other names or shapes"):
+                sampler.load_weights(tiny_llama(directory.with_name(f"wide {source}"), vocab=96))
+            assert called == [("sleep", 2)]
+            takes[source](directory)
+            assert_logprobs_of(directory, prompts, finish(sampler.sample(prompts, SETTINGS)))
+            (first, *loads, last) = called[1:]
+            assert (first, last) == (("wake_up", ["weights"]), ("wake_up", ["kv_cache"]))
+            assert loads[-1][1] == {"file": "reload_weights", "memory": "finish_weight_update"}[source]
+            assert all(name == "collective_rpc" for name, _ in loads)
+            called.clear()
 
     def test_tied_embeddings_are_refused(self, sampler: Sampler, weights: Weights) -> None:
         with pytest.raises(EngineError, match=r"tied embeddings.*sampler_copy"):

@@ -37,14 +37,14 @@ def main() -> None:
         next(given_up)
     given_up.close()
     assert finish(sampler.sample(requests(6), SETTINGS)) == expected
-    sampler.sleep()
+    sampler.sleep(keeps_weights=True)
     assert finish(sampler.sample(requests(6), SETTINGS)) == expected
     (request,) = requests(1)
     own = [candidate for candidate in expected if candidate.prompt_id == request.prompt_id]
     scored = sampler.score([(request.token_ids, candidate.token_ids) for candidate in own])
     for found, candidate in zip(scored, own, strict=True):
         assert max(abs(one - other) for one, other in zip(found, candidate.logprobs, strict=True)) < 1e-4
-    sampler.sleep()
+    sampler.sleep(keeps_weights=False)
     sampler.load_weights(weights.second)
     assert finish(sampler.sample(requests(6), SETTINGS)) != expected
     sampler.load_weights(weights.first)

@@ -26,7 +26,7 @@ from pipeline.model.policy import load_policy
 from pipeline.model.sampler_copy import sampler_copy
 from pipeline.recipe import Recipe
 from pipeline.records import PROBE, to_table
-from pipeline.sampling import AdapterServer, SamplingRequest, finish
+from pipeline.sampling import AdapterServer, SamplingRequest, Sleepable, finish
 from pipeline.sampling.vllm_lora import why_merged
 from storage.log.store import Store
 from storage.tables.checkpoints import stage_directory, weights_digest
@@ -112,9 +112,12 @@ def main() -> None:
         drift = worker.use(policy)
         assert drift.source == "checkpoint"
         assert worker.wanted_weights(first) is None, "weights do not come out of the trainer's memory"
-        engine = worker._sampler
+        engine = worker._engine.sampler
         assert engine is not None
         assert_close(engine.score(SEQUENCES), bench.expected(policy))
+    assert isinstance(engine, Sleepable)
+    engine.sleep(keeps_weights=False)  # the base is kept, as nobody would load it again
+    assert_close(engine.score(SEQUENCES), bench.expected(adapters[1]))
     for candidate in finish(engine.sample([SamplingRequest("p", [5, 6, 7], 0)], worker.recipe.sampling)):
         assert_close([candidate.logprobs], engine.score([([5, 6, 7], candidate.token_ids)]))
     check_refusals(bench, worker, first)
@@ -138,7 +141,7 @@ def make_worker(bench: Bench, lora: str) -> SamplerWorker:
 
 def check_refusals(bench: Bench, worker: SamplerWorker, base: PolicyRef) -> None:
     """What cannot be served is refused by name, and the engine goes on; with auto on a GPU that is said, and merged."""
-    engine = worker._sampler
+    engine = worker._engine.sampler
     assert isinstance(engine, AdapterServer)
     before = engine.score(SEQUENCES)
     sampling = engine.sample([SamplingRequest("p", [5, 6, 7], 0)], worker.recipe.sampling)
@@ -170,15 +173,15 @@ def check_refusals(bench: Bench, worker: SamplerWorker, base: PolicyRef) -> None
     said: list[str] = []
     worker.progress = lambda **told: said.append(told["says"])
     with pytest.raises(UnsupportedModelError, match=r"sampling\.lora is 'adapter'"):
-        worker._served_adapters(of_gpt2)
+        worker._engine.served_adapters(of_gpt2)
     assert not said
     on_gpu = worker.recipe.devices.model_copy(update={"sampler": "cuda"})
     worker.device = "cuda"
     auto = worker.recipe.sampling.model_copy(update={"lora": "auto"})
     worker.recipe = worker.recipe.model_copy(update={"devices": on_gpu, "sampling": auto})
-    assert worker._served_adapters(local) == LORA
+    assert worker._engine.served_adapters(local) == LORA
     assert not said
-    assert worker._served_adapters(of_gpt2) is None
+    assert worker._engine.served_adapters(of_gpt2) is None
     assert said == [
         "adapters are merged with their base, and all weights loaded each round: vLLM serves no adapters of a "
         "GPT2LMHeadModel"

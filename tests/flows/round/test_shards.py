@@ -212,8 +212,9 @@ def test_shards_of_the_next_round_begin_after_all_of_this_one(rounds: RoundConte
 def test_the_sampler_sleeps_once_all_shards_are_done() -> None:
     asked: list[str] = []
 
-    async def call(method: str, **_how: Any) -> None:
+    async def call(method: str, *, keeps_weights: bool, **_how: Any) -> None:
         asked.append(method)
+        assert not keeps_weights, "the update makes others"
         if len(asked) == 1:
             raise EngineError("the engine fails to sleep")  # then another one is begun, which holds no memory
 

@@ -83,6 +83,7 @@ def test_the_sampler_sleeps_while_the_trainer_scores_on_its_card(trainer: str, a
     class Noted(Asked):
         async def call(self, method: str, **arguments: Any) -> Any:
             found.append(method)
+            assert arguments.get("keeps_weights", True), "they are sampled with again"
             return await super().call(method, **arguments)
 
     workers = SimpleNamespace(

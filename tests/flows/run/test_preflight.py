@@ -14,8 +14,8 @@ from flows.host import allotment
 from flows.registry.recipes import parse_recipe
 from flows.registry.resume import header
 from flows.run.preflight import preflight
+from flows.workers.initial_policy import DEQUANTISED
 from flows.workers.references import TrialPrompt
-from flows.workers.trainer import DEQUANTISED
 from pipeline.errors import ConfigError, DataError
 from storage.log.store import Store
 from storage.tables.checkpoints import stage_shared

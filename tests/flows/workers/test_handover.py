@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from flows.workers import sampler_engine
 from flows.workers.drift import nearer_to_previous
 from flows.workers.precision import Agreement
 from flows.workers.preference_groups import with_reference
@@ -20,6 +21,7 @@ from pipeline.model.policy import load_policy
 from pipeline.packing.packing import TokenGroup
 from pipeline.recipe import Recipe
 from pipeline.records import PROBE, to_table
+from pipeline.sampling.transformers_engine import TransformersSampler
 from storage.log.store import Store
 from storage.tables.shards import write_table
 from support.committed_policy import ANSWER, PROMPT, committed_policy
@@ -67,6 +69,33 @@ def test_old_weights_are_found_where_no_tolerance_tells(store: Store, sampler: S
     with pytest.raises(WeightSyncError, match="the engine has kept the old weights"):
         sampler.use(stale)
     assert sampler.use(committed_policy(store, 2, previous=row["logp"] - 0.5)).per_token < 1e-4
+
+
+class Forgetful(TransformersSampler):
+    """An engine that has zeros for weights once it has dropped them, and does not refuse to compute with them."""
+
+    def sleep(self, *, keeps_weights: bool) -> None:
+        for weight in self._model.parameters() if not keeps_weights else ():
+            weight.data.zero_()
+
+
+def test_a_policy_that_was_dropped_is_loaded_again(
+    store: Store, sampler: SamplerWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a round without an update, whose policy is that of the round before."""
+    monkeypatch.setattr(Recipe, "sampler_sleeps", True)  # of this recipe it is not: it names no GPU
+    monkeypatch.setattr(sampler_engine, "make_sampler", lambda config, source, **_how: Forgetful(source, config))
+    policy, trained_again = (replace(committed_policy(store, 1), trained_as=name) for name in (None, "unsaved"))
+    drift = sampler.use(policy)
+    sampler.sleep(keeps_weights=True)
+    assert sampler.use(policy) is drift, "nothing is loaded"
+    for same in (policy, trained_again):
+        sampler.sleep(keeps_weights=False)
+        assert sampler.wanted_weights(same) is not None, "it takes them from the trainer, too"
+        # The probe's answers are scored anew: with zeros all tokens would be equally likely.
+        again = sampler.use(same)
+        assert again is not drift
+        assert again.per_token < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ def test_decoding_with_other_weights_is_found(store: Store, workers: tuple[Train
     _, sampler = workers
     policy = committed_policy(store, 1)
     sampler.use(policy)
-    engine = sampler._sampler
+    engine = sampler._engine.sampler
     assert engine is not None
     sample = engine.sample
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pipeline.errors import EngineError
-from pipeline.sampling.vllm_engine import VllmSampler
+from pipeline.sampling.vllm_sleep import CACHE, WEIGHTS, LentMemory
 
 
 class FullCard:
@@ -16,24 +16,19 @@ class FullCard:
     def sleep(self, level: int) -> None:
         raise AssertionError("Memory usage increased after sleeping.")
 
-    def wake_up(self) -> None:
+    def wake_up(self, tags: list[str]) -> None:
         raise RuntimeError("CUDA Error: out of memory at csrc/cumem_allocator.cpp:139\nmore lines")
 
 
-@pytest.fixture
-def sampler() -> VllmSampler:
-    made = object.__new__(VllmSampler)
-    made._calls, made._engine, made._sleeping = {}, FullCard(), False
-    return made
-
-
-def test_an_engine_that_cannot_sleep_or_wake_is_given_up(sampler: VllmSampler) -> None:
+def test_an_engine_that_cannot_sleep_or_wake_is_given_up() -> None:
     """By its class, who holds it knows that only a new one helps: half of this one's memory may be mapped."""
+    memory = LentMemory(FullCard())
     with pytest.raises(EngineError, match=r"cannot lend its GPU's memory \(AssertionError: Memory usage increased"):
-        sampler.sleep()
-    sampler._sleeping = True
-    with pytest.raises(EngineError, match=r"take back .* \(RuntimeError: CUDA Error: out of memory at [^\n]*: start a"):
-        sampler._wake()
+        memory.lend(keeps_weights=True)
+    memory._asleep = (WEIGHTS, CACHE)
+    for wake in (memory.wake, memory.begin_weights, memory.end_weights):
+        with pytest.raises(EngineError, match=r"take back .* \(RuntimeError: CUDA Error: out of memory at [^\n]*: "):
+            wake()
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
