@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import UpdateConfig
-from pipeline.dpo.losses import BFLOAT16_NOISE
 from pipeline.dpo.measured_sample import affordable
+from pipeline.dpo.noise import BFLOAT16_NOISE
 from pipeline.dpo.types import PreferenceGroup, UpdateResult
 from pipeline.errors import WeightSyncError
 from pipeline.model.logprobs import sequence_logps

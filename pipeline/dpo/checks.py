@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import OBJECTIVES, UpdateConfig
-from pipeline.dpo.losses import LOSSES, Loss, PreferenceBatch
+from pipeline.dpo.loss_table import LOSSES, Loss, PreferenceBatch
 from pipeline.dpo.types import PreferenceGroup
 from pipeline.errors import (
     ConfigError,

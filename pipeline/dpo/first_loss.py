@@ -14,7 +14,8 @@ import torch
 
 from pipeline.config import UpdateConfig
 from pipeline.dpo.gradients import StepOutcome
-from pipeline.dpo.losses import BFLOAT16_NOISE, Loss
+from pipeline.dpo.loss_table import Loss
+from pipeline.dpo.noise import BFLOAT16_NOISE
 from pipeline.dpo.preference_losses import objective, reference_batch
 from pipeline.dpo.types import PreferenceGroup, RoundFacts
 from pipeline.errors import FirstLossError

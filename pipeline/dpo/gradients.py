@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pipeline.config import UpdateConfig
 from pipeline.dpo.checks import check_losses
-from pipeline.dpo.losses import PreferenceBatch, exploration, importance_weights, nll, wpo_weights
+from pipeline.dpo.loss_table import PreferenceBatch
+from pipeline.dpo.losses import exploration, importance_weights, nll, wpo_weights
 from pipeline.dpo.preference_losses import Terms, objective, preference_batch
 from pipeline.dpo.types import PreferenceGroup
 from pipeline.model.distributed import World, own_packs, world_of

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import UpdateConfig
-from pipeline.dpo.losses import Loss, PreferenceBatch
+from pipeline.dpo.loss_table import Loss, PreferenceBatch
 from pipeline.dpo.types import PreferenceGroup
 
 Terms = Sequence[tuple[Loss, float]]

@@ -75,7 +75,8 @@ class BlockLayout:
             tokens = len(self._segment_T)
             _, compiled = _kernels(self._segment_T.device.type)
             create = create_block_mask if tokens <= EAGER_TOKENS else compiled
-            self._masks[window] = create(self._sees(window), 1, 1, tokens, tokens, device=self._segment_T.device)
+            with torch.no_grad():  # a mask has no gradient, and torch compiles apart for each gradient mode
+                self._masks[window] = create(self._sees(window), 1, 1, tokens, tokens, device=self._segment_T.device)
         return self._masks[window]
 
     def _sees(self, window: int | None) -> Callable[..., Tensor]:
@@ -112,8 +113,9 @@ def _kernels(device: str, backend: str = "inductor") -> tuple[Any, Any]:
     """Returns the attention and the maker of masks. Packs differ in length: one compilation serves all of them.
 
     There is one of the attention with gradient and one without, and one of the mask; twice as many if some layers have
-    a window. A run has one precision, so it compiles 3 variants, or 6. A function that is not compiled as a whole, or
-    not at all as torch's limit is reached, is an error: uncompiled, a pack of 16,384 tokens has scores of 15 GB.
+    a window. A run has one precision, so it compiles 3 variants, or 6: two nightly tests count them, and were seen to
+    pass on a processor with torch 2.13, 2026-11-30. A function that is not compiled as a whole, or not at all as
+    torch's limit is reached, is an error: uncompiled, a pack of 16,384 tokens has scores of 15 GB.
     """
     if device not in BLOCK_DEVICES:
         return flex_attention, create_block_mask

@@ -79,11 +79,16 @@ def _moments(work: Workload, weights: float) -> float:
 
 
 def activation_bytes(work: Workload) -> float:
-    """Counts what the backward pass needs of a token, by what autograd saves; recomputed, a layer keeps its input."""
+    """Counts what the backward pass needs of a token, by what autograd saves; recomputed, a layer keeps its input.
+
+    It keeps it in the precision of the passes.
+    """
     policy, config = work.policy, work.recipe.update
     hidden, wide, mlp = (26, 6, 8) if config.precision == "bfloat16" else (24, 12, 16)
     layer = hidden * policy.hidden + wide * (policy.query + policy.key_value) + mlp * policy.intermediate
-    return layer + FLOAT * policy.hidden * policy.layers if config.gradient_checkpointing else layer * policy.layers
+    if not config.gradient_checkpointing:
+        return layer * policy.layers
+    return layer + (HALF if config.precision == "bfloat16" else FLOAT) * policy.hidden * policy.layers
 
 
 def round_store(work: Workload) -> Parts:

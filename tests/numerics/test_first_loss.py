@@ -10,7 +10,7 @@ from flows.workers.drift import estimated_noise
 from pipeline.config import UpdateConfig
 from pipeline.dpo.first_loss import LEAST_TOLERANCE, check_first_loss, simulated_losses
 from pipeline.dpo.gradients import StepOutcome
-from pipeline.dpo.losses import LOSSES
+from pipeline.dpo.loss_table import LOSSES
 from pipeline.dpo.preference_losses import reference_batch
 from pipeline.dpo.types import PreferenceGroup, RoundFacts
 from pipeline.errors import FirstLossError

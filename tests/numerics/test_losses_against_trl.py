@@ -12,7 +12,8 @@ import torch
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from pipeline.config import UpdateConfig
-from pipeline.dpo.losses import LOSSES, PreferenceBatch, nll, wpo_weights
+from pipeline.dpo.loss_table import LOSSES, PreferenceBatch
+from pipeline.dpo.losses import nll, wpo_weights
 
 PAIRS, TOKENS = 6, 24
 # Both sides work in float32 on the same numbers; the issue is the order of operations alone.

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pipeline.config import OBJECTIVES, UpdateConfig
 from pipeline.dpo import losses
-from pipeline.dpo.losses import LOSSES, PreferenceBatch
+from pipeline.dpo.loss_table import LOSSES, PreferenceBatch
 
 CHOSEN, REJECTED, BETA = torch.tensor([0.5]).double(), torch.tensor([-1.5]).double(), 0.5
 # Seven digits are written below, and the computation is in float64.
@@ -116,10 +116,10 @@ def test_noise_does_not_decide_the_first_step_of_dpop(precision, noise):
 
     def gradient(ratio):
         logps = torch.tensor([[-5.0 + ratio, -7.0]], dtype=torch.float64, requires_grad=True)
-        batch = losses.PreferenceBatch(
+        batch = PreferenceBatch(
             logps, torch.tensor([[-5.0, -7.0]]).double(), torch.tensor([[9.0, 4.0]]).double(), torch.tensor([[0, 1]])
         )
-        (loss,) = losses.LOSSES["dpop"].function(batch, config)
+        (loss,) = LOSSES["dpop"].function(batch, config)
         (found,) = torch.autograd.grad(loss, logps)
         return loss.item(), found[0, 0].item()
 

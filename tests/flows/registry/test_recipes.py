@@ -281,7 +281,7 @@ def test_an_objective_of_weight_1_is_its_name() -> None:
 
 
 def test_every_objective_of_a_recipe_has_a_formula_and_no_other_has() -> None:
-    from pipeline.dpo.losses import LOSSES
+    from pipeline.dpo.loss_table import LOSSES
 
     assert set(OBJECTIVES) == set(LOSSES)
     constants = {name for objective in OBJECTIVES.values() for name in objective.constants}

@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from pipeline.config import WarmStartPolicy
 from pipeline.errors import ConfigError
+from pipeline.model.checkpointing import recompute_layers
 from pipeline.model.logprobs import pack_logps
-from pipeline.packing.packing import TokenGroup, pack_groups
+from pipeline.packing.packing import Pack, TokenGroup, pack_groups
 from pipeline.planning.devices import DEVICES, GIB, Fact
 from pipeline.planning.memory import activation_bytes, device_memory, round_store, sampler_memory, update_memory
 from pipeline.planning.plan import Plan, plan_round
@@ -428,15 +432,24 @@ def test_activations_are_what_autograd_saves(widths: dict[str, int], precision: 
     assert layer / tokens[0] == pytest.approx(activation_bytes(work) / shape.layers, rel=0.05)
 
 
-def _saved(shape: ModelShape, layers: int, precision: Any) -> tuple[int, int]:
-    """Bytes that autograd keeps for the backward pass of a pack, each storage once, without weights; and its tokens."""
+def _model_of(shape: ModelShape, layers: int) -> Any:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.intermediate,
         num_hidden_layers=layers, num_attention_heads=shape.query // 32, num_key_value_heads=shape.key_value // 32,
         head_dim=32, tie_word_embeddings=False,
     )  # fmt: skip
-    model = LlamaForCausalLM._from_config(config, attn_implementation="sdpa").eval()
+    return LlamaForCausalLM._from_config(config, attn_implementation="sdpa").eval()
+
+
+def _pack() -> Pack:
+    (pack,) = pack_groups([TokenGroup("a", list(range(128)), [[3] * 193, [4] * 193])], 4096)
+    return pack
+
+
+def _saved(shape: ModelShape, layers: int, precision: Any) -> tuple[int, int]:
+    """Bytes that autograd keeps for the backward pass of a pack, each storage once, without weights; and its tokens."""
+    model, pack = _model_of(shape, layers), _pack()
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept: dict[int, torch.Tensor] = {}  # alive, so that no address comes twice
 
@@ -445,16 +458,49 @@ def _saved(shape: ModelShape, layers: int, precision: Any) -> tuple[int, int]:
             kept[address] = tensor
         return tensor
 
-    (pack,) = pack_groups([TokenGroup("a", list(range(128)), [[3] * 193, [4] * 193])], 4096)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         pack_logps(model, pack, precision=precision)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()), pack.input_ids_T.numel()
 
 
-def test_with_checkpointing_only_the_inputs_of_layers_are_kept() -> None:
-    whole, again = (work_of(update={"gradient_checkpointing": given}) for given in (False, True))
-    # 32 layers' inputs of 4,096 in float32, and one layer computed anew.
-    assert activation_bytes(again) == 4 * 4096 * 32 + activation_bytes(whole) / 32
+@pytest.mark.parametrize(("precision", "element"), [("float32", 4), ("bfloat16", 2)])
+def test_with_checkpointing_only_the_inputs_of_layers_are_kept(precision: Any, element: int) -> None:
+    whole, again = (
+        work_of(update={"precision": precision, "gradient_checkpointing": given}) for given in (False, True)
+    )
+    # 32 layers' inputs of 4,096, and one layer computed anew.
+    assert activation_bytes(again) == element * 4096 * 32 + activation_bytes(whole) / 32
+    # Of a real model of 2 layers and of 4, of whatever tensor is alive after the forward pass.
+    shape = ModelShape(2, 256, 256, 128, 512, vocabulary=256)
+    two, four = (_alive(shape, layers, precision) for layers in (2, 4))
+    assert four - two == 2 * element * 256 * _pack().input_ids_T.numel()
+
+
+class _Made(TorchDispatchMode):  # type: ignore[misc]
+    """Notes each storage that is made, without keeping it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: dict[StorageWeakRef, int] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        for tensor in tree_iter(found):
+            if isinstance(tensor, torch.Tensor):
+                self.bytes[StorageWeakRef(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
+        return found
+
+
+def _alive(shape: ModelShape, layers: int, precision: Any) -> int:
+    """Bytes that are left of the forward pass of a pack if layers are computed again, without weights."""
+    model = _model_of(shape, layers)
+    recompute_layers(model)
+    weights = {StorageWeakRef(weight.untyped_storage()) for weight in model.parameters()}
+    with _Made() as made:
+        found = pack_logps(model, _pack(), precision=precision)
+    alive = sum(size for storage, size in made.bytes.items() if storage not in weights and not storage.expired())
+    del found  # until here, as the graph is what keeps them
+    return alive
 
 
 def test_the_store_of_a_round_and_of_a_run() -> None:
