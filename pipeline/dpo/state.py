@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pipeline.config import UpdateConfig
+from pipeline.dpo.host_moments import HostAdamW
 from pipeline.dpo.types import RoundFacts
 from pipeline.errors import DataError
 from pipeline.model.distributed import full_tensor, spread_like, world_of
@@ -56,8 +57,10 @@ def hashed_settings(config: UpdateConfig, facts: RoundFacts) -> dict[str, Any]:
 
 def save_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, directory: Path) -> None:
     """Writes the state of each parameter of the optimizer into a directory."""
+    # Pieces in main memory come to the ranks' devices, which can gather them; what is whole is where it is needed.
+    in_pieces = isinstance(optimizer, HostAdamW) and world_of(model).size > 1
     fields = (
-        (f"{name}{_FIELD}{field}", torch.as_tensor(value))
+        (f"{name}{_FIELD}{field}", optimizer.brought(weight, field) if in_pieces else torch.as_tensor(value))
         for name, weight in _trained(model).items()
         for field, value in optimizer.state.get(weight, {}).items()
     )
@@ -93,7 +96,11 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, directory
         )
     for name, names in fields.items():
         weight = trained[name]
-        optimizer.state[weight] = {field: _restored(saved.read(f"{name}{_FIELD}{field}"), weight) for field in names}
+        state = {field: _restored(saved.read(f"{name}{_FIELD}{field}"), weight) for field in names}
+        if isinstance(optimizer, HostAdamW):  # at once: all of them would not fit beside the weights
+            optimizer.keep(weight, state)
+        else:
+            optimizer.state[weight] = state
 
 
 def save_state(model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any], directory: Path) -> None:

@@ -226,13 +226,19 @@ def spread_like(tensor: Tensor, weight: Tensor) -> Tensor:
     mesh = weight.device_mesh
     pieces = tensor.chunk(mesh.size())  # as FSDP cuts; there may be fewer pieces than ranks
     piece = pieces[mesh.get_local_rank()] if mesh.get_local_rank() < len(pieces) else tensor[:0]
+    return join_pieces(piece.to(weight.device, weight.dtype, copy=True), weight, tensor)
+
+
+def join_pieces(piece: Tensor, weight: Tensor, whole: Tensor) -> Tensor:
+    """Makes one tensor of the ranks' pieces, each onto its weight's device, spread as the weight is.
+
+    It has the shape and strides of ``whole``. There is no communication. A weight that is not spread has one piece.
+    """
+    piece = piece.to(weight.device)
+    if not isinstance(weight, DTensor):
+        return piece
     return DTensor.from_local(
-        piece.to(weight.device, weight.dtype, copy=True),
-        mesh,
-        weight.placements,
-        run_check=False,
-        shape=tensor.shape,
-        stride=tensor.stride(),
+        piece, weight.device_mesh, weight.placements, run_check=False, shape=whole.shape, stride=whole.stride()
     )
 
 

@@ -27,6 +27,7 @@ TESTS = Path(__file__).parents[1]
 # apart by 2e-7, where they had moved by 1e-2.
 LOGPS = {"rel": 1e-5, "abs": 1e-4}
 WEIGHTS = {"rtol": 1e-5, "atol": 2e-6}
+STATES = ("state of one", "state of two", "state of two, offload")
 COLUMNS = ("loss", "grad_norm", "reward_margin", "logp_chosen", "logp_rejected_change", "kl")
 
 
@@ -39,7 +40,7 @@ def reference() -> dict[str, list[list[float]]]:
 def ranks(reference: dict[str, list[list[float]]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory that two ranks left."""
     out = tmp_path_factory.mktemp("ranks")
-    for name in ("state of one", "state of two"):
+    for name in STATES:
         (out / name).mkdir()
     (out / "references.json").write_text(json.dumps(reference))
     for name in CARRIED:
@@ -119,6 +120,22 @@ def test_one_rank_goes_on_where_two_stopped(
     update.run()
     save_policy(model, tiny_tokenizer(), tmp_path)
     torch.testing.assert_close(weights(tmp_path), weights(ranks / "uninterrupted"), **WEIGHTS)
+
+
+@pytest.mark.parametrize("place", ["offload", "offload, resumed"])
+def test_moments_in_main_memory_change_no_bit_of_two_ranks(place: str, ranks: Path) -> None:
+    """Nor does what is saved: the files of the state are those of two ranks without."""
+    torch.testing.assert_close(weights(ranks / place), weights(ranks / "uninterrupted"), rtol=0, atol=0)
+    plain, offload = (load_file(ranks / name / "optimizer.safetensors") for name in STATES[1:])
+    torch.testing.assert_close(offload, plain, rtol=0, atol=0)
+
+
+def test_each_rank_takes_its_own_parts_of_a_step(ranks: Path) -> None:
+    """Seen by each rank in 8 steps, of which none left moments beside the weights."""
+    count = len(list(built("llama").parameters()))
+    parts = [json.loads((ranks / f"offload-{rank}.json").read_text()) for rank in (0, 1)]
+    assert [sum(own) for own in parts] == [8 * count, 8 * count]
+    assert 8 * 2 < len(parts[1]) < len(parts[0]) < 8 * count
 
 
 @pytest.mark.parametrize("name", CARRIED)

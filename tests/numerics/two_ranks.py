@@ -6,16 +6,20 @@ Every case leaves what it found in ``DIRECTORY/<case>-<rank>.json``, and checkpo
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from numerics.rank_cases import CARRIED, CASES, LONG, LORA, SEED, SETTINGS, UNEVEN, built, preferences
+from torch.distributed.tensor import DTensor
 
 from pipeline.config import UpdateConfig
-from pipeline.dpo.types import UpdateResult
+from pipeline.dpo.host_moments import HostAdamW
+from pipeline.dpo.types import RoundFacts, UpdateResult
 from pipeline.dpo.update import Update, run_update
 from pipeline.errors import RondoError
 from pipeline.model.distributed import World, shard
@@ -68,6 +72,45 @@ def interrupted_and_resumed() -> None:
         update.load(out / state)
         leave(f"resumed from {state}", metrics(update.run()))
         save(model, out / f"resumed from {state}")
+
+
+def moments_in_main_memory() -> None:
+    """In parts that differ from rank to rank; from the start, and with a state that is loaded."""
+    HostAdamW.part_bytes = (3_000, 10_000)[world.rank]
+    parts, model = list[int](), sharded()
+    update = Update(model, pairs, LONG, seed=SEED, facts=RoundFacts(host_moments=True))
+    with parts_of_steps(parts):
+        update.run(lambda row: update.save(out / "state of two, offload") if row.step == 3 else None)
+    assert not spread_moments(update._optimizer)
+    save(model, out / "offload")
+    leave("offload", parts)
+    model = sharded(seed=5)
+    update = Update(model, pairs, LONG, seed=SEED, facts=RoundFacts(host_moments=True))
+    update.load(out / "state of two")
+    assert not spread_moments(update._optimizer)
+    update.run()
+    save(model, out / "offload, resumed")
+
+
+def spread_moments(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """The weights whose moments are spread as they are; the others' are this rank's pieces."""
+    assert optimizer.state
+    return [weight for weight, state in optimizer.state.items() if isinstance(state["exp_avg"], DTensor)]
+
+
+@contextmanager
+def parts_of_steps(parts: list[int]) -> Iterator[None]:
+    """Writes down how many weights each call of AdamW takes, when those alone have moments that are spread."""
+    step = torch.optim.AdamW.step
+
+    def look(self: torch.optim.AdamW) -> None:
+        step(self)
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        assert {id(weight) for weight in weights} == {id(weight) for weight in spread_moments(self)}
+        parts.append(len(weights))
+
+    with patch.object(torch.optim.AdamW, "step", look):
+        yield
 
 
 def loaded() -> None:
@@ -131,7 +174,7 @@ def errors() -> None:
         leave("reference", [type(error).__name__, str(error)])
 
 
-for part in (whole_updates, interrupted_and_resumed, loaded, adapter, errors):
+for part in (whole_updates, interrupted_and_resumed, moments_in_main_memory, loaded, adapter, errors):
     part()
 world.wait()
 os._exit(0)  # gloo's threads do not always outlive the interpreter in order
