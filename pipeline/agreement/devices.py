@@ -24,16 +24,24 @@ def check_ranks(devices: DevicesConfig, update: UpdateConfig) -> None:
 
 
 def check_offload(devices: DevicesConfig, update: UpdateConfig) -> None:
-    """Refuses to put into main memory what is there, what ranks hold in parts, or moments of another library."""
-    refused = {
+    """Refuses to put into main memory what is there, moments of another library, or weights that must stay."""
+    if devices.offload == "none":
+        return
+    moments = {
         f"devices.trainer '{devices.trainer}', whose memory is the main one": devices.trainer == "cpu",
-        f"{devices.trainer_world} ranks, which hold weights and moments in parts": devices.trainer_world > 1,
         f"update.optimizer '{update.optimizer}', which keeps its moments itself": update.optimizer != "adamw",
-        "update.compile, whose layers are compiled for where they are": update.compile and devices.offload == "all",
     }
-    found = next((what for what, given in refused.items() if given), None)
-    if devices.offload != "none" and found:
-        raise ValueError(f"devices.offload '{devices.offload}' does not go with {found}: leave the former out")
+    weights = {
+        f"{devices.trainer_world} ranks, whose pieces of the weights stay on their GPUs": devices.trainer_world > 1,
+        "update.compile, whose layers are compiled for where they are": update.compile,
+    }
+    found = next((what for what, given in moments.items() if given), None)
+    remedy = "leave the former out"
+    if found is None and devices.offload == "all":
+        found = next((what for what, given in weights.items() if given), None)
+        remedy = "set the former to optimizer, which moves the moments alone"
+    if found:
+        raise ValueError(f"devices.offload '{devices.offload}' does not go with {found}: {remedy}")
 
 
 def check_replicas(cluster: ClusterConfig, devices: DevicesConfig, sampling: SamplingConfig) -> None:

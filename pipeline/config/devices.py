@@ -45,7 +45,8 @@ class DevicesConfig(Config):
     offload: Annotated[Literal["none", "optimizer", "all"], Later("none")] = Field(
         "none",
         description="what the trainer's GPU is spared, for main memory and time. optimizer: AdamW's moments, but for "
-        "those of a few weights while a step is taken; all: these, and the weights while the trainer does not work",
+        "those of a few weights while a step is taken; all: these, and the weights while the trainer does not work, "
+        "but not with several ranks",
     )
     cpu_threads: Threads | Literal["auto"] | None = Field(
         None,

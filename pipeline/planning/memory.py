@@ -53,7 +53,7 @@ def update_memory(work: Workload, device: Device, ranks: int) -> Parts:
     sizes = {
         "weights": FLOAT * (policy.parameters + (0 if full else trained)) / ranks,
         "gradients": FLOAT * trained / ranks,
-        "moments": _moments(work, trained / ranks),
+        "moments": _moments(work, ranks),
         "activations": min(config.token_budget, work.step_tokens(ranks)) * activation_bytes(work),
         "framework": float(device.trainer_bytes),
     }
@@ -69,12 +69,12 @@ def update_memory(work: Workload, device: Device, ranks: int) -> Parts:
     return sizes
 
 
-def _moments(work: Workload, weights: float) -> float:
-    """Counts the moments on one device; if they lie in main memory, those of a part, or of the largest tensor."""
-    moments = 2 * (FLOAT if work.recipe.update.optimizer == "adamw" else 1) * weights
+def _moments(work: Workload, ranks: int) -> float:
+    """Counts a rank's moments on its device; if they lie in main memory, those of a part, or of the largest tensor."""
+    moments = 2 * (FLOAT if work.recipe.update.optimizer == "adamw" else 1) * work.trained_weights / ranks
     if work.recipe.devices.offload == "none":
         return moments
-    largest = 2 * FLOAT * work.policy.embedding if work.recipe.update.lora is None else 0
+    largest = 2 * FLOAT * work.policy.embedding / ranks if work.recipe.update.lora is None else 0
     return min(moments, float(max(HOST_PART_BYTES, largest)))
 
 

@@ -15,6 +15,7 @@ from pipeline.recipe import Recipe
 from support.recipes import TINY
 
 GPU = {"trainer": "cuda:1", "offload": "all"}
+RANKS = {"trainer": "cuda", "trainer_ranks": 2}
 
 
 class Model:
@@ -51,11 +52,17 @@ def test_all_that_computes_has_the_model_on_its_device() -> None:
     ("changes", "words"),
     [
         ({"devices": {"offload": "optimizer"}}, r"devices\.trainer 'cpu', whose memory is the main one"),
-        ({"devices": {**GPU, "trainer": "cuda", "trainer_ranks": 2}}, "2 ranks, which hold weights and moments"),
+        ({"devices": {**GPU, **RANKS}}, "2 ranks, whose pieces of the weights .* set the former to optimizer"),
         ({"devices": GPU, "update": {"optimizer": "adamw_8bit"}}, r"update\.optimizer 'adamw_8bit', which keeps"),
-        ({"devices": GPU, "update": {"compile": True}}, r"update\.compile, whose layers"),
+        ({"devices": GPU, "update": {"compile": True}}, r"update\.compile, whose layers .* former to optimizer"),
     ],
 )
 def test_what_cannot_be_put_away_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         Recipe.model_validate({**TINY, **changes})
+
+
+@pytest.mark.parametrize("changes", [{"devices": RANKS}, {"update": {"compile": True}, "devices": {"trainer": "cuda"}}])
+def test_moments_go_where_weights_must_stay(changes: dict[str, Any]) -> None:
+    recipe = Recipe.model_validate({**TINY, **changes, "devices": {**changes["devices"], "offload": "optimizer"}})
+    assert recipe.devices.offload == "optimizer"

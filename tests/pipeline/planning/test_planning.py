@@ -328,6 +328,10 @@ def test_memory_that_the_trainer_lends_to_main_memory() -> None:
     of_update, of_sampler = sum(optimizer["update"].values()), sum(optimizer["sampler"].values())
     assert optimizer["at once"]["update"] == max(of_update, of_sampler + 4 * WEIGHTS)
     assert everything["at once"]["update"] == max(of_update, of_sampler)
+    # Each rank has its pieces alone: those of the largest tensor are more than 256 MiB for 4 ranks, and less for 64.
+    spread = work_of(devices={"offload": "optimizer", "trainer_ranks": 4})
+    assert update_memory(spread, H100, 4)["moments"] == 8 * 128_256 * 4096 / 4
+    assert update_memory(spread, H100, 64)["moments"] == 256 * 2**20
     # A tenth of a billion weights has no tensor of 256 MiB of moments.
     small = work_of(SMALL, devices={"offload": "optimizer"}, update={"lora": {"rank": 64}})
     assert update_memory(small, H100, 1)["moments"] == min(8 * small.trained_weights, 256 * 2**20)
