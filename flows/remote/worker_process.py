@@ -226,7 +226,8 @@ class WorkerProcess:
                         # An engine that failed is not asked again: the next call starts a new one. Ranks beside one
                         # that failed may wait for it for ever.
                         await self._kill(process)
-                    waiting.answer.set_exception(error)
+                    if not waiting.answer.done():  # whoever asked may have gone meanwhile
+                        waiting.answer.set_exception(error)
         except Exception as error:
             end = error
         code = await self._kill(process)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from flows.errors import WorkerDiedError
@@ -99,6 +100,7 @@ async def _named(
             SamplerWorker.name_shard, policy=policy, unnamed=path, round=number, stage=stage, shard=shard
         )
     )
+    Path(path).unlink(missing_ok=True)  # not before: a sampler that dies over it is asked again
     return answer.result
 
 

@@ -162,11 +162,12 @@ def _rejudged(scope: Scope) -> Iterator[_File]:
         whole, _ = rejudged_page.judged_again(opened, judge)
         rounds = [number for number in scope.rounds if number in whole]
         for number in rounds:
-            address, name = served("run", run, "rejudged", judge, round=number), f"rejudged-{judge}-{number}.html"
+            address, name = served("run", run, "rejudged", judge, round=number), f"rejudged-{number}-{judge}.html"
             yield _File(address, name, partial(rejudged_page.page, opened, judge, number))
         if rounds:
             newest = partial(rejudged_page.page, opened, judge, rounds[-1])
-            yield _File(served("run", run, "rejudged", judge), f"rejudged-{judge}.html", newest)
+            # Names come last: otherwise round 1 of 'other' and the newest of 'other-1' would be one file.
+            yield _File(served("run", run, "rejudged", judge), f"rejudged-newest-{judge}.html", newest)
 
 
 def _safe(prompt_id: str) -> str:

@@ -197,15 +197,16 @@ class SamplerWorker(Worker):
         return Sampled(self.write(table, round, stage, shard), table.num_rows, tokens)
 
     def name_shard(self, policy: PolicyRef, unnamed: str, round: int, stage: str, shard: int) -> FileRef:
-        """Writes a shard that was sampled before its policy was saved, with the policy's hash."""
+        """Writes a shard that was sampled before its policy was saved, with the policy's hash.
+
+        What waits stays there: if this worker dies before it has answered, it is asked again.
+        """
         path = Path(unnamed)
         with durable.clear_errors(path):
             table = feather.read_table(path, memory_map=False)
         column = table.schema.get_field_index("policy")
         hashes = pa.array([policy.digest] * table.num_rows, table.schema.types[column])
-        file = self.write(table.set_column(column, table.schema.field(column), hashes), round, stage, shard)
-        path.unlink(missing_ok=True)
-        return file
+        return self.write(table.set_column(column, table.schema.field(column), hashes), round, stage, shard)
 
     def _keep_unnamed(self, table: pa.Table) -> str:
         path = self.scratch / f"unnamed {uuid.uuid4().hex}.arrow"

@@ -99,12 +99,14 @@ def test_two_engines_take_the_weights_out_of_memory_and_do_what_one_does(
 ) -> None:
     """One of them dies in round 1: the other one takes its shard, and it comes back with the store's weights.
 
-    If it is back by the round's sync, both take the checkpoint there, as it has no engine yet.
+    As long as it has no engine, both take the checkpoint, and that gives it one: by the sync of round 1 if it is back
+    by then, or by that of round 2 if it is back later and has sampled nothing yet. The other of the two is from memory.
     """
     arguments = ("run", str(tiny_recipe), "--name", "two", "--root", str(tmp_path), "--set", "mode=streaming")
     done = rondo(*arguments, "--set", "devices.sampler=cpu,cpu", kill="sample:1:worker")
-    first, _, last = sources(tmp_path, "two")
-    assert (first, last) == ("checkpoint", "memory")
+    first, *later = sources(tmp_path, "two")
+    assert first == "checkpoint"
+    assert "memory" in later
     # What they were made from differs by the devices that the recipe names.
     assert_same(whole, "whole", tmp_path, "two", range(3), costs=("seconds", "judge_usage", "origin"))
     # Who takes how many shards is a matter of speed: the one that lives may have had time for all of these few.

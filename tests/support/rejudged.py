@@ -13,10 +13,10 @@ SCORES: dict[str, Score] = {"t0": lambda index: -float(index), "t1": lambda inde
 """The run prefers completion 3 to 0 of each prompt. This judge turns t0 round, agrees on t1, and ties in t2."""
 
 
-def judge_again(store: Store, rounds: dict[int, tuple[str, ...]]) -> None:
-    """Commits whole rounds, or parts of them, under the name ``other``."""
+def judge_again(store: Store, rounds: dict[int, tuple[str, ...]], name: str = "other") -> None:
+    """Commits whole rounds, or parts of them, under a name."""
     run = store.run("small")
-    annex = store.create_annex(run, "other", {"format": 1, "judge": {"kind": "vader"}, "scoring": "s"})
+    annex = store.create_annex(run, name, {"format": 1, "judge": {"kind": "vader"}, "scoring": "s"})
     with annex.writer() as writer:
         for number, prompts in rounds.items():
             rows = [

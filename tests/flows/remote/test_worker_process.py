@@ -17,6 +17,7 @@ import flows.remote.worker_process
 from flows.errors import WorkerDiedError, WorkerError
 from flows.host.processes import lives
 from flows.remote.worker_process import WorkerProcess
+from flows.round.step import is_worth_another_try
 from pipeline.errors import DataError
 from pipeline.judges import make_judge
 from pipeline.judges.grammar import GrammarConfig
@@ -140,6 +141,34 @@ def test_a_child_that_is_gone_takes_no_call_of_its_successor_with_it(make: Calla
 
     assert use(worker, work)[0] == "3.3.2"
     assert worker.starts == 2
+
+
+def test_who_gives_up_while_a_failed_engine_is_ended_takes_nobody_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two requests to a sampler the first fails and is given up just then: the other may still be made again."""
+    Store.open(tmp_path / "root").create_run("r", {})
+    arguments = {"root": str(tmp_path / "root"), "run": "r", "recipe": TINY, "scratch": str(tmp_path)}
+    worker = WorkerProcess("sampler", arguments, tmp_path / "sampler.log", {}, capacity=2)
+    probe = {"path": "runs/r/rounds/0000/probe.parquet", "bytes": 1, "sha256": "0" * 64}
+    unsaved = {"digest": "unsaved 1", "files": [], "probe": probe}  # which a sampler that is new cannot have
+    end, calls = WorkerProcess._kill, list[asyncio.Task[Any]]()
+
+    async def ending(process: asyncio.subprocess.Process) -> int:
+        if not calls[0].cancelling():
+            calls[0].cancel()
+            await asyncio.sleep(0)
+        return await end(process)
+
+    async def work() -> list[Any]:
+        await worker.start()
+        monkeypatch.setattr(WorkerProcess, "_kill", staticmethod(ending))
+        calls.extend(asyncio.create_task(worker.call("use", policy=unsaved)) for _ in range(2))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    given_up, other = use(worker, work)
+    assert isinstance(given_up, asyncio.CancelledError)
+    assert is_worth_another_try(other), repr(other)
 
 
 def _answers_of(pid: int) -> IO[bytes]:

@@ -1,16 +1,21 @@
 """A policy between its update and its commit: who waits for it, what is kept if something fails, and what is lost."""
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from pydantic_core import to_jsonable_python
 
 from flows.errors import WorkerDiedError
+from flows.remote.calls import Client
+from flows.round import shard_steps
 from flows.round.context import RoundContext
 from flows.round.saved_meanwhile import retry_if_lost, saved_meanwhile
 from flows.round.unsaved import PolicyLostError, UnsavedPolicy
 from flows.workers.references import PolicyRef
+from flows.workers.sampler import Sampled, SamplerWorker
 from pipeline.errors import LostUpdateError, WeightSyncError
 from storage.errors import StorageFullError
 from storage.log.manifest import FileRef
@@ -205,3 +210,26 @@ def test_who_waits_for_a_lost_policy_does_not_try_again() -> None:
 
     assert is_worth_another_try(WorkerDiedError("killed"))
     assert not is_worth_another_try(PolicyLostError(WorkerDiedError("killed")))
+
+
+def test_what_waits_for_the_hash_is_there_until_the_sampler_has_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sampler that dies over it is asked again, and must find it."""
+    monkeypatch.setattr(shard_steps, "PAUSE_SECONDS", 0.0)
+    waiting, seen = tmp_path / "unnamed", list[bool]()
+    waiting.touch()
+
+    class Dying:
+        capacity = 1
+
+        async def call(self, _method: str, **_arguments: Any) -> Any:
+            seen.append(waiting.exists())
+            if len(seen) == 1:
+                raise WorkerDiedError("gone")
+            return to_jsonable_python(file("eval_candidates"))
+
+    policy, sampled = PolicyRef(DIGEST, (file("model"),), file("probe")), Sampled(None, 1, 1, str(waiting))
+    context = cast(Any, SimpleNamespace(workers=SimpleNamespace(sampler=Client[SamplerWorker](cast(Any, Dying())))))
+    named = asyncio.run(shard_steps._named(context, 1, "eval_candidates", 0, policy, sampled))
+    assert (named, seen, waiting.exists()) == (file("eval_candidates"), [True, True], False)

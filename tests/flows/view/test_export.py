@@ -50,7 +50,7 @@ def test_every_page_is_there_and_every_link_leads_to_one(store: Store, tmp_path:
     pages = {
         "index.html", "ask.html", "judges.html", "completions.html",
         *(f"ask-{place}.html" for place in range(1, len(questions) + 1)),
-        "rejudged-other.html", "rejudged-other-1.html", "rejudged-other-2.html",  # round 3 in part alone
+        "rejudged-newest-other.html", "rejudged-1-other.html", "rejudged-2-other.html",  # round 3 in part alone
         *(f"round-{number}.html" for number in range(4)),
         *(f"completions-{number}-{kind}.html" for number, kind in places),
         *(f"prompt-{number}-{kind}-{prompt}.html" for number, kind in places for prompt in ids[kind]),
@@ -83,12 +83,26 @@ def test_one_round_alone_and_a_fork(store: Store, tmp_path: Path) -> None:
     assert "run small, round 2:" in exported(store, "small@2", tmp_path / "a")[0]
     assert json.loads((tmp_path / "a" / "rondo-view.json").read_text())["rounds"] == [2]
     assert {path.name for path in (tmp_path / "a").glob("rejudged*")} == {
-        "rejudged-other.html",
-        "rejudged-other-2.html",
+        "rejudged-newest-other.html",
+        "rejudged-2-other.html",
     }
     assert "rounds 0 to 1" in exported(store, "fork", tmp_path / "b")[0]
     index = (tmp_path / "b" / "index.html").read_text()
     assert "forked from small@0</li>" in index  # whose pages are not here
+
+
+@pytest.mark.parametrize("names", [("other", "other-1"), ("other", "1-other")])
+def test_judges_whose_names_look_like_pages_have_pages_of_their_own(tmp_path: Path, names: tuple[str, str]) -> None:
+    store = Store.open(tmp_path / "root")
+    finished_run(store, rounds=1)
+    for name in names:
+        judge_again(store, {1: TRAIN}, name)
+    exported(store, "small", tmp_path / "a")
+    for name in names:
+        for which in ("newest", "1"):
+            page = (tmp_path / "a" / f"rejudged-{which}-{name}.html").read_text()
+            assert f"<h1>Judged again by {name}</h1>" in page
+    assert len(list((tmp_path / "a").glob("rejudged-*.html"))) == 4
 
 
 def test_prompts_beyond_the_limit_are_counted(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
