@@ -93,7 +93,7 @@ class Bench:
 
     def from_store(self, policy: PolicyRef) -> None:
         checkpoints._HASHED.clear()  # a round's files are new
-        self.sampler._load(policy)
+        self.sampler._engine.load(policy)
 
     def loader_alone(self, tensors: dict[str, Any]) -> None:
         self._engine._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors.items())})
