@@ -114,7 +114,7 @@ def test_names_that_are_not_utf_8_are_one_sentence(
 def test_what_standard_output_cannot_encode_is_escaped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "argv", ["rondo", "recipes", "--json"])
     monkeypatch.setattr(
-        "flows.registry.shipped_recipes.described_recipes", lambda: [{"recipe": "\ud800", "description": ""}]
+        "flows.registry.shipped_files.described_recipes", lambda: [{"recipe": "\ud800", "description": ""}]
     )
     with open(tmp_path / "out", "w", encoding="utf-8") as output:
         monkeypatch.setattr(sys, "stdout", output)
